@@ -1,0 +1,1 @@
+"""Torch modules and algorithms: tensors in, tensors out. Knows nothing of Ray."""

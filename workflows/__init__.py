@@ -1,0 +1,1 @@
+"""Definitions, the runner, one file per stage, and the command line."""

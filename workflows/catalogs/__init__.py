@@ -1,0 +1,1 @@
+"""Writers of canonical catalogues: the embedded sample and importers of public data sets."""
