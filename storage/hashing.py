@@ -18,7 +18,7 @@ def hash_strings(values: Iterable[str], *, seed: int = 0) -> np.ndarray:
     'uint64'
     """
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(value, seed) for value in values), dtype=np.uint64)
+    return np.fromiter((digest(value.encode(), seed) for value in values), dtype=np.uint64)
 
 
 def hash_order(ids: Iterable[str], *, seed: int = 0) -> np.ndarray:
@@ -28,13 +28,10 @@ def hash_order(ids: Iterable[str], *, seed: int = 0) -> np.ndarray:
     starts from this order, so that it depends on the set of ids and on nothing else.
     """
     values = list(ids)
-    return (
-        np.lexsort((np.asarray(values, dtype=object), hash_strings(values, seed=seed)))
-        if values
-        else np.zeros(0, np.int64)
-    )
+    hashes = hash_strings(values, seed=seed).tolist()
+    return np.array(sorted(range(len(values)), key=lambda i: (hashes[i], values[i])), dtype=np.int64)
 
 
 def fingerprint(text: str) -> str:
     """Hex digest (128 bits) of a canonical text."""
-    return xxhash.xxh3_128_hexdigest(text)
+    return xxhash.xxh3_128_hexdigest(text.encode())
