@@ -1,0 +1,107 @@
+"""Reading and writing at any fsspec URI: whole files atomically, Parquet tables as folders of parts."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from storage.errors import UserError
+
+
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URI and the path inside it; a plain path is local.
+
+    Raises:
+        UserError: the scheme is unknown or its package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"Cannot open {uri!r}: {error}.") from error
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI.
+
+    >>> join("s3://bucket/run/", "items", "part-0.parquet")
+    's3://bucket/run/items/part-0.parquet'
+    """
+    return "/".join([uri.rstrip("/") or "/", *parts])
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def remove(uri: str) -> None:
+    """Remove a file or a folder with all it holds; nothing there is fine."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a file."""
+    fs, path = filesystem(uri)
+    return bytes(fs.cat_file(path))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file atomically: readers see the old content or the new, never a part.
+
+    Object stores put whole objects; elsewhere a temporary sibling is renamed over the target.
+    """
+    fs, path = filesystem(uri)
+    parent = fs._parent(path)
+    fs.makedirs(parent, exist_ok=True)
+    temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
+    fs.pipe_file(temporary, content)
+    fs.mv(temporary, path)
+
+
+def read_json(uri: str) -> Any:
+    """Parse a JSON file."""
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def dataset(uri: str) -> pyarrow.dataset.Dataset:
+    """A lazy Arrow dataset over a Parquet file or a folder of parts."""
+    fs, path = filesystem(uri)
+    return pyarrow.dataset.dataset(path, filesystem=fs, format="parquet")
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file or folder as one table, rows in the order of the parts' names."""
+    return dataset(uri).to_table(columns=columns)
+
+
+def write_table(uri: str, table: pa.Table, *, part_rows: int = 65_536) -> None:
+    """Replace a folder of Parquet parts by a table.
+
+    Each part appears whole or not at all. The folder as a whole counts as written once its stage is complete in
+    the manifest, which is why readers look there first.
+    """
+    remove(uri)
+    for part, start in enumerate(range(0, max(table.num_rows, 1), part_rows)):
+        write_part(join(uri, f"part-{part:05d}.parquet"), table.slice(start, part_rows))
+
+
+def write_part(uri: str, table: pa.Table) -> None:
+    """Write one Parquet file atomically."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(uri, buffer.getvalue().to_pybytes())

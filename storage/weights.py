@@ -1,0 +1,39 @@
+"""Model artifacts: a folder with `config.json` and `model.safetensors`, never pickle."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from storage import files
+from storage.errors import UserError
+
+
+def save_model(uri: str, kind: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write an artifact: `kind` names what it is, `config` holds what rebuilds the module."""
+    content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+    files.write_bytes(files.join(uri, "model.safetensors"), content)
+    files.write_json(files.join(uri, "config.json"), {"kind": kind, **config})
+
+
+def load_model(uri: str, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Read an artifact back as (config, tensors).
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another kind.
+    """
+    try:
+        config = files.read_json(files.join(uri, "config.json"))
+        tensors = load(files.read_bytes(files.join(uri, "model.safetensors")))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {kind} at {uri}: run the stage that fits it first.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise UserError(f"The {kind} at {uri} is damaged ({error}): run the stage that fits it again.") from error
+    found = config.pop("kind", None) if isinstance(config, dict) else None
+    if found != kind:
+        raise UserError(f"{uri} holds a {found or 'foreign file'}, not a {kind}: point to the right folder.")
+    return config, tensors
