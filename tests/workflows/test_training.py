@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from storage.errors import UserError
+from storage.run import RunDir
+from workflows import training
+
+
+def draw(config: dict[str, Any]) -> None:
+    """Every rank draws once; all draws are gathered on all ranks."""
+    sys.stdout.write("noise that belongs to the worker\n")
+    mine = torch.tensor([torch.rand(()).item(), np.random.rand(), random.random()], dtype=torch.float64)  # noqa: NPY002
+    drawn = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(drawn, mine)
+    for step in range(3):
+        training.report({"step": step, "drawn": torch.stack(drawn).tolist(), "threads": torch.get_num_threads()})
+
+
+def fail(config: dict[str, Any]) -> None:
+    if dist.get_rank() == 1:
+        raise UserError("Lower the batch size.")
+    dist.barrier()  # waits for rank 1 until the fit ends
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_reports_come_back_and_every_rank_has_its_own_seed(run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    fit = training.fit(draw, {"seed": 7}, workers=2, run=run, name="draw")
+    assert [metrics["step"] for metrics in fit.history] == [0, 1, 2]
+    assert fit.metrics == fit.history[-1]
+    assert fit.metrics["threads"] == 1
+    for rank, drawn in enumerate(fit.metrics["drawn"]):
+        torch.manual_seed(7 + rank)
+        expected = [torch.rand(()).item(), np.random.RandomState(7 + rank).rand(), random.Random(7 + rank).random()]
+        assert drawn == expected
+    assert capfd.readouterr().out == ""
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_failing_rank_ends_the_fit_with_its_user_error(run: RunDir) -> None:
+    with pytest.raises(UserError, match=r"^Lower the batch size\.$"):
+        training.fit(fail, {"seed": 0}, workers=2, run=run, name="fail")
+
+
+def test_other_failures_name_the_fit_and_the_rank() -> None:
+    failures: dict[int, Exception] = {3: ConnectionError("peer gone"), 1: ValueError("row 9 is odd")}
+    error = training.one_cause("rank", failures)
+    assert isinstance(error, training.TrainingError)
+    assert str(error) == "Training 'rank' failed on worker 1: ValueError: row 9 is odd"

@@ -1,0 +1,129 @@
+"""Fits on Ray Train: one training loop on every worker, its reported metrics back.
+
+A loop is a module-level function `loop(config)`. It runs once per worker inside a torch process group (gloo on CPU,
+nccl on GPU), reports with `report(...)` and writes its artifact on rank 0.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.fs
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from storage import files
+from storage.errors import UserError
+from storage.run import RunDir
+
+_history: list[dict[str, Any]] = []  # what this worker has reported
+
+
+class Fit(NamedTuple):
+    """What rank 0 reported: the last metrics, and all of them in order."""
+
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+class TrainingError(RuntimeError):
+    """A worker failed; the message names the fit, the rank and what was raised there."""
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    *,
+    workers: int,
+    run: RunDir,
+    name: str,
+    cpus_per_worker: float = 1,
+    use_gpu: bool = False,
+) -> Fit:
+    """Run `loop(config)` on every worker of the running Ray cluster and wait for the end.
+
+    Python, NumPy and torch are seeded with `config["seed"]` + rank and torch gets `cpus_per_worker` threads before
+    the loop starts. A worker's exception ends the fit.
+
+    Args:
+        loop: module-level function, called as `loop(config)`.
+        config: plain values only, among them `seed`; they travel to every worker, so pass the URIs of data.
+        workers: processes, each with `cpus_per_worker` CPUs and, with `use_gpu`, one GPU.
+        run: checkpoints that the loop reports go to its `checkpoints/` folder.
+        name: folder in there. A fit goes on from the checkpoints it finds under its name: give it the stage's
+            fingerprint to tell one configuration from the next.
+
+    Raises:
+        UserError: a worker raised one.
+        TrainingError: anything else went wrong on a worker.
+    """
+    fs, path = files.filesystem(run.uri("checkpoints"))
+    # type checkers see the older Train V1 behind these names, hence the ignores
+    trainer = TorchTrainer(
+        _per_worker,  # type: ignore[arg-type]
+        train_loop_config={"loop": loop, "config": config, "threads": max(1, int(cpus_per_worker))},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+            name=name,
+            storage_path=path,
+            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+            logging_config=ray.train.LoggingConfig("ERROR"),
+        ),
+    )
+    try:
+        with _interrupts_restored():
+            history = trainer.fit().return_value  # type: ignore[attr-defined]
+    except ray.train.WorkerGroupError as error:
+        raise one_cause(name, error.worker_failures) from error
+    return Fit(history[-1] if history else {}, history)
+
+
+def report(metrics: dict[str, Any], checkpoint: ray.train.Checkpoint | None = None) -> None:
+    """Report plain numbers from inside a loop. Every rank has to call it equally often."""
+    ray.train.report(metrics, checkpoint=checkpoint)
+    _history.append(metrics)
+
+
+def _per_worker(task: dict[str, Any]) -> list[dict[str, Any]]:
+    seed = task["config"]["seed"] + ray.train.get_context().get_world_rank()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries inside the loop may draw from the global state
+    torch.manual_seed(seed)
+    torch.set_num_threads(task["threads"])
+    _history.clear()
+    task["loop"](task["config"])
+    return _history
+
+
+def one_cause(name: str, failures: dict[int, Exception]) -> Exception:
+    """The first failed rank's exception; the other ranks mostly fail because of it."""
+    causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, UserError):
+            return cause
+    rank, cause = next(iter(causes.items()))
+    return TrainingError(f"Training {name!r} failed on worker {rank}: {type(cause).__name__}: {cause}")
+
+
+@contextmanager
+def _interrupts_restored() -> Iterator[None]:
+    """Ray Train leaves its own Ctrl-C handler behind, which calls a controller that is gone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
