@@ -6,13 +6,18 @@ A stage file in `workflows/stages/` has:
     INPUTS: tuple[str, ...]    stages whose artifacts it reads
     class Config(StageConfig)  its settings, with defaults
     def run(config, context) -> Result
+
+and, where it has them:
+
+    OPERATORS                  operator classes whose `version` counts into the fingerprint
+    def cpus(config) -> float  CPUs that its actors and workers hold at once on Ray
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +29,12 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    resources: ClassVar[frozenset[str]] = frozenset()  # settings that change speed, never results
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that results depend on."""
+        return self.model_dump(mode="json", exclude=set(self.resources))
+
 
 @dataclass(frozen=True)
 class Context:
@@ -32,9 +43,9 @@ class Context:
     run: RunDir
     catalog: str  # URI of the catalogue, as the definition names it
     seed: int
-    resume: bool  # an incomplete attempt with the same fingerprint left work to go on from
+    fingerprint: str  # work that is left under it by a killed attempt may be gone on from
     log: Callable[[str], None]  # one line for the user
-    fingerprint: str
+    progress: Callable[[int, int], None]  # done, total
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""What an operator is, and how one is applied to rows that may be bad.
+
+An operator knows nothing of Ray: a unit test, an actor pool of Ray Data and a Serve replica call the same object.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ISSUE = pa.struct([("severity", pa.string()), ("code", pa.string()), ("detail", pa.string())])
+KEPT, REJECTED = "kept", "rejected"
+
+
+class Operator(ABC):
+    """Columns in, more columns out, one row for each row.
+
+    Concrete operators are frozen dataclasses: their fields are their configuration. `version` is raised when results
+    change, so that finished runs are computed anew.
+    """
+
+    version: ClassVar[int] = 1
+    input_columns: ClassVar[tuple[str, ...]]
+
+    @property
+    @abstractmethod
+    def output_schema(self) -> pa.Schema:
+        """Names and types of the columns that are added or replaced."""
+
+    def setup(self) -> None:  # noqa: B027 - many operators have nothing to load
+        """Load weights; called once per process before the first table."""
+
+    @abstractmethod
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return the table with the output columns, rows in the same order."""
+
+
+def with_outcome(table: pa.Table) -> pa.Table:
+    """Add the columns `outcome` (all kept) and `issues` (all empty) with which rows travel through a stream."""
+    rows = table.num_rows
+    issues = pa.array([[]] * rows, type=pa.list_(ISSUE))
+    return table.append_column("outcome", pa.array([KEPT] * rows, pa.string())).append_column("issues", issues)
+
+
+def set_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    """Add columns, replacing those of the same name."""
+    for name, values in columns.items():
+        position = table.schema.get_field_index(name)
+        table = table.append_column(name, values) if position < 0 else table.set_column(position, name, values)
+    return table
+
+
+def apply(operator: Operator, table: pa.Table) -> pa.Table:
+    """Apply an operator to the kept rows of a stream; rejected rows pass with nulls.
+
+    When a batch fails, its halves are tried, down to the single rows that cannot be processed; those are rejected
+    with the code `operator_error`. One bad row therefore costs itself alone.
+    """
+    kept = pc.equal(table["outcome"], KEPT)
+    alive = table.filter(kept)
+    if alive.num_rows == table.num_rows:
+        return _apply_or_split(operator, table)
+    passed = _with_nulls(operator, table.filter(pc.invert(kept)))
+    if alive.num_rows == 0:
+        return passed
+    done = _apply_or_split(operator, alive)
+    return pa.concat_tables([done, passed.select(done.column_names)])
+
+
+def _apply_or_split(operator: Operator, table: pa.Table) -> pa.Table:
+    if table.num_rows == 0:
+        return _with_nulls(operator, table)
+    try:
+        return operator(table)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a row does to a model, it must not stop the stream
+        if table.num_rows == 1:
+            return _reject(_with_nulls(operator, table), f"{type(operator).__name__}: {type(error).__name__}: {error}")
+    half = table.num_rows // 2
+    return pa.concat_tables(
+        [_apply_or_split(operator, table.slice(0, half)), _apply_or_split(operator, table.slice(half))]
+    )
+
+
+def _with_nulls(operator: Operator, table: pa.Table) -> pa.Table:
+    return set_columns(table, {field.name: pa.nulls(table.num_rows, field.type) for field in operator.output_schema})
+
+
+def _reject(row: pa.Table, detail: str) -> pa.Table:
+    issues = [*row["issues"][0].as_py(), {"severity": REJECTED, "code": "operator_error", "detail": detail[:500]}]
+    return set_columns(
+        row, {"outcome": pa.array([REJECTED]), "issues": pa.array([issues], type=row.schema.field("issues").type)}
+    )

@@ -1,0 +1,57 @@
+"""Raw vectors to embeddings, with the catalogue's frozen projection."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from models.projector import Blocks, Projector
+from operators.base import Operator, set_columns
+from operators.embed import vector_array
+
+BLOCKS = ("image_vector", "text_vector")
+
+
+def blocks_of(table: pa.Table | pa.RecordBatch) -> list[Blocks]:
+    """The raw vectors of a table as blocks of a projector, nulls marked."""
+    return [_block(table[name]) for name in BLOCKS]
+
+
+def _block(column: pa.ChunkedArray | pa.Array) -> Blocks:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    known = array.is_valid().to_numpy(zero_copy_only=False)
+    values = np.zeros((len(array), array.type.list_size), np.float32)
+    values[known] = np.asarray(array.flatten(), np.float32).reshape(-1, array.type.list_size)
+    return values, known
+
+
+@dataclass(frozen=True)
+class Project(Operator):
+    """Image and text vectors to the embedding of DESIGN's `project` stage.
+
+    Attributes:
+        artifact: URI of `models/projector`.
+    """
+
+    artifact: str
+
+    input_columns: ClassVar[tuple[str, ...]] = BLOCKS
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        """Embedding: fixed_size_list<float>[width]."""
+        return pa.schema([("embedding", pa.list_(pa.float32(), self._projector.components.shape[1]))])
+
+    def setup(self) -> None:
+        _ = self._projector
+
+    @functools.cached_property
+    def _projector(self) -> Projector:
+        return Projector.load(self.artifact)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return set_columns(table, {"embedding": vector_array(self._projector.transform(blocks_of(table)))})

@@ -1,0 +1,61 @@
+"""The manifest of a run: the one schema of `manifest.json` and of `tesserec show --json`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage import files
+from storage.errors import UserError
+
+State = Literal["pending", "running", "complete", "failed"]
+
+
+class StageEntry(BaseModel):
+    """What is known of one stage; rows_in = rows_out + rejected once it is complete."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: State = "pending"
+    fingerprint: str = ""
+    rows_in: int = 0
+    rows_out: int = 0
+    rejected: int = 0
+    degraded: int = 0
+    seconds: float = 0.0
+    rows_per_second: float = 0.0
+    started: str = ""  # ISO 8601, UTC
+    error: str = ""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(BaseModel):
+    """The stages of a run, in their order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: int = 1
+    stages: dict[str, StageEntry] = Field(default_factory=dict)
+
+
+def read_manifest(root: str) -> Manifest | None:
+    """The manifest of a run directory, or None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    uri = files.join(root, "manifest.json")
+    if not files.exists(uri):
+        return None
+    try:
+        return Manifest.model_validate(files.read_json(uri))
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"{uri} is not a tesserec manifest: choose another --run-dir or remove that folder.") from error
+
+
+def write_manifest(root: str, manifest: Manifest) -> None:
+    """Replace the manifest atomically."""
+    files.write_json(files.join(root, "manifest.json"), manifest.model_dump())

@@ -1,0 +1,5 @@
+"""`python -m workflows` is `tesserec`."""
+
+from workflows.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""Finding and reading the tables of a catalogue: `items` and `interactions` as Parquet, CSV or JSON Lines."""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+
+import polars as pl
+import xxhash
+
+from storage import files
+from storage.errors import UserError
+
+FORMATS = ("parquet", "csv", "jsonl")
+REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
+KNOWN = {
+    "items": ("item_id", "title", "description", "media", "attributes"),
+    "interactions": ("user_id", "item_id", "timestamp", "label"),
+}
+
+
+def find(catalog: str, table: str) -> str | None:
+    """URI of a table's file (`items.parquet`, `items.csv`, …) in a catalogue, None where it is absent.
+
+    Raises:
+        UserError: it is there in two formats.
+    """
+    found = [uri for suffix in FORMATS if files.exists(uri := files.join(catalog, f"{table}.{suffix}"))]
+    if len(found) > 1:
+        raise UserError(f"{catalog} holds {table} in {len(found)} formats: keep one of {', '.join(found)}.")
+    return found[0] if found else None
+
+
+def scan(uri: str) -> pl.DataFrame:
+    """Read a table as it is, without judging its columns.
+
+    Raises:
+        UserError: the file does not parse.
+    """
+    content = files.read_bytes(uri)
+    try:
+        match posixpath.splitext(uri)[1]:
+            case ".parquet":
+                return pl.read_parquet(content)
+            case ".csv":
+                return pl.read_csv(
+                    content, infer_schema_length=None, schema_overrides={"item_id": pl.String, "user_id": pl.String}
+                )
+            case _:
+                return pl.read_ndjson(content, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{uri} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+
+
+def columns(uri: str) -> list[str]:
+    """Names of a table's columns."""
+    fs, path = files.filesystem(uri)
+    if not uri.endswith(".parquet"):
+        return scan(uri).columns
+    try:
+        with fs.open(path, "rb") as stream:
+            return list(pl.read_parquet_schema(stream))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{uri} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+
+
+def check(catalog: str, *, needs_interactions: bool) -> None:
+    """Refuse a catalogue that cannot be worked on.
+
+    Raises:
+        UserError: a table or a required column is missing, or there are no items.
+    """
+    if not files.exists(catalog):
+        raise UserError(f"There is no catalogue at {catalog}: write one there, or try `tesserec sample {catalog}`.")
+    for table in ("items", "interactions"):
+        uri = find(catalog, table)
+        if uri is None:
+            if table == "items" or needs_interactions:
+                raise UserError(
+                    f"{catalog} has no {table} table: expected {table}.parquet, {table}.csv or {table}.jsonl."
+                )
+            continue
+        present = columns(uri)
+        for column in REQUIRED[table]:
+            if column not in present:
+                near = difflib.get_close_matches(column, present, n=1, cutoff=0.4)
+                hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
+                raise UserError(f"{uri} has no column {column!r}: {hint}.")
+    items = find(catalog, "items")
+    assert items is not None  # noqa: S101 - checked above
+    if rows(items) == 0:
+        raise UserError(f"{items} has no rows: a catalogue needs at least one item.")
+
+
+def rows(uri: str) -> int:
+    """Number of rows of a table."""
+    if uri.endswith(".parquet"):
+        return files.dataset(uri).count_rows()
+    return scan(uri).height
+
+
+def signature(catalog: str) -> list[str]:
+    """What identifies the content of a catalogue's tables: hashes of local files, entity tags of remote ones.
+
+    Media are not read: a changed picture under the same name goes unnoticed until the tables change.
+    """
+    found = []
+    for table in ("items", "interactions"):
+        uri = find(catalog, table)
+        if uri is None:
+            continue
+        fs, path = files.filesystem(uri)
+        if "file" in fs.protocol:
+            digest = xxhash.xxh3_128()
+            with fs.open(path, "rb") as stream:
+                while chunk := stream.read(1 << 22):
+                    digest.update(chunk)
+            found.append(f"{table}:{digest.hexdigest()}")
+        else:
+            found.append(f"{table}:{fs.ukey(path)}")
+    return [catalog, *found]

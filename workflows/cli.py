@@ -1,0 +1,201 @@
+"""The command line. A mistake of the user ends with one sentence on stderr and status 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from storage.errors import UserError
+from storage.manifest import Manifest, read_manifest
+
+app = typer.Typer(
+    name="tesserec",
+    help="From a catalogue of images and videos plus an interaction log to a served recommender.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Workflow = Annotated[str, typer.Argument(help="YAML file of a workflow definition.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c, any number of times.")]
+Run = Annotated[str, typer.Argument(help="Run directory, a path or an fsspec URI.")]
+RunDirOption = Annotated[str | None, typer.Option("--run-dir", help="Where the run lives; runs/NAME by default.")]
+Address = Annotated[str, typer.Option(help="local, auto, or host:port of a Ray cluster.")]
+Directory = Annotated[str, typer.Argument(help="Folder to write the catalogue to; it must be empty or new.")]
+
+
+@app.command()
+def sample(
+    directory: Directory,
+    items: Annotated[int, typer.Option(help="Items of the catalogue.")] = 800,
+    users: Annotated[int, typer.Option(help="Users of the log.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    style: Annotated[str, typer.Option(help="How products are drawn: fill or line.")] = "fill",
+) -> None:
+    """Write the embedded catalogue: generated, deterministic, with a known truth."""
+    from workflows.catalogs.sample import write_sample
+
+    _print(write_sample(directory, items=items, users=users, seed=seed, style=style))
+
+
+@app.command("import")
+def import_(
+    source_name: Annotated[str, typer.Argument(metavar="NAME", help="movielens, fashion or amazon.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of the public data set.")],
+    directory: Directory,
+) -> None:
+    """Turn a public data set into a canonical catalogue."""
+    from workflows.catalogs.amazon import import_amazon
+    from workflows.catalogs.fashion import import_fashion
+    from workflows.catalogs.movielens import import_movielens
+
+    importers: dict[str, Callable[..., dict[str, object]]] = {
+        "movielens": import_movielens,
+        "fashion": import_fashion,
+        "amazon": import_amazon,
+    }
+    if source_name not in importers:
+        raise UserError(f"There is no importer {source_name!r}: choose one of {', '.join(importers)}.")
+    _print(importers[source_name](source, directory))
+
+
+@app.command()
+def check(workflow: Workflow, set_: Overrides = None, run_dir: RunDirOption = None) -> None:
+    """Find what is wrong with a workflow before it runs."""
+    from workflows.definition import load
+    from workflows.runner import logical_cpus, preflight
+
+    definition = load(workflow, set_ or [])
+    preflight(definition, _run_dir(definition.name, run_dir))
+    stages = list(definition.configs)
+    typer.echo(f"{definition.name}: {', '.join(stages)}; up to {max(logical_cpus(definition, stages))} logical CPUs.")
+
+
+@app.command()
+def run(
+    workflow: Workflow,
+    set_: Overrides = None,
+    start: Annotated[str | None, typer.Option("--from", help="Run this stage and all after it anew.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
+    run_dir: RunDirOption = None,
+    address: Address = "local",
+) -> None:
+    """Bring a run up to date with its definition: finished stages are skipped, a killed one goes on."""
+    from workflows.definition import load
+    from workflows.runner import execute
+    from workflows.summary import summary
+
+    definition = load(workflow, set_ or [])
+    root = _run_dir(definition.name, run_dir)
+    manifest = execute(definition, root, start=start, until=until, address=address)
+    typer.echo(summary(manifest, root))
+
+
+@app.command()
+def show(run: Run, as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False) -> None:
+    """States, counts, speeds and metrics of a run."""
+    from workflows.summary import summary
+
+    manifest = _manifest(run)
+    if as_json:
+        stages = {
+            name: entry.model_dump(exclude={"started", "error"} if not entry.error else {"started"})
+            for name, entry in manifest.stages.items()
+        }
+        _print({"run": run, "name": manifest.name, "stages": stages})
+    else:
+        typer.echo(summary(manifest, run))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the HTML report of a run again and print its path."""
+    from storage.run import RunDir
+    from workflows.reporting import write_report
+
+    _manifest(run)
+    typer.echo(write_report(RunDir(run)))
+
+
+@app.command()
+def serve(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    address: Address = "local",
+) -> None:
+    """Serve a finished run on this machine until interrupted."""
+    from serving.app import check_servable
+
+    from workflows.cluster import serve_forever
+
+    _manifest(run)
+    check_servable(run)
+    serve_forever(run, host, port, address)
+
+
+@app.command()
+def build(
+    run: Run, output: Annotated[str, typer.Option("-o", "--output", help="File to write.")] = "serve.yaml"
+) -> None:
+    """Write the Ray Serve configuration of a finished run, for `serve deploy` or a RayService."""
+    from serving.app import check_servable, serve_config
+
+    from storage import files
+
+    _manifest(run)
+    check_servable(run)
+    files.write_bytes(output, serve_config(run).encode())
+    typer.echo(output)
+
+
+@app.command()
+def submit(
+    workflow: Workflow,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, http://HEAD:8265.")],
+    set_: Overrides = None,
+    run_dir: RunDirOption = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job's log until it ends.")] = True,
+) -> None:
+    """Run a workflow as a Ray job; catalogue and run directory must be reachable from the cluster."""
+    from workflows.jobs import submit_run
+
+    raise typer.Exit(submit_run(workflow, set_ or [], run_dir, address, wait=wait))
+
+
+def main() -> None:
+    """Entry point of `tesserec` and `python -m workflows`."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except typer.TyperException as error:
+        _fail(f"{error.format_message().rstrip('.')}: see `tesserec --help`.")
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _manifest(run: str) -> Manifest:
+    manifest = read_manifest(run)
+    if manifest is None:
+        raise UserError(f"There is no run at {run}: start one with `tesserec run WORKFLOW --run-dir {run}`.")
+    return manifest
+
+
+def _run_dir(name: str, given: str | None) -> str:
+    return given or f"runs/{name}"
+
+
+def _print(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _fail(sentence: str) -> None:
+    print(f"tesserec: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)

@@ -1,0 +1,66 @@
+"""The Ray that a run works on: one of its own on this machine, or a cluster that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from pathlib import Path
+
+from storage.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# What a worker does not need of the repository; .gitignore is honoured beside this.
+EXCLUDES = [".git", ".venv", ".venv-bench", "/runs", "/data", "/tests", "/benchmarks"]
+
+
+def connect(address: str, cpus: int) -> None:
+    """Join a Ray cluster, or start one for this process; a second call is a no-op.
+
+    Workers get the repository as working directory: it stands first on their path, so that a folder `models/` where
+    the user happens to stand shadows nothing.
+
+    Args:
+        address: `local`, `auto` (the cluster of this machine, or of the job that runs this), or `host:port`.
+        cpus: logical CPUs of a local Ray. Pools that fill all CPUs starve readers and the filter of a resumed
+            stream, so this is their sum and a reserve; pool sizes and torch threads bound what really runs at once.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # on by default, and can hang a start
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address == "local":
+        os.environ.update({name: value for name, value in _local_settings(cpus).items() if name not in os.environ})
+    import ray
+
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    init = partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR)
+    env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    if address == "local":
+        init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
+        return
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # a job brings its own working directory
+    try:
+        init(runtime_env=None if in_job else env)
+    except ConnectionError as error:
+        raise UserError(f"There is no Ray cluster at {address!r}: start one with `ray start --head`.") from error
+
+
+def _local_settings(cpus: int) -> dict[str, str]:
+    """Ray's own settings for a small machine: no idle workers at the start, and no alarm about the pools' number."""
+    return {
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_worker_maximum_startup_concurrency": str(cpus),
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+    }
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,144 @@
+"""Workflow definitions: YAML, `--set` overrides, and errors that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from storage.errors import UserError
+from workflows.stage import StageConfig
+from workflows.stages import ORDER, stage_module
+
+
+class Definition(BaseModel):
+    """A workflow: what to read, which stages to run, and every setting of theirs.
+
+    Attributes:
+        name: of the workflow; the run directory defaults to `runs/<name>`.
+        seed: of every draw in the run.
+        catalog: URI of the catalogue.
+        stages: settings by stage name; a stage that is not named does not run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    catalog: str = Field(min_length=1)
+    stages: Any
+
+    @property
+    def configs(self) -> dict[str, StageConfig]:
+        """The settings of the stages that run, in the order in which they run."""
+        named = {name: getattr(self.stages, name) for name in ORDER}
+        return {name: config for name, config in named.items() if config is not None}
+
+
+def load(path: str, overrides: list[str]) -> Definition:
+    """Read a definition and apply `a.b=c` overrides, whose values are YAML.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, a value is of the wrong kind, or a stage lacks one
+            that it reads from.
+    """
+    return resolve(_apply_overrides(_read_yaml(path), overrides), source=path)
+
+
+def resolve(raw: Any, source: str) -> Definition:
+    """Validate a definition that is already parsed."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{source} must be a YAML mapping with the keys name, seed, catalog and stages.")
+    if isinstance(raw.get("stages"), dict):  # `ingest:` without settings means its defaults
+        raw = {**raw, "stages": {name: {} if value is None else value for name, value in raw["stages"].items()}}
+    model = _model()
+    try:
+        definition: Definition = model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error, model)}") from error
+    present = definition.configs
+    if not present:
+        raise UserError(f"{source}: stages is empty: name at least ingest.")
+    for name in present:
+        for needed in stage_module(name).INPUTS:
+            if needed not in present:
+                raise UserError(f"{source}: stage {name} reads what {needed} writes: add {needed} to stages.")
+    return definition
+
+
+def dump(definition: Definition) -> str:
+    """The resolved definition as YAML, every default spelled out."""
+    stages = {name: config.model_dump(mode="json") for name, config in definition.configs.items()}
+    plain = {"name": definition.name, "seed": definition.seed, "catalog": definition.catalog, "stages": stages}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _model() -> type[Definition]:
+    stages: dict[str, Any] = {name: (stage_module(name).Config | None, None) for name in ORDER}
+    config = ConfigDict(extra="forbid", frozen=True)
+    return create_model(
+        "Workflow", __base__=Definition, stages=(create_model("Stages", __config__=config, **stages), ...)
+    )
+
+
+def _read_yaml(path: str) -> Any:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no workflow definition at {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a workflow definition: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"--set {override!r} must have the form key=value, for example stages.rank.epochs=2.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override!r}: the value is not valid YAML.") from error
+        node = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            if not isinstance(node, dict):
+                break
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override!r}: {key} goes deeper than the definition does.")
+        node[last] = value
+    return raw
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem as one sentence; an unknown key names the nearest valid one."""
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        valid = _fields_at(model, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(valid)}."
+        return f"unknown key {path}; {hint}"
+    if problem["type"] == "missing":
+        return f"the key {path} is missing."
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{path} is {problem['input']!r}: {message}."
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    current: Any = model
+    for part in loc:
+        fields = getattr(current, "model_fields", {})
+        if part not in fields:  # the tag of a union
+            continue
+        options = [fields[part].annotation, *getattr(fields[part].annotation, "__args__", ())]
+        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), current)
+    return list(current.model_fields)

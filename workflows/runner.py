@@ -1,0 +1,208 @@
+"""The runner: which stages are up to date, which go on, which run anew.
+
+A stage's fingerprint is the hash of its settings, its version and its operators', and the fingerprints of its inputs.
+Same and complete: skipped. Same and incomplete: gone on from. Different: run anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage import files
+from storage.errors import UserError
+from storage.hashing import fingerprint
+from storage.manifest import Manifest, StageEntry, read_manifest, write_manifest
+from storage.run import RunDir
+from workflows import catalog, cluster
+from workflows.definition import Definition, dump
+from workflows.progress import Reporter
+from workflows.stage import Context, Result, StageConfig
+from workflows.stages import ORDER, stage_module
+from workflows.streams import READER_CPUS
+
+
+def execute(
+    definition: Definition,
+    root: str,
+    *,
+    start: str | None = None,
+    until: str | None = None,
+    address: str = "local",
+) -> Manifest:
+    """Bring a run up to date with its definition.
+
+    Args:
+        definition: the workflow.
+        root: URI of the run directory.
+        start: run this stage and all after it anew, even where they are complete.
+        until: last stage to run.
+        address: the Ray to use, see `cluster.connect`.
+
+    Raises:
+        UserError: something that the user can mend, found before any work wherever that is possible.
+    """
+    manifest = preflight(definition, root, start, until)
+    fingerprints = _fingerprints(definition)
+    run, reporter = RunDir(root), Reporter()
+    todo = _stages_to_run(definition, manifest, fingerprints, start, until)
+    if not todo:
+        reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
+        return manifest
+    files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
+    for name in definition.configs:
+        if name in todo:
+            context = _context(definition, run, reporter, fingerprints[name])
+            cpus = max(logical_cpus(definition, todo))
+            _run_stage(name, definition.configs[name], context, manifest, reporter, address, cpus, anew=name == start)
+        elif name in manifest.stages:
+            reporter.line(f"{name}: complete, skipped")
+    cluster.disconnect()
+    return manifest
+
+
+def preflight(definition: Definition, root: str, start: str | None = None, until: str | None = None) -> Manifest:
+    """Find what is wrong before any work; return the run's manifest, a new one where there is none.
+
+    Raises:
+        UserError: the catalogue cannot be read, the run directory belongs to another workflow or cannot be written, a
+            stage name is unknown, or the machine lacks what the pools ask for.
+    """
+    for option, stage in (("--from", start), ("--until", until)):
+        if stage is not None and stage not in definition.configs:
+            raise UserError(f"{option} {stage}: the stages of this workflow are {', '.join(definition.configs)}.")
+    if start and until and ORDER.index(start) > ORDER.index(until):
+        raise UserError(f"--from {start} comes after --until {until}: swap them.")
+    catalog.check(definition.catalog, needs_interactions="features" in definition.configs)
+    manifest = read_manifest(root) or Manifest(name=definition.name)
+    if manifest.name != definition.name:
+        raise UserError(
+            f"{root} holds a run of the workflow {manifest.name!r}, not {definition.name!r}: choose another --run-dir."
+        )
+    _check_writable(root)
+    return manifest
+
+
+def logical_cpus(definition: Definition, stages: list[str]) -> list[int]:
+    """CPUs that each stage holds at once on Ray, readers included; at least 1 for a list without such stages."""
+    needs = [1]
+    for name in stages:
+        cpus = getattr(stage_module(name), "cpus", None)
+        if cpus is not None:
+            needs.append(int(cpus(definition.configs[name]) + 0.999) + READER_CPUS)
+    return needs
+
+
+def _stages_to_run(
+    definition: Definition, manifest: Manifest, fingerprints: dict[str, str], start: str | None, until: str | None
+) -> list[str]:
+    todo = []
+    for name in definition.configs:
+        entry = manifest.stages.get(name, StageEntry())
+        current = entry.state == "complete" and entry.fingerprint == fingerprints[name]
+        forced = start is not None and ORDER.index(name) >= ORDER.index(start)
+        if start is not None and not current and not forced:
+            raise UserError(f"--from {start}: stage {name} before it is not complete: start without --from.")
+        if forced or not current:
+            todo.append(name)
+        if name == until:
+            break
+    return todo
+
+
+def _fingerprints(definition: Definition) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, config in definition.configs.items():
+        module = stage_module(name)
+        identity = {
+            "stage": name,
+            "version": module.VERSION,
+            "operators": {op.__name__: op.version for op in getattr(module, "OPERATORS", ())},
+            "config": config.identity(),
+            "seed": definition.seed if getattr(module, "SEEDED", True) else None,
+            "inputs": [found[needed] for needed in module.INPUTS] or catalog.signature(definition.catalog),
+        }
+        found[name] = fingerprint(json.dumps(identity, sort_keys=True))
+    return found
+
+
+def _context(definition: Definition, run: RunDir, reporter: Reporter, stage_fingerprint: str) -> Context:
+    return Context(
+        run=run,
+        catalog=definition.catalog,
+        seed=definition.seed,
+        fingerprint=stage_fingerprint,
+        log=reporter.line,
+        progress=lambda done, total: None,
+    )
+
+
+def _run_stage(
+    name: str,
+    config: StageConfig,
+    context: Context,
+    manifest: Manifest,
+    reporter: Reporter,
+    address: str,
+    cpus: int,
+    *,
+    anew: bool,
+) -> None:
+    root, module = context.run.root, stage_module(name)
+    if anew:
+        files.remove(context.run.uri("checkpoints", name))
+    if hasattr(module, "cpus"):
+        cluster.connect(address, cpus)
+    entry = StageEntry(
+        state="running", fingerprint=context.fingerprint, started=datetime.now(UTC).isoformat(timespec="seconds")
+    )
+    manifest.stages = {stage: manifest.stages[stage] for stage in ORDER if stage in manifest.stages}
+    manifest.stages[name] = entry
+    write_manifest(root, manifest)
+    began = time.monotonic()
+    try:
+        with reporter.stage(name) as progress:
+            result: Result = module.run(config, dataclasses.replace(context, progress=progress))
+        _check_result(name, result, config)
+    except BaseException as error:
+        entry.state, entry.error = "failed", f"{type(error).__name__}: {error}"[:1000]
+        entry.seconds = round(time.monotonic() - began, 3)
+        write_manifest(root, manifest)
+        raise
+    entry.seconds = round(time.monotonic() - began, 3)
+    entry.state = "complete"
+    entry.rows_in, entry.rows_out = result.rows_in, result.rows_out
+    entry.rejected, entry.degraded, entry.metrics = result.rejected, result.degraded, result.metrics
+    entry.rows_per_second = round(result.rows_in / max(entry.seconds, 1e-3), 1)
+    write_manifest(root, manifest)
+    files.remove(context.run.uri("checkpoints", name))
+    dropped = f", {result.rejected} rejected" if result.rejected else ""
+    dropped += f", {result.degraded} degraded" if result.degraded else ""
+    reporter.line(
+        f"{name}: {result.rows_out} rows{dropped}, {entry.seconds:.1f} s, {entry.rows_per_second:.0f} rows per second"
+    )
+
+
+def _check_result(name: str, result: Result, config: StageConfig) -> None:
+    if result.rows_in != result.rows_out + result.rejected:
+        raise RuntimeError(f"stage {name} lost rows: {result}")
+    limit = getattr(config, "max_reject_share", None)
+    if limit is not None and result.rejected > limit * result.rows_in:
+        raise UserError(
+            f"Stage {name} rejected {result.rejected} of {result.rows_in} rows, more than max_reject_share = {limit} "
+            f"allows: read the reasons in rejects/{name}, mend the catalogue or raise stages.{name}.max_reject_share."
+        )
+
+
+def _check_writable(root: str) -> None:
+
+    fs, path = files.filesystem(root)
+    if "file" not in fs.protocol:
+        return
+    nearest = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")

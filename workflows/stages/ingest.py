@@ -1,0 +1,224 @@
+"""Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pyarrow as pa
+from pydantic import Field
+
+from operators.base import REJECTED
+from storage.errors import UserError
+from workflows import catalog
+from workflows.rejects import rejects_table
+from workflows.stage import Context, Result, StageConfig
+
+VERSION = 1
+SEEDED = False
+INPUTS: tuple[str, ...] = ()
+
+MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
+PAIR = pl.Struct({"key": pl.String, "value": pl.String})
+VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
+
+
+class Config(StageConfig):
+    """Settings of ingest."""
+
+    max_reject_share: float = Field(0.1, ge=0, le=1)
+
+
+def run(config: Config, context: Context) -> Result:
+    """Write `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`."""
+    uri = catalog.find(context.catalog, "items")
+    assert uri is not None  # noqa: S101 - preflight has seen it
+    raw = catalog.scan(uri)
+    items, rejects = split_items(canonical_items(raw, uri))
+    if items.is_empty():
+        raise UserError(f"{uri} has no usable item: every item_id is empty.")
+    context.run.write_table(_to_arrow_items(items), "catalog", "items")
+    context.run.write_table(rejects_table(rejects, stage="ingest"), "rejects", "ingest")
+    metrics: dict[str, object] = {}
+    log_uri = catalog.find(context.catalog, "interactions")
+    if log_uri is not None:
+        events, dropped = clean_events(canonical_events(catalog.scan(log_uri), log_uri), items["item_id"])
+        if events.is_empty():
+            raise UserError(f"{log_uri} has no usable event: dropped {_counts(dropped)}.")
+        context.run.write_table(events.to_arrow(compat_level=pl.CompatLevel.oldest()), "catalog", "interactions")
+        metrics["interactions"] = {
+            "rows_in": events.height + sum(dropped.values()),
+            "rows_out": events.height,
+            "dropped": dropped,
+        }
+        if any(dropped.values()):
+            context.log(f"ingest: dropped of {context.catalog}'s interactions {_counts(dropped)}")
+    return Result(rows_in=raw.height, rows_out=items.height, rejected=rejects.height, metrics=metrics)
+
+
+def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Give an items table the canonical columns and types (DESIGN of the catalogue: README, "Your own catalogue").
+
+    Raises:
+        UserError: a column has a type that cannot be read as what it should be.
+    """
+    missing = [pl.lit(None).alias(name) for name in catalog.KNOWN["items"] if name not in raw.columns]
+    raw = raw.with_columns(missing)
+    try:
+        return raw.select(
+            pl.col("item_id").cast(pl.String).str.strip_chars(),
+            pl.col("title").cast(pl.String),
+            pl.col("description").cast(pl.String),
+            _media(raw.schema["media"]).alias("media"),
+            _attributes(raw.schema["attributes"]).alias("attributes"),
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{source} has a column of the wrong type: {' '.join(str(error).split())[:200]}.") from error
+
+
+def split_items(items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Usable items, and rejects (item_id, severity, code, detail); of equal ids the first row stays."""
+    empty = pl.col("item_id").fill_null("") == ""
+    judged = items.with_columns(
+        code=pl.when(empty)
+        .then(pl.lit("no_item_id"))
+        .when(~pl.col("item_id").is_first_distinct())
+        .then(pl.lit("duplicate_item_id"))
+    ).with_row_index("row")
+    rejects = judged.filter(pl.col("code").is_not_null()).select(
+        "item_id",
+        severity=pl.lit(REJECTED),
+        code="code",
+        detail=pl.format("row {} of the items table", pl.col("row")),
+    )
+    return judged.filter(pl.col("code").is_null()).drop("code", "row"), rejects
+
+
+def canonical_events(raw: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Give an interactions table the canonical columns: user_id, item_id, timestamp, label?, numeric context columns.
+
+    Timestamps may be of a timestamp type, ISO 8601 text, or Unix time in seconds, milliseconds or microseconds. Columns
+    that are not numeric and not known are left out.
+
+    Raises:
+        UserError: the timestamps cannot be read, or labels lie outside 0 … 1.
+    """
+    schema = raw.schema
+    context = [
+        n for n, t in schema.items() if n not in catalog.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
+    ]
+    label = [pl.col("label").cast(pl.Float32)] if "label" in schema else []
+    try:
+        events = raw.select(
+            pl.col("user_id").cast(pl.String).str.strip_chars(),
+            pl.col("item_id").cast(pl.String).str.strip_chars(),
+            _timestamp(schema["timestamp"]).alias("timestamp"),
+            *label,
+            *(pl.col(name).cast(pl.Float32) for name in sorted(context)),
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{source} has a column of the wrong type: {' '.join(str(error).split())[:200]}.") from error
+    if label and not events["label"].drop_nulls().is_between(0, 1).all():
+        raise UserError(f"{source} has labels outside 0 … 1: write 1 for a click or like and 0 for none.")
+    return events
+
+
+def clean_events(events: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Drop unusable events; return the rest in time order and the number dropped for each reason."""
+    now = datetime.now(UTC)
+    reasons = {
+        "no_user_id": pl.col("user_id").fill_null("") == "",
+        "unknown_item": ~pl.col("item_id").is_in(item_ids.implode()).fill_null(value=False),
+        "no_timestamp": pl.col("timestamp").is_null(),
+        "future_timestamp": pl.col("timestamp") > now,
+        "no_label": pl.col("label").is_null() if "label" in events.columns else pl.lit(value=False),
+    }
+    dropped: dict[str, int] = {}
+    for reason, condition in reasons.items():
+        kept = events.filter(~condition)
+        dropped[reason] = events.height - kept.height
+        events = kept
+    unique = events.unique(maintain_order=True)
+    dropped["duplicate_event"] = events.height - unique.height
+    return unique.sort("timestamp", "user_id", "item_id"), dropped
+
+
+def _media(dtype: pl.DataType) -> pl.Expr:
+    """Lists of {uri, kind}, lists of URIs, or text with URIs parted by `|`; a missing kind follows from the suffix."""
+    column = pl.col("media")
+    if dtype == pl.String:
+        column = column.str.split("|")
+    if dtype == pl.Null:
+        return column.cast(pl.List(MEDIUM))
+    element = pl.element()
+    if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
+        fields = [field.name for field in dtype.inner.fields]
+        uri = element.struct.field("uri")
+        kind = element.struct.field("kind") if "kind" in fields else pl.lit(None, pl.String)
+    else:
+        uri, kind = element, pl.lit(None, pl.String)
+    uri = uri.cast(pl.String).str.strip_chars()
+    guess = pl.when(uri.str.contains(VIDEO_SUFFIX)).then(pl.lit("video")).otherwise(pl.lit("image"))
+    known = pl.when(kind.is_in(["image", "video"])).then(kind)
+    return column.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)))
+
+
+def _attributes(dtype: pl.DataType) -> pl.Expr:
+    """Maps (lists of {key, value}) or objects with one field per key; keys without a value are left out."""
+    column = pl.col("attributes")
+    if isinstance(dtype, pl.Struct):
+        pairs = [
+            pl.struct(key=pl.lit(field.name), value=column.struct.field(field.name).cast(pl.String))
+            for field in dtype.fields
+        ]
+        return pl.concat_list(pairs).list.filter(pl.element().struct.field("value").is_not_null())
+    return column.cast(pl.List(PAIR))
+
+
+def _timestamp(dtype: pl.DataType) -> pl.Expr:
+    column = pl.col("timestamp")
+    if dtype == pl.String:
+        return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+    if dtype.is_numeric():
+        number = column.cast(pl.Float64)
+        factor = pl.when(number > 1e14).then(1.0).when(number > 1e11).then(1e3).otherwise(1e6)
+        return (number * factor).cast(pl.Int64).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        return column.dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
+    return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def _to_arrow_items(items: pl.DataFrame) -> pa.Table:
+    """Arrow with `attributes` as map<string, string>."""
+    table = items.to_arrow(compat_level=pl.CompatLevel.oldest())
+    string_map = pa.map_(pa.string(), pa.string())
+    schema = pa.schema(
+        [
+            ("item_id", pa.string()),
+            ("title", pa.string()),
+            ("description", pa.string()),
+            ("media", pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))),
+        ]
+    )
+    plain = table.drop_columns("attributes").cast(schema)
+    lists = table["attributes"].combine_chunks()
+    pairs = lists.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
+    if isinstance(pairs, pa.ChunkedArray):
+        pairs = pairs.combine_chunks()
+    flat = pairs.flatten()
+    lengths = pairs.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = [0, *lengths.cumsum().tolist()]
+    values = pa.MapArray.from_arrays(
+        pa.array(
+            [o if v else None for o, v in zip(offsets[:-1], pairs.is_valid().to_pylist(), strict=True)] + offsets[-1:],
+            pa.int32(),
+        ),
+        flat.field("key"),
+        flat.field("value"),
+        type=string_map,
+    )
+    return plain.append_column("attributes", values)
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"

@@ -1,0 +1,62 @@
+"""Fit the projection of raw vectors once, freeze it, and write every item's embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.projector import Blocks, fit_projector
+from operators.project import BLOCKS, Project, blocks_of
+from storage import files
+from workflows.stage import Context, Result, StageConfig
+
+VERSION = 1
+SEEDED = False
+INPUTS = ("interpret",)
+OPERATORS = (Project,)
+BATCH_ROWS = 8_192
+
+
+class Weights(BaseModel):
+    """How much each modality counts; the variance of its block is the square."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: float = Field(1.0, ge=0)
+    text: float = Field(1.0, ge=0)
+
+
+class Config(StageConfig):
+    """Settings of project.
+
+    Attributes:
+        width: dimensions of the embedding.
+        weights: of the modalities.
+    """
+
+    width: int = Field(128, ge=1)
+    weights: Weights = Weights()
+
+
+def run(config: Config, context: Context) -> Result:
+    """Write `models/projector` and `embeddings` (item_id, embedding)."""
+    items = files.dataset(context.run.uri("items"))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return items.to_batches(columns=["item_id", *BLOCKS], batch_size=BATCH_ROWS)
+
+    def blocks() -> Iterator[list[Blocks]]:
+        return (blocks_of(batch) for batch in batches())
+
+    weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
+    projector = fit_projector(blocks, weights, config.width)
+    artifact = context.run.uri("models", "projector")
+    projector.save(artifact)
+    project = Project(artifact)
+    parts = (project(pa.Table.from_batches([batch])).select(["item_id", "embedding"]) for batch in batches())
+    embeddings = pa.concat_tables(parts)
+    context.run.write_table(embeddings, "embeddings")
+    metrics = {"width": projector.components.shape[1], "explained_variance": round(projector.explained, 4)}
+    return Result(rows_in=items.count_rows(), rows_out=embeddings.num_rows, metrics=metrics)

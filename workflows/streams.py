@@ -1,0 +1,164 @@
+"""A stream of operators over Ray Data: resumable by row, every row with its outcome.
+
+The recipe is measured; other ways lose rows. Blocks of `commit_rows` are cut right after the read, because a block is
+the unit that commits. Kept and rejected rows leave through one sink, because a second branch would compute everything
+twice. A resumed stream appends behind Ray's row-level checkpoint, which is kept under the stage's fingerprint.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from operators.base import KEPT, REJECTED, Operator, apply, with_outcome
+from storage import files
+
+READER_CPUS = 2  # what the read, the write and the filter of a resumed stream need beside the pools
+
+
+class Pool(BaseModel):
+    """Actors that run one operator.
+
+    Attributes:
+        size: actors.
+        num_cpus: CPUs, and torch threads, per actor; a GPU actor takes less than one CPU.
+        num_gpus: GPUs per actor; may be a fraction.
+        batch_size: rows per call.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(1, ge=1)
+    num_cpus: float = Field(1.0, gt=0)
+    num_gpus: float = Field(0.0, ge=0)
+    batch_size: int = Field(32, ge=1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operator and the pool that runs it."""
+
+    operator: Operator
+    pool: Pool
+
+
+class _Worker:
+    """What an actor holds: the operator, set up once. Ray bounds its threads by `num_cpus` (OMP_NUM_THREADS)."""
+
+    def __init__(self, operator: Operator) -> None:
+        operator.setup()
+        self._operator = operator
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return apply(self._operator, table)
+
+
+def stream(
+    source: str,
+    steps: Sequence[Step],
+    *,
+    sink: str,
+    columns: list[str],
+    commit_rows: int,
+    no_progress_timeout_s: float,
+    on_rows: Callable[[int], None],
+) -> None:
+    """Send the rows of a Parquet folder with unique `item_id` through operators into `sink`/rows.
+
+    What an earlier attempt has committed under `sink` is not computed again.
+
+    Args:
+        source: URI of the Parquet folder.
+        steps: operators in order, each with its pool.
+        sink: URI of the stream's own folder: `rows/outcome=kept|rejected/` and `marks/`.
+        columns: what is written, beside `outcome` and `issues`.
+        commit_rows: rows per block, and so the most that one block in flight can lose.
+        no_progress_timeout_s: a stream that stands still for so long is ended with an error.
+        on_rows: called from time to time with the number of committed rows.
+    """
+    import ray.data
+    from ray.data import SaveMode
+    from ray.data.checkpoint import CheckpointConfig
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current().copy()
+    context.checkpoint_config = CheckpointConfig(
+        id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
+    )
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = no_progress_timeout_s
+    fs, path = files.filesystem(files.join(sink, "rows"))
+    source_fs, source_path = files.filesystem(source)
+    with ray.data.DataContext.current(context), _watch(sink, on_rows):
+        rows = ray.data.read_parquet(source_path, filesystem=_arrow(source_fs))
+        rows = rows.repartition(target_num_rows_per_block=commit_rows)
+        rows = rows.map_batches(with_outcome, batch_format="pyarrow", batch_size=None)
+        for step in steps:
+            rows = rows.map_batches(
+                _Worker,
+                fn_constructor_args=(step.operator,),
+                batch_format="pyarrow",
+                batch_size=step.pool.batch_size,
+                compute=ray.data.ActorPoolStrategy(size=step.pool.size),
+                num_cpus=step.pool.num_cpus,
+                num_gpus=step.pool.num_gpus or None,
+            )
+        rows = rows.select_columns([*columns, "issues", "outcome"])
+        rows.write_parquet(path, filesystem=_arrow(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
+
+
+def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
+    """Rows that are committed under `sink`; `known` remembers the files that were counted before."""
+    fs, path = files.filesystem(files.join(sink, "marks"))
+    counts = {} if known is None else known
+    for name in fs.glob(f"{path}/*.parquet"):
+        if name not in counts:
+            try:
+                with fs.open(name, "rb") as stream_:
+                    counts[name] = pq.ParquetFile(stream_).metadata.num_rows
+            except (OSError, pa.ArrowInvalid):  # being written, or withdrawn by a retry
+                continue
+    return sum(counts.values())
+
+
+def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The committed rows of one outcome, in batches."""
+    if outcome not in (KEPT, REJECTED):
+        raise ValueError(outcome)
+    uri = files.join(sink, "rows", f"outcome={outcome}")
+    if files.exists(uri):
+        yield from files.dataset(uri).to_batches(columns=columns)
+
+
+@contextmanager
+def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> Iterator[None]:
+    """Report the committed rows while the body runs."""
+    done = threading.Event()
+    known: dict[str, int] = {}
+
+    def poll() -> None:
+        while not done.wait(every_s):
+            on_rows(committed_rows(sink, known))
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        on_rows(committed_rows(sink, known))
+
+
+def _arrow(fs: object) -> pyarrow.fs.FileSystem:
+    if getattr(fs, "protocol", None) in ("file", ("file", "local")):
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
