@@ -1,0 +1,81 @@
+"""Amazon review sequences, the next-item benchmark sets of the literature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage import files
+from storage.errors import UserError
+from workflows.catalogs import canonical
+
+
+def import_amazon(source: str, directory: str) -> dict[str, Any]:
+    """Write a folder of sequences as a canonical catalogue and sum it up.
+
+    Reads `items.tsv` (item, a tab, a phrase) and `sequences.txt` (per line a user and their items in time order). The
+    n-th event of a user is stamped n seconds after 1970: this orders the events of one user and says nothing
+    across users, so only splits by position (leave the last out) make sense. No label: every row is a positive.
+
+    Raises:
+        UserError: a file is missing or malformed, or the directory is not empty; nothing is written.
+    """
+    canonical.require_empty(directory)
+    items, interactions = _read_items(source), _read_sequences(source)
+    return canonical.write_catalog(
+        directory,
+        name="amazon",
+        source="Amazon product reviews, 2014 edition, 5-core",
+        items=items,
+        interactions=interactions,
+        timestamps="order",
+        notes=["timestamps are positions in a user's sequence, in seconds: split by position, not by time"],
+    )
+
+
+def _read_items(source: str) -> pa.Table:
+    rows = [line.split("\t") for line in _lines(source, "items.tsv")]
+    wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
+    if wrong:
+        raise UserError(f"Line {wrong} of items.tsv must be an item, one tab and its text.")
+    return pa.table(
+        {
+            "item_id": pa.array([item for item, _ in rows], pa.string()),
+            "title": pa.array([text or None for _, text in rows], pa.string()),
+            "description": pa.nulls(len(rows), pa.string()),
+            "media": pa.array([[]] * len(rows), canonical.MEDIA),
+            "attributes": pa.nulls(len(rows), canonical.ITEMS[4].type),
+        },
+        schema=canonical.ITEMS,
+    )
+
+
+def _read_sequences(source: str) -> pa.Table:
+    words = pc.ascii_split_whitespace(pa.array(_lines(source, "sequences.txt"), pa.string()))
+    lengths = words.value_lengths().to_numpy(zero_copy_only=False)
+    if (lengths < 2).any():
+        line = int(np.argmax(lengths < 2)) + 1
+        raise UserError(f"Line {line} of sequences.txt must be a user and at least one item, parted by spaces.")
+    positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    events = pa.table(
+        {
+            "user_id": pc.take(pc.list_element(words, 0), pc.list_parent_indices(words)),
+            "item_id": pc.list_flatten(words),
+            "timestamp": pa.array(positions, pa.int64()).cast(pa.timestamp("s", "UTC")).cast(canonical.TIMESTAMP),
+        }
+    )
+    return events.filter(pa.array(positions > 0))  # the first word of a line is the user
+
+
+def _lines(source: str, name: str) -> list[str]:
+    content = files.read_bytes(canonical.require_file(source, name))
+    try:
+        lines = [line for line in content.decode().split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} must be UTF-8 text: {error}.") from error
+    if not lines:
+        raise UserError(f"{name} in {source} is empty: point to a folder with the whole data set.")
+    return lines

@@ -1,0 +1,105 @@
+"""The canonical catalogue on disk: its schemas, and how every writer of one ends.
+
+DIR/items.parquet  interactions.parquet (absent for items alone)  media/  catalog.json
+
+`catalog.json` says what the timestamps mean: "real" ones compare across users, "order" ones only order the events
+of one user, "none" stands for no log.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+
+from storage import files
+from storage.errors import UserError
+
+MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
+TIMESTAMP = pa.timestamp("us", "UTC")
+ITEMS = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("description", pa.string()),
+        ("media", MEDIA),
+        ("attributes", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+
+def require_empty(directory: str) -> None:
+    """Refuse a target that holds something already.
+
+    Raises:
+        UserError: the directory is not empty, or is a file.
+    """
+    fs, path = files.filesystem(directory)
+    if fs.exists(path) and (fs.isfile(path) or fs.ls(path, detail=False)):
+        raise UserError(f"{directory} is not empty: name a new directory for the catalogue.")
+
+
+def require_file(source: str, name: str) -> str:
+    """The URI of a file of a source.
+
+    Raises:
+        UserError: it is not there.
+    """
+    uri = files.join(source, name)
+    if not files.exists(uri):
+        raise UserError(f"There is no {name} in {source}: point to the folder that holds it.")
+    return uri
+
+
+def read_csv(source: str, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
+    """Some columns of a CSV file with a header; empty strings are null.
+
+    Raises:
+        UserError: the file is missing or damaged, a column is missing, or a value has another type.
+    """
+    try:
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(files.read_bytes(require_file(source, name))),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=columns, include_columns=list(columns), strings_can_be_null=True, null_values=[""]
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} must have the columns {', '.join(columns)}, well formed: {reason}") from error
+
+
+def image_media(source: str, folder: str, names: list[str]) -> tuple[pa.Array, list[str]]:
+    """The media column for images named after their items, and which of the names exist in `source/folder`."""
+    fs, path = files.filesystem(files.join(source, folder))
+    present = {found.rsplit("/", 1)[-1] for found in fs.ls(path, detail=False)} if fs.isdir(path) else set()
+    media = [[{"uri": f"media/{name}", "kind": "image"}] if name in present else [] for name in names]
+    return pa.array(media, MEDIA), sorted(present.intersection(names))
+
+
+def copy_media(source: str, folder: str, names: list[str], directory: str) -> None:
+    """Copy media files into the catalogue, since links that leave its root are refused when media are fetched."""
+    for name in names:
+        files.write_bytes(files.join(directory, "media", name), files.read_bytes(files.join(source, folder, name)))
+
+
+def write_catalog(
+    directory: str,
+    *,
+    name: str,
+    source: str,
+    items: pa.Table,
+    interactions: pa.Table | None,
+    timestamps: Literal["real", "order", "none"],
+    notes: list[str],
+) -> dict[str, Any]:
+    """Write the tables, then `catalog.json`, and sum up what was written."""
+    files.write_part(files.join(directory, "items.parquet"), items)
+    if interactions is not None:
+        files.write_part(files.join(directory, "interactions.parquet"), interactions)
+    about = {"name": name, "source": source, "timestamps": timestamps, "notes": notes}
+    files.write_json(files.join(directory, "catalog.json"), about)
+    count = 0 if interactions is None else interactions.num_rows
+    return {"name": name, "items": items.num_rows, "interactions": count, "notes": notes}

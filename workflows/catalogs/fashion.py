@@ -1,0 +1,58 @@
+"""Fashion product photos: items alone, without a log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.errors import UserError
+from workflows.catalogs import canonical
+
+ATTRIBUTES = ("master_category", "sub_category", "article_type", "colour", "usage")
+
+
+def import_fashion(source: str, directory: str) -> dict[str, Any]:
+    """Write a folder of product photos as a canonical catalogue of items and sum it up.
+
+    Reads `products.csv` (product_id, title, attributes "master - sub - article type - colour - usage") and
+    `images/<product_id>.jpg`.
+
+    Raises:
+        UserError: a file or column is missing or malformed, or the directory is not empty; nothing is written.
+    """
+    canonical.require_empty(directory)
+    columns = dict.fromkeys(("product_id", "title", "attributes"), pa.string())
+    products = canonical.read_csv(source, "products.csv", columns).combine_chunks()
+    parts = pc.split_pattern(products["attributes"], " - ")
+    wrong = pc.fill_null(pc.not_equal(pc.list_value_length(parts), len(ATTRIBUTES)), fill_value=False)
+    if pc.any(wrong).as_py():
+        first = products.filter(wrong)["product_id"][0].as_py()
+        raise UserError(
+            f"The attributes of product {first} in products.csv must be {len(ATTRIBUTES)} values joined by ' - '."
+        )
+    media, images = canonical.image_media(
+        source, "images", [f"{product}.jpg" for product in products["product_id"].to_pylist()]
+    )
+    attributes = [dict(zip(ATTRIBUTES, values or (), strict=False)) for values in parts.to_pylist()]
+    items = pa.table(
+        {
+            "item_id": products["product_id"],
+            "title": products["title"],
+            "description": pa.nulls(products.num_rows, pa.string()),
+            "media": media,
+            "attributes": pa.array(attributes, canonical.ITEMS[4].type),
+        },
+        schema=canonical.ITEMS,
+    )
+    canonical.copy_media(source, "images", images, directory)
+    return canonical.write_catalog(
+        directory,
+        name="fashion",
+        source="Fashion product images",
+        items=items,
+        interactions=None,
+        timestamps="none",
+        notes=[f"{len(images)} of {items.num_rows} items have a photo", "items alone: there is no log"],
+    )

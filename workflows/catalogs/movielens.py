@@ -1,0 +1,65 @@
+"""MovieLens, with posters where they are at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.errors import UserError
+from workflows.catalogs import canonical
+
+LIKED = 4.0  # stars from which a rating counts as a like
+
+
+def import_movielens(source: str, directory: str) -> dict[str, Any]:
+    """Write a MovieLens folder as a canonical catalogue and sum it up.
+
+    Reads `movies.csv` (movieId, title, genres), `ratings.csv` (userId, movieId, rating, timestamp in unix seconds) and
+    `posters/<movieId>.jpg`. The rating itself is left out: as a context feature it would give the label away.
+
+    Raises:
+        UserError: a file or column is missing or malformed, or the directory is not empty; nothing is written.
+    """
+    canonical.require_empty(directory)
+    text = pa.string()
+    movies = canonical.read_csv(source, "movies.csv", {"movieId": text, "title": text, "genres": text})
+    ratings = canonical.read_csv(
+        source,
+        "ratings.csv",
+        {"userId": text, "movieId": text, "rating": pa.float32(), "timestamp": pa.int64()},
+    )
+    if any(column.null_count for column in ratings.columns):
+        raise UserError("ratings.csv has rows with empty fields: fill them in or remove them.")
+    names = [f"{movie}.jpg" for movie in movies["movieId"].to_pylist()]
+    media, posters = canonical.image_media(source, "posters", names)
+    genres = movies["genres"].to_pylist()
+    items = pa.table(
+        {
+            "item_id": movies["movieId"],
+            "title": movies["title"],
+            "description": pa.nulls(movies.num_rows, text),
+            "media": media,
+            "attributes": pa.array([{"genres": value} if value else {} for value in genres], canonical.ITEMS[4].type),
+        },
+        schema=canonical.ITEMS,
+    )
+    interactions = pa.table(
+        {
+            "user_id": ratings["userId"],
+            "item_id": ratings["movieId"],
+            "timestamp": ratings["timestamp"].cast(pa.timestamp("s", "UTC")).cast(canonical.TIMESTAMP),
+            "label": pc.greater_equal(ratings["rating"], LIKED).cast(pa.float32()),
+        }
+    )
+    canonical.copy_media(source, "posters", posters, directory)
+    return canonical.write_catalog(
+        directory,
+        name="movielens",
+        source="MovieLens (GroupLens), https://grouplens.org/datasets/movielens/",
+        items=items,
+        interactions=interactions,
+        timestamps="real",
+        notes=[f"label = rating >= {LIKED:g}", f"{len(posters)} of {items.num_rows} items have a poster"],
+    )
