@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import metrics
+
+ROWS = st.lists(
+    st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 4)), min_size=1, max_size=30
+)  # user, label, score with ties
+
+
+def brute_auc(label: np.ndarray, score: np.ndarray) -> float:
+    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in score[label > 0] for n in score[label <= 0]]
+    return float(np.mean(pairs)) if pairs else float("nan")
+
+
+def columns(rows: list[tuple[int, bool, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    user, label, score = zip(*rows, strict=True)
+    return np.array(user), np.array(label, float), np.array(score, float) / 4
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_auc_counts_ordered_pairs(rows: list[tuple[int, bool, int]]) -> None:
+    _, label, score = columns(rows)
+    np.testing.assert_allclose(metrics.auc(label, score), brute_auc(label, score))
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_user_auc_is_the_weighted_mean_of_the_users_aucs(rows: list[tuple[int, bool, int]]) -> None:
+    user, label, score = columns(rows)
+    aucs = {u: brute_auc(label[user == u], score[user == u]) for u in np.unique(user)}
+    counted = [u for u, value in aucs.items() if not np.isnan(value)]
+    expected = (
+        np.average([aucs[u] for u in counted], weights=[(user == u).sum() for u in counted])
+        if counted
+        else float("nan")
+    )
+    np.testing.assert_allclose(metrics.user_auc(user, label, score), expected)
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_weights_are_copies_of_rows(rows: list[tuple[int, bool, int]]) -> None:
+    copies, label, score = columns(rows)
+    np.testing.assert_allclose(
+        metrics.weighted_auc(label, score, copies), brute_auc(np.repeat(label, copies), np.repeat(score, copies))
+    )
+
+
+def test_losses_on_known_values() -> None:
+    label, probability = np.array([1.0, 0, 0, 0]), np.array([0.5, 0.5, 0.25, 0.25])
+    loss = -(2 * np.log(0.5) + 2 * np.log(0.75)) / 4
+    entropy = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+    assert metrics.log_loss(label, probability) == pytest.approx(loss)
+    assert metrics.normalized_entropy(label, probability) == pytest.approx(loss / entropy)
+    assert metrics.calibration(label, probability) == pytest.approx(1.5)
+
+
+def test_the_mean_rate_has_a_normalized_entropy_of_one() -> None:
+    label = np.array([1.0, 0, 0, 1, 0])
+    assert metrics.normalized_entropy(label, np.full(5, 0.4)) == pytest.approx(1)
+    assert np.isfinite(metrics.log_loss(label, np.array([0.0, 1, 1, 0, 0])))
+
+
+def test_bootstrap_is_paired_seeded_and_covers_the_auc() -> None:
+    random = np.random.default_rng(0)
+    user, label = random.integers(0, 50, 1000), random.random(1000).round()
+    score = label + random.normal(size=1000)
+    samples = metrics.bootstrap_auc(user, label, {"a": score, "b": score * 2}, seed=1)
+    low, high = metrics.interval(samples["a"])
+    assert low < metrics.auc(label, score) < high
+    assert (samples["a"] == samples["b"]).all()
+    again = metrics.bootstrap_auc(user, label, {"a": score}, seed=1)
+    assert (samples["a"] == again["a"]).all()

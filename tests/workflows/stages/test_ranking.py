@@ -1,0 +1,232 @@
+"""features, rank and evaluate, one after the other, on a small log in which captions decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from models.metrics import log_loss
+from models.ranker import load_ranker
+from operators.features import Examples, ItemFeatures, predict
+from operators.tokens import NULL_ID
+from storage import files
+from storage.errors import UserError
+from storage.run import RunDir
+from workflows.stage import Context
+from workflows.stages import evaluate, features, rank
+from workflows.training import TrainingError
+
+USERS, ITEMS, EVENTS = 60, 40, 3000
+COLOURS = ("red", "green", "blue", "white")
+SETTINGS = rank.Config(epochs=4, batch_size=128, embedding_lr=0.05)
+SMALL = {"user_buckets": 512, "item_buckets": 512, "token_buckets": 512, "sid_buckets": 512}
+
+
+def vectors(values: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def write_run(root: Path, *, labels: bool = True, shuffled: int | None = None) -> Context:
+    """A run up to quantize; users like items of their own colour. `shuffled` permutes the rows of every table."""
+    random = np.random.default_rng(0)
+    colour = random.integers(0, 4, ITEMS)
+    names = [COLOURS[c] for c in colour]
+    user, item = random.integers(0, USERS, EVENTS), random.integers(0, ITEMS, EVENTS)
+    user[-50:] = USERS + np.arange(50)  # first seen in the test period
+    probability = np.where(user % 4 == colour[item], 0.8, 0.1)
+    users, items = [f"u{u}" for u in user], [f"i{i}" for i in range(ITEMS)]
+    log = pa.table(
+        {
+            "user_id": users,
+            "item_id": [items[i] for i in item],
+            "timestamp": pa.array(np.arange(EVENTS) * 60_000_000, pa.timestamp("us", tz="UTC")),
+            "label": (random.random(EVENTS) < probability).astype(np.float32),
+            "hour": random.normal(size=EVENTS).astype(np.float32),
+        }
+    )
+    run, catalog = RunDir(str(root / "run")), str(root / "catalog")
+    files.write_part(
+        files.join(catalog, "truth.parquet"),
+        log.select(["user_id", "item_id", "timestamp"]).append_column("probability", pa.array(probability)),
+    )
+    if not labels:
+        log = log.filter(pa.compute.equal(log["label"], 1)).drop_columns("label")
+    text = pa.nulls(ITEMS, pa.string())
+    sids = np.stack([colour, np.arange(ITEMS) % 3, np.arange(ITEMS)], axis=1).astype(np.int32)
+    tables = {
+        ("catalog", "interactions"): log,
+        ("catalog", "items"): pa.table(
+            {"item_id": items, "attributes": pa.nulls(ITEMS, pa.map_(pa.string(), pa.string()))}
+        ),
+        ("items",): pa.table(
+            {"item_id": items, "title": text, "description": text, "caption": [f"a {name} vase" for name in names]}
+        ),
+        ("sids",): pa.table({"item_id": items, "codes": vectors(sids)}),
+        ("embeddings",): pa.table(
+            {
+                "item_id": items,
+                "embedding": vectors((np.eye(4)[colour] + 0.1 * random.normal(size=(ITEMS, 4))).astype(np.float32)),
+            }
+        ),
+    }
+    for seed, (parts, table) in enumerate(tables.items()):
+        if shuffled is not None:
+            table = table.take(np.random.default_rng(shuffled + seed).permutation(table.num_rows))
+        run.write_table(table, *parts)
+    return Context(
+        run=run,
+        catalog=catalog,
+        seed=3,
+        fingerprint=root.name,
+        log=lambda line: None,
+        progress=lambda done, total: None,
+    )
+
+
+def read(context: Context, name: str) -> pl.DataFrame:
+    return pl.from_arrow(context.run.read_table("features", name))
+
+
+def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> None:
+    context = write_run(tmp_path)
+    result = features.run(features.Config(history=5, **SMALL), context)
+    assert (result.rows_in, result.rows_out, result.rejected) == (EVENTS, EVENTS, 0)
+    log = pl.from_arrow(context.run.read_table("catalog", "interactions")).sort("timestamp")
+    parts = [read(context, name) for name in ("train", "valid", "test")]
+    rows = pl.concat(parts).sort("timestamp")
+    assert rows.select("user_id", "item_id", "timestamp", "label", "hour").equals(
+        log.select("user_id", "item_id", "timestamp", "label", "hour")
+    )
+    item_ids = read(context, "items")["item_id"].to_list()
+    assert [item_ids[row] for row in rows["row"]] == rows["item_id"].to_list()
+    liked = log.filter(pl.col("label") == 1)
+    for example in rows.sample(40, seed=0).iter_rows(named=True):
+        past = liked.filter((pl.col("user_id") == example["user_id"]) & (pl.col("timestamp") < example["timestamp"]))[
+            "item_id"
+        ].to_list()
+        assert [item_ids[row] for row in example["history"]] == past[-5:]
+        count = log.filter((pl.col("item_id") == example["item_id"]) & (pl.col("timestamp") < example["timestamp"]))
+        assert example["item_events"] == pytest.approx(np.log1p(len(count)), abs=1e-5)
+    train, test = parts[0], parts[2]
+    cold = ~test["user_id"].is_in(train["user_id"].unique().to_list())
+    assert cold.sum() >= 50
+    assert ((test["user"] == NULL_ID) == cold).all()
+    users = read(context, "users")
+    assert set(users["user_id"]) == set(log["user_id"])
+    everything = liked.filter(pl.col("user_id") == "u1")["item_id"].to_list()
+    state = users.row(by_predicate=pl.col("user_id") == "u1", named=True)
+    assert [item_ids[row] for row in state["seen"]] == everything
+    assert state["history"] == state["seen"][-5:]
+
+
+def test_the_order_of_the_input_does_not_matter(tmp_path: Path) -> None:
+    for labels in (True, False):
+        tables = []
+        for shuffled in (None, 7):
+            context = write_run(tmp_path / f"{labels}-{shuffled}", labels=labels, shuffled=shuffled)
+            features.run(features.Config(**SMALL), context)
+            tables.append([read(context, name) for name in ("items", "users", "train", "valid", "test")])
+        assert all(a.equals(b) for a, b in zip(*tables, strict=True))
+
+
+def test_without_labels_negatives_join_the_first_interactions(tmp_path: Path) -> None:
+    context = write_run(tmp_path, labels=False)
+    result = features.run(features.Config(negatives=2, **SMALL), context)
+    log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
+    rows = pl.concat([read(context, name) for name in ("train", "valid", "test")])
+    positives, negatives = rows.filter(pl.col("label") == 1), rows.filter(pl.col("label") == 0)
+    assert len(positives) == len(log.unique(["user_id", "item_id"])) == len(log) - result.metrics["repeats"]
+    assert 1.9 * len(positives) < len(negatives) <= 2 * len(positives)
+    assert "item_rate" not in rows.columns
+    once = negatives.join(positives, on=["user_id", "timestamp"], suffix="_positive")
+    assert len(once) == len(negatives)
+    assert (once["hour"] == once["hour_positive"]).all()  # a negative stands in its positive's place
+
+
+def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
+    context = write_run(tmp_path)
+    features.run(features.Config(split={"kind": "leave_last"}, **SMALL), context)
+    log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
+    heavy = log.group_by("user_id").len().filter(pl.col("len") >= 3)
+    train, valid, test = (read(context, name) for name in ("train", "valid", "test"))
+    assert len(test) == len(valid) == len(heavy)
+    last = log.group_by("user_id").agg(pl.col("timestamp").max())
+    assert len(test.join(last, on=["user_id", "timestamp"])) == len(test)
+    # An item's count in training is the number of earlier *training* events.
+    row = train.sort("timestamp").row(-1, named=True)
+    count = train.filter((pl.col("item_id") == row["item_id"]) & (pl.col("timestamp") < row["timestamp"]))
+    assert row["item_events"] == pytest.approx(np.log1p(len(count)), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["missing", "half labelled", "foreign"])
+def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
+    context = write_run(tmp_path)
+    log = context.run.read_table("catalog", "interactions")
+    if kind == "missing":
+        files.remove(context.run.uri("catalog", "interactions"))
+    elif kind == "half labelled":
+        label = pa.array([None, *log["label"].to_pylist()[1:]], pa.float32())
+        context.run.write_table(log.set_column(3, "label", label), "catalog", "interactions")
+    else:
+        foreign = pa.array(["?"] * log.num_rows)
+        context.run.write_table(log.set_column(1, "item_id", foreign), "catalog", "interactions")
+    with pytest.raises(UserError, match=r"^[^.]+\.$"):
+        features.run(features.Config(**SMALL), context)
+    assert not files.exists(context.run.uri("features", "train"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("workers", "labels"), [(1, False), (2, True)])
+def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path, workers: int, labels: bool) -> None:
+    context = write_run(tmp_path, labels=labels)
+    features.run(features.Config(**SMALL), context)
+    result = rank.run(SETTINGS.model_copy(update={"workers": workers}), context)
+    run = context.run
+    ranker = load_ranker(run.uri("models", "ranker"))
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    valid = Examples(run.read_table("features", "valid"), ranker.config.dense)
+    loss = log_loss(valid.label.numpy(), predict(ranker, items, valid, batch_size=77))
+    assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-5)
+
+    metrics = evaluate.run(evaluate.Config(recall_at=(5,)), context).metrics
+    assert run.read_json("metrics", "evaluate.json") == metrics
+    assert metrics["popularity"]["auc"] + 0.05 < metrics["ranker"]["auc"]
+    assert metrics["auc_gain"]["interval"][0] > 0
+    assert metrics["ranker"]["ne"] < metrics["popularity"]["ne"]
+    assert metrics["ranker"]["calibration"] == pytest.approx(1, abs=0.3)
+    assert metrics["retriever"]["recall@5"] > metrics["retriever"]["popularity_recall@5"]
+    assert ("truth" in metrics) == labels
+    if labels:
+        assert metrics["ranker"]["auc"] < metrics["truth"]["auc"] + 0.02
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_plan_that_cannot_be_made_ends_every_worker(tmp_path: Path) -> None:
+    context = write_run(tmp_path)
+    features.run(features.Config(**SMALL), context)
+    spec = context.run.read_json("features", "spec.json")
+    spec["buckets"]["token"] = 1 << 45  # fits no machine
+    context.run.write_json(spec, "features", "spec.json")
+    with pytest.raises(TrainingError, match="sharding plan"):
+        rank.run(SETTINGS.model_copy(update={"workers": 2}), context)
+
+
+def test_true_probabilities_join_by_event_or_not_at_all(tmp_path: Path) -> None:
+    stamps = pa.array([1, 2, 3], pa.timestamp("us", tz="UTC"))
+    events = pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "timestamp": stamps})
+    truth = events.append_column("probability", pa.array([0.1, 0.2, 0.3]))
+    files.write_part(files.join(str(tmp_path), "truth.parquet"), truth)
+    asked = events.take([2, 0])
+    assert evaluate.true_probability(str(tmp_path), asked).tolist() == [0.3, 0.1]
+    unknown = asked.set_column(0, "user_id", pa.array(["v", "w"]))
+    assert evaluate.true_probability(str(tmp_path), unknown) is None
+    assert evaluate.true_probability(str(tmp_path / "elsewhere"), asked) is None
+
+
+def test_a_split_leaves_events_to_train_on() -> None:
+    with pytest.raises(ValueError, match="below 1"):
+        features.Config(split={"kind": "time", "valid": 0.5, "test": 0.5})

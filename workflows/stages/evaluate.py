@@ -1,0 +1,127 @@
+"""Evaluate: the ranker, the popularity baseline, the truth where it is known, and the retriever, on the test split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from models.metrics import bootstrap_auc, interval, scorecard
+from models.popularity import fit_popularity
+from storage import files
+from workflows.stage import Context, Result, StageConfig
+
+VERSION = 1
+INPUTS = ("ingest", "project", "features", "rank")
+
+
+class Config(StageConfig):
+    """Settings of the evaluate stage."""
+
+    recall_at: tuple[int, ...] = Field((10, 50), min_length=1)
+    bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
+
+
+def run(config: Config, context: Context) -> Result:
+    """Score the test split and write metrics/evaluate.json."""
+    from models.ranker import load_ranker
+    from operators.features import Examples, ItemFeatures, predict
+
+    run = context.run
+    spec = run.read_json("features", "spec.json")
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    tables = {name: run.read_table("features", name) for name in ("train", "valid", "test")}
+    test = tables["test"]
+    label = test["label"].to_numpy()
+    user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+
+    baseline = fit_popularity(
+        *((tables[name]["row"].to_numpy(), tables[name]["label"].to_numpy()) for name in ("train", "valid")),
+        items=len(items),
+        labelled=spec["labels"],
+    )
+    scores = {
+        "ranker": predict(load_ranker(run.uri("models", "ranker")), items, Examples(test, spec["dense"])),
+        "popularity": baseline.probability[test["row"].to_numpy()],
+    }
+    truth = true_probability(context.catalog, test)
+    if truth is not None:
+        scores["truth"] = truth
+    samples = bootstrap_auc(user, label, scores, seed=context.seed, draws=config.bootstrap)
+    metrics: dict[str, Any] = {
+        name: {**scorecard(user, label, score), "auc_interval": interval(samples[name])}
+        for name, score in scores.items()
+    }
+    metrics["auc_gain"] = {
+        "over": "popularity",
+        "mean": metrics["ranker"]["auc"] - metrics["popularity"]["auc"],
+        "interval": interval(samples["ranker"] - samples["popularity"]),
+    }
+    metrics["retriever"] = retrieval(items.embedding, tables, baseline.probability, config.recall_at)
+    run.write_json(metrics, "metrics", "evaluate.json")
+    context.log(", ".join(f"{name} AUC {metrics[name]['auc']:.4f}" for name in scores))
+    return Result(rows_in=test.num_rows, rows_out=test.num_rows, metrics=metrics)
+
+
+def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
+    """The probability that generated each label, float64 [M]; None for a catalogue without truth.parquet.
+
+    None, too, where it lacks a row: sampled negatives have no true probability.
+    """
+    uri = files.join(catalog, "truth.parquet")
+    if not files.exists(uri):
+        return None
+    keys = ["user_id", "item_id", "timestamp"]
+    truth = files.read_table(uri, columns=[*keys, "probability"])
+    truth = truth.set_column(2, "timestamp", truth["timestamp"].cast(test["timestamp"].type))
+    asked = test.select(keys).append_column("position", pa.array(np.arange(test.num_rows)))
+    joined = asked.join(truth, keys, join_type="inner").sort_by("position")
+    if not np.array_equal(joined["position"].to_numpy(), np.arange(test.num_rows)):
+        return None
+    return joined["probability"].to_numpy().astype(np.float64)
+
+
+def retrieval(
+    embeddings: Any, tables: dict[str, pa.Table], popularity: np.ndarray, recall_at: tuple[int, ...]
+) -> dict[str, float]:
+    """recall@K of the test positives that were new to their user, in the whole catalogue less what the user had.
+
+    Also `popularity_recall@K`, the same with the popularity order for everyone.
+    """
+    import torch
+
+    from models.retriever import Retriever
+    from operators.events import Events, histories
+    from operators.features import lists
+
+    log = pa.concat_tables(table.select(["user_id", "row", "timestamp", "label"]) for table in tables.values())
+    users = log["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    events = Events(
+        users,
+        log["row"].to_numpy().astype(np.int64),
+        log["timestamp"].cast(pa.int64()).to_numpy(),
+        log["label"].to_numpy(),
+    )
+    queries = events.take(np.arange(len(events) - tables["test"].num_rows, len(events)))
+    positive = queries.label > 0
+    queries = queries.take(positive)
+    history, offsets = lists(tables["test"]["history"].combine_chunks().filter(pa.array(positive)))
+    values, ends = histories(events, queries.user, queries.time, length=len(events))
+    seen, seen_offsets = torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends.astype(np.int64))
+    target = torch.from_numpy(queries.item)
+
+    retriever = Retriever(embeddings, torch.from_numpy(popularity))
+    k = max(recall_at)
+    found = retriever.top(history, offsets, seen, seen_offsets, k=k)
+    nobody = torch.zeros(len(target) + 1, dtype=torch.int64)
+    popular = retriever.top(history[:0], nobody, seen, seen_offsets, k=k)
+    owner = torch.repeat_interleave(torch.arange(len(target)), seen_offsets.diff())
+    new = torch.ones(len(target), dtype=torch.bool)
+    new[owner[seen == target[owner]]] = False
+    metrics = {"queries": float(new.sum())}
+    for prefix, best in (("", found), ("popularity_", popular)):
+        hits = (best == target[:, None])[new]
+        metrics |= {f"{prefix}recall@{at}": float(hits[:, :at].any(1).float().mean()) for at in recall_at}
+    return metrics

@@ -1,0 +1,237 @@
+"""Features: split the log, and write what the ranker learns from, as known at each event's time.
+
+Writes features/items and features/users (the state at the end of the log, which serving starts from),
+features/{train,valid,test} (one row per example, items by their row in features/items) and features/spec.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from operators.events import (
+    SPLITS,
+    Events,
+    counts,
+    draw_negatives,
+    first_interactions,
+    histories,
+    split_by_time,
+    split_leave_last,
+)
+from operators.items import Buckets, item_features
+from operators.tokens import NULL_ID, bucket_ids
+from storage import files
+from storage.errors import UserError
+from storage.hashing import hash_order
+from storage.run import RunDir
+from workflows.stage import Context, Result, StageConfig
+
+VERSION = 1
+INPUTS = ("ingest", "interpret", "quantize")
+
+
+class SplitTime(StageConfig):
+    """Global time: the last shares of the events are validation and test."""
+
+    kind: Literal["time"] = "time"
+    valid: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _room_for_training(self) -> SplitTime:
+        if self.valid + self.test >= 1:
+            raise ValueError("valid + test must stay below 1, so that events are left to train on")
+        return self
+
+
+class SplitLeaveLast(StageConfig):
+    """Each user's last event is test, the one before validation."""
+
+    kind: Literal["leave_last"]
+
+
+class Config(StageConfig):
+    """Settings of the features stage."""
+
+    split: Annotated[SplitTime | SplitLeaveLast, Field(discriminator="kind")] = SplitTime()
+    history: int = Field(default=20, ge=1, description="positive items of the user's past per example")
+    negatives: int = Field(default=4, ge=1, description="negatives per positive, for a log without labels")
+    max_tokens: int = Field(
+        default=64, ge=1, description="tokens kept of a caption, and of a title with its description"
+    )
+    user_buckets: int = Field(default=1 << 16, ge=2)
+    item_buckets: int = Field(default=1 << 16, ge=2)
+    token_buckets: int = Field(default=1 << 16, ge=2)
+    sid_buckets: int = Field(default=1 << 15, ge=2)
+
+
+def run(config: Config, context: Context) -> Result:
+    """Write the features of a run whose items are interpreted and quantized.
+
+    Raises:
+        UserError: there are no interactions, labels are missing in part, or a split would be empty.
+    """
+    run = context.run
+    if not files.exists(run.uri("catalog", "interactions")):
+        raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
+    buckets = Buckets(config.user_buckets, config.item_buckets, config.token_buckets, config.sid_buckets)
+    items = read_items(context, buckets, config.max_tokens)
+    interactions = run.read_table("catalog", "interactions")
+    log = encode(interactions, items["item_id"])
+    events = log.events
+    by_time = config.split.kind == "time"
+    split = (
+        split_by_time(events.time, valid=config.split.valid, test=config.split.test)
+        if isinstance(config.split, SplitTime)
+        else split_leave_last(events.user, events.time)
+    )
+    context.log(f"{len(events)} events, split by {'time' if by_time else 'last event'}")
+    # Without labels the task is discovery, as in serving: an item is an example when a user first meets it.
+    eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
+
+    train = split == 0
+    users = np.where(np.isin(np.arange(len(log.users)), events.user[train]), log.user_ids(buckets.user), NULL_ID)
+    warm = np.isin(np.arange(items.num_rows), events.item[train])
+    metrics: dict[str, Any] = {"labels": log.labelled, "repeats": int((~eligible).sum())}
+    for number, name in enumerate(SPLITS):
+        known = events.take(split <= number)
+        rows = np.flatnonzero((split == number) & eligible)
+        examples = events.take(rows)
+        if not log.labelled:
+            seed = context.seed * len(SPLITS) + number
+            negatives, source = draw_negatives(examples, known, items=items.num_rows, ratio=config.negatives, seed=seed)
+            examples, rows = examples.extend(negatives), np.concatenate([rows, rows[source]])
+        table = pa.table(
+            {
+                "user_id": log.users.take(pa.array(examples.user)),
+                "item_id": items["item_id"].take(pa.array(examples.item)),
+                "row": examples.item.astype(np.int32),
+                "user": users[examples.user],
+                "history": history_column(known, examples.user, examples.time, config.history),
+                **counts(known, examples.item, examples.user, examples.time, rates=log.labelled),
+                **{column: log.context[column].take(pa.array(rows)) for column in log.context.column_names},
+                "label": examples.label,
+                "timestamp": pa.array(examples.time, pa.timestamp("us", tz="UTC")),
+            }
+        )
+        run.write_table(table, "features", name)
+        metrics[name] = {
+            "rows": len(examples),
+            "positive_rate": float(examples.label.mean()),
+            "cold_users": float((users[examples.user] == NULL_ID).mean()),
+            "cold_items": float((~warm[examples.item]).mean()),
+        }
+    now = events.time.max() + 1
+    dense = write_state(run, items, warm, log, users, history=config.history, now=int(now))
+    spec = {"buckets": asdict(buckets), "history": config.history, "labels": log.labelled}
+    run.write_json({**spec, "dense": [*dense, *log.context.column_names]}, "features", "spec.json")
+    return Result(
+        rows_in=interactions.num_rows,
+        rows_out=len(events),
+        rejected=interactions.num_rows - len(events),
+        metrics=metrics,
+    )
+
+
+def read_items(context: Context, buckets: Buckets, max_tokens: int) -> pa.Table:
+    """The item features of every interpreted item, in hash order."""
+    run = context.run
+    items = run.read_table("items", columns=["item_id", "title", "description", "caption"])
+    attributes = run.read_table("catalog", "items", columns=["item_id", "attributes"])
+    sids = run.read_table("sids", columns=["item_id", "codes"])
+    items = items.take(pa.array(hash_order(items["item_id"].to_pylist())))
+    items = align(items, attributes, "attributes", "ingest")
+    codes = align(items, sids, "codes", "quantize")["codes"].combine_chunks()
+    matrix = codes.flatten().to_numpy(zero_copy_only=False).reshape(len(codes), -1)
+    return item_features(items, matrix[:, :-1], buckets=buckets, max_tokens=max_tokens)
+
+
+def align(items: pa.Table, other: pa.Table, column: str, stage: str) -> pa.Table:
+    """Append the column of the row with the same item_id.
+
+    Raises:
+        UserError: an item is missing there.
+    """
+    where = pc.index_in(items["item_id"], other["item_id"])
+    if where.null_count:
+        raise UserError(f"{where.null_count} items have no {column}: run again with --from {stage}.")
+    return items.append_column(column, other[column].take(where))
+
+
+class Log(NamedTuple):
+    """A log in numbers, ordered by time, then user, then item."""
+
+    events: Events
+    users: pa.Array  # user_id of every user code, in hash order
+    context: pa.Table  # the remaining numeric columns, float32, one row per event
+    labelled: bool
+
+    def user_ids(self, buckets: int) -> np.ndarray:
+        """Hashed id of every user code."""
+        return bucket_ids(self.users.to_pylist(), buckets)
+
+
+def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
+    """Give users and items integer codes; drop events whose item has no features (its interpretation failed).
+
+    Raises:
+        UserError: some rows have a label and others none, or no event is left.
+    """
+    labelled = "label" in interactions.column_names and interactions["label"].null_count < interactions.num_rows
+    if labelled and interactions["label"].null_count:
+        raise UserError("Some rows of the log have no label: fill them with 0 or 1, or leave the column out.")
+    interactions = interactions.filter(pc.is_in(interactions["item_id"], item_ids))
+    if not interactions.num_rows:
+        raise UserError("No interaction names an item of the catalogue: check that both use the same item_id.")
+    users = pc.unique(interactions["user_id"])
+    users = users.take(pa.array(hash_order(users.to_pylist())))
+    user = pc.index_in(interactions["user_id"], users).to_numpy().astype(np.int64)
+    item = pc.index_in(interactions["item_id"], item_ids).to_numpy().astype(np.int64)
+    time = interactions["timestamp"].cast(pa.int64()).to_numpy()
+    label = np.ones(len(user), np.float32)
+    if labelled:
+        label = (interactions["label"].to_numpy() >= 0.5).astype(np.float32)
+    order = np.lexsort((label, item, user, time))
+    columns = [name for name in interactions.column_names if name not in ("user_id", "item_id", "timestamp", "label")]
+    dense = pa.table({name: interactions[name].cast(pa.float32()).take(pa.array(order)) for name in columns})
+    return Log(Events(user, item, time, label).take(order), users, dense, labelled)
+
+
+def history_column(known: Events, user: np.ndarray, time: np.ndarray, length: int) -> pa.ListArray:
+    """Item rows of each query's history: list<int32>."""
+    values, offsets = histories(known, user, time, length=length)
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def write_state(
+    run: RunDir, items: pa.Table, warm: np.ndarray, log: Log, users: np.ndarray, *, history: int, now: int
+) -> list[str]:
+    """Write items and users with their counts as of `now`, microseconds; returns the names of the counts.
+
+    Items that training never saw get the id of the unknown item, as users do.
+    """
+    every_item, every_user = np.arange(items.num_rows), np.arange(len(log.users))
+    of_items = counts(log.events, every_item, 0 * every_item, np.full(len(every_item), now), rates=log.labelled)
+    of_users = counts(log.events, 0 * every_user, every_user, np.full(len(every_user), now), rates=log.labelled)
+    ids = np.where(warm, items["item"].to_numpy(), NULL_ID)
+    items = items.set_column(items.schema.get_field_index("item"), "item", pa.array(ids))
+    for name, values in of_items.items():
+        if name.startswith("item_"):
+            items = items.append_column(name, pa.array(values))
+    run.write_table(items, "features", "items")
+    seen, offsets = histories(log.events, every_user, np.full(len(every_user), now), length=len(log.events))
+    table = {
+        "user_id": log.users,
+        "user": users,
+        "history": history_column(log.events, every_user, np.full(len(every_user), now), history),
+        "seen": pa.ListArray.from_arrays(offsets, seen),
+        **{name: values for name, values in of_users.items() if name.startswith("user_")},
+    }
+    run.write_table(pa.table(table), "features", "users")
+    return list(of_items)
