@@ -83,7 +83,8 @@ def check(catalog: str, *, needs_interactions: bool) -> None:
         present = columns(uri)
         for column in REQUIRED[table]:
             if column not in present:
-                near = difflib.get_close_matches(column, present, n=1, cutoff=0.4)
+                part_of = [name for name in present if name.lower() in column]
+                near = part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
                 hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
                 raise UserError(f"{uri} has no column {column!r}: {hint}.")
     items = find(catalog, "items")

@@ -1,0 +1,52 @@
+# Two commands tell the story: `make demo` and `make test`. Both set up what they need.
+PYTHON ?= python3.11
+# Address of PyTorch's own CPU index, needed where no other index offers torch's CPU build; see README, "Set-up".
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+DEMO := runs/demo
+
+.PHONY: setup demo test lint soak bench bench-setup lock clean
+
+setup: $(VENV)/.installed
+
+# --no-deps: the lock is complete, and torchrec's metadata would bring the CUDA wheel of fbgemm.
+$(VENV)/.installed: requirements/cpu.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-deps $(INDEX) -r requirements/cpu.txt || { echo "If torch's CPU build was not found, give the address of PyTorch's CPU index: make setup TORCH_INDEX=..." >&2; exit 1; }
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	test -f $(DEMO)-catalog/catalog.json || $(BIN)/tesserec sample $(DEMO)-catalog
+	$(BIN)/tesserec run workflows/definitions/demo.yaml --set catalog=$(DEMO)-catalog --run-dir $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest -m "not soak"
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
+
+bench: setup
+	$(BIN)/python -m benchmarks.stages --out runs/bench-stages.json
+
+bench-setup:
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(INDEX) -r requirements/cpu.txt
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements/bench.txt
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+
+lock: setup
+	$(BIN)/python requirements/lock.py
+
+clean:
+	rm -rf $(VENV) .venv-bench runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

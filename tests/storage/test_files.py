@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+from storage import files
+from storage.errors import UserError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    yield str(tmp_path) if request.param == "local" else "memory://run"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_table_comes_back_from_its_parts_in_order(root):
+    table = pa.table({"x": list(range(10))})
+    files.write_table(files.join(root, "t"), table, part_rows=3)
+    assert files.read_table(files.join(root, "t")).equals(table)
+
+
+def test_writing_a_table_again_leaves_nothing_of_the_old_one(root):
+    uri = files.join(root, "t")
+    files.write_table(uri, pa.table({"x": list(range(10))}), part_rows=3)
+    files.write_table(uri, pa.table({"x": [7]}), part_rows=3)
+    assert files.read_table(uri)["x"].to_pylist() == [7]
+
+
+def test_an_empty_table_keeps_its_schema(root):
+    empty = pa.table({"x": pa.array([], pa.string())})
+    files.write_table(files.join(root, "t"), empty)
+    assert files.read_table(files.join(root, "t")).schema == empty.schema
+
+
+def test_write_bytes_replaces_and_leaves_no_temporary_file(tmp_path):
+    uri = str(tmp_path / "a" / "f")
+    files.write_bytes(uri, b"old")
+    files.write_bytes(uri, b"new")
+    assert files.read_bytes(uri) == b"new"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["f"]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
+    uri = str(tmp_path / "f")
+    files.write_bytes(uri, b"old")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.mv", fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_bytes(uri, b"new")
+    assert files.read_bytes(uri) == b"old"
+
+
+def test_an_unknown_scheme_is_one_sentence():
+    with pytest.raises(UserError, match="Cannot open 'nope://x'"):
+        files.filesystem("nope://x")

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from operators.base import apply, with_outcome
+from storage import files
+from storage.run import RunDir
+from workflows.stage import Context
+from workflows.stages import ingest, interpret, project
+
+ITEMS = 24
+
+
+def picture(rng: np.random.Generator) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(out, format="PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    """A catalogue with a good, a degraded and a rejected kind of item, ingested."""
+    root = tmp_path_factory.mktemp("interpret")
+    (root / "catalog").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(ITEMS):
+        (root / "catalog" / f"{i}.png").write_bytes(picture(rng) if i % 6 else b"broken")
+        title = None if i % 12 == 0 or i % 4 == 1 else f"title {i}"
+        rows.append({"item_id": f"item-{i}", "title": title, "media": [{"uri": f"{i}.png", "kind": "image"}]})
+    pl.DataFrame(rows).write_parquet(root / "catalog" / "items.parquet")
+    context = Context(
+        run=RunDir(str(root / "run")),
+        catalog=str(root / "catalog"),
+        seed=0,
+        fingerprint="f",
+        log=lambda line: None,
+        progress=lambda done, total: None,
+    )
+    ingest.run(ingest.Config(), context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def streamed(context, ray_cluster):
+    config = interpret.Config(commit_rows=5, max_reject_share=1.0)
+    return interpret.run(config, context)
+
+
+def test_the_stream_equals_the_operators_called_without_ray(context, streamed):
+    table = with_outcome(context.run.read_table("catalog", "items"))
+    for step in interpret.steps(interpret.Config(), context.catalog):
+        step.operator.setup()
+        table = apply(step.operator, table)
+    table = table.filter(pl.Series(table["outcome"].to_pylist()).eq("kept").to_arrow()).sort_by("item_id")
+    found = context.run.read_table("items").sort_by("item_id")
+
+    assert found.column_names == interpret.ITEMS.names
+    for name in ("item_id", "title", "description", "caption"):
+        assert found[name].to_pylist() == table[name].to_pylist()
+    for name in ("image_vector", "text_vector"):
+        assert found[name].is_valid().to_pylist() == table[name].is_valid().to_pylist()
+        ours, theirs = (np.asarray(t[name].drop_null().combine_chunks().flatten()) for t in (found, table))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_every_row_has_its_outcome(context, streamed):
+    assert (streamed.rows_in, streamed.rows_out, streamed.rejected, streamed.degraded) == (ITEMS, ITEMS - 2, 2, 2)
+    rejects = context.run.read_table("rejects", "interpret").to_pylist()
+    assert sorted((r["item_id"], r["severity"], r["code"]) for r in rejects) == [
+        ("item-0", "degraded", "not_an_image"),
+        ("item-0", "rejected", "nothing_to_interpret"),
+        ("item-12", "degraded", "not_an_image"),
+        ("item-12", "rejected", "nothing_to_interpret"),
+        ("item-18", "degraded", "not_an_image"),
+        ("item-6", "degraded", "not_an_image"),
+    ]
+    items = context.run.read_table("items").to_pylist()
+    assert [row["item_id"] for row in items if row["caption"] is None] == [
+        row["item_id"] for row in items if row["image_vector"] is None
+    ]
+    assert all(row["text_vector"] for row in items if row["title"] or row["caption"])
+
+
+def test_a_second_attempt_computes_nothing_again(context, streamed, monkeypatch):
+    before = [files.read_bytes(context.run.uri("items", "part-00000.parquet"))]
+    monkeypatch.setattr(interpret.streams, "stream", lambda *args, **kwargs: pytest.fail("computed again"))
+    again = interpret.run(interpret.Config(commit_rows=5, max_reject_share=1.0), context)
+    assert again.metrics["reused"] == ITEMS
+    assert [files.read_bytes(context.run.uri("items", "part-00000.parquet"))] == before
+
+
+def test_projection_reads_what_the_stream_wrote(context, streamed):
+    result = project.run(project.Config(width=8), context)
+    assert (result.rows_in, result.rows_out) == (ITEMS - 2, ITEMS - 2)
+    embeddings = context.run.read_table("embeddings")
+    assert embeddings["item_id"].to_pylist() == context.run.read_table("items")["item_id"].to_pylist()
+    values = np.asarray(embeddings["embedding"].combine_chunks().flatten()).reshape(-1, 8)
+    assert np.isfinite(values).all()
+    assert abs(values.var(0).mean() - 1) < 0.1

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from storage.errors import UserError
+from workflows import definition
+
+MINIMAL = {"name": "mine", "catalog": "data", "stages": {"ingest": None}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content) -> str:
+        path = tmp_path / "w.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+def test_overrides_reach_any_key_and_values_are_yaml(write):
+    overrides = ["seed=7", "stages.project.weights.text=0.5", "stages.interpret.pools.fetch={size: 3}"]
+    raw = {**MINIMAL, "stages": {"ingest": None, "interpret": {"commit_rows": 9}, "project": None}}
+    found = definition.load(write(raw), overrides)
+    assert found.seed == 7
+    assert found.configs["project"].weights.text == 0.5
+    assert found.configs["interpret"].pools.fetch.size == 3
+    assert found.configs["interpret"].commit_rows == 9
+
+
+def test_the_resolved_definition_resolves_to_itself(write):
+    raw = {**MINIMAL, "stages": {"ingest": None, "interpret": None, "project": {"width": 8}}}
+    found = definition.load(write(raw), [])
+    assert definition.load(write(definition.dump(found)), []) == found
+
+
+def test_a_stage_that_is_not_named_does_not_run(write):
+    assert list(definition.load(write(MINIMAL), []).configs) == ["ingest"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "overrides", "says"),
+    [
+        ({**MINIMAL, "sead": 1}, [], "unknown key sead; did you mean seed?"),
+        ({**MINIMAL, "stages": {"ingst": None}}, [], "unknown key stages.ingst; did you mean ingest?"),
+        (
+            {**MINIMAL, "stages": {"ingest": None, "interpret": {"pools": {"caption": {"sise": 2}}}}},
+            [],
+            "unknown key stages.interpret.pools.caption.sise; did you mean size?",
+        ),
+        ({"name": "mine", "stages": {"ingest": None}}, [], "the key catalog is missing"),
+        ({**MINIMAL, "stages": {}}, [], "name at least ingest"),
+        ({**MINIMAL, "stages": {"interpret": None}}, [], "add ingest to stages"),
+        ({**MINIMAL, "seed": "many"}, [], "seed is 'many'"),
+        (MINIMAL, ["seed"], "must have the form key=value"),
+        (MINIMAL, ["seed=[1"], "not valid YAML"),
+        (MINIMAL, ["seed=abc"], "seed is 'abc'"),
+        (MINIMAL, ["name.deeper=1"], "goes deeper"),
+        (MINIMAL, ["stages.ingest.max_reject_share=2"], "less than or equal to 1"),
+        ("just text", [], "must be a YAML mapping"),
+        ("a: [", [], "not valid YAML"),
+    ],
+)
+def test_mistakes_are_one_sentence_that_says_what_to_write(write, raw, overrides, says):
+    with pytest.raises(UserError) as caught:
+        definition.load(write(raw), overrides)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"no workflow definition at nope\.yaml"):
+        definition.load("nope.yaml", [])
