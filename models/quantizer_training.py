@@ -30,8 +30,8 @@ class Schedule:
         reset_until: share of the steps after which dead codes stay as they are.
     """
 
-    steps: int = 2_000
-    batch_size: int = 512
+    steps: int = 1_500
+    batch_size: int = 256
     learning_rate: float = 2e-3
     warm_up: float = 0.1
     reset_until: float = 0.6
@@ -61,7 +61,7 @@ def fit_quantizer(
     quantizer.set_statistics(embeddings)
     inputs = quantizer.standardise(embeddings)
     shuffles, draws = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=schedule.learning_rate)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=schedule.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
     warm_up = round(schedule.steps * schedule.warm_up)
     for step, batch in zip(range(schedule.steps), _batches(len(inputs), schedule.batch_size, shuffles), strict=False):

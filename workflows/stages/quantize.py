@@ -41,8 +41,8 @@ class Config(StageConfig):
     latent_dim: PositiveInt = 64
     hidden_dims: tuple[PositiveInt, ...] = (256, 128)
     commitment: PositiveFloat = 0.25
-    steps: PositiveInt = 2_000
-    batch_size: PositiveInt = 512
+    steps: PositiveInt = 1_500
+    batch_size: PositiveInt = 256
     learning_rate: PositiveFloat = 2e-3
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1
