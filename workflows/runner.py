@@ -118,13 +118,14 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, config in definition.configs.items():
         module = stage_module(name)
+        inputs = list(found) if getattr(module, "AFTER_ALL", False) else module.INPUTS
         identity = {
             "stage": name,
             "version": module.VERSION,
             "operators": {op.__name__: op.version for op in getattr(module, "OPERATORS", ())},
             "config": config.identity(),
             "seed": definition.seed if getattr(module, "SEEDED", True) else None,
-            "inputs": [found[needed] for needed in module.INPUTS] or catalog.signature(definition.catalog),
+            "inputs": [found[needed] for needed in inputs] or catalog.signature(definition.catalog),
         }
         found[name] = fingerprint(json.dumps(identity, sort_keys=True))
     return found

@@ -10,6 +10,8 @@ A stage file in `workflows/stages/` has:
 and, where it has them:
 
     OPERATORS                  operator classes whose `version` counts into the fingerprint
+    AFTER_ALL = True           it looks back on every stage that the definition names before it: all of them count into
+                               its fingerprint, and none of them has to be there
     def cpus(config) -> float  CPUs that its actors and workers hold at once on Ray
 """
 

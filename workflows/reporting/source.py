@@ -1,0 +1,74 @@
+"""What a report is written from: a run's manifest, its definition, and the files of its finished stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from storage import files
+from storage.errors import UserError
+from storage.manifest import Manifest, StageEntry, read_manifest
+from storage.run import RunDir
+from workflows.stages import ORDER
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run as a report sees it.
+
+    Artifacts count as written once their stage is complete, so that is asked before any of them is read.
+    """
+
+    run: RunDir
+    manifest: Manifest
+    definition: dict[str, Any]  # the resolved workflow.yaml; empty where a run has none
+
+    @property
+    def catalog(self) -> str:
+        """URI of the catalogue."""
+        return str(self.definition.get("catalog", ""))
+
+    @property
+    def stages(self) -> dict[str, StageEntry]:
+        """Every stage that the definition names or that has run, in order, without the report itself."""
+        named = self.definition.get("stages") or {}
+        entries = self.manifest.stages
+        order = [name for name in ORDER if name != "report" and (name in named or name in entries)]
+        return {name: entries.get(name, StageEntry()) for name in order}
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The settings of a stage."""
+        return (self.definition.get("stages") or {}).get(stage) or {}
+
+    def complete(self, stage: str) -> bool:
+        """Whether a stage has written all its artifacts."""
+        entry = self.manifest.stages.get(stage)
+        return entry is not None and entry.state == "complete"
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        """The metrics of a complete stage; empty for another."""
+        return self.manifest.stages[stage].metrics if self.complete(stage) else {}
+
+    def history(self, stage: str) -> list[dict[str, Any]]:
+        """What the fit of a complete stage has reported, in order; empty for another."""
+        uri = self.run.uri("metrics", f"{stage}.json")
+        if not self.complete(stage) or not files.exists(uri):
+            return []
+        found = files.read_json(uri)
+        return found["history"] if isinstance(found, dict) else found
+
+
+def read_source(run: RunDir) -> Source:
+    """Read what a report is about.
+
+    Raises:
+        UserError: there is no run.
+    """
+    manifest = read_manifest(run.root)
+    if manifest is None:
+        raise UserError(f"There is no run at {run.root}: start one with `tesserec run WORKFLOW --run-dir {run.root}`.")
+    uri = run.uri("workflow.yaml")
+    definition = yaml.safe_load(files.read_bytes(uri)) if files.exists(uri) else {}
+    return Source(run, manifest, definition)

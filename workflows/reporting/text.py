@@ -1,0 +1,77 @@
+"""Numbers as a reader wants them; what is not there, or not a number, is a dash."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+DASH = "–"
+
+
+def is_number(value: object) -> bool:
+    """Whether a value can be printed as a number: finite, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def count(value: Any) -> str:
+    """A whole number with its thousands parted.
+
+    >>> count(12345)
+    '12,345'
+    """
+    return f"{value:,.0f}" if is_number(value) else DASH
+
+
+def decimal(value: Any, digits: int = 4) -> str:
+    """A number with a fixed number of digits after the point.
+
+    >>> decimal(0.71234), decimal(float("nan"))
+    ('0.7123', '–')
+    """
+    return f"{value:.{digits}f}" if is_number(value) else DASH
+
+
+def percent(value: Any) -> str:
+    """A share in percent; a small one that is not zero does not look like zero.
+
+    >>> percent(0.034), percent(0.0001)
+    ('3.4%', '<0.1%')
+    """
+    if is_number(value) and 0 < value < 0.0005:
+        return "<0.1%"
+    return f"{value:.1%}" if is_number(value) else DASH
+
+
+def interval(value: Any, digits: int = 4) -> str:
+    """An interval [low, high]; empty where there is none.
+
+    >>> interval([0.7, 0.8], 2)
+    '0.70 to 0.80'
+    """
+    if isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value)):
+        return f"{decimal(value[0], digits)} to {decimal(value[1], digits)}"
+    return ""
+
+
+def duration(seconds: Any) -> str:
+    """Seconds in the two units that matter.
+
+    >>> duration(4.25), duration(200), duration(7380)
+    ('4.2 s', '3 min 20 s', '2 h 3 min')
+    """
+    if not is_number(seconds):
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> listing(["features", "rank", "evaluate"])
+    'features, rank and evaluate'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

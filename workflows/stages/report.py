@@ -1,0 +1,21 @@
+"""Report: the run as one HTML page."""
+
+from __future__ import annotations
+
+from workflows.reporting import write_report
+from workflows.stage import Context, Result, StageConfig
+
+VERSION = 1
+SEEDED = False
+INPUTS: tuple[str, ...] = ()  # a run may end after any stage
+AFTER_ALL = True
+
+
+class Config(StageConfig):
+    """The report has no settings."""
+
+
+def run(config: Config, context: Context) -> Result:
+    """Write report/index.html, one row for the one page."""
+    context.log(f"report: {write_report(context.run)}")
+    return Result(rows_in=1, rows_out=1)
