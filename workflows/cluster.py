@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -58,9 +60,15 @@ def _local_settings(cpus: int) -> dict[str, str]:
     }
 
 
-def disconnect() -> None:
-    """Leave the cluster; a local one ends."""
+@contextmanager
+def connected(address: str, cpus: int) -> Iterator[None]:
+    """`connect` for the length of a block; a Ray that was there before stays."""
     import ray
 
-    if ray.is_initialized():
-        ray.shutdown()
+    was_there = ray.is_initialized()
+    connect(address, cpus)
+    try:
+        yield
+    finally:
+        if not was_there:
+            ray.shutdown()

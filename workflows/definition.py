@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def dump(definition: Definition) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+@functools.cache
 def _model() -> type[Definition]:
     stages: dict[str, Any] = {name: (stage_module(name).Config | None, None) for name in ORDER}
     config = ConfigDict(extra="forbid", frozen=True)

@@ -6,8 +6,8 @@ import asyncio
 import os
 import shlex
 import sys
-from pathlib import Path
 
+from storage import files
 from storage.errors import UserError
 from workflows.cluster import EXCLUDES, REPOSITORY
 from workflows.definition import Definition, dump, load
@@ -17,8 +17,8 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
     """Submit and, with `wait`, follow the job's log on stderr; print the job's id on stdout.
 
     The repository travels as the job's working directory and the resolved definition inside the entry point, so the
-    cluster needs nothing but the dependencies (see cluster/Dockerfile). Local paths are made absolute: the catalogue and
-    the run directory must be reachable under them from every node.
+    cluster needs nothing but the dependencies (see cluster/Dockerfile). Local paths are made absolute: the catalogue
+    and the run directory must be reachable under them from every node.
 
     Returns:
         0, or 1 where the job did not succeed.
@@ -28,8 +28,8 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     definition = load(workflow, overrides)
-    definition = definition.model_copy(update={"catalog": _absolute(definition.catalog)})
-    root = _absolute(run_dir or f"runs/{definition.name}")
+    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
+    root = files.absolute(run_dir or f"runs/{definition.name}")
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
@@ -40,7 +40,7 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"No Ray cluster took the job at {address} ({reason}): start one with `ray start --head`.") from error
+        raise UserError(f"No Ray cluster at {address} took the job ({reason}): is it the dashboard's URL?") from error
     print(job, flush=True)  # noqa: T201
     if not wait:
         return 0
@@ -56,7 +56,3 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
 def _entrypoint(definition: Definition, root: str) -> str:
     run = ["python", "-m", "workflows", "run", "submitted.yaml", "--run-dir", root, "--address", "auto"]
     return f"printf %s {shlex.quote(dump(definition))} > submitted.yaml && {shlex.join(run)}"
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).resolve())

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def execute(
     Raises:
         UserError: something that the user can mend, found before any work wherever that is possible.
     """
+    root = files.absolute(root)  # workers stand elsewhere
+    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
     manifest = preflight(definition, root, start, until)
     fingerprints = _fingerprints(definition)
     run, reporter = RunDir(root), Reporter()
@@ -54,14 +57,17 @@ def execute(
         reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
         return manifest
     files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
-    for name in definition.configs:
-        if name in todo:
-            context = _context(definition, run, reporter, fingerprints[name])
-            cpus = max(logical_cpus(definition, todo))
-            _run_stage(name, definition.configs[name], context, manifest, reporter, address, cpus, anew=name == start)
-        elif name in manifest.stages:
-            reporter.line(f"{name}: complete, skipped")
-    cluster.disconnect()
+    with ExitStack() as stack:
+        for name, config in definition.configs.items():
+            if name not in todo:
+                if name in manifest.stages:
+                    reporter.line(f"{name}: complete, skipped")
+                continue
+            if hasattr(stage_module(name), "cpus"):
+                stack.enter_context(cluster.connected(address, max(logical_cpus(definition, todo))))
+            if name == start:
+                files.remove(run.uri("checkpoints", name))
+            _run_stage(name, config, _context(definition, run, reporter, fingerprints[name]), manifest, reporter)
     return manifest
 
 
@@ -148,16 +154,8 @@ def _run_stage(
     context: Context,
     manifest: Manifest,
     reporter: Reporter,
-    address: str,
-    cpus: int,
-    *,
-    anew: bool,
 ) -> None:
     root, module = context.run.root, stage_module(name)
-    if anew:
-        files.remove(context.run.uri("checkpoints", name))
-    if hasattr(module, "cpus"):
-        cluster.connect(address, cpus)
     entry = StageEntry(
         state="running", fingerprint=context.fingerprint, started=datetime.now(UTC).isoformat(timespec="seconds")
     )

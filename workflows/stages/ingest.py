@@ -20,6 +20,14 @@ INPUTS: tuple[str, ...] = ()
 
 MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
+ITEM_TYPES = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("description", pa.string()),
+        ("media", pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))),
+    ]
+)
 VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
 
 
@@ -45,7 +53,7 @@ def run(config: Config, context: Context) -> Result:
         events, dropped = clean_events(canonical_events(catalog.scan(log_uri), log_uri), items["item_id"])
         if events.is_empty():
             raise UserError(f"{log_uri} has no usable event: dropped {_counts(dropped)}.")
-        context.run.write_table(events.to_arrow(compat_level=pl.CompatLevel.oldest()), "catalog", "interactions")
+        context.run.write_table(_to_arrow_events(events), "catalog", "interactions")
         metrics["interactions"] = {
             "rows_in": events.height + sum(dropped.values()),
             "rows_out": events.height,
@@ -189,35 +197,20 @@ def _timestamp(dtype: pl.DataType) -> pl.Expr:
 
 
 def _to_arrow_items(items: pl.DataFrame) -> pa.Table:
-    """Arrow with `attributes` as map<string, string>."""
+    """Arrow with the contract's types; polars knows no maps, so `attributes` is built from its lists of pairs."""
     table = items.to_arrow(compat_level=pl.CompatLevel.oldest())
-    string_map = pa.map_(pa.string(), pa.string())
-    schema = pa.schema(
-        [
-            ("item_id", pa.string()),
-            ("title", pa.string()),
-            ("description", pa.string()),
-            ("media", pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))),
-        ]
-    )
-    plain = table.drop_columns("attributes").cast(schema)
-    lists = table["attributes"].combine_chunks()
-    pairs = lists.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
-    if isinstance(pairs, pa.ChunkedArray):
-        pairs = pairs.combine_chunks()
-    flat = pairs.flatten()
-    lengths = pairs.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    offsets = [0, *lengths.cumsum().tolist()]
-    values = pa.MapArray.from_arrays(
-        pa.array(
-            [o if v else None for o, v in zip(offsets[:-1], pairs.is_valid().to_pylist(), strict=True)] + offsets[-1:],
-            pa.int32(),
-        ),
-        flat.field("key"),
-        flat.field("value"),
-        type=string_map,
-    )
-    return plain.append_column("attributes", values)
+    lists = table["attributes"].cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
+    pairs = pa.concat_arrays(lists.chunks)
+    keys, values = (pairs.values.field(name) for name in ("key", "value"))
+    attributes = pa.MapArray.from_arrays(pairs.offsets, keys, values, mask=pairs.is_null())
+    return table.drop_columns("attributes").cast(ITEM_TYPES).append_column("attributes", attributes)
+
+
+def _to_arrow_events(events: pl.DataFrame) -> pa.Table:
+    """Arrow with the contract's types; polars would write large strings, which do not join with plain ones."""
+    table = events.to_arrow(compat_level=pl.CompatLevel.oldest())
+    kinds = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
+    return table.cast(pa.schema([(name, kinds.get(name, pa.float32())) for name in table.column_names]))
 
 
 def _counts(dropped: dict[str, int]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.train.torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.quantizer import Architecture, Quantizer
@@ -18,7 +17,6 @@ from operators.sids import codes_array, embedding_matrix
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows import training
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 1
@@ -56,6 +54,8 @@ def cpus(config: Config) -> float:
 
 def run(config: Config, context: Context) -> Result:
     """Write `models/quantizer`, `sids` (item_id, codes with the deduplication digit) and `metrics/quantize.json`."""
+    from workflows import training
+
     started = time.monotonic()
     embeddings = read_embeddings(context.run, context.seed)
     if embeddings.num_rows == 0:
@@ -87,6 +87,10 @@ def run(config: Config, context: Context) -> Result:
 
 def train(config: dict[str, Any]) -> None:
     """The fit on one worker; rank 0 writes the artifact."""
+    import ray.train.torch
+
+    from workflows import training
+
     run, settings = RunDir(config["run"]), Config(**config["quantize"])
     embeddings = embedding_matrix(read_embeddings(run, config["seed"])).to(ray.train.torch.get_device())
     architecture = Architecture(

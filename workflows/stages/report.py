@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from workflows.reporting import write_report
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 1
@@ -17,5 +16,7 @@ class Config(StageConfig):
 
 def run(config: Config, context: Context) -> Result:
     """Write report/index.html, one row for the one page."""
+    from workflows.reporting import write_report  # matplotlib takes a second that no other command should pay
+
     context.log(f"report: {write_report(context.run)}")
     return Result(rows_in=1, rows_out=1)

@@ -126,6 +126,22 @@ def test_timestamps_of_all_kinds_mean_the_same(values):
     assert stamp.to_list() == [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)]
 
 
+def test_written_types_are_those_of_the_contract(context, tmp_path):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,label,hour\nu,a,5,1,3\n")
+    run(context)
+    items = {field.name: str(field.type) for field in context.run.read_table("catalog", "items").schema}
+    events = {field.name: str(field.type) for field in context.run.read_table("catalog", "interactions").schema}
+    assert (items["item_id"], items["title"], items["attributes"][:18]) == ("string", "string", "map<string, string")
+    assert events == {
+        "user_id": "string",
+        "item_id": "string",
+        "timestamp": "timestamp[us, tz=UTC]",
+        "label": "float",
+        "hour": "float",
+    }
+
+
 def test_numeric_columns_become_context_and_text_ones_do_not():
     raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "hour": [3], "page": ["x"]})
     assert ingest.canonical_events(raw, "log").columns == ["user_id", "item_id", "timestamp", "hour"]

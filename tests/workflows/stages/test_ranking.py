@@ -230,3 +230,14 @@ def test_true_probabilities_join_by_event_or_not_at_all(tmp_path: Path) -> None:
 def test_a_split_leaves_events_to_train_on() -> None:
     with pytest.raises(ValueError, match="below 1"):
         features.Config(split={"kind": "time", "valid": 0.5, "test": 0.5})
+
+
+def test_without_labels_an_item_is_popular_per_day_on_offer() -> None:
+    day = 86_400_000_000
+    rows = [(0, 0, 1), (0, 5, 1), (1, 8, 1), (1, 8, 0), (2, 1, 0), (0, 10, 1)]  # item, day, label
+    row, days, label = (np.array(column) for column in zip(*rows, strict=True))
+    train = pa.table({"row": row, "label": label, "timestamp": pa.array(days * day, pa.timestamp("us", tz="UTC"))})
+    positives, exposure = evaluate.training_counts(train, 4, labelled=False)
+    assert (positives.tolist(), exposure.tolist()) == ([3, 1, 0, 0], [10, 2, 0, 0])
+    positives, exposure = evaluate.training_counts(train, 4, labelled=True)
+    assert (positives.tolist(), exposure.tolist()) == ([3, 1, 0, 0], [3, 2, 1, 0])
