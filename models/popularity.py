@@ -15,28 +15,25 @@ class Popularity(NamedTuple):
     """Probability of a positive per item, the same for every user."""
 
     probability: np.ndarray  # float64 [items]
-    prior: float  # events that the mean weighs in an item's score
+    prior: float  # exposure that the mean weighs in an item's score
 
 
-def fit_popularity(
-    train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray], *, items: int, labelled: bool
-) -> Popularity:
-    """Fit on train, choose the prior and calibrate on valid.
+def fit_popularity(positives: np.ndarray, exposure: np.ndarray, valid: tuple[np.ndarray, np.ndarray]) -> Popularity:
+    """Fit on training counts, choose the prior and calibrate on valid.
 
-    With labels an item's score is the logit of its smoothed rate of positives, (positives + prior * rate) /
-    (events + prior). Without labels the negatives are our own draw, so the score is log(positives + prior) alone.
-    A logistic curve fitted on valid (Platt 1999) turns scores into probabilities; its slope is kept at or above 0.
+    An item's score is the log of its smoothed rate, (positives + prior * rate of all) / (exposure + prior). A logistic
+    curve fitted on valid (Platt 1999) turns scores into probabilities; its slope is kept at or above 0.
 
     Args:
-        train, valid: item rows (int [N]) and labels (float [N]).
+        positives: positive events per item in training, [items].
+        exposure: what they are counted over, [items]: impressions for a log with labels; for one without, days on
+            offer, so that an item does not lead by age alone.
+        valid: item rows (int [N]) and labels (float [N]).
     """
-    events = np.bincount(train[0], minlength=items).astype(np.float64)
-    positives = np.bincount(train[0], train[1] > 0, minlength=items)
-    rate = (positives.sum() + 1) / (events.sum() + 2)
+    rate = positives.sum() / exposure.sum()
     candidates = []
     for prior in PRIORS:
-        smoothed = (positives + prior * rate) / (events + prior)
-        score = np.log(smoothed / (1 - smoothed)) if labelled else np.log(positives + prior)
+        score = np.log((positives + prior * rate) / (exposure + prior))
         slope, intercept = fit_logistic(score[valid[0]], valid[1])
         probability = 1 / (1 + np.exp(-(slope * score + intercept)))
         candidates.append((log_loss(valid[1], probability[valid[0]]), Popularity(probability, prior)))

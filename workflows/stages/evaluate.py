@@ -10,6 +10,7 @@ from pydantic import Field
 
 from models.metrics import bootstrap_auc, interval, scorecard
 from models.popularity import fit_popularity
+from operators.events import DAY_US
 from storage import files
 from workflows.stage import Context, Result, StageConfig
 
@@ -37,10 +38,10 @@ def run(config: Config, context: Context) -> Result:
     label = test["label"].to_numpy()
     user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
 
+    valid = tables["valid"]
     baseline = fit_popularity(
-        *((tables[name]["row"].to_numpy(), tables[name]["label"].to_numpy()) for name in ("train", "valid")),
-        items=len(items),
-        labelled=spec["labels"],
+        *training_counts(tables["train"], len(items), labelled=spec["labels"]),
+        valid=(valid["row"].to_numpy(), valid["label"].to_numpy()),
     )
     scores = {
         "ranker": predict(load_ranker(run.uri("models", "ranker")), items, Examples(test, spec["dense"])),
@@ -63,6 +64,21 @@ def run(config: Config, context: Context) -> Result:
     run.write_json(metrics, "metrics", "evaluate.json")
     context.log(", ".join(f"{name} AUC {metrics[name]['auc']:.4f}" for name in scores))
     return Result(rows_in=test.num_rows, rows_out=test.num_rows, metrics=metrics)
+
+
+def training_counts(train: pa.Table, items: int, *, labelled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Positives per item in training, and its exposure: impressions, or without labels days on offer; [items] each.
+
+    Without labels an item counts as on offer from its first event to the end of training, for a day at least.
+    """
+    row, positive = train["row"].to_numpy(), train["label"].to_numpy() > 0
+    positives = np.bincount(row[positive], minlength=items).astype(np.float64)
+    if labelled:
+        return positives, np.bincount(row, minlength=items).astype(np.float64)
+    time = train["timestamp"].cast(pa.int64()).to_numpy()
+    first = np.full(items, time.max())
+    np.minimum.at(first, row[positive], time[positive])
+    return positives, np.maximum((time.max() - first) / DAY_US, 1) * (positives > 0)
 
 
 def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
