@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,7 +43,8 @@ def connect(address: str, cpus: int) -> None:
     init = partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR)
     env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
     if address == "local":
-        init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
+        with _no_stderr():
+            init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
         return
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # a job brings its own working directory
     try:
@@ -58,6 +60,20 @@ def _local_settings(cpus: int) -> dict[str, str]:
         "RAY_worker_maximum_startup_concurrency": str(cpus),
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Keep Ray's C++ from announcing its log level on the terminal; its errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""The command line as a user meets it: what it prints, where, and with which status."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from storage.manifest import Manifest, write_manifest
+from workflows import cli
+
+
+@pytest.fixture
+def tesserec(monkeypatch, capfd):
+    """Call the command in this process; return (status, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tesserec", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a good catalogue and a workflow that ingests it; the current directory."""
+    (tmp_path / "good").mkdir()
+    pl.DataFrame({"item_id": ["a", "b"], "title": ["x", "y"]}).write_csv(tmp_path / "good" / "items.csv")
+    (tmp_path / "w.yaml").write_text(yaml.safe_dump({"name": "w", "catalog": "good", "stages": {"ingest": None}}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_run_then_show_then_run_again(place, tesserec):
+    status, out, err = tesserec("run", "w.yaml")
+    assert (status, "complete" in out) == (0, True)
+    assert "ingest: 2 rows" in err
+    status, out, _ = tesserec("show", "runs/w", "--json")
+    shown = yaml.safe_load(out)
+    assert shown["run"] == "runs/w"
+    assert set(shown["stages"]["ingest"]) >= {
+        "state", "fingerprint", "rows_in", "rows_out", "rejected", "seconds", "rows_per_second", "metrics",
+    }  # fmt: skip
+    status, _, err = tesserec("run", "w.yaml")
+    assert status == 0
+    assert "Nothing to do" in err
+
+
+def test_changed_settings_or_tables_run_anew_and_resources_do_not(place, tesserec):
+    tesserec("run", "w.yaml")
+    assert "Nothing to do" not in tesserec("run", "w.yaml", "--set", "stages.ingest.max_reject_share=0.5")[2]
+    pl.DataFrame({"item_id": ["a"], "title": ["x"]}).write_csv(place / "good" / "items.csv")
+    assert "ingest: 1 rows" in tesserec("run", "w.yaml")[2]
+    assert "Nothing to do" in tesserec("run", "w.yaml")[2]
+    assert "ingest: 1 rows" in tesserec("run", "w.yaml", "--from", "ingest")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "nope.yaml"], "no workflow definition at nope.yaml"),
+        (["run", "w.yaml", "--set", "catalog=nowhere"], "There is no catalogue at"),
+        (["run", "w.yaml", "--set", "catalog=wrong"], "has no column 'item_id'"),
+        (["run", "w.yaml", "--set", "catalog=empty"], "has no rows"),
+        (["run", "w.yaml", "--set", "catalog=dir"], "has no items table"),
+        (["run", "w.yaml", "--set", "sed=1"], "did you mean seed?"),
+        (["run", "w.yaml", "--set", "seed=lots"], "seed is 'lots'"),
+        (["run", "w.yaml", "--set", "stages.ingest.max_reject_share"], "form key=value"),
+        (["run", "w.yaml", "--run-dir", "other"], "a run of the workflow 'other'"),
+        (["run", "w.yaml", "--run-dir", "w.yaml/x"], "cannot be written"),
+        (["run", "w.yaml", "--run-dir", "junk"], "is not a tesserec manifest"),
+        (["run", "w.yaml", "--from", "rank"], "the stages of this workflow are ingest"),
+        (["run", "w.yaml", "--nonsense"], "No such option"),
+        (["run"], "Missing argument"),
+        (["check", "w.yaml", "--set", "catalog=nowhere"], "There is no catalogue at"),
+        (["show", "nowhere"], "There is no run at nowhere"),
+        (["report", "nowhere"], "There is no run at nowhere"),
+        (["serve", "nowhere"], "There is no run at nowhere"),
+        (["serve", "other"], "rank"),
+        (["build", "other"], "rank"),
+        (["import", "netflix", "a", "b"], "choose one of movielens"),
+        (["import", "movielens", "nowhere", "b"], "nowhere"),
+        (["sample", "good"], "good"),
+        (["sample", "new", "--style", "oil"], "style"),
+        (["submit", "w.yaml", "--address", "http://127.0.0.1:1"], "took the job"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(place, tesserec, arguments, says):
+    (place / "dir").mkdir()
+    (place / "empty").mkdir()
+    (place / "empty" / "items.csv").write_text("item_id,title\n")
+    (place / "wrong").mkdir()
+    (place / "wrong" / "items.csv").write_text("product,title\n1,x\n")
+    (place / "junk").mkdir()
+    (place / "junk" / "manifest.json").write_text("[]")
+    write_manifest(str(place / "other"), Manifest(name="other"))
+    before = sorted(map(str, place.rglob("*")))
+
+    status, out, err = tesserec(*arguments)
+
+    assert (status, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert sorted(map(str, place.rglob("*"))) == before
+
+
+def test_check_says_what_a_run_would_take(place, tesserec):
+    status, out, _ = tesserec("check", "w.yaml")
+    assert status == 0
+    assert out.startswith("w: ingest")
+    assert not Path("runs").exists()
+
+
+def test_a_stage_that_rejects_too_much_fails_and_says_so(place, tesserec):
+    pl.DataFrame({"item_id": ["a", "a", "b"]}).write_csv(place / "good" / "items.csv")
+    status, _, err = tesserec("run", "w.yaml")
+    assert status == 2
+    assert "rejected 1 of 3 rows" in err
+    status, out, _ = tesserec("show", "runs/w", "--json")
+    assert yaml.safe_load(out)["stages"]["ingest"]["state"] == "failed"
