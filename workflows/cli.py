@@ -129,13 +129,14 @@ def serve(
     address: Address = "local",
 ) -> None:
     """Serve a finished run on this machine until interrupted."""
-    from serving.app import check_servable
+    from serving.local import check_port, serve_forever
+    from serving.settings import check_servable
+    from workflows.cluster import connected
 
-    from workflows.cluster import serve_forever
-
-    _manifest(run)
     check_servable(run)
-    serve_forever(run, host, port, address)
+    check_port(host, port)
+    with connected(address, cpus=2):
+        serve_forever(run, host, port)
 
 
 @app.command()
@@ -143,11 +144,9 @@ def build(
     run: Run, output: Annotated[str, typer.Option("-o", "--output", help="File to write.")] = "serve.yaml"
 ) -> None:
     """Write the Ray Serve configuration of a finished run, for `serve deploy` or a RayService."""
-    from serving.app import check_servable, serve_config
-
+    from serving.settings import check_servable, serve_config
     from storage import files
 
-    _manifest(run)
     check_servable(run)
     files.write_bytes(output, serve_config(run).encode())
     typer.echo(output)

@@ -1,0 +1,102 @@
+"""The service on this machine, in the foreground."""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import socket
+import sys
+import threading
+from contextlib import redirect_stdout
+
+from serving.settings import APPLICATION, Settings
+from storage import files
+from storage.errors import UserError
+
+
+def check_port(host: str, port: int) -> None:
+    """Make sure that the service can listen there.
+
+    Raises:
+        UserError: the port is out of range or taken, or the host is not one of this machine's addresses.
+    """
+    if not 1 <= port <= 65_535:
+        raise UserError(f"--port {port} is no port: choose one between 1 and 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is free
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host."
+        ) from error
+
+
+def deploy(settings: Settings, host: str, port: int) -> None:
+    """Start Ray Serve on the Ray of this process and wait until the application answers.
+
+    Raises:
+        UserError: Ray Serve runs on that Ray already, or the service did not come up.
+    """
+    from ray import serve
+
+    from serving.app import application
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # once imported: Ray sets it, too
+    status = serve.status()
+    if status.proxies or status.applications:  # its host and port are fixed, and the application may be someone's
+        raise UserError("Ray Serve runs on that cluster already: use `tesserec build` and `serve deploy` there.")
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    try:
+        serve.run(application(settings.model_dump()), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        deployments = serve.status().applications[APPLICATION].deployments.values()
+        mistake = next(filter(None, (user_mistake(deployment.message) for deployment in deployments)), None)
+        shut_down()
+        if mistake is None:
+            raise
+        raise UserError(mistake) from error
+
+
+def user_mistake(message: str) -> str | None:
+    """The sentence of the UserError that ends the traceback in a deployment's status, if one does."""
+    name, found, sentence = message.strip().rpartition("\n")[2].partition(": ")
+    return sentence if found and name.endswith(UserError.__name__) else None
+
+
+def shut_down() -> None:
+    """End Ray Serve."""
+    from ray import serve
+
+    with redirect_stdout(io.StringIO()):  # the controller ends before its last call returns, and Ray prints that
+        serve.shutdown()
+
+
+def serve_forever(run: str, host: str, port: int) -> None:
+    """Serve a finished run until Ctrl-C or SIGTERM; prints its URL once it answers.
+
+    Needs a Ray that this process has joined; `serving.settings.check_servable` and `check_port` come before.
+
+    Args:
+        run: URI of the run directory.
+        host, port: where to listen.
+
+    Raises:
+        UserError: Ray Serve runs there already, or the service did not come up.
+    """
+    stop = threading.Event()
+    deploy(Settings(run=files.absolute(run)), host, port)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        sys.stdout.write(f"Serving {run} at http://{host}:{port} (routes: http://{host}:{port}/docs)\n")
+        sys.stdout.flush()
+        stop.wait()
+    finally:
+        shut_down()

@@ -1,0 +1,200 @@
+"""The recommender of a finished run: candidates near the user's history, ranked by the trained ranker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from models.ranker import load_ranker
+from models.retriever import Retriever
+from models.semantic_ids import sid_string
+from operators.features import ItemFeatures, Lists, gather, lists, ranker_inputs
+from operators.tokens import NULL_ID
+from storage.errors import UserError
+from storage.run import RunDir
+
+HISTORY = "history"  # candidates are the neighbours of the user's last items
+POPULARITY = "popularity"  # nothing is known of the user: candidates are the popular items
+PRIOR_DAYS = 10.0  # on offer, that the rate of all items weighs in an item's rate
+
+
+@dataclass(frozen=True)
+class Query:
+    """Who asks, and for how many items: a known user by id, or anyone by the items they liked, oldest first."""
+
+    user_id: str | None = None
+    history: Sequence[str] = ()
+    k: int = 10
+
+
+class Recommendation(NamedTuple):
+    """The answer to a query."""
+
+    items: list[dict[str, Any]]  # item_id, score, title, caption, sid; best first
+    source: str  # of the candidates, HISTORY or POPULARITY
+    unknown: list[str]  # ids of the history that the catalogue does not have
+
+
+class _User(NamedTuple):
+    """What the ranker and the retriever have to know of one query's user."""
+
+    id: int  # hashed, NULL_ID for a user that training has not seen
+    history: torch.Tensor  # int64, rows of the last positives
+    seen: torch.Tensor  # int64, rows never to recommend
+    dense: torch.Tensor  # float32 [n], NaN where unknown
+
+
+class Recommender:
+    """Answers queries from memory. It takes Arrow columns and tensors, no object per user or per item but their ids."""
+
+    def __init__(self, run: RunDir, *, candidates: int = 200) -> None:
+        """Load a run whose stage `rank` is complete; see `serving.settings.check_servable`.
+
+        Args:
+            run: the run.
+            candidates: items that the retriever hands to the ranker per query.
+
+        Raises:
+            UserError: the ranker is missing or damaged, or an artifact lacks items.
+        """
+        spec = run.read_json("features", "spec.json")
+        table = run.read_table("features", "items")
+        users = run.read_table("features", "users")
+        self.items = ItemFeatures(table, run.read_table("embeddings", columns=["item_id", "embedding"]))
+        self.ranker = load_ranker(run.uri("models", "ranker"))
+        self.retriever = Retriever(self.items.embedding, popularity(table))
+        self.candidates = candidates
+        self._row = {item_id: row for row, item_id in enumerate(self.items.item_id)}
+        self._display = display_table(run, table["item_id"])
+        self._user_row = {user_id: row for row, user_id in enumerate(users["user_id"].to_pylist())}
+        self._user_ids = users["user"].to_pylist()
+        self._histories, self._seen = lists(users["history"]), lists(users["seen"])
+        self._max_history: int = spec["history"]
+        self._dense: list[str] = spec["dense"]
+        self._item_dense = dense_columns(table, self._dense)
+        self._user_dense = dense_columns(users, self._dense)
+
+    def recommend(self, query: Query) -> Recommendation:
+        """Answer one query; fewer than k items only where the catalogue has no more that the user has not seen."""
+        return self.recommend_all([query])[0]
+
+    @torch.inference_mode()
+    def recommend_all(self, queries: Sequence[Query]) -> list[Recommendation]:
+        """Answer queries together: one retrieval and one pass of the ranker for all."""
+        users = [self._user(query) for query in queries]
+        history = concatenate([user.history for user in users])
+        seen = concatenate([user.seen for user in users])
+        found = self.retriever.top(*history, *seen, k=self.candidates)
+        usable = found >= 0
+        scores = torch.full(found.shape, -torch.inf, dtype=torch.float64)
+        if usable.any():  # TorchRec takes no empty batch
+            scores[usable] = self._scores(users, history, owner=usable.nonzero()[:, 0], rows=found[usable])
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        found = found.gather(1, order)
+        return [
+            Recommendation(
+                items=self._described(found[i, : query.k], scores[i, : query.k]),
+                source=HISTORY if len(users[i].history) else POPULARITY,
+                unknown=[item_id for item_id in dict.fromkeys(query.history) if item_id not in self._row],
+            )
+            for i, query in enumerate(queries)
+        ]
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """An item with all there is to show of it; None where the catalogue has no such item."""
+        row = self._row.get(item_id)
+        return None if row is None else self._display.slice(row, 1).to_pylist(maps_as_pydicts="strict")[0]
+
+    @property
+    def users(self) -> int:
+        """Number of users with a history of their own."""
+        return len(self._user_row)
+
+    def _user(self, query: Query) -> _User:
+        row = self._user_row.get(query.user_id) if query.user_id is not None else None
+        if row is not None:
+            at = torch.tensor([row])
+            history, seen = (gather(source, at)[0] for source in (self._histories, self._seen))
+            return _User(self._user_ids[row], history, seen, self._user_dense[row])
+        seen = torch.tensor([self._row[item] for item in query.history if item in self._row], dtype=torch.int64)
+        dense = torch.full((len(self._dense),), torch.nan)
+        if "user_events" in self._dense:  # the history is all that is known of what this user did
+            dense[self._dense.index("user_events")] = np.log1p(len(seen))
+        return _User(NULL_ID, seen[-self._max_history :], seen, dense)
+
+    def _scores(
+        self, users: Sequence[_User], history: Lists, *, owner: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Probability of every pair of a user (position in `users`) and an item (row), float64 [M]."""
+        item_dense, user_dense = self._item_dense[rows], torch.stack([user.dense for user in users])[owner]
+        inputs = ranker_inputs(
+            self.items,
+            user=torch.tensor([user.id for user in users])[owner],
+            history=gather(history, owner),
+            rows=rows,
+            dense=torch.where(item_dense.isnan(), user_dense, item_dense),
+        )
+        return self.ranker(inputs).double().sigmoid()
+
+    def _described(self, rows: torch.Tensor, scores: torch.Tensor) -> list[dict[str, Any]]:
+        known = scores > -torch.inf
+        shown = self._display.select(["item_id", "title", "caption", "sid"]).take(pa.array(rows[known].numpy()))
+        return [{**item, "score": score} for item, score in zip(shown.to_pylist(), scores[known].tolist(), strict=True)]
+
+
+def concatenate(parts: Sequence[torch.Tensor]) -> Lists:
+    """One list per part."""
+    lengths = torch.tensor([0, *(len(part) for part in parts)])
+    return torch.cat(list(parts)), lengths.cumsum(0)
+
+
+def dense_columns(table: pa.Table, names: Sequence[str]) -> torch.Tensor:
+    """Columns by name, float32 [N, n]; NaN where the table has no such column."""
+    absent = np.full(table.num_rows, np.nan, dtype=np.float32)
+    columns = [table[name].to_numpy() if name in table.column_names else absent for name in names]
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+
+
+def popularity(items: pa.Table) -> torch.Tensor:
+    """What users without a history start from, float32 [N]: the rate of positives, as `models.popularity` has it.
+
+    With labels the smoothed share of positives among the item's events; without them, events per day on offer,
+    smoothed by the rate of all items, so that an item does not lead by age alone.
+    """
+    if "item_rate" in items.column_names:
+        return dense_columns(items, ["item_rate"])[:, 0]
+    events, days = dense_columns(items, ["item_events", "item_age"]).expm1().clamp_min(0).unbind(1)
+    rate = events.sum() / days.sum().clamp_min(1)
+    return (events + PRIOR_DAYS * rate) / (days + PRIOR_DAYS)
+
+
+def display_table(run: RunDir, item_ids: pa.ChunkedArray) -> pa.Table:
+    """What people see of every item, in the order of `item_ids`.
+
+    Returns:
+        item_id, title, description, caption, sid (spelled), attributes, media.
+
+    Raises:
+        UserError: an item is missing in an artifact.
+    """
+    sources = (
+        (("items",), ["title", "description", "caption"], "interpret"),
+        (("sids",), ["codes"], "quantize"),
+        (("catalog", "items"), ["attributes", "media"], "ingest"),
+    )
+    shown = pa.table({"item_id": item_ids})
+    for parts, columns, stage in sources:
+        table = run.read_table(*parts, columns=["item_id", *columns])
+        where = pc.index_in(item_ids, table["item_id"])
+        if where.null_count:
+            raise UserError(f"{where.null_count} items are missing in {parts[-1]}: run again with --from {stage}.")
+        for column in columns:
+            shown = shown.append_column(column, table[column].take(where))
+    codes = pa.array([sid_string(codes) for codes in shown["codes"].to_pylist()], pa.string())
+    return shown.set_column(shown.column_names.index("codes"), "sid", codes).combine_chunks()

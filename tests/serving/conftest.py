@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from models.ranker import TABLES, Ranker, RankerConfig, save_ranker
+from operators.features import Examples, ItemFeatures
+from operators.items import Buckets
+from operators.sids import codes_array
+from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.run import RunDir
+from workflows.stage import Context
+from workflows.stages import ORDER, features
+
+ITEMS, USERS, EVENTS, WIDTH = 60, 30, 900, 8
+DAY_US = 86_400_000_000
+
+
+def write_run(root: Path, *, labels: bool) -> RunDir:
+    """A finished run: hand-made artifacts, the real features stage, and a ranker of random weights."""
+    random = np.random.default_rng(0)
+    run = RunDir(str(root))
+    ids = [f"item {n}" for n in range(ITEMS)]
+    titles = pa.array([None if n % 5 == 0 else f"title {n}" for n in range(ITEMS)], pa.string())
+    captions = pa.array([None if n % 7 == 0 else f"a thing of kind {n % 4}" for n in range(ITEMS)], pa.string())
+    media = [[{"uri": f"media/{n}.jpg", "kind": "image"}] for n in range(ITEMS)]
+    attributes = pa.array(
+        [None if n % 3 == 0 else [("kind", str(n % 4))] for n in range(ITEMS)], pa.map_(pa.string(), pa.string())
+    )
+    described = pa.table({"item_id": ids, "title": titles, "description": titles})
+    run.write_table(
+        described.append_column("media", pa.array(media)).append_column("attributes", attributes), "catalog", "items"
+    )
+    run.write_table(described.append_column("caption", captions), "items")
+    vectors = pa.array(random.normal(size=ITEMS * WIDTH).astype(np.float32))
+    embeddings = pa.table({"item_id": ids, "embedding": pa.FixedSizeListArray.from_arrays(vectors, WIDTH)})
+    run.write_table(embeddings.take(random.permutation(ITEMS)), "embeddings")
+    codes = np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) % 5, np.arange(ITEMS)], axis=1)
+    run.write_table(pa.table({"item_id": ids, "codes": codes_array(codes)}), "sids")
+
+    item = random.integers(0, ITEMS - 3, EVENTS)  # the last three items are new
+    users = [f"user {n}" for n in random.integers(0, USERS, EVENTS - 20)] + ["late user"] * 20  # not in training
+    log = pa.table(
+        {
+            "user_id": pa.array(users),
+            "item_id": pa.array([ids[n] for n in item]),
+            "timestamp": pa.array(np.sort(random.integers(0, 90 * DAY_US, EVENTS)), pa.timestamp("us", tz="UTC")),
+            "position": random.integers(1, 9, EVENTS).astype(np.float32),
+        }
+    )
+    if labels:
+        log = log.append_column("label", pa.array((random.random(EVENTS) < 0.3).astype(np.float32)))
+    run.write_table(log, "catalog", "interactions")
+    context = Context(run, str(root), 0, "f", log=lambda line: None, progress=lambda done, total: None)
+    buckets = {"user_buckets": 64, "item_buckets": 128, "token_buckets": 256, "sid_buckets": 64}
+    features.run(features.Config(history=5, **buckets), context)
+    write_ranker(run)
+    write_manifest(str(root), Manifest(name="tiny", stages={name: StageEntry(state="complete") for name in ORDER}))
+    return run
+
+
+def write_ranker(run: RunDir) -> None:
+    spec = run.read_json("features", "spec.json")
+    config = RankerConfig(
+        rows={table: Buckets(**spec["buckets"]).of(table) for table in TABLES},
+        dense=tuple(spec["dense"]),
+        content_dim=WIDTH,
+        hidden=(8,),
+    )
+    torch.manual_seed(0)
+    ranker = Ranker(config).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in ranker.parameters():
+            parameter.normal_(std=0.1)
+    train = Examples(run.read_table("features", "train"), spec["dense"])
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    ranker.set_statistics(train.dense, items.embedding, rate=0.3)
+    save_ranker(run.uri("models", "ranker"), config, ranker.state_dict())
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> RunDir:
+    return write_run(tmp_path_factory.mktemp("labelled"), labels=True)
+
+
+@pytest.fixture(scope="session")
+def unlabelled_run(tmp_path_factory) -> RunDir:
+    return write_run(tmp_path_factory.mktemp("unlabelled"), labels=False)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from models.ranker import load_ranker
+from models.retriever import normalise
+from operators.events import Events, counts, histories
+from operators.features import Examples, ItemFeatures, predict
+from operators.tokens import NULL_ID, bucket_ids
+from serving.recommender import Query, Recommender, popularity
+from storage import files
+from storage.errors import UserError
+from storage.run import RunDir
+from workflows.stages.features import encode
+
+WHO = ["user 0", "user 7", "late user"]
+
+
+@pytest.fixture(scope="module", params=["finished_run", "unlabelled_run"])
+def run(request) -> RunDir:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def recommender(run) -> Recommender:
+    return Recommender(run)
+
+
+def items_of(recommender: Recommender, **query: object) -> list[str]:
+    return [item["item_id"] for item in recommender.recommend(Query(**query)).items]
+
+
+def liked(run: RunDir, user_id: str) -> list[str]:
+    log = run.read_table("catalog", "interactions").to_pylist()
+    return [row["item_id"] for row in log if row["user_id"] == user_id and row.get("label", 1) > 0]
+
+
+def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray:
+    """What the offline path says just after the log's end: examples made from the log, then `predict`."""
+    spec = run.read_json("features", "spec.json")
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
+    rows = np.array([items.item_id.index(item_id) for item_id in item_ids])
+    user = np.full(len(rows), log.users.to_pylist().index(user_id))
+    time = np.full(len(rows), log.events.time.max() + 1)
+    events = Events(*(getattr(log.events, field.name) for field in dataclasses.fields(Events)))
+    values, offsets = histories(events, user, time, length=spec["history"])
+    trained = user_id in run.read_table("features", "train")["user_id"].to_pylist()
+    table = {
+        "user": np.full(len(rows), bucket_ids([user_id], spec["buckets"]["user"])[0] if trained else NULL_ID),
+        "row": rows.astype(np.int32),
+        "history": pa.ListArray.from_arrays(offsets, values),
+        "position": np.full(len(rows), np.nan, np.float32),
+        "label": np.zeros(len(rows), np.float32),
+        **counts(events, rows, user, time, rates=log.labelled),
+    }
+    return predict(load_ranker(run.uri("models", "ranker")), items, Examples(pa.table(table), spec["dense"]))
+
+
+@pytest.mark.parametrize("user_id", WHO)
+def test_scores_equal_those_of_the_offline_path(run, recommender, user_id) -> None:
+    answer = recommender.recommend(Query(user_id=user_id, k=20))
+    scores = np.array([item["score"] for item in answer.items])
+    np.testing.assert_allclose(scores, offline_scores(run, user_id, [i["item_id"] for i in answer.items]), rtol=1e-5)
+    assert scores.std() > 0.001
+    assert (np.diff(scores) <= 0).all()
+
+
+@pytest.mark.parametrize("user_id", WHO)
+def test_a_user_gets_exactly_what_they_have_not_liked(run, recommender, user_id) -> None:
+    found = items_of(recommender, user_id=user_id, k=100)
+    assert len(found) == len(set(found))
+    assert set(found) == set(recommender.items.item_id) - set(liked(run, user_id))
+
+
+def test_only_the_nearest_candidates_are_ranked(finished_run) -> None:
+    recommender = Recommender(finished_run, candidates=4)
+    history = ["item 3", "item 8"]
+    ids, vectors = recommender.items.item_id, normalise(recommender.items.embedding).numpy()
+    cosine = vectors @ vectors[[ids.index(item) for item in history]].mean(0)
+    near = [ids[row] for row in np.argsort(-cosine) if ids[row] not in history]
+    found = items_of(recommender, history=history)
+    assert set(found) == set(near[:4])
+    assert found[:2] == items_of(recommender, history=history, k=2)
+
+
+def test_who_is_unknown_gets_popular_items(finished_run) -> None:
+    recommender = Recommender(finished_run, candidates=5)
+    rates = finished_run.read_table("features", "items").sort_by([("item_rate", "descending")])
+    for query in (Query(user_id="nobody"), Query(), Query(history=["nothing"])):
+        answer = recommender.recommend(query)
+        assert answer.source == "popularity"
+        assert {item["item_id"] for item in answer.items} == set(rates["item_id"].to_pylist()[:5])
+    assert recommender.recommend(Query(user_id="user 1")).source == "history"
+
+
+def test_popular_without_labels_is_frequent_for_its_age() -> None:
+    events, days = np.array([40, 40, 0, 4, 400]), np.array([80, 8, -1, 1, 85])
+    ages = np.where(days < 0, -1, np.log1p(np.maximum(days, 0)))
+    items = pa.table({"item_events": np.log1p(events).astype(np.float32), "item_age": ages.astype(np.float32)})
+    rate = 484 / 174
+    expected = [(n + 10 * rate) / (max(d, 0) + 10) for n, d in zip(events, days, strict=True)]
+    np.testing.assert_allclose(popularity(items).numpy(), expected, rtol=1e-4)
+
+
+def test_unknown_ids_of_a_history_are_named_and_change_nothing(recommender) -> None:
+    answer = recommender.recommend(Query(history=["x", "item 3", "y", "item 4", "x"]))
+    assert answer.unknown == ["x", "y"]
+    assert answer.items == recommender.recommend(Query(history=["item 3", "item 4"])).items
+    assert answer.source == "history"
+
+
+def test_a_long_history_is_left_out_whole_and_ranks_by_its_end(recommender) -> None:
+    history = [f"item {n}" for n in range(40)]
+    answer = recommender.recommend(Query(history=history, k=100))
+    assert {item["item_id"] for item in answer.items} == set(recommender.items.item_id) - set(history)
+    assert recommender.recommend(Query(history=recommender.items.item_id, k=100)).items == []
+    turned = recommender.recommend(Query(history=history[::-1], k=100))
+    assert turned.items != answer.items
+
+
+def test_together_as_alone(recommender) -> None:
+    queries = [
+        Query(user_id="user 2", k=3),
+        Query(user_id="nobody", k=1),
+        Query(history=["item 1"] * 3, k=50),
+        Query(history=["item 9", "?"]),
+        Query(user_id="late user", k=100),
+    ]
+    for query, together in zip(queries, recommender.recommend_all(queries), strict=True):
+        alone = recommender.recommend(query)
+        assert together[1:] == alone[1:]
+        assert len(together.items) == len(alone.items)
+        for left, right in zip(together.items, alone.items, strict=True):
+            assert left == {**right, "score": pytest.approx(right["score"], rel=1e-5)}
+
+
+def test_an_item_and_what_is_missing_of_it(recommender) -> None:
+    assert recommender.item("item 8") == {
+        "item_id": "item 8",
+        "title": "title 8",
+        "description": "title 8",
+        "caption": "a thing of kind 0",
+        "sid": "<a_0><b_3><c_8>",
+        "attributes": {"kind": "0"},
+        "media": [{"uri": "media/8.jpg", "kind": "image"}],
+    }
+    bare = recommender.item("item 0")
+    assert bare is not None
+    assert [name for name, value in bare.items() if value is None] == ["title", "description", "caption", "attributes"]
+    assert recommender.item("item") is None
+
+
+def test_an_artifact_that_lacks_items_is_the_users_to_mend(finished_run, tmp_path) -> None:
+    fs, path = files.filesystem(finished_run.root)
+    fs.cp(path, str(tmp_path / "run"), recursive=True)
+    broken = RunDir(str(tmp_path / "run"))
+    broken.write_table(broken.read_table("sids").slice(2), "sids")
+    with pytest.raises(UserError, match="2 items are missing in sids"):
+        Recommender(broken)
