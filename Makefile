@@ -37,7 +37,8 @@ soak: setup
 	$(BIN)/python -m pytest -m soak
 
 bench: setup
-	$(BIN)/python -m benchmarks.stages --out runs/bench-stages.json
+	test -f $(DEMO)-catalog/catalog.json || $(BIN)/tesserec sample $(DEMO)-catalog
+	$(BIN)/python -m benchmarks.stages --data $(DEMO)-catalog
 
 bench-setup:
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from storage import files
 from storage.errors import UserError
@@ -27,9 +28,12 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
         UserError: the definition is wrong, or no dashboard answers at the address.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if (Path.home() / ".ray" / "auth_token").exists():  # a head started here asks for it, and a client must be told so
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     definition = load(workflow, overrides)
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
     root = files.absolute(run_dir or f"runs/{definition.name}")
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
@@ -38,6 +42,8 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
             entrypoint=_entrypoint(definition, root),
             runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES},
         )
+    except AuthenticationError as error:
+        raise UserError(f"{address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"No Ray cluster at {address} took the job ({reason}): is it the dashboard's URL?") from error

@@ -1,0 +1,107 @@
+"""The demo, small, as a Ray job on a head node of this machine; then what its run looks like from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from storage import files
+from storage.manifest import Manifest
+from workflows.catalogs.sample import write_sample
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.rank.epochs=2"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def dashboard():
+    """The URL of a Ray head that lives as long as this module's tests."""
+    port, board = free_port(), free_port()
+    command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={board}"]
+    command += ["--num-cpus=9", "--object-store-memory=1000000000", "--disable-usage-stats"]
+    environment = {**os.environ, "RAY_prestart_worker_first_driver": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    url = f"http://127.0.0.1:{board}"
+    until = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2)  # noqa: S310 - our own head
+            break
+        except urllib.error.HTTPError:
+            break  # it answers, if only to ask for a token
+        except OSError:
+            assert time.monotonic() < until, "the Ray head did not come up"
+            assert head.poll() is None
+            time.sleep(0.5)
+    yield url
+    os.killpg(head.pid, signal.SIGTERM)
+    head.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def run(dashboard, tmp_path_factory):
+    """The run directory of the demo as a job, submitted from a folder that is not the repository."""
+    place = tmp_path_factory.mktemp("jobs")
+    write_sample(str(place / "catalog"), items=60, users=60)
+    workflow = REPOSITORY / "workflows" / "definitions" / "demo.yaml"
+    command = [BIN / "tesserec", "submit", workflow, "--address", dashboard, "--run-dir", "run"]
+    for override in ("catalog=catalog", "stages.ingest.max_reject_share=0.5", *QUICK):
+        command += ["--set", override]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=540, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("raysubmit_")
+    return place / "run"
+
+
+def test_every_stage_of_the_job_is_complete_and_no_row_is_lost(run):
+    shown = subprocess.run([BIN / "tesserec", "show", run, "--json"], capture_output=True, text=True, check=True).stdout
+    manifest = Manifest.model_validate_json((run / "manifest.json").read_text())
+    stages = json.loads(shown)["stages"]
+    assert list(stages) == ["ingest", "interpret", "project", "quantize", "features", "rank", "evaluate", "report"]
+    for name, stage in stages.items():
+        assert stage["state"] == "complete", name
+        assert stage["rows_in"] == stage["rows_out"] + stage["rejected"]
+        assert stage["fingerprint"] == manifest.stages[name].fingerprint
+
+
+def test_every_item_has_a_caption_or_a_reason_an_embedding_and_its_own_sid(run):
+    items = files.read_table(str(run / "items"))
+    degraded = {row["item_id"] for row in files.read_table(str(run / "rejects" / "interpret")).to_pylist()}
+    assert {row["item_id"] for row in items.to_pylist() if row["caption"] is None} <= degraded
+    sids = files.read_table(str(run / "sids"))
+    embeddings = files.read_table(str(run / "embeddings"))
+    assert (
+        set(items["item_id"].to_pylist()) == set(sids["item_id"].to_pylist()) == set(embeddings["item_id"].to_pylist())
+    )
+    assert len({tuple(codes) for codes in sids["codes"].to_pylist()}) == items.num_rows
+
+
+def test_evaluation_compares_ranker_popularity_and_truth(run):
+    metrics = json.loads((run / "manifest.json").read_text())["stages"]["evaluate"]["metrics"]
+    for model in ("ranker", "popularity", "truth"):
+        assert {"auc", "user_auc", "log_loss", "ne", "calibration"} <= set(metrics[model])
+    assert metrics["ranker"]["auc"] < metrics["truth"]["auc"]
+    assert any(key.startswith("recall@") for key in metrics["retriever"])
+
+
+def test_the_report_is_there_and_checkpoints_are_gone(run):
+    assert "<html" in (run / "report" / "index.html").read_text()
+    assert not any((run / "checkpoints").glob("*")) or not (run / "checkpoints" / "interpret").exists()
