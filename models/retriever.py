@@ -1,4 +1,4 @@
-"""Candidate retrieval: cosine neighbours of the mean of a user's last items."""
+"""Candidate retrieval: items near the mean of a user's last items, the popular ones before the others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import torch
 from torch.nn import functional
 
 BLOCK = 2048  # users per matrix product
+# What the most popular item has over the least popular one, in units of cosine. Content alone finds fewer of the next
+# items than popularity does, and the two together more than either (benchmarks/RESULTS.md).
+POPULARITY_WEIGHT = 1.0
 
 
 def normalise(embeddings: torch.Tensor) -> torch.Tensor:
@@ -22,12 +25,12 @@ class Retriever:
 
         Args:
             embeddings: float32 [N, D].
-            popularity: float [N], higher first; the order for users without a history.
+            popularity: float [N], higher first; its ranks count, and alone make the order for users without a history.
         """
         self.vectors = normalise(embeddings)
         order = popularity.argsort(descending=True, stable=True)
         self.popular = torch.empty(len(order))
-        self.popular[order] = torch.linspace(1, 0, len(order))
+        self.popular[order] = torch.linspace(POPULARITY_WEIGHT, 0, len(order))
 
     def top(
         self, history: torch.Tensor, offsets: torch.Tensor, seen: torch.Tensor, seen_offsets: torch.Tensor, *, k: int
@@ -41,11 +44,10 @@ class Retriever:
         Returns:
             int64 [B, min(k, N)]; -1 where fewer than k items are left.
         """
-        users = functional.embedding_bag(history, self.vectors, offsets[:-1], mode="mean")
-        warm = offsets.diff() > 0
+        users = functional.normalize(functional.embedding_bag(history, self.vectors, offsets[:-1], mode="mean"))
         best = []
         for block in torch.arange(len(users)).split(BLOCK):
-            scores = torch.where(warm[block, None], users[block] @ self.vectors.T, self.popular)
+            scores = users[block] @ self.vectors.T + self.popular  # a user without a history is the zero vector
             first, end = seen_offsets[block[0]], seen_offsets[block[-1] + 1]
             row = torch.repeat_interleave(block - block[0], seen_offsets.diff()[block])
             scores[row, seen[first:end]] = -torch.inf

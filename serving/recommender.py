@@ -21,7 +21,6 @@ from storage.run import RunDir
 
 HISTORY = "history"  # candidates are the neighbours of the user's last items
 POPULARITY = "popularity"  # nothing is known of the user: candidates are the popular items
-PRIOR_DAYS = 10.0  # on offer, that the rate of all items weighs in an item's rate
 
 
 @dataclass(frozen=True)
@@ -162,16 +161,9 @@ def dense_columns(table: pa.Table, names: Sequence[str]) -> torch.Tensor:
 
 
 def popularity(items: pa.Table) -> torch.Tensor:
-    """What users without a history start from, float32 [N]: the rate of positives, as `models.popularity` has it.
-
-    With labels the smoothed share of positives among the item's events; without them, events per day on offer,
-    smoothed by the rate of all items, so that an item does not lead by age alone.
-    """
-    if "item_rate" in items.column_names:
-        return dense_columns(items, ["item_rate"])[:, 0]
-    events, days = dense_columns(items, ["item_events", "item_age"]).expm1().clamp_min(0).unbind(1)
-    rate = events.sum() / days.sum().clamp_min(1)
-    return (events + PRIOR_DAYS * rate) / (days + PRIOR_DAYS)
+    """Positives that items have had, float32 [N]; with labels their events times the smoothed share of positives."""
+    events = dense_columns(items, ["item_events"])[:, 0].expm1()
+    return events * dense_columns(items, ["item_rate"])[:, 0] if "item_rate" in items.column_names else events
 
 
 def display_table(run: RunDir, item_ids: pa.ChunkedArray) -> pa.Table:

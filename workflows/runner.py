@@ -57,6 +57,7 @@ def execute(
         reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
         return manifest
     files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
+    _forget_stale(manifest, fingerprints, forced=start)
     with ExitStack() as stack:
         for name, config in definition.configs.items():
             if name not in todo:
@@ -118,6 +119,14 @@ def _stages_to_run(
         if name == until:
             break
     return todo
+
+
+def _forget_stale(manifest: Manifest, fingerprints: dict[str, str], *, forced: str | None) -> None:
+    """Set stages back to pending whose inputs have changed or are about to: a run that ends early must not hide it."""
+    for name, entry in manifest.stages.items():
+        behind = forced is not None and ORDER.index(name) >= ORDER.index(forced)
+        if entry.state == "complete" and (behind or entry.fingerprint != fingerprints.get(name)):
+            entry.state = "pending"
 
 
 def _fingerprints(definition: Definition) -> dict[str, str]:

@@ -10,7 +10,9 @@ from models.retriever import Retriever
 def brute(embeddings: np.ndarray, popularity: np.ndarray, history: list[int], seen: list[int], k: int) -> list[int]:
     z = (embeddings - embeddings.mean(0)) / embeddings.std(0)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
-    scores = z @ z[history].mean(0) if history else popularity
+    user = z[history].mean(0) if history else np.zeros(z.shape[1])
+    rank = np.argsort(np.argsort(-popularity, kind="stable"), kind="stable")
+    scores = z @ (user / max(np.linalg.norm(user), 1e-12)) + 1 - rank / (len(rank) - 1)
     order = [int(i) for i in np.argsort(-scores, kind="stable") if i not in seen][:k]
     return order + [-1] * (k - len(order))
 

@@ -61,6 +61,15 @@ def test_changed_settings_or_tables_run_anew_and_resources_do_not(place, tessere
     assert "ingest: 1 rows" in tesserec("run", "w.yaml", "--from", "ingest")[2]
 
 
+def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
+    definition = {"name": "w", "catalog": "good", "stages": {"ingest": None, "report": None}}
+    (place / "w.yaml").write_text(yaml.safe_dump(definition))
+    tesserec("run", "w.yaml")
+    tesserec("run", "w.yaml", "--set", "stages.ingest.max_reject_share=0.5", "--until", "ingest")
+    stages = yaml.safe_load(tesserec("show", "runs/w", "--json")[1])["stages"]
+    assert {name: stage["state"] for name, stage in stages.items()} == {"ingest": "complete", "report": "pending"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -39,8 +39,10 @@ def run(config: Config, context: Context) -> Result:
     user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
 
     valid = tables["valid"]
+    positives, exposure = training_counts(tables["train"], len(items), labelled=spec["labels"])
     baseline = fit_popularity(
-        *training_counts(tables["train"], len(items), labelled=spec["labels"]),
+        positives,
+        exposure,
         valid=(valid["row"].to_numpy(), valid["label"].to_numpy()),
     )
     scores = {
@@ -60,7 +62,7 @@ def run(config: Config, context: Context) -> Result:
         "mean": metrics["ranker"]["auc"] - metrics["popularity"]["auc"],
         "interval": interval(samples["ranker"] - samples["popularity"]),
     }
-    metrics["retriever"] = retrieval(items.embedding, tables, baseline.probability, config.recall_at)
+    metrics["retriever"] = retrieval(items.embedding, tables, positives, config.recall_at)
     run.write_json(metrics, "metrics", "evaluate.json")
     context.log(", ".join(f"{name} AUC {metrics[name]['auc']:.4f}" for name in scores))
     return Result(rows_in=test.num_rows, rows_out=test.num_rows, metrics=metrics)
