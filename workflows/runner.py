@@ -19,7 +19,7 @@ from storage.errors import UserError
 from storage.hashing import fingerprint
 from storage.manifest import Manifest, StageEntry, read_manifest, write_manifest
 from storage.run import RunDir
-from workflows import catalog, cluster
+from workflows import cluster, tables
 from workflows.definition import Definition, dump
 from workflows.progress import Reporter
 from workflows.stage import Context, Result, StageConfig
@@ -84,7 +84,7 @@ def preflight(definition: Definition, root: str, start: str | None = None, until
             raise UserError(f"{option} {stage}: the stages of this workflow are {', '.join(definition.configs)}.")
     if start and until and ORDER.index(start) > ORDER.index(until):
         raise UserError(f"--from {start} comes after --until {until}: swap them.")
-    catalog.check(definition.catalog, needs_interactions="features" in definition.configs)
+    tables.check(definition.catalog, needs_interactions="features" in definition.configs)
     manifest = read_manifest(root) or Manifest(name=definition.name)
     if manifest.name != definition.name:
         raise UserError(
@@ -140,7 +140,7 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
             "operators": {op.__name__: op.version for op in getattr(module, "OPERATORS", ())},
             "config": config.identity(),
             "seed": definition.seed if getattr(module, "SEEDED", True) else None,
-            "inputs": [found[needed] for needed in inputs] or catalog.signature(definition.catalog),
+            "inputs": [found[needed] for needed in inputs] or tables.signature(definition.catalog),
         }
         found[name] = fingerprint(json.dumps(identity, sort_keys=True))
     return found

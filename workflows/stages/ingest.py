@@ -10,7 +10,7 @@ from pydantic import Field
 
 from operators.base import REJECTED
 from storage.errors import UserError
-from workflows import catalog
+from workflows import tables
 from workflows.rejects import rejects_table
 from workflows.stage import Context, Result, StageConfig
 
@@ -39,18 +39,18 @@ class Config(StageConfig):
 
 def run(config: Config, context: Context) -> Result:
     """Write `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`."""
-    uri = catalog.find(context.catalog, "items")
+    uri = tables.find(context.catalog, "items")
     assert uri is not None  # noqa: S101 - preflight has seen it
-    raw = catalog.scan(uri)
+    raw = tables.scan(uri)
     items, rejects = split_items(canonical_items(raw, uri))
     if items.is_empty():
         raise UserError(f"{uri} has no usable item: every item_id is empty.")
     context.run.write_table(_to_arrow_items(items), "catalog", "items")
     context.run.write_table(rejects_table(rejects, stage="ingest"), "rejects", "ingest")
     metrics: dict[str, object] = {}
-    log_uri = catalog.find(context.catalog, "interactions")
+    log_uri = tables.find(context.catalog, "interactions")
     if log_uri is not None:
-        events, dropped = clean_events(canonical_events(catalog.scan(log_uri), log_uri), items["item_id"])
+        events, dropped = clean_events(canonical_events(tables.scan(log_uri), log_uri), items["item_id"])
         if events.is_empty():
             raise UserError(f"{log_uri} has no usable event: dropped {_counts(dropped)}.")
         context.run.write_table(_to_arrow_events(events), "catalog", "interactions")
@@ -70,7 +70,7 @@ def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     Raises:
         UserError: a column has a type that cannot be read as what it should be.
     """
-    missing = [pl.lit(None).alias(name) for name in catalog.KNOWN["items"] if name not in raw.columns]
+    missing = [pl.lit(None).alias(name) for name in tables.KNOWN["items"] if name not in raw.columns]
     raw = raw.with_columns(missing)
     try:
         return raw.select(
@@ -113,7 +113,7 @@ def canonical_events(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     """
     schema = raw.schema
     context = [
-        n for n, t in schema.items() if n not in catalog.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
+        n for n, t in schema.items() if n not in tables.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
     ]
     label = [pl.col("label").cast(pl.Float32)] if "label" in schema else []
     try:

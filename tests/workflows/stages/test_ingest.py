@@ -7,7 +7,7 @@ import pytest
 
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows import catalog
+from workflows import tables
 from workflows.stage import Context
 from workflows.stages import ingest
 
@@ -26,7 +26,7 @@ def context(tmp_path):
 
 
 def run(context: Context):
-    catalog.check(context.catalog, needs_interactions=False)
+    tables.check(context.catalog, needs_interactions=False)
     return ingest.run(ingest.Config(), context)
 
 
@@ -165,5 +165,5 @@ def test_ratings_are_no_labels():
 def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says):
     (tmp_path / "catalog" / name).write_text(content)
     with pytest.raises(UserError) as caught:
-        catalog.check(context.catalog, needs_interactions=False)
+        tables.check(context.catalog, needs_interactions=False)
     assert says in str(caught.value)
