@@ -54,7 +54,7 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
         "user": np.full(len(rows), bucket_ids([user_id], spec["buckets"]["user"])[0] if trained else NULL_ID),
         "row": rows.astype(np.int32),
         "history": pa.ListArray.from_arrays(offsets, values),
-        "position": np.full(len(rows), np.nan, np.float32),
+        "context_position": np.full(len(rows), np.nan, np.float32),
         "label": np.zeros(len(rows), np.float32),
         **counts(events, rows, user, time, rates=log.labelled),
     }

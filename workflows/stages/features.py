@@ -98,6 +98,8 @@ def run(config: Config, context: Context) -> Result:
     train = split == 0
     users = np.where(np.isin(np.arange(len(log.users)), events.user[train]), log.user_ids(buckets.user), NULL_ID)
     warm = np.isin(np.arange(items.num_rows), events.item[train])
+    # the log names its columns as it likes: the prefix keeps them off the table's own
+    context_columns = {f"context_{name}": log.context[name] for name in log.context.column_names}
     metrics: dict[str, Any] = {"labels": log.labelled, "repeats": int((~eligible).sum())}
     for number, name in enumerate(SPLITS):
         known = events.take(split <= number)
@@ -115,7 +117,7 @@ def run(config: Config, context: Context) -> Result:
                 "user": users[examples.user],
                 "history": history_column(known, examples.user, examples.time, config.history),
                 **counts(known, examples.item, examples.user, examples.time, rates=log.labelled),
-                **{column: log.context[column].take(pa.array(rows)) for column in log.context.column_names},
+                **{column: values.take(pa.array(rows)) for column, values in context_columns.items()},
                 "label": examples.label,
                 "timestamp": pa.array(examples.time, pa.timestamp("us", tz="UTC")),
             }
@@ -130,7 +132,7 @@ def run(config: Config, context: Context) -> Result:
     now = events.time.max() + 1
     dense = write_state(run, items, warm, log, users, history=config.history, now=int(now))
     spec = {"buckets": asdict(buckets), "history": config.history, "labels": log.labelled}
-    run.write_json({**spec, "dense": [*dense, *log.context.column_names]}, "features", "spec.json")
+    run.write_json({**spec, "dense": [*dense, *context_columns]}, "features", "spec.json")
     return Result(
         rows_in=interactions.num_rows,
         rows_out=len(events),

@@ -98,7 +98,7 @@ def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> N
     log = pl.from_arrow(context.run.read_table("catalog", "interactions")).sort("timestamp")
     parts = [read(context, name) for name in ("train", "valid", "test")]
     rows = pl.concat(parts).sort("timestamp")
-    assert rows.select("user_id", "item_id", "timestamp", "label", "hour").equals(
+    assert rows.select("user_id", "item_id", "timestamp", "label", hour="context_hour").equals(
         log.select("user_id", "item_id", "timestamp", "label", "hour")
     )
     item_ids = read(context, "items")["item_id"].to_list()
@@ -123,6 +123,24 @@ def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> N
     assert state["history"] == state["seen"][-5:]
 
 
+def test_columns_of_the_log_never_take_the_place_of_features(tmp_path: Path) -> None:
+    plain, named = write_run(tmp_path / "plain"), write_run(tmp_path / "named")
+    log = named.run.read_table("catalog", "interactions")
+    for name in ("row", "item_events", "user", "history"):
+        log = log.append_column(name, log["hour"])
+    named.run.write_table(log, "catalog", "interactions")
+    for context in (plain, named):
+        features.run(features.Config(**SMALL), context)
+    for name in ("train", "valid", "test"):
+        expected, found = read(plain, name), read(named, name)
+        assert found.select(expected.columns).equals(expected)
+        assert found["context_row"].equals(found["context_hour"], check_names=False)
+    extra = {"context_row", "context_item_events", "context_user", "context_history"}
+    dense, more = (context.run.read_json("features", "spec.json")["dense"] for context in (plain, named))
+    assert set(more) == {*dense, *extra}
+    assert len(more) == len(dense) + len(extra)
+
+
 def test_the_order_of_the_input_does_not_matter(tmp_path: Path) -> None:
     for labels in (True, False):
         tables = []
@@ -144,7 +162,7 @@ def test_without_labels_negatives_join_the_first_interactions(tmp_path: Path) ->
     assert "item_rate" not in rows.columns
     once = negatives.join(positives, on=["user_id", "timestamp"], suffix="_positive")
     assert len(once) == len(negatives)
-    assert (once["hour"] == once["hour_positive"]).all()  # a negative stands in its positive's place
+    assert (once["context_hour"] == once["context_hour_positive"]).all()  # a negative stands in its positive's place
 
 
 def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
