@@ -21,7 +21,7 @@ $(VENV)/.installed: requirements/cpu.txt pyproject.toml
 	touch $@
 
 demo: setup
-	test -f $(DEMO)-catalog/catalog.json || $(BIN)/tesserec sample $(DEMO)-catalog
+	test -f $(DEMO)-catalog/catalog.json || { rm -rf $(DEMO)-catalog && $(BIN)/tesserec sample $(DEMO)-catalog; }
 	$(BIN)/tesserec run workflows/definitions/demo.yaml --set catalog=$(DEMO)-catalog --run-dir $(DEMO)
 
 test: setup
@@ -37,8 +37,9 @@ soak: setup
 	$(BIN)/python -m pytest -m soak
 
 bench: setup
-	test -f $(DEMO)-catalog/catalog.json || $(BIN)/tesserec sample $(DEMO)-catalog
+	test -f $(DEMO)-catalog/catalog.json || { rm -rf $(DEMO)-catalog && $(BIN)/tesserec sample $(DEMO)-catalog; }
 	$(BIN)/python -m benchmarks.stages --data $(DEMO)-catalog
+	test ! -d data/movielens || $(BIN)/python -m benchmarks.stages --workflow workflows/definitions/movielens.yaml --data data/movielens
 
 bench-setup:
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

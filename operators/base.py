@@ -58,7 +58,13 @@ def apply(operator: Operator, table: pa.Table) -> pa.Table:
 
     When a batch fails, its halves are tried, down to the single rows that cannot be processed; those are rejected
     with the code `operator_error`. One bad row therefore costs itself alone.
+
+    Raises:
+        KeyError: the table lacks a declared input column, which is no row's fault.
     """
+    missing = [name for name in operator.input_columns if name not in table.column_names]
+    if missing:
+        raise KeyError(f"{type(operator).__name__} reads {', '.join(missing)}: put an operator before it that adds it")
     kept = pc.equal(table["outcome"], KEPT)
     alive = table.filter(kept)
     if alive.num_rows == table.num_rows:

@@ -37,10 +37,9 @@ def main() -> None:
     cpu_build = [part for links in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", links)]
     if index := os.environ.get("TORCH_INDEX"):
         cpu_build += ["--extra-index-url", index]
-    compile_lock(
-        "cpu.txt", "pyproject.toml", "--extra", "cpu", "--extra", "dev", overrides=CPU, where_torch_is=cpu_build
-    )
-    compile_lock("cuda.txt", "pyproject.toml", "--extra", "cuda", overrides=["torch==2.13.0"])
+    project = ("pyproject.toml", "--extra", "s3", "--extra", "gcs")  # a cluster's runs live in object stores
+    compile_lock("cpu.txt", *project, "--extra", "cpu", "--extra", "dev", overrides=CPU, where_torch_is=cpu_build)
+    compile_lock("cuda.txt", *project, "--extra", "cuda", overrides=["torch==2.13.0"])
     peers = ("requirements/bench.in", "--constraint", "requirements/cpu.txt")
     compile_lock("bench.txt", *peers, overrides=BENCH, where_torch_is=cpu_build)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file atomically: readers see the old content or the new, never a part.
 
-    Object stores put whole objects; elsewhere a temporary sibling is renamed over the target.
+    A temporary sibling is moved over the target; where a move is a copy, as in object stores, the copy is whole too.
     """
     fs, path = filesystem(uri)
     parent = fs._parent(path)
@@ -80,8 +81,16 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write a value as indented JSON, atomically; numbers that JSON does not have (NaN, infinity) become null."""
+    write_bytes(uri, (json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def dataset(uri: str) -> pyarrow.dataset.Dataset:

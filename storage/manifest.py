@@ -56,6 +56,23 @@ def read_manifest(root: str) -> Manifest | None:
         raise UserError(f"{uri} is not a tesserec manifest: choose another --run-dir or remove that folder.") from error
 
 
+def require_manifest(root: str) -> Manifest:
+    """The manifest of a run that must be there.
+
+    Raises:
+        UserError: it is not, or it is damaged.
+    """
+    manifest = read_manifest(root)
+    if manifest is None:
+        raise UserError(f"There is no run at {root}: start one with `tesserec run WORKFLOW --run-dir {root}`.")
+    return manifest
+
+
+def shown(manifest: Manifest, root: str) -> dict[str, Any]:
+    """What `tesserec show --json` prints."""
+    return {"run": root, "name": manifest.name, "stages": manifest.model_dump()["stages"]}
+
+
 def write_manifest(root: str, manifest: Manifest) -> None:
     """Replace the manifest atomically."""
     files.write_json(files.join(root, "manifest.json"), manifest.model_dump())

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from storage.errors import UserError
-from storage.manifest import Manifest, read_manifest
+from storage.manifest import require_manifest, shown
 
 app = typer.Typer(
     name="tesserec",
@@ -64,13 +64,13 @@ def import_(
 
 
 @app.command()
-def check(workflow: Workflow, set_: Overrides = None, run_dir: RunDirOption = None) -> None:
+def check(workflow: Workflow, set_: Overrides = None, run_dir: RunDirOption = None, address: Address = "local") -> None:
     """Find what is wrong with a workflow before it runs."""
     from workflows.definition import load
-    from workflows.runner import logical_cpus, preflight
+    from workflows.preflight import logical_cpus, preflight
 
     definition = load(workflow, set_ or [])
-    preflight(definition, _run_dir(definition.name, run_dir))
+    preflight(definition, _run_dir(definition.name, run_dir), address=address)
     stages = list(definition.configs)
     typer.echo(f"{definition.name}: {', '.join(stages)}; up to {max(logical_cpus(definition, stages))} logical CPUs.")
 
@@ -100,13 +100,9 @@ def show(run: Run, as_json: Annotated[bool, typer.Option("--json", help="The man
     """States, counts, speeds and metrics of a run."""
     from workflows.summary import summary
 
-    manifest = _manifest(run)
+    manifest = require_manifest(run)
     if as_json:
-        stages = {
-            name: entry.model_dump(exclude={"started", "error"} if not entry.error else {"started"})
-            for name, entry in manifest.stages.items()
-        }
-        _print({"run": run, "name": manifest.name, "stages": stages})
+        _print(shown(manifest, run))
     else:
         typer.echo(summary(manifest, run))
 
@@ -117,7 +113,7 @@ def report(run: Run) -> None:
     from storage.run import RunDir
     from workflows.reporting import write_report
 
-    _manifest(run)
+    require_manifest(run)
     typer.echo(write_report(RunDir(run)))
 
 
@@ -174,17 +170,12 @@ def main() -> None:
         _fail(str(error))
     except typer.TyperException as error:
         _fail(f"{error.format_message().rstrip('.')}: see `tesserec --help`.")
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename or 'see the paths of the command'}.")
     except (KeyboardInterrupt, typer.Abort):
         print("Interrupted; the same command goes on from here.", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _manifest(run: str) -> Manifest:
-    manifest = read_manifest(run)
-    if manifest is None:
-        raise UserError(f"There is no run at {run}: start one with `tesserec run WORKFLOW --run-dir {run}`.")
-    return manifest
 
 
 def _run_dir(name: str, given: str | None) -> str:

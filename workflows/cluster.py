@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,6 @@ def connect(address: str, cpus: int) -> None:
         UserError: there is no cluster at the address.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # on by default, and can hang a start
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address == "local":
         os.environ.update({name: value for name, value in _local_settings(cpus).items() if name not in os.environ})
     import ray
@@ -47,10 +47,26 @@ def connect(address: str, cpus: int) -> None:
             init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
         return
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # a job brings its own working directory
+    check_reachable(address)
     try:
         init(runtime_env=None if in_job else env)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"There is no Ray cluster at {address!r}: start one with `ray start --head`.") from error
+
+
+def check_reachable(address: str) -> None:
+    """Knock at host:port; Ray itself would end the process where nobody listens.
+
+    Raises:
+        UserError: nobody does.
+    """
+    host, _, port = address.partition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"Nobody answers at {address} ({error}): start a cluster with `ray start --head`.") from error
 
 
 def _local_settings(cpus: int) -> dict[str, str]:

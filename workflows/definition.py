@@ -28,7 +28,7 @@ class Definition(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     catalog: str = Field(min_length=1)
     stages: Any
 
@@ -131,7 +131,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {path}; {hint}"
     if problem["type"] == "missing":
         return f"the key {path} is missing."
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{path} is {problem['input']!r}: {message}."
 
 

@@ -55,7 +55,11 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
         async for lines in client.tail_job_logs(job):
             print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201
 
-    asyncio.run(follow())
+    try:
+        asyncio.run(follow())
+    except KeyboardInterrupt:
+        print(f"Stopped following; the job goes on, and `ray job stop {job}` ends it.", file=sys.stderr)  # noqa: T201
+        return 130
     return 0 if client.get_job_status(job) == JobStatus.SUCCEEDED else 1
 
 

@@ -7,24 +7,25 @@ Same and complete: skipped. Same and incomplete: gone on from. Different: run an
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
-import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from storage import files
 from storage.errors import UserError
 from storage.hashing import fingerprint
-from storage.manifest import Manifest, StageEntry, read_manifest, write_manifest
+from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows import cluster, tables
 from workflows.definition import Definition, dump
+from workflows.preflight import logical_cpus, preflight
 from workflows.progress import Reporter
 from workflows.stage import Context, Result, StageConfig
 from workflows.stages import ORDER, stage_module
-from workflows.streams import READER_CPUS
 
 
 def execute(
@@ -49,16 +50,17 @@ def execute(
     """
     root = files.absolute(root)  # workers stand elsewhere
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
-    manifest = preflight(definition, root, start, until)
+    manifest = preflight(definition, root, start, until, address)
     fingerprints = _fingerprints(definition)
     run, reporter = RunDir(root), Reporter()
     todo = _stages_to_run(definition, manifest, fingerprints, start, until)
     if not todo:
         reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
         return manifest
-    files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
-    _forget_stale(manifest, fingerprints, forced=start)
     with ExitStack() as stack:
+        stack.enter_context(_only_driver(root))
+        files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
+        _forget_stale(manifest, fingerprints, forced=start)
         for name, config in definition.configs.items():
             if name not in todo:
                 if name in manifest.stages:
@@ -66,42 +68,10 @@ def execute(
                 continue
             if hasattr(stage_module(name), "cpus"):
                 stack.enter_context(cluster.connected(address, max(logical_cpus(definition, todo))))
-            if name == start:
+            if start is not None:
                 files.remove(run.uri("checkpoints", name))
             _run_stage(name, config, _context(definition, run, reporter, fingerprints[name]), manifest, reporter)
     return manifest
-
-
-def preflight(definition: Definition, root: str, start: str | None = None, until: str | None = None) -> Manifest:
-    """Find what is wrong before any work; return the run's manifest, a new one where there is none.
-
-    Raises:
-        UserError: the catalogue cannot be read, the run directory belongs to another workflow or cannot be written, a
-            stage name is unknown, or the machine lacks what the pools ask for.
-    """
-    for option, stage in (("--from", start), ("--until", until)):
-        if stage is not None and stage not in definition.configs:
-            raise UserError(f"{option} {stage}: the stages of this workflow are {', '.join(definition.configs)}.")
-    if start and until and ORDER.index(start) > ORDER.index(until):
-        raise UserError(f"--from {start} comes after --until {until}: swap them.")
-    tables.check(definition.catalog, needs_interactions="features" in definition.configs)
-    manifest = read_manifest(root) or Manifest(name=definition.name)
-    if manifest.name != definition.name:
-        raise UserError(
-            f"{root} holds a run of the workflow {manifest.name!r}, not {definition.name!r}: choose another --run-dir."
-        )
-    _check_writable(root)
-    return manifest
-
-
-def logical_cpus(definition: Definition, stages: list[str]) -> list[int]:
-    """CPUs that each stage holds at once on Ray, readers included; at least 1 for a list without such stages."""
-    needs = [1]
-    for name in stages:
-        cpus = getattr(stage_module(name), "cpus", None)
-        if cpus is not None:
-            needs.append(int(cpus(definition.configs[name]) + 0.999) + READER_CPUS)
-    return needs
 
 
 def _stages_to_run(
@@ -119,6 +89,26 @@ def _stages_to_run(
         if name == until:
             break
     return todo
+
+
+@contextmanager
+def _only_driver(root: str) -> Iterator[None]:
+    """Hold a local run directory against a second driver, which would append the same rows; death lets go of it.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    fs, path = files.filesystem(root)
+    if "file" not in fs.protocol:
+        yield
+        return
+    Path(path).mkdir(parents=True, exist_ok=True)
+    with (Path(path) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"Another run is at work in {root}: wait for it or choose another --run-dir.") from error
+        yield
 
 
 def _forget_stale(manifest: Manifest, fingerprints: dict[str, str], *, forced: str | None) -> None:
@@ -185,7 +175,8 @@ def _run_stage(
     entry.state = "complete"
     entry.rows_in, entry.rows_out = result.rows_in, result.rows_out
     entry.rejected, entry.degraded, entry.metrics = result.rejected, result.degraded, result.metrics
-    entry.rows_per_second = round(result.rows_in / max(entry.seconds, 1e-3), 1)
+    computed = result.rows_in - result.metrics.get("reused", 0)
+    entry.rows_per_second = round(computed / max(entry.seconds, 1e-3), 1)
     write_manifest(root, manifest)
     files.remove(context.run.uri("checkpoints", name))
     dropped = f", {result.rejected} rejected" if result.rejected else ""
@@ -202,15 +193,6 @@ def _check_result(name: str, result: Result, config: StageConfig) -> None:
     if limit is not None and result.rejected > limit * result.rows_in:
         raise UserError(
             f"Stage {name} rejected {result.rejected} of {result.rows_in} rows, more than max_reject_share = {limit} "
-            f"allows: read the reasons in rejects/{name}, mend the catalogue or raise stages.{name}.max_reject_share."
+            f"allows: read the reasons in rejects/{name}, then mend the catalogue and run with --from {name}, or raise "
+            f"stages.{name}.max_reject_share."
         )
-
-
-def _check_writable(root: str) -> None:
-
-    fs, path = files.filesystem(root)
-    if "file" not in fs.protocol:
-        return
-    nearest = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")

@@ -9,10 +9,12 @@ A stage file in `workflows/stages/` has:
 
 and, where it has them:
 
+    SEEDED = False             the seed does not change its results (default: it does)
     OPERATORS                  operator classes whose `version` counts into the fingerprint
     AFTER_ALL = True           it looks back on every stage that the definition names before it: all of them count into
                                its fingerprint, and none of them has to be there
     def cpus(config) -> float  CPUs that its actors and workers hold at once on Ray
+    def gpus(config) -> float  GPUs, likewise
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ from storage.run import RunDir
 class StageConfig(BaseModel):
     """Settings of a stage; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    resources: ClassVar[frozenset[str]] = frozenset()  # settings that change speed, never results
+    # Settings that change speed or limits, never results. A class that names its own names this one's, too.
+    resources: ClassVar[frozenset[str]] = frozenset({"max_reject_share"})
 
     def identity(self) -> dict[str, Any]:
         """The settings that results depend on."""

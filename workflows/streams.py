@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.base import KEPT, REJECTED, Operator, apply, with_outcome
 from storage import files
@@ -40,6 +40,12 @@ class Pool(BaseModel):
     num_cpus: float = Field(1.0, gt=0)
     num_gpus: float = Field(0.0, ge=0)
     batch_size: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _leave_cpus_to_readers(self) -> Pool:
+        if self.num_gpus and self.num_cpus >= 1:
+            raise ValueError("a GPU actor must leave CPUs to the readers; write num_cpus: 0.5")
+        return self
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ def stream(
 def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
     """Rows that are committed under `sink`; `known` remembers the files that were counted before."""
     fs, path = files.filesystem(files.join(sink, "marks"))
+    fs.invalidate_cache(path)  # remote stores remember listings
     counts = {} if known is None else known
     for name in fs.glob(f"{path}/*.parquet"):
         if name not in counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import yaml
 
 from storage.manifest import Manifest, write_manifest
 from workflows import cli
+
+GPU_POOL = "stages.interpret={pools: {caption: {num_gpus: 64}}}"
 
 
 @pytest.fixture
@@ -52,9 +55,9 @@ def test_run_then_show_then_run_again(place, tesserec):
     assert "Nothing to do" in err
 
 
-def test_changed_settings_or_tables_run_anew_and_resources_do_not(place, tesserec):
+def test_a_changed_table_runs_anew_and_a_changed_limit_does_not(place, tesserec):
     tesserec("run", "w.yaml")
-    assert "Nothing to do" not in tesserec("run", "w.yaml", "--set", "stages.ingest.max_reject_share=0.5")[2]
+    assert "Nothing to do" in tesserec("run", "w.yaml", "--set", "stages.ingest.max_reject_share=0.5")[2]
     pl.DataFrame({"item_id": ["a"], "title": ["x"]}).write_csv(place / "good" / "items.csv")
     assert "ingest: 1 rows" in tesserec("run", "w.yaml")[2]
     assert "Nothing to do" in tesserec("run", "w.yaml")[2]
@@ -65,7 +68,8 @@ def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
     definition = {"name": "w", "catalog": "good", "stages": {"ingest": None, "report": None}}
     (place / "w.yaml").write_text(yaml.safe_dump(definition))
     tesserec("run", "w.yaml")
-    tesserec("run", "w.yaml", "--set", "stages.ingest.max_reject_share=0.5", "--until", "ingest")
+    pl.DataFrame({"item_id": ["a"], "title": ["x"]}).write_csv(place / "good" / "items.csv")
+    tesserec("run", "w.yaml", "--until", "ingest")
     stages = yaml.safe_load(tesserec("show", "runs/w", "--json")[1])["stages"]
     assert {name: stage["state"] for name, stage in stages.items()} == {"ingest": "complete", "report": "pending"}
 
@@ -80,6 +84,11 @@ def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
         (["run", "w.yaml", "--set", "catalog=dir"], "has no items table"),
         (["run", "w.yaml", "--set", "sed=1"], "did you mean seed?"),
         (["run", "w.yaml", "--set", "seed=lots"], "seed is 'lots'"),
+        (["run", "w.yaml", "--set", "seed=-1"], "greater than or equal to 0"),
+        (["run", "w.yaml", "--set", GPU_POOL], "leave CPUs to the readers"),
+        (["run", "w.yaml", "--set", GPU_POOL.replace("num_gpus", "num_cpus: 0.5, num_gpus")], "GPUs and this machine"),
+        (["run", "w.yaml", "--set", "stages.interpret={}", "--address", "127.0.0.1:1"], "Nobody answers at"),
+        (["sample", "w.yaml/x"], "w.yaml/x"),
         (["run", "w.yaml", "--set", "stages.ingest.max_reject_share"], "form key=value"),
         (["run", "w.yaml", "--run-dir", "other"], "a run of the workflow 'other'"),
         (["run", "w.yaml", "--run-dir", "w.yaml/x"], "cannot be written"),
@@ -119,6 +128,16 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(place, tesserec, argum
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert sorted(map(str, place.rglob("*"))) == before
+
+
+def test_two_runs_in_one_directory_are_kept_apart(place, tesserec):
+    tesserec("run", "w.yaml")
+    with (place / "runs" / "w" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, _, err = tesserec("run", "w.yaml", "--from", "ingest")
+    assert status == 2
+    assert "Another run is at work" in err
+    assert tesserec("run", "w.yaml", "--from", "ingest")[0] == 0
 
 
 def test_check_says_what_a_run_would_take(place, tesserec):

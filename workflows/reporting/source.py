@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from storage import files
-from storage.errors import UserError
-from storage.manifest import Manifest, StageEntry, read_manifest
+from storage.manifest import Manifest, StageEntry, require_manifest
 from storage.run import RunDir
 from workflows.stages import ORDER
 
@@ -66,9 +65,7 @@ def read_source(run: RunDir) -> Source:
     Raises:
         UserError: there is no run.
     """
-    manifest = read_manifest(run.root)
-    if manifest is None:
-        raise UserError(f"There is no run at {run.root}: start one with `tesserec run WORKFLOW --run-dir {run.root}`.")
+    manifest = require_manifest(run.root)
     uri = run.uri("workflow.yaml")
     definition = yaml.safe_load(files.read_bytes(uri)) if files.exists(uri) else {}
     return Source(run, manifest, definition)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import polars as pl
 import pyarrow as pa
@@ -49,6 +49,7 @@ class LimitsConfig(BaseModel):
     max_seconds: float = Field(Limits.max_seconds, gt=0)
     max_side: int = Field(Limits.max_side, ge=32)
     frames: int = Field(Limits.frames, ge=1)
+    decode_seconds: float = Field(Limits.decode_seconds, gt=0)
 
 
 class Pools(BaseModel):
@@ -66,8 +67,6 @@ class Config(StageConfig):
     """Settings of interpret.
 
     Attributes:
-        captioner: backend that writes captions.
-        embedder: backend that makes vectors.
         max_media: media used per item.
         limits: what one medium may cost.
         max_reject_share: share of rejected rows past which the run fails.
@@ -76,8 +75,6 @@ class Config(StageConfig):
         pools: actors of each operator.
     """
 
-    captioner: Literal["tagger"] = "tagger"
-    embedder: Literal["local"] = "local"
     max_media: int = Field(1, ge=1)
     limits: LimitsConfig = LimitsConfig()
     max_reject_share: float = Field(0.1, ge=0, le=1)
@@ -93,6 +90,11 @@ class Config(StageConfig):
 def cpus(config: Config) -> float:
     """CPUs that the pools hold at once."""
     return sum(pool.size * pool.num_cpus for _, pool in config.pools)
+
+
+def gpus(config: Config) -> float:
+    """GPUs that the pools hold at once."""
+    return sum(pool.size * pool.num_gpus for _, pool in config.pools)
 
 
 def steps(config: Config, root: str) -> list[Step]:
