@@ -7,6 +7,7 @@ without a copy.
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -65,19 +66,20 @@ def decode_video(content: bytes, limits: Limits) -> list[np.ndarray]:
     """Decode `limits.frames` frames, evenly over a video's length, each RGB uint8 [H, W, 3].
 
     Raises:
-        MediaError: `not_a_video`, `too_many_pixels`, `too_long` or `broken_video`.
+        MediaError: `not_a_video`, `too_many_pixels`, `too_long`, `too_slow` or `broken_video`.
     """
+    deadline = time.monotonic() + limits.decode_seconds
     try:
-        with av.open(io.BytesIO(content), mode="r", timeout=30.0) as container:
+        with av.open(io.BytesIO(content), mode="r", timeout=limits.decode_seconds) as container:
             if not container.streams.video:
                 raise MediaError("not_a_video", "no video stream")
             stream = container.streams.video[0]
-            if stream.codec_context.width * stream.codec_context.height > limits.max_pixels:
-                raise MediaError("too_many_pixels", f"{stream.codec_context.width} x {stream.codec_context.height}")
+            _check_size(stream.codec_context, limits)
             seconds = float(container.duration or 0) / av.time_base
             if seconds > limits.max_seconds:
                 raise MediaError("too_long", f"{seconds:.0f} s")
-            frames = [_sample(container, stream, seconds * (i + 0.5) / limits.frames) for i in range(limits.frames)]
+            moments = [seconds * (i + 0.5) / limits.frames for i in range(limits.frames)]
+            frames = [_sample(container, stream, moment, deadline, limits) for moment in moments]
     except MediaError:
         raise
     except FFmpegError as error:
@@ -88,15 +90,29 @@ def decode_video(content: bytes, limits: Limits) -> list[np.ndarray]:
     return found
 
 
-def _sample(container: av.container.InputContainer, stream: av.VideoStream, second: float) -> av.VideoFrame | None:
-    """The first frame at or after `second`, from the key frame before it; the last one seen where the file ends."""
+def _sample(
+    container: av.container.InputContainer, stream: av.VideoStream, second: float, deadline: float, limits: Limits
+) -> av.VideoFrame | None:
+    """The first frame at or after `second`, from the key frame before it; the last one seen where the file ends.
+
+    A file may lie about its size and have millions of frames after one key frame: both are checked on the way.
+    """
     container.seek(int(second * av.time_base))
     last = None
-    for frame in container.decode(stream):
-        last = frame
-        if frame.time is None or frame.time >= second:
-            break
+    for packet in container.demux(stream):
+        for frame in packet.decode():
+            _check_size(frame, limits)
+            last = frame
+            if frame.time is None or frame.time >= second:
+                return last
+        if time.monotonic() > deadline:
+            raise MediaError("too_slow", f"decoding takes more than {limits.decode_seconds:g} s")
     return last
+
+
+def _check_size(frame: av.VideoFrame | av.VideoCodecContext, limits: Limits) -> None:
+    if frame.width * frame.height > limits.max_pixels:
+        raise MediaError("too_many_pixels", f"{frame.width} x {frame.height}")
 
 
 def _shrink(frame: av.VideoFrame, limits: Limits) -> np.ndarray:

@@ -24,10 +24,11 @@ class Limits:
 
     Attributes:
         max_bytes: size of the file.
-        max_pixels: width times height of a picture or frame, checked before it is decoded.
+        max_pixels: width times height of a picture, checked before it is decoded, and of every frame of a video.
         max_seconds: duration of a video.
         max_side: longer side of a frame after decoding, in pixels; larger ones are shrunk.
         frames: frames sampled from a video, evenly over its length.
+        decode_seconds: wall seconds that the decoding of a video may take.
     """
 
     max_bytes: int = 64 << 20
@@ -35,6 +36,7 @@ class Limits:
     max_seconds: float = 3_600.0
     max_side: int = 384
     frames: int = 4
+    decode_seconds: float = 20.0
 
 
 def resolve(uri: str, root: str) -> str:

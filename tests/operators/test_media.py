@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from operators import media
 from operators.base import apply, with_outcome
 from operators.media import FetchMedia, decode_image, decode_video, frame_arrays
 from storage.limits import Limits, MediaError
@@ -21,12 +24,14 @@ def encoded(picture: Image.Image, **options) -> bytes:
     return out.getvalue()
 
 
-def video(frames: int = 12, size: int = 64) -> bytes:
+def video(frames: int = 12, size: int = 64, container_format: str = "mp4", gop: int = 12) -> bytes:
     """Grey levels rise over the length, so that a sampled frame tells its time."""
     out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as container:
+    with av.open(out, "w", format=container_format) as container:
         stream = container.add_stream("mpeg4", rate=6)
         stream.width = stream.height = size
+        stream.gop_size = gop
+        stream.options = {"sc_threshold": "1000000000"}  # no key frames but those asked for
         for i in range(frames):
             level = np.full((size, size, 3), 20 + 200 * i // (frames - 1), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
@@ -108,13 +113,23 @@ def test_video_frames_are_spread_evenly_over_its_length():
         (video()[:300], Limits(), "broken_video"),
         (video(), Limits(max_seconds=1), "too_long"),
         (video(), Limits(max_pixels=64 * 64 - 1), "too_many_pixels"),
+        (video(6, 64, "mpegts") + video(6, 512, "mpegts"), Limits(max_pixels=64 * 64), "too_many_pixels"),
     ],
-    ids=["text", "truncated", "long", "large"],
+    ids=["text", "truncated", "long", "large", "grows later"],
 )
 def test_bad_videos_have_stable_codes(content, limits, code):
     with pytest.raises(MediaError) as caught:
         decode_video(content, limits)
     assert caught.value.code == code
+
+
+def test_a_video_with_one_key_frame_is_left_when_its_time_is_up(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(media, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    assert len(decode_video(video(12), Limits(decode_seconds=100))) == 4
+    with pytest.raises(MediaError) as caught:
+        decode_video(video(600, gop=600), Limits(decode_seconds=100))
+    assert caught.value.code == "too_slow"
 
 
 def test_fetch_gives_every_item_its_outcome(tmp_path):
