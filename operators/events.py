@@ -119,6 +119,12 @@ def first_interactions(events: Events) -> np.ndarray:
     return mask
 
 
+def known_items(log: Events, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Mask [Q] of the queries whose item has an event in the log strictly before their time."""
+    _, start, end = before(log.item, log.time, item, time)
+    return end > start
+
+
 def draw_negatives(
     positives: Events, log: Events, *, items: int, ratio: int, seed: int, rounds: int = 10
 ) -> tuple[Events, np.ndarray]:
@@ -152,14 +158,14 @@ def draw_negatives(
 
     source = np.repeat(np.arange(len(positives)), ratio)
     known_events = np.searchsorted(times, positives.time)
-    known_items = np.searchsorted(arrival, positives.time)
+    shown_items = np.searchsorted(arrival, positives.time)
     source = source[known_events[source] > 0]
     drawn = np.full(len(source), -1, dtype=np.int64)
     for _ in range(rounds):
         open_ = np.flatnonzero(drawn < 0)
         rows = source[open_]
         popular = recent_items[(random.random(len(rows)) * known_events[rows]).astype(np.int64)]
-        uniform = arrived[(random.random(len(rows)) * known_items[rows]).astype(np.int64)]
+        uniform = arrived[(random.random(len(rows)) * shown_items[rows]).astype(np.int64)]
         item = np.where(random.random(len(rows)) < 0.5, popular, uniform)
         wanted = positives.user[rows] * items + item
         found = np.searchsorted(pairs, wanted)

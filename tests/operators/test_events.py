@@ -13,6 +13,7 @@ from operators.events import (
     draw_negatives,
     first_interactions,
     histories,
+    known_items,
     split_by_time,
     split_leave_last,
 )
@@ -91,6 +92,15 @@ def test_the_future_changes_no_feature(rows: list[tuple[int, int, int, bool]], n
     )
     for with_future, without in zip(known_at(past + future, now), known_at(past, now), strict=True):
         np.testing.assert_array_equal(with_future, without)
+
+
+@settings(deadline=None)
+@given(LOGS)
+def test_an_item_is_known_from_the_moment_after_its_first_event(rows: list[tuple[int, int, int, bool]]) -> None:
+    log = events(rows)
+    found = known_items(log, log.item, log.time)
+    expected = [log.time[log.item == item].min() < time for item, time in zip(log.item, log.time, strict=True)]
+    assert found.tolist() == expected
 
 
 @settings(deadline=None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from models.metrics import bootstrap_auc, interval, scorecard
@@ -13,6 +14,10 @@ from models.popularity import fit_popularity
 from operators.events import DAY_US
 from storage import files
 from workflows.stage import Context, Result, StageConfig
+from workflows.stages.features import Log, encode
+
+if TYPE_CHECKING:
+    from operators.features import ItemFeatures
 
 VERSION = 1
 INPUTS = ("ingest", "project", "features", "rank")
@@ -35,6 +40,7 @@ def run(config: Config, context: Context) -> Result:
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
     tables = {name: run.read_table("features", name) for name in ("train", "valid", "test")}
     test = tables["test"]
+    log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
     label = test["label"].to_numpy()
     user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
 
@@ -62,7 +68,7 @@ def run(config: Config, context: Context) -> Result:
         "mean": metrics["ranker"]["auc"] - metrics["popularity"]["auc"],
         "interval": interval(samples["ranker"] - samples["popularity"]),
     }
-    metrics["retriever"] = retrieval(items.embedding, tables, positives, config.recall_at)
+    metrics["retriever"] = retrieval(items, test, log, positives, config.recall_at)
     run.write_json(metrics, "metrics", "evaluate.json")
     context.log(", ".join(f"{name} AUC {metrics[name]['auc']:.4f}" for name in scores))
     return Result(rows_in=test.num_rows, rows_out=test.num_rows, metrics=metrics)
@@ -71,16 +77,18 @@ def run(config: Config, context: Context) -> Result:
 def training_counts(train: pa.Table, items: int, *, labelled: bool) -> tuple[np.ndarray, np.ndarray]:
     """Positives per item in training, and its exposure: impressions, or without labels days on offer; [items] each.
 
-    Without labels an item counts as on offer from its first event to the end of training, for a day at least.
+    Without labels an item counts as on offer from its first event, which is no example, to the end of training, for a
+    day at least.
     """
     row, positive = train["row"].to_numpy(), train["label"].to_numpy() > 0
     positives = np.bincount(row[positive], minlength=items).astype(np.float64)
+    rows = np.bincount(row, minlength=items).astype(np.float64)
     if labelled:
-        return positives, np.bincount(row, minlength=items).astype(np.float64)
+        return positives, rows
     time = train["timestamp"].cast(pa.int64()).to_numpy()
-    first = np.full(items, time.max())
-    np.minimum.at(first, row[positive], time[positive])
-    return positives, np.maximum((time.max() - first) / DAY_US, 1) * (positives > 0)
+    first = np.full(items, time.max(), dtype=np.float64)
+    np.minimum.at(first, row, time - np.expm1(train["item_age"].to_numpy()) * DAY_US)
+    return positives + (rows > 0), np.maximum((time.max() - first) / DAY_US, 1) * (rows > 0)
 
 
 def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
@@ -102,7 +110,7 @@ def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
 
 
 def retrieval(
-    embeddings: Any, tables: dict[str, pa.Table], popularity: np.ndarray, recall_at: tuple[int, ...]
+    items: ItemFeatures, test: pa.Table, log: Log, popularity: np.ndarray, recall_at: tuple[int, ...]
 ) -> dict[str, float]:
     """recall@K of the test positives that were new to their user, in the whole catalogue less what the user had.
 
@@ -111,26 +119,18 @@ def retrieval(
     import torch
 
     from models.retriever import Retriever
-    from operators.events import Events, histories
+    from operators.events import histories
     from operators.features import lists
 
-    log = pa.concat_tables(table.select(["user_id", "row", "timestamp", "label"]) for table in tables.values())
-    users = log["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    events = Events(
-        users,
-        log["row"].to_numpy().astype(np.int64),
-        log["timestamp"].cast(pa.int64()).to_numpy(),
-        log["label"].to_numpy(),
-    )
-    queries = events.take(np.arange(len(events) - tables["test"].num_rows, len(events)))
-    positive = queries.label > 0
-    queries = queries.take(positive)
-    history, offsets = lists(tables["test"]["history"].combine_chunks().filter(pa.array(positive)))
-    values, ends = histories(events, queries.user, queries.time, length=len(events))
+    test = test.filter(pc.greater(test["label"], 0))
+    user = pc.index_in(test["user_id"], log.users).to_numpy().astype(np.int64)
+    history, offsets = lists(test["history"])
+    time = test["timestamp"].cast(pa.int64()).to_numpy()
+    values, ends = histories(log.events, user, time, length=len(log.events))
     seen, seen_offsets = torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends.astype(np.int64))
-    target = torch.from_numpy(queries.item)
+    target = torch.from_numpy(test["row"].to_numpy().astype(np.int64))
 
-    retriever = Retriever(embeddings, torch.from_numpy(popularity))
+    retriever = Retriever(items.embedding, torch.from_numpy(popularity))
     k = max(recall_at)
     found = retriever.top(history, offsets, seen, seen_offsets, k=k)
     nobody = torch.zeros(len(target) + 1, dtype=torch.int64)

@@ -21,6 +21,7 @@ from operators.events import (
     draw_negatives,
     first_interactions,
     histories,
+    known_items,
     split_by_time,
     split_leave_last,
 )
@@ -105,7 +106,16 @@ def run(config: Config, context: Context) -> Result:
         known = events.take(split <= number)
         rows = np.flatnonzero((split == number) & eligible)
         examples = events.take(rows)
+        left_out = 0
         if not log.labelled:
+            # Negatives are drawn from items that had an event, so one without would give its label away.
+            known_item = known_items(known, examples.item, examples.time)
+            left_out = int((~known_item).sum())
+            rows, examples = rows[known_item], examples.take(known_item)
+            if not len(rows):
+                raise UserError(
+                    f"No event of the {name} split is about an item that had an event before: give a longer log."
+                )
             seed = context.seed * len(SPLITS) + number
             negatives, source = draw_negatives(examples, known, items=items.num_rows, ratio=config.negatives, seed=seed)
             examples, rows = examples.extend(negatives), np.concatenate([rows, rows[source]])
@@ -125,6 +135,7 @@ def run(config: Config, context: Context) -> Result:
         run.write_table(table, "features", name)
         metrics[name] = {
             "rows": len(examples),
+            "first_of_item": left_out,
             "positive_rate": float(examples.label.mean()),
             "cold_users": float((users[examples.user] == NULL_ID).mean()),
             "cold_items": float((~warm[examples.item]).mean()),

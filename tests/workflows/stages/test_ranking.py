@@ -157,12 +157,31 @@ def test_without_labels_negatives_join_the_first_interactions(tmp_path: Path) ->
     log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
     rows = pl.concat([read(context, name) for name in ("train", "valid", "test")])
     positives, negatives = rows.filter(pl.col("label") == 1), rows.filter(pl.col("label") == 0)
-    assert len(positives) == len(log.unique(["user_id", "item_id"])) == len(log) - result.metrics["repeats"]
+    first_of_item = sum(result.metrics[name]["first_of_item"] for name in ("train", "valid", "test"))
+    assert first_of_item == log["item_id"].n_unique()
+    assert len(log.unique(["user_id", "item_id"])) == len(log) - result.metrics["repeats"]
+    assert len(positives) == len(log) - result.metrics["repeats"] - first_of_item
     assert 1.9 * len(positives) < len(negatives) <= 2 * len(positives)
     assert "item_rate" not in rows.columns
     once = negatives.join(positives, on=["user_id", "timestamp"], suffix="_positive")
     assert len(once) == len(negatives)
     assert (once["context_hour"] == once["context_hour_positive"]).all()  # a negative stands in its positive's place
+
+
+def test_without_labels_newness_does_not_tell_the_label(tmp_path: Path) -> None:
+    """Items arrive all the time here, so that every split holds first events."""
+    context = write_run(tmp_path, labels=False)
+    log = context.run.read_table("catalog", "interactions")
+    event = np.arange(log.num_rows)
+    newest = event * ITEMS // len(event)
+    items = pa.array([f"i{n}" for n in np.maximum(newest - event % 3, 0)])
+    context.run.write_table(log.set_column(1, "item_id", items), "catalog", "interactions")
+    features.run(features.Config(**SMALL), context)
+    for name in ("train", "valid", "test"):
+        rows = read(context, name)
+        assert rows["item_events"].min() > 0
+        assert rows["item_age"].min() >= 0
+        assert rows["label"].n_unique() == 2
 
 
 def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
@@ -252,10 +271,12 @@ def test_a_split_leaves_events_to_train_on() -> None:
 
 def test_without_labels_an_item_is_popular_per_day_on_offer() -> None:
     day = 86_400_000_000
-    rows = [(0, 0, 1), (0, 5, 1), (1, 8, 1), (1, 8, 0), (2, 1, 0), (0, 10, 1)]  # item, day, label
-    row, days, label = (np.array(column) for column in zip(*rows, strict=True))
-    train = pa.table({"row": row, "label": label, "timestamp": pa.array(days * day, pa.timestamp("us", tz="UTC"))})
+    rows = [(0, 2, 1, 2), (0, 5, 1, 5), (1, 9, 1, 1), (1, 9, 0, 1), (2, 4, 0, 3), (0, 10, 1, 10)]
+    row, days, label, age = (np.array(column) for column in zip(*rows, strict=True))  # age in days at the event
+    stamps = pa.array(days * day, pa.timestamp("us", tz="UTC"))
+    train = pa.table({"row": row, "label": label, "timestamp": stamps, "item_age": np.log1p(age)})
     positives, exposure = evaluate.training_counts(train, 4, labelled=False)
-    assert (positives.tolist(), exposure.tolist()) == ([3, 1, 0, 0], [10, 2, 0, 0])
+    assert positives.tolist() == [4, 2, 1, 0]  # an item's first event is no example, and counts
+    np.testing.assert_allclose(exposure, [10, 2, 9, 0])
     positives, exposure = evaluate.training_counts(train, 4, labelled=True)
     assert (positives.tolist(), exposure.tolist()) == ([3, 1, 0, 0], [3, 2, 1, 0])
