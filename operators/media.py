@@ -22,6 +22,7 @@ from operators.base import ISSUE, KEPT, REJECTED, Operator, set_columns
 from storage.limits import Limits, MediaError, read_limited, resolve
 
 FRAME = pa.struct([("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.large_binary())])
+TRIES = 4  # media that may fail, and cost their limits, for each one wanted
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -40,15 +41,13 @@ def decode_image(content: bytes, limits: Limits) -> np.ndarray:
             if picture.width * picture.height > limits.max_pixels:
                 raise MediaError("too_many_pixels", f"{picture.width} x {picture.height}")
             picture.draft("RGB", (limits.max_side, limits.max_side))
-            picture = _to_rgb(ImageOps.exif_transpose(picture))
+            return _shrink(_to_rgb(ImageOps.exif_transpose(picture)), limits)
     except UnidentifiedImageError as error:
         raise MediaError("not_an_image", "no known picture format") from error
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, … on damaged files
         raise MediaError("broken_image", f"{type(error).__name__}: {error}"[:200]) from error
-    picture.thumbnail((limits.max_side, limits.max_side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(picture)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -79,12 +78,14 @@ def decode_video(content: bytes, limits: Limits) -> list[np.ndarray]:
             if seconds > limits.max_seconds:
                 raise MediaError("too_long", f"{seconds:.0f} s")
             moments = [seconds * (i + 0.5) / limits.frames for i in range(limits.frames)]
-            frames = [_sample(container, stream, moment, deadline, limits) for moment in moments]
+            frames = (_sample(container, stream, moment, deadline, limits) for moment in moments)
+            found = [_shrink(frame.to_image(), limits) for frame in frames if frame is not None]
     except MediaError:
         raise
-    except FFmpegError as error:
+    except Exception as error:
+        if isinstance(error, MemoryError) and not isinstance(error, FFmpegError):
+            raise  # FFmpeg's own MemoryError only says that a damaged file asks for too much
         raise MediaError("broken_video", f"{type(error).__name__}: {error}"[:200]) from error
-    found = [_shrink(frame, limits) for frame in frames if frame is not None]
     if not found:
         raise MediaError("broken_video", "no frame decodes")
     return found
@@ -115,8 +116,7 @@ def _check_size(frame: av.VideoFrame | av.VideoCodecContext, limits: Limits) -> 
         raise MediaError("too_many_pixels", f"{frame.width} x {frame.height}")
 
 
-def _shrink(frame: av.VideoFrame, limits: Limits) -> np.ndarray:
-    picture = frame.to_image()
+def _shrink(picture: Image.Image, limits: Limits) -> np.ndarray:
     picture.thumbnail((limits.max_side, limits.max_side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(picture)
 
@@ -125,8 +125,9 @@ def _shrink(frame: av.VideoFrame, limits: Limits) -> np.ndarray:
 class FetchMedia(Operator):
     """Fetch the media of each item and decode the first `max_media` that can be used.
 
-    A medium that fails leaves an issue of severity `degraded`. An item with neither a frame nor a text has nothing to
-    interpret and is rejected.
+    A medium that fails leaves an issue of severity `degraded`, whatever the reason. The first `TRIES` times `max_media`
+    media of an item are tried, no more. An item with neither a frame nor a text has nothing to interpret and is
+    rejected.
 
     Attributes:
         root: URI of the catalogue; media outside of it are refused.
@@ -138,6 +139,7 @@ class FetchMedia(Operator):
     max_media: int = 1
     limits: Limits = field(default_factory=Limits)
 
+    version: ClassVar[int] = 2
     input_columns: ClassVar[tuple[str, ...]] = ("title", "description", "media", "outcome", "issues")
 
     @property
@@ -170,7 +172,7 @@ class FetchMedia(Operator):
         frames: list[np.ndarray] = []
         problems: list[dict[str, str]] = []
         used = 0
-        for medium in media:
+        for medium in media[: TRIES * self.max_media]:
             if used == self.max_media:
                 break
             uri = medium["uri"] or ""
@@ -181,8 +183,11 @@ class FetchMedia(Operator):
                 else:
                     frames.append(decode_image(content, self.limits))
                 used += 1
-            except MediaError as error:
-                problems.append({"severity": "degraded", "code": error.code, "detail": f"{uri}: {error}"[:500]})
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a broken medium must not cost the item its title
+                code = error.code if isinstance(error, MediaError) else "unreadable"
+                problems.append({"severity": "degraded", "code": code, "detail": f"{uri}: {error}"[:500]})
         return frames, problems
 
 

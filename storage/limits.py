@@ -49,8 +49,15 @@ def resolve(uri: str, root: str) -> str:
         root: URI of the catalogue.
 
     Raises:
-        MediaError: `scheme_not_allowed` or `outside_root`.
+        MediaError: `scheme_not_allowed`, `outside_root`, or `unreadable` where it is no URI or path at all.
     """
+    try:
+        return _resolve(uri, root)
+    except (OSError, RuntimeError, ValueError) as error:  # "http://[x", a loop of links, a lone surrogate, …
+        raise MediaError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _resolve(uri: str, root: str) -> str:
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     root_scheme = urlsplit(root).scheme if "://" in root else "file"
     if scheme and scheme != root_scheme:
@@ -77,13 +84,15 @@ def read_limited(uri: str, limits: Limits) -> bytes:
     Raises:
         MediaError: `missing`, `unreadable`, `empty` or `too_many_bytes`.
     """
-    fs, path = files.filesystem(uri)
     try:
+        fs, path = files.filesystem(uri)
         with fs.open(path, "rb") as stream:
             content: bytes = stream.read(limits.max_bytes + 1)
     except FileNotFoundError as error:
         raise MediaError("missing", "there is no such file") from error
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # object stores raise what they like
         raise MediaError("unreadable", f"{type(error).__name__}: {error}") from error
     if not content:
         raise MediaError("empty", "the file has no bytes")

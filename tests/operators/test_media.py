@@ -39,6 +39,20 @@ def video(frames: int = 12, size: int = 64, container_format: str = "mp4", gop: 
     return out.getvalue()
 
 
+def items(rows: list[tuple[str, str | None, list[str] | None]]) -> pa.Table:
+    """Rows (item_id, title, URIs of pictures) as a stream's table."""
+    return with_outcome(
+        pa.table(
+            {
+                "item_id": [row[0] for row in rows],
+                "title": pa.array([row[1] for row in rows], pa.string()),
+                "description": pa.nulls(len(rows), pa.string()),
+                "media": pa.array([r[2] and [{"uri": u, "kind": "image"} for u in r[2]] for r in rows], MEDIA),
+            }
+        )
+    )
+
+
 RED = Image.new("RGB", (60, 40), (200, 10, 10))
 
 
@@ -132,6 +146,53 @@ def test_a_video_with_one_key_frame_is_left_when_its_time_is_up(monkeypatch):
     assert caught.value.code == "too_slow"
 
 
+def out_of_memory(*args, **kwargs):
+    raise MemoryError
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_medium(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encoded(RED))
+    monkeypatch.setattr(Image, "open", out_of_memory)
+    with pytest.raises(MemoryError):
+        decode_image(encoded(RED), Limits())
+    with pytest.raises(MemoryError):
+        apply(FetchMedia(root=str(tmp_path)), items([("a", "a title", ["a.png"])]))
+    monkeypatch.setattr(media, "_shrink", out_of_memory)
+    with pytest.raises(MemoryError):
+        decode_video(video(), Limits())
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_surprise_while_decoding_has_the_code_of_a_broken_medium(monkeypatch, kind):
+    def surprise(*args):
+        raise TypeError("no such mode")
+
+    monkeypatch.setattr(media, "_shrink", surprise)
+    with pytest.raises(MediaError) as caught:
+        decode_image(encoded(RED), Limits()) if kind == "image" else decode_video(video(), Limits())
+    assert caught.value.code == f"broken_{kind}"
+
+
+def test_a_medium_that_cannot_even_be_named_costs_itself_alone(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "odd.png").write_bytes(b"odd")
+    monkeypatch.setattr(media, "decode_image", lambda content, limits: 1 / 0)
+    rows = [("a", "a title", ["http://[x", "loop", "odd.png"]), ("b", None, ["loop"])]
+    out = apply(FetchMedia(root=str(tmp_path)), items(rows)).to_pylist()
+    assert [(row["outcome"], [issue["code"] for issue in row["issues"]]) for row in out] == [
+        ("kept", ["unreadable", "unreadable", "unreadable"]),
+        ("rejected", ["unreadable", "nothing_to_interpret"]),
+    ]
+    assert {issue["severity"] for issue in out[0]["issues"]} == {"degraded"}
+
+
+def test_failing_media_are_tried_only_so_often(tmp_path):
+    (tmp_path / "good.png").write_bytes(encoded(RED))
+    rows = [(str(n), "a title", ["nope.png"] * n + ["good.png"]) for n in (0, 3, 4, 50)]
+    out = apply(FetchMedia(root=str(tmp_path)), items(rows)).to_pylist()
+    assert [(len(row["frames"]), len(row["issues"])) for row in out] == [(1, 0), (1, 3), (0, 4), (0, 4)]
+
+
 def test_fetch_gives_every_item_its_outcome(tmp_path):
     (tmp_path / "good.png").write_bytes(encoded(RED))
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
@@ -143,17 +204,7 @@ def test_fetch_gives_every_item_its_outcome(tmp_path):
         ("nothing", " ", ["bad.jpg"]),
         ("no media", None, None),
     ]
-    table = with_outcome(
-        pa.table(
-            {
-                "item_id": [row[0] for row in rows],
-                "title": pa.array([row[1] for row in rows], pa.string()),
-                "description": pa.nulls(len(rows), pa.string()),
-                "media": pa.array([r[2] and [{"uri": u, "kind": "image"} for u in r[2]] for r in rows], MEDIA),
-            }
-        )
-    )
-    out = apply(FetchMedia(root=str(tmp_path)), table).to_pylist()
+    out = apply(FetchMedia(root=str(tmp_path)), items(rows)).to_pylist()
     seen = {row["item_id"]: (row["outcome"], len(row["frames"]), [i["code"] for i in row["issues"]]) for row in out}
     assert seen == {
         "good": ("kept", 1, []),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.limits import Limits, MediaError, read_limited, resolve
 
@@ -38,6 +39,22 @@ def test_what_leaves_the_root_is_refused(root, uri):
 @pytest.mark.parametrize("uri", ["http://127.0.0.1/a.jpg", "s3://bucket/a.jpg", "memory://a.jpg"])
 def test_other_schemes_are_refused(root, uri):
     assert code(resolve, uri, str(root)) == "scheme_not_allowed"
+
+
+def test_what_is_no_uri_or_path_is_unreadable(root):
+    (root / "loop").symlink_to(root / "loop")
+    for uri in ("http://[x", "loop", "loop/a.jpg", "\ud800.jpg", "a" * 5_000):
+        assert code(lambda u: read_limited(resolve(u, str(root)), Limits()), uri) == "unreadable"
+    assert code(resolve, "s3://[x", "s3://bucket/catalog") == "unreadable"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the store is closed"), PermissionError("no"), KeyError("token")])
+def test_whatever_a_store_raises_makes_a_medium_unreadable(monkeypatch, error):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(MemoryFileSystem, "open", refuse)
+    assert code(read_limited, "memory://catalog/a.jpg", Limits()) == "unreadable"
 
 
 def test_remote_roots_hold_their_bounds():
