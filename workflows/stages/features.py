@@ -76,7 +76,7 @@ def run(config: Config, context: Context) -> Result:
     """Write the features of a run whose items are interpreted and quantized.
 
     Raises:
-        UserError: there are no interactions, labels are missing in part, or a split would be empty.
+        UserError: there are no interactions, labels are missing in part or all 0, or a split would be empty.
     """
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
@@ -92,6 +92,8 @@ def run(config: Config, context: Context) -> Result:
         if isinstance(config.split, SplitTime)
         else split_leave_last(events.user, events.time)
     )
+    if "label" in interactions.column_names and not log.labelled:
+        context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
     context.log(f"{len(events)} events, split by {'time' if by_time else 'last event'}")
     # Without labels the task is discovery, as in serving: an item is an example when a user first meets it.
     eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
@@ -193,8 +195,10 @@ class Log(NamedTuple):
 def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
     """Give users and items integer codes; drop events whose item has no features (its interpretation failed).
 
+    A log whose labels are all 1 says as little as one without labels, and counts as such.
+
     Raises:
-        UserError: some rows have a label and others none, or no event is left.
+        UserError: some rows have a label and others none, all are 0, or no event is left.
     """
     labelled = "label" in interactions.column_names and interactions["label"].null_count < interactions.num_rows
     if labelled and interactions["label"].null_count:
@@ -210,6 +214,9 @@ def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
     label = np.ones(len(user), np.float32)
     if labelled:
         label = (interactions["label"].to_numpy() >= 0.5).astype(np.float32)
+        if not label.any():
+            raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+        labelled = not label.all()
     order = np.lexsort((label, item, user, time))
     columns = [name for name in interactions.column_names if name not in ("user_id", "item_id", "timestamp", "label")]
     dense = pa.table({name: interactions[name].cast(pa.float32()).take(pa.array(order)) for name in columns})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,23 @@ def test_without_labels_newness_does_not_tell_the_label(tmp_path: Path) -> None:
         assert rows["label"].n_unique() == 2
 
 
+def test_a_log_of_likes_alone_is_a_log_without_labels(tmp_path: Path) -> None:
+    tables, said = [], []
+    for name in ("bare", "liked", "null"):
+        context = replace(write_run(tmp_path / name, labels=False), log=said.append)
+        log = context.run.read_table("catalog", "interactions")
+        if name == "liked":
+            log = log.append_column("label", pa.array(np.ones(log.num_rows, np.float32)))
+        elif name == "null":
+            log = log.append_column("label", pa.nulls(log.num_rows, pa.float32()))
+        context.run.write_table(log, "catalog", "interactions")
+        assert features.run(features.Config(**SMALL), context).metrics["labels"] is False
+        tables.append([read(context, part) for part in ("items", "users", "train", "valid", "test")])
+    for other in tables[1:]:
+        assert all(a.equals(b) for a, b in zip(tables[0], other, strict=True))
+    assert sum("every event counts as a positive" in line for line in said) == 2
+
+
 def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     context = write_run(tmp_path)
     features.run(features.Config(split={"kind": "leave_last"}, **SMALL), context)
@@ -199,7 +217,7 @@ def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     assert row["item_events"] == pytest.approx(np.log1p(len(count)), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["missing", "half labelled", "foreign"])
+@pytest.mark.parametrize("kind", ["missing", "half labelled", "nothing liked", "foreign"])
 def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
     context = write_run(tmp_path)
     log = context.run.read_table("catalog", "interactions")
@@ -207,6 +225,9 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
         files.remove(context.run.uri("catalog", "interactions"))
     elif kind == "half labelled":
         label = pa.array([None, *log["label"].to_pylist()[1:]], pa.float32())
+        context.run.write_table(log.set_column(3, "label", label), "catalog", "interactions")
+    elif kind == "nothing liked":
+        label = pa.array([0.0] * log.num_rows, pa.float32())
         context.run.write_table(log.set_column(3, "label", label), "catalog", "interactions")
     else:
         foreign = pa.array(["?"] * log.num_rows)
