@@ -14,7 +14,7 @@ from workflows import tables
 from workflows.rejects import rejects_table
 from workflows.stage import Context, Result, StageConfig
 
-VERSION = 1
+VERSION = 2
 SEEDED = False
 INPUTS: tuple[str, ...] = ()
 
@@ -28,6 +28,11 @@ ITEM_TYPES = pa.schema(
         ("media", pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))),
     ]
 )
+YEARS = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)  # what Python and its plots can show
+FORMS = {
+    "timestamp": "write ISO 8601 text or Unix time",
+    "label": "write 1 for a click or like and 0 for none, or leave the column out",
+}
 VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
 
 
@@ -106,26 +111,28 @@ def canonical_events(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     """Give an interactions table the canonical columns: user_id, item_id, timestamp, label?, numeric context columns.
 
     Timestamps may be of a timestamp type, ISO 8601 text, or Unix time in seconds, milliseconds or microseconds. Columns
-    that are not numeric and not known are left out.
+    that are not numeric and not known are left out. A value that cannot be read, or is not finite, becomes null.
 
     Raises:
-        UserError: the timestamps cannot be read, or labels lie outside 0 … 1.
+        UserError: not one timestamp, or not one label, can be read; labels lie outside 0 … 1.
     """
     schema = raw.schema
     context = [
         n for n, t in schema.items() if n not in tables.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
     ]
-    label = [pl.col("label").cast(pl.Float32)] if "label" in schema else []
+    label = ["label"] if "label" in schema else []
     try:
         events = raw.select(
-            pl.col("user_id").cast(pl.String).str.strip_chars(),
-            pl.col("item_id").cast(pl.String).str.strip_chars(),
+            pl.col("user_id").cast(pl.String, strict=False).str.strip_chars(),
+            pl.col("item_id").cast(pl.String, strict=False).str.strip_chars(),
             _timestamp(schema["timestamp"]).alias("timestamp"),
-            *label,
-            *(pl.col(name).cast(pl.Float32) for name in sorted(context)),
+            *(_number(name, schema[name]) for name in [*label, *sorted(context)]),
         )
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{source} has a column of the wrong type: {' '.join(str(error).split())[:200]}.") from error
+    for name in ["timestamp", *label]:
+        if events.height and events[name].is_null().all():
+            raise UserError(f"{source} has no value in its column {name!r} that can be read: {FORMS[name]}.")
     if label and not events["label"].drop_nulls().is_between(0, 1).all():
         raise UserError(f"{source} has labels outside 0 … 1: write 1 for a click or like and 0 for none.")
     return events
@@ -152,7 +159,10 @@ def clean_events(events: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFram
 
 
 def _media(dtype: pl.DataType) -> pl.Expr:
-    """Lists of {uri, kind}, lists of URIs, or text with URIs parted by `|`; a missing kind follows from the suffix."""
+    """Lists of {uri, kind}, lists of URIs, or text with URIs parted by `|`; a missing kind follows from the suffix.
+
+    Empty URIs are left out.
+    """
     column = pl.col("media")
     if dtype == pl.String:
         column = column.str.split("|")
@@ -168,32 +178,52 @@ def _media(dtype: pl.DataType) -> pl.Expr:
     uri = uri.cast(pl.String).str.strip_chars()
     guess = pl.when(uri.str.contains(VIDEO_SUFFIX)).then(pl.lit("video")).otherwise(pl.lit("image"))
     known = pl.when(kind.is_in(["image", "video"])).then(kind)
-    return column.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)))
+    return column.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)).filter(uri != ""))
 
 
 def _attributes(dtype: pl.DataType) -> pl.Expr:
-    """Maps (lists of {key, value}) or objects with one field per key; keys without a value are left out."""
+    """Maps (lists of {key, value}) or objects with one field per key; pairs without a key or a value are left out."""
     column = pl.col("attributes")
+    if isinstance(dtype, pl.Struct) and not dtype.fields:
+        return pl.lit(None, pl.List(PAIR))
     if isinstance(dtype, pl.Struct):
         pairs = [
             pl.struct(key=pl.lit(field.name), value=column.struct.field(field.name).cast(pl.String))
             for field in dtype.fields
         ]
         return pl.concat_list(pairs).list.filter(pl.element().struct.field("value").is_not_null())
-    return column.cast(pl.List(PAIR))
+    if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct) and "key" not in dtype.inner.to_schema():
+        raise pl.exceptions.SchemaError("attributes must be pairs of key and value")
+    pair = pl.element().struct
+    return column.cast(pl.List(PAIR)).list.filter(pair.field("key").is_not_null() & pair.field("value").is_not_null())
 
 
 def _timestamp(dtype: pl.DataType) -> pl.Expr:
     column = pl.col("timestamp")
     if dtype == pl.String:
-        return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
-    if dtype.is_numeric():
-        number = column.cast(pl.Float64)
-        factor = pl.when(number > 1e14).then(1.0).when(number > 1e11).then(1e3).otherwise(1e6)
-        return (number * factor).cast(pl.Int64).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
-        return column.dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
-    return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+        stamp = pl.coalesce(column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False), _unix_time(column))
+    elif dtype.is_numeric():
+        stamp = _unix_time(column)
+    elif isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        stamp = column.dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"), strict=False)
+    elif isinstance(dtype, (pl.Datetime, pl.Date)):
+        stamp = column.cast(pl.Datetime("us"), strict=False).dt.replace_time_zone("UTC")
+    else:
+        return pl.lit(None, pl.Datetime("us", "UTC"))
+    return pl.when(stamp.is_between(*YEARS)).then(stamp)
+
+
+def _unix_time(column: pl.Expr) -> pl.Expr:
+    number = column.cast(pl.Float64, strict=False)
+    factor = pl.when(number > 1e14).then(1.0).when(number > 1e11).then(1e3).otherwise(1e6)
+    return (number * factor).cast(pl.Int64, strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def _number(name: str, dtype: pl.DataType) -> pl.Expr:
+    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String)):
+        return pl.lit(None, pl.Float32).alias(name)
+    number = pl.col(name).cast(pl.Float32, strict=False)
+    return pl.when(number.is_finite()).then(number).alias(name)
 
 
 def _to_arrow_items(items: pl.DataFrame) -> pa.Table:

@@ -126,6 +126,79 @@ def test_timestamps_of_all_kinds_mean_the_same(values):
     assert stamp.to_list() == [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)]
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1577934245.0, NAN, 1e30, -1e30, float("inf"), -1e12],
+        ["1577934245", "oops", "", "1e30"],
+        ["2020-01-02T03:04:05Z", "oops", "", "2020-13-01T00:00:00Z"],
+        [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC), None],
+    ],
+    ids=["unix", "unix text", "iso", "aware"],
+)
+def test_a_timestamp_that_cannot_be_read_costs_its_own_event(values):
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": values, "label": 1})
+    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a"]))
+    assert events["timestamp"].to_list() == [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)]
+    assert dropped["no_timestamp"] == len(values) - 1
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [(["1", "oops", "0", ""], [1, 0]), ([1.0, NAN, 0.0, float("inf")], [1, 0]), ([True, None, False], [1, 0])],
+    ids=["text", "float", "bool"],
+)
+def test_a_label_that_cannot_be_read_costs_its_own_event(values, kept):
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": range(len(values)), "label": values})
+    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a"]))
+    assert events["label"].to_list() == kept
+    assert dropped["no_label"] == len(values) - 2
+
+
+def test_context_that_is_not_finite_is_unknown():
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": 1, "hour": [3.0, NAN, float("inf"), 1e300, None]})
+    assert ingest.canonical_events(raw, "log")["hour"].to_list() == [3, None, None, None, None]
+
+
+@pytest.mark.parametrize("column", ["timestamp", "label"])
+@pytest.mark.parametrize("values", [["oops", ""], [NAN, NAN], [None, None], [[1], [2]], [{"a": 1}, {"a": 2}]])
+def test_a_column_in_which_nothing_can_be_read_is_named(column, values):
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": [1, 2], "label": [1, 0]})
+    with pytest.raises(UserError, match=f"column '{column}' that can be read"):
+        ingest.canonical_events(raw.with_columns(pl.Series(column, values)), "log")
+
+
+def test_empty_media_and_half_attributes_are_left_out(context, tmp_path):
+    pairs = [{"key": None, "value": "x"}, {"key": "genre", "value": "noir"}, {"key": "year", "value": None}, None]
+    pl.DataFrame(
+        {
+            "item_id": ["1", "2", "3", "4"],
+            "media": ["a.jpg|", "", None, " | b.mp4"],
+            "attributes": [pairs, [], None, pairs[:1]],
+        }
+    ).write_parquet(tmp_path / "catalog" / "items.parquet")
+    run(context)
+    rows = context.run.read_table("catalog", "items").to_pylist()
+    assert [row["media"] and [m["uri"] for m in row["media"]] for row in rows] == [["a.jpg"], [], None, ["b.mp4"]]
+    assert [row["attributes"] for row in rows] == [[("genre", "noir")], [], None, []]
+
+
+@pytest.mark.parametrize("media", ['["a.jpg", "", null]', '[{"uri": "a.jpg"}, {"uri": " "}, {"uri": null}, null]'])
+def test_empty_media_in_lists_are_left_out(context, tmp_path, media):
+    (tmp_path / "catalog" / "items.jsonl").write_text(f'{{"item_id": "1", "media": {media}, "attributes": {{}}}}\n')
+    run(context)
+    assert context.run.read_table("catalog", "items")["media"].to_pylist() == [[{"uri": "a.jpg", "kind": "image"}]]
+
+
+def test_attributes_of_another_shape_are_refused():
+    raw = pl.DataFrame({"item_id": ["1"], "attributes": [[{"name": "genre", "value": "noir"}]]})
+    with pytest.raises(UserError, match="pairs of key and value"):
+        ingest.canonical_items(raw, "items")
+
+
 def test_written_types_are_those_of_the_contract(context, tmp_path):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
     (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,label,hour\nu,a,5,1,3\n")
