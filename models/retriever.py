@@ -44,6 +44,8 @@ class Retriever:
         Returns:
             int64 [B, min(k, N)]; -1 where fewer than k items are left.
         """
+        if len(offsets) == 1:
+            return torch.empty(0, min(k, len(self.vectors)), dtype=torch.int64)
         users = functional.normalize(functional.embedding_bag(history, self.vectors, offsets[:-1], mode="mean"))
         best = []
         for block in torch.arange(len(users)).split(BLOCK):

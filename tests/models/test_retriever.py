@@ -36,3 +36,9 @@ def test_k_beyond_the_catalogue() -> None:
     nobody = torch.zeros(0, dtype=torch.int64)
     zero = torch.zeros(2, dtype=torch.int64)
     assert index.top(nobody, zero, nobody, zero, k=9).tolist() == [[1, 2, 0]]
+
+
+def test_nobody_asks() -> None:
+    index = Retriever(torch.eye(3), torch.tensor([1.0, 3, 2]))
+    nothing, start = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    assert index.top(nothing, start, nothing, start, k=2).shape == (0, 2)

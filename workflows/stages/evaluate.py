@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from models.metrics import bootstrap_auc, interval, scorecard
 from models.popularity import fit_popularity
@@ -26,7 +26,7 @@ INPUTS = ("ingest", "project", "features", "rank")
 class Config(StageConfig):
     """Settings of the evaluate stage."""
 
-    recall_at: tuple[int, ...] = Field((10, 50), min_length=1)
+    recall_at: tuple[PositiveInt, ...] = Field((10, 50), min_length=1)
     bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
 
 
@@ -114,7 +114,7 @@ def retrieval(
 ) -> dict[str, float]:
     """recall@K of the test positives that were new to their user, in the whole catalogue less what the user had.
 
-    Also `popularity_recall@K`, the same with the popularity order for everyone.
+    Also `popularity_recall@K`, the same with the popularity order for everyone. NaN where there is no such positive.
     """
     import torch
 
