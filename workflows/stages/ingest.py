@@ -33,31 +33,46 @@ FORMS = {
     "timestamp": "write ISO 8601 text or Unix time",
     "label": "write 1 for a click or like and 0 for none, or leave the column out",
 }
+REMEDIES = {
+    "no_user_id": "fill in user_id",
+    "unknown_item": "write the log's item_id as the items table does",
+    "no_timestamp": "write timestamps as ISO 8601 text or Unix time",
+    "future_timestamp": "write Unix time in seconds, milliseconds or microseconds and mend the clock",
+    "no_label": "write a label for every event or leave the column out",
+    "duplicate_event": "write every event once, with the time at which it happened",
+}
 VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
 
 
 class Config(StageConfig):
-    """Settings of ingest."""
+    """Settings of ingest.
+
+    Attributes:
+        max_reject_share: share of rejected items past which the run fails.
+        max_dropped_share: share of dropped events, duplicates included, past which the run fails.
+    """
 
     max_reject_share: float = Field(0.1, ge=0, le=1)
+    max_dropped_share: float = Field(0.5, ge=0, le=1)
 
 
 def run(config: Config, context: Context) -> Result:
-    """Write `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`."""
+    """Write `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
+
+    Raises:
+        UserError: a table has nothing that can be used, or the log loses more events than allowed.
+    """
     uri = tables.find(context.catalog, "items")
     assert uri is not None  # noqa: S101 - preflight has seen it
     raw = tables.scan(uri)
     items, rejects = split_items(canonical_items(raw, uri))
     if items.is_empty():
         raise UserError(f"{uri} has no usable item: every item_id is empty.")
-    context.run.write_table(_to_arrow_items(items), "catalog", "items")
-    context.run.write_table(rejects_table(rejects, stage="ingest"), "rejects", "ingest")
     metrics: dict[str, object] = {}
     log_uri = tables.find(context.catalog, "interactions")
     if log_uri is not None:
         events, dropped = clean_events(canonical_events(tables.scan(log_uri), log_uri), items["item_id"])
-        if events.is_empty():
-            raise UserError(f"{log_uri} has no usable event: dropped {_counts(dropped)}.")
+        check_dropped(log_uri, events.height, dropped, config.max_dropped_share)
         context.run.write_table(_to_arrow_events(events), "catalog", "interactions")
         metrics["interactions"] = {
             "rows_in": events.height + sum(dropped.values()),
@@ -66,6 +81,8 @@ def run(config: Config, context: Context) -> Result:
         }
         if any(dropped.values()):
             context.log(f"ingest: dropped of {context.catalog}'s interactions {_counts(dropped)}")
+    context.run.write_table(_to_arrow_items(items), "catalog", "items")
+    context.run.write_table(rejects_table(rejects, stage="ingest"), "rejects", "ingest")
     return Result(rows_in=raw.height, rows_out=items.height, rejected=rejects.height, metrics=metrics)
 
 
@@ -156,6 +173,23 @@ def clean_events(events: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFram
     unique = events.unique(maintain_order=True)
     dropped["duplicate_event"] = events.height - unique.height
     return unique.sort("timestamp", "user_id", "item_id"), dropped
+
+
+def check_dropped(source: str, kept: int, dropped: dict[str, int], limit: float) -> None:
+    """Refuse a log that loses too much to be what was meant.
+
+    Raises:
+        UserError: no event is left, or the dropped share is above the limit.
+    """
+    lost = sum(dropped.values())
+    if kept and lost <= limit * (kept + lost):
+        return
+    if not lost:
+        raise UserError(f"{source} has no rows: write events there, or remove the file to work on items alone.")
+    reason = max(dropped, key=lambda name: dropped[name])
+    found = f"{source} has {kept} usable of {kept + lost} events, {dropped[reason]} dropped as {reason}"
+    raised = ", or raise stages.ingest.max_dropped_share" if kept else ""
+    raise UserError(f"{found}: {REMEDIES[reason]}{raised}.")
 
 
 def _media(dtype: pl.DataType) -> pl.Expr:

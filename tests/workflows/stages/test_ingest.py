@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 
 import polars as pl
@@ -25,9 +26,9 @@ def context(tmp_path):
     )
 
 
-def run(context: Context):
+def run(context: Context, **config):
     tables.check(context.catalog, needs_interactions=False)
-    return ingest.run(ingest.Config(), context)
+    return ingest.run(ingest.Config(**config), context)
 
 
 def test_csv_jsonl_and_parquet_of_the_same_catalogue_come_out_equal(context, tmp_path):
@@ -169,6 +170,42 @@ def test_a_column_in_which_nothing_can_be_read_is_named(column, values):
     raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": [1, 2], "label": [1, 0]})
     with pytest.raises(UserError, match=f"column '{column}' that can be read"):
         ingest.canonical_events(raw.with_columns(pl.Series(column, values)), "log")
+
+
+LOSSES = {
+    "no_user_id": ",a,1,1",
+    "unknown_item": "u,nope,1,1",
+    "no_timestamp": "u,a,oops,1",
+    "future_timestamp": "u,a,32503680000,1",
+    "no_label": "u,a,1,",
+    "duplicate_event": "u,a,2,1",
+}
+
+
+@pytest.mark.parametrize("reason", LOSSES)
+def test_a_log_that_loses_more_than_its_share_is_refused(context, tmp_path, reason):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
+    log = tmp_path / "catalog" / "interactions.csv"
+    log.write_text("\n".join(["user_id,item_id,timestamp,label", "u,a,2,1", "u,a,3,1", *[LOSSES[reason]] * 2]) + "\n")
+    assert run(context).metrics["interactions"]["dropped"][reason] == 2  # a half is allowed
+    for stage in ("catalog", "rejects"):
+        shutil.rmtree(tmp_path / "run" / stage)
+    with log.open("a") as file:
+        file.write(LOSSES[reason] + "\n")
+    with pytest.raises(UserError) as caught:
+        run(context)
+    assert f"2 usable of 5 events, 3 dropped as {reason}" in str(caught.value)
+    assert "max_dropped_share" in str(caught.value)
+    assert not (tmp_path / "run" / "catalog").exists()
+    assert run(context, max_dropped_share=0.6).metrics["interactions"]["rows_out"] == 2
+
+
+@pytest.mark.parametrize(("rows", "says"), [("", "has no rows"), ("u,nope,1\n", "0 usable of 1 events")])
+def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path, rows, says):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    with pytest.raises(UserError, match=says):
+        run(context, max_dropped_share=1)
 
 
 def test_empty_media_and_half_attributes_are_left_out(context, tmp_path):
