@@ -100,14 +100,32 @@ def rows(uri: str) -> int:
     return scan(uri).height
 
 
+def timestamps(catalog: str) -> str | None:
+    """What `catalog.json` says of the log's timestamps, see `catalogs.canonical`; None where it says nothing."""
+    uri = _about(catalog)
+    if uri is None:
+        return None
+    try:
+        about = files.read_json(uri)
+    except ValueError:  # no JSON, or no UTF-8: the file is optional, and tables stand for themselves
+        return None
+    found = about.get("timestamps") if isinstance(about, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _about(catalog: str) -> str | None:
+    uri = files.join(catalog, "catalog.json")
+    return uri if files.exists(uri) else None
+
+
 def signature(catalog: str) -> list[str]:
-    """What identifies the content of a catalogue's tables: hashes of local files, entity tags of remote ones.
+    """What identifies a catalogue's tables and `catalog.json`: hashes of local files, entity tags of remote ones.
 
     Media are not read: a changed picture under the same name goes unnoticed until the tables change.
     """
     found = []
-    for table in ("items", "interactions"):
-        uri = find(catalog, table)
+    sources = {table: find(catalog, table) for table in ("items", "interactions")} | {"about": _about(catalog)}
+    for name, uri in sources.items():
         if uri is None:
             continue
         fs, path = files.filesystem(uri)
@@ -116,7 +134,7 @@ def signature(catalog: str) -> list[str]:
             with fs.open(path, "rb") as stream:
                 while chunk := stream.read(1 << 22):
                     digest.update(chunk)
-            found.append(f"{table}:{digest.hexdigest()}")
+            found.append(f"{name}:{digest.hexdigest()}")
         else:
-            found.append(f"{table}:{fs.ukey(path)}")
+            found.append(f"{name}:{fs.ukey(path)}")
     return [catalog, *found]

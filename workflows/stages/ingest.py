@@ -69,6 +69,11 @@ def run(config: Config, context: Context) -> Result:
     if items.is_empty():
         raise UserError(f"{uri} has no usable item: every item_id is empty.")
     metrics: dict[str, object] = {}
+    timestamps = tables.timestamps(context.catalog)
+    if timestamps is not None:
+        metrics["timestamps"] = timestamps
+    if timestamps == "order":
+        context.log("ingest: the timestamps tell the order of a user's events, not the time: they do not compare users")
     log_uri = tables.find(context.catalog, "interactions")
     if log_uri is not None:
         events, dropped = clean_events(canonical_events(tables.scan(log_uri), log_uri), items["item_id"])

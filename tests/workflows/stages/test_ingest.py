@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from datetime import UTC, datetime
 
@@ -206,6 +207,33 @@ def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path,
     (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\n" + rows)
     with pytest.raises(UserError, match=says):
         run(context, max_dropped_share=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "timestamps"),
+    [
+        ('{"timestamps": "order"}', "order"),
+        ('{"timestamps": "real", "notes": []}', "real"),
+        ('{"timestamps": 3}', None),
+        ('{"notes": []}', None),
+        ('["order"]', None),
+        ("{order", None),
+        ("\xff", None),
+        (None, None),
+    ],
+)
+def test_the_meaning_of_timestamps_is_recorded_where_the_catalogue_tells_it(context, tmp_path, content, timestamps):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
+    before = tables.signature(context.catalog)
+    if content is not None:
+        (tmp_path / "catalog" / "catalog.json").write_text(content, encoding="latin-1")
+    lines: list[str] = []
+    metrics = run(dataclasses.replace(context, log=lines.append)).metrics
+    assert metrics.get("timestamps") == timestamps
+    assert ("timestamps" in metrics) == (timestamps is not None)
+    assert len([line for line in lines if "order" in line]) == (timestamps == "order")
+    assert (tables.signature(context.catalog) == before) == (content is None)
 
 
 def test_empty_media_and_half_attributes_are_left_out(context, tmp_path):
