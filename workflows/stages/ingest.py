@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from operators.base import REJECTED
+from storage import files
 from storage.errors import UserError
 from workflows import tables
 from workflows.rejects import rejects_table
@@ -86,6 +87,8 @@ def run(config: Config, context: Context) -> Result:
         }
         if any(dropped.values()):
             context.log(f"ingest: dropped of {context.catalog}'s interactions {_counts(dropped)}")
+    else:
+        files.remove(context.run.uri("catalog", "interactions"))  # of an earlier state of the catalogue
     context.run.write_table(_to_arrow_items(items), "catalog", "items")
     context.run.write_table(rejects_table(rejects, stage="ingest"), "rejects", "ingest")
     return Result(rows_in=raw.height, rows_out=items.height, rejected=rejects.height, metrics=metrics)

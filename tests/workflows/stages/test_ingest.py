@@ -236,6 +236,17 @@ def test_the_meaning_of_timestamps_is_recorded_where_the_catalogue_tells_it(cont
     assert (tables.signature(context.catalog) == before) == (content is None)
 
 
+def test_a_log_that_has_left_the_catalogue_leaves_the_run(context, tmp_path):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
+    log = tmp_path / "catalog" / "interactions.csv"
+    log.write_text("user_id,item_id,timestamp\nu,a,1\n")
+    run(context)
+    assert (tmp_path / "run" / "catalog" / "interactions").exists()
+    log.unlink()
+    run(context)
+    assert not (tmp_path / "run" / "catalog" / "interactions").exists()
+
+
 def test_empty_media_and_half_attributes_are_left_out(context, tmp_path):
     pairs = [{"key": None, "value": "x"}, {"key": "genre", "value": "noir"}, {"key": "year", "value": None}, None]
     pl.DataFrame(
