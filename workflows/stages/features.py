@@ -76,11 +76,17 @@ def run(config: Config, context: Context) -> Result:
     """Write the features of a run whose items are interpreted and quantized.
 
     Raises:
-        UserError: there are no interactions, labels are missing in part or all 0, or a split would be empty.
+        UserError: there are no interactions, the split does not suit the timestamps, labels are missing in part or
+            all 0, or a split would be empty.
     """
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
         raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
+    if config.split.kind == "time" and order_only(context.catalog):
+        raise UserError(
+            "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} "
+            "under stages.features."
+        )
     buckets = Buckets(config.user_buckets, config.item_buckets, config.token_buckets, config.sid_buckets)
     items = read_items(context, buckets, config.max_tokens)
     interactions = run.read_table("catalog", "interactions")
@@ -152,6 +158,13 @@ def run(config: Config, context: Context) -> Result:
         rejected=interactions.num_rows - len(events),
         metrics=metrics,
     )
+
+
+def order_only(catalog: str) -> bool:
+    """Whether the catalogue's catalog.json says that its timestamps do not compare across users."""
+    uri = files.join(catalog, "catalog.json")
+    about = files.read_json(uri) if files.exists(uri) else {}
+    return bool(about.get("timestamps") == "order")
 
 
 def read_items(context: Context, buckets: Buckets, max_tokens: int) -> pa.Table:

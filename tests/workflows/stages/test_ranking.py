@@ -217,6 +217,19 @@ def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     assert row["item_events"] == pytest.approx(np.log1p(len(count)), abs=1e-5)
 
 
+@pytest.mark.parametrize("timestamps", ["order", "real"])
+def test_timestamps_that_only_order_do_not_split_by_time(tmp_path: Path, timestamps: str) -> None:
+    context = write_run(tmp_path)
+    files.write_json(files.join(context.catalog, "catalog.json"), {"timestamps": timestamps})
+    if timestamps == "order":
+        with pytest.raises(UserError, match=r"write split: \{kind: leave_last\}"):
+            features.run(features.Config(**SMALL), context)
+        assert not files.exists(context.run.uri("features"))
+    else:
+        features.run(features.Config(**SMALL), context)
+    features.run(features.Config(split={"kind": "leave_last"}, **SMALL), context)
+
+
 @pytest.mark.parametrize("kind", ["missing", "half labelled", "nothing liked", "foreign"])
 def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
     context = write_run(tmp_path)
@@ -271,6 +284,27 @@ def test_a_plan_that_cannot_be_made_ends_every_worker(tmp_path: Path) -> None:
     context.run.write_json(spec, "features", "spec.json")
     with pytest.raises(TrainingError, match="sharding plan"):
         rank.run(SETTINGS.model_copy(update={"workers": 2}), context)
+
+
+def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
+    context = write_run(tmp_path)
+    features.run(features.Config(**SMALL), context)
+    run = context.run
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    test = run.read_table("features", "test")
+    log = features.encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
+    popularity = np.arange(ITEMS, dtype=np.float64)
+    some = evaluate.retrieval(items, test, log, popularity, (5,))
+    none = evaluate.retrieval(items, test.filter(pa.compute.equal(test["label"], 0)), log, popularity, (5,))
+    assert some["queries"] > 0
+    assert 0 <= some["recall@5"] <= 1
+    assert none["queries"] == 0
+    assert np.isnan([none["recall@5"], none["popularity_recall@5"]]).all()
+
+
+def test_recall_is_at_some_k() -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        evaluate.Config(recall_at=(10, 0))
 
 
 def test_true_probabilities_join_by_event_or_not_at_all(tmp_path: Path) -> None:
