@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import polars as pl
 import pyarrow as pa
@@ -55,6 +56,8 @@ class Config(StageConfig):
 
     max_reject_share: float = Field(0.1, ge=0, le=1)
     max_dropped_share: float = Field(0.5, ge=0, le=1)
+
+    resources: ClassVar[frozenset[str]] = StageConfig.resources | {"max_dropped_share"}
 
 
 def run(config: Config, context: Context) -> Result:

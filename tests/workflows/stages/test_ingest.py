@@ -201,6 +201,10 @@ def test_a_log_that_loses_more_than_its_share_is_refused(context, tmp_path, reas
     assert run(context, max_dropped_share=0.6).metrics["interactions"]["rows_out"] == 2
 
 
+def test_limits_do_not_make_a_finished_stage_run_again():
+    assert ingest.Config(max_dropped_share=0.9, max_reject_share=0.9).identity() == ingest.Config().identity()
+
+
 @pytest.mark.parametrize(("rows", "says"), [("", "has no rows"), ("u,nope,1\n", "0 usable of 1 events")])
 def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path, rows, says):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
