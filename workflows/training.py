@@ -17,11 +17,14 @@ import numpy as np
 import pyarrow.fs
 import ray.train
 import torch
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+
+POLL_S = 1.0
 
 _history: list[dict[str, Any]] = []  # what this worker has reported
 
@@ -46,6 +49,7 @@ def fit(
     name: str,
     cpus_per_worker: float = 1,
     use_gpu: bool = False,
+    progress: Callable[[dict[str, Any]], None] = lambda metrics: None,
 ) -> Fit:
     """Run `loop(config)` on every worker of the running Ray cluster and wait for the end.
 
@@ -57,14 +61,16 @@ def fit(
         config: plain values only, among them `seed`; they travel to every worker, so pass the URIs of data.
         workers: processes, each with `cpus_per_worker` CPUs and, with `use_gpu`, one GPU.
         run: checkpoints that the loop reports go to its `checkpoints/` folder.
-        name: folder in there. A fit goes on from the checkpoints it finds under its name: give it the stage's
-            fingerprint to tell one configuration from the next.
+        name: folder in there, `stage/fingerprint`. A fit goes on from the checkpoints it finds under its name: the
+            stage's fingerprint tells one configuration from the next, and the stage's end clears the stage's folder.
+        progress: called in this process, on a thread of its own, with rank 0's newest report about once a second.
 
     Raises:
         UserError: a worker raised one.
         TrainingError: anything else went wrong on a worker.
     """
     fs, path = files.filesystem(run.uri("checkpoints"))
+    newest = run.uri("checkpoints", name, "newest.json")
     # type checkers see the older Train V1 behind these names, hence the ignores
     trainer = TorchTrainer(
         _per_worker,  # type: ignore[arg-type]
@@ -79,10 +85,11 @@ def fit(
             storage_path=path,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
             logging_config=ray.train.LoggingConfig("ERROR"),
+            callbacks=[_Newest(newest)],  # type: ignore[list-item]
         ),
     )
     try:
-        with _interrupts_restored():
+        with _interrupts_restored(), _followed(newest, progress):
             history = trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.WorkerGroupError as error:
         raise one_cause(name, error.worker_failures) from error
@@ -104,6 +111,42 @@ def _per_worker(task: dict[str, Any]) -> list[dict[str, Any]]:
     _history.clear()
     task["loop"](task["config"])
     return _history
+
+
+class _Newest(UserCallback):
+    """Keeps rank 0's newest report in a file; Ray Train calls it in its controller, a process elsewhere."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        files.write_json(self._uri, metrics[0])
+
+
+@contextmanager
+def _followed(uri: str, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call `progress` with every content of a JSON file that a look once a second finds, the last one included."""
+    files.remove(uri)  # a killed attempt may have left it
+    done = threading.Event()
+
+    def follow() -> None:
+        last = None
+        while True:
+            ended = done.wait(POLL_S)
+            found = files.read_json(uri) if files.exists(uri) else None
+            if found is not None and found != last:
+                progress(found)
+                last = found
+            if ended:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def one_cause(name: str, failures: dict[int, Exception]) -> Exception:

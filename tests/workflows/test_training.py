@@ -38,9 +38,17 @@ def run(tmp_path: Path) -> RunDir:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_reports_come_back_and_every_rank_has_its_own_seed(run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
+def test_reports_come_back_and_every_rank_has_its_own_seed(
+    run: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     handler = signal.getsignal(signal.SIGINT)
-    fit = training.fit(draw, {"seed": 7}, workers=2, run=run, name="draw")
+    seen: list[int] = []
+    fit = training.fit(
+        draw, {"seed": 7}, workers=2, run=run, name="draw/f1", progress=lambda metrics: seen.append(metrics["step"])
+    )
+    assert seen[-1] == 2  # what came between may fall between two looks
+    assert seen == sorted(seen)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["draw"]
     assert [metrics["step"] for metrics in fit.history] == [0, 1, 2]
     assert fit.metrics == fit.history[-1]
     assert fit.metrics["threads"] == 1
