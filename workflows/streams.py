@@ -99,6 +99,7 @@ def stream(
     context.checkpoint_config = CheckpointConfig(
         id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
     )
+    context.use_datasource_v2 = False  # its ten actors that read footers cost more than our one small read
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = no_progress_timeout_s
     fs, path = files.filesystem(files.join(sink, "rows"))
