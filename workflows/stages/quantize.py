@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +34,8 @@ class Config(StageConfig):
         workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
     """
 
+    resources: ClassVar[frozenset[str]] = frozenset({"cpus_per_worker", "use_gpu"})
+
     codebook_sizes: tuple[PositiveInt, ...] = Field((256, 256, 256), min_length=1, max_length=25)
     latent_dim: PositiveInt = 64
     hidden_dims: tuple[PositiveInt, ...] = (256, 128)
@@ -56,7 +57,6 @@ def run(config: Config, context: Context) -> Result:
     """Write `models/quantizer`, `sids` (item_id, codes with the deduplication digit) and `metrics/quantize.json`."""
     from workflows import training
 
-    started = time.monotonic()
     embeddings = read_embeddings(context.run, context.seed)
     if embeddings.num_rows == 0:
         raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
@@ -65,7 +65,8 @@ def run(config: Config, context: Context) -> Result:
         {"run": context.run.root, "seed": context.seed, "quantize": config.model_dump(mode="json")},
         workers=config.workers,
         run=context.run,
-        name=f"quantize-{context.fingerprint}",
+        name=f"quantize/{context.fingerprint}",
+        progress=lambda metrics: context.progress(metrics["step"], config.steps),
         cpus_per_worker=config.cpus_per_worker,
         use_gpu=config.use_gpu,
     )
@@ -75,7 +76,6 @@ def run(config: Config, context: Context) -> Result:
     table = pa.table({"item_id": embeddings["item_id"], "codes": codes_array(np.column_stack([codes, digits]))})
     context.run.write_table(table, "sids")
     metrics = scorecard(quantizer, vectors, codes, digits)
-    metrics["seconds"] = round(time.monotonic() - started, 2)
     context.log(
         f"quantize: codebooks used {', '.join(f'{share:.0%}' for share in metrics['usage'])}; "
         f"{metrics['collision_share']:.1%} of the items share their codes before deduplication; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ INPUTS = ("project", "features")
 
 class Config(StageConfig):
     """Settings of the rank stage."""
+
+    resources: ClassVar[frozenset[str]] = frozenset({"use_gpu"})
 
     epochs: int = Field(10, ge=1, description="at most; the epoch with the best validation log-loss is kept")
     patience: int = Field(2, ge=1, description="epochs without a better validation log-loss before the end")
@@ -42,7 +44,8 @@ def run(config: Config, context: Context) -> Result:
         {"root": context.run.root, "seed": context.seed, **config.model_dump()},
         workers=config.workers,
         run=context.run,
-        name=f"rank-{context.fingerprint}",
+        name=f"rank/{context.fingerprint}",
+        progress=lambda metrics: context.progress(metrics["epoch"], config.epochs),
         use_gpu=config.use_gpu,
     )
     context.run.write_json(outcome.history, "metrics", "rank.json")

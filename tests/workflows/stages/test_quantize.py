@@ -15,8 +15,10 @@ from workflows.stages import quantize
 SETTINGS = quantize.Config(codebook_sizes=(16, 16), hidden_dims=(32,), latent_dim=8, steps=200, batch_size=64)
 
 
-def context_of(run: RunDir, log: list[str]) -> Context:
-    return Context(run, "", seed=3, fingerprint="f1", log=log.append, progress=lambda done, total: None)
+def context_of(run: RunDir, log: list[str], steps: list[tuple[int, int]]) -> Context:
+    return Context(
+        run, "", seed=3, fingerprint="f1", log=log.append, progress=lambda done, total: steps.append((done, total))
+    )
 
 
 def embeddings(rows: int) -> pa.Table:
@@ -29,8 +31,9 @@ def embeddings(rows: int) -> pa.Table:
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_item_gets_one_unique_sid_with_two_workers(tmp_path: Path) -> None:
     run, table, log = RunDir(str(tmp_path)), embeddings(301), []
+    steps: list[tuple[int, int]] = []
     run.write_table(table, "embeddings")
-    result = quantize.run(SETTINGS.model_copy(update={"workers": 2}), context_of(run, log))
+    result = quantize.run(SETTINGS.model_copy(update={"workers": 2}), context_of(run, log, steps))
 
     sids = run.read_table("sids")
     assert (result.rows_in, result.rows_out, result.rejected) == (301, 301, 0)
@@ -51,6 +54,14 @@ def test_every_item_gets_one_unique_sid_with_two_workers(tmp_path: Path) -> None
     assert curve["scorecard"] == result.metrics
     assert [point["step"] for point in curve["history"]] == [50, 100, 150, 200]
     assert len(log) == 1
+    assert steps[-1] == (200, 200)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["quantize"]  # the runner clears it
+    assert "seconds" not in result.metrics
+
+
+def test_results_do_not_depend_on_what_a_worker_gets() -> None:
+    assert quantize.Config(use_gpu=True, cpus_per_worker=4).identity() == quantize.Config().identity()
+    assert quantize.Config(workers=2).identity() != quantize.Config().identity()
 
 
 def test_rows_are_read_in_an_order_that_files_do_not_set(tmp_path: Path) -> None:

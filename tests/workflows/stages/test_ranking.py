@@ -253,10 +253,13 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(("workers", "labels"), [(1, False), (2, True)])
 def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path, workers: int, labels: bool) -> None:
-    context = write_run(tmp_path, labels=labels)
+    steps: list[tuple[int, int]] = []
+    context = replace(write_run(tmp_path, labels=labels), progress=lambda done, total: steps.append((done, total)))
     features.run(features.Config(**SMALL), context)
     result = rank.run(SETTINGS.model_copy(update={"workers": workers}), context)
+    assert steps[-1] == (result.metrics["epochs"], SETTINGS.epochs)
     run = context.run
+    assert [path.name for path in Path(run.uri("checkpoints")).iterdir()] == ["rank"]  # the runner clears it
     ranker = load_ranker(run.uri("models", "ranker"))
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
     valid = Examples(run.read_table("features", "valid"), ranker.config.dense)
@@ -300,6 +303,11 @@ def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
     assert 0 <= some["recall@5"] <= 1
     assert none["queries"] == 0
     assert np.isnan([none["recall@5"], none["popularity_recall@5"]]).all()
+
+
+def test_results_do_not_depend_on_the_device() -> None:
+    assert rank.Config(use_gpu=True).identity() == rank.Config().identity()
+    assert rank.Config(workers=2).identity() != rank.Config().identity()
 
 
 def test_recall_is_at_some_k() -> None:
