@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from serving.recommender import Query, Recommendation, Recommender
+from serving.settings import MAX_K
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
@@ -22,7 +23,7 @@ class RecommendRequest(BaseModel):
 
     user_id: Id | None = None
     history: list[Id] | None = Field(None, max_length=1000)
-    k: int = Field(10, ge=1, le=100)
+    k: int = Field(10, ge=1, le=MAX_K)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> RecommendRequest:

@@ -75,6 +75,7 @@ class Recommender:
         self._user_ids = users["user"].to_pylist()
         self._histories, self._seen = lists(users["history"]), lists(users["seen"])
         self._max_history: int = spec["history"]
+        self._labels: bool = spec["labels"]
         self._dense: list[str] = spec["dense"]
         self._item_dense = dense_columns(table, self._dense)
         self._user_dense = dense_columns(users, self._dense)
@@ -123,7 +124,8 @@ class Recommender:
             return _User(self._user_ids[row], history, seen, self._user_dense[row])
         seen = torch.tensor([self._row[item] for item in query.history if item in self._row], dtype=torch.int64)
         dense = torch.full((len(self._dense),), torch.nan)
-        if "user_events" in self._dense:  # the history is all that is known of what this user did
+        # Without labels the history is all that this user did; with labels, user_events counts impressions, too.
+        if not self._labels and "user_events" in self._dense:
             dense[self._dense.index("user_events")] = np.log1p(len(seen))
         return _User(NULL_ID, seen[-self._max_history :], seen, dense)
 

@@ -13,6 +13,7 @@ from storage.manifest import StageEntry, read_manifest
 
 STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")  # the service reads what these wrote
 APPLICATION = "tesserec"
+MAX_K = 100  # items that one request may ask for
 
 
 class Settings(BaseModel):
@@ -21,7 +22,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Annotated[str, Field(min_length=1, description="URI of the run directory, the same from every node")]
-    candidates: Annotated[int, Field(ge=1, description="items that the retriever hands to the ranker")] = 200
+    candidates: Annotated[int, Field(ge=MAX_K, description="items that the retriever hands to the ranker")] = 200
     threads: Annotated[int, Field(ge=1, description="torch threads of a replica")] = 1
 
 

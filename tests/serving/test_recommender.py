@@ -114,6 +114,16 @@ def test_unknown_ids_of_a_history_are_named_and_change_nothing(recommender) -> N
     assert answer.source == "history"
 
 
+def test_what_a_visitor_did_counts_only_where_it_is_known(finished_run, unlabelled_run) -> None:
+    """In a labelled log user_events counts impressions; of those a history of likes says nothing."""
+    visitor = Query(history=["item 1", "item 2", "?"])
+    for run, known in ((finished_run, np.nan), (unlabelled_run, np.log1p(2))):
+        recommender = Recommender(run)
+        dense = dict(zip(recommender._dense, recommender._user(visitor).dense.tolist(), strict=True))
+        assert dense.pop("user_events") == pytest.approx(known, nan_ok=True)
+        assert np.isnan(list(dense.values())).all()
+
+
 def test_a_long_history_is_left_out_whole_and_ranks_by_its_end(recommender) -> None:
     history = [f"item {n}" for n in range(40)]
     answer = recommender.recommend(Query(history=history, k=100))

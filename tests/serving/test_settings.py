@@ -44,7 +44,7 @@ def test_the_configuration_is_one_that_ray_serve_takes(monkeypatch, tmp_path) ->
     assert [d["name"] for d in config["applications"][0]["deployments"]] == [deployed._bound_deployment.name]
 
 
-@pytest.mark.parametrize("args", [{}, {"run": ""}, {"run": "r", "candidates": 0}, {"run": "r", "thread": 2}])
+@pytest.mark.parametrize("args", [{}, {"run": ""}, {"run": "r", "candidates": 99}, {"run": "r", "thread": 2}])
 def test_wrong_arguments(args) -> None:
     with pytest.raises(ValidationError):
         Settings.model_validate(args)
