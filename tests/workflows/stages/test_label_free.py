@@ -1,4 +1,8 @@
-"""A copy of the embedded catalogue without its label column: every row a positive, negatives sampled."""
+"""The ranker on a copy of the embedded catalogue without its label column: every row a positive, negatives sampled.
+
+The ranker alone is the subject. Captions and semantic IDs are written from the true attributes, in place of a perfect
+captioner, so what holds here says nothing of interpret, project and quantize.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from workflows.stages import evaluate, features, ingest, rank
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_ranker_beats_popularity_on_a_log_without_labels(tmp_path):
+def test_given_true_captions_the_ranker_beats_popularity_without_labels(tmp_path):
     catalog = tmp_path / "catalog"
     write_sample(str(catalog), items=120, users=400, seed=1)
     log = pl.read_parquet(catalog / "interactions.parquet")
@@ -29,7 +33,7 @@ def test_the_ranker_beats_popularity_on_a_log_without_labels(tmp_path):
         progress=lambda done, total: None,
     )
     ingest.run(ingest.Config(), context)
-    interpreted_as(truth, context.run)
+    write_items_from_truth(truth, context.run)
 
     features.run(features.Config(), context)
     rank.run(rank.Config(epochs=3), context)
@@ -39,8 +43,11 @@ def test_the_ranker_beats_popularity_on_a_log_without_labels(tmp_path):
     assert 0.5 < metrics["popularity"]["auc"] < metrics["ranker"]["auc"]
 
 
-def interpreted_as(truth: pl.DataFrame, run: RunDir) -> None:
-    """Write what interpret, project and quantize would, from the true attributes: the ranker is the test's subject."""
+def write_items_from_truth(truth: pl.DataFrame, run: RunDir) -> None:
+    """Write items, embeddings and sids in place of interpret, project and quantize.
+
+    A caption is colour, pattern and material; items with one caption share a random embedding and a code prefix.
+    """
     ids = run.read_table("catalog", "items").select(["item_id", "title", "description"])
     words = truth.select(pl.col("item_id"), pl.concat_str(pl.col("colour", "pattern", "material"), separator=" "))
     spoken = dict(words.iter_rows())
