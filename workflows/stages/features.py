@@ -31,6 +31,7 @@ from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
+from workflows import tables
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 1
@@ -82,7 +83,7 @@ def run(config: Config, context: Context) -> Result:
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
         raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
-    if config.split.kind == "time" and order_only(context.catalog):
+    if config.split.kind == "time" and tables.timestamps(context.catalog) == "order":
         raise UserError(
             "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} "
             "under stages.features."
@@ -158,13 +159,6 @@ def run(config: Config, context: Context) -> Result:
         rejected=interactions.num_rows - len(events),
         metrics=metrics,
     )
-
-
-def order_only(catalog: str) -> bool:
-    """Whether the catalogue's catalog.json says that its timestamps do not compare across users."""
-    uri = files.join(catalog, "catalog.json")
-    about = files.read_json(uri) if files.exists(uri) else {}
-    return bool(about.get("timestamps") == "order")
 
 
 def read_items(context: Context, buckets: Buckets, max_tokens: int) -> pa.Table:
