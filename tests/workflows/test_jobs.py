@@ -36,7 +36,14 @@ def dashboard():
     port, board = free_port(), free_port()
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={board}"]
     command += ["--num-cpus=9", "--object-store-memory=1000000000", "--disable-usage-stats"]
-    environment = {**os.environ, "RAY_prestart_worker_first_driver": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    # The job's `python` is the one on the head's path, as in an activated environment.
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     head = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
     url = f"http://127.0.0.1:{board}"
@@ -52,7 +59,7 @@ def dashboard():
             assert head.poll() is None
             time.sleep(0.5)
     yield url
-    os.killpg(head.pid, signal.SIGTERM)
+    os.killpg(head.pid, signal.SIGKILL)  # nothing in it is worth a slow farewell
     head.wait(timeout=60)
 
 

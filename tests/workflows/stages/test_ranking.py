@@ -251,12 +251,11 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(("workers", "labels"), [(1, False), (2, True)])
-def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path, workers: int, labels: bool) -> None:
+def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    context = replace(write_run(tmp_path, labels=labels), progress=lambda done, total: steps.append((done, total)))
+    context = replace(write_run(tmp_path), progress=lambda done, total: steps.append((done, total)))
     features.run(features.Config(**SMALL), context)
-    result = rank.run(SETTINGS.model_copy(update={"workers": workers}), context)
+    result = rank.run(SETTINGS.model_copy(update={"workers": 2}), context)
     assert steps[-1] == (result.metrics["epochs"], SETTINGS.epochs)
     run = context.run
     assert [path.name for path in Path(run.uri("checkpoints")).iterdir()] == ["rank"]  # the runner clears it
@@ -273,9 +272,7 @@ def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path, worke
     assert metrics["ranker"]["ne"] < metrics["popularity"]["ne"]
     assert metrics["ranker"]["calibration"] == pytest.approx(1, abs=0.3)
     assert metrics["retriever"]["recall@5"] > metrics["retriever"]["popularity_recall@5"]
-    assert ("truth" in metrics) == labels
-    if labels:
-        assert metrics["ranker"]["auc"] < metrics["truth"]["auc"] + 0.02
+    assert metrics["ranker"]["auc"] < metrics["truth"]["auc"] + 0.02
 
 
 @pytest.mark.usefixtures("ray_cluster")
