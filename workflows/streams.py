@@ -123,18 +123,22 @@ def stream(
 
 
 def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
-    """Rows that are committed under `sink`; `known` remembers the files that were counted before."""
+    """Rows that are committed under `sink`; `known` remembers the files that were counted before.
+
+    Ray marks a block first as pending, and renames the mark once the rows are written.
+    """
     fs, path = files.filesystem(files.join(sink, "marks"))
     fs.invalidate_cache(path)  # remote stores remember listings
     counts = {} if known is None else known
-    for name in fs.glob(f"{path}/*.parquet"):
+    marks = [name for name in fs.glob(f"{path}/*.parquet") if not name.endswith(".pending.parquet")]
+    for name in marks:
         if name not in counts:
             try:
                 with fs.open(name, "rb") as stream_:
                     counts[name] = pq.ParquetFile(stream_).metadata.num_rows
             except (OSError, pa.ArrowInvalid):  # being written, or withdrawn by a retry
                 continue
-    return sum(counts.values())
+    return sum(counts.get(name, 0) for name in marks)
 
 
 def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
