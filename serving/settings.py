@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage import files
 from storage.errors import UserError
-from storage.manifest import StageEntry, read_manifest
+from storage.manifest import StageEntry, require_manifest
 
 STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")  # the service reads what these wrote
 APPLICATION = "tesserec"
@@ -32,9 +32,7 @@ def check_servable(run: str) -> None:
     Raises:
         UserError: there is no run, it has no ranker, or a stage has not finished.
     """
-    manifest = read_manifest(run)
-    if manifest is None:
-        raise UserError(f"There is no run at {run}: start one with `tesserec run WORKFLOW --run-dir {run}`.")
+    manifest = require_manifest(run)
     for stage in STAGES:
         state = manifest.stages.get(stage, StageEntry()).state
         if state != "complete":
