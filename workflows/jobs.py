@@ -6,12 +6,19 @@ import asyncio
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storage import files
 from storage.errors import UserError
 from workflows.cluster import EXCLUDES, REPOSITORY
 from workflows.definition import Definition, dump, load
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+AGENT_SECONDS = 60.0
 
 
 def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address: str, *, wait: bool) -> int:
@@ -38,10 +45,7 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
 
     try:
         client = JobSubmissionClient(address)
-        job = client.submit_job(
-            entrypoint=_entrypoint(definition, root),
-            runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES},
-        )
+        job = _submit(client, _entrypoint(definition, root))
     except AuthenticationError as error:
         raise UserError(f"{address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -61,6 +65,20 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
         print(f"Stopped following; the job goes on, and `ray job stop {job}` ends it.", file=sys.stderr)  # noqa: T201
         return 130
     return 0 if client.get_job_status(job) == JobStatus.SUCCEEDED else 1
+
+
+def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
+    """The id of the submitted job. A head just started answers before the agent that takes jobs is up, so wait."""
+    until = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES}
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(1)
 
 
 def _entrypoint(definition: Definition, root: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 
 from storage import files
 from storage.manifest import Manifest
+from workflows import jobs
 from workflows.catalogs.sample import write_sample
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,6 +77,23 @@ def run(dashboard, tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("raysubmit_")
     return place / "run"
+
+
+def test_submission_waits_for_the_agent_of_a_head_that_has_just_started(monkeypatch):
+    class Client:
+        answers = iter([RuntimeError("status code 500: No available agent to submit job"), "raysubmit_1"])
+
+        def submit_job(self, **_):
+            answer = next(self.answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    assert jobs._submit(Client(), "true") == "raysubmit_1"
+    monkeypatch.setattr(jobs, "AGENT_SECONDS", -1)
+    Client.answers = iter([RuntimeError("No available agent")])
+    with pytest.raises(RuntimeError, match="agent"):
+        jobs._submit(Client(), "true")
 
 
 def test_every_stage_of_the_job_is_complete_and_no_row_is_lost(run):
