@@ -11,6 +11,8 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.errors import UserError
+
 ISSUE = pa.struct([("severity", pa.string()), ("code", pa.string()), ("detail", pa.string())])
 KEPT, REJECTED = "kept", "rejected"
 
@@ -20,10 +22,17 @@ class Operator(ABC):
 
     Concrete operators are frozen dataclasses: their fields are their configuration. `version` is raised when results
     change, so that finished runs are computed anew.
+
+    Attributes:
+        version: of the code that makes the results.
+        input_columns: columns that the operator reads.
+        key_columns: of these, or in place of them, the ones whose content decides the result (`media_digest` stands
+            for the pixels of `frames`); empty where results are not worth a cache.
     """
 
     version: ClassVar[int] = 1
     input_columns: ClassVar[tuple[str, ...]]
+    key_columns: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -61,6 +70,7 @@ def apply(operator: Operator, table: pa.Table) -> pa.Table:
 
     Raises:
         KeyError: the table lacks a declared input column, which is no row's fault.
+        UserError: the operator's settings cannot work, which is no row's fault either.
     """
     missing = [name for name in operator.input_columns if name not in table.column_names]
     if missing:
@@ -81,7 +91,7 @@ def _apply_or_split(operator: Operator, table: pa.Table) -> pa.Table:
         return _with_nulls(operator, table)
     try:
         return operator(table)
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a row does to a model, it must not stop the stream
         if table.num_rows == 1:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.base import Operator, apply, set_columns, with_outcome
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ def test_rejected_rows_pass_untouched():
     twice = apply(Halve(), once)
     assert sorted(twice["outcome"].to_pylist()) == ["kept", "rejected"]
     assert [len(issues) for issues in twice["issues"].to_pylist()] == [0, 1]
+
+
+def test_settings_that_cannot_work_are_not_the_rows_fault():
+    class Misconfigured(Halve):
+        def __call__(self, table: pa.Table) -> pa.Table:
+            raise UserError("There is no such model.")
+
+    with pytest.raises(UserError, match="no such model"):
+        apply(Misconfigured(), with_outcome(pa.table({"x": [1, 2]})))
 
 
 def test_running_out_of_memory_is_not_the_rows_fault():
