@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models import metrics
@@ -22,14 +22,12 @@ def columns(rows: list[tuple[int, bool, int]]) -> tuple[np.ndarray, np.ndarray, 
     return np.array(user), np.array(label, float), np.array(score, float) / 4
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_auc_counts_ordered_pairs(rows: list[tuple[int, bool, int]]) -> None:
     _, label, score = columns(rows)
     np.testing.assert_allclose(metrics.auc(label, score), brute_auc(label, score))
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_user_auc_is_the_weighted_mean_of_the_users_aucs(rows: list[tuple[int, bool, int]]) -> None:
     user, label, score = columns(rows)
@@ -43,7 +41,6 @@ def test_user_auc_is_the_weighted_mean_of_the_users_aucs(rows: list[tuple[int, b
     np.testing.assert_allclose(metrics.user_auc(user, label, score), expected)
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_weights_are_copies_of_rows(rows: list[tuple[int, bool, int]]) -> None:
     copies, label, score = columns(rows)

@@ -32,7 +32,6 @@ def events(rows: list[tuple[int, int, int, bool]]) -> Events:
     return Events(user, item, time.astype(np.int64) * DAY_US, label.astype(np.float32))
 
 
-@settings(deadline=None)
 @given(LOGS, st.integers(1, 5))
 def test_histories_equal_a_loop(rows: list[tuple[int, int, int, bool]], length: int) -> None:
     log = events(rows)
@@ -46,7 +45,6 @@ def test_histories_equal_a_loop(rows: list[tuple[int, int, int, bool]], length: 
         assert values[offsets[query] : offsets[query + 1]].tolist() == past[-length:]
 
 
-@settings(deadline=None)
 @given(LOGS)
 def test_counts_equal_a_loop(rows: list[tuple[int, int, int, bool]]) -> None:
     log = events(rows)
@@ -82,7 +80,7 @@ def known_at(rows: list[tuple[int, int, int, bool]], now: int) -> list[np.ndarra
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LOGS, st.integers(0, 9), st.data())
 def test_the_future_changes_no_feature(rows: list[tuple[int, int, int, bool]], now: int, data: st.DataObject) -> None:
     past = [row for row in rows if row[2] <= now]
@@ -94,7 +92,6 @@ def test_the_future_changes_no_feature(rows: list[tuple[int, int, int, bool]], n
         np.testing.assert_array_equal(with_future, without)
 
 
-@settings(deadline=None)
 @given(LOGS)
 def test_an_item_is_known_from_the_moment_after_its_first_event(rows: list[tuple[int, int, int, bool]]) -> None:
     log = events(rows)
@@ -103,7 +100,6 @@ def test_an_item_is_known_from_the_moment_after_its_first_event(rows: list[tuple
     assert found.tolist() == expected
 
 
-@settings(deadline=None)
 @given(LOGS, st.integers(0, 3))
 def test_negatives_existed_and_were_new_to_the_user(rows: list[tuple[int, int, int, bool]], seed: int) -> None:
     log = events(rows)
@@ -127,7 +123,6 @@ def test_negatives_mix_popularity_and_chance() -> None:
     assert share[5] == 0
 
 
-@settings(deadline=None)
 @given(LOGS)
 def test_first_interactions_are_one_per_pair_and_earliest(rows: list[tuple[int, int, int, bool]]) -> None:
     log = events(rows)
@@ -152,7 +147,6 @@ def test_split_by_time_needs_moments() -> None:
         split_by_time(np.repeat([1, 2], 50), valid=0.1, test=0.1)
 
 
-@settings(deadline=None)
 @given(LOGS)
 def test_leave_last_holds_out_the_two_last_events(rows: list[tuple[int, int, int, bool]]) -> None:
     log = events(rows)
