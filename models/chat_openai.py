@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from models.chat import Failure, Prompt
-from storage.errors import UserError
+from models.openai_client import OPENAI_URL, client, failure_of, gather
 from storage.identity import speed
-
-if TYPE_CHECKING:
-    from openai import APIError, OpenAI
 
 JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
 class OpenAIChat:
-    """A model asked over HTTP, `concurrency` prompts at a time.
-
-    The client waits and tries again by itself, with exponential backoff, jitter and the server's Retry-After. One
-    client per process keeps its connections open between calls; it is shared by threads, which need no event loop that
-    would have to outlive a call.
+    """A model asked over HTTP, `concurrency` prompts at a time; see `models.openai_client` for retries and failures.
 
     Attributes:
         model: the name under which the endpoint serves it.
@@ -46,7 +35,7 @@ class OpenAIChat:
     """
 
     model: str
-    base_url: str = speed("https://api.openai.com/v1")
+    base_url: str = speed(OPENAI_URL)
     api_key_env: str = speed("OPENAI_API_KEY")
     max_tokens: int = 256
     temperature: float | None = 0.0
@@ -59,9 +48,9 @@ class OpenAIChat:
         """Open the client.
 
         Raises:
-            UserError: base_url is no address, or the endpoint asks for a key and the environment has none.
+            UserError: base_url is no address, or its server asks for a key and the environment has none.
         """
-        _client(self)
+        client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries)
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str | Failure]:
         """Answer prompts, in their order.
@@ -72,47 +61,22 @@ class OpenAIChat:
         Raises:
             UserError: the key is missing or refused, or the endpoint does not serve the model.
         """
-        client = _client(self)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(functools.partial(self._answer, client), prompts))  # an error cancels what waits
+        return gather(self._answer, prompts, self.concurrency)
 
-    def _answer(self, client: OpenAI, prompt: Prompt) -> str | Failure:
-        import openai
-
+    async def _answer(self, prompt: Prompt) -> str | Failure:
         options = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
         given: Any = {name: value for name, value in options.items() if value is not None}
         messages = _messages(prompt)
+        completions = client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries).chat.completions
         try:
-            choice = client.chat.completions.create(model=self.model, messages=messages, **given).choices[0]
+            reply = await completions.create(model=self.model, messages=messages, **given)
+            choice, *_ = reply.choices
             text, reason = choice.message.content or "", choice.finish_reason
-        except (openai.AuthenticationError, openai.PermissionDeniedError):
-            message = f"{self.base_url} refuses the key: put one that may use {self.model} into ${self.api_key_env}."
-            raise UserError(message) from None  # the cause holds the request, and with it the key
-        except openai.NotFoundError:
-            message = f"{self.base_url} does not serve a model named {self.model}: check model and base_url."
-            raise UserError(message) from None
-        except openai.APIError as error:  # an endpoint may quote the request in its message
-            return Failure(_code(error), error.message.replace(client.api_key, "***")[:300])
-        except (AttributeError, LookupError, TypeError, ValueError):  # the client checks no shapes
-            return Failure("model_unavailable", "The endpoint's answer is no chat completion.")
+        except Exception as error:  # noqa: BLE001 - sorted there, raised again if it is none of the server's
+            return failure_of(error, model=self.model, base_url=self.base_url, api_key_env=self.api_key_env)
         if reason == "content_filter" or not text.strip():
-            return Failure("model_refused", f"The model gave no answer (finish_reason {reason}).")
+            return Failure("model_refused", f"{self.model} gave no answer (finish_reason {reason})")
         return text
-
-
-@functools.cache
-def _client(chat: OpenAIChat) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ImportError as error:
-        raise UserError("Models behind an endpoint need the package openai: pip install openai.") from error
-    address = urlsplit(chat.base_url)
-    if address.scheme not in ("http", "https"):
-        raise UserError(f"base_url {chat.base_url} is no address: write it as http://HOST:PORT/v1.")
-    key = os.environ.get(chat.api_key_env, "").strip()
-    if not key and address.hostname == "api.openai.com":
-        raise UserError(f"There is no key for {chat.base_url}: put one into the environment as {chat.api_key_env}.")
-    return OpenAI(base_url=chat.base_url, api_key=key or "EMPTY", timeout=chat.timeout_s, max_retries=chat.max_retries)
 
 
 def _messages(prompt: Prompt) -> Any:
@@ -126,15 +90,3 @@ def _data_url(image: np.ndarray) -> str:
     out = io.BytesIO()
     Image.fromarray(image).save(out, format="JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _code(error: APIError) -> str:
-    import openai
-
-    if isinstance(error, openai.APITimeoutError):
-        return "model_timeout"
-    if isinstance(error, openai.RateLimitError):
-        return "model_rate_limited"
-    if isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422):
-        return "model_refused"
-    return "model_unavailable"
