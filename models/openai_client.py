@@ -1,4 +1,4 @@
-"""What callers of an OpenAI-compatible server share: a client, bounded concurrency, and what an error means."""
+"""What callers of an OpenAI-compatible endpoint share: a client, bounded concurrency, and what an error means."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
-UNREADABLE = (ValueError, TypeError, AttributeError)  # what the package raises for bodies that are no JSON, or odd JSON
+UNREADABLE = (LookupError, ValueError, TypeError, AttributeError)  # the package checks no shapes
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 
 def client(base_url: str, api_key_env: str, timeout_s: float, max_retries: int) -> AsyncOpenAI:
-    """The process's client of a server, made once: it keeps connections open. Use it inside `gather`.
+    """The process's client of an endpoint, made once: it keeps connections open. Await it inside `gather` alone.
 
-    The package retries what may pass (timeouts, refused connections, 408, 409, 429, 5xx), with exponential backoff and
-    jitter or after the server's Retry-After.
+    It tries again by itself what may pass (timeouts, refused connections, 408, 409, 429, 5xx), with exponential
+    backoff and jitter or after the server's Retry-After.
 
     Args:
         base_url: the address up to and with `/v1`.
-        api_key_env: the environment variable that holds the key. Servers other than OpenAI's own may need none.
-        timeout_s: seconds that one try may be silent.
-        max_retries: further tries of a request.
+        api_key_env: the environment variable that holds the key; an endpoint other than OpenAI's own may need none.
+        timeout_s: seconds that one attempt may be silent.
+        max_retries: attempts after the first.
 
     Raises:
         UserError: the address is none, holds credentials, or belongs to OpenAI and the variable is not set.
     """
     try:
         address = urlsplit(base_url)
-        host, has_credentials = address.hostname, "@" in address.netloc
-    except ValueError:
-        address, host, has_credentials = urlsplit(""), None, False
-    if address.scheme not in ("http", "https") or not host:
-        raise UserError("base_url is no address of a server: write one such as http://localhost:8000/v1.")
-    if has_credentials:
+        host, port = address.hostname or "", address.port or 0
+    except ValueError:  # "http://[x" or a port that is no number
+        host, port = "", 0
+    if not host or address.scheme not in ("http", "https") or not 0 <= port < 65536:
+        raise UserError("base_url is no address of an endpoint: write it as http://HOST:PORT/v1.")
+    if "@" in address.netloc:
         raise UserError(f"base_url holds credentials: take them out, and put the key into {api_key_env}.")
     key = _key(api_key_env)
-    if not key and (host == "openai.com" or host.endswith(".openai.com")):
+    if not key and f".{host}".endswith(".openai.com"):
         raise UserError(f"{base_url} needs a key: put it into the environment variable {api_key_env}.")
     return _client(base_url, key or "none", timeout_s, max_retries)
 
@@ -76,34 +76,35 @@ def gather(work: Callable[[Input], Awaitable[Output]], inputs: Sequence[Input], 
 
 
 def failure_of(error: Exception, *, model: str, base_url: str, api_key_env: str) -> Failure:
-    """What an exception of the client means for the row that was asked for.
+    """What an exception of the client, or of the reading of its answer, means for the row that was asked for.
 
     Returns:
         Failure: `model_timeout`, `model_rate_limited`, `model_unavailable` (no connection, 5xx, an answer that cannot
-            be read) or `model_refused` (any other status: the server answers, but not to this input).
+            be read) or `model_refused` (any other status: the endpoint answers, but not to this input).
 
     Raises:
-        UserError: the server refuses the key (401, 403) or does not serve the model (404).
+        UserError: the endpoint refuses the key (401, 403) or does not serve the model (404).
         Exception: `error` itself, where it is none of the client's.
     """
     import openai
 
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        raise UserError(f"{base_url} refuses the key for {model}: put a valid one into {api_key_env}.") from None
+        message = f"{base_url} refuses the key for {model}: put a valid one into {api_key_env}."
+        raise UserError(message) from None  # the cause holds the request, and with it the key
     if isinstance(error, openai.NotFoundError):
         raise UserError(f"{base_url} does not serve {model}: name a model and a base_url that it has.") from None
     if isinstance(error, openai.APITimeoutError):
         return Failure("model_timeout", f"{model} did not answer in time")
     if isinstance(error, openai.APIConnectionError):
         return Failure("model_unavailable", f"{base_url} cannot be reached")
-    if isinstance(error, UNREADABLE):
+    if isinstance(error, openai.APIStatusError):
+        codes = {408: "model_timeout", 429: "model_rate_limited"}
+        code = codes.get(error.status_code, "model_unavailable" if error.status_code >= 500 else "model_refused")
+        return Failure(code, _detail(f"{model}: {error.message}", api_key_env))
+    if isinstance(error, (openai.APIError, *UNREADABLE)):
         detail = f"the answer of {model} cannot be read: {type(error).__name__}: {error}"
         return Failure("model_unavailable", _detail(detail, api_key_env))
-    if not isinstance(error, openai.APIStatusError):
-        raise error
-    codes = {408: "model_timeout", 429: "model_rate_limited"}
-    code = codes.get(error.status_code, "model_unavailable" if error.status_code >= 500 else "model_refused")
-    return Failure(code, _detail(f"{model}: {error.message}", api_key_env))
+    raise error
 
 
 def _key(api_key_env: str) -> str:
@@ -111,7 +112,7 @@ def _key(api_key_env: str) -> str:
 
 
 def _detail(text: str, api_key_env: str) -> str:
-    """Servers may repeat what they were sent, at any length."""
+    """Endpoints may repeat what they were sent, at any length."""
     key = _key(api_key_env)
     return (text.replace(key, "***") if key else text)[:300]
 
