@@ -66,13 +66,15 @@ def import_(
 @app.command()
 def check(workflow: Workflow, set_: Overrides = None, run_dir: RunDirOption = None, address: Address = "local") -> None:
     """Find what is wrong with a workflow before it runs."""
+    from workflows.cluster import nodes
     from workflows.definition import load
-    from workflows.preflight import logical_cpus, preflight
+    from workflows.preflight import pools_shown, preflight
 
     definition = load(workflow, set_ or [])
     preflight(definition, _run_dir(definition.name, run_dir), address=address)
-    stages = list(definition.configs)
-    typer.echo(f"{definition.name}: {', '.join(stages)}; up to {max(logical_cpus(definition, stages))} logical CPUs.")
+    typer.echo(f"{definition.name}: {', '.join(definition.configs)}")
+    for line in pools_shown(definition, nodes(address)):
+        typer.echo(line)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from storage.errors import UserError
+from workflows.pools import READER_CPUS, Node
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What a worker does not need of the repository; .gitignore is honoured beside this.
@@ -26,8 +27,8 @@ def connect(address: str, cpus: int) -> None:
 
     Args:
         address: `local`, `auto` (the cluster of this machine, or of the job that runs this), or `host:port`.
-        cpus: logical CPUs of a local Ray. Pools that fill all CPUs starve readers and the filter of a resumed
-            stream, so this is their sum and a reserve; pool sizes and torch threads bound what really runs at once.
+        cpus: logical CPUs of a local Ray: those of the machine, or what the workers of a fit ask for, and
+            `READER_CPUS` on top. Pool sizes and torch threads bound what really runs at once.
 
     Raises:
         UserError: there is no cluster at the address.
@@ -52,6 +53,31 @@ def connect(address: str, cpus: int) -> None:
         init(runtime_env=None if in_job else env)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"There is no Ray cluster at {address!r}: start one with `ray start --head`.") from error
+
+
+def nodes(address: str) -> list[Node]:
+    """What there is to run on. Of a local Ray the CPUs for readers come on top of the machine's, see `connect`.
+
+    A cluster is joined for that, and stays joined.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    if address == "local":
+        return [Node(cpus=len(os.sched_getaffinity(0)) + READER_CPUS, gpus=_local_gpus())]
+    connect(address, cpus=0)
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0)) for found in alive]
+
+
+def _local_gpus() -> int:
+    if not Path("/proc/driver/nvidia").exists():  # spares most machines the import of torch
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def check_reachable(address: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from storage.errors import UserError
 from workflows.stage import StageConfig
@@ -31,6 +31,13 @@ class Definition(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     catalog: str = Field(min_length=1)
     stages: Any
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """Where a key, or the nearest one above it that was written, stands: `FILE:LINE`, or its `--set`."""
+        while key and key not in self._places:
+            key = key.rpartition(".")[0]
+        return self._places.get(key, self.name)
 
     @property
     def configs(self) -> dict[str, StageConfig]:
@@ -46,7 +53,13 @@ def load(path: str, overrides: list[str]) -> Definition:
         UserError: the file is missing or not YAML, a key is unknown, a value is of the wrong kind, or a stage lacks one
             that it reads from.
     """
-    return resolve(_apply_overrides(_read_yaml(path), overrides), source=path)
+    text = _read(path)
+    definition = resolve(_apply_overrides(_parse(text, path), overrides), source=path)
+    definition._places.update(_lines(yaml.compose(text), path))
+    for override in overrides:
+        key = override.partition("=")[0]
+        definition._places[key] = f"--set {key}"
+    return definition
 
 
 def resolve(raw: Any, source: str) -> Definition:
@@ -86,15 +99,29 @@ def _model() -> type[Definition]:
     )
 
 
-def _read_yaml(path: str) -> Any:
+def _read(path: str) -> str:
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"There is no workflow definition at {path}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a workflow definition: {error}.") from error
+
+
+def _parse(text: str, path: str) -> Any:
+    try:
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _lines(node: yaml.Node | None, path: str, above: str = "") -> dict[str, str]:
+    """`FILE:LINE` of every key of a YAML document, by its dotted path."""
+    found: dict[str, str] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name = f"{above}.{key.value}" if above else str(key.value)
+        found |= {name: f"{path}:{key.start_mark.line + 1}", **_lines(value, path, name)}
+    return found
 
 
 def _apply_overrides(raw: Any, overrides: list[str]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from storage import files
@@ -10,8 +12,10 @@ from storage.errors import UserError
 from storage.manifest import Manifest, read_manifest
 from workflows import cluster, tables
 from workflows.definition import Definition
+from workflows.pools import READER_CPUS, Node, UnschedulableError
 from workflows.stages import ORDER, stage_module
-from workflows.streams import READER_CPUS
+
+LARGE = 1 << 40  # rows of a stream that is to have all the actors it can get
 
 
 def preflight(
@@ -35,48 +39,60 @@ def preflight(
             f"{root} holds a run of the workflow {manifest.name!r}, not {definition.name!r}: choose another --run-dir."
         )
     _check_writable(root)
-    if address == "local":
-        _check_gpus(definition)
-    else:
+    if address != "local":
         cluster.check_reachable(address)
+    _check_pools(definition, cluster.nodes(address))
     return manifest
 
 
-def logical_cpus(definition: Definition, stages: list[str]) -> list[int]:
-    """CPUs that each stage holds at once on Ray, readers included; at least 1 for a list without such stages."""
-    needs = [1]
-    for name in stages:
-        cpus = getattr(stage_module(name), "cpus", None)
-        if cpus is not None:
-            needs.append(int(cpus(definition.configs[name]) + 0.999) + READER_CPUS)
-    return needs
+def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
+    """CPUs of a Ray on this machine: enough for the workers of every fit, and for readers beside them."""
+    needs = [sum(node.cpus for node in nodes) - READER_CPUS]
+    for name, config in definition.configs.items():
+        if hasattr(stage_module(name), "cpus"):
+            needs.append(stage_module(name).cpus(config))
+    return math.ceil(max(needs)) + READER_CPUS
+
+
+def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
+    """One line for every pool: the operators in it, its actors, and what each of them gets."""
+    lines = []
+    for name, config in definition.configs.items():
+        module = stage_module(name)
+        for group in module.groups(config, definition.catalog, nodes, rows=LARGE) if hasattr(module, "groups") else ():
+            pool = group.pool
+            actors = str(pool.min) if pool.largest == pool.min else f"{pool.min} to {pool.largest}"
+            gpus = f", {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
+            lines.append(
+                f"  {name}: {actors} actors of {pool.num_cpus:g} CPUs{gpus}, batches of {pool.batch_size}: {group.name}"
+            )
+    return lines
+
+
+def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
+    """A pool that waits for what there is not would wait for ever."""
+    for name, config in definition.configs.items():
+        module = stage_module(name)
+        try:
+            if hasattr(module, "groups"):
+                module.groups(config, definition.catalog, nodes, rows=LARGE)
+        except UnschedulableError as error:
+            first = error.group.steps[0] if error.group else None
+            key = f"stages.{name}.{first.name}.pool" if first and first.pool else f"stages.{name}"
+            raise UserError(f"{definition.where(key)}: {key} {error}: lower what it asks for.") from error
+        gpus, present = module.gpus(config) if hasattr(module, "gpus") else 0, sum(node.gpus for node in nodes)
+        if gpus > present:
+            key = f"stages.{name}"
+            raise UserError(
+                f"{definition.where(key)}: {key} asks for {gpus:g} GPUs and there are {present:g}: lower what it asks "
+                "for, or run on a cluster with --address."
+            )
 
 
 def _check_writable(root: str) -> None:
-
     fs, path = files.filesystem(root)
     if "file" not in fs.protocol:
         return
     nearest = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")
-
-
-def _check_gpus(definition: Definition) -> None:
-    """A pool that waits for a GPU that this machine does not have would wait for ever."""
-    asked = {
-        name: module.gpus(config)
-        for name, config in definition.configs.items()
-        if hasattr(module := stage_module(name), "gpus") and module.gpus(config)
-    }
-    if not asked:
-        return
-    import torch
-
-    present = torch.cuda.device_count()
-    for name, gpus in asked.items():
-        if gpus > present:
-            raise UserError(
-                f"Stage {name} asks for {gpus:g} GPUs and this machine has {present}: lower what it asks for, "
-                "or run on a cluster with --address."
-            )

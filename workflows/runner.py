@@ -10,7 +10,7 @@ import dataclasses
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows import cluster, tables
 from workflows.definition import Definition, dump
+from workflows.pools import Node
 from workflows.preflight import logical_cpus, preflight
 from workflows.progress import Reporter
 from workflows.stage import Context, Result, StageConfig
@@ -51,7 +52,7 @@ def execute(
     root = files.absolute(root)  # workers stand elsewhere
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
     manifest = preflight(definition, root, start, until, address)
-    fingerprints = _fingerprints(definition)
+    fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
     run, reporter = RunDir(root), Reporter()
     todo = _stages_to_run(definition, manifest, fingerprints, start, until)
     if not todo:
@@ -66,11 +67,12 @@ def execute(
                 if name in manifest.stages:
                     reporter.line(f"{name}: complete, skipped")
                 continue
-            if hasattr(stage_module(name), "cpus"):
-                stack.enter_context(cluster.connected(address, max(logical_cpus(definition, todo))))
+            if hasattr(stage_module(name), "cpus") or hasattr(stage_module(name), "groups"):
+                stack.enter_context(cluster.connected(address, logical_cpus(definition, nodes)))
             if start is not None:
                 files.remove(run.uri("checkpoints", name))
-            _run_stage(name, config, _context(definition, run, reporter, fingerprints[name]), manifest, reporter)
+            context = _context(definition, run, reporter, fingerprints[name], nodes)
+            _run_stage(name, config, context, manifest, reporter)
     return manifest
 
 
@@ -136,7 +138,9 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
     return found
 
 
-def _context(definition: Definition, run: RunDir, reporter: Reporter, stage_fingerprint: str) -> Context:
+def _context(
+    definition: Definition, run: RunDir, reporter: Reporter, stage_fingerprint: str, nodes: Sequence[Node]
+) -> Context:
     return Context(
         run=run,
         catalog=definition.catalog,
@@ -144,6 +148,7 @@ def _context(definition: Definition, run: RunDir, reporter: Reporter, stage_fing
         fingerprint=stage_fingerprint,
         log=reporter.line,
         progress=lambda done, total: None,
+        nodes=nodes,
     )
 
 

@@ -13,19 +13,22 @@ and, where it has them:
     OPERATORS                  operator classes whose `version` counts into the fingerprint
     AFTER_ALL = True           it looks back on every stage that the definition names before it: all of them count into
                                its fingerprint, and none of them has to be there
-    def cpus(config) -> float  CPUs that its actors and workers hold at once on Ray
+    def groups(config, root, nodes, rows) -> list[Group]
+                               the operators of its stream in their pools; raises what `pools.plan` raises
+    def cpus(config) -> float  CPUs that its workers hold at once on Ray
     def gpus(config) -> float  GPUs, likewise
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from storage.run import RunDir
+from workflows.pools import READER_CPUS, Node
 
 
 class StageConfig(BaseModel):
@@ -51,6 +54,7 @@ class Context:
     fingerprint: str  # work that is left under it by a killed attempt may be gone on from
     log: Callable[[str], None]  # one line for the user
     progress: Callable[[int, int], None]  # done, total
+    nodes: Sequence[Node] = (Node(cpus=1 + READER_CPUS, gpus=0),)  # what streams may use
 
 
 @dataclass(frozen=True)

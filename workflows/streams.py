@@ -11,65 +11,43 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.base import KEPT, REJECTED, Operator, apply, with_outcome
 from storage import files
-
-READER_CPUS = 2  # what the read, the write and the filter of a resumed stream need beside the pools
-
-
-class Pool(BaseModel):
-    """Actors that run one operator.
-
-    Attributes:
-        size: actors.
-        num_cpus: CPUs, and torch threads, per actor; a GPU actor takes less than one CPU.
-        num_gpus: GPUs per actor; may be a fraction.
-        batch_size: rows per call.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int = Field(1, ge=1)
-    num_cpus: float = Field(1.0, gt=0)
-    num_gpus: float = Field(0.0, ge=0)
-    batch_size: int = Field(32, ge=1)
-
-    @model_validator(mode="after")
-    def _leave_cpus_to_readers(self) -> Pool:
-        if self.num_gpus and self.num_cpus >= 1:
-            raise ValueError("a GPU actor must leave CPUs to the readers; write num_cpus: 0.5")
-        return self
-
-
-@dataclass(frozen=True)
-class Step:
-    """An operator and the pool that runs it."""
-
-    operator: Operator
-    pool: Pool
+from storage.errors import UserError
+from workflows.pools import Group
 
 
 class _Worker:
-    """What an actor holds: the operator, set up once. Ray bounds its threads by `num_cpus` (OMP_NUM_THREADS)."""
+    """What an actor holds: operators, set up once. Ray bounds its threads by `num_cpus` (OMP_NUM_THREADS)."""
 
-    def __init__(self, operator: Operator) -> None:
-        operator.setup()
-        self._operator = operator
+    def __init__(self, operators: Sequence[Operator], columns: list[str]) -> None:
+        self._operators, self._columns = operators, columns
+        try:
+            for operator in operators:
+                operator.setup()
+        except UserError as error:  # said with the first rows: an actor that does not come up says it in a traceback
+            self._misconfigured: UserError | None = error
+        else:
+            self._misconfigured = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return apply(self._operator, table)
+        if self._misconfigured is not None:
+            raise self._misconfigured
+        if "outcome" not in table.column_names:
+            table = with_outcome(table)
+        for operator in self._operators:
+            table = apply(operator, table)
+        return table.select([name for name in table.column_names if name in self._columns])
 
 
 def stream(
     source: str,
-    steps: Sequence[Step],
+    groups: Sequence[Group],
     *,
     sink: str,
     columns: list[str],
@@ -83,14 +61,18 @@ def stream(
 
     Args:
         source: URI of the Parquet folder.
-        steps: operators in order, each with its pool.
+        groups: operators in order, in their pools.
         sink: URI of the stream's own folder: `rows/outcome=kept|rejected/` and `marks/`.
         columns: what is written, beside `outcome` and `issues`.
         commit_rows: rows per block, and so the most that one block in flight can lose.
         no_progress_timeout_s: a stream that stands still for so long is ended with an error.
         on_rows: called from time to time with the number of committed rows.
+
+    Raises:
+        UserError: the settings of an operator cannot work.
     """
     import ray.data
+    import ray.exceptions
     from ray.data import SaveMode
     from ray.data.checkpoint import CheckpointConfig
 
@@ -107,19 +89,30 @@ def stream(
     with ray.data.DataContext.current(context), _watch(sink, on_rows):
         rows = ray.data.read_parquet(source_path, filesystem=_arrow(source_fs))
         rows = rows.repartition(target_num_rows_per_block=commit_rows)
-        rows = rows.map_batches(with_outcome, batch_format="pyarrow", batch_size=None)
-        for step in steps:
+        written = [*columns, "issues", "outcome"]
+        for position, group in enumerate(groups):
+            later = [step.operator for after in groups[position + 1 :] for step in after.steps]
+            needed = {*written, *(name for operator in later for name in operator.input_columns)}
             rows = rows.map_batches(
                 _Worker,
-                fn_constructor_args=(step.operator,),
+                fn_constructor_args=([step.operator for step in group.steps], sorted(needed)),
                 batch_format="pyarrow",
-                batch_size=step.pool.batch_size,
-                compute=ray.data.ActorPoolStrategy(size=step.pool.size),
-                num_cpus=step.pool.num_cpus,
-                num_gpus=step.pool.num_gpus or None,
+                batch_size=group.pool.batch_size,
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=group.pool.min,
+                    max_size=group.pool.largest,
+                    max_tasks_in_flight_per_actor=group.pool.max_in_flight,
+                ),
+                num_cpus=group.pool.num_cpus,
+                num_gpus=group.pool.num_gpus or None,
             )
-        rows = rows.select_columns([*columns, "issues", "outcome"])
-        rows.write_parquet(path, filesystem=_arrow(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
+        rows = rows.select_columns(written)
+        try:
+            rows.write_parquet(path, filesystem=_arrow(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from error
+            raise
 
 
 def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:

@@ -13,7 +13,7 @@ import yaml
 from storage.manifest import Manifest, write_manifest
 from workflows import cli
 
-GPU_POOL = "stages.interpret={pools: {caption: {num_gpus: 64}}}"
+GPU_POOL = "stages.interpret={caption: {pool: {num_gpus: 64}}}"
 
 
 @pytest.fixture
@@ -86,7 +86,11 @@ def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
         (["run", "w.yaml", "--set", "seed=lots"], "seed is 'lots'"),
         (["run", "w.yaml", "--set", "seed=-1"], "greater than or equal to 0"),
         (["run", "w.yaml", "--set", GPU_POOL], "leave CPUs to the readers"),
-        (["run", "w.yaml", "--set", GPU_POOL.replace("num_gpus", "num_cpus: 0.5, num_gpus")], "GPUs and this machine"),
+        (
+            ["run", "w.yaml", "--set", GPU_POOL.replace("num_gpus", "num_cpus: 0.5, num_gpus")],
+            "caption.pool asks for 1 actors",
+        ),
+        (["check", "w.yaml", "--set", "stages.interpret={fetch: {pool: {min: 999}}}"], "asks for 999 actors of 1 CPUs"),
         (["run", "w.yaml", "--set", "stages.interpret={}", "--address", "127.0.0.1:1"], "Nobody answers at"),
         (["sample", "w.yaml/x"], "w.yaml/x"),
         (["run", "w.yaml", "--set", "stages.ingest.max_reject_share"], "form key=value"),

@@ -20,19 +20,19 @@ def write(tmp_path):
 
 
 def test_overrides_reach_any_key_and_values_are_yaml(write):
-    overrides = ["seed=7", "stages.project.weights.text=0.5", "stages.interpret.pools.fetch={size: 3}"]
+    overrides = ["seed=7", "stages.project.weights.text=0.5", "stages.interpret.fetch.pool={min: 3}"]
     raw = {**MINIMAL, "stages": {"ingest": None, "interpret": {"commit_rows": 9}, "project": None}}
     found = definition.load(write(raw), overrides)
     assert found.seed == 7
     assert found.configs["project"].weights.text == 0.5
-    assert found.configs["interpret"].pools.fetch.size == 3
+    assert found.configs["interpret"].fetch.pool.min == 3
     assert found.configs["interpret"].commit_rows == 9
 
 
 def test_the_resolved_definition_resolves_to_itself(write):
     raw = {**MINIMAL, "stages": {"ingest": None, "interpret": None, "project": {"width": 8}}}
     found = definition.load(write(raw), [])
-    assert definition.load(write(definition.dump(found)), []) == found
+    assert definition.load(write(definition.dump(found)), []).configs == found.configs
 
 
 def test_a_stage_that_is_not_named_does_not_run(write):
@@ -45,9 +45,9 @@ def test_a_stage_that_is_not_named_does_not_run(write):
         ({**MINIMAL, "sead": 1}, [], "unknown key sead; did you mean seed?"),
         ({**MINIMAL, "stages": {"ingst": None}}, [], "unknown key stages.ingst; did you mean ingest?"),
         (
-            {**MINIMAL, "stages": {"ingest": None, "interpret": {"pools": {"caption": {"sise": 2}}}}},
+            {**MINIMAL, "stages": {"ingest": None, "interpret": {"caption": {"pool": {"maks": 2}}}}},
             [],
-            "unknown key stages.interpret.pools.caption.sise; did you mean size?",
+            "unknown key stages.interpret.caption.pool.maks; did you mean max?",
         ),
         ({"name": "mine", "stages": {"ingest": None}}, [], "the key catalog is missing"),
         ({**MINIMAL, "stages": {}}, [], "name at least ingest"),
@@ -72,3 +72,12 @@ def test_mistakes_are_one_sentence_that_says_what_to_write(write, raw, overrides
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match=r"no workflow definition at nope\.yaml"):
         definition.load("nope.yaml", [])
+
+
+def test_every_key_knows_where_it_was_written(write):
+    text = "name: mine\ncatalog: data\nstages:\n  ingest:\n  interpret:\n    caption:\n      pool: {min: 2}\n"
+    path = write(text)
+    found = definition.load(path, ["stages.interpret.fetch.pool={min: 3}"])
+    assert found.where("stages.interpret.caption.pool") == f"{path}:7"
+    assert found.where("stages.interpret.text_embedding.pool") == f"{path}:5"  # the nearest that was written
+    assert found.where("stages.interpret.fetch.pool.min") == "--set stages.interpret.fetch.pool"

@@ -37,6 +37,7 @@ def dashboard():
     port, board = free_port(), free_port()
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={board}"]
     command += ["--num-cpus=9", "--object-store-memory=1000000000", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # another Ray of this machine may hold the usual one
     # The job's `python` is the one on the head's path, as in an activated environment.
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     environment = {

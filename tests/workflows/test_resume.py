@@ -31,7 +31,7 @@ def place(tmp_path_factory):
     write_sample(str(root / "catalog"), items=160, users=10)
     stages = {
         "ingest": {"max_reject_share": 0.5},
-        "interpret": {"commit_rows": COMMIT_ROWS, "pools": {"embed_images": {"size": 1, "batch_size": 4}}},
+        "interpret": {"commit_rows": COMMIT_ROWS, "fetch": {"pool": {"min": 1, "num_cpus": 0.5, "batch_size": 4}}},
     }
     (root / "w.yaml").write_text(yaml.safe_dump({"name": "w", "catalog": "catalog", "stages": stages}))
     return root

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import polars as pl
 import pyarrow as pa
@@ -18,9 +19,9 @@ from storage import files
 from storage.limits import Limits
 from workflows import streams
 from workflows.compact import write_in_hash_order
+from workflows.pools import Group, Node, Pool, Step, plan
 from workflows.rejects import rejects_table
 from workflows.stage import Context, Result, StageConfig
-from workflows.streams import Pool, Step
 
 VERSION = 1
 SEEDED = False
@@ -52,15 +53,12 @@ class LimitsConfig(BaseModel):
     decode_seconds: float = Field(Limits.decode_seconds, gt=0)
 
 
-class Pools(BaseModel):
-    """The pool of each operator. The image encoder is the slow one and gets two actors."""
+class Section(BaseModel):
+    """Settings of one operator of the stream; without a pool it runs beside its neighbours, see `pools.plan`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fetch: Pool = Pool()
-    embed_images: Pool = Pool(size=2)
-    caption: Pool = Pool()
-    embed_texts: Pool = Pool()
+    pool: Pool | None = None
 
 
 class Config(StageConfig):
@@ -72,7 +70,7 @@ class Config(StageConfig):
         max_reject_share: share of rejected rows past which the run fails.
         commit_rows: rows that commit together; a killed run loses at most the blocks in flight.
         no_progress_timeout_s: the stream ends with an error after standing still for so long.
-        pools: actors of each operator.
+        fetch, image_embedding, caption, text_embedding: settings of each operator.
     """
 
     max_media: int = Field(1, ge=1)
@@ -80,35 +78,44 @@ class Config(StageConfig):
     max_reject_share: float = Field(0.1, ge=0, le=1)
     commit_rows: int = Field(64, ge=1)
     no_progress_timeout_s: float = Field(300.0, gt=0)
-    pools: Pools = Pools()
+    fetch: Section = Section()
+    image_embedding: Section = Section()
+    caption: Section = Section()
+    text_embedding: Section = Section()
 
-    resources: ClassVar[frozenset[str]] = frozenset(
-        {"commit_rows", "no_progress_timeout_s", "pools", "max_reject_share"}
-    )
+    resources: ClassVar[frozenset[str]] = frozenset({"commit_rows", "no_progress_timeout_s", "max_reject_share"})
+
+    def identity(self) -> dict[str, Any]:
+        """Pools change no result."""
+        settings = super().identity()
+        return {key: _without_pool(value) for key, value in settings.items()}
 
 
-def cpus(config: Config) -> float:
-    """CPUs that the pools hold at once."""
-    return sum(pool.size * pool.num_cpus for _, pool in config.pools)
-
-
-def gpus(config: Config) -> float:
-    """GPUs that the pools hold at once."""
-    return sum(pool.size * pool.num_gpus for _, pool in config.pools)
+def _without_pool(value: Any) -> Any:
+    return {key: inner for key, inner in value.items() if key != "pool"} if isinstance(value, dict) else value
 
 
 def steps(config: Config, root: str) -> list[Step]:
-    """The stream's operators, each with its pool.
+    """The stream's operators, in order.
 
     The picture passes the network once: the tagger takes its labels from the image vector, so it comes second.
     """
     fetch = FetchMedia(root=root, max_media=config.max_media, limits=Limits(**config.limits.model_dump()))
     return [
-        Step(fetch, config.pools.fetch),
-        Step(EmbedImages(), config.pools.embed_images),
-        Step(TagCaption(), config.pools.caption),
-        Step(EmbedTexts(), config.pools.embed_texts),
+        Step("fetch", fetch, config.fetch.pool),
+        Step("image_embedding", EmbedImages(), config.image_embedding.pool),
+        Step("caption", TagCaption(), config.caption.pool),
+        Step("text_embedding", EmbedTexts(), config.text_embedding.pool),
     ]
+
+
+def groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
+    """The operators in their pools.
+
+    Raises:
+        UnschedulableError: a pool does not fit onto the nodes.
+    """
+    return plan(steps(config, root), nodes, blocks=-(-rows // config.commit_rows))
 
 
 def run(config: Config, context: Context) -> Result:
@@ -124,7 +131,7 @@ def run(config: Config, context: Context) -> Result:
     if reused < total:
         streams.stream(
             source,
-            steps(config, context.catalog),
+            groups(config, context.catalog, context.nodes, rows=total - reused),
             sink=sink,
             columns=ITEMS.names,
             commit_rows=config.commit_rows,

@@ -1,0 +1,183 @@
+"""Pools of actors: what an operator may ask for, what it gets when it asks for nothing, and whether all of it fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from operators.base import Operator
+from storage.errors import UserError
+
+# A stream's reads and writes, and the filter of a resumed one, need CPUs of their own: pools that fill all of them
+# leave a stream that waits for ever.
+READER_CPUS = 2
+GPU_BATCH = 16
+
+
+class Pool(BaseModel):
+    """Actors that run one operator.
+
+    Attributes:
+        min: actors that are started.
+        max: actors that the pool may grow to; `min` where it is left out.
+        num_cpus: CPUs, and torch threads, per actor; a GPU actor takes less than one CPU.
+        num_gpus: GPUs per actor; may be a fraction.
+        batch_size: rows per call.
+        max_in_flight: blocks that wait at one actor, the one at work included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int = Field(1, ge=1)
+    max: int | None = Field(None, ge=1)
+    num_cpus: float = Field(1.0, gt=0)
+    num_gpus: float = Field(0.0, ge=0)
+    batch_size: int = Field(32, ge=1)
+    max_in_flight: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Pool:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max: {self.max} is below min: {self.min}")
+        if self.num_gpus and self.num_cpus >= 1:
+            raise ValueError("a GPU actor must leave CPUs to the readers; write num_cpus: 0.5")
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ValueError("num_gpus above 1 must be whole")
+        return self
+
+    @property
+    def largest(self) -> int:
+        """Actors at the most."""
+        return self.min if self.max is None else self.max
+
+
+class Node(NamedTuple):
+    """What one machine has for actors and tasks."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operator of a stream.
+
+    Attributes:
+        name: its section of the definition.
+        operator: what it does.
+        pool: what it asks for; None leaves that to `plan`.
+        gpu: whether a GPU would serve it, so that it gets a share of those that are there.
+    """
+
+    name: str
+    operator: Operator
+    pool: Pool | None = None
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Operators that run one after the other in the actors of one pool."""
+
+    steps: tuple[Step, ...]
+    pool: Pool
+
+    @property
+    def name(self) -> str:
+        """The names of its operators."""
+        return "+".join(step.name for step in self.steps)
+
+
+def plan(steps: Sequence[Step], nodes: Sequence[Node], *, blocks: int) -> list[Group]:
+    """Give every operator a pool.
+
+    An operator with a pool of its own runs there. One that a GPU would serve gets an equal share of the GPUs. All
+    others run beside their neighbours: one actor per free CPU holds the whole run of them, so that pixels never leave
+    the process that decoded them, and every CPU has work, whichever operator is the slow one.
+
+    Args:
+        steps: of the stream, in order.
+        nodes: what there is.
+        blocks: of rows to compute; actors beyond their number would have nothing to do.
+
+    Raises:
+        UnschedulableError: there is no room for what the definition asks for.
+    """
+    try:
+        return _plan([_with_gpu_share(step, steps, nodes) for step in steps], nodes, blocks)
+    except UnschedulableError:  # GPUs that lie where no CPU is free
+        return _plan(steps, nodes, blocks)
+
+
+def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Group]:
+    runs: list[list[Step]] = []
+    for step in steps:
+        if step.pool is None and runs and runs[-1][-1].pool is None:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    cpus = int(sum(node.cpus for node in nodes))
+    for actors in range(max(1, min(cpus - READER_CPUS, blocks)), 0, -1):
+        groups = [Group(tuple(run), run[0].pool or Pool(min=actors)) for run in runs]
+        try:
+            check_fits(groups, nodes)
+        except UnschedulableError:
+            if actors == 1:
+                raise
+        else:
+            break
+    return groups
+
+
+def _with_gpu_share(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step:
+    gpus = sum(node.gpus for node in nodes) - sum(s.pool.largest * s.pool.num_gpus for s in steps if s.pool)
+    waiting = sum(s.gpu and s.pool is None for s in steps)
+    if not step.gpu or step.pool is not None or gpus <= 0:
+        return step
+    share = 1.0 if gpus >= waiting else 1 / math.ceil(waiting / gpus)
+    pool = Pool(min=max(1, int(gpus // waiting)), num_cpus=0.5, num_gpus=share, batch_size=GPU_BATCH)
+    return replace(step, pool=pool)
+
+
+def check_fits(groups: Sequence[Group], nodes: Sequence[Node]) -> None:
+    """Pack every actor of every pool onto the nodes, the largest first, and keep CPUs for the readers.
+
+    Raises:
+        UnschedulableError: a pool cannot be placed.
+    """
+    free = [[node.cpus, node.gpus] for node in nodes]
+    for _ in range(READER_CPUS):  # each a whole CPU of one node
+        room = max(free, key=lambda node: (node[0] >= 1, -node[1], node[0]), default=[0.0, 0.0])
+        if room[0] < 1:
+            raise UnschedulableError(None, f"readers and the filter of a resumed stream need {READER_CPUS} CPUs")
+        room[0] -= 1
+    for group in sorted(groups, key=lambda group: (-group.pool.num_gpus, -group.pool.num_cpus)):
+        pool = group.pool
+        for placed in range(pool.largest):
+            room_ = next((n for n in free if n[0] >= pool.num_cpus - 1e-9 and n[1] >= pool.num_gpus - 1e-9), None)
+            if room_ is None:
+                raise UnschedulableError(group, _shortage(pool, placed, nodes))
+            room_[0] -= pool.num_cpus
+            room_[1] -= pool.num_gpus
+
+
+class UnschedulableError(UserError):
+    """A pool that cannot be scheduled; `group` is None where there is no room even for the readers."""
+
+    def __init__(self, group: Group | None, reason: str) -> None:
+        super().__init__(reason)
+        self.group = group
+
+
+def _shortage(pool: Pool, placed: int, nodes: Sequence[Node]) -> str:
+    cpus, gpus = sum(node.cpus for node in nodes) - READER_CPUS, sum(node.gpus for node in nodes)
+    each = f"{pool.num_cpus:g} CPUs" + (f" and {pool.num_gpus:g} GPUs" if pool.num_gpus else "")
+    has = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if pool.num_gpus else "")
+    return (
+        f"asks for {pool.largest} actors of {each} each, and there is room for {placed}: all pools share {has} on "
+        f"{len(nodes)} nodes, {READER_CPUS} CPUs more are kept for readers and the filter of a resumed stream"
+    )
