@@ -1,0 +1,126 @@
+"""Which items a costly model is asked about.
+
+Conditional invocation of "A general framework for multimodal LLM-based multimedia understanding" (arXiv 2605.09338):
+the model runs only where understanding the media is expected to pay. The paper leaves the rule open; ours is
+
+    g(item) = has media and (metadata thin or item new or expected impressions high) and budget left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from operators.events import DAY_US
+from storage.hashing import hash_order
+
+OPEN, CACHED_ONLY = "open", "cached_only"
+NO_MEDIA, NOT_WORTH_IT = "no_media", "not_worth_it"
+
+
+@dataclass(frozen=True)
+class GateRule:
+    """When an item passes. A condition that is None is not asked; where all three are None, every item is worth it.
+
+    Attributes:
+        has_media: refuse items that name no medium.
+        thin_below: metadata are thin when title and description have fewer characters than this together.
+        popular_from: events from which an item counts as popular, as a guess at its impressions to come.
+        new_within_days: an item is new for so long after its first event, and before it.
+        budget: items that may be computed in one run.
+    """
+
+    has_media: bool = True
+    thin_below: int | None = None
+    popular_from: int | None = None
+    new_within_days: float | None = None
+    budget: int | None = None
+
+
+def activity(interactions: pl.LazyFrame) -> pl.DataFrame:
+    """How often and for how long items have been seen.
+
+    Give it the events that are known when the choice is made: those of a test split would leak into the choice.
+
+    Args:
+        interactions: columns `item_id` and `timestamp`.
+
+    Returns:
+        One row per item: `item_id` string, `events` int64, `age_days` float64, from the item's first event to the
+        log's last.
+    """
+    age = pl.col("timestamp").max() - pl.col("timestamp")
+    return (
+        interactions.select("item_id", age_days=age.dt.total_microseconds() / DAY_US)
+        .group_by("item_id")
+        .agg(events=pl.len().cast(pl.Int64), age_days=pl.col("age_days").max())
+        .collect()
+    )
+
+
+def decide(
+    items: pa.Table, rule: GateRule, seen: pl.DataFrame | None = None, known: Collection[str] = ()
+) -> pa.StringArray:
+    """The gate of every item, in the order of the rows.
+
+    `OPEN` may be computed. `CACHED_ONLY` would be worth it but is over budget, and gets what the cache has for nothing.
+    Anything else is the reason of a refusal: `NO_MEDIA` or `NOT_WORTH_IT`. The budget goes to the items with most
+    events, among these to the newest, then by the hash of the id: the choice depends on no order of rows, so a run that
+    was killed makes it again.
+
+    Args:
+        items: columns `item_id` (unique), `title`, `description`, `media`.
+        rule: when an item passes.
+        seen: `activity` of the log; items that are not in it, or all without a log, have no events and are new.
+        known: ids that the cache is expected to hold. They are served last, so they take budget from no other item.
+    """
+    frame = pl.from_arrow(items.select(["item_id", "title", "description", "media"]))
+    assert isinstance(frame, pl.DataFrame)  # noqa: S101 - for the type checker
+    if seen is None:
+        seen = pl.DataFrame(schema={"item_id": pl.String, "events": pl.Int64, "age_days": pl.Float64})
+    frame = frame.join(seen, on="item_id", how="left", maintain_order="left").with_columns(
+        pl.col("events").fill_null(0)
+    )
+    refused_media = pl.lit(rule.has_media) & (pl.col("media").list.len().fill_null(0) == 0)
+    gate = (
+        pl.when(refused_media)
+        .then(pl.lit(NO_MEDIA))
+        .when(_worth(rule))
+        .then(pl.lit(OPEN))
+        .otherwise(pl.lit(NOT_WORTH_IT))
+    )
+    frame = frame.with_columns(gate=gate)
+    gates = frame["gate"] if rule.budget is None else _within_budget(frame, rule.budget, known)
+    return gates.to_arrow().cast(pa.string())
+
+
+def _worth(rule: GateRule) -> pl.Expr:
+    conditions = []
+    if rule.thin_below is not None:
+        conditions.append(pl.sum_horizontal(_characters("title"), _characters("description")) < rule.thin_below)
+    if rule.popular_from is not None:
+        conditions.append(pl.col("events") >= rule.popular_from)
+    if rule.new_within_days is not None:
+        conditions.append(pl.col("age_days").is_null() | (pl.col("age_days") <= rule.new_within_days))
+    return pl.any_horizontal(conditions) if conditions else pl.lit(True)
+
+
+def _characters(column: str) -> pl.Expr:
+    return pl.col(column).str.strip_chars().str.len_chars().fill_null(0).cast(pl.Int64)
+
+
+def _within_budget(frame: pl.DataFrame, budget: int, known: Collection[str]) -> pl.Series:
+    """Close what is open beyond the first `budget` items in order of priority."""
+    hashed = np.empty(frame.height, np.int64)
+    hashed[hash_order(frame["item_id"])] = np.arange(frame.height)
+    place = (
+        frame.select("events", "age_days", "gate", known=pl.col("item_id").is_in(list(known)), hashed=pl.lit(hashed))
+        .with_row_index()
+        .filter(gate=OPEN)
+        .sort("known", -pl.col("events"), pl.col("age_days").fill_null(-1.0), "hashed")["index"]
+    )
+    return frame["gate"].scatter(place[budget:], CACHED_ONLY)
