@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import io
 import itertools
-from types import SimpleNamespace
 
-import av
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from operators import media
 from operators.base import apply, with_outcome
-from operators.media import FetchMedia, decode_image, decode_video, frame_arrays
-from storage.limits import Limits, MediaError
+from operators.media import FetchMedia, decode_image, frame_arrays, frame_column
+from storage.limits import Limits, MediaError, Sources
 
 MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
 
@@ -21,21 +21,6 @@ MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
 def encoded(picture: Image.Image, **options) -> bytes:
     out = io.BytesIO()
     picture.save(out, **{"format": "PNG", **options})
-    return out.getvalue()
-
-
-def video(frames: int = 12, size: int = 64, container_format: str = "mp4", gop: int = 12) -> bytes:
-    """Grey levels rise over the length, so that a sampled frame tells its time."""
-    out = io.BytesIO()
-    with av.open(out, "w", format=container_format) as container:
-        stream = container.add_stream("mpeg4", rate=6)
-        stream.width = stream.height = size
-        stream.gop_size = gop
-        stream.options = {"sc_threshold": "1000000000"}  # no key frames but those asked for
-        for i in range(frames):
-            level = np.full((size, size, 3), 20 + 200 * i // (frames - 1), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
-        container.mux(stream.encode())
     return out.getvalue()
 
 
@@ -112,40 +97,6 @@ def test_damaged_pictures_have_stable_codes(content, code):
     assert caught.value.code == code
 
 
-def test_video_frames_are_spread_evenly_over_its_length():
-    levels = [frame.mean() for frame in decode_video(video(), Limits(frames=4))]
-    assert len(levels) == 4
-    steps = np.diff(levels)
-    assert (steps > 25).all()
-    assert steps.max() < 2.5 * steps.min()
-
-
-@pytest.mark.parametrize(
-    ("content", "limits", "code"),
-    [
-        (b"not a video at all", Limits(), "broken_video"),
-        (video()[:300], Limits(), "broken_video"),
-        (video(), Limits(max_seconds=1), "too_long"),
-        (video(), Limits(max_pixels=64 * 64 - 1), "too_many_pixels"),
-        (video(6, 64, "mpegts") + video(6, 512, "mpegts"), Limits(max_pixels=64 * 64), "too_many_pixels"),
-    ],
-    ids=["text", "truncated", "long", "large", "grows later"],
-)
-def test_bad_videos_have_stable_codes(content, limits, code):
-    with pytest.raises(MediaError) as caught:
-        decode_video(content, limits)
-    assert caught.value.code == code
-
-
-def test_a_video_with_one_key_frame_is_left_when_its_time_is_up(monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(media, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
-    assert len(decode_video(video(12), Limits(decode_seconds=100))) == 4
-    with pytest.raises(MediaError) as caught:
-        decode_video(video(600, gop=600), Limits(decode_seconds=100))
-    assert caught.value.code == "too_slow"
-
-
 def out_of_memory(*args, **kwargs):
     raise MemoryError
 
@@ -157,20 +108,16 @@ def test_a_lack_of_memory_is_no_fault_of_the_medium(tmp_path, monkeypatch):
         decode_image(encoded(RED), Limits())
     with pytest.raises(MemoryError):
         apply(FetchMedia(root=str(tmp_path)), items([("a", "a title", ["a.png"])]))
-    monkeypatch.setattr(media, "_shrink", out_of_memory)
-    with pytest.raises(MemoryError):
-        decode_video(video(), Limits())
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
-def test_a_surprise_while_decoding_has_the_code_of_a_broken_medium(monkeypatch, kind):
+def test_a_surprise_while_decoding_has_the_code_of_a_broken_medium(monkeypatch):
     def surprise(*args):
         raise TypeError("no such mode")
 
-    monkeypatch.setattr(media, "_shrink", surprise)
+    monkeypatch.setattr(media, "_shrunk", surprise)
     with pytest.raises(MediaError) as caught:
-        decode_image(encoded(RED), Limits()) if kind == "image" else decode_video(video(), Limits())
-    assert caught.value.code == f"broken_{kind}"
+        decode_image(encoded(RED), Limits())
+    assert caught.value.code == "broken_image"
 
 
 def test_a_medium_that_cannot_even_be_named_costs_itself_alone(tmp_path, monkeypatch):
@@ -230,3 +177,81 @@ def test_frames_survive_the_column_pixel_for_pixel(tmp_path):
     pictures, counts = frame_arrays(out["frames"])
     assert counts.tolist() == [1, 0]
     assert (pictures[0] == np.asarray(noise)).all()
+
+
+def fetched(root, medium="a.png", **settings) -> dict:
+    return apply(FetchMedia(root=str(root), **settings), items([("a", "a title", [medium])])).to_pylist()[0]
+
+
+def test_the_digest_follows_the_content_and_not_its_name(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(RED))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "b.png").write_bytes(encoded(RED))
+    (tmp_path / "c.png").write_bytes(encoded(RED, compress_level=1) + b"\0")
+    digest = fetched(tmp_path)["media_digest"]
+    assert len(digest) == 16
+    assert fetched(tmp_path, "moved/b.png")["media_digest"] == digest
+    assert fetched(tmp_path / "moved", "b.png", sources=Sources(roots=("/nowhere",)))["media_digest"] == digest
+    assert fetched(tmp_path, "c.png")["media_digest"] != digest
+    assert fetched(tmp_path, "nope.png")["media_digest"] is None
+
+
+def test_the_digest_follows_the_settings_that_decide_the_pixels(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(RED))
+    deciding = [{}, {"max_media": 2}] + [
+        {"limits": limits} for limits in (Limits(max_side=32), Limits(frames=2), Limits(sampling="scenes"))
+    ]
+    assert len({fetched(tmp_path, **settings)["media_digest"] for settings in deciding}) == len(deciding)
+    patient = Limits(decode_seconds=99, max_bytes=10_000)
+    assert fetched(tmp_path, limits=patient)["media_digest"] == fetched(tmp_path)["media_digest"]
+
+
+def test_the_digest_knows_order_and_bounds_of_the_media(tmp_path):
+    names = ("a.png", "b.png", "c.png")
+    for name, level in zip(names, (0, 100, 200), strict=True):
+        (tmp_path / name).write_bytes(encoded(Image.new("L", (2, 2), level)))
+    rows = [("1", None, ["a.png", "b.png"]), ("2", None, ["b.png", "a.png"]), ("3", None, ["a.png"])]
+    skipping = [("4", None, ["a.png", "nope.png", "b.png", "c.png"])]  # the first two that can be used
+    digests = apply(FetchMedia(root=str(tmp_path), max_media=2), items(rows + skipping))["media_digest"].to_pylist()
+    assert len(set(digests)) == 3
+    assert digests[3] == digests[0]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), max_size=3), max_size=6))
+def test_a_frames_column_gives_back_what_it_was_made_of(shapes):
+    drawn = np.random.default_rng(0)
+    rows = [[drawn.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in row] for row in shapes]
+    column = frame_column(rows)
+    column.validate(full=True)
+    pictures, counts = frame_arrays(column)
+    assert counts.tolist() == [len(row) for row in rows]
+    assert all((a == b).all() for a, b in zip(pictures, itertools.chain(*rows), strict=True))
+
+
+def test_credentials_and_signatures_stay_out_of_the_issues(tmp_path):
+    for uri in ("http://ann:secret@127.0.0.1:9/a.png?signature=secret", "s3://secret:secret@bucket/a.png"):
+        out = fetched(tmp_path, uri, sources=Sources(http=True))
+        assert "secret" not in str(out["issues"])
+        assert "a.png" in str(out["issues"])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "1", "I;16", "F"])
+def test_shrinking_in_strips_gives_what_shrinking_at_once_gives(monkeypatch, mode):
+    """Every mode, where height, width and strips divide by nothing."""
+    ramp = np.add.outer(np.arange(533), np.arange(701)) / 5.0
+    if mode in ("F", "I;16"):
+        picture = Image.fromarray(ramp.astype(np.float32 if mode == "F" else np.uint16))
+    else:
+        picture = Image.fromarray(ramp.astype(np.uint8)).convert("RGB").convert(mode)
+    format_ = "TIFF" if mode in ("CMYK", "F") else "PNG"
+    limits = Limits(max_side=100)
+    monkeypatch.setattr(media, "STRIP_PIXELS", 5_000)
+    in_strips = decode_image(encoded(picture, format=format_), limits).astype(int)
+    monkeypatch.setattr(media, "STRIP_PIXELS", 10**9)
+    at_once = decode_image(encoded(picture, format=format_), limits).astype(int)
+    assert in_strips.shape == (76, 100, 3)
+    assert np.abs(in_strips - at_once).max() <= 1
+    if mode not in ("P", "1"):
+        values = np.asarray(picture.convert("RGB") if mode not in ("F", "I;16") else picture, dtype=float)
+        expected = values.mean() if mode not in ("F", "I;16") else 255 * values.mean() / values.max()
+        assert abs(in_strips.mean() - expected) < 2

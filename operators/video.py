@@ -1,0 +1,147 @@
+"""Decode videos to a few frames, within limits, from the container formats that carry their own data."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from storage.limits import Limits, MediaError
+
+# Playlists (hls, dash, concat, …) name further files and are not here; neither may any protocol be opened.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,gif"
+THUMBNAIL = 16  # side of the pictures that are compared, in pixels
+CUT = 27.0  # mean change of a thumbnail, in grey levels of 255, from which two frames belong to two shots
+SHORTEST_SHOT = 0.5  # seconds; what flashes up for less is no shot
+DENSE_FRAMES = 2_000  # of videos with more frames only the key frames are compared
+
+
+def decode_video(content: bytes, limits: Limits) -> list[np.ndarray]:
+    """Decode up to `limits.frames` frames in time order, each RGB uint8 [H, W, 3], upright.
+
+    `uniform` takes them evenly over the length. `scenes` takes the middle frames of the shots that differ most, at most
+    one of each shot; a video without a cut is sampled evenly.
+
+    Raises:
+        MediaError: `not_a_video`, `too_many_pixels`, `too_long`, `too_slow` or `broken_video`.
+    """
+    deadline = time.monotonic() + limits.decode_seconds
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "max_pixels": str(limits.max_pixels)}
+    try:
+        with av.open(io.BytesIO(content), mode="r", options=options, timeout=limits.decode_seconds) as container:
+            if not container.streams.video:
+                raise MediaError("not_a_video", "no video stream")
+            stream = container.streams.video[0]
+            _check_size(stream.codec_context, limits)
+            seconds = float(container.duration or 0) / av.time_base
+            if seconds > limits.max_seconds:
+                raise MediaError("too_long", f"{seconds:.0f} s")
+            moments = _shots(container, stream, seconds, deadline, limits) if limits.sampling == "scenes" else []
+            if not moments:
+                start = float(container.start_time or 0) / av.time_base
+                moments = [start + seconds * (i + 0.5) / limits.frames for i in range(limits.frames)]
+            frames = (_sample(container, stream, moment, deadline, limits) for moment in moments)
+            found = [_pixels(frame, limits) for frame in frames if frame is not None]
+    except MediaError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) and not isinstance(error, FFmpegError):
+            raise  # FFmpeg's own MemoryError only says that a damaged file asks for too much
+        raise MediaError("broken_video", f"{type(error).__name__}: {error}"[:200]) from error
+    if not found:
+        raise MediaError("broken_video", "no frame decodes")
+    return found
+
+
+def _frames(
+    container: av.container.InputContainer, stream: av.VideoStream, deadline: float, limits: Limits
+) -> Iterator[av.VideoFrame]:
+    """The frames from where the container stands.
+
+    A file may lie about its size and have millions of frames after one key frame: both are checked on the way.
+    """
+    for packet in container.demux(stream):
+        for frame in packet.decode():
+            _check_size(frame, limits)
+            yield frame
+        if time.monotonic() > deadline:
+            raise MediaError("too_slow", f"decoding takes more than {limits.decode_seconds:g} s")
+
+
+def _sample(
+    container: av.container.InputContainer, stream: av.VideoStream, second: float, deadline: float, limits: Limits
+) -> av.VideoFrame | None:
+    """The first frame at or after `second`, from the key frame before it; the last one seen where the file ends.
+
+    Containers without an index (MPEG-TS) may seek to between key frames, where nothing can be decoded rightly; then it
+    is decoded from the beginning.
+    """
+    last = None
+    for start in (second, 0.0):
+        container.seek(int(start * av.time_base))
+        last = None
+        for frame in _frames(container, stream, deadline, limits):
+            if last is None and start > 0 and not frame.key_frame:
+                break
+            last = frame
+            if frame.time is None or frame.time >= second:
+                return last
+        if last is not None:
+            break
+    return last
+
+
+def _shots(
+    container: av.container.InputContainer, stream: av.VideoStream, seconds: float, deadline: float, limits: Limits
+) -> list[float]:
+    """Times of the middle frames of at most `limits.frames` shots; none where there is no cut.
+
+    A cut lies where successive thumbnails differ (the content detector of PySceneDetect, on RGB). Of many shots the
+    longest is taken, then always the one that is least like those taken (farthest-first traversal, Gonzalez 1985).
+    """
+    expected = stream.frames or seconds * float(stream.average_rate or 0)
+    stream.codec_context.skip_frame = "NONKEY" if expected > DENSE_FRAMES else "DEFAULT"
+    shrink = VideoReformatter()
+    times, thumbnails = [], []
+    for frame in itertools.islice(_frames(container, stream, deadline, limits), DENSE_FRAMES):
+        if frame.time is None:
+            return []
+        small = shrink.reformat(frame, THUMBNAIL, THUMBNAIL, "rgb24", interpolation=Interpolation.AREA)
+        times.append(frame.time)
+        thumbnails.append(small.to_ndarray().reshape(-1))
+    stream.codec_context.skip_frame = "DEFAULT"
+    if not times:
+        return []
+    looks = np.stack(thumbnails).astype(np.int16)
+    starts = [0]
+    for cut in np.flatnonzero(np.abs(np.diff(looks, axis=0)).mean(1) >= CUT) + 1:
+        if times[cut] - times[starts[-1]] >= SHORTEST_SHOT:
+            starts.append(int(cut))
+    lengths = np.diff([*starts, len(times)])
+    if len(starts) == 1:
+        return []
+    middles = np.array(starts) + lengths // 2
+    taken = [int(np.argmax(lengths))]
+    nearest = np.full(len(starts), np.inf)
+    while len(taken) < min(limits.frames, len(starts)):
+        nearest = np.minimum(nearest, np.abs(looks[middles] - looks[middles[taken[-1]]]).mean(1))
+        nearest[taken] = -1.0
+        taken.append(int(np.argmax(nearest)))
+    return sorted(times[middle] for middle in middles[taken])
+
+
+def _check_size(frame: av.VideoFrame | av.VideoCodecContext, limits: Limits) -> None:
+    if frame.width * frame.height > limits.max_pixels:
+        raise MediaError("too_many_pixels", f"{frame.width} x {frame.height}")
+
+
+def _pixels(frame: av.VideoFrame, limits: Limits) -> np.ndarray:
+    width, height = limits.fit(frame.width, frame.height)
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
