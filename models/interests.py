@@ -1,0 +1,223 @@
+"""Mine what an item offers to an interest: a few short tags out of its texts (MDIM, arXiv 2605.05249).
+
+A tag is lower-case, of one to four words, in words of the evidence, and says nothing of who buys.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+from models.chat import Chat, Failure, Prompt
+
+FEWEST_TAGS, MOST_TAGS, MOST_WORDS, MOST_CHARACTERS = 2, 4, 4, 40
+LONGEST = {"title": 300, "description": 1_500, "caption": 1_000}  # characters of each text that are read
+ANSWER_END = 4_000  # characters of an answer that are searched; the list comes last
+
+# Words for the people who buy, by age, gender, origin or income. They leave a tag: "men's shirts" are shirts.
+_PEOPLE = (
+    "men man mens women woman womens male males female females boy boys girl girls kid kids child children childrens "
+    "baby babies infant infants toddler toddlers teen teens teenager teenagers adult adults senior seniors elderly "
+    "lady ladies gent gents gentleman gentlemen guy guys unisex gender masculine feminine mother mothers mom moms "
+    "father fathers dad dads parent parents young millennial millennials person persons people buyer buyers "
+    "customer customers consumer consumers shopper shoppers income wealthy affluent poor ethnicity caucasian "
+    "hispanic latino asian african his her him hers"
+)
+PEOPLE = frozenset(_PEOPLE.split())
+_FUNCTION_WORDS = "a an the and or of for with in on at to by from as is are your my this that"
+_EDGES = frozenset(_FUNCTION_WORDS.split())
+
+SYSTEM = "You find out what people could like about an item. You use only the evidence you are given."
+PROMPT = """\
+Name 2 to 4 interests that this item serves, the strongest first: what it is, what it is for, its style, its material.
+Each interest has 1 to 3 words and uses the words of the evidence.
+Never name a person's age, gender, ethnicity or income.
+You may think first. The last line is a JSON list of strings and nothing else.
+
+Title: Harbour Men Waterproof Trail Running Jacket
+Caption: A light jacket with a hood and reflective seams, on a white background.
+Interests: ["trail running", "waterproof jacket", "reflective seams"]
+
+Title: Songs for a Rainy Night
+Description: Slow piano jazz, recorded live in a small club.
+Interests: ["piano jazz", "live recording", "rainy night"]
+"""
+
+
+class ItemText(NamedTuple):
+    """The texts of an item, each of which may be missing."""
+
+    title: str | None = None
+    description: str | None = None
+    caption: str | None = None
+
+
+class Miner(Protocol):
+    """Finds tags in texts. Implementations are frozen dataclasses whose fields are their settings."""
+
+    def load(self) -> None:
+        """Load weights or open the client; once per process, a second call is a no-op.
+
+        Raises:
+            UserError: the settings cannot work.
+        """
+
+    def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
+        """Tags of each item, the strongest first; empty where its texts hold no word to make one of.
+
+        Raises:
+            UserError: no item can be mined under these settings.
+        """
+
+
+@dataclass(frozen=True)
+class ChatMiner:
+    """Ask a language model for tags; ask once more, saying what was wrong, where its answer cannot be used.
+
+    The model may reason before its list. Its reasoning goes to the log at level DEBUG, and nowhere else.
+
+    Attributes:
+        chat: the language model.
+        prompt: what it is asked; the evidence follows.
+    """
+
+    chat: Chat
+    prompt: str = PROMPT
+
+    version: ClassVar[int] = 1
+
+    def load(self) -> None:
+        """As `Miner.load`."""
+        self.chat.load()
+
+    def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
+        """As `Miner.mine`, two to four tags each.
+
+        An item whose second answer cannot be used gets the failure `unparsable_interests`; one that the model does not
+        answer gets the model's own failure.
+        """
+        found = self._ask(texts, [""] * len(texts))
+        again = [i for i, tags in enumerate(found) if isinstance(tags, Failure) and tags.code == "unparsable_interests"]
+        corrections = [
+            f"\n\nYour last answer was refused: {_detail(found[i])} "
+            "Write one line now: a JSON list of 2 to 4 strings, in words of the evidence above."
+            for i in again
+        ]
+        for i, tags in zip(again, self._ask([texts[i] for i in again], corrections), strict=True):
+            found[i] = tags
+        return found
+
+    def _ask(self, texts: Sequence[ItemText], corrections: list[str]) -> list[list[str] | Failure]:
+        if not texts:
+            return []
+        evidence = [_evidence(text) for text in texts]
+        prompts = [
+            Prompt(f"{self.prompt}\n{shown}{correction}\nInterests:", SYSTEM)
+            for shown, correction in zip(evidence, corrections, strict=True)
+        ]
+        answers = self.chat.complete(prompts)
+        for answer in answers:
+            logging.getLogger(__name__).debug("answer: %s", answer)
+        return [
+            answer if isinstance(answer, Failure) else parse_tags(answer, shown)
+            for answer, shown in zip(answers, evidence, strict=True)
+        ]
+
+
+def _detail(tags: list[str] | Failure) -> str:
+    return tags.detail if isinstance(tags, Failure) else ""
+
+
+def bounded(text: ItemText) -> ItemText:
+    """Texts cut to what is read of them, white space as single spaces, so that none can pass for another."""
+    return ItemText(*(" ".join((getattr(text, name) or "")[:limit].split()) for name, limit in LONGEST.items()))
+
+
+def _evidence(text: ItemText) -> str:
+    return "\n".join(f"{name.capitalize()}: {value}" for name, value in bounded(text)._asdict().items() if value)
+
+
+_LIST = re.compile(r"""(?:["']?(?P<key>interests|tags)["']?\s*:\s*)?\[(?P<inside>[^\[\]]*)(?P<end>\]|\Z)""", re.I)
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+(.*)$")
+_QUOTES = str.maketrans("“”„‘’", '"""\'\'')
+
+
+def parse_tags(answer: str, evidence: str | None = None) -> list[str] | Failure:
+    """Read the tags out of a model's answer, whatever else it wrote.
+
+    The last JSON list counts, or the last under the key `interests` or `tags`. Where JSON does not parse (single
+    quotes, trailing commas, an end cut off) it is split at its commas. Without a list, bulleted lines count, and last a
+    line of nothing but short phrases parted by commas.
+
+    Args:
+        answer: of the model.
+        evidence: where given, a tag that shares no word with it is dropped.
+
+    Returns:
+        Two to four valid tags, each once; or the failure `unparsable_interests` with what was wrong.
+    """
+    raw = _listed(answer[-ANSWER_END:].translate(_QUOTES))
+    if not raw:
+        return Failure("unparsable_interests", "There was no JSON list of strings.")
+    tags = list(dict.fromkeys(tag for tag in map(clean_tag, raw) if tag))
+    if evidence is not None:
+        tags = [tag for tag in tags if _grounded(tag, evidence.lower())]
+    if len(tags) < FEWEST_TAGS:
+        detail = f"Fewer than {FEWEST_TAGS} of its tags are short phrases in words of the evidence."
+        return Failure("unparsable_interests", detail)
+    return tags[:MOST_TAGS]
+
+
+def _listed(answer: str) -> list[str]:
+    lists = list(_LIST.finditer(answer))
+    keyed = [match for match in lists if match["key"]]
+    for match in reversed(keyed or lists):
+        if items := _items(match["inside"], closed=bool(match["end"])):
+            return items
+    lines = [line for line in answer.splitlines() if line.strip(" `")]
+    bullets = [bullet[1].split(":")[0] for line in lines if (bullet := _BULLET.match(line))]
+    if bullets:
+        return bullets
+    phrases = lines[-1].split(":")[-1].split(",") if lines else []
+    return phrases if len(phrases) > 1 and all(map(clean_tag, phrases)) else []
+
+
+def _items(inside: str, *, closed: bool) -> list[str]:
+    try:
+        items = json.loads(f"[{inside}]")
+    except ValueError:
+        items = re.split(r"[,\n]", inside)
+        items = items if closed else items[:-1]  # the last one may be half a word
+    return [item for item in items if isinstance(item, str) and item.strip()]
+
+
+def clean_tag(text: str) -> str:
+    """A phrase as a tag, or "" where it cannot be one.
+
+    Lower-case, without quotes and marks around it, without words for people and without articles and the like at its
+    ends; then one to four words, at most 40 characters, all of letters, digits, hyphens, apostrophes and ampersands,
+    with two letters at least and more letters than digits.
+    """
+    words = unicodedata.normalize("NFKC", text).translate(_QUOTES).lower().replace("_", " ").split()
+    words = [word.strip("\"'`*.,;:!?()[]{}<>#-&") for word in words]
+    words = [word for word in words if word and word.removesuffix("'s") not in PEOPLE]
+    while words and words[0] in _EDGES:
+        words = words[1:]
+    while words and words[-1] in _EDGES:
+        words = words[:-1]
+    tag = " ".join(words)
+    kinds = [unicodedata.category(character)[0] for character in tag if character not in " -'&"]
+    letters, digits = kinds.count("L"), kinds.count("N")
+    plain = letters + digits + kinds.count("M") == len(kinds)
+    short = len(words) <= MOST_WORDS and len(tag) <= MOST_CHARACTERS
+    return tag if plain and short and letters >= 2 and letters > digits else ""
+
+
+def _grounded(tag: str, evidence: str) -> bool:
+    stems = (word.rstrip("s")[:6] for word in tag.split() if word not in _EDGES)
+    return any(stem and stem in evidence for stem in stems)

@@ -1,0 +1,57 @@
+"""Mine interests out of an item's texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pyarrow as pa
+
+from models.chat import Failure
+from models.interests import ItemText, Miner
+from models.keywords import Keywords
+from operators.base import ISSUE, Operator, set_columns
+
+
+@dataclass(frozen=True)
+class Interests(Operator):
+    """Up to four short tags of an item, lower-case, the strongest first.
+
+    NULL where no text holds any. Where the miner fails it is NULL too, and the item gets an issue of severity
+    `degraded` with the miner's code.
+
+    Attributes:
+        miner: what finds the tags.
+    """
+
+    miner: Miner = field(default_factory=Keywords)
+
+    input_columns: ClassVar[tuple[str, ...]] = ("title", "description", "caption", "issues")
+    key_columns: ClassVar[tuple[str, ...]] = ("title", "description", "caption")
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        """Interests: list of strings."""
+        return pa.schema([("interests", pa.list_(pa.string()))])
+
+    def setup(self) -> None:
+        self.miner.load()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        columns = (table[name].to_pylist() for name in self.key_columns)
+        texts = [ItemText(*row) for row in zip(*columns, strict=True)]
+        rows = [row for row, text in enumerate(texts) if any(part and part.strip() for part in text)]
+        interests: list[list[str] | None] = [None] * len(texts)
+        issues = table["issues"].to_pylist()
+        for row, tags in zip(rows, self.miner.mine([texts[row] for row in rows]), strict=True):
+            if isinstance(tags, Failure):
+                issues[row] = [*issues[row], {"severity": "degraded", "code": tags.code, "detail": tags.detail[:500]}]
+            else:
+                interests[row] = tags or None
+        return set_columns(
+            table,
+            {
+                "interests": pa.array(interests, pa.list_(pa.string())),
+                "issues": pa.array(issues, pa.list_(ISSUE)),
+            },
+        )
