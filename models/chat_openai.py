@@ -66,7 +66,7 @@ class OpenAIChat:
     async def _answer(self, prompt: Prompt) -> str | Failure:
         options = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
         given: Any = {name: value for name, value in options.items() if value is not None}
-        messages = _messages(prompt)
+        messages = messages_of(prompt)
         completions = client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries).chat.completions
         try:
             reply = await completions.create(model=self.model, messages=messages, **given)
@@ -79,7 +79,8 @@ class OpenAIChat:
         return text
 
 
-def _messages(prompt: Prompt) -> Any:
+def messages_of(prompt: Prompt) -> Any:
+    """A prompt as messages of the Chat Completions API, pictures as data URLs of JPEG."""
     images = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in prompt.images]
     content: Any = [*images, {"type": "text", "text": prompt.text}] if images else prompt.text
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []
