@@ -10,9 +10,10 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.captioner import Tagger
 from models.encoders import IMAGE_WIDTH, TEXT_WIDTH
 from operators.base import KEPT, REJECTED
-from operators.caption import TagCaption
+from operators.caption import Caption
 from operators.embed import EmbedImages, EmbedTexts
 from operators.media import FetchMedia
 from storage import files
@@ -26,7 +27,7 @@ from workflows.stage import Context, Result, StageConfig
 VERSION = 1
 SEEDED = False
 INPUTS = ("ingest",)
-OPERATORS = (FetchMedia, EmbedImages, TagCaption, EmbedTexts)
+OPERATORS = (FetchMedia, EmbedImages, Caption, EmbedTexts)
 
 ITEMS = pa.schema(
     [
@@ -104,7 +105,7 @@ def steps(config: Config, root: str) -> list[Step]:
     return [
         Step("fetch", fetch, config.fetch.pool),
         Step("image_embedding", EmbedImages(), config.image_embedding.pool),
-        Step("caption", TagCaption(), config.caption.pool),
+        Step("caption", Caption(Tagger()), config.caption.pool),
         Step("text_embedding", EmbedTexts(), config.text_embedding.pool),
     ]
 
