@@ -121,6 +121,6 @@ def _within_budget(frame: pl.DataFrame, budget: int, known: Collection[str]) -> 
         frame.select("events", "age_days", "gate", known=pl.col("item_id").is_in(list(known)), hashed=pl.lit(hashed))
         .with_row_index()
         .filter(gate=OPEN)
-        .sort("known", -pl.col("events"), pl.col("age_days").fill_null(-1.0), "hashed")["index"]
+        .sort("known", -pl.col("events"), "age_days", "hashed")["index"]
     )
     return frame["gate"].scatter(place[budget:], CACHED_ONLY)

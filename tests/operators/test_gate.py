@@ -27,7 +27,7 @@ RULES = st.builds(
 def catalogues(draw):
     """Items, events as (item, day), and the items known before."""
     texts = st.none() | st.text("ab é", max_size=8)
-    media = st.none() | st.lists(st.just(MEDIUM), max_size=2)
+    media = st.sampled_from([None, [], [MEDIUM], [MEDIUM], [MEDIUM, MEDIUM]])
     rows = draw(st.lists(st.tuples(texts, texts, media), max_size=12))
     ids = [f"item-{number}" for number in range(len(rows))]
     names = st.sampled_from([*ids, "gone"])
@@ -90,6 +90,13 @@ def test_a_known_item_takes_no_budget_from_another(catalogue, rule):
     strangers = items.filter(pa.array([item not in known for item in ids], pa.bool_()))
     alone = decide(strangers, rule, seen).to_pylist()
     assert [gates[item] for item in strangers["item_id"].to_pylist()] == alone
+
+
+def test_a_stranger_comes_before_the_most_popular_known_item():
+    items = items_table(["popular", "stranger"], [("t", None, [MEDIUM])] * 2)
+    seen = activity(log([("popular", 0), ("popular", 1)]))
+    assert decide(items, GateRule(budget=1), seen).to_pylist() == [OPEN, CACHED_ONLY]
+    assert decide(items, GateRule(budget=1), seen, {"popular"}).to_pylist() == [CACHED_ONLY, OPEN]
 
 
 @given(catalogues(), RULES, st.integers(0, 12), st.integers(0, 5))

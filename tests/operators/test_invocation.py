@@ -38,7 +38,7 @@ def _forget():
 
 @dataclass(frozen=True)
 class Spell(Operator):
-    """Words and a vector of a text. It raises on "bomb", degrades "ill", and has no answer to "mute" and to NULL."""
+    """Words and a vector of a text: raises on "bomb", has half an answer to "ill", none to "mute" and NULL."""
 
     suffix: str = ""
 
@@ -62,16 +62,18 @@ class Spell(Operator):
         CALLS.append(texts)
         if "bomb" in texts:
             raise ValueError("boom")
-        sad = [text in ("ill", "mute", None) for text in texts]
+        silent = [text in ("mute", None) for text in texts]
         issue = {"severity": "degraded", "code": "model_timeout", "detail": "no answer"}
         issues = [
             [*old, issue] if text == "ill" else old
             for text, old in zip(texts, table["issues"].to_pylist(), strict=True)
         ]
         columns = {
-            "caption": [None if no else text + self.suffix for text, no in zip(texts, sad, strict=True)],
-            "tags": [None if no else [*text] for text, no in zip(texts, sad, strict=True)],
-            "v": [None if no else [float(len(text)), 0.5] for text, no in zip(texts, sad, strict=True)],
+            "caption": [None if no else text + self.suffix for text, no in zip(texts, silent, strict=True)],
+            "tags": [None if no else [*text] for text, no in zip(texts, silent, strict=True)],
+            "v": [
+                None if no or text == "ill" else [float(len(text)), 0.5] for text, no in zip(texts, silent, strict=True)
+            ],
         }
         columns_ = {name: pa.array(values, self.output_schema.field(name).type) for name, values in columns.items()}
         return set_columns(table, {**columns_, "issues": pa.array(issues, table.schema.field("issues").type)})
@@ -102,7 +104,7 @@ def table_of(drawn):
 
 
 def called():
-    """Texts that the operator was called on, those of a call and of its halves once more each."""
+    """Texts that the operator was called on, in all calls."""
     return [text for call in CALLS for text in call]
 
 
