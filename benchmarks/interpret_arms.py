@@ -1,4 +1,4 @@
-"""The arms of `benchmarks.interpret`, each started as a process: python -m benchmarks.interpret_arms ARM CATALOG PLACE.
+"""The arms of `benchmarks.interpret`, each a process: python -m benchmarks.interpret_arms ARM CATALOG PLACE CACHE.
 
 An arm writes its rows and `PLACE/marks.json`: moments (Unix seconds) and the rows done by then.
 """
@@ -26,6 +26,7 @@ from workflows.stage import Context
 from workflows.stages import ingest, interpret
 
 BATCH = 32
+POSTERS = 3_631
 CORES = len(os.sched_getaffinity(0))
 Marks = list[tuple[float, int]]
 
@@ -38,9 +39,14 @@ def main() -> None:
     (Path(place) / "marks.json").write_text(json.dumps(marks), encoding="utf-8")
 
 
-def operators(catalog: str) -> list[Operator]:
-    """What every arm calls, with the defaults of the stage."""
-    return [step.operator for step in interpret.steps(interpret.Config(), catalog)]
+def operators(catalog: str, place: Path) -> list[Operator]:
+    """What every arm calls, with the defaults of the stage and an empty cache of its own."""
+    return [step.operator for step in interpret.steps(interpret.Config(), catalog, str(place / "cache"))]
+
+
+def columns() -> list[str]:
+    """What every arm writes."""
+    return [*interpret.items_schema(interpret.Config()).names, "work", "issues", "outcome"]
 
 
 def canonical(catalog: str, place: Path) -> Context:
@@ -51,11 +57,19 @@ def canonical(catalog: str, place: Path) -> Context:
     return context
 
 
+def source(catalog: str, place: Path) -> str:
+    """The rows that the stream of the stage reads."""
+    target = str(place / "source")
+    interpret.write_source(interpret.Config(), canonical(catalog, place), target)
+    return target
+
+
 def ray(catalog: str, place: Path) -> Marks:
     """The stage, as `tesserec run` runs it."""
     context = canonical(catalog, place)
+    repeats = files.read_table(str(place / "run" / "catalog" / "items"), ["item_id"]).num_rows > POSTERS
     with cluster.connected("local", CORES + READER_CPUS):
-        interpret.run(interpret.Config(), context)
+        interpret.run(interpret.Config(cache=not repeats), context)  # what repeats would come from the cache
     marks, done = [], 0
     for mark in sorted((place / "run").glob("checkpoints/interpret/*/marks/*.parquet"), key=os.path.getmtime):
         done += pq.ParquetFile(mark).metadata.num_rows
@@ -72,16 +86,13 @@ def batches(table: pa.Table, part: int = 0, parts: int = 1) -> Iterator[pa.Table
 def loop(catalog: str, place: Path, part: int, parts: int) -> Marks:
     """A bare loop over a share of the batches."""
     torch.set_num_threads(CORES // parts)
-    table = files.read_table(str(place / "run" / "catalog" / "items"))
-    chain = operators(catalog)
+    table = files.read_table(str(place / "source"))
+    chain = operators(catalog, place)
     for operator in chain:
         operator.setup()
     marks, done, writer = [], 0, None
     for batch in batches(table, part, parts):
-        out = with_outcome(batch)
-        for operator in chain:
-            out = apply(operator, out)
-        out = out.select([*interpret.ITEMS.names, "issues", "outcome"])
+        out = call(chain, batch)
         writer = writer or pq.ParquetWriter(place / f"rows-{part}.parquet", out.schema)
         writer.write_table(out)
         done += out.num_rows
@@ -91,17 +102,29 @@ def loop(catalog: str, place: Path, part: int, parts: int) -> Marks:
     return marks
 
 
+def call(chain: list[Operator], batch: pa.Table) -> pa.Table:
+    """One batch through all operators."""
+    out = with_outcome(batch)
+    for operator in chain:
+        out = apply(operator, out)
+    return out.select(columns())
+
+
 def loop_threads(catalog: str, place: Path) -> Marks:
     """One process, a torch thread per core."""
-    canonical(catalog, place)
+    source(catalog, place)
     return loop(catalog, place, 0, 1)
 
 
 def loop_processes(catalog: str, place: Path) -> Marks:
     """A process per core, one torch thread each."""
-    canonical(catalog, place)
+    source(catalog, place)
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
-        shares = pool.starmap(loop, [(catalog, place, part, CORES) for part in range(CORES)])
+        return merged(pool.starmap(loop, [(catalog, place, part, CORES) for part in range(CORES)]))
+
+
+def merged(shares: list[Marks]) -> Marks:
+    """The marks of several processes as those of one."""
     steps = sorted((moment, rows - before) for share in shares for (moment, rows), before in _with_before(share))
     marks, done = [], 0
     for moment, rows in steps:
@@ -118,8 +141,55 @@ def _with_before(share: Marks) -> Iterator[tuple[tuple[float, int], int]]:
 
 
 def daft(catalog: str, place: Path) -> Marks:
-    """The same chain as a stateful Daft function with a process per core."""
-    raise NotImplementedError
+    """The same chain as a class of Daft, with a process per core and one torch thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # what Ray sets for actors of one CPU
+    import daft as df
+
+    rows = df.read_parquet(f"{source(catalog, place)}/*.parquet")
+    names = rows.column_names
+    sample = call(operators(catalog, place / "sample"), files.read_table(str(place / "source")).slice(0, 1))
+    kind = df.DataType.from_arrow_type(pa.struct(sample.schema))
+
+    @df.cls(max_concurrency=CORES, use_process=True)
+    class Chain:
+        def __init__(self) -> None:
+            torch.set_num_threads(1)
+            self.chain = operators(catalog, place)
+            for operator in self.chain:
+                operator.setup()
+
+        @df.method.batch(return_dtype=kind, batch_size=BATCH)
+        def interpret(self, *series: df.Series) -> pa.Array:
+            table = pa.table({name: one.to_arrow() for name, one in zip(names, series, strict=True)})
+            out = call(self.chain, table.cast(schema_of(table)))
+            with (place / f"marks-{os.getpid()}").open("a") as marks:
+                marks.write(f"{time.time()} {out.num_rows}\n")
+            return out.to_struct_array().combine_chunks()
+
+    rows.select(Chain().interpret(*(df.col(name) for name in names)).alias("row")).write_parquet(str(place / "rows"))
+    shares = []
+    for file in place.glob("marks-*"):
+        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+        counts = [int(rows) for _, rows in lines]
+        shares.append([(float(moment), sum(counts[: i + 1])) for i, (moment, _) in enumerate(lines)])
+    return merged(shares)
+
+
+def schema_of(table: pa.Table) -> pa.Schema:
+    """The plain types behind the large ones that Daft hands out."""
+
+    def plain(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_large_string(kind):
+            return pa.string()
+        if pa.types.is_map(kind):
+            return pa.map_(plain(kind.key_type), plain(kind.item_type))
+        if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+            return pa.list_(plain(kind.value_type))
+        if pa.types.is_struct(kind):
+            return pa.struct([(field.name, plain(field.type)) for field in kind])
+        return kind
+
+    return pa.schema([(field.name, plain(field.type)) for field in table.schema])
 
 
 if __name__ == "__main__":

@@ -150,25 +150,49 @@ def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as one sentence; an unknown key names the nearest valid one."""
     problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
+    parts = _walk(model, problem["loc"])[0]
+    path = ".".join(parts)
     if problem["type"] == "extra_forbidden":
-        valid = _fields_at(model, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(valid)}."
-        return f"unknown key {path}; {hint}"
+        return f"unknown key {path}; {_nearest(parts[-1], _walk(model, problem['loc'][:-1])[1])}"
     if problem["type"] == "missing":
         return f"the key {path} is missing."
+    if problem["type"] == "union_tag_invalid":
+        choices = [tag.strip("' ") for tag in problem["ctx"]["expected_tags"].split(",")]
+        return f"{path}.backend is {problem['ctx']['tag']!r}: choose one of {', '.join(choices)}."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{path} is {problem['input']!r}: {message}."
 
 
-def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    current: Any = model
+def _nearest(key: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(valid)}."
+
+
+def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """The keys of a problem's place, without the tags of unions among them, and the keys that are valid there."""
+    current: list[type[BaseModel]] = [model]
+    parts = []
     for part in loc:
-        fields = getattr(current, "model_fields", {})
-        if part not in fields:  # the tag of a union
-            continue
-        options = [fields[part].annotation, *getattr(fields[part].annotation, "__args__", ())]
-        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), current)
-    return list(current.model_fields)
+        fields = {name: field for option in current for name, field in option.model_fields.items()}
+        tagged = [option for option in current if part in _tags(option)]
+        if part in fields or not tagged:
+            parts.append(str(part))
+            current = _models_in(fields[part].annotation, *fields[part].metadata) if part in fields else []
+        else:
+            current = tagged
+    return parts, list(dict.fromkeys(name for option in current or [] for name in option.model_fields))
+
+
+def _models_in(*annotations: Any) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        found += _models_in(*getattr(annotation, "__args__", ()))
+    return found
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    field = model.model_fields.get("backend")
+    return getattr(field.annotation, "__args__", ()) if field else ()

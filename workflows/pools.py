@@ -16,6 +16,7 @@ from storage.errors import UserError
 # leave a stream that waits for ever.
 READER_CPUS = 2
 GPU_BATCH = 16
+SHARES = (0.5, 0.25, 0.1)  # of a CPU, for actors that share what larger pools have left
 
 
 class Pool(BaseModel):
@@ -120,17 +121,22 @@ def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Gro
             runs[-1].append(step)
         else:
             runs.append([step])
+    asked = [Group(tuple(run), run[0].pool) for run in runs if run[0].pool]
+    check_fits(asked, nodes)
     cpus = int(sum(node.cpus for node in nodes))
-    for actors in range(max(1, min(cpus - READER_CPUS, blocks)), 0, -1):
-        groups = [Group(tuple(run), run[0].pool or Pool(min=actors)) for run in runs]
+    sizes = [Pool(min=actors) for actors in range(max(1, min(cpus - READER_CPUS, blocks)), 0, -1)]
+    for shared in [*sizes, *(Pool(num_cpus=share) for share in SHARES)]:
+        groups = [Group(tuple(run), run[0].pool or shared) for run in runs]
         try:
             check_fits(groups, nodes)
         except UnschedulableError:
-            if actors == 1:
-                raise
-        else:
-            break
-    return groups
+            continue
+        return groups
+    others = ", ".join(step.name for step in steps if step.pool is None)
+    if not asked:
+        raise UnschedulableError(None, f"finds no CPU for {others}: {_room(nodes)}")
+    largest = max(asked, key=lambda group: group.pool.largest * group.pool.num_cpus)
+    raise UnschedulableError(largest, f"{_wish(largest.pool)} and leaves no CPU to {others}: {_room(nodes)}")
 
 
 def _with_gpu_share(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step:
@@ -153,14 +159,14 @@ def check_fits(groups: Sequence[Group], nodes: Sequence[Node]) -> None:
     for _ in range(READER_CPUS):  # each a whole CPU of one node
         room = max(free, key=lambda node: (node[0] >= 1, -node[1], node[0]), default=[0.0, 0.0])
         if room[0] < 1:
-            raise UnschedulableError(None, f"readers and the filter of a resumed stream need {READER_CPUS} CPUs")
+            raise UnschedulableError(None, f"finds no CPUs for its readers: {_room(nodes)}")
         room[0] -= 1
     for group in sorted(groups, key=lambda group: (-group.pool.num_gpus, -group.pool.num_cpus)):
         pool = group.pool
         for placed in range(pool.largest):
             room_ = next((n for n in free if n[0] >= pool.num_cpus - 1e-9 and n[1] >= pool.num_gpus - 1e-9), None)
             if room_ is None:
-                raise UnschedulableError(group, _shortage(pool, placed, nodes))
+                raise UnschedulableError(group, f"{_wish(pool)} and there is room for {placed}: {_room(nodes)}")
             room_[0] -= pool.num_cpus
             room_[1] -= pool.num_gpus
 
@@ -173,11 +179,14 @@ class UnschedulableError(UserError):
         self.group = group
 
 
-def _shortage(pool: Pool, placed: int, nodes: Sequence[Node]) -> str:
+def _wish(pool: Pool) -> str:
+    gpus = f" and {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
+    return f"asks for {pool.largest} actors of {pool.num_cpus:g} CPUs{gpus} each"
+
+
+def _room(nodes: Sequence[Node]) -> str:
     cpus, gpus = sum(node.cpus for node in nodes) - READER_CPUS, sum(node.gpus for node in nodes)
-    each = f"{pool.num_cpus:g} CPUs" + (f" and {pool.num_gpus:g} GPUs" if pool.num_gpus else "")
-    has = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if pool.num_gpus else "")
     return (
-        f"asks for {pool.largest} actors of {each} each, and there is room for {placed}: all pools share {has} on "
-        f"{len(nodes)} nodes, {READER_CPUS} CPUs more are kept for readers and the filter of a resumed stream"
+        f"pools share {max(cpus, 0):g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes, beside {READER_CPUS} CPUs that "
+        "are kept for readers and the filter of a resumed stream"
     )

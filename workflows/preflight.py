@@ -79,7 +79,7 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
         except UnschedulableError as error:
             first = error.group.steps[0] if error.group else None
             key = f"stages.{name}.{first.name}.pool" if first and first.pool else f"stages.{name}"
-            raise UserError(f"{definition.where(key)}: {key} {error}: lower what it asks for.") from error
+            raise UserError(f"{definition.where(key)}: {key} {error}. Lower what it asks for.") from error
         gpus, present = module.gpus(config) if hasattr(module, "gpus") else 0, sum(node.gpus for node in nodes)
         if gpus > present:
             key = f"stages.{name}"

@@ -43,6 +43,15 @@ def test_an_operator_with_a_pool_stands_alone_and_its_neighbours_get_the_rest():
     assert shape(plan(steps, [Node(9, 0)], blocks=99)) == [("a", 2), ("b", 1), ("c+d", 2)]
 
 
+def test_what_larger_pools_leave_is_shared_by_the_rest():
+    steps = [step("a"), step("b", Pool()), step("c")]
+    groups = plan(steps, [Node(4, 0)], blocks=99)
+    assert [(group.name, group.pool.num_cpus) for group in groups] == [("a", 0.5), ("b", 1), ("c", 0.5)]
+    with pytest.raises(UnschedulableError, match="2 actors of 1 CPUs each and leaves no CPU to a, c") as caught:
+        plan([step("a"), step("b", Pool(min=2)), step("c")], [Node(4, 0)], blocks=99)
+    assert caught.value.group.name == "b"
+
+
 def test_operators_that_a_gpu_serves_share_the_gpus():
     steps = [step("a"), step("b", gpu=True), step("c"), step("d", gpu=True)]
     one = plan(steps, [Node(8, 1)], blocks=99)
@@ -60,11 +69,11 @@ def test_operators_that_a_gpu_serves_share_the_gpus():
 @pytest.mark.parametrize(
     ("pool", "nodes", "says"),
     [
-        (Pool(min=2), [Node(3, 0)], "asks for 2 actors of 1 CPUs each.* room for 1: "),
+        (Pool(min=2), [Node(3, 0)], "asks for 2 actors of 1 CPUs each and there is room for 1: pools share 1 CPUs"),
         (Pool(min=1, max=5), [Node(6, 0)], "room for 4: "),
         (Pool(num_cpus=3), [Node(2, 0), Node(2, 0), Node(2, 0)], "room for 0: "),  # on no single node
         (Pool(num_cpus=0.5, num_gpus=0.6, min=2), [Node(8, 1)], "room for 1: .*1 GPUs"),
-        (Pool(num_cpus=0.5), [Node(1, 0)], "need 2 CPUs"),
+        (Pool(num_cpus=0.5), [Node(1, 0)], "no CPUs for its readers"),
     ],
 )
 def test_what_cannot_be_placed_beside_the_readers_is_refused(pool, nodes, says):

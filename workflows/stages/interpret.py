@@ -1,4 +1,4 @@
-"""Fetch, embed and caption every item in one stream of actor pools; resumable by row."""
+"""Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.captioner import Tagger
-from models.encoders import IMAGE_WIDTH, TEXT_WIDTH
-from operators.base import KEPT, REJECTED
-from operators.caption import Caption
-from operators.embed import EmbedImages, EmbedTexts
+from operators.base import KEPT, REJECTED, Operator
+from operators.gate import activity, decide
+from operators.invocation import CACHED, COMPUTED, REFUSED, Invocation
 from operators.media import FetchMedia
 from storage import files
-from storage.limits import Limits
+from storage.identity import identity
+from storage.limits import Limits, Sources
 from workflows import streams
+from workflows.backends import (
+    CaptionSection,
+    ImageEmbeddingSection,
+    InterestSection,
+    KeywordInterests,
+    LocalImageEmbedding,
+    LocalTextEmbedding,
+    Section,
+    TaggerCaptions,
+    TextEmbeddingSection,
+)
 from workflows.compact import write_in_hash_order
-from workflows.pools import Group, Node, Pool, Step, plan
+from workflows.pools import Group, Node, Step, plan
 from workflows.rejects import rejects_table
 from workflows.stage import Context, Result, StageConfig
 
-VERSION = 1
+VERSION = 2
 SEEDED = False
 INPUTS = ("ingest",)
-OPERATORS = (FetchMedia, EmbedImages, Caption, EmbedTexts)
 
-ITEMS = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("title", pa.string()),
-        ("description", pa.string()),
-        ("caption", pa.string()),
-        ("image_vector", pa.list_(pa.float32(), IMAGE_WIDTH)),
-        ("text_vector", pa.list_(pa.float32(), TEXT_WIDTH)),
-    ]
-)
+KEPT_COLUMNS = ("item_id", "title", "description")
+CACHE = "cache"  # beside the run directory
 
 
 class LimitsConfig(BaseModel):
@@ -51,97 +52,136 @@ class LimitsConfig(BaseModel):
     max_seconds: float = Field(Limits.max_seconds, gt=0)
     max_side: int = Field(Limits.max_side, ge=32)
     frames: int = Field(Limits.frames, ge=1)
+    sampling: str = Field(Limits.sampling, pattern="^(uniform|scenes)$")
     decode_seconds: float = Field(Limits.decode_seconds, gt=0)
+    fetch_seconds: float = Field(Limits.fetch_seconds, gt=0)
 
 
-class Section(BaseModel):
-    """Settings of one operator of the stream; without a pool it runs beside its neighbours, see `pools.plan`."""
+class Fetch(Section):
+    """Where media may lie, and how much of them is used.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Attributes:
+        max_media: media used per item.
+        limits: what one medium may cost.
+        roots: further folders that media may lie in, beside the catalogue's own; absolute paths or URIs.
+        http: whether http and https URLs are fetched, from public addresses alone.
+        allow_private: `host:port` pairs that are fetched though their addresses are private.
+    """
 
-    pool: Pool | None = None
+    max_media: int = Field(1, ge=1)
+    limits: LimitsConfig = LimitsConfig()
+    roots: tuple[str, ...] = ()
+    http: bool = False
+    allow_private: tuple[str, ...] = ()
+
+    def operator(self, root: str) -> Operator:
+        """The operator for the catalogue at `root`."""
+        limits, sources = Limits(**self.limits.model_dump()), self.made(Sources)
+        return FetchMedia(root=root, max_media=self.max_media, limits=limits, sources=sources)
 
 
 class Config(StageConfig):
     """Settings of interpret.
 
     Attributes:
-        max_media: media used per item.
-        limits: what one medium may cost.
+        fetch, image_embedding, caption, interests, text_embedding: of each operator of the stream; see
+            `workflows.backends`.
+        cache: where results are kept for later runs: true for the folder `cache` beside the run directory, false for
+            nowhere, or a URI.
         max_reject_share: share of rejected rows past which the run fails.
         commit_rows: rows that commit together; a killed run loses at most the blocks in flight.
         no_progress_timeout_s: the stream ends with an error after standing still for so long.
-        fetch, image_embedding, caption, text_embedding: settings of each operator.
     """
 
-    max_media: int = Field(1, ge=1)
-    limits: LimitsConfig = LimitsConfig()
+    fetch: Fetch = Fetch()
+    image_embedding: ImageEmbeddingSection = LocalImageEmbedding()
+    caption: CaptionSection = TaggerCaptions()
+    interests: InterestSection = KeywordInterests()
+    text_embedding: TextEmbeddingSection = LocalTextEmbedding()
+    cache: bool | str = True
     max_reject_share: float = Field(0.1, ge=0, le=1)
     commit_rows: int = Field(64, ge=1)
     no_progress_timeout_s: float = Field(300.0, gt=0)
-    fetch: Section = Section()
-    image_embedding: Section = Section()
-    caption: Section = Section()
-    text_embedding: Section = Section()
 
-    resources: ClassVar[frozenset[str]] = frozenset({"commit_rows", "no_progress_timeout_s", "max_reject_share"})
+    resources: ClassVar[frozenset[str]] = frozenset(
+        {"cache", "commit_rows", "no_progress_timeout_s", "max_reject_share"}
+    )
 
     def identity(self) -> dict[str, Any]:
-        """Pools change no result."""
-        settings = super().identity()
-        return {key: _without_pool(value) for key, value in settings.items()}
+        """The operators' own, wherever the catalogue lies, and the gate."""
+        operators = [identity(step.operator) for step in steps(self, root="", cache=None)]
+        return {"operators": operators, "gate": self.caption.gate.model_dump(mode="json")}
 
 
-def _without_pool(value: Any) -> Any:
-    return {key: inner for key, inner in value.items() if key != "pool"} if isinstance(value, dict) else value
-
-
-def steps(config: Config, root: str) -> list[Step]:
+def steps(config: Config, root: str, cache: str | None) -> list[Step]:
     """The stream's operators, in order.
 
-    The picture passes the network once: the tagger takes its labels from the image vector, so it comes second.
+    A picture passes the default network once: the tagger takes its labels from the image vector, so it comes second.
     """
-    fetch = FetchMedia(root=root, max_media=config.max_media, limits=Limits(**config.limits.model_dump()))
+    local = isinstance(config.image_embedding, LocalImageEmbedding)
+    tagger, keywords = isinstance(config.caption, TaggerCaptions), isinstance(config.interests, KeywordInterests)
+    caption = Invocation(config.caption.operator(local_vectors=local), "caption", cache, gate="gate")
+    images = Invocation(config.image_embedding.operator(), "image_embedding", cache)
+    interests = Invocation(config.interests.operator(), "interests", None if keywords else cache)
+    texts = Invocation(config.text_embedding.operator(), "text_embedding", cache)
+    remote = ("openai",)  # no model of ours to put on a GPU
     return [
-        Step("fetch", fetch, config.fetch.pool),
-        Step("image_embedding", EmbedImages(), config.image_embedding.pool),
-        Step("caption", Caption(Tagger()), config.caption.pool),
-        Step("text_embedding", EmbedTexts(), config.text_embedding.pool),
+        Step("fetch", config.fetch.operator(root), config.fetch.pool),
+        Step("image_embedding", images, config.image_embedding.pool, gpu=True),
+        Step("caption", caption, config.caption.pool, gpu=not tagger and config.caption.backend not in remote),
+        Step(
+            "interests",
+            interests,
+            config.interests.pool,
+            gpu=not keywords and config.interests.backend not in remote,
+        ),
+        Step("text_embedding", texts, config.text_embedding.pool, gpu=config.text_embedding.backend not in remote),
     ]
 
 
-def groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
+def groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cache: str | None = None) -> list[Group]:
     """The operators in their pools.
 
     Raises:
         UnschedulableError: a pool does not fit onto the nodes.
     """
-    return plan(steps(config, root), nodes, blocks=-(-rows // config.commit_rows))
+    return plan(steps(config, root, cache), nodes, blocks=-(-rows // config.commit_rows))
+
+
+def items_schema(config: Config) -> pa.Schema:
+    """What `items` holds: the item's texts, and what the operators add that later stages read."""
+    added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
+    found = {field.name: field for field in added}
+    names = ("caption", "interests", "image_vector", "text_vector")
+    return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(found[name] for name in names)])
 
 
 def run(config: Config, context: Context) -> Result:
     """Write `items` and `rejects/interpret`."""
-    source = context.run.uri("catalog", "items")
-    total = files.dataset(source).count_rows()
     folder = context.run.uri("checkpoints", "interpret")
     sink = files.join(folder, context.fingerprint)
     _forget_other_attempts(folder, context.fingerprint)
+    source = files.join(sink, "source")
+    total = write_source(config, context, source)
+    schema = items_schema(config)
     reused = streams.committed_rows(sink)
     if reused:
         context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
     if reused < total:
+        cache = _cache_uri(config, context)
         streams.stream(
             source,
-            groups(config, context.catalog, context.nodes, rows=total - reused),
+            groups(config, context.catalog, context.nodes, rows=total - reused, cache=cache),
             sink=sink,
-            columns=ITEMS.names,
+            columns=[*schema.names, "work"],
             commit_rows=config.commit_rows,
             no_progress_timeout_s=config.no_progress_timeout_s,
             on_rows=lambda done: context.progress(done, total),
         )
-    kept = _compact(sink, total, context)
+    batches = streams.outcome_batches(sink, KEPT, schema.names)
+    kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
     rejected, degraded, codes = _write_rejects(sink, context)
-    metrics = {"reused": reused, "issues": codes}
+    metrics = {"reused": reused, "issues": codes, **_work(sink)}
     return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
 
 
@@ -153,10 +193,62 @@ def _forget_other_attempts(folder: str, fingerprint: str) -> None:
                 fs.rm(name, recursive=True)
 
 
-def _compact(sink: str, total: int, context: Context) -> int:
-    """Gather the kept rows under `items`; return their number."""
-    batches = streams.outcome_batches(sink, KEPT, ITEMS.names)
-    return write_in_hash_order(batches, context.run.uri("items"), total, ITEMS)
+def _cache_uri(config: Config, context: Context) -> str | None:
+    if isinstance(config.cache, str):
+        return files.absolute(config.cache)
+    return files.join(context.run.root.rstrip("/").rpartition("/")[0], CACHE) if config.cache else None
+
+
+def write_source(config: Config, context: Context, target: str) -> int:
+    """The catalogue's items, each with the caption's gate; return their number."""
+    items = context.run.read_table("catalog", "items")
+    gate = config.caption.gate
+    seen, known = None, []
+    log = context.run.uri("catalog", "interactions")
+    if files.exists(log) and (gate.popular_from or gate.new_within_days or gate.budget is not None):
+        events = pl.from_arrow(context.run.read_table("catalog", "interactions", columns=["item_id", "timestamp"]))
+        assert isinstance(events, pl.DataFrame)  # noqa: S101 - for the type checker
+        until = events["timestamp"].dt.epoch("us").quantile(gate.log_share, "lower")
+        seen = activity(events.lazy().filter(pl.col("timestamp").dt.epoch("us") <= until))
+    if gate.budget is not None and files.exists(context.run.uri("items")):
+        last = context.run.read_table("items", columns=["item_id", "caption"])
+        known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
+    files.write_table(target, items.append_column("gate", decide(items, gate.rule(), seen, known)))
+    return int(items.num_rows)
+
+
+def _work(sink: str) -> dict[str, Any]:
+    """What every operator behind a gate and a cache did, counted over all committed rows.
+
+    Returns:
+        Per operator the rows that were `computed`, `cached` and `refused`; `trigger_rate`, the share of rows that it
+        was asked about; `cache_hit_rate`, the share of these that it did not have to compute; `seconds_per_row`, of
+        those that it did.
+    """
+    frames = [
+        pl.DataFrame(pl.from_arrow(batch))
+        .explode("work")
+        .unnest("work")
+        .group_by("operator", "source")
+        .agg(rows=pl.len(), seconds=pl.col("seconds").sum())
+        for outcome in (KEPT, REJECTED)
+        for batch in streams.outcome_batches(sink, outcome, ["work"])
+    ]
+    nothing = pl.DataFrame(
+        schema={"operator": pl.String, "source": pl.String, "rows": pl.UInt32, "seconds": pl.Float64}
+    )
+    total = pl.concat([nothing, *frames]).drop_nulls("operator").group_by("operator", "source").sum()
+    found: dict[str, Any] = {}
+    for (operator,), part in total.sort("operator").group_by("operator", maintain_order=True):
+        rows = dict.fromkeys((COMPUTED, CACHED, REFUSED), 0) | dict(part.select("source", "rows").iter_rows())
+        asked = rows[COMPUTED] + rows[CACHED]
+        found[str(operator)] = {
+            **rows,
+            "trigger_rate": round(asked / max(sum(rows.values()), 1), 4),
+            "cache_hit_rate": round(rows[CACHED] / max(asked, 1), 4),
+            "seconds_per_row": round(part["seconds"].sum() / max(rows[COMPUTED], 1), 5),
+        }
+    return found
 
 
 def _write_rejects(sink: str, context: Context) -> tuple[int, int, dict[str, int]]:

@@ -1,0 +1,301 @@
+"""The models that a definition may name for captions, interests and embeddings, and their settings.
+
+A section names its model by `backend`; what else it may say depends on that. Defaults are those of the models' own
+classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from models.captioner import CAPTION_PROMPT, ChatCaptioner, Tagger
+from models.chat import Chat
+from models.chat_huggingface import HuggingFaceChat
+from models.chat_openai import OpenAIChat
+from models.chat_vllm import VllmChat
+from models.embed_openai import OpenAIEmbeddings
+from models.embed_sentence_transformers import SentenceTransformers
+from models.embedders import LocalImages, LocalTexts
+from models.interests import PROMPT as INTERESTS_PROMPT
+from models.interests import ChatMiner
+from models.keywords import Keywords
+from models.smollm2 import SmolLM2
+from operators.base import Operator
+from operators.caption import Caption
+from operators.embed import EmbedImages, EmbedTexts
+from operators.gate import GateRule
+from operators.interests import Interests
+from workflows.pools import Pool
+
+Made = TypeVar("Made")
+
+
+class Section(BaseModel):
+    """Settings of one operator of the stream; without a pool it runs beside its neighbours, see `pools.plan`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    pool: Pool | None = None
+
+    def made(self, kind: type[Made], **others: Any) -> Made:
+        """A dataclass from the settings of the same names."""
+        names = {field.name for field in dataclasses.fields(kind)} & set(type(self).model_fields)  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, name) for name in names}, **others)
+
+
+class _HuggingFace(Section):
+    backend: Literal["huggingface"]
+    model: str
+    revision: str | None = None
+    dtype: str = HuggingFaceChat.dtype
+    max_new_tokens: int = Field(HuggingFaceChat.max_new_tokens, ge=1)
+    device_map: str = "auto"
+
+    def chat(self) -> Chat:
+        return self.made(HuggingFaceChat)
+
+
+class _Vllm(Section):
+    backend: Literal["vllm"]
+    model: str
+    revision: str | None = None
+    dtype: str = VllmChat.dtype
+    max_new_tokens: int = Field(VllmChat.max_new_tokens, ge=1)
+    max_model_len: int | None = Field(None, ge=1)
+    gpu_memory_utilization: float = Field(VllmChat.gpu_memory_utilization, gt=0, le=1)
+
+    def chat(self) -> Chat:
+        return self.made(VllmChat)
+
+
+class _Endpoint(Section):
+    """Any OpenAI-compatible endpoint. The key itself is never a setting: a definition is written into every run."""
+
+    backend: Literal["openai"]
+    model: str
+    base_url: str = OpenAIChat.base_url
+    api_key_env: str = OpenAIChat.api_key_env
+    timeout_s: float = Field(OpenAIChat.timeout_s, gt=0)
+    max_retries: int = Field(OpenAIChat.max_retries, ge=0)
+    concurrency: int = Field(OpenAIChat.concurrency, ge=1)
+
+
+class _OpenAI(_Endpoint):
+    max_tokens: int = Field(OpenAIChat.max_tokens, ge=1)
+    temperature: float | None = Field(OpenAIChat.temperature, ge=0)
+    seed: int | None = None
+
+    def chat(self) -> Chat:
+        return self.made(OpenAIChat)
+
+
+class _SmolLM2(Section):
+    backend: Literal["smollm2"]
+    max_new_tokens: int = Field(SmolLM2.max_new_tokens, ge=1)
+
+    def chat(self) -> Chat:
+        return self.made(SmolLM2)
+
+
+class Gate(Section):
+    """Which items are worth a caption; see `operators.gate`.
+
+    Attributes:
+        log_share: the first share of the log that popularity and age are read from, so that events that later test a
+            model decide nothing.
+    """
+
+    pool: None = Field(None, exclude=True)
+    has_media: bool = GateRule.has_media
+    thin_below: int | None = Field(None, ge=1)
+    popular_from: int | None = Field(None, ge=1)
+    new_within_days: float | None = Field(None, gt=0)
+    budget: int | None = Field(None, ge=0)
+    log_share: float = Field(0.8, gt=0, le=1)
+
+    def rule(self) -> GateRule:
+        """The rule with these settings."""
+        return self.made(GateRule)
+
+
+class _Captions(Section):
+    gate: Gate = Gate()
+
+
+class TaggerCaptions(_Captions):
+    """Captions by the default tagger."""
+
+    backend: Literal["tagger"] = "tagger"
+    frames: Literal["first", "grid", "each"] = "first"
+
+    def operator(self, *, local_vectors: bool) -> Operator:
+        """The operator with these settings."""
+        return Caption(Tagger(vector_is_local=local_vectors), frames=self.frames)
+
+
+class _ChatCaptions(_Captions):
+    prompt: str = CAPTION_PROMPT
+    context: bool = ChatCaptioner.context
+    frames: Literal["first", "grid", "each"] = "grid"
+
+    def chat(self) -> Chat:
+        raise NotImplementedError
+
+    def operator(self, *, local_vectors: bool) -> Operator:
+        """The operator with these settings."""
+        return Caption(self.made(ChatCaptioner, chat=self.chat()), frames=self.frames)
+
+
+class HuggingFaceCaptions(_HuggingFace, _ChatCaptions):
+    """Captions by a model of transformers."""
+
+
+class VllmCaptions(_Vllm, _ChatCaptions):
+    """Captions by a model on vLLM."""
+
+
+class OpenAICaptions(_OpenAI, _ChatCaptions):
+    """Captions by a model behind an endpoint."""
+
+
+class KeywordInterests(Section):
+    """Interests by keyword extraction."""
+
+    backend: Literal["keywords"] = "keywords"
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        return Interests(Keywords())
+
+
+class _ChatInterests(Section):
+    prompt: str = INTERESTS_PROMPT
+
+    def chat(self) -> Chat:
+        raise NotImplementedError
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        return Interests(self.made(ChatMiner, chat=self.chat()))
+
+
+class SmolLM2Interests(_SmolLM2, _ChatInterests):
+    """Interests by the packaged SmolLM2-135M-Instruct."""
+
+
+class HuggingFaceInterests(_HuggingFace, _ChatInterests):
+    """Interests by a model of transformers."""
+
+
+class VllmInterests(_Vllm, _ChatInterests):
+    """Interests by a model on vLLM."""
+
+
+class OpenAIInterests(_OpenAI, _ChatInterests):
+    """Interests by a model behind an endpoint."""
+
+
+class LocalImageEmbedding(Section):
+    """The default image encoder."""
+
+    backend: Literal["local"] = "local"
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        return EmbedImages(LocalImages())
+
+
+class _SentenceTransformers(Section):
+    backend: Literal["sentence-transformers"]
+    model: str
+    width: int = Field(ge=1)
+    prompt: str | None = None
+    prompt_name: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    dtype: str = SentenceTransformers.dtype
+    normalise: bool = SentenceTransformers.normalise
+    pooling: Literal["mean", "cls", "lasttoken"] | None = None
+    chat_template: str | None = None
+    revision: str | None = None
+    batch_size: int = Field(SentenceTransformers.batch_size, ge=1)
+
+    def model_(self) -> SentenceTransformers:
+        return self.made(SentenceTransformers)
+
+
+class SentenceTransformersImages(_SentenceTransformers):
+    """Pictures through any model of sentence-transformers that takes them."""
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        return EmbedImages(self.model_())
+
+
+class LocalTextEmbedding(Section):
+    """The default text encoder."""
+
+    backend: Literal["local"] = "local"
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        return EmbedTexts(LocalTexts())
+
+
+class SentenceTransformersTexts(_SentenceTransformers):
+    """`joint` passes an item's first frame along with its text, to a multimodal model such as GME-Qwen2-VL."""
+
+    joint: bool = False
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        return EmbedTexts(self.model_(), joint=self.joint)
+
+
+class OpenAITexts(_Endpoint):
+    """Texts through the embeddings of an OpenAI-compatible endpoint."""
+
+    width: int = Field(ge=1)
+    request_width: bool = OpenAIEmbeddings.request_width
+    max_chars: int = Field(OpenAIEmbeddings.max_chars, ge=1)
+    batch_size: int = Field(OpenAIEmbeddings.batch_size, ge=1)
+    concurrency: int = Field(OpenAIEmbeddings.concurrency, ge=1)
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        return EmbedTexts(self.made(OpenAIEmbeddings))
+
+
+def _backend_of(default: str) -> Discriminator:
+    return Discriminator(
+        lambda raw: raw.get("backend", default) if isinstance(raw, dict) else getattr(raw, "backend", default)
+    )
+
+
+CaptionSection = Annotated[
+    Annotated[TaggerCaptions, Tag("tagger")]
+    | Annotated[HuggingFaceCaptions, Tag("huggingface")]
+    | Annotated[OpenAICaptions, Tag("openai")]
+    | Annotated[VllmCaptions, Tag("vllm")],
+    _backend_of("tagger"),
+]
+InterestSection = Annotated[
+    Annotated[KeywordInterests, Tag("keywords")]
+    | Annotated[SmolLM2Interests, Tag("smollm2")]
+    | Annotated[HuggingFaceInterests, Tag("huggingface")]
+    | Annotated[OpenAIInterests, Tag("openai")]
+    | Annotated[VllmInterests, Tag("vllm")],
+    _backend_of("keywords"),
+]
+ImageEmbeddingSection = Annotated[
+    Annotated[LocalImageEmbedding, Tag("local")] | Annotated[SentenceTransformersImages, Tag("sentence-transformers")],
+    _backend_of("local"),
+]
+TextEmbeddingSection = Annotated[
+    Annotated[LocalTextEmbedding, Tag("local")]
+    | Annotated[SentenceTransformersTexts, Tag("sentence-transformers")]
+    | Annotated[OpenAITexts, Tag("openai")],
+    _backend_of("local"),
+]
