@@ -30,6 +30,10 @@ class SentenceTransformers:
     A text that is too long is cut by its tokens before prompt and template are put around it. Cutting the whole input,
     as tokenizers do, would take the template's end, and with it the token that last-token pooling reads.
 
+    For GME-Qwen2-VL (Zhang et al. 2024), whose own files ask for code, set `pooling` to `lasttoken`, `prompt` to `You
+    are a helpful assistant.`, and a `chat_template` that ends in `<|im_start|>assistant\\n<|endoftext|>`; tried on a
+    tiny Qwen2-VL with random weights.
+
     Attributes:
         model: name on the Hugging Face hub, or a folder.
         width: components of its vectors.
