@@ -1,16 +1,17 @@
-"""The arms of `benchmarks.interpret`, each a process: python -m benchmarks.interpret_arms ARM CATALOG PLACE CACHE.
+"""The arms of `benchmarks.interpret`, each a process: python -m benchmarks.interpret_arms ARM CATALOG PLACE.
 
 An arm writes its rows and `PLACE/marks.json`: moments (Unix seconds) and the rows done by then.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,6 @@ from workflows.stage import Context
 from workflows.stages import ingest, interpret
 
 BATCH = 32
-POSTERS = 3_631
 CORES = len(os.sched_getaffinity(0))
 Marks = list[tuple[float, int]]
 
@@ -34,7 +34,9 @@ Marks = list[tuple[float, int]]
 def main() -> None:
     """Run one arm."""
     arm, catalog, place = sys.argv[1:]
-    arms = {"ray": ray, "loop_threads": loop_threads, "loop_processes": loop_processes, "daft": daft}
+    uncached = functools.partial(ray, cache=False)
+    arms: dict[str, Callable[[str, Path], Marks]] = {"ray": ray, "ray_uncached": uncached, "daft": daft}
+    arms |= {"loop_threads": loop_threads, "loop_processes": loop_processes}
     marks = arms[arm](catalog, Path(place))
     (Path(place) / "marks.json").write_text(json.dumps(marks), encoding="utf-8")
 
@@ -64,12 +66,11 @@ def source(catalog: str, place: Path) -> str:
     return target
 
 
-def ray(catalog: str, place: Path) -> Marks:
+def ray(catalog: str, place: Path, *, cache: bool = True) -> Marks:
     """The stage, as `tesserec run` runs it."""
     context = canonical(catalog, place)
-    repeats = files.read_table(str(place / "run" / "catalog" / "items"), ["item_id"]).num_rows > POSTERS
     with cluster.connected("local", CORES + READER_CPUS):
-        interpret.run(interpret.Config(cache=not repeats), context)  # what repeats would come from the cache
+        interpret.run(interpret.Config(cache=cache), context)
     marks, done = [], 0
     for mark in sorted((place / "run").glob("checkpoints/interpret/*/marks/*.parquet"), key=os.path.getmtime):
         done += pq.ParquetFile(mark).metadata.num_rows

@@ -53,15 +53,16 @@ def streamed(context, ray_cluster):
 
 
 def test_the_stream_equals_the_operators_called_without_ray(context, streamed):
-    table = with_outcome(context.run.read_table("catalog", "items"))
-    for step in interpret.steps(interpret.Config(), context.catalog):
+    interpret.write_source(interpret.Config(), context, context.run.uri("source"))
+    table = with_outcome(context.run.read_table("source"))
+    for step in interpret.steps(interpret.Config(), context.catalog, None):
         step.operator.setup()
         table = apply(step.operator, table)
     table = table.filter(pl.Series(table["outcome"].to_pylist()).eq("kept").to_arrow()).sort_by("item_id")
     found = context.run.read_table("items").sort_by("item_id")
 
-    assert found.column_names == interpret.ITEMS.names
-    for name in ("item_id", "title", "description", "caption"):
+    assert found.schema.equals(interpret.items_schema(interpret.Config()))
+    for name in ("item_id", "title", "description", "caption", "interests"):
         assert found[name].to_pylist() == table[name].to_pylist()
     for name in ("image_vector", "text_vector"):
         assert found[name].is_valid().to_pylist() == table[name].is_valid().to_pylist()
