@@ -13,11 +13,11 @@ from models.chat import Chat, Failure, Prompt
 from models.encoders import IMAGE_WIDTH, image_encoder, imagenet_labels
 from models.tagger import describe
 
-# Asks for what TriAlignGR (arXiv 2605.05249, section 3) aligns pictures by: what can be seen and nothing else.
+# What is asked for follows TriAlignGR (arXiv 2605.05249) and DeepInterestGR (arXiv 2604.20861); the words are ours.
 CAPTION_PROMPT = (
     "Describe this picture of a catalogue item in one factual sentence of at most 40 words: what is visible, its "
     "colours, shape and material, and the setting or scene. Guess nothing about people, and state nothing that cannot "
-    "be seen. Answer with the sentence alone."
+    "be seen. Pictures in a grid show one item: describe the item and not the grid. Answer with the sentence alone."
 )
 CONTEXT_PROMPT = "The item's title, which may be wrong or tell what cannot be seen, is: {title!r}."
 TITLE_LENGTH = 200
