@@ -79,8 +79,9 @@ def _load(name: str, revision: str | None, dtype: str, device_map: str) -> _Load
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as SEE
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, **where)
     except OSError as error:
         message = f"There is no model {name} within reach: give a folder, or a name on the Hugging Face hub."
         raise UserError(message) from error
@@ -94,14 +95,14 @@ def _load(name: str, revision: str | None, dtype: str, device_map: str) -> _Load
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     try:
         model = auto.from_pretrained(
-            name, config=config, revision=revision, dtype=dtype, device_map=device_map, use_safetensors=True
+            name, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, **where
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{name} has no sound weights as safetensors: choose a model or revision that has.") from error
     except torch.OutOfMemoryError:
         raise UserError(f"{name} does not fit into the GPU's memory: choose a smaller model or dtype.") from None
     try:
-        processor = _processor(name, revision, config, sees)
+        processor = _processor(name, where, config, sees)
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{name}'s processor does not load, mend this or choose another model: {reason}") from error
@@ -112,12 +113,11 @@ def _load(name: str, revision: str | None, dtype: str, device_map: str) -> _Load
     return _Loaded(model.eval(), processor, sees)
 
 
-def _processor(name: str, revision: str | None, config: Any, sees: bool) -> Any:
+def _processor(name: str, where: dict[str, Any], config: Any, sees: bool) -> Any:
     from transformers import PROCESSOR_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.utils import is_torchvision_available
     from transformers.video_processing_utils import BaseVideoProcessor
 
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     if not sees:
         return AutoTokenizer.from_pretrained(name, **where)
     kind: Any = PROCESSOR_MAPPING[type(config)]
