@@ -17,6 +17,7 @@ from PIL import Image
 from models.chat import Failure, Prompt
 from models.chat_openai import OpenAIChat
 from storage.errors import UserError
+from storage.identity import identity
 
 KEY = "sk-very-secret-key-0123456789"
 Reply = tuple[int, dict[str, str], str]
@@ -226,3 +227,9 @@ def test_the_loaded_model_travels_to_another_process(endpoint):
     model = chat(endpoint)
     model.load()
     assert pickle.loads(pickle.dumps(model)) == model  # noqa: S301 - our own bytes
+
+
+def test_answers_are_known_by_the_model_and_not_by_how_fast_it_is_asked(endpoint):
+    faster = chat(endpoint, concurrency=9, timeout_s=1.0, max_retries=7, api_key_env="OTHER", base_url="http://b/v1")
+    assert identity(faster) == identity(chat(endpoint))
+    assert identity(chat(endpoint, temperature=1.0)) != identity(chat(endpoint))
