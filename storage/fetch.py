@@ -137,6 +137,8 @@ async def _request(session: aiohttp.ClientSession, url: URL, limits: Limits) -> 
                 problem = f"HTTP status {response.status}"
                 if response.status != 429 and response.status < 500:
                     break
+        except aiohttp.InvalidURL:  # an address in disguise (http://2130706433/), among others
+            raise
         except (aiohttp.ClientError, OSError) as error:  # their messages would repeat the URL, and what it signs
             problem = type(error).__name__
     raise MediaError("unreadable", f"{url.raw_host}: {problem}")
