@@ -32,21 +32,15 @@ PEOPLE = frozenset(_PEOPLE.split())
 _FUNCTION_WORDS = "a an the and or of for with in on at to by from as is are your my this that"
 _EDGES = frozenset(_FUNCTION_WORDS.split())
 
-SYSTEM = "You find out what people could like about an item. You use only the evidence you are given."
+SYSTEM = "You extract keywords from texts."
 PROMPT = """\
-Name 2 to 4 interests that this item serves, the strongest first: what it is, what it is for, its style, its material.
-Each interest has 1 to 3 words and uses the words of the evidence.
-Never name a person's age, gender, ethnicity or income.
-You may think first. The last line is a JSON list of strings and nothing else.
-
-Title: Harbour Men Waterproof Trail Running Jacket
-Caption: A light jacket with a hood and reflective seams, on a white background.
-Interests: ["trail running", "waterproof jacket", "reflective seams"]
-
-Title: Songs for a Rainy Night
-Description: Slow piano jazz, recorded live in a small club.
-Interests: ["piano jazz", "live recording", "rainy night"]
-"""
+Which interests does this item serve? Extract 2 to 4 from the text above, the strongest first: what it is, what it is \
+for, its style, its material. Each has 1 to 3 words of the text. Never name a person's age, gender, ethnicity or \
+income. You may think first. The last line is a JSON list of strings and nothing else, such as \
+["trail running", "waterproof jacket"]."""
+# Small models fail at JSON more often than at lists. Worked examples do not help them: they answer with those.
+SECOND_PROMPT = """\
+{detail} Extract 2 to 4 keywords from the text above, each of 1 to 3 words. Write them as a list, one per line."""
 
 
 class ItemText(NamedTuple):
@@ -77,13 +71,13 @@ class Miner(Protocol):
 
 @dataclass(frozen=True)
 class ChatMiner:
-    """Ask a language model for tags; ask once more, saying what was wrong, where its answer cannot be used.
+    """Ask a language model for tags; where its answer cannot be used, say what was wrong and ask a simpler question.
 
     The model may reason before its list. Its reasoning goes to the log at level DEBUG, and nowhere else.
 
     Attributes:
         chat: the language model.
-        prompt: what it is asked; the evidence follows.
+        prompt: what it is asked below the evidence.
     """
 
     chat: Chat
@@ -101,36 +95,28 @@ class ChatMiner:
         An item whose second answer cannot be used gets the failure `unparsable_interests`; one that the model does not
         answer gets the model's own failure.
         """
-        found = self._ask(texts, [""] * len(texts))
-        again = [i for i, tags in enumerate(found) if isinstance(tags, Failure) and tags.code == "unparsable_interests"]
-        corrections = [
-            f"\n\nYour last answer was refused: {_detail(found[i])} "
-            "Write one line now: a JSON list of 2 to 4 strings, in words of the evidence above."
-            for i in again
-        ]
-        for i, tags in zip(again, self._ask([texts[i] for i in again], corrections), strict=True):
-            found[i] = tags
+        evidence = [_evidence(text) for text in texts]
+        found = self._ask(evidence, [self.prompt] * len(texts))
+        again = {
+            row: SECOND_PROMPT.format(detail=tags.detail)
+            for row, tags in enumerate(found)
+            if isinstance(tags, Failure) and tags.code == UNPARSABLE
+        }
+        for row, tags in zip(again, self._ask([evidence[row] for row in again], list(again.values())), strict=True):
+            found[row] = tags
         return found
 
-    def _ask(self, texts: Sequence[ItemText], corrections: list[str]) -> list[list[str] | Failure]:
-        if not texts:
+    def _ask(self, evidence: list[str], questions: list[str]) -> list[list[str] | Failure]:
+        if not evidence:
             return []
-        evidence = [_evidence(text) for text in texts]
-        prompts = [
-            Prompt(f"{self.prompt}\n{shown}{correction}\nInterests:", SYSTEM)
-            for shown, correction in zip(evidence, corrections, strict=True)
-        ]
-        answers = self.chat.complete(prompts)
+        both = list(zip(evidence, questions, strict=True))
+        answers = self.chat.complete([Prompt(f"{shown}\n\n{question}", SYSTEM) for shown, question in both])
         for answer in answers:
             logging.getLogger(__name__).debug("answer: %s", answer)
         return [
             answer if isinstance(answer, Failure) else parse_tags(answer, shown)
             for answer, shown in zip(answers, evidence, strict=True)
         ]
-
-
-def _detail(tags: list[str] | Failure) -> str:
-    return tags.detail if isinstance(tags, Failure) else ""
 
 
 def bounded(text: ItemText) -> ItemText:
@@ -142,6 +128,7 @@ def _evidence(text: ItemText) -> str:
     return "\n".join(f"{name.capitalize()}: {value}" for name, value in bounded(text)._asdict().items() if value)
 
 
+UNPARSABLE = "unparsable_interests"
 _LIST = re.compile(r"""(?:["']?(?P<key>interests|tags)["']?\s*:\s*)?\[(?P<inside>[^\[\]]*)(?P<end>\]|\Z)""", re.I)
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+(.*)$")
 _QUOTES = str.maketrans("“”„‘’", '"""\'\'')
@@ -156,20 +143,20 @@ def parse_tags(answer: str, evidence: str | None = None) -> list[str] | Failure:
 
     Args:
         answer: of the model.
-        evidence: where given, a tag that shares no word with it is dropped.
+        evidence: where given, a tag whose words are mostly not its own is dropped.
 
     Returns:
         Two to four valid tags, each once; or the failure `unparsable_interests` with what was wrong.
     """
     raw = _listed(answer[-ANSWER_END:].translate(_QUOTES))
     if not raw:
-        return Failure("unparsable_interests", "There was no JSON list of strings.")
+        return Failure(UNPARSABLE, "The last answer held no list.")
     tags = list(dict.fromkeys(tag for tag in map(clean_tag, raw) if tag))
     if evidence is not None:
         tags = [tag for tag in tags if _grounded(tag, evidence.lower())]
     if len(tags) < FEWEST_TAGS:
-        detail = f"Fewer than {FEWEST_TAGS} of its tags are short phrases in words of the evidence."
-        return Failure("unparsable_interests", detail)
+        detail = f"The last answer held fewer than {FEWEST_TAGS} short phrases in words of the text."
+        return Failure(UNPARSABLE, detail)
     return tags[:MOST_TAGS]
 
 
@@ -219,5 +206,8 @@ def clean_tag(text: str) -> str:
 
 
 def _grounded(tag: str, evidence: str) -> bool:
-    stems = (word.rstrip("s")[:6] for word in tag.split() if word not in _EDGES)
-    return any(stem and stem in evidence for stem in stems)
+    """Whether more than half of a tag's words begin a word of the evidence; endings may differ."""
+    words = [word for word in tag.split() if word not in _EDGES]
+    stems = (re.escape(word.rstrip("s")[:6]) for word in words)
+    found = sum(bool(re.search(rf"(?<![a-z]){stem}", evidence)) for stem in stems)
+    return 2 * found > len(words)
