@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -21,6 +23,8 @@ from PIL import Image, UnidentifiedImageError
 
 from operators.base import ISSUE, KEPT, REJECTED, Operator, set_columns
 from operators.video import decode_video
+from storage.errors import UserError
+from storage.identity import speed
 from storage.limits import Limits, MediaError, Sources, read_limited, resolve, shown
 
 FRAME = pa.struct([("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.large_binary())])
@@ -38,6 +42,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+DECODING = threading.Lock()  # what waits for the network must not take the memory of several pictures as well
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage and size, which end in rejects/
 
 
@@ -171,12 +176,14 @@ class FetchMedia(Operator):
         max_media: media used per item.
         limits: what one medium may cost.
         sources: where media may lie beside the catalogue; elsewhere they are refused.
+        concurrency: items whose media are fetched at a time where they may lie on other machines.
     """
 
     root: str
     max_media: int = 1
     limits: Limits = field(default_factory=Limits)
     sources: Sources = field(default_factory=Sources)
+    concurrency: int = speed(8)
 
     version: ClassVar[int] = 3
     input_columns: ClassVar[tuple[str, ...]] = ("title", "description", "media", "outcome", "issues")
@@ -191,7 +198,10 @@ class FetchMedia(Operator):
         return pa.schema([("frames", pa.list_(FRAME)), ("media_digest", pa.binary(16))])
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        fetched = [self._fetch(media or []) for media in table["media"].to_pylist()]
+        remote = self.sources.http or any("://" in root for root in (self.root, *self.sources.roots))
+        with ThreadPoolExecutor(self.concurrency if remote else 1) as threads:
+            run = threads.map if remote else map
+            fetched = list(run(self._fetch, table["media"].to_pylist()))
         nothing = pc.invert(pc.or_(_has_text(table["title"]), _has_text(table["description"]))).to_pylist()
         issues, outcomes = [], []
         for item, without_text, known in zip(fetched, nothing, table["issues"].to_pylist(), strict=True):
@@ -211,31 +221,30 @@ class FetchMedia(Operator):
             },
         )
 
-    def _fetch(self, media: list[dict[str, str]]) -> Fetched:
+    def _fetch(self, media: list[dict[str, str]] | None) -> Fetched:
         frames: list[np.ndarray] = []
         problems: list[dict[str, str]] = []
         limits = self.limits
         settings = (self.version, self.max_media, limits.max_side, limits.frames, limits.sampling)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
         used = 0
-        for medium in media[: TRIES * self.max_media]:
+        for medium in (media or [])[: TRIES * self.max_media]:
             if used == self.max_media:
                 break
             uri = medium["uri"] or ""
             try:
                 content = read_limited(resolve(uri, self.root, self.sources), limits, self.sources)
-                if medium["kind"] == "video":
-                    frames += decode_video(content, limits)
-                else:
-                    frames.append(decode_image(content, limits))
-            except MemoryError:
+                with DECODING:
+                    video = medium["kind"] == "video"
+                    frames += decode_video(content, limits) if video else [decode_image(content, limits)]
+            except (MemoryError, UserError):
                 raise
             except Exception as error:  # noqa: BLE001 - a broken medium must not cost the item its title
                 code = error.code if isinstance(error, MediaError) else "unreadable"
                 problems.append({"severity": "degraded", "code": code, "detail": f"{shown(uri)}: {error}"[:500]})
             else:
                 used += 1
-                digest.update(f"{medium['kind'] == 'video'} {len(content)} ".encode())
+                digest.update(f"{video} {len(content)} ".encode())
                 digest.update(content)
         return Fetched(frames, digest.digest() if frames else None, problems)
 

@@ -151,12 +151,13 @@ def read_limited(uri: str, limits: Limits, sources: Sources = NOWHERE_ELSE) -> b
 
     Raises:
         MediaError: `missing`, `unreadable`, `empty` or `too_many_bytes`; for http, see `storage.fetch.fetch`.
+        UserError: the package that reads the URI's scheme is not installed.
     """
     try:
         content = _read(uri, limits, sources)
     except FileNotFoundError as error:
         raise MediaError("missing", "there is no such file") from error
-    except (MediaError, MemoryError):
+    except (MediaError, MemoryError, UserError):
         raise
     except Exception as error:  # object stores raise what they like
         raise MediaError("unreadable", f"{type(error).__name__}: {error}") from error

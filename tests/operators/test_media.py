@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import http.server
 import io
 import itertools
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,7 @@ from PIL import Image
 from operators import media
 from operators.base import apply, with_outcome
 from operators.media import FetchMedia, decode_image, frame_arrays, frame_column
+from storage.errors import UserError
 from storage.limits import Limits, MediaError, Sources
 
 MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
@@ -255,3 +259,35 @@ def test_shrinking_in_strips_gives_what_shrinking_at_once_gives(monkeypatch, mod
         values = np.asarray(picture.convert("RGB") if mode not in ("F", "I;16") else picture, dtype=float)
         expected = values.mean() if mode not in ("F", "I;16") else 255 * values.mean() / values.max()
         assert abs(in_strips.mean() - expected) < 2
+
+
+class SlowPicture(http.server.BaseHTTPRequestHandler):
+    """A picture after a fifth of a second; its path is its grey level."""
+
+    def do_GET(self) -> None:
+        time.sleep(0.2)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(encoded(Image.new("L", (2, 2), int(self.path[1:]))))
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_remote_media_are_fetched_side_by_side_and_stay_in_order():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SlowPicture)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    here = f"127.0.0.1:{server.server_port}"
+    rows = [(str(level), None, [f"http://{here}/{level}"]) for level in range(0, 240, 10)]
+    sources = Sources(http=True, allow_private=(here,))
+    start = time.monotonic()
+    out = apply(FetchMedia(root="/catalog", sources=sources), items(rows))
+    assert time.monotonic() - start < len(rows) * 0.2 / 2
+    assert [picture[0, 0, 0] for picture in frame_arrays(out["frames"])[0]] == list(range(0, 240, 10))
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_catalogue_that_nothing_can_read_is_no_fault_of_its_media():
+    with pytest.raises(UserError, match="nosuch"):
+        fetched("nosuch://bucket/catalog")
