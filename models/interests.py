@@ -42,6 +42,11 @@ income. You may think first. The last line is a JSON list of strings and nothing
 SECOND_PROMPT = """\
 {detail} Extract 2 to 4 keywords from the text above, each of 1 to 3 words. Write them as a list, one per line."""
 
+UNPARSABLE = "unparsable_interests"
+_LIST = re.compile(r"""(?:["']?(?P<key>interests|tags)["']?\s*:\s*)?\[(?P<inside>[^\[\]]*)(?P<end>\]|\Z)""", re.I)
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+(.*)$")
+_QUOTES = str.maketrans("“”„‘’", '"""\'\'')
+
 
 class ItemText(NamedTuple):
     """The texts of an item, each of which may be missing."""
@@ -95,43 +100,36 @@ class ChatMiner:
         An item whose second answer cannot be used gets the failure `unparsable_interests`; one that the model does not
         answer gets the model's own failure.
         """
-        evidence = [_evidence(text) for text in texts]
-        found = self._ask(evidence, [self.prompt] * len(texts))
+        read = [bounded(text) for text in texts]
+        found = self._ask(read, [self.prompt] * len(texts))
         again = {
             row: SECOND_PROMPT.format(detail=tags.detail)
             for row, tags in enumerate(found)
             if isinstance(tags, Failure) and tags.code == UNPARSABLE
         }
-        for row, tags in zip(again, self._ask([evidence[row] for row in again], list(again.values())), strict=True):
+        for row, tags in zip(again, self._ask([read[row] for row in again], list(again.values())), strict=True):
             found[row] = tags
         return found
 
-    def _ask(self, evidence: list[str], questions: list[str]) -> list[list[str] | Failure]:
-        if not evidence:
+    def _ask(self, texts: list[ItemText], questions: list[str]) -> list[list[str] | Failure]:
+        if not texts:
             return []
-        both = list(zip(evidence, questions, strict=True))
+        evidence = [
+            "\n".join(f"{name.capitalize()}: {part}" for name, part in t._asdict().items() if part) for t in texts
+        ]
+        both = zip(evidence, questions, strict=True)
         answers = self.chat.complete([Prompt(f"{shown}\n\n{question}", SYSTEM) for shown, question in both])
         for answer in answers:
             logging.getLogger(__name__).debug("answer: %s", answer)
         return [
-            answer if isinstance(answer, Failure) else parse_tags(answer, shown)
-            for answer, shown in zip(answers, evidence, strict=True)
+            answer if isinstance(answer, Failure) else parse_tags(answer, " ".join(filter(None, text)))
+            for answer, text in zip(answers, texts, strict=True)
         ]
 
 
 def bounded(text: ItemText) -> ItemText:
     """Texts cut to what is read of them, white space as single spaces, so that none can pass for another."""
     return ItemText(*(" ".join((getattr(text, name) or "")[:limit].split()) for name, limit in LONGEST.items()))
-
-
-def _evidence(text: ItemText) -> str:
-    return "\n".join(f"{name.capitalize()}: {value}" for name, value in bounded(text)._asdict().items() if value)
-
-
-UNPARSABLE = "unparsable_interests"
-_LIST = re.compile(r"""(?:["']?(?P<key>interests|tags)["']?\s*:\s*)?\[(?P<inside>[^\[\]]*)(?P<end>\]|\Z)""", re.I)
-_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+(.*)$")
-_QUOTES = str.maketrans("“”„‘’", '"""\'\'')
 
 
 def parse_tags(answer: str, evidence: str | None = None) -> list[str] | Failure:
@@ -177,7 +175,7 @@ def _listed(answer: str) -> list[str]:
 def _items(inside: str, *, closed: bool) -> list[str]:
     try:
         items = json.loads(f"[{inside}]")
-    except ValueError:
+    except (ValueError, RecursionError):
         items = re.split(r"[,\n]", inside)
         items = items if closed else items[:-1]  # the last one may be half a word
     return [item for item in items if isinstance(item, str) and item.strip()]

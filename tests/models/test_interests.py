@@ -100,6 +100,11 @@ pieces = st.one_of(
 answers = st.lists(pieces, max_size=20).map("".join)
 
 
+def test_nesting_without_end_is_no_list():
+    assert isinstance(parse_tags("[" + '{"":' * 2_000), Failure)
+    assert isinstance(parse_tags("[" + '{"":' * 900 + '""' + "}" * 90 + "]"), Failure)
+
+
 def assert_valid(tags: list[str]) -> None:
     assert FEWEST_TAGS <= len(tags) <= MOST_TAGS
     assert len(set(tags)) == len(tags)
@@ -154,6 +159,11 @@ def test_a_useless_answer_is_asked_for_once_more_with_what_was_wrong():
     assert [len(first), len(second)] == [4, 2]
     assert "held no list" in second[0].text
     assert "words of the text" in second[1].text
+
+
+def test_the_names_of_the_texts_are_no_evidence():
+    chat = Scripted((('["title", "caption", "canvas"]',), ('["canvas", "travel bag"]',)))
+    assert ChatMiner(chat).mine([BAG]) == [["canvas", "travel bag"]]
 
 
 def test_the_evidence_is_bounded_and_no_text_can_pass_for_another():
