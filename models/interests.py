@@ -34,13 +34,13 @@ _EDGES = frozenset(_FUNCTION_WORDS.split())
 
 SYSTEM = "You extract keywords from texts."
 PROMPT = """\
-Which interests does this item serve? Extract 2 to 4 from the text above, the strongest first: what it is, what it is \
-for, its style, its material. Each has 1 to 3 words of the text. Never name a person's age, gender, ethnicity or \
-income. You may think first. The last line is a JSON list of strings and nothing else, such as \
-["trail running", "waterproof jacket"]."""
-# Small models fail at JSON more often than at lists. Worked examples do not help them: they answer with those.
+Extract 2 to 4 keywords from the text above, each of 1 to 3 words, the strongest first: what it is, what it is for, \
+its style, its material. Never name a person's age, gender, ethnicity or income. You may think first. The last line is \
+a JSON list of strings and nothing else."""
+# Small models fail at JSON more often than at lists, repeat complaints they find beside the text, and answer with the
+# tags of worked examples where there are any.
 SECOND_PROMPT = """\
-{detail} Extract 2 to 4 keywords from the text above, each of 1 to 3 words. Write them as a list, one per line."""
+Extract 2 to 4 keywords from the text above, each of 1 to 3 words. Write them as a list, one per line."""
 
 UNPARSABLE = "unparsable_interests"
 _LIST = re.compile(r"""(?:["']?(?P<key>interests|tags)["']?\s*:\s*)?\[(?P<inside>[^\[\]]*)(?P<end>\]|\Z)""", re.I)
@@ -101,24 +101,25 @@ class ChatMiner:
         answer gets the model's own failure.
         """
         read = [bounded(text) for text in texts]
-        found = self._ask(read, [self.prompt] * len(texts))
+        found = self._ask(read, self.prompt, [SYSTEM] * len(texts))
         again = {
-            row: SECOND_PROMPT.format(detail=tags.detail)
+            row: f"{SYSTEM} {tags.detail}"
             for row, tags in enumerate(found)
             if isinstance(tags, Failure) and tags.code == UNPARSABLE
         }
-        for row, tags in zip(again, self._ask([read[row] for row in again], list(again.values())), strict=True):
+        answers = self._ask([read[row] for row in again], SECOND_PROMPT, list(again.values()))
+        for row, tags in zip(again, answers, strict=True):
             found[row] = tags
         return found
 
-    def _ask(self, texts: list[ItemText], questions: list[str]) -> list[list[str] | Failure]:
+    def _ask(self, texts: list[ItemText], question: str, systems: list[str]) -> list[list[str] | Failure]:
         if not texts:
             return []
         evidence = [
             "\n".join(f"{name.capitalize()}: {part}" for name, part in t._asdict().items() if part) for t in texts
         ]
-        both = zip(evidence, questions, strict=True)
-        answers = self.chat.complete([Prompt(f"{shown}\n\n{question}", SYSTEM) for shown, question in both])
+        both = zip(evidence, systems, strict=True)
+        answers = self.chat.complete([Prompt(f"{shown}\n\n{question}", system) for shown, system in both])
         for answer in answers:
             logging.getLogger(__name__).debug("answer: %s", answer)
         return [

@@ -157,8 +157,8 @@ def test_a_useless_answer_is_asked_for_once_more_with_what_was_wrong():
     assert found[3].code == "unparsable_interests"
     first, second = chat.asked
     assert [len(first), len(second)] == [4, 2]
-    assert "held no list" in second[0].text
-    assert "words of the text" in second[1].text
+    assert "held no list" in second[0].system
+    assert "words of the text" in second[1].system
 
 
 def test_the_names_of_the_texts_are_no_evidence():
