@@ -6,14 +6,17 @@ An operator knows nothing of Ray: a unit test, an actor pool of Ray Data and a S
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.chat import Failure
 from storage.errors import UserError
 
 ISSUE = pa.struct([("severity", pa.string()), ("code", pa.string()), ("detail", pa.string())])
+WORK = pa.struct([("operator", pa.string()), ("source", pa.string()), ("seconds", pa.float64())])
 KEPT, REJECTED = "kept", "rejected"
 
 
@@ -48,10 +51,18 @@ class Operator(ABC):
 
 
 def with_outcome(table: pa.Table) -> pa.Table:
-    """Add the columns `outcome` (all kept) and `issues` (all empty) with which rows travel through a stream."""
+    """Add what rows travel through a stream with: `outcome` (all kept), `issues` and `work` (all empty).
+
+    `work` says of operators behind a cache where a row's result came from, and the wall seconds that it took; see
+    `operators.invocation`.
+    """
     rows = table.num_rows
-    issues = pa.array([[]] * rows, type=pa.list_(ISSUE))
-    return table.append_column("outcome", pa.array([KEPT] * rows, pa.string())).append_column("issues", issues)
+    columns = {
+        "outcome": pa.array([KEPT] * rows, pa.string()),
+        "issues": pa.array([[]] * rows, pa.list_(ISSUE)),
+        "work": pa.array([[]] * rows, pa.list_(WORK)),
+    }
+    return set_columns(table, columns)
 
 
 def set_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
@@ -60,6 +71,14 @@ def set_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
         position = table.schema.get_field_index(name)
         table = table.append_column(name, values) if position < 0 else table.set_column(position, name, values)
     return table
+
+
+def with_failures(issues: pa.ChunkedArray, failures: Mapping[int, Iterable[Failure]]) -> pa.Array:
+    """The column `issues` with one of severity `degraded` for each failure of a model, by row."""
+    rows = issues.to_pylist()
+    for row, found in failures.items():
+        rows[row] += [{"severity": "degraded", "code": one.code, "detail": one.detail[:500]} for one in found]
+    return pa.array(rows, pa.list_(ISSUE))
 
 
 def apply(operator: Operator, table: pa.Table) -> pa.Table:

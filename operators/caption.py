@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.captioner import Captioner, Context
 from models.chat import Failure
-from operators.base import ISSUE, Operator, set_columns
+from operators.base import Operator, set_columns, with_failures
 from operators.media import frame_arrays
 
 GRID = 3  # rows and columns of a grid at most
@@ -64,10 +64,13 @@ class Caption(Operator):
             answers[row].append(answer)
         texts = [[answer for answer in found if isinstance(answer, str)] for found in answers]
         captions = [merge(found) or None for found in texts]
-        failures = [[answer for answer in found if isinstance(answer, Failure)] for found in answers]
+        failures = {
+            row: dict.fromkeys(answer for answer in found if isinstance(answer, Failure))
+            for row, found in enumerate(answers)
+        }
         columns = {"caption": pa.array(captions, pa.string())}
-        if any(failures):
-            columns["issues"] = _with_failures(table["issues"], failures)
+        if any(failures.values()):
+            columns["issues"] = with_failures(table["issues"], failures)
         return set_columns(table, columns)
 
     def _pictures(self, frames: list[np.ndarray], counts: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
@@ -132,11 +135,3 @@ def merge(texts: Sequence[str]) -> str:
             if words and not any(len(words & known) >= SAME * len(words | known) for _, known in kept):
                 kept.append((sentence, words))
     return " ".join(sentence for sentence, _ in kept)
-
-
-def _with_failures(issues: pa.ChunkedArray, failures: list[list[Failure]]) -> pa.Array:
-    added = [
-        [{"severity": "degraded", "code": code, "detail": detail} for code, detail in dict.fromkeys(found)]
-        for found in failures
-    ]
-    return pa.array([[*known, *new] for known, new in zip(issues.to_pylist(), added, strict=True)], pa.list_(ISSUE))

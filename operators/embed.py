@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from models.chat import Failure
 from models.embedders import ImageEmbedder, LocalImages, LocalTexts, TextEmbedder
-from operators.base import ISSUE, Operator, set_columns
+from operators.base import Operator, set_columns, with_failures
 from operators.media import frame_arrays
 
 
@@ -74,6 +74,7 @@ class EmbedTexts(Operator):
     embedder: TextEmbedder = field(default_factory=LocalTexts)
     joint: bool = False
 
+    version: ClassVar[int] = 2
     text_columns: ClassVar[tuple[str, ...]] = ("title", "caption", "interests", "description")
 
     @property
@@ -129,8 +130,5 @@ def _with_vectors(
     failed = np.isin(np.arange(len(vectors)), list(failures))
     columns = {name: vector_array(np.where(failed[:, None], 0, vectors), valid & ~failed)}
     if failures:
-        issues = table["issues"].to_pylist()
-        for row, failure in failures.items():
-            issues[row].append({"severity": "degraded", "code": failure.code, "detail": failure.detail})
-        columns["issues"] = pa.array(issues, pa.list_(ISSUE))
+        columns["issues"] = with_failures(table["issues"], {row: [failure] for row, failure in failures.items()})
     return set_columns(table, columns)

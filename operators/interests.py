@@ -10,7 +10,7 @@ import pyarrow as pa
 from models.chat import Failure
 from models.interests import ItemText, Miner
 from models.keywords import Keywords
-from operators.base import ISSUE, Operator, set_columns
+from operators.base import Operator, set_columns, with_failures
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Interests(Operator):
         texts = [ItemText(*row) for row in zip(*columns, strict=True)]
         rows = [row for row, text in enumerate(texts) if any(part and part.strip() for part in text)]
         interests: list[list[str] | None] = [None] * len(texts)
-        issues = table["issues"].to_pylist()
+        failures: dict[int, list[Failure]] = {}
         for row, tags in zip(rows, self.miner.mine([texts[row] for row in rows]), strict=True):
             if isinstance(tags, Failure):
-                issues[row] = [*issues[row], {"severity": "degraded", "code": tags.code, "detail": tags.detail[:500]}]
+                failures[row] = [tags]
             else:
                 interests[row] = tags or None
         return set_columns(
             table,
             {
                 "interests": pa.array(interests, pa.list_(pa.string())),
-                "issues": pa.array(issues, pa.list_(ISSUE)),
+                "issues": with_failures(table["issues"], failures),
             },
         )

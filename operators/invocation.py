@@ -12,14 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.base import ISSUE, KEPT, Operator, apply, set_columns, with_outcome
+from operators.base import ISSUE, KEPT, WORK, Operator, apply, set_columns, with_outcome
 from operators.gate import CACHED_ONLY, OPEN
 from storage.cache import Cache
 from storage.errors import UserError
 from storage.identity import identity, speed
 
-WORK = pa.struct([("operator", pa.string()), ("source", pa.string()), ("seconds", pa.float64())])
-REFUSED, CACHED, COMPUTED = "refused", "cached", "computed"
+REFUSED, CACHED, COMPUTED, EMPTY = "refused", "cached", "computed", "empty"
 KEY_BYTES = 16
 NULL_LENGTH = b"\xff" * 8
 
@@ -28,7 +27,8 @@ NULL_LENGTH = b"\xff" * 8
 class Invocation(Operator):
     """Conditional invocation: an operator behind a gate and a cache.
 
-    Each row is `refused`, `cached` or `computed`, and says so in `work`, with one entry per invocation that it passed.
+    Each row is `refused`, `cached`, `computed`, or `empty` where the operator had nothing to say, and says so in
+    `work`, with one entry per invocation that it passed.
 
     A row is refused where its gate is not `open`; it gets NULLs and no issue. Where the gate is `cached_only`, a known
     result is given all the same.
@@ -62,11 +62,8 @@ class Invocation(Operator):
 
     @property
     def output_schema(self) -> pa.Schema:
-        """The operator's columns, and work: list of {operator, source, seconds}.
-
-        Seconds are wall seconds of the operator's call, shared among the rows it was called on; 0 for other rows.
-        """
-        return self.operator.output_schema.append(pa.field("work", pa.list_(WORK)))
+        """The operator's columns."""
+        return self.operator.output_schema
 
     def __call__(self, table: pa.Table) -> pa.Table:
         is_open, may_look = self._gates(table)
@@ -81,11 +78,12 @@ class Invocation(Operator):
         schema = self.operator.output_schema
         nothing = pa.table([pa.nulls(1, field.type) for field in schema], schema=schema)
         known = pa.Table.from_batches(found.values(), schema)
-        answers = pa.concat_tables([with_outcome(nothing), with_outcome(known), computed]).combine_chunks()
+        blank = [with_outcome(part).select(computed.column_names) for part in (nothing, known)]
+        answers = pa.concat_tables([*blank, computed]).combine_chunks()
         taken = answers.take(pa.array(places))
         pairs = zip(table["issues"].to_pylist(), taken["issues"].to_pylist(), strict=True)
         source = np.where(places > 0, CACHED, REFUSED).astype(object)
-        source[asked] = COMPUTED
+        source[asked] = np.where(_has_result(self.operator, computed) | ~_clean(computed), COMPUTED, EMPTY)
         columns = {name: taken[name].combine_chunks() for name in (*schema.names, "outcome")}
         columns["issues"] = pa.array([[*before, *gained] for before, gained in pairs], pa.list_(ISSUE))
         columns["work"] = _with_work(table, self.name, source, seconds)
@@ -132,13 +130,22 @@ class Invocation(Operator):
         """Keep the results that are worth it."""
         if self.cache is None or computed.num_rows == 0:
             return
-        results = computed.select(self.operator.output_schema.names)
-        clean = pc.and_(pc.equal(computed["outcome"], KEPT), pc.equal(pc.list_value_length(computed["issues"]), 0))
-        valid = functools.reduce(pc.or_, [column.is_valid() for column in results.columns])
-        worth = pc.and_(clean, valid).to_numpy()
-        batch = results.combine_chunks().to_batches()[0]
+        worth = _clean(computed) & _has_result(self.operator, computed)
+        batch = computed.select(self.operator.output_schema.names).combine_chunks().to_batches()[0]
         values = {key: _encode(batch, row) for row, key in enumerate(keys) if worth[row] and isinstance(key, bytes)}
         Cache(self.cache).put_many(folder, values)
+
+
+def _clean(computed: pa.Table) -> np.ndarray:
+    """Rows that came through without an issue: bool [N]."""
+    silent = pc.equal(pc.list_value_length(computed["issues"]), 0)
+    return pc.and_(pc.equal(computed["outcome"], KEPT), silent).to_numpy()
+
+
+def _has_result(operator: Operator, computed: pa.Table) -> np.ndarray:
+    """Rows with a value in any of the operator's columns: bool [N]."""
+    columns = [computed[name] for name in operator.output_schema.names]
+    return functools.reduce(pc.or_, [column.is_valid() for column in columns]).to_numpy()
 
 
 def _columns_of(operator: Operator) -> list[str]:
@@ -229,12 +236,10 @@ def _with_work(table: pa.Table, operator: str, source: np.ndarray, seconds: floa
         [
             pa.array([operator] * len(source), pa.string()),
             pa.array(source, pa.string()),
-            pa.array(np.where(source == COMPUTED, seconds, 0.0)),
+            pa.array(np.where((source == COMPUTED) | (source == EMPTY), seconds, 0.0)),
         ],
         fields=list(WORK),
     )
-    if "work" not in table.column_names:
-        return pa.ListArray.from_arrays(pa.array(range(len(source) + 1), pa.int32()), fresh)
     before = table["work"].combine_chunks()
     lengths = np.asarray(before.value_lengths().fill_null(0))
     ends = np.cumsum(lengths)

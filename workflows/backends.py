@@ -7,7 +7,7 @@ classes.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -39,6 +39,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     pool: Pool | None = None
+    gpu: ClassVar[bool] = False  # whether a GPU would serve its model
 
     def made(self, kind: type[Made], **others: Any) -> Made:
         """A dataclass from the settings of the same names."""
@@ -47,6 +48,7 @@ class Section(BaseModel):
 
 
 class _HuggingFace(Section):
+    gpu = True
     backend: Literal["huggingface"]
     model: str
     revision: str | None = None
@@ -59,6 +61,7 @@ class _HuggingFace(Section):
 
 
 class _Vllm(Section):
+    gpu = True
     backend: Literal["vllm"]
     model: str
     revision: str | None = None
@@ -93,6 +96,7 @@ class _OpenAI(_Endpoint):
 
 
 class _SmolLM2(Section):
+    gpu = True
     backend: Literal["smollm2"]
     max_new_tokens: int = Field(SmolLM2.max_new_tokens, ge=1)
 
@@ -201,6 +205,7 @@ class OpenAIInterests(_OpenAI, _ChatInterests):
 class LocalImageEmbedding(Section):
     """The default image encoder."""
 
+    gpu = True
     backend: Literal["local"] = "local"
 
     def operator(self) -> Operator:
@@ -209,6 +214,7 @@ class LocalImageEmbedding(Section):
 
 
 class _SentenceTransformers(Section):
+    gpu = True
     backend: Literal["sentence-transformers"]
     model: str
     width: int = Field(ge=1)
@@ -237,6 +243,7 @@ class SentenceTransformersImages(_SentenceTransformers):
 class LocalTextEmbedding(Section):
     """The default text encoder."""
 
+    gpu = True
     backend: Literal["local"] = "local"
 
     def operator(self) -> Operator:

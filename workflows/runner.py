@@ -194,10 +194,13 @@ def _run_stage(
 def _check_result(name: str, result: Result, config: StageConfig) -> None:
     if result.rows_in != result.rows_out + result.rejected:
         raise RuntimeError(f"stage {name} lost rows: {result}")
-    limit = getattr(config, "max_reject_share", None)
-    if limit is not None and result.rejected > limit * result.rows_in:
-        raise UserError(
-            f"Stage {name} rejected {result.rejected} of {result.rows_in} rows, more than max_reject_share = {limit} "
-            f"allows: read the reasons in rejects/{name}, then mend the catalogue and run with --from {name}, or raise "
-            f"stages.{name}.max_reject_share."
-        )
+    for key, count, what in (
+        ("max_reject_share", result.rejected, "rejected"),
+        ("max_degraded_share", result.degraded, "degraded"),
+    ):
+        limit = getattr(config, key, None)
+        if limit is not None and count > limit * result.rows_in:
+            raise UserError(
+                f"Stage {name} {what} {count} of {result.rows_in} rows, more than {key} = {limit} allows: read the "
+                f"reasons in rejects/{name}, then mend them and run with --from {name}, or raise stages.{name}.{key}."
+            )

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from models.semantic_ids import sid_string
-from operators.media import decode_image, decode_video
+from operators.media import decode_image
+from operators.video import decode_video
 from storage import files
 from storage.hashing import hash_order
-from storage.limits import Limits, MediaError, read_limited, resolve
+from storage.limits import Limits, MediaError, Sources, read_limited, resolve
 from workflows.reporting.source import Source
 
 SIZE = 24
@@ -52,7 +53,8 @@ def sample(source: Source) -> list[Card]:
     chosen = [item_id for item_id in chosen if item_id in media]  # items of an older ingest may be gone
     chosen.sort(key=lambda item_id: codes.get(item_id, {}).get("codes") or [])
     return [
-        _card(source.catalog, media[item_id], captions.get(item_id, {}), codes.get(item_id, {})) for item_id in chosen
+        _card(source.catalog, _allowed(source), media[item_id], captions.get(item_id, {}), codes.get(item_id, {}))
+        for item_id in chosen
     ]
 
 
@@ -62,11 +64,17 @@ def _rows(source: Source, ids: list[str], *folder: str, columns: list[str]) -> d
     return {row["item_id"]: row for row in table.to_pylist()}
 
 
-def _card(catalog: str, item: dict[str, Any], caption: dict[str, Any], sid: dict[str, Any]) -> Card:
+def _allowed(source: Source) -> Sources:
+    """Where the run may fetch media from, beside the catalogue."""
+    fetch = source.settings("interpret").get("fetch") or {}
+    return Sources(tuple(fetch.get("roots", ())), fetch.get("http", False), tuple(fetch.get("allow_private", ())))
+
+
+def _card(catalog: str, sources: Sources, item: dict[str, Any], caption: dict[str, Any], sid: dict[str, Any]) -> Card:
     picture, video, missing = "", False, "no media"
     for medium in item["media"] or []:
         try:
-            picture, video = preview(medium, catalog), medium["kind"] == "video"
+            picture, video = preview(medium, catalog, sources), medium["kind"] == "video"
             break
         except MediaError as error:
             missing = error.code.replace("_", " ")
@@ -83,13 +91,13 @@ def _card(catalog: str, item: dict[str, Any], caption: dict[str, Any], sid: dict
     )
 
 
-def preview(medium: dict[str, str], catalog: str) -> str:
+def preview(medium: dict[str, str], catalog: str, sources: Sources) -> str:
     """A picture, or a frame from the middle of a video, as a data URI of a small JPEG.
 
     Raises:
         MediaError: the medium may not be read or does not decode.
     """
-    content = read_limited(resolve(medium["uri"] or "", catalog), PREVIEW)
+    content = read_limited(resolve(medium["uri"] or "", catalog, sources), PREVIEW, sources)
     pixels = decode_video(content, PREVIEW)[0] if medium["kind"] == "video" else decode_image(content, PREVIEW)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=82, optimize=True)

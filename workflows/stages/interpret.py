@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from operators.base import KEPT, REJECTED, Operator
 from operators.gate import activity, decide
-from operators.invocation import CACHED, COMPUTED, REFUSED, Invocation
+from operators.invocation import CACHED, COMPUTED, EMPTY, REFUSED, Invocation
 from operators.media import FetchMedia
 from storage import files
 from storage.identity import identity
@@ -89,6 +89,8 @@ class Config(StageConfig):
         cache: where results are kept for later runs: true for the folder `cache` beside the run directory, false for
             nowhere, or a URI.
         max_reject_share: share of rejected rows past which the run fails.
+        max_degraded_share: likewise of rows that are kept without a part, since a store or an endpoint that is down
+            costs every item its picture or caption, and none of them its place.
         commit_rows: rows that commit together; a killed run loses at most the blocks in flight.
         no_progress_timeout_s: the stream ends with an error after standing still for so long.
     """
@@ -100,11 +102,12 @@ class Config(StageConfig):
     text_embedding: TextEmbeddingSection = LocalTextEmbedding()
     cache: bool | str = True
     max_reject_share: float = Field(0.1, ge=0, le=1)
+    max_degraded_share: float = Field(0.5, ge=0, le=1)
     commit_rows: int = Field(64, ge=1)
     no_progress_timeout_s: float = Field(300.0, gt=0)
 
     resources: ClassVar[frozenset[str]] = frozenset(
-        {"cache", "commit_rows", "no_progress_timeout_s", "max_reject_share"}
+        {"cache", "commit_rows", "no_progress_timeout_s", "max_reject_share", "max_degraded_share"}
     )
 
     def identity(self) -> dict[str, Any]:
@@ -119,23 +122,17 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
     A picture passes the default network once: the tagger takes its labels from the image vector, so it comes second.
     """
     local = isinstance(config.image_embedding, LocalImageEmbedding)
-    tagger, keywords = isinstance(config.caption, TaggerCaptions), isinstance(config.interests, KeywordInterests)
+    keywords = isinstance(config.interests, KeywordInterests)
     caption = Invocation(config.caption.operator(local_vectors=local), "caption", cache, gate="gate")
     images = Invocation(config.image_embedding.operator(), "image_embedding", cache)
     interests = Invocation(config.interests.operator(), "interests", None if keywords else cache)
     texts = Invocation(config.text_embedding.operator(), "text_embedding", cache)
-    remote = ("openai",)  # no model of ours to put on a GPU
     return [
         Step("fetch", config.fetch.operator(root), config.fetch.pool),
-        Step("image_embedding", images, config.image_embedding.pool, gpu=True),
-        Step("caption", caption, config.caption.pool, gpu=not tagger and config.caption.backend not in remote),
-        Step(
-            "interests",
-            interests,
-            config.interests.pool,
-            gpu=not keywords and config.interests.backend not in remote,
-        ),
-        Step("text_embedding", texts, config.text_embedding.pool, gpu=config.text_embedding.backend not in remote),
+        Step("image_embedding", images, config.image_embedding.pool, config.image_embedding.gpu),
+        Step("caption", caption, config.caption.pool, config.caption.gpu),
+        Step("interests", interests, config.interests.pool, config.interests.gpu),
+        Step("text_embedding", texts, config.text_embedding.pool, config.text_embedding.gpu),
     ]
 
 
@@ -205,7 +202,7 @@ def write_source(config: Config, context: Context, target: str) -> int:
     gate = config.caption.gate
     seen, known = None, []
     log = context.run.uri("catalog", "interactions")
-    if files.exists(log) and (gate.popular_from or gate.new_within_days or gate.budget is not None):
+    if files.exists(log) and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
         events = pl.from_arrow(context.run.read_table("catalog", "interactions", columns=["item_id", "timestamp"]))
         assert isinstance(events, pl.DataFrame)  # noqa: S101 - for the type checker
         until = events["timestamp"].dt.epoch("us").quantile(gate.log_share, "lower")
@@ -221,9 +218,9 @@ def _work(sink: str) -> dict[str, Any]:
     """What every operator behind a gate and a cache did, counted over all committed rows.
 
     Returns:
-        Per operator the rows that were `computed`, `cached` and `refused`; `trigger_rate`, the share of rows that it
-        was asked about; `cache_hit_rate`, the share of these that it did not have to compute; `seconds_per_row`, of
-        those that it did.
+        Per operator the rows that were `computed`, `cached`, `refused` and `empty`; `trigger_rate`, the share of rows
+        that it was asked about; `cache_hit_rate`, the share of these that it did not have to compute;
+        `seconds_per_row`, of those that it did.
     """
     frames = [
         pl.DataFrame(pl.from_arrow(batch))
@@ -240,7 +237,7 @@ def _work(sink: str) -> dict[str, Any]:
     total = pl.concat([nothing, *frames]).drop_nulls("operator").group_by("operator", "source").sum()
     found: dict[str, Any] = {}
     for (operator,), part in total.sort("operator").group_by("operator", maintain_order=True):
-        rows = dict.fromkeys((COMPUTED, CACHED, REFUSED), 0) | dict(part.select("source", "rows").iter_rows())
+        rows = dict.fromkeys((COMPUTED, CACHED, REFUSED, EMPTY), 0) | dict(part.select("source", "rows").iter_rows())
         asked = rows[COMPUTED] + rows[CACHED]
         found[str(operator)] = {
             **rows,

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import io
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -104,3 +108,48 @@ def test_projection_reads_what_the_stream_wrote(context, streamed):
     values = np.asarray(embeddings["embedding"].combine_chunks().flatten()).reshape(-1, 8)
     assert np.isfinite(values).all()
     assert abs(values.var(0).mean() - 1) < 0.1
+
+
+def test_a_later_run_computes_what_is_new_and_takes_the_rest_from_the_cache(context, streamed):
+    """Another run directory beside the first: one new picture, one moved, and one title changed."""
+    root = Path(context.catalog).parent
+    shutil.copytree(root / "catalog", root / "later")
+    (root / "later" / "1.png").rename(root / "later" / "moved.png")
+    (root / "later" / "new.png").write_bytes(picture(np.random.default_rng(1)))
+    items = pl.read_parquet(root / "later" / "items.parquet").with_columns(
+        title=pl.when(pl.col("item_id") == "item-2").then(pl.lit("other")).otherwise("title"),
+        media=pl.when(pl.col("item_id") == "item-1")
+        .then(pl.lit([{"uri": "moved.png", "kind": "image"}]))
+        .otherwise("media"),
+    )
+    new = pl.DataFrame(
+        [{"item_id": "new", "title": None, "media": [{"uri": "new.png", "kind": "image"}]}], items.schema
+    )
+    pl.concat([items, new]).write_parquet(root / "later" / "items.parquet")
+    later = dataclasses.replace(context, run=RunDir(str(root / "run-2")), catalog=str(root / "later"))
+    ingest.run(ingest.Config(), later)
+
+    metrics = interpret.run(interpret.Config(commit_rows=5, max_reject_share=1.0), later).metrics
+
+    pictures = ITEMS - 4  # every sixth is broken
+    assert (metrics["caption"]["computed"], metrics["caption"]["cached"]) == (1, pictures)
+    assert (metrics["image_embedding"]["computed"], metrics["image_embedding"]["cached"]) == (1, pictures)
+    assert metrics["text_embedding"]["computed"] == 2
+    assert metrics["caption"]["cache_hit_rate"] == round(pictures / (pictures + 1), 4)
+    first, second = ({r["item_id"]: r for r in c.run.read_table("items").to_pylist()} for c in (context, later))
+    assert all(second[item_id]["caption"] == row["caption"] for item_id, row in first.items())
+
+
+def test_the_gate_is_decided_by_what_the_first_part_of_the_log_says(context):
+    """Of three items with media and equal texts, one is popular in time and one only later."""
+    events = [("item-1", day) for day in range(8)] + [("item-2", 90 + day) for day in range(8)]
+    stamps = pl.Series([datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day) for _, day in events])
+    log = pl.DataFrame({"item_id": [item for item, _ in events], "timestamp": stamps})
+    context.run.write_table(log.to_arrow(), "catalog", "interactions")
+    gate = {"popular_from": 5, "log_share": 0.5}
+    target = context.run.uri("gated")
+    interpret.write_source(interpret.Config(caption={"gate": gate}), context, target)
+    found = {row["item_id"]: row["gate"] for row in files.read_table(target).to_pylist()}
+    assert found["item-1"] == "open"
+    assert found["item-2"] == found["item-3"] == "not_worth_it"
+    files.remove(context.run.uri("catalog", "interactions"))
