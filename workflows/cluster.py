@@ -96,10 +96,13 @@ def check_reachable(address: str) -> None:
 
 
 def _local_settings(cpus: int) -> dict[str, str]:
-    """Ray's own settings for a small machine: no idle workers at the start, and no alarm about the pools' number."""
+    """Ray's own settings for a small machine: no idle workers at the start, and no metrics that nobody collects."""
     return {
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_maximum_startup_concurrency": str(cpus),
+        "RAY_enable_metrics_collection": "0",
+        "RAY_task_events_report_interval_ms": "0",
+        "RAY_event_stats": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
 
