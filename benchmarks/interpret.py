@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of movielens-posters")
     parser.add_argument("--items", type=int, default=2_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--arms", default=",".join(ARMS), help="which arms take turns")
     parser.add_argument(
         "--memory-items", type=int, default=8_000, help="rows of the second memory run; 0 leaves both out"
