@@ -7,6 +7,8 @@ classes.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -22,15 +24,18 @@ from models.embedders import LocalImages, LocalTexts
 from models.interests import PROMPT as INTERESTS_PROMPT
 from models.interests import ChatMiner
 from models.keywords import Keywords
+from models.openai_client import client
 from models.smollm2 import SmolLM2
 from operators.base import Operator
 from operators.caption import Caption
 from operators.embed import EmbedImages, EmbedTexts
 from operators.gate import GateRule
 from operators.interests import Interests
-from workflows.pools import Pool
+from storage.errors import UserError
+from workflows.pools import Place, Pool
 
 Made = TypeVar("Made")
+ROOM_TO_REASON = 256  # tokens: a model may think before it names interests
 
 
 class Section(BaseModel):
@@ -39,7 +44,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     pool: Pool | None = None
-    gpu: ClassVar[bool] = False  # whether a GPU would serve its model
+    place: ClassVar[Place] = "cpu"  # see `pools.Step`
+
+    def check(self) -> None:
+        """Find what is wrong with a model before anything runs, as far as that is cheap.
+
+        Raises:
+            UserError: the model cannot work on this machine.
+        """
 
     def made(self, kind: type[Made], **others: Any) -> Made:
         """A dataclass from the settings of the same names."""
@@ -47,8 +59,14 @@ class Section(BaseModel):
         return kind(**{name: getattr(self, name) for name in names}, **others)
 
 
+def _check_folder(model: str) -> None:
+    """What starts like a path is one; other names are the hub's, and only loading them tells."""
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).is_dir():
+        raise UserError(f"There is no model at {model}: give a folder, or a name on the Hugging Face hub.")
+
+
 class _HuggingFace(Section):
-    gpu = True
+    place = "gpu"
     backend: Literal["huggingface"]
     model: str
     revision: str | None = None
@@ -56,12 +74,15 @@ class _HuggingFace(Section):
     max_new_tokens: int = Field(HuggingFaceChat.max_new_tokens, ge=1)
     device_map: str = "auto"
 
+    def check(self) -> None:
+        _check_folder(self.model)
+
     def chat(self) -> Chat:
         return self.made(HuggingFaceChat)
 
 
 class _Vllm(Section):
-    gpu = True
+    place = "gpu"
     backend: Literal["vllm"]
     model: str
     revision: str | None = None
@@ -70,6 +91,11 @@ class _Vllm(Section):
     max_model_len: int | None = Field(None, ge=1)
     gpu_memory_utilization: float = Field(VllmChat.gpu_memory_utilization, gt=0, le=1)
 
+    def check(self) -> None:
+        _check_folder(self.model)
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError("The backend vllm needs vLLM, which is not installed: install the extra, `.[vllm]`.")
+
     def chat(self) -> Chat:
         return self.made(VllmChat)
 
@@ -77,6 +103,7 @@ class _Vllm(Section):
 class _Endpoint(Section):
     """Any OpenAI-compatible endpoint. The key itself is never a setting: a definition is written into every run."""
 
+    place = "remote"
     backend: Literal["openai"]
     model: str
     base_url: str = OpenAIChat.base_url
@@ -84,6 +111,9 @@ class _Endpoint(Section):
     timeout_s: float = Field(OpenAIChat.timeout_s, gt=0)
     max_retries: int = Field(OpenAIChat.max_retries, ge=0)
     concurrency: int = Field(OpenAIChat.concurrency, ge=1)
+
+    def check(self) -> None:
+        client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries)
 
 
 class _OpenAI(_Endpoint):
@@ -96,7 +126,7 @@ class _OpenAI(_Endpoint):
 
 
 class _SmolLM2(Section):
-    gpu = True
+    place = "gpu"
     backend: Literal["smollm2"]
     max_new_tokens: int = Field(SmolLM2.max_new_tokens, ge=1)
 
@@ -193,9 +223,13 @@ class SmolLM2Interests(_SmolLM2, _ChatInterests):
 class HuggingFaceInterests(_HuggingFace, _ChatInterests):
     """Interests by a model of transformers."""
 
+    max_new_tokens: int = Field(ROOM_TO_REASON, ge=1)
+
 
 class VllmInterests(_Vllm, _ChatInterests):
     """Interests by a model on vLLM."""
+
+    max_new_tokens: int = Field(ROOM_TO_REASON, ge=1)
 
 
 class OpenAIInterests(_OpenAI, _ChatInterests):
@@ -205,7 +239,7 @@ class OpenAIInterests(_OpenAI, _ChatInterests):
 class LocalImageEmbedding(Section):
     """The default image encoder."""
 
-    gpu = True
+    place = "gpu"
     backend: Literal["local"] = "local"
 
     def operator(self) -> Operator:
@@ -214,7 +248,7 @@ class LocalImageEmbedding(Section):
 
 
 class _SentenceTransformers(Section):
-    gpu = True
+    place = "gpu"
     backend: Literal["sentence-transformers"]
     model: str
     width: int = Field(ge=1)
@@ -228,8 +262,8 @@ class _SentenceTransformers(Section):
     revision: str | None = None
     batch_size: int = Field(SentenceTransformers.batch_size, ge=1)
 
-    def model_(self) -> SentenceTransformers:
-        return self.made(SentenceTransformers)
+    def check(self) -> None:
+        _check_folder(self.model)
 
 
 class SentenceTransformersImages(_SentenceTransformers):
@@ -237,13 +271,13 @@ class SentenceTransformersImages(_SentenceTransformers):
 
     def operator(self) -> Operator:
         """The operator with these settings."""
-        return EmbedImages(self.model_())
+        return EmbedImages(self.made(SentenceTransformers))
 
 
 class LocalTextEmbedding(Section):
     """The default text encoder."""
 
-    gpu = True
+    place = "gpu"
     backend: Literal["local"] = "local"
 
     def operator(self) -> Operator:
@@ -258,7 +292,7 @@ class SentenceTransformersTexts(_SentenceTransformers):
 
     def operator(self) -> Operator:
         """The operator with these settings."""
-        return EmbedTexts(self.model_(), joint=self.joint)
+        return EmbedTexts(self.made(SentenceTransformers), joint=self.joint)
 
 
 class OpenAITexts(_Endpoint):

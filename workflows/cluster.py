@@ -35,7 +35,7 @@ def connect(address: str, cpus: int) -> None:
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # on by default, and can hang a start
     if address == "local":
-        os.environ.update({name: value for name, value in _local_settings(cpus).items() if name not in os.environ})
+        os.environ.update({name: value for name, value in local_settings(cpus).items() if name not in os.environ})
     import ray
 
     if ray.is_initialized():
@@ -95,7 +95,7 @@ def check_reachable(address: str) -> None:
         raise UserError(f"Nobody answers at {address} ({error}): start a cluster with `ray start --head`.") from error
 
 
-def _local_settings(cpus: int) -> dict[str, str]:
+def local_settings(cpus: int) -> dict[str, str]:
     """Ray's own settings for a small machine: no idle workers at the start, and no metrics that nobody collects."""
     return {
         "RAY_prestart_worker_first_driver": "0",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -56,6 +56,10 @@ class Pool(BaseModel):
         return self.min if self.max is None else self.max
 
 
+Place = Literal["cpu", "gpu", "remote"]
+REMOTE = Pool(min=2, num_cpus=0.1, batch_size=64)
+
+
 class Node(NamedTuple):
     """What one machine has for actors and tasks."""
 
@@ -71,13 +75,13 @@ class Step:
         name: its section of the definition.
         operator: what it does.
         pool: what it asks for; None leaves that to `plan`.
-        gpu: whether a GPU would serve it, so that it gets a share of those that are there.
+        place: where its work is done: on a `cpu`, on a `gpu` where there is one, or `remote`, so that it mostly waits.
     """
 
     name: str
     operator: Operator
     pool: Pool | None = None
-    gpu: bool = False
+    place: Place = "cpu"
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,10 @@ class Group:
 def plan(steps: Sequence[Step], nodes: Sequence[Node], *, blocks: int) -> list[Group]:
     """Give every operator a pool.
 
-    An operator with a pool of its own runs there. One that a GPU would serve gets an equal share of the GPUs. All
-    others run beside their neighbours: one actor per free CPU holds the whole run of them, so that pixels never leave
-    the process that decoded them, and every CPU has work, whichever operator is the slow one.
+    An operator with a pool of its own runs there. One that a GPU would serve gets an equal share of the GPUs, and one
+    that waits for a server gets `REMOTE`, so that no CPU waits with it. All others run beside their neighbours: one
+    actor per free CPU holds the whole run of them, so that pixels never leave the process that decoded them, and every
+    CPU has work, whichever operator is the slow one.
 
     Args:
         steps: of the stream, in order.
@@ -109,9 +114,9 @@ def plan(steps: Sequence[Step], nodes: Sequence[Node], *, blocks: int) -> list[G
         UnschedulableError: there is no room for what the definition asks for.
     """
     try:
-        return _plan([_with_gpu_share(step, steps, nodes) for step in steps], nodes, blocks)
+        return _plan([_with_pool(step, steps, nodes) for step in steps], nodes, blocks)
     except UnschedulableError:  # GPUs that lie where no CPU is free
-        return _plan(steps, nodes, blocks)
+        return _plan([_with_pool(step, steps, nodes=()) for step in steps], nodes, blocks)
 
 
 def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Group]:
@@ -139,10 +144,12 @@ def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Gro
     raise UnschedulableError(largest, f"{_wish(largest.pool)} and leaves no CPU to {others}: {_room(nodes)}")
 
 
-def _with_gpu_share(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step:
+def _with_pool(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step:
+    if step.place == "remote" and step.pool is None:
+        return replace(step, pool=REMOTE)
     gpus = sum(node.gpus for node in nodes) - sum(s.pool.largest * s.pool.num_gpus for s in steps if s.pool)
-    waiting = sum(s.gpu and s.pool is None for s in steps)
-    if not step.gpu or step.pool is not None or gpus <= 0:
+    waiting = sum(s.place == "gpu" and s.pool is None for s in steps)
+    if step.place != "gpu" or step.pool is not None or gpus <= 0:
         return step
     share = 1.0 if gpus >= waiting else 1 / math.ceil(waiting / gpus)
     pool = Pool(min=max(1, int(gpus // waiting)), num_cpus=0.5, num_gpus=share, batch_size=GPU_BATCH)

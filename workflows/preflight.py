@@ -25,7 +25,7 @@ def preflight(
 
     Raises:
         UserError: the catalogue cannot be read, the run directory belongs to another workflow or cannot be written, a
-            stage name is unknown, or the machine lacks what the pools ask for.
+            stage name is unknown, a model cannot work on this machine, or there is not what the pools ask for.
     """
     for option, stage in (("--from", start), ("--until", until)):
         if stage is not None and stage not in definition.configs:
@@ -41,6 +41,9 @@ def preflight(
     _check_writable(root)
     if address != "local":
         cluster.check_reachable(address)
+    else:  # a cluster's nodes have models and keys of their own
+        for name, config in definition.configs.items():
+            getattr(stage_module(name), "check", lambda config: None)(config)
     _check_pools(definition, cluster.nodes(address))
     return manifest
 

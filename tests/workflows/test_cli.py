@@ -13,6 +13,8 @@ import yaml
 from storage.manifest import Manifest, write_manifest
 from workflows import cli
 
+OPENAI = "stages.interpret={caption: {backend: openai, model: x, api_key_env: NO_SUCH_KEY}}"
+LOCAL_MODEL = "stages.interpret={caption: {backend: huggingface, model: /no/such}}"
 GPU_POOL = "stages.interpret={caption: {pool: {num_gpus: 64}}}"
 
 
@@ -90,6 +92,11 @@ def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
             ["run", "w.yaml", "--set", GPU_POOL.replace("num_gpus", "num_cpus: 0.5, num_gpus")],
             "caption.pool asks for 1 actors",
         ),
+        (["check", "w.yaml", "--set", OPENAI], "put it into the environment variable NO_SUCH_KEY"),
+        (["run", "w.yaml", "--set", OPENAI.replace("model: x", "model: x, base_url: nowhere")], "no address"),
+        (["check", "w.yaml", "--set", LOCAL_MODEL], "There is no model at /no/such"),
+        (["check", "w.yaml", "--set", LOCAL_MODEL.replace("huggingface", "vllm")], "There is no model at /no/such"),
+        (["check", "w.yaml", "--set", "stages.interpret.caption.backend=taggr"], "choose one of tagger, huggingface"),
         (["check", "w.yaml", "--set", "stages.interpret={fetch: {pool: {min: 999}}}"], "asks for 999 actors of 1 CPUs"),
         (["run", "w.yaml", "--set", "stages.interpret={}", "--address", "127.0.0.1:1"], "Nobody answers at"),
         (["sample", "w.yaml/x"], "w.yaml/x"),

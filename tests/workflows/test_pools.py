@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.base import Operator
-from workflows.pools import READER_CPUS, Node, Pool, Step, UnschedulableError, check_fits, plan
+from workflows.pools import READER_CPUS, Node, Place, Pool, Step, UnschedulableError, check_fits, plan
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Nothing(Operator):
         return table
 
 
-def step(name: str, pool: Pool | None = None, *, gpu: bool = False) -> Step:
-    return Step(name, Nothing(), pool, gpu)
+def step(name: str, pool: Pool | None = None, place: Place = "cpu") -> Step:
+    return Step(name, Nothing(), pool, place)
 
 
 def shape(groups):
@@ -53,7 +53,7 @@ def test_what_larger_pools_leave_is_shared_by_the_rest():
 
 
 def test_operators_that_a_gpu_serves_share_the_gpus():
-    steps = [step("a"), step("b", gpu=True), step("c"), step("d", gpu=True)]
+    steps = [step("a"), step("b", place="gpu"), step("c"), step("d", place="gpu")]
     one = plan(steps, [Node(8, 1)], blocks=99)
     assert [(g.name, g.pool.min, g.pool.num_gpus) for g in one] == [
         ("a", 2, 0),
@@ -64,6 +64,14 @@ def test_operators_that_a_gpu_serves_share_the_gpus():
     four = plan(steps, [Node(8, 4)], blocks=99)
     assert [(g.pool.min, g.pool.num_gpus) for g in four if g.pool.num_gpus] == [(2, 1), (2, 1)]
     assert shape(plan(steps, [Node(8, 0)], blocks=99)) == [("a+b+c+d", 6)]
+
+
+def test_an_operator_that_waits_for_a_server_keeps_no_cpu_waiting():
+    steps = [step("a"), step("b", place="remote"), step("c")]
+    groups = plan(steps, [Node(8, 0)], blocks=99)
+    assert [group.name for group in groups] == ["a", "b", "c"]
+    assert groups[1].pool.num_cpus < 1
+    assert groups[0].pool.min == groups[2].pool.min == 2
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,9 @@ def test_what_cannot_be_placed_beside_the_readers_is_refused(pool, nodes, says):
 
 @given(
     nodes=st.lists(st.builds(Node, st.integers(1, 9).map(float), st.integers(0, 3).map(float)), min_size=1, max_size=4),
-    steps=st.lists(st.builds(step, st.sampled_from("abc"), gpu=st.booleans()), min_size=1, max_size=5),
+    steps=st.lists(
+        st.builds(step, st.sampled_from("abc"), place=st.sampled_from(["cpu", "gpu"])), min_size=1, max_size=5
+    ),
     blocks=st.integers(1, 50),
 )
 def test_the_automatic_plan_fits_wherever_there_is_a_cpu_per_group_and_leaves_the_readers_theirs(nodes, steps, blocks):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -26,13 +24,23 @@ COMMIT_ROWS = 4
 PAUSE_S = 60  # the longest that a stream may stand still
 
 
+SHORT = (160, ("all actors", "everything", "driver"))
+LONG = (900, (*(["actor"] * 10), "everything", *(["driver"] * 3)))
+
+
+@pytest.fixture(scope="module", params=[SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "long"])
+def killings(request):
+    """Items of a catalogue, and what is killed while they are interpreted."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, killings):
     """A catalogue and a workflow, in a folder that also holds a decoy of one of the project's packages."""
     root = tmp_path_factory.mktemp("resume")
     (root / "models").mkdir()
     (root / "models" / "__init__.py").write_text("raise ImportError('this is not the package you are looking for')")
-    write_sample(str(root / "catalog"), items=160, users=10)
+    write_sample(str(root / "catalog"), items=killings[0], users=10)
     stages = {
         "ingest": {"max_reject_share": 0.5},
         "interpret": {"commit_rows": COMMIT_ROWS, "cache": False},  # a cache would hide what is computed again
@@ -59,56 +67,51 @@ def undisturbed(place):
     return rows_of(place, "undisturbed")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.soak)])
-def test_a_run_killed_time_and_again_ends_with_the_rows_of_an_undisturbed_one(place, undisturbed, kills):
-    run = f"killed-{kills}"
-    kept = 0
-    for kill in range(kills):
-        process = start(place, run)
-        committed = wait_for_rows(place, run, process, at_least=kept + COMMIT_ROWS)
-        os.kill(process.pid, signal.SIGKILL)
-        reused, _, _ = resumed(process.communicate()[1]) if kept else (0, 0, 0)
-        assert kept <= reused <= committed
-        assert kill > 1 or committed < undisturbed.num_rows  # in the middle
-        kept = committed
-
+def test_a_run_killed_time_and_again_ends_with_the_rows_of_an_undisturbed_one(place, undisturbed, killings):
+    chance, run, pause = random.Random(0), "killed", 0.0
     process = start(place, run)
-    _, err = process.communicate(timeout=300)
+    committed = wait_for_rows(place, run, process, at_least=1)
+    for death in killings[1]:
+        assert committed < undisturbed.num_rows  # in the middle
+        kill(process, death, chance)
+        if death in ("everything", "driver"):
+            process.communicate()
+            process = start(place, run)
+            committed = wait_for_rows(place, run, process, at_least=committed + 1)
+        else:
+            began = time.monotonic()
+            committed = wait_for_rows(place, run, process, at_least=committed + 1)
+            pause = max(pause, time.monotonic() - began)
 
-    assert process.returncode == 0, err
-    reused, total, computed = resumed(err)
-    assert kept <= reused <= total == reused + computed
-    assert rows_of(place, run).equals(undisturbed)
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.soak)])
-def test_actors_killed_and_then_everything_cost_no_row_and_no_long_pause(place, undisturbed, kills):
-    run, chance = f"chaos-{kills}", random.Random(kills)
-    process = start(place, run)
-    committed, pause = wait_for_rows(place, run, process, at_least=1), 0.0
-    for _ in range(kills):
-        actors = [child for child in descendants(process) if "MapWorker" in " ".join(child.cmdline())]
-        chance.choice(actors).kill()
-        began = time.monotonic()
-        committed = wait_for_rows(place, run, process, at_least=committed + 1)
-        pause = max(pause, time.monotonic() - began)
-        time.sleep(chance.uniform(0, 2))
-    for child in [*descendants(process), psutil.Process(process.pid)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.communicate()
-
-    process = start(place, run)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=500)
 
     assert process.returncode == 0, err
     assert pause < PAUSE_S
-    assert committed < undisturbed.num_rows  # everything was killed in the middle
+    reused, total, computed = resumed(err)
+    assert 0 < reused <= total == reused + computed
     assert rows_of(place, run).equals(undisturbed)
     items, rejects = (files.read_table(str(place / run / name)) for name in ("items", "rejects/interpret"))
     rejected = [row["item_id"] for row in rejects.to_pylist() if row["severity"] == "rejected"]
     catalog = files.read_table(str(place / run / "catalog" / "items"))["item_id"].to_pylist()
     assert sorted([*items["item_id"].to_pylist(), *rejected]) == sorted(catalog)
+
+
+def kill(process: subprocess.Popen[str], death: str, chance: random.Random) -> None:
+    """SIGKILL one actor, all actors, the driver alone, or the driver and all that it started."""
+    family = descendants(process)
+    actors = [child for child in family if "MapWorker" in " ".join(child.cmdline())]
+    driver = psutil.Process(process.pid)
+    victims = {
+        "actor": lambda: [chance.choice(actors)],
+        "all actors": lambda: actors,
+        "everything": lambda: [*family, driver],
+        "driver": lambda: [driver],
+    }
+    chosen = victims[death]()
+    assert chosen
+    for one in chosen:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:

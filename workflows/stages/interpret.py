@@ -129,11 +129,21 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
     texts = Invocation(config.text_embedding.operator(), "text_embedding", cache)
     return [
         Step("fetch", config.fetch.operator(root), config.fetch.pool),
-        Step("image_embedding", images, config.image_embedding.pool, config.image_embedding.gpu),
-        Step("caption", caption, config.caption.pool, config.caption.gpu),
-        Step("interests", interests, config.interests.pool, config.interests.gpu),
-        Step("text_embedding", texts, config.text_embedding.pool, config.text_embedding.gpu),
+        Step("image_embedding", images, config.image_embedding.pool, config.image_embedding.place),
+        Step("caption", caption, config.caption.pool, config.caption.place),
+        Step("interests", interests, config.interests.pool, config.interests.place),
+        Step("text_embedding", texts, config.text_embedding.pool, config.text_embedding.place),
     ]
+
+
+def check(config: Config) -> None:
+    """Find what is wrong with the models on this machine before anything runs.
+
+    Raises:
+        UserError: one of them cannot work.
+    """
+    for section in (config.image_embedding, config.caption, config.interests, config.text_embedding):
+        section.check()
 
 
 def groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cache: str | None = None) -> list[Group]:
