@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of movielens-posters")
     parser.add_argument("--items", type=int, default=2_000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, choices=range(1, 100), metavar="N", default=2)
     parser.add_argument("--arms", default=",".join(ARMS), help="which arms take turns")
     parser.add_argument(
         "--memory-items", type=int, default=8_000, help="rows of the second memory run; 0 leaves both out"
@@ -77,6 +77,10 @@ def compare(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         found = [one["ray"][key] / other(one) for one in rounds if "ray" in one]
         return round(statistics.median(found), 3) if found else None
 
+    def spread(other: Callable[[dict[str, Any]], float], key: str) -> list[float]:
+        found = [one["ray"][key] / other(one) for one in rounds if "ray" in one]
+        return [round(min(found), 3), round(max(found), 3)]
+
     def better_loop(key: str) -> Callable[[dict[str, Any]], float]:
         return lambda one: max(one[arm][key] for arm in one if arm.startswith("loop"))
 
@@ -89,9 +93,11 @@ def compare(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             statistics.median([better_loop("rows_per_second")(one) for one in rounds]), 2
         )
         found["ratio_loop"] = ratio(better_loop("rows_per_second"), "rows_per_second")
+        found["ratio_loop_range"] = spread(better_loop("rows_per_second"), "rows_per_second")
         found["ratio_whole_run"] = ratio(better_loop("whole_rows_per_second"), "whole_rows_per_second")
     if rate("daft"):
         found["ratio_daft"] = ratio(lambda one: one["daft"]["rows_per_second"], "rows_per_second")
+        found["ratio_daft_range"] = spread(lambda one: one["daft"]["rows_per_second"], "rows_per_second")
         found["ratio_daft_whole_run"] = ratio(lambda one: one["daft"]["whole_rows_per_second"], "whole_rows_per_second")
     return found
 
@@ -141,10 +147,10 @@ def run_arm(
     low, high = np.interp([0.1 * rows, 0.9 * rows], marks[:, 1], marks[:, 0])
     found = {
         "rows": int(rows),
-        "rows_per_second": round(0.8 * rows / (high - low), 2),
-        "whole_rows_per_second": round(rows / (ended - began), 2),
+        "rows_per_second": round(float(0.8 * rows / (high - low)), 2),
+        "whole_rows_per_second": round(float(rows / (ended - began)), 2),
         "seconds": round(ended - began, 1),
-        "seconds_to_first": round(marks[0, 0] - began, 1),
+        "seconds_to_first": round(float(marks[0, 0] - began), 1),
         "peak_mib": peak,
     }
     say(f"{arm}: {found}")

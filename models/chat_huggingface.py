@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from models.chat import Failure, Prompt
+from models.tokenizers import plain, special_tokens
 from storage.errors import UserError
 from storage.identity import speed
 
@@ -51,6 +53,7 @@ class HuggingFaceChat:
             UserError: the model takes no pictures and a prompt has some, or the GPU's memory does not suffice.
         """
         loaded = _load(self.model, self.revision, self.dtype, self.device_map)
+        prompts = [replace(prompt, text=plain(prompt.text, loaded.special)) for prompt in prompts]
         if not loaded.sees and any(prompt.images for prompt in prompts):
             raise UserError(f"{self.model} takes no pictures: choose a vision-language model.")
         answers: dict[int, str | Failure] = {}
@@ -59,8 +62,10 @@ class HuggingFaceChat:
             try:
                 texts = _generate(loaded, [prompts[row] for row in rows], self.max_new_tokens)
             except torch.OutOfMemoryError:
-                message = f"{self.model} does not fit into the GPU's memory with {len(rows)} prompts"
-                raise UserError(f"{message}: lower batch_size of its pool.") from None
+                if len(rows) > 1:  # a smaller batch may fit, and `operators.base.apply` halves those that raise
+                    raise
+                message = f"{self.model} and one prompt do not fit into the GPU's memory"
+                raise UserError(f"{message}: choose a smaller model or dtype.") from None
             answers.update(zip(rows, texts, strict=True))
         return [answers[row] for row in range(len(prompts))]
 
@@ -71,6 +76,7 @@ class _Loaded(NamedTuple):
     model: Any
     processor: Any
     sees: bool
+    special: re.Pattern[str] | None  # tokens that no text may hold
 
 
 @functools.cache
@@ -110,7 +116,7 @@ def _load(name: str, revision: str | None, dtype: str, device_map: str) -> _Load
     tokenizer.padding_side = "right" if config.get_text_config().is_encoder_decoder else "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_k=None, top_p=None)
-    return _Loaded(model.eval(), processor, sees)
+    return _Loaded(model.eval(), processor, sees, special_tokens(tokenizer))
 
 
 def _processor(name: str, where: dict[str, Any], config: Any, sees: bool) -> Any:

@@ -26,7 +26,7 @@ class OpenAIChat:
         model: the name under which the endpoint serves it.
         base_url: address of the endpoint; the same model is taken to answer the same wherever it is served.
         api_key_env: environment variable that holds the key; a server of one's own needs none.
-        max_tokens: longest answer.
+        max_new_tokens: longest answer.
         temperature: 0 for the likeliest answer; None leaves it to the server.
         seed: of the sampling, where the server heeds it.
         concurrency: prompts in flight.
@@ -37,7 +37,7 @@ class OpenAIChat:
     model: str
     base_url: str = speed(OPENAI_URL)
     api_key_env: str = speed("OPENAI_API_KEY")
-    max_tokens: int = 256
+    max_new_tokens: int = 256
     temperature: float | None = 0.0
     seed: int | None = None
     concurrency: int = speed(16)
@@ -64,7 +64,7 @@ class OpenAIChat:
         return gather(self._answer, prompts, self.concurrency)
 
     async def _answer(self, prompt: Prompt) -> str | Failure:
-        options = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
+        options = {"max_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
         given: Any = {name: value for name, value in options.items() if value is not None}
         messages = messages_of(prompt)
         completions = client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries).chat.completions

@@ -58,7 +58,7 @@ def _engine(settings: VllmChat) -> Any:
     try:
         from vllm import LLM
     except ImportError as error:
-        raise UserError("The backend vllm needs vLLM: install the extra, `pip install tesserec[vllm]`.") from error
+        raise UserError("The backend vllm needs vLLM, which is not installed: install the extra, `.[vllm]`.") from error
     return LLM(
         model=settings.model,
         revision=settings.revision,

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from PIL import Image
 
 from models.embedders import Embeddings
+from models.tokenizers import plain, special_tokens
 from storage.errors import UserError
 from storage.identity import speed
 
@@ -93,7 +94,7 @@ class SentenceTransformers:
 
         loaded = _load(self)
         model = loaded.model
-        texts = [_plain(text, loaded.special) for text in texts]
+        texts = [plain(text, loaded.special) for text in texts]
         vectors = np.zeros((len(texts), self.width), np.float32)
         for rows in _batches(texts, images, self.batch_size):
             features = _features([texts[row] for row in rows], [images[row] for row in rows], loaded)
@@ -132,7 +133,7 @@ def _load(settings: SentenceTransformers) -> _Loaded:
     tokenizer = getattr(model[0], "tokenizer", None)
     tokenizer = tokenizer if hasattr(tokenizer, "added_tokens_decoder") else None  # not all of them are transformers'
     limit = min(settings.max_tokens or math.inf, model.max_seq_length or math.inf)
-    return _Loaded(settings.model, model, _prompt(settings, model), limit, tokenizer, _special(tokenizer))
+    return _Loaded(settings.model, model, _prompt(settings, model), limit, tokenizer, special_tokens(tokenizer))
 
 
 def _first_line(error: Exception) -> str:
@@ -164,17 +165,6 @@ def _prompt(settings: SentenceTransformers, model: SentenceTransformer) -> str |
             f"{settings.model} has no prompt named {name}: choose one of its own ({known}), or write prompt."
         )
     return model.prompts[name]
-
-
-def _special(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str] | None:
-    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special] if tokenizer else []
-    longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _plain(text: str, special: re.Pattern[str] | None) -> str:
-    """Take the brackets from special tokens: a catalogue's text must not end a turn or announce a picture."""
-    return special.sub(lambda token: re.sub(r"\W", "", token[0]) or " ", text) if special else text
 
 
 def _batches(texts: Sequence[str], images: Sequence[np.ndarray | None], size: int) -> list[list[int]]:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 UNREADABLE = (LookupError, ValueError, TypeError, AttributeError)  # the package checks no shapes
+SETTINGS = {  # error codes of which no row is to blame
+    "insufficient_quota": "the quota of its key is used up, so raise it and run again",
+    "unsupported_parameter": "it does not take max_tokens or seed, so choose another model or server",
+    "unsupported_value": "it does not take the temperature, so set temperature to null",
+}
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
@@ -83,12 +88,15 @@ def failure_of(error: Exception, *, model: str, base_url: str, api_key_env: str)
             be read) or `model_refused` (any other status: the endpoint answers, but not to this input).
 
     Raises:
-        UserError: the endpoint refuses the key (401, 403) or does not serve the model (404).
+        UserError: the endpoint refuses the key (401), does not serve the model (404), has no quota left for it or does
+            not take a parameter. A 403 is the row's: gateways answer so to single inputs, too.
         Exception: `error` itself, where it is none of the client's.
     """
     import openai
 
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+    if isinstance(error, openai.APIStatusError) and error.code in SETTINGS:
+        raise UserError(f"{base_url} cannot answer for {model}: {SETTINGS[error.code]}.") from None
+    if isinstance(error, openai.AuthenticationError):
         message = f"{base_url} refuses the key for {model}: put a valid one into {api_key_env}."
         raise UserError(message) from None  # the cause holds the request, and with it the key
     if isinstance(error, openai.NotFoundError):

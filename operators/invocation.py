@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.base import ISSUE, KEPT, WORK, Operator, apply, set_columns, with_outcome
+from operators.base import ISSUE, WORK, Operator, apply, set_columns, with_outcome
 from operators.gate import CACHED_ONLY, OPEN
 from storage.cache import Cache
 from storage.errors import UserError
@@ -65,10 +65,14 @@ class Invocation(Operator):
         """The operator's columns."""
         return self.operator.output_schema
 
+    @property
+    def folder(self) -> str:
+        """The folder in the cache that holds what was computed with these settings."""
+        return f"{self.name}-{_digest(_settings(self.operator)).hex()[:12]}"
+
     def __call__(self, table: pa.Table) -> pa.Table:
         is_open, may_look = self._gates(table)
-        settings = _digest(_settings(self.operator))
-        folder = f"{self.name}-{settings.hex()[:12]}"
+        settings, folder = _digest(_settings(self.operator)), self.folder
         keys = _keys(self.operator, settings, table)
         found = self._look_up(folder, [key for key, may in zip(keys, may_look, strict=True) if may])
         asked, places = _plan(keys, list(found), is_open, may_look)
@@ -82,9 +86,10 @@ class Invocation(Operator):
         answers = pa.concat_tables([*blank, computed]).combine_chunks()
         taken = answers.take(pa.array(places))
         pairs = zip(table["issues"].to_pylist(), taken["issues"].to_pylist(), strict=True)
-        source = np.where(places > 0, CACHED, REFUSED).astype(object)
-        source[asked] = np.where(_has_result(self.operator, computed) | ~_clean(computed), COMPUTED, EMPTY)
-        columns = {name: taken[name].combine_chunks() for name in (*schema.names, "outcome")}
+        told = np.where(_has_result(self.operator, computed), CACHED, np.where(_clean(computed), EMPTY, COMPUTED))
+        source = np.concatenate([[REFUSED], np.full(len(found), CACHED), told]).astype(object)[places]
+        source[asked] = np.where(told == EMPTY, EMPTY, COMPUTED)
+        columns = {name: taken[name].combine_chunks() for name in schema.names}
         columns["issues"] = pa.array([[*before, *gained] for before, gained in pairs], pa.list_(ISSUE))
         columns["work"] = _with_work(table, self.name, source, seconds)
         return set_columns(table, columns)
@@ -110,8 +115,8 @@ class Invocation(Operator):
         """Call the operator on some rows.
 
         Returns:
-            For each of these rows the operator's columns, its `outcome`, and in `issues` those that it gained; and the
-            seconds that one row took.
+            For each of these rows the operator's columns, and in `issues` those that it gained; and the seconds that
+            one row took. A row on which the operator raises keeps its place: it lacks this part alone.
         """
         table = table.select(_columns_of(self.operator))
         if len(rows) < table.num_rows:  # taking all rows would copy their pixels for nothing
@@ -122,9 +127,9 @@ class Invocation(Operator):
         done = apply(self.operator, table)
         seconds = (time.perf_counter() - start) / max(len(rows), 1)
         pairs = zip(table["issues"].to_pylist(), done["issues"].to_pylist(), strict=True)
-        gained = pa.array([after[len(before) :] for before, after in pairs], pa.list_(ISSUE))
+        gained = [[{**issue, "severity": "degraded"} for issue in after[len(before) :]] for before, after in pairs]
         results = done.select(self.operator.output_schema.names).cast(self.operator.output_schema)
-        return results.append_column("outcome", done["outcome"]).append_column("issues", gained), seconds
+        return results.append_column("issues", pa.array(gained, pa.list_(ISSUE))), seconds
 
     def _store(self, folder: str, keys: list[bytes | int], computed: pa.Table) -> None:
         """Keep the results that are worth it."""
@@ -138,8 +143,7 @@ class Invocation(Operator):
 
 def _clean(computed: pa.Table) -> np.ndarray:
     """Rows that came through without an issue: bool [N]."""
-    silent = pc.equal(pc.list_value_length(computed["issues"]), 0)
-    return pc.and_(pc.equal(computed["outcome"], KEPT), silent).to_numpy()
+    return pc.equal(pc.list_value_length(computed["issues"]), 0).to_numpy()
 
 
 def _has_result(operator: Operator, computed: pa.Table) -> np.ndarray:

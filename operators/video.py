@@ -110,13 +110,11 @@ def _shots(
     shrink = VideoReformatter()
     times, thumbnails = [], []
     for frame in itertools.islice(_frames(container, stream, deadline, limits), DENSE_FRAMES):
-        if frame.time is None:
-            return []
         small = shrink.reformat(frame, THUMBNAIL, THUMBNAIL, "rgb24", interpolation=Interpolation.AREA)
         times.append(frame.time)
         thumbnails.append(small.to_ndarray().reshape(-1))
     stream.codec_context.skip_frame = "DEFAULT"
-    if not times:
+    if not times or None in times:
         return []
     looks = np.stack(thumbnails).astype(np.int16)
     starts = [0]

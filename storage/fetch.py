@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import functools
 import ipaddress
+import re
 import socket
 
 import aiohttp
@@ -81,6 +82,9 @@ def _check(url: URL, allow_private: tuple[str, ...]) -> None:
     try:
         ipaddress.ip_address(url.raw_host)
     except ValueError:
+        # A last label of digits makes it an IPv4 address in an odd spelling (WHATWG URL, 3.5): "127.1" is loopback.
+        if re.fullmatch(r"\d+|0x[\da-f]*", url.raw_host.rstrip(".").rpartition(".")[2], re.IGNORECASE):
+            raise MediaError("private_address", f"{url.raw_host} is no plain address") from None
         return
     _require_public(url.raw_host, url.raw_host, url.port, allow_private)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
+
+
+def writable(uri: str) -> bool:
+    """Whether a local folder can be written or made; of remote ones only the attempt tells, so they pass."""
+    fs, path = filesystem(uri)
+    if "file" not in fs.protocol:
+        return True
+    nearest = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 
 def remove(uri: str) -> None:

@@ -81,12 +81,12 @@ NOWHERE_ELSE = Sources()
 
 
 def shown(uri: str) -> str:
-    """A URI as messages may show it: without credentials, and without the query, which may be a signature.
+    """A URI as messages may show it: without credentials, and without query and fragment, which may be a signature.
 
     >>> shown("https://ann:secret@host/a.jpg?signature=abc")
     'https://host/a.jpg'
     """
-    return re.sub(r"(?<=://)[^/?#]*@", "", uri).split("?")[0] if "://" in uri else uri
+    return re.split("[?#]", re.sub(r"(?<=://)[^/?#]*@", "", uri))[0] if "://" in uri else uri
 
 
 def resolve(uri: str, root: str, sources: Sources = NOWHERE_ELSE) -> str:

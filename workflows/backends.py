@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from models.captioner import CAPTION_PROMPT, ChatCaptioner, Tagger
 from models.chat import Chat
@@ -59,16 +61,37 @@ class Section(BaseModel):
         return kind(**{name: getattr(self, name) for name in names}, **others)
 
 
+def _variable_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):  # and never say what was given, which may be the key itself
+        raise PydanticCustomError("variable", "must be the name of an environment variable, not a key")
+    return name
+
+
+def _without_credentials(url: str) -> str:
+    if "@" in url:
+        raise PydanticCustomError("credentials", "must hold no credentials; put the key into api_key_env's variable")
+    return url
+
+
+def _folder_or_name(model: str) -> str:
+    """What starts like a path is one, made absolute since actors stand elsewhere; other names are the hub's."""
+    return str(Path(model).expanduser().resolve()) if model.startswith(("/", "./", "../", "~")) else model
+
+
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(_folder_or_name)]
+VariableName = Annotated[str, AfterValidator(_variable_name)]
+Address = Annotated[str, AfterValidator(_without_credentials)]
+
+
 def _check_folder(model: str) -> None:
-    """What starts like a path is one; other names are the hub's, and only loading them tells."""
-    if model.startswith(("/", "./", "../", "~")) and not Path(model).is_dir():
+    if model.startswith("/") and not Path(model).is_dir():
         raise UserError(f"There is no model at {model}: give a folder, or a name on the Hugging Face hub.")
 
 
 class _HuggingFace(Section):
-    place = "gpu"
+    place = "model"
     backend: Literal["huggingface"]
-    model: str
+    model: ModelName
     revision: str | None = None
     dtype: str = HuggingFaceChat.dtype
     max_new_tokens: int = Field(HuggingFaceChat.max_new_tokens, ge=1)
@@ -82,9 +105,9 @@ class _HuggingFace(Section):
 
 
 class _Vllm(Section):
-    place = "gpu"
+    place = "model"
     backend: Literal["vllm"]
-    model: str
+    model: ModelName
     revision: str | None = None
     dtype: str = VllmChat.dtype
     max_new_tokens: int = Field(VllmChat.max_new_tokens, ge=1)
@@ -106,8 +129,8 @@ class _Endpoint(Section):
     place = "remote"
     backend: Literal["openai"]
     model: str
-    base_url: str = OpenAIChat.base_url
-    api_key_env: str = OpenAIChat.api_key_env
+    base_url: Address = OpenAIChat.base_url
+    api_key_env: VariableName = OpenAIChat.api_key_env
     timeout_s: float = Field(OpenAIChat.timeout_s, gt=0)
     max_retries: int = Field(OpenAIChat.max_retries, ge=0)
     concurrency: int = Field(OpenAIChat.concurrency, ge=1)
@@ -117,7 +140,7 @@ class _Endpoint(Section):
 
 
 class _OpenAI(_Endpoint):
-    max_tokens: int = Field(OpenAIChat.max_tokens, ge=1)
+    max_new_tokens: int = Field(OpenAIChat.max_new_tokens, ge=1)
     temperature: float | None = Field(OpenAIChat.temperature, ge=0)
     seed: int | None = None
 
@@ -126,7 +149,7 @@ class _OpenAI(_Endpoint):
 
 
 class _SmolLM2(Section):
-    place = "gpu"
+    place = "model"
     backend: Literal["smollm2"]
     max_new_tokens: int = Field(SmolLM2.max_new_tokens, ge=1)
 
@@ -248,9 +271,9 @@ class LocalImageEmbedding(Section):
 
 
 class _SentenceTransformers(Section):
-    place = "gpu"
+    place = "model"
     backend: Literal["sentence-transformers"]
-    model: str
+    model: ModelName
     width: int = Field(ge=1)
     prompt: str | None = None
     prompt_name: str | None = None

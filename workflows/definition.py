@@ -159,6 +159,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "union_tag_invalid":
         choices = [tag.strip("' ") for tag in problem["ctx"]["expected_tags"].split(",")]
         return f"{path}.backend is {problem['ctx']['tag']!r}: choose one of {', '.join(choices)}."
+    if problem["type"] in ("variable", "credentials"):  # the value may be a secret
+        return f"{path} {problem['msg']}."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{path} is {problem['input']!r}: {message}."

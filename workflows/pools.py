@@ -56,7 +56,7 @@ class Pool(BaseModel):
         return self.min if self.max is None else self.max
 
 
-Place = Literal["cpu", "gpu", "remote"]
+Place = Literal["cpu", "gpu", "model", "remote"]
 REMOTE = Pool(min=2, num_cpus=0.1, batch_size=64)
 
 
@@ -76,6 +76,7 @@ class Step:
         operator: what it does.
         pool: what it asks for; None leaves that to `plan`.
         place: where its work is done: on a `cpu`, on a `gpu` where there is one, or `remote`, so that it mostly waits.
+            A `model` is like `gpu`, but too large to be held once per CPU where there is none.
     """
 
     name: str
@@ -101,7 +102,8 @@ def plan(steps: Sequence[Step], nodes: Sequence[Node], *, blocks: int) -> list[G
     """Give every operator a pool.
 
     An operator with a pool of its own runs there. One that a GPU would serve gets an equal share of the GPUs, and one
-    that waits for a server gets `REMOTE`, so that no CPU waits with it. All others run beside their neighbours: one
+    that waits for a server gets `REMOTE`, so that no CPU waits with it; a large model without a GPU gets one actor with
+    half the CPUs of a node. All others run beside their neighbours: one
     actor per free CPU holds the whole run of them, so that pixels never leave the process that decoded them, and every
     CPU has work, whichever operator is the slow one.
 
@@ -116,7 +118,8 @@ def plan(steps: Sequence[Step], nodes: Sequence[Node], *, blocks: int) -> list[G
     try:
         return _plan([_with_pool(step, steps, nodes) for step in steps], nodes, blocks)
     except UnschedulableError:  # GPUs that lie where no CPU is free
-        return _plan([_with_pool(step, steps, nodes=()) for step in steps], nodes, blocks)
+        without = [Node(node.cpus, 0) for node in nodes]
+        return _plan([_with_pool(step, steps, without) for step in steps], nodes, blocks)
 
 
 def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Group]:
@@ -148,9 +151,12 @@ def _with_pool(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step
     if step.place == "remote" and step.pool is None:
         return replace(step, pool=REMOTE)
     gpus = sum(node.gpus for node in nodes) - sum(s.pool.largest * s.pool.num_gpus for s in steps if s.pool)
-    waiting = sum(s.place == "gpu" and s.pool is None for s in steps)
-    if step.place != "gpu" or step.pool is not None or gpus <= 0:
+    waiting = sum(s.place in ("gpu", "model") and s.pool is None for s in steps)
+    if step.place == "cpu" or step.pool is not None:
         return step
+    if gpus <= 0:
+        half = max(1, int(max((node.cpus for node in nodes), default=0) - READER_CPUS) // 2)
+        return step if step.place == "gpu" else replace(step, pool=Pool(num_cpus=half))
     share = 1.0 if gpus >= waiting else 1 / math.ceil(waiting / gpus)
     pool = Pool(min=max(1, int(gpus // waiting)), num_cpus=0.5, num_gpus=share, batch_size=GPU_BATCH)
     return replace(step, pool=pool)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from storage import files
 from storage.errors import UserError
@@ -38,12 +36,14 @@ def preflight(
         raise UserError(
             f"{root} holds a run of the workflow {manifest.name!r}, not {definition.name!r}: choose another --run-dir."
         )
-    _check_writable(root)
+    if not files.writable(root):
+        raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")
     if address != "local":
         cluster.check_reachable(address)
     else:  # a cluster's nodes have models and keys of their own
         for name, config in definition.configs.items():
-            getattr(stage_module(name), "check", lambda config: None)(config)
+            if hasattr(stage_module(name), "check"):
+                stage_module(name).check(config, root)
     _check_pools(definition, cluster.nodes(address))
     return manifest
 
@@ -80,9 +80,12 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
             if hasattr(module, "groups"):
                 module.groups(config, definition.catalog, nodes, rows=LARGE)
         except UnschedulableError as error:
-            first = error.group.steps[0] if error.group else None
-            key = f"stages.{name}.{first.name}.pool" if first and first.pool else f"stages.{name}"
-            raise UserError(f"{definition.where(key)}: {key} {error}. Lower what it asks for.") from error
+            first = error.group.steps[0].name if error.group else ""
+            written = first and getattr(config, first).pool is not None
+            key = f"stages.{name}.{first}.pool" if written else f"stages.{name}"
+            raise UserError(
+                f"{definition.where(key)}: {key} {error}. Lower what pools ask for, or add CPUs."
+            ) from error
         gpus, present = module.gpus(config) if hasattr(module, "gpus") else 0, sum(node.gpus for node in nodes)
         if gpus > present:
             key = f"stages.{name}"
@@ -90,12 +93,3 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
                 f"{definition.where(key)}: {key} asks for {gpus:g} GPUs and there are {present:g}: lower what it asks "
                 "for, or run on a cluster with --address."
             )
-
-
-def _check_writable(root: str) -> None:
-    fs, path = files.filesystem(root)
-    if "file" not in fs.protocol:
-        return
-    nearest = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")

@@ -15,7 +15,7 @@ and, where it has them:
                                its fingerprint, and none of them has to be there
     def groups(config, root, nodes, rows) -> list[Group]
                                the operators of its stream in their pools; raises what `pools.plan` raises
-    def check(config) -> None  finds what cannot work on this machine, as a UserError
+    def check(config, root)    finds what cannot work on this machine for the run at `root`, as a UserError
     def cpus(config) -> float  CPUs that its workers hold at once on Ray
     def gpus(config) -> float  GPUs, likewise
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,28 +22,39 @@ from storage import files
 from storage.errors import UserError
 from workflows.pools import Group
 
+TURN_S = 0.2
+
 
 class _Worker:
     """What an actor holds: operators, set up once. Ray bounds its threads by `num_cpus` (OMP_NUM_THREADS)."""
 
     def __init__(self, operators: Sequence[Operator], columns: list[str]) -> None:
         self._operators, self._columns = operators, columns
-        try:
-            for operator in operators:
-                operator.setup()
-        except UserError as error:  # said with the first rows: an actor that does not come up says it in a traceback
-            self._misconfigured: UserError | None = error
-        else:
-            self._misconfigured = None
+        for operator in operators:
+            operator.setup()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._misconfigured is not None:
-            raise self._misconfigured
         if "outcome" not in table.column_names:
             table = with_outcome(table)
         for operator in self._operators:
             table = apply(operator, table)
         return table.select([name for name in table.column_names if name in self._columns])
+
+
+class _Pace:
+    """Slows the scheduling of a stream down, whose loop turns ten times a second and takes 7 % of a core for that.
+
+    Blocks take seconds, and every actor has the next one waiting. Ray Data calls these methods by name.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(TURN_S)
+
+    def before_execution_starts(self, executor: object) -> None: ...
+
+    def after_execution_succeeds(self, executor: object) -> None: ...
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None: ...
 
 
 def stream(
@@ -65,13 +77,14 @@ def stream(
         sink: URI of the stream's own folder: `rows/outcome=kept|rejected/` and `marks/`.
         columns: what is written, beside `outcome` and `issues`.
         commit_rows: rows per block, and so the most that one block in flight can lose.
-        no_progress_timeout_s: a stream that stands still for so long is ended with an error.
+        no_progress_timeout_s: a stream that commits nothing for so long is ended; loading models is part of it.
         on_rows: called from time to time with the number of committed rows.
 
     Raises:
-        UserError: the settings of an operator cannot work.
+        UserError: the settings of an operator cannot work, or the stream stood still.
     """
     import ray.data
+    import ray.data.exceptions
     import ray.exceptions
     from ray.data import SaveMode
     from ray.data.checkpoint import CheckpointConfig
@@ -84,6 +97,8 @@ def stream(
     context.use_datasource_v2 = False  # its ten actors that read footers cost more than our one small read
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = no_progress_timeout_s
+    context.raise_original_map_exception = True  # so that an operator's UserError is found again
+    context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
     fs, path = files.filesystem(files.join(sink, "rows"))
     source_fs, source_path = files.filesystem(source)
     with ray.data.DataContext.current(context), _watch(sink, on_rows):
@@ -113,6 +128,11 @@ def stream(
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from error
             raise
+        except ray.data.exceptions.ExecutionTimeoutError as error:
+            raise UserError(
+                f"No rows were finished for {no_progress_timeout_s:g} s: look at the models and endpoints, lower "
+                "batch_size, or raise stages.interpret.no_progress_timeout_s; the same command then goes on."
+            ) from error
 
 
 def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -265,10 +266,23 @@ def test_models_that_cannot_be_used_are_named_with_the_reason(folder, tmp_path):
         HuggingFaceChat(str(mute)).load()
 
 
-def test_a_batch_that_does_not_fit_says_what_to_lower(folder, monkeypatch):
+def test_a_batch_that_does_not_fit_may_be_halved_and_one_prompt_that_does_not_says_so(folder, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(chat_huggingface, "_generate", full)
-    with pytest.raises(UserError, match="with 2 prompts: lower batch_size"):
+    with pytest.raises(torch.OutOfMemoryError):
         HuggingFaceChat(folder("qwen2")).complete(TEXTS)
+    with pytest.raises(UserError, match="do not fit into the GPU's memory"):
+        HuggingFaceChat(folder("qwen2")).complete(TEXTS[:1])
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_5_vl"])
+def test_special_tokens_in_a_text_are_words_and_no_more(folder, name):
+    chat = HuggingFaceChat(folder(name), max_new_tokens=8)
+    chat.load()
+    loaded = chat_huggingface._load(chat.model, None, "auto", "auto")
+    token = next(token.content for token in loaded.processor.added_tokens_decoder.values()) if name == "qwen2" else None
+    token = token or "<|image_pad|>"
+    bare = re.sub(r"\W", "", token)
+    assert chat.complete([Prompt(f"red {token} shoe")]) == chat.complete([Prompt(f"red {bare} shoe")])

@@ -28,8 +28,8 @@ def said(text: str | None, reason: str = "stop") -> Reply:
     return 200, {}, json.dumps({"choices": [{"index": 0, "finish_reason": reason, "message": message}]})
 
 
-def failed(status: int, message: str = "no", **headers: str) -> Reply:
-    return status, headers, json.dumps({"error": {"message": message}})
+def failed(status: int, message: str = "no", code: str | None = None, **headers: str) -> Reply:
+    return status, headers, json.dumps({"error": {"message": message, "code": code}})
 
 
 class Endpoint:
@@ -121,7 +121,7 @@ def test_answers_keep_the_prompts_order_and_prompts_in_flight_their_limit(endpoi
 
 def test_a_prompt_travels_with_its_system_message_pictures_and_settings(endpoint):
     red = np.full((6, 8, 3), (200, 10, 10), np.uint8)
-    chat(endpoint, seed=7, max_tokens=9).complete([Prompt("what is it", system="be brief", images=(red, red))])
+    chat(endpoint, seed=7, max_new_tokens=9).complete([Prompt("what is it", system="be brief", images=(red, red))])
     (body,) = endpoint.requests
     assert (body["model"], body["max_tokens"], body["temperature"], body["seed"]) == ("m", 9, 0.0, 7)
     system, user = body["messages"]
@@ -156,6 +156,7 @@ def test_retry_after_is_heeded(endpoint):
         (failed(503), "model_unavailable"),
         (failed(429), "model_rate_limited"),
         (failed(400, "content policy"), "model_refused"),
+        (failed(403), "model_refused"),
         (failed(413), "model_refused"),
         (said(""), "model_refused"),
         (said(None), "model_refused"),
@@ -165,7 +166,20 @@ def test_retry_after_is_heeded(endpoint):
         ((200, {}, '{"choices": []}'), "model_unavailable"),
         ((200, {}, '{"choices": [{}]}'), "model_unavailable"),
     ],
-    ids=["500s", "429", "400", "413", "empty", "null", "filtered", "bad json", "html", "no choice", "no message"],
+    ids=[
+        "500s",
+        "429",
+        "400",
+        "403",
+        "413",
+        "empty",
+        "null",
+        "filtered",
+        "bad json",
+        "html",
+        "no choice",
+        "no message",
+    ],
 )
 def test_a_prompt_without_an_answer_costs_itself_alone(endpoint, reply, code):
     endpoint.answer = lambda body, number: reply if text_of(body) == "bad" else said("fine")
@@ -192,15 +206,23 @@ def test_a_server_that_is_not_there_is_unavailable(endpoint):
     assert failure.code == "model_unavailable"
 
 
-@pytest.mark.parametrize(
-    ("status", "sentence"), [(401, "refuses the key"), (403, "refuses the key"), (404, "does not serve m")]
-)
+@pytest.mark.parametrize(("status", "sentence"), [(401, "refuses the key"), (404, "does not serve m")])
 def test_settings_that_cannot_work_end_the_call(endpoint, status, sentence):
     endpoint.answer = lambda body, number: (time.sleep(0.05), failed(status, f"got {KEY}"))[1]
     with pytest.raises(UserError, match=sentence) as caught:
         chat(endpoint, concurrency=2).complete([Prompt(str(n)) for n in range(50)])
     assert KEY not in str(caught.value)
     assert len(endpoint.requests) < 10, "prompts that wait are not sent"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sentence"),
+    [(400, "unsupported_value", "temperature to null"), (429, "insufficient_quota", "quota of its key is used up")],
+)
+def test_error_codes_of_settings_end_the_call(endpoint, status, code, sentence):
+    endpoint.answer = lambda body, number: failed(status, "no", code)
+    with pytest.raises(UserError, match=sentence):
+        chat(endpoint).complete([Prompt("x")])
 
 
 def test_the_key_is_sent_and_shown_nowhere(endpoint, caplog):

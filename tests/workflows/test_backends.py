@@ -20,7 +20,7 @@ CHATS = [
         "base_url": "http://h/v1",
         "api_key_env": "K",
         "concurrency": 3,
-        "max_tokens": 9,
+        "max_new_tokens": 9,
     },
     {"backend": "vllm", "model": "m", "max_model_len": 512},
 ]

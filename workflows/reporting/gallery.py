@@ -20,7 +20,7 @@ from storage.limits import Limits, MediaError, Sources, read_limited, resolve
 from workflows.reporting.source import Source
 
 SIZE = 24
-PREVIEW = Limits(max_side=160, frames=1)
+PREVIEW = Limits(max_side=160, frames=1, fetch_seconds=5)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from operators.gate import activity, decide
 from operators.invocation import CACHED, COMPUTED, EMPTY, REFUSED, Invocation
 from operators.media import FetchMedia
 from storage import files
+from storage.errors import UserError
 from storage.identity import identity
 from storage.limits import Limits, Sources
 from workflows import streams
@@ -39,7 +40,7 @@ SEEDED = False
 INPUTS = ("ingest",)
 
 KEPT_COLUMNS = ("item_id", "title", "description")
-CACHE = "cache"  # beside the run directory
+CACHE = "_cache"  # beside the run directory; no workflow can have this name
 
 
 class LimitsConfig(BaseModel):
@@ -86,7 +87,7 @@ class Config(StageConfig):
     Attributes:
         fetch, image_embedding, caption, interests, text_embedding: of each operator of the stream; see
             `workflows.backends`.
-        cache: where results are kept for later runs: true for the folder `cache` beside the run directory, false for
+        cache: where results are kept for later runs: true for the folder `_cache` beside the run directory, false for
             nowhere, or a URI.
         max_reject_share: share of rejected rows past which the run fails.
         max_degraded_share: likewise of rows that are kept without a part, since a store or an endpoint that is down
@@ -104,7 +105,7 @@ class Config(StageConfig):
     max_reject_share: float = Field(0.1, ge=0, le=1)
     max_degraded_share: float = Field(0.5, ge=0, le=1)
     commit_rows: int = Field(64, ge=1)
-    no_progress_timeout_s: float = Field(300.0, gt=0)
+    no_progress_timeout_s: float = Field(900.0, gt=0)
 
     resources: ClassVar[frozenset[str]] = frozenset(
         {"cache", "commit_rows", "no_progress_timeout_s", "max_reject_share", "max_degraded_share"}
@@ -136,14 +137,17 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
     ]
 
 
-def check(config: Config) -> None:
-    """Find what is wrong with the models on this machine before anything runs.
+def check(config: Config, root: str) -> None:
+    """Find what is wrong with models and cache on this machine before anything runs.
 
     Raises:
         UserError: one of them cannot work.
     """
     for section in (config.image_embedding, config.caption, config.interests, config.text_embedding):
         section.check()
+    cache = cache_uri(config, root)
+    if cache is not None and not files.writable(cache):
+        raise UserError(f"The cache {cache} cannot be written: give stages.interpret.cache another URI, or false.")
 
 
 def groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cache: str | None = None) -> list[Group]:
@@ -175,7 +179,7 @@ def run(config: Config, context: Context) -> Result:
     if reused:
         context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
     if reused < total:
-        cache = _cache_uri(config, context)
+        cache = cache_uri(config, context.run.root)
         streams.stream(
             source,
             groups(config, context.catalog, context.nodes, rows=total - reused, cache=cache),
@@ -200,10 +204,13 @@ def _forget_other_attempts(folder: str, fingerprint: str) -> None:
                 fs.rm(name, recursive=True)
 
 
-def _cache_uri(config: Config, context: Context) -> str | None:
+def cache_uri(config: Config, root: str) -> str | None:
+    """Where the results of a run at `root` are kept for later ones, or None."""
     if isinstance(config.cache, str):
         return files.absolute(config.cache)
-    return files.join(context.run.root.rstrip("/").rpartition("/")[0], CACHE) if config.cache else None
+    scheme, separator, path = root.rstrip("/").rpartition("://")
+    above, slash, _ = path.rpartition("/")
+    return f"{scheme}{separator}{above if slash else path}/{CACHE}" if config.cache else None
 
 
 def write_source(config: Config, context: Context, target: str) -> int:
@@ -217,11 +224,19 @@ def write_source(config: Config, context: Context, target: str) -> int:
         assert isinstance(events, pl.DataFrame)  # noqa: S101 - for the type checker
         until = events["timestamp"].dt.epoch("us").quantile(gate.log_share, "lower")
         seen = activity(events.lazy().filter(pl.col("timestamp").dt.epoch("us") <= until))
-    if gate.budget is not None and files.exists(context.run.uri("items")):
+    if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
         last = context.run.read_table("items", columns=["item_id", "caption"])
         known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
     files.write_table(target, items.append_column("gate", decide(items, gate.rule(), seen, known)))
     return int(items.num_rows)
+
+
+def _remembers(config: Config, context: Context) -> bool:
+    """Whether the cache holds captions made with these very settings."""
+    cache = cache_uri(config, context.run.root)
+    caption = next(step.operator for step in steps(config, "", cache) if step.name == "caption")
+    assert isinstance(caption, Invocation)  # noqa: S101 - for the type checker
+    return cache is not None and files.exists(files.join(cache, caption.folder))
 
 
 def _work(sink: str) -> dict[str, Any]:
@@ -229,8 +244,8 @@ def _work(sink: str) -> dict[str, Any]:
 
     Returns:
         Per operator the rows that were `computed`, `cached`, `refused` and `empty`; `trigger_rate`, the share of rows
-        that it was asked about; `cache_hit_rate`, the share of these that it did not have to compute;
-        `seconds_per_row`, of those that it did.
+        that it was asked about and did not leave empty; `cache_hit_rate`, the share of these that it did not have to
+        compute; `seconds_per_row`, of those that it did.
     """
     frames = [
         pl.DataFrame(pl.from_arrow(batch))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from operators.base import apply, with_outcome
 from storage import files
+from storage.errors import UserError
 from storage.run import RunDir
 from workflows.stage import Context
 from workflows.stages import ingest, interpret, project
@@ -153,3 +154,34 @@ def test_the_gate_is_decided_by_what_the_first_part_of_the_log_says(context):
     assert found["item-1"] == "open"
     assert found["item-2"] == found["item-3"] == "not_worth_it"
     files.remove(context.run.uri("catalog", "interactions"))
+
+
+def test_the_budget_goes_on_where_the_cache_remembers_and_starts_again_where_it_does_not(context, streamed, tmp_path):
+    """Captions of the last run take no budget, so long as the cache can give them back."""
+
+    def opened(**settings):
+        config = interpret.Config(caption={"gate": {"budget": 4}, **settings.pop("caption", {})}, **settings)
+        interpret.write_source(config, context, context.run.uri("gated"))
+        gates = {row["item_id"]: row["gate"] for row in context.run.read_table("gated").to_pylist()}
+        return {item_id for item_id, gate in gates.items() if gate == "open"}
+
+    had = {row["item_id"] for row in context.run.read_table("items").to_pylist() if row["caption"]}
+    remembered, forgotten = opened(), opened(cache=False)
+    assert len(remembered) == len(forgotten) == 4
+    assert not remembered & had
+    assert forgotten & had
+    assert opened(caption={"backend": "openai", "model": "other"}) == forgotten
+
+
+def test_settings_that_only_loading_finds_wrong_end_the_stream_with_a_sentence(context, ray_cluster):
+    """In a pool of its own, so that rows change processes on the way."""
+    caption = {"backend": "huggingface", "model": str(Path(context.catalog)), "pool": {"num_cpus": 0.5}}
+    wrong = dataclasses.replace(context, fingerprint="wrong")
+    with pytest.raises(UserError, match="There is no model"):
+        interpret.run(interpret.Config(caption=caption, cache=False), wrong)
+    pools = {name: {"pool": {"num_cpus": 0.5}} for name in ("fetch", "caption", "text_embedding")}
+    right = dataclasses.replace(context, fingerprint="pools", run=RunDir(str(Path(context.run.root).parent / "run-3")))
+    ingest.run(ingest.Config(), right)
+    assert interpret.run(interpret.Config(**pools, cache=False), right).rows_out == ITEMS - 2
+    first, second = (c.run.read_table("items").drop_columns(["image_vector", "text_vector"]) for c in (context, right))
+    assert first.equals(second)
