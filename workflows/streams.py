@@ -89,7 +89,7 @@ def stream(
     from ray.data import SaveMode
     from ray.data.checkpoint import CheckpointConfig
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a stream is raised
     context = ray.data.DataContext.get_current().copy()
     context.checkpoint_config = CheckpointConfig(
         id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
@@ -126,7 +126,7 @@ def stream(
             rows.write_parquet(path, filesystem=_arrow(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
+                raise UserError(str(error.cause).partition("\n")[0]) from error  # Ray adds notes on retries
             raise
         except ray.data.exceptions.ExecutionTimeoutError as error:
             raise UserError(
