@@ -173,7 +173,7 @@ def test_the_budget_goes_on_where_the_cache_remembers_and_starts_again_where_it_
     assert opened(caption={"backend": "openai", "model": "other"}) == forgotten
 
 
-def test_settings_that_only_loading_finds_wrong_end_the_stream_with_a_sentence(context, ray_cluster):
+def test_settings_that_only_loading_finds_wrong_end_the_stream_with_a_sentence(context, streamed):
     """In a pool of its own, so that rows change processes on the way."""
     caption = {"backend": "huggingface", "model": str(Path(context.catalog)), "pool": {"num_cpus": 0.5}}
     wrong = dataclasses.replace(context, fingerprint="wrong")
