@@ -14,7 +14,7 @@ from models.interests import MOST_TAGS, PEOPLE, ItemText, bounded, clean_tag
 if TYPE_CHECKING:
     from yake import KeywordExtractor
 
-CANDIDATES = 20
+CANDIDATES = 500  # all of a text's
 READ = 400  # characters of title, caption and description together; the time goes with them
 # What captions say of the picture and not of the item: among them the tagger's words for outline, tone and surface.
 _OF_PICTURES = re.compile(
@@ -71,9 +71,12 @@ def _keywords(text: ItemText) -> list[str]:
 
 def _candidates(text: str) -> Iterator[str]:
     extractor = _extractor()
-    for phrase, _ in extractor.extract_keywords(text):
+    lower = text.lower()
+    # YAKE walks through sets, so equal scores come in another order in every process.
+    ranked = sorted((round(score, 9), lower.find(phrase), phrase) for phrase, score in extractor.extract_keywords(text))
+    for _, _, phrase in ranked:
         if tag := clean_tag(phrase):
             yield tag
-    for word in text.lower().split():
+    for word in lower.split():
         if (tag := clean_tag(word)) and tag not in extractor.stopword_set:
             yield tag

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.interests import MOST_TAGS, PEOPLE, ItemText, clean_tag
 from models.keywords import Keywords
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def tags(title: str | None = None, description: str | None = None, caption: str | None = None) -> list[str]:
@@ -62,3 +69,22 @@ def test_tags_are_few_clean_and_share_no_word(title, description):
 def test_an_item_is_mined_alike_alone_and_among_others():
     items = [ItemText("Sea Bird Print"), ItemText("Red Wool Scarf", "Warm wool from the north."), ItemText("Tea Cup")]
     assert Keywords().mine(items) == [Keywords().mine([item])[0] for item in items]
+
+
+def test_tags_do_not_depend_on_the_process():
+    """YAKE walks through sets of strings, whose order changes with the hash seed of a process."""
+    script = (
+        "from models.keywords import Keywords\n"
+        "from models.interests import ItemText\n"
+        "caption = 'A picture of something, mainly brown and red, on a black background: busy texture, dark soft.'\n"
+        "texts = [ItemText(f'Running Scared {i} blue green lamp chair', None, caption) for i in range(30)]\n"
+        "print(Keywords().mine(texts))\n"
+    )
+    command = [sys.executable, "-c", script]
+    said = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=REPOSITORY, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "11", "12")
+    }
+    assert len(said) == 1
