@@ -18,7 +18,7 @@ def test_every_stage_before_it_counts_into_its_fingerprint(tmp_path):
     stages = {"ingest": {}, "interpret": {}, "project": {}, "quantize": {}, "report": {}}
     variants = [
         stages,
-        {**stages, "interpret": {"max_media": 3}},
+        {**stages, "interpret": {"fetch": {"max_media": 3}}},
         {**stages, "quantize": {"steps": 7}},
         {name: config for name, config in stages.items() if name != "quantize"},
         {"ingest": {}, "report": {}},
