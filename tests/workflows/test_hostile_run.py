@@ -21,6 +21,7 @@ TESSEREC = Path(sys.executable).parent / "tesserec"
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1_800)
 def test_a_run_over_a_hundredth_of_hostile_media_rejects_exactly_those_and_names_every_reason(tmp_path):
     (tmp_path / "catalog").mkdir()
     rng = np.random.default_rng(0)

@@ -25,7 +25,7 @@ PAUSE_S = 60  # the longest that a stream may stand still
 
 
 SHORT = (160, ("all actors", "everything"))
-LONG = (1_600, (*(["actor"] * 10), "everything", *(["driver"] * 3)))
+LONG = (1_200, (*(["actor"] * 10), "everything", *(["driver"] * 3)))
 
 
 @pytest.fixture(scope="module", params=[SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "long"])
@@ -67,6 +67,7 @@ def undisturbed(place):
     return rows_of(place, "undisturbed")
 
 
+@pytest.mark.timeout(1_800)
 def test_a_run_killed_time_and_again_ends_with_the_rows_of_an_undisturbed_one(place, undisturbed, killings):
     chance, run, pause = random.Random(0), "killed", 0.0
     process = start(place, run)
