@@ -68,12 +68,11 @@ class Invocation(Operator):
     @property
     def folder(self) -> str:
         """The folder in the cache that holds what was computed with these settings."""
-        return f"{self.name}-{_digest(_settings(self.operator)).hex()[:12]}"
+        return f"{self.name}-{_settings(self.operator).hex()[:12]}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
         is_open, may_look = self._gates(table)
-        settings, folder = _digest(_settings(self.operator)), self.folder
-        keys = _keys(self.operator, settings, table)
+        folder, keys = self.folder, _keys(self.operator, table)
         found = self._look_up(folder, [key for key, may in zip(keys, may_look, strict=True) if may])
         asked, places = _plan(keys, list(found), is_open, may_look)
         computed, seconds = self._compute(table, asked)
@@ -169,21 +168,23 @@ def _set_up(operator: Operator) -> None:
         raise UserError(f"{name} cannot be set up with these settings: {type(error).__name__}: {error}") from error
 
 
+@functools.cache
 def _settings(operator: Operator) -> bytes:
-    """What results depend on beside the rows, and the types that they are kept in."""
+    """A digest of what results depend on beside the rows, and of the types that they are kept in."""
     types = [(field.name, str(field.type)) for field in operator.output_schema]
-    return json.dumps([identity(operator), operator.key_columns, types], sort_keys=True).encode()
+    return _digest(json.dumps([identity(operator), operator.key_columns, types], sort_keys=True).encode())
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
 
 
-def _keys(operator: Operator, settings: bytes, table: pa.Table) -> list[bytes | int]:
+def _keys(operator: Operator, table: pa.Table) -> list[bytes | int]:
     """The key of each row: a digest of settings and content, or the row's number where it has none."""
     if not operator.key_columns:
         return list(range(table.num_rows))
     parts = zip(*(_contents(table[name]) for name in operator.key_columns), strict=True)
+    settings = _settings(operator)
     keys: list[bytes | int] = [_digest(settings + b"".join(row)) for row in parts]
     if "media_digest" in operator.key_columns:
         for row in np.flatnonzero(table["media_digest"].is_null()).tolist():

@@ -40,6 +40,12 @@ Made = TypeVar("Made")
 ROOM_TO_REASON = 256  # tokens: a model may think before it names interests
 
 
+def made(kind: type[Made], settings: BaseModel, **others: Any) -> Made:
+    """A dataclass from the settings of the same names."""
+    names = {field.name for field in dataclasses.fields(kind)} & set(type(settings).model_fields)  # type: ignore[arg-type]
+    return kind(**{name: getattr(settings, name) for name in names}, **others)
+
+
 class Section(BaseModel):
     """Settings of one operator of the stream; without a pool it runs beside its neighbours, see `pools.plan`."""
 
@@ -54,11 +60,6 @@ class Section(BaseModel):
         Raises:
             UserError: the model cannot work on this machine.
         """
-
-    def made(self, kind: type[Made], **others: Any) -> Made:
-        """A dataclass from the settings of the same names."""
-        names = {field.name for field in dataclasses.fields(kind)} & set(type(self).model_fields)  # type: ignore[arg-type]
-        return kind(**{name: getattr(self, name) for name in names}, **others)
 
 
 def _variable_name(name: str) -> str:
@@ -83,44 +84,47 @@ VariableName = Annotated[str, AfterValidator(_variable_name)]
 Address = Annotated[str, AfterValidator(_without_credentials)]
 
 
-def _check_folder(model: str) -> None:
-    if model.startswith("/") and not Path(model).is_dir():
-        raise UserError(f"There is no model at {model}: give a folder, or a name on the Hugging Face hub.")
+class _Weights(Section):
+    """Weights of one's own choice, from a folder or the hub."""
 
-
-class _HuggingFace(Section):
     place = "model"
-    backend: Literal["huggingface"]
     model: ModelName
     revision: str | None = None
-    dtype: str = HuggingFaceChat.dtype
+    dtype: str = "auto"
+
+    def check(self) -> None:
+        if self.model.startswith("/") and not Path(self.model).is_dir():
+            raise UserError(f"There is no model at {self.model}: give a folder, or a name on the Hugging Face hub.")
+
+
+class _Chat(Section):
+    """A language model, of the class `kind`."""
+
+    kind: ClassVar[type[Any]]
+
+    def chat(self) -> Chat:
+        model: Chat = made(self.kind, self)
+        return model
+
+
+class _HuggingFace(_Weights, _Chat):
+    kind = HuggingFaceChat
+    backend: Literal["huggingface"]
     max_new_tokens: int = Field(HuggingFaceChat.max_new_tokens, ge=1)
     device_map: str = "auto"
 
-    def check(self) -> None:
-        _check_folder(self.model)
 
-    def chat(self) -> Chat:
-        return self.made(HuggingFaceChat)
-
-
-class _Vllm(Section):
-    place = "model"
+class _Vllm(_Weights, _Chat):
+    kind = VllmChat
     backend: Literal["vllm"]
-    model: ModelName
-    revision: str | None = None
-    dtype: str = VllmChat.dtype
     max_new_tokens: int = Field(VllmChat.max_new_tokens, ge=1)
     max_model_len: int | None = Field(None, ge=1)
     gpu_memory_utilization: float = Field(VllmChat.gpu_memory_utilization, gt=0, le=1)
 
     def check(self) -> None:
-        _check_folder(self.model)
+        super().check()
         if importlib.util.find_spec("vllm") is None:
             raise UserError("The backend vllm needs vLLM, which is not installed: install the extra, `.[vllm]`.")
-
-    def chat(self) -> Chat:
-        return self.made(VllmChat)
 
 
 class _Endpoint(Section):
@@ -139,25 +143,21 @@ class _Endpoint(Section):
         client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries)
 
 
-class _OpenAI(_Endpoint):
+class _OpenAI(_Endpoint, _Chat):
+    kind = OpenAIChat
     max_new_tokens: int = Field(OpenAIChat.max_new_tokens, ge=1)
     temperature: float | None = Field(OpenAIChat.temperature, ge=0)
     seed: int | None = None
 
-    def chat(self) -> Chat:
-        return self.made(OpenAIChat)
 
-
-class _SmolLM2(Section):
+class _SmolLM2(_Chat):
+    kind = SmolLM2
     place = "model"
     backend: Literal["smollm2"]
     max_new_tokens: int = Field(SmolLM2.max_new_tokens, ge=1)
 
-    def chat(self) -> Chat:
-        return self.made(SmolLM2)
 
-
-class Gate(Section):
+class Gate(BaseModel):
     """Which items are worth a caption; see `operators.gate`.
 
     Attributes:
@@ -165,7 +165,8 @@ class Gate(Section):
             model decide nothing.
     """
 
-    pool: None = Field(None, exclude=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     has_media: bool = GateRule.has_media
     thin_below: int | None = Field(None, ge=1)
     popular_from: int | None = Field(None, ge=1)
@@ -175,7 +176,7 @@ class Gate(Section):
 
     def rule(self) -> GateRule:
         """The rule with these settings."""
-        return self.made(GateRule)
+        return made(GateRule, self)
 
 
 class _Captions(Section):
@@ -193,17 +194,14 @@ class TaggerCaptions(_Captions):
         return Caption(Tagger(vector_is_local=local_vectors), frames=self.frames)
 
 
-class _ChatCaptions(_Captions):
+class _ChatCaptions(_Captions, _Chat):
     prompt: str = CAPTION_PROMPT
     context: bool = ChatCaptioner.context
     frames: Literal["first", "grid", "each"] = "grid"
 
-    def chat(self) -> Chat:
-        raise NotImplementedError
-
     def operator(self, *, local_vectors: bool) -> Operator:
         """The operator with these settings."""
-        return Caption(self.made(ChatCaptioner, chat=self.chat()), frames=self.frames)
+        return Caption(made(ChatCaptioner, self, chat=self.chat()), frames=self.frames)
 
 
 class HuggingFaceCaptions(_HuggingFace, _ChatCaptions):
@@ -228,15 +226,12 @@ class KeywordInterests(Section):
         return Interests(Keywords())
 
 
-class _ChatInterests(Section):
+class _ChatInterests(_Chat):
     prompt: str = INTERESTS_PROMPT
-
-    def chat(self) -> Chat:
-        raise NotImplementedError
 
     def operator(self) -> Operator:
         """The operator with these settings."""
-        return Interests(self.made(ChatMiner, chat=self.chat()))
+        return Interests(made(ChatMiner, self, chat=self.chat()))
 
 
 class SmolLM2Interests(_SmolLM2, _ChatInterests):
@@ -270,23 +265,16 @@ class LocalImageEmbedding(Section):
         return EmbedImages(LocalImages())
 
 
-class _SentenceTransformers(Section):
-    place = "model"
+class _SentenceTransformers(_Weights):
     backend: Literal["sentence-transformers"]
-    model: ModelName
     width: int = Field(ge=1)
     prompt: str | None = None
     prompt_name: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    dtype: str = SentenceTransformers.dtype
     normalise: bool = SentenceTransformers.normalise
     pooling: Literal["mean", "cls", "lasttoken"] | None = None
     chat_template: str | None = None
-    revision: str | None = None
     batch_size: int = Field(SentenceTransformers.batch_size, ge=1)
-
-    def check(self) -> None:
-        _check_folder(self.model)
 
 
 class SentenceTransformersImages(_SentenceTransformers):
@@ -294,7 +282,7 @@ class SentenceTransformersImages(_SentenceTransformers):
 
     def operator(self) -> Operator:
         """The operator with these settings."""
-        return EmbedImages(self.made(SentenceTransformers))
+        return EmbedImages(made(SentenceTransformers, self))
 
 
 class LocalTextEmbedding(Section):
@@ -315,7 +303,7 @@ class SentenceTransformersTexts(_SentenceTransformers):
 
     def operator(self) -> Operator:
         """The operator with these settings."""
-        return EmbedTexts(self.made(SentenceTransformers), joint=self.joint)
+        return EmbedTexts(made(SentenceTransformers, self), joint=self.joint)
 
 
 class OpenAITexts(_Endpoint):
@@ -329,7 +317,7 @@ class OpenAITexts(_Endpoint):
 
     def operator(self) -> Operator:
         """The operator with these settings."""
-        return EmbedTexts(self.made(OpenAIEmbeddings))
+        return EmbedTexts(made(OpenAIEmbeddings, self))
 
 
 def _backend_of(default: str) -> Discriminator:

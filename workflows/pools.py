@@ -103,9 +103,8 @@ def plan(steps: Sequence[Step], nodes: Sequence[Node], *, blocks: int) -> list[G
 
     An operator with a pool of its own runs there. One that a GPU would serve gets an equal share of the GPUs, and one
     that waits for a server gets `REMOTE`, so that no CPU waits with it; a large model without a GPU gets one actor with
-    half the CPUs of a node. All others run beside their neighbours: one
-    actor per free CPU holds the whole run of them, so that pixels never leave the process that decoded them, and every
-    CPU has work, whichever operator is the slow one.
+    half the CPUs of a node. All others run beside their neighbours: one actor per free CPU holds the whole run of them,
+    so that pixels never leave the process that decoded them, and every CPU has work, whichever operator is slow.
 
     Args:
         steps: of the stream, in order.
@@ -148,12 +147,12 @@ def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Gro
 
 
 def _with_pool(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step:
-    if step.place == "remote" and step.pool is None:
+    if step.pool is not None or step.place == "cpu":
+        return step
+    if step.place == "remote":
         return replace(step, pool=REMOTE)
     gpus = sum(node.gpus for node in nodes) - sum(s.pool.largest * s.pool.num_gpus for s in steps if s.pool)
     waiting = sum(s.place in ("gpu", "model") and s.pool is None for s in steps)
-    if step.place == "cpu" or step.pool is not None:
-        return step
     if gpus <= 0:
         half = max(1, int(max((node.cpus for node in nodes), default=0) - READER_CPUS) // 2)
         return step if step.place == "gpu" else replace(step, pool=Pool(num_cpus=half))

@@ -29,6 +29,7 @@ from workflows.backends import (
     Section,
     TaggerCaptions,
     TextEmbeddingSection,
+    made,
 )
 from workflows.compact import write_in_hash_order
 from workflows.pools import Group, Node, Step, plan
@@ -77,7 +78,7 @@ class Fetch(Section):
 
     def operator(self, root: str) -> Operator:
         """The operator for the catalogue at `root`."""
-        limits, sources = Limits(**self.limits.model_dump()), self.made(Sources)
+        limits, sources = made(Limits, self.limits), made(Sources, self)
         return FetchMedia(root=root, max_media=self.max_media, limits=limits, sources=sources)
 
 
