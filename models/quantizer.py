@@ -101,16 +101,16 @@ class Quantizer(nn.Module):
         )
 
     @torch.no_grad()
-    def codes(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Semantic IDs, int32 [N, L], of embeddings [N, D], without the deduplication digit."""
         parts = [self.quantize(self.encoder(self.standardise(block)))[0] for block in embeddings.split(BLOCK_ROWS)]
         return torch.cat(parts).int()
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Standardised reconstructions [N, D] of codes [N, h]; h below L decodes the first levels alone."""
+        """Embeddings [N, D] that codes [N, h] stand for; h below L decodes the first levels alone."""
         latents = [codebook[code.long()] for codebook, code in zip(self.codebooks, codes.T, strict=False)]
-        return self.decoder(torch.stack(latents).sum(0))
+        return self.decoder(torch.stack(latents).sum(0)) * self.scale + self.mean
 
     def save(self, uri: str) -> None:
         """Write the artifact (kind `quantizer`)."""

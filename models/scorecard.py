@@ -57,7 +57,7 @@ def reconstruction(quantizer: Quantizer, embeddings: torch.Tensor, codes: torch.
         dimensions, which is the share of variance that is lost.
     """
     inputs = quantizer.standardise(embeddings)
-    decoded = [quantizer.decode(codes[:, :depth]) for depth in range(1, codes.shape[1] + 1)]
+    decoded = [quantizer.standardise(quantizer.decode(codes[:, :depth])) for depth in range(1, codes.shape[1] + 1)]
     return {
         "reconstruction_cosine": [float(torch.cosine_similarity(inputs, output).mean()) for output in decoded],
         "reconstruction_mse": [float((inputs - output).square().mean()) for output in decoded],

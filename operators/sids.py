@@ -54,5 +54,5 @@ class AssignSids(Operator):
         load_quantizer(self.artifact)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        codes = load_quantizer(self.artifact).codes(embedding_matrix(table))
+        codes = load_quantizer(self.artifact).encode(embedding_matrix(table))
         return set_columns(table, {"codes": codes_array(codes.numpy())})

@@ -55,7 +55,7 @@ def test_scorecard_reports_depths_and_deduplication() -> None:
     words = torch.tensor([[3.0, 0, 0, 0], [-3.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0], [0, -1.0, 0, 0]])
     quantizer.codebooks = torch.nn.ParameterList(words)
     data = torch.tensor([[3.0, 1, 0, 0], [-3.0, -1, 0, 0], [3.0, 1, 0, 0]])
-    codes = quantizer.codes(data)
+    codes = quantizer.encode(data)
     assert codes.tolist() == [[0, 0], [1, 1], [0, 0]]
     depth = reconstruction(quantizer, data, codes)
     assert depth["reconstruction_mse"] == pytest.approx([0.25, 0.0])

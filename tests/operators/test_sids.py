@@ -31,7 +31,7 @@ def test_adds_the_quantizers_codes_as_declared(artifact: str) -> None:
     table = operator(rows(embeddings))
     assert table.column_names == ["item_id", "embedding", "codes"]
     assert table.schema.field("codes") == operator.output_schema.field("codes")
-    assert table["codes"].to_pylist() == Quantizer.load(artifact).codes(embeddings).tolist()
+    assert table["codes"].to_pylist() == Quantizer.load(artifact).encode(embeddings).tolist()
 
 
 def test_slices_chunks_and_empty_tables_give_the_same_rows(artifact: str) -> None:

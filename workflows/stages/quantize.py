@@ -71,7 +71,7 @@ def run(config: Config, context: Context) -> Result:
         use_gpu=config.use_gpu,
     )
     quantizer, vectors = Quantizer.load(context.run.uri("models", "quantizer")), embedding_matrix(embeddings)
-    codes = quantizer.codes(vectors).numpy()
+    codes = quantizer.encode(vectors).numpy()
     digits = allocate_digits(embeddings["item_id"].to_pylist(), codes)
     table = pa.table({"item_id": embeddings["item_id"], "codes": codes_array(np.column_stack([codes, digits]))})
     context.run.write_table(table, "sids")

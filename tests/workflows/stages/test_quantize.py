@@ -44,7 +44,7 @@ def test_every_item_gets_one_unique_sid_with_two_workers(tmp_path: Path) -> None
     assert codes["item-0"][:2] == codes["item-1"][:2]
 
     vectors = torch.from_numpy(np.stack(table["embedding"].to_pylist()).astype(np.float32))
-    assigned = Quantizer.load(run.uri("models", "quantizer")).codes(vectors).tolist()
+    assigned = Quantizer.load(run.uri("models", "quantizer")).encode(vectors).tolist()
     assert assigned == [codes[item][:2] for item in table["item_id"].to_pylist()]
 
     assert result.metrics["collision_share"] > 0
