@@ -3,14 +3,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import models.scorecard
 from models.quantizer import Architecture, Quantizer
-from models.scorecard import collisions, reconstruction, scorecard, usage
+from models.scorecard import category_purity, collisions, reconstruction, scorecard, usage
 
 
 def test_usage_of_a_known_case() -> None:
@@ -45,21 +47,92 @@ def test_perplexity_and_entropy_stay_in_their_bounds(codes: np.ndarray) -> None:
     assert card["prefix_entropy"][-1] <= math.log2(len(codes)) + 1e-9
 
 
-def test_scorecard_reports_depths_and_deduplication() -> None:
-    torch.manual_seed(0)
-    quantizer = Quantizer(Architecture(4, hidden_dims=(), latent_dim=4, codebook_sizes=(2, 2)))
-    quantizer.encoder, quantizer.decoder = (
-        torch.nn.Sequential(),
-        torch.nn.Sequential(),
-    )  # codes on the inputs themselves
-    words = torch.tensor([[3.0, 0, 0, 0], [-3.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0], [0, -1.0, 0, 0]])
-    quantizer.codebooks = torch.nn.ParameterList(words)
+def plain(*codebooks: list[list[float]]) -> Quantizer:
+    """A quantizer over these codebooks, in the space of the embeddings."""
+    sizes, width = tuple(len(words) for words in codebooks), len(codebooks[0][0])
+    quantizer = Quantizer(Architecture("rqkmeans", width, sizes, width))
+    quantizer.codebooks = torch.nn.ParameterList([torch.tensor(words) for words in codebooks])
+    return quantizer.requires_grad_(False)
+
+
+def attributes(rows: list[dict[str, str] | None]) -> pa.Array:
+    pairs = [None if row is None else list(row.items()) for row in rows]
+    return pa.array(pairs, pa.map_(pa.string(), pa.string()))
+
+
+def test_scorecard_reports_depths_and_deduplication(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.scorecard, "BLOCK_ROWS", 2)
+    quantizer = plain([[3.0, 0, 0, 0], [-3.0, 0, 0, 0]], [[0, 1.0, 0, 0], [0, -1.0, 0, 0]])
     data = torch.tensor([[3.0, 1, 0, 0], [-3.0, -1, 0, 0], [3.0, 1, 0, 0]])
     codes = quantizer.encode(data)
     assert codes.tolist() == [[0, 0], [1, 1], [0, 0]]
     depth = reconstruction(quantizer, data, codes)
     assert depth["reconstruction_mse"] == pytest.approx([0.25, 0.0])
     assert depth["reconstruction_cosine"] == pytest.approx([3 / math.sqrt(10), 1.0])
-    card = scorecard(quantizer, data, codes.numpy(), np.array([0, 0, 1]))
+    card = scorecard(quantizer, data, codes.numpy(), np.array([0, -1, 1]))
     assert (card["collision_share"], card["collision_share_after"]) == (pytest.approx(2 / 3), 0.0)
     assert card["largest_collision"] == 2
+    assert scorecard(quantizer, data, codes.numpy(), np.full(3, -1))["collision_share_after"] == pytest.approx(2 / 3)
+    assert card["category_purity"] == {}
+
+
+def test_scorecard_measures_neighbours_where_the_quantizer_does() -> None:
+    # two pairs that only a column of small numbers tells apart, far from the origin
+    data = torch.tensor([[1e3, 1.0], [1e3, 1.1], [1e3, -1.0], [1e3, -1.1]]).repeat(5, 1)
+    quantizer = plain([[0.0, 1.0], [0.0, -1.0]])
+    quantizer.mean.copy_(torch.tensor([1e3, 0.0]))
+    codes = quantizer.encode(data).numpy()
+    digits = np.arange(20)
+    overlap = scorecard(quantizer, data, codes, digits)["neighbour_overlap"]
+    # nine others look alike and share the code; the tenth is one of ten on the other side
+    assert overlap == {"prefix": pytest.approx(0.91), "decoded": pytest.approx(0.91)}
+
+
+def test_purity_of_a_known_case_leaves_groups_of_one_out() -> None:
+    codes = np.array([[0, 0], [0, 0], [0, 1], [0, 1], [0, 2], [1, 0], [1, 0], [1, 0], [1, 0], [2, 0], [2, 1]])
+    kinds = ["a", "a", "a", "b", "b", "b", "b", None, None, "a", None]
+    rows = [{} if kind is None else {"kind": kind, "name": str(row)} for row, kind in enumerate(kinds)]
+    card = category_purity(codes, attributes(rows))
+    assert list(card) == ["kind"]  # every item has a name of its own: that is no category
+    kind = card["kind"]
+    assert (kind["values"], kind["known"]) == (2, pytest.approx(8 / 11))
+    # depth 1: {a a a b b} and {b b}; depth 2: {a a}, {a b}, {b b}
+    assert kind["covered"] == pytest.approx([7 / 8, 6 / 8])
+    assert kind["purity"] == pytest.approx([5 / 7, 5 / 6])
+
+
+def test_purity_stands_beside_what_the_same_groups_show_by_chance() -> None:
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 30, (600, 2))
+    kinds = {"meant": codes[:, 0] % 3, "chance": random.integers(0, 3, 600)}
+    rows = [{key: str(values[row]) for key, values in kinds.items()} for row in range(600)]
+    card = category_purity(codes, attributes(rows), seed=1)
+    assert card["meant"]["purity"] == [1.0, 1.0]
+    for depth, by_chance in enumerate(card["meant"]["shuffled"]):
+        assert card["chance"]["purity"][depth] == pytest.approx(by_chance, abs=0.06)
+    assert card["chance"]["purity"][1] > card["chance"]["purity"][0] + 0.1  # small groups look pure by themselves
+    assert card == category_purity(codes, attributes(rows), seed=1)
+
+
+def test_categories_are_keys_that_most_items_have_with_few_values() -> None:
+    rows = [{"colour": "red" if row % 2 else "blue", "shop": "one"} for row in range(20)]
+    rows[3] |= {"rare": "x"}
+    for row in range(11):
+        rows[row] |= {"half": "ab"[row % 2], "many": str(row % 5)}
+    without = [None, *rows[1:]]
+    table = pa.chunked_array([attributes(without[:7]), attributes(without[7:])])
+    card = category_purity(np.zeros((20, 1), int), table)
+    assert {key: (found["values"], found["known"]) for key, found in card.items()} == {
+        "colour": (2, 0.95),
+        "half": (2, 0.5),
+    }
+    sliced = pa.concat_arrays([attributes([{"colour": "green"}]), attributes(without)]).slice(1)
+    assert category_purity(np.zeros((20, 1), int), sliced) == card
+
+
+def test_purity_without_a_group_of_two_is_no_number() -> None:
+    rows = [{"kind": "ab"[row % 2]} for row in range(10)]
+    kind = category_purity(np.arange(10).reshape(-1, 1), attributes(rows))["kind"]
+    assert kind["covered"] == [0.0]
+    assert math.isnan(kind["purity"][0])
+    assert math.isnan(kind["shuffled"][0])
