@@ -1,0 +1,224 @@
+"""The peers of `benchmarks.quantizer`: vector-quantize-pytorch and semantic-id, each in the best settings found for it.
+
+Every `fit_*` takes standardised rows, float32 [N, D], `Settings`, a seed, and `watch`, and returns a `Peer`. `watch` is
+called with the unfinished peer every `watch_every` steps, from the moment when it can encode; the time that it takes is
+not the fit's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from semantic_id import RQVAE, RQKMeans
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every arm is given alike.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: rows of a step.
+        learning_rate: at the start; it falls to zero along half a cosine.
+        latent_dim: width of the codewords.
+        hidden_dims: widths between input and latent, and back.
+        codebook_sizes: codewords per level.
+        watch_every: steps between two calls of `watch`.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    latent_dim: int
+    hidden_dims: tuple[int, ...]
+    codebook_sizes: tuple[int, ...]
+    watch_every: int
+
+
+class Peer(Protocol):
+    """A quantizer in the middle or at the end of its fit."""
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 [M, L], of rows [M, D]."""
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Rows [M, D] that codes [M, h] stand for; h may be below L, except with semantic-id's `RQVAE`."""
+
+
+Watch = Callable[[Peer], None]
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+def fit_vq_pytorch(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
+    """vector-quantize-pytorch's `ResidualVQ` between two perceptrons, as in its example."""
+    return _fit_vq(train, settings, seed, watch, residual=False)
+
+
+def fit_vq_pytorch_residual(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
+    """The same inside our autoencoder; the latent is as wide as the rows, whatever `latent_dim` says."""
+    return _fit_vq(train, settings, seed, watch, residual=True)
+
+
+def fit_semantic_id(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
+    """semantic-id's `RQKMeans`, which its guide starts with and which is the better of its two here.
+
+    scikit-learn's k-means level by level: it knows no steps, so `watch` sees it once, when it is done.
+    """
+    from semantic_id import RQKMeans
+
+    sizes = list(settings.codebook_sizes)
+    model = RQKMeans(n_levels=len(sizes), n_clusters=sizes, random_state=seed, n_init=1).fit(train.numpy())
+    peer = SemanticId(model)
+    watch(peer)
+    return peer
+
+
+def fit_semantic_id_rqvae(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
+    """semantic-id's `RQVAE`: its network, loss and k-means initialisation in our loop.
+
+    Its own `fit` returns the weights of its first epoch unless `verbose` is set (without it every epoch's collision
+    rate is written down as zero, and the first of equals is kept).
+    """
+    from semantic_id import RQVAE
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes, hidden = list(settings.codebook_sizes), list(settings.hidden_dims)
+        model = RQVAE(train.shape[1], sizes, e_dim=settings.latent_dim, layers=hidden, kmeans_init=True)
+        network, peer = model.module, SemanticId(model)
+
+        def reconstruction(x: torch.Tensor) -> torch.Tensor:
+            return functional.mse_loss(network.decoder(network.encoder(x)), x)
+
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            rows, quantization, _ = network(x)
+            return network.compute_loss(rows, quantization, x)[0]
+
+        warm_up = settings.steps // 10
+        _descend(network, train, settings, warm_up, reconstruction, loss, lambda: watch(peer))
+    return peer
+
+
+class SemanticId:
+    """A semantic-id model that takes and gives tensors."""
+
+    def __init__(self, model: RQKMeans | RQVAE) -> None:
+        self.model = model
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 [M, L], of rows [M, D]."""
+        return torch.from_numpy(self.model.encode(x.numpy())).long()
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Rows [M, D] of codes [M, h]."""
+        return torch.from_numpy(self.model.decode(codes.numpy()))
+
+
+class VqPytorch(nn.Module):
+    """Perceptrons (Linear, GELU) around `ResidualVQ`.
+
+    With `residual` both ends add to what they are given, and their last layers start at zero: the fit starts at
+    residual k-means of the rows.
+    """
+
+    def __init__(self, width: int, settings: Settings, *, residual: bool) -> None:
+        super().__init__()
+        from vector_quantize_pytorch import ResidualVQ
+
+        widths = (width, *settings.hidden_dims, width if residual else settings.latent_dim)
+        self.residual = residual
+        self.encoder, self.decoder = _perceptron(widths), _perceptron(widths[::-1])
+        if residual:
+            for parameter in (*self.encoder[-1].parameters(), *self.decoder[-1].parameters()):
+                nn.init.zeros_(parameter)
+        self.quantizer = ResidualVQ(dim=widths[-1], codebook_size=settings.codebook_sizes, kmeans_init=True)
+
+    def to_latents(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents [M, d] of rows [M, D]."""
+        return x + self.encoder(x) if self.residual else self.encoder(x)
+
+    def to_rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """Rows [M, D] of latents [M, d]."""
+        return latents + self.decoder(latents) if self.residual else self.decoder(latents)
+
+    def reconstruction(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the autoencoder alone, a scalar."""
+        return functional.mse_loss(self.to_rows(self.to_latents(x)), x)
+
+    def loss(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean squared error through the codewords plus the commitment losses of all levels, a scalar."""
+        quantized, _, commitment = self.quantizer(self.to_latents(x))
+        return functional.mse_loss(self.to_rows(quantized), x) + commitment.sum()
+
+    @torch.no_grad()
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 [M, L], of rows [M, D]."""
+        return self.quantizer(self.to_latents(x))[1]
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Rows [M, D] of codes [M, h]; -1 stands for a level left out."""
+        missing = len(self.quantizer.layers) - codes.shape[1]
+        return self.to_rows(self.quantizer.get_output_from_indices(functional.pad(codes, (0, missing), value=-1)))
+
+
+def _fit_vq(train: torch.Tensor, settings: Settings, seed: int, watch: Watch, *, residual: bool) -> VqPytorch:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peer = VqPytorch(train.shape[1], settings, residual=residual)
+        warm_up = 0 if residual else settings.steps // 10
+        _descend(peer, train, settings, warm_up, peer.reconstruction, peer.loss, lambda: watch(peer))
+    return peer
+
+
+def _descend(
+    network: nn.Module,
+    train: torch.Tensor,
+    settings: Settings,
+    warm_up: int,
+    reconstruction: Loss,
+    loss: Loss,
+    watch: Callable[[], None],
+) -> None:
+    """Fit with AdamW, the choice of both libraries: `warm_up` steps without the quantizer, then all steps with it.
+
+    Both start their codebooks by k-means over the first rows that come along in training mode: here all rows.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=0.0, fused=True)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    batches = _batches(len(train), settings.batch_size)
+    network.train()
+    for step in range(settings.steps):
+        if step == warm_up:
+            with torch.no_grad():
+                loss(train)
+        optimizer.zero_grad()
+        (reconstruction if step < warm_up else loss)(train[next(batches)]).backward()
+        optimizer.step()
+        decay.step()
+        if step >= warm_up and (step + 1) % settings.watch_every == 0:
+            network.eval()
+            watch()
+            network.train()
+    network.eval()
+
+
+def _batches(rows: int, size: int) -> Iterator[torch.Tensor]:
+    """Shuffled batches of row numbers without end."""
+    while True:
+        yield from torch.randperm(rows).split(size)
+
+
+def _perceptron(widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
