@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -14,13 +15,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from models.layout import map_table
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.rejects import rejects_table
-from workflows.reporting import contents, gallery, write_report
+from workflows.reporting import contents, gallery, pictures, write_report
 from workflows.reporting.source import read_source
 
 INJECTION = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror="alert(2)">'
@@ -73,6 +75,7 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
+        self.html = html
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.tables: list[list[list[str]]] = []
@@ -179,7 +182,11 @@ def build_run(tmp_path: Path) -> RunDir:
     )
     run.write_table(rejects_table(rejects, stage="interpret"), "rejects", "interpret")
     steps = [{"step": step, "loss": 1.0, "reconstruction": 1 / step, "quantization": 2.0} for step in (50, 100)]
-    run.write_json({"scorecard": SCORECARD, "history": steps}, "metrics", "quantize.json")
+    naive = {**SCORECARD, "perplexity": [2.5, 1.2], "collision_share": 0.5}
+    run.write_json({"scorecard": SCORECARD, "naive": naive, "history": steps}, "metrics", "quantize.json")
+    vectors = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    level_1 = np.array([[3], [1], [2], [1]])
+    run.write_table(map_table(ids, vectors, level_1, level_1[::-1], seed=0), "metrics", "map")
     epochs = [{"epoch": e, "train_log_loss": 0.6 / e, "valid_log_loss": 0.5 / e} for e in (1, 2)]
     run.write_json(epochs, "metrics", "rank.json")
     settings = {**{name: {} for name in STAGES}, "quantize": {"codebook_sizes": [4, 4]}, "report": {}}
@@ -215,13 +222,38 @@ def loads(page: Page) -> list[str]:
     return [address for address in addresses if not address.startswith(("#", "data:image/jpeg;base64,"))]
 
 
-def test_the_page_loads_nothing_and_runs_nothing(page):
+def test_the_page_loads_nothing_and_runs_the_map_alone(page):
     assert loads(page) == []
-    tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    tags = [tag for tag, _ in page.elements]
+    assert not set(tags) & {"link", "iframe", "object", "embed", "base", "form"}
+    assert tags.count("script") == 1
     assert not [name for _, found in page.elements for name in found if name.startswith("on")]
-    policy = next(meta for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy")
-    assert policy["content"].startswith("default-src 'none'")
+
+
+def test_the_policy_admits_the_one_script_by_its_hash(page):
+    policies = [meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policies[0].split(";"))
+    (script,) = re.findall(r"<script>(.*?)</script>", page.html, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"'sha256-{digest}'"
+
+
+def test_without_a_map_the_page_runs_nothing(run):
+    files.remove(run.uri("metrics", "map"))
+    page = page_of(run)
+    assert page.of("script") == []
+    assert "script-src" not in page.html
+    assert "runs no script" in page.text
+
+
+def test_every_point_of_the_map_has_its_row_and_hostile_titles_stay_text(page):
+    assert len(page.of("circle")) == 8  # four items on two maps
+    rows = page.tables[[table.get("id") for table in page.of("table")].index("map-items")][1:]
+    assert sorted(int(circle["data-row"]) for circle in page.of("circle")) == sorted([*range(len(rows))] * 2)
+    assert [row[0] for row in rows] == ["An escape", INJECTION, "film", "A good one"]
+    assert [row[2:] for row in rows][1] == ["<a_1><b_1><c_0>", "<a_2>"]
+    assert "the same positions" in page.text
 
 
 def test_titles_captions_and_details_are_text(page):
@@ -239,15 +271,15 @@ def test_pictures_are_small_jpegs_and_broken_media_say_why(run, page):
     cards = {card.item_id: card for card in gallery.sample(read_source(run))}
     sizes = {}
     for name, card in cards.items():
-        if card.picture:
-            content = base64.b64decode(card.picture.removeprefix("data:image/jpeg;base64,"))
+        if card.picture.uri:
+            content = base64.b64decode(card.picture.uri.removeprefix("data:image/jpeg;base64,"))
             sizes[name] = Image.open(io.BytesIO(content)).size
     assert sizes == {"good": (160, 120), "film": (64, 48)}
-    assert cards["film"].video
-    assert not cards["good"].video
-    assert cards["broken"].missing == "broken image"
-    assert cards["outside"].missing == "outside root"
-    assert [image["alt"] for image in page.of("img")] == ["a film", "A caption with <b>marks</b> & more"]
+    assert cards["film"].picture.video
+    assert not cards["good"].picture.video
+    assert cards["broken"].picture.missing == "broken image"
+    assert cards["outside"].picture.missing == "outside root"
+    assert [image["alt"] for image in page.of("img")] == ["a film", "A caption with <b>marks</b> & more", "", ""]
     assert "broken image" in page.text
 
 
@@ -255,7 +287,7 @@ def test_a_preview_that_raises_anything_leaves_the_page_whole(run, monkeypatch):
     def fail(*_):
         raise RuntimeError("a store of its own mind")
 
-    monkeypatch.setattr(gallery, "read_limited", fail)
+    monkeypatch.setattr(pictures, "read_limited", fail)
     assert page_of(run).of("img") == []
 
 
@@ -296,11 +328,13 @@ def test_metrics_stand_in_their_columns(page):
     assert page.row("popularity", "0.6000") == ["popularity", "0.6000", "–", "0.5500", "0.9800", "1.0000", ""]
     assert page.row("retriever") == ["retriever", "20.0%", "30.0%"]
     assert page.row("popularity", "10.0%") == ["popularity", "10.0%", "20.0%"]
-    assert page.row("2") == ["2", "4", "50.0%", "2", "1.8", "2.00", "0.750", "25.0%"]
+    assert page.row("codebook size") == ["codebook size", "4", "4"]
+    assert page.row("perplexity") == ["perplexity", "3.52.5", "1.81.2"]  # below each figure the naive one
+    assert page.row("items that share all codes with another")[1:] == ["25.0%50.0%"]
     assert page.row("train") == ["train", "1,200", "50.0%", "25.0%", "0.0%"]
     assert page.row("unknown_item") == ["unknown_item", "7", "7.0%"]
     assert "no_label" not in page.text
-    assert len(page.of("svg")) == 4  # two of the quantizer, one of the ranker, the AUCs
+    assert len(page.of("svg")) == 6  # two of the quantizer, two maps, one of the ranker, the AUCs
 
 
 def test_key_numbers(run):

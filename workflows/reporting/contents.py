@@ -115,7 +115,7 @@ def tiles(source: Source) -> list[Tile]:
         )
     if log := source.metrics("ingest").get("interactions"):
         found.append(Tile("interactions", count(log["rows_out"]), f"{count(sum(log['dropped'].values()))} dropped"))
-    if card := source.metrics("quantize"):
+    if card := source.fit("quantize").get("scorecard"):
         found.append(
             Tile(
                 "SID collisions",
@@ -141,64 +141,31 @@ def tiles(source: Source) -> list[Tile]:
     return found
 
 
-def quantizer_figures(source: Source) -> list[Figure]:
-    """Training curves of the quantizer."""
-    history = source.history("quantize")
-    return [
-        Figure(
-            title,
-            _trend(history, "step", [key]),
-            figures.curves(_column(history, "step"), {key: _column(history, key)}, x_label="step"),
-        )
-        for key, title in (
-            ("reconstruction", "Reconstruction: mean squared error per standardised dimension"),
-            ("quantization", "Quantization loss per row"),
-        )
-        if history and key in history[0]
-    ]
+def trend(title: str, history: list[dict[str, Any]], x: str, keys: dict[str, str], mark: float | None = None) -> Figure:
+    """A figure of what a fit has reported.
+
+    Args:
+        title: of the figure.
+        history: at least one report, in order.
+        x: key of the positions.
+        keys: of one or two lines, with the names to show them by.
+        mark: position of a vertical line.
+    """
+    ends = [(key.replace("_", " "), *(decimal(row.get(key)) for row in (history[0], history[-1]))) for key in keys]
+    text = "; ".join(f"{name} from {first} to {last}" for name, first, last in ends)
+    positions, *lines = ([row.get(key, float("nan")) for row in history] for key in (x, *keys))
+    svg = figures.curves(positions, dict(zip(keys.values(), lines, strict=True)), x_label=x, mark=mark)
+    return Figure(title, f"{text}; {x} {history[0].get(x)} to {history[-1].get(x)}", svg)
 
 
 def ranker_figures(source: Source) -> list[Figure]:
     """Training curves of the ranker, with the epoch that was kept."""
-    history = source.history("rank")
-    series = {
-        name: _column(history, key)
-        for name, key in (("training", "train_log_loss"), ("validation", "valid_log_loss"))
-        if history and key in history[0]
-    }
-    if not series:
+    history = source.fit("rank").get("history") or []
+    names = {"train_log_loss": "training", "valid_log_loss": "validation"}
+    keys = {key: name for key, name in names.items() if history and key in history[0]}
+    if not keys:
         return []
-    mark = source.metrics("rank").get("epoch")
-    text = _trend(history, "epoch", ["train_log_loss", "valid_log_loss"])
-    svg = figures.curves(_column(history, "epoch"), series, x_label="epoch", mark=mark)
-    return [Figure("Ranker: log-loss per epoch", text, svg)]
-
-
-def scorecard(source: Source) -> Table | None:
-    """The semantic IDs level by level."""
-    metrics = source.metrics("quantize")
-    columns = [
-        ("codewords used", "usage", percent),
-        ("dead codes", "dead_codes", count),
-        ("perplexity", "perplexity", lambda value: decimal(value, 1)),
-        ("prefix entropy, bits", "prefix_entropy", lambda value: decimal(value, 2)),
-        ("reconstruction cosine", "reconstruction_cosine", lambda value: decimal(value, 3)),
-        ("variance lost", "reconstruction_mse", percent),
-    ]
-    present = [(title, key, show) for title, key, show in columns if isinstance(metrics.get(key), list)]
-    if not present:
-        return None
-    sizes = source.settings("quantize").get("codebook_sizes") or []
-    levels = range(len(metrics[present[0][1]]))
-    rows = [
-        [
-            f"{level + 1}",
-            count(sizes[level]) if level < len(sizes) else count(None),
-            *(show(metrics[key][level]) for _, key, show in present),
-        ]
-        for level in levels
-    ]
-    return Table(["level", "codebook", *(title for title, _, _ in present)], rows)
+    return [trend("Ranker: log-loss per epoch", history, "epoch", keys, source.metrics("rank").get("epoch"))]
 
 
 def splits(source: Source) -> Table | None:
@@ -299,13 +266,3 @@ def _scorers(source: Source) -> dict[str, dict[str, Any]]:
         for name, values in source.metrics("evaluate").items()
         if isinstance(values, dict) and "auc" in values
     }
-
-
-def _column(history: list[dict[str, Any]], key: str) -> list[float]:
-    return [row.get(key, float("nan")) for row in history]
-
-
-def _trend(history: list[dict[str, Any]], x: str, keys: list[str]) -> str:
-    first, last = history[0], history[-1]
-    changes = [f"{key.replace('_', ' ')} from {decimal(first.get(key))} to {decimal(last.get(key))}" for key in keys]
-    return f"{'; '.join(changes)}; {x} {first.get(x)} to {last.get(x)}"

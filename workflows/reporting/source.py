@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from storage import files
@@ -50,13 +52,19 @@ class Source:
         """The metrics of a complete stage; empty for another."""
         return self.manifest.stages[stage].metrics if self.complete(stage) else {}
 
-    def history(self, stage: str) -> list[dict[str, Any]]:
-        """What the fit of a complete stage has reported, in order; empty for another."""
+    def fit(self, stage: str) -> dict[str, Any]:
+        """What `metrics/STAGE.json` of a complete stage holds; a bare list is its history. Empty for another."""
         uri = self.run.uri("metrics", f"{stage}.json")
         if not self.complete(stage) or not files.exists(uri):
-            return []
+            return {}
         found = files.read_json(uri)
-        return found["history"] if isinstance(found, dict) else found
+        return found if isinstance(found, dict) else {"history": found}
+
+    def rows(self, ids: list[str], *folder: str, columns: list[str]) -> dict[str, dict[str, Any]]:
+        """Columns of chosen items in one of the run's Parquet folders, by item_id; an item may be missing there."""
+        wanted = pc.field("item_id").isin(pa.array(ids, pa.string()))
+        table = files.dataset(self.run.uri(*folder)).to_table(columns=["item_id", *columns], filter=wanted)
+        return {row["item_id"]: row for row in table.to_pylist()}
 
 
 def read_source(run: RunDir) -> Source:
