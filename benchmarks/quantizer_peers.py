@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from semantic_id import RQVAE, RQKMeans
+    from semantic_id import RQKMeans
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,14 @@ class Peer(Protocol):
         """Codes, int64 [M, L], of rows [M, D]."""
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Rows [M, D] that codes [M, h] stand for; h may be below L, except with semantic-id's `RQVAE`."""
+        """Rows [M, D] that codes [M, h] stand for; h may be below L."""
 
 
 Watch = Callable[[Peer], None]
-Loss = Callable[[torch.Tensor], torch.Tensor]
+
+# Found by trial. A batch has about one row per codeword: with the default decay (0.8, five batches) averages are
+# noise.
+VQ_PYTORCH: dict[str, Any] = {"kmeans_init": True, "kmeans_iters": 50, "decay": 0.99, "rotation_trick": False}
 
 
 def fit_vq_pytorch(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
@@ -76,7 +79,7 @@ def fit_semantic_id(train: torch.Tensor, settings: Settings, seed: int, watch: W
 
     sizes = list(settings.codebook_sizes)
     model = RQKMeans(n_levels=len(sizes), n_clusters=sizes, random_state=seed, n_init=1).fit(train.numpy())
-    peer = SemanticId(model)
+    peer = SemanticIdKMeans(model)
     watch(peer)
     return peer
 
@@ -87,30 +90,13 @@ def fit_semantic_id_rqvae(train: torch.Tensor, settings: Settings, seed: int, wa
     Its own `fit` returns the weights of its first epoch unless `verbose` is set (without it every epoch's collision
     rate is written down as zero, and the first of equals is kept).
     """
-    from semantic_id import RQVAE
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sizes, hidden = list(settings.codebook_sizes), list(settings.hidden_dims)
-        model = RQVAE(train.shape[1], sizes, e_dim=settings.latent_dim, layers=hidden, kmeans_init=True)
-        network, peer = model.module, SemanticId(model)
-
-        def reconstruction(x: torch.Tensor) -> torch.Tensor:
-            return functional.mse_loss(network.decoder(network.encoder(x)), x)
-
-        def loss(x: torch.Tensor) -> torch.Tensor:
-            rows, quantization, _ = network(x)
-            return network.compute_loss(rows, quantization, x)[0]
-
-        warm_up = settings.steps // 10
-        _descend(network, train, settings, warm_up, reconstruction, loss, lambda: watch(peer))
-    return peer
+    return _fit(lambda: SemanticIdRqvae(train.shape[1], settings), train, settings, seed, watch, settings.steps // 10)
 
 
-class SemanticId:
-    """A semantic-id model that takes and gives tensors."""
+class SemanticIdKMeans:
+    """semantic-id's `RQKMeans` on tensors."""
 
-    def __init__(self, model: RQKMeans | RQVAE) -> None:
+    def __init__(self, model: RQKMeans) -> None:
         self.model = model
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -120,6 +106,40 @@ class SemanticId:
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Rows [M, D] of codes [M, h]."""
         return torch.from_numpy(self.model.decode(codes.numpy()))
+
+
+class SemanticIdRqvae(nn.Module):
+    """The network inside semantic-id's `RQVAE`."""
+
+    def __init__(self, width: int, settings: Settings) -> None:
+        super().__init__()
+        from semantic_id import RQVAE
+
+        sizes, hidden = list(settings.codebook_sizes), list(settings.hidden_dims)
+        self.network = RQVAE(width, sizes, e_dim=settings.latent_dim, layers=hidden, kmeans_init=True).module
+
+    def reconstruction(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the autoencoder alone, a scalar."""
+        return functional.mse_loss(self.network.decoder(self.network.encoder(x)), x)
+
+    def loss(self, x: torch.Tensor) -> torch.Tensor:
+        """The library's loss, a scalar."""
+        rows, quantization, _ = self.network(x)
+        return self.network.compute_loss(rows, quantization, x)[0]
+
+    def start(self, train: torch.Tensor) -> None:
+        """Let the first rows that the codebooks see, and start from, be all of them."""
+        self.loss(train)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 [M, L], of rows [M, D]."""
+        return self.network.get_indices(x)
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Rows [M, D] of codes [M, h]."""
+        levels = zip(self.network.rq.vq_layers, codes.T, strict=False)
+        return self.network.decoder(torch.stack([level.get_codebook_entry(code) for level, code in levels]).sum(0))
 
 
 class VqPytorch(nn.Module):
@@ -139,7 +159,8 @@ class VqPytorch(nn.Module):
         if residual:
             for parameter in (*self.encoder[-1].parameters(), *self.decoder[-1].parameters()):
                 nn.init.zeros_(parameter)
-        self.quantizer = ResidualVQ(dim=widths[-1], codebook_size=settings.codebook_sizes, kmeans_init=True)
+        self.batch_size = settings.batch_size
+        self.quantizer = ResidualVQ(dim=widths[-1], codebook_size=settings.codebook_sizes, **VQ_PYTORCH)
 
     def to_latents(self, x: torch.Tensor) -> torch.Tensor:
         """Latents [M, d] of rows [M, D]."""
@@ -158,6 +179,13 @@ class VqPytorch(nn.Module):
         quantized, _, commitment = self.quantizer(self.to_latents(x))
         return functional.mse_loss(self.to_rows(quantized), x) + commitment.sum()
 
+    def start(self, train: torch.Tensor) -> None:
+        """Start the codebooks by k-means over all rows, which then weigh in the moving averages as one batch."""
+        self.loss(train)
+        for level in self.quantizer.layers:
+            level._codebook.cluster_size *= self.batch_size / len(train)
+            level._codebook.embed_avg *= self.batch_size / len(train)
+
     @torch.no_grad()
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Codes, int64 [M, L], of rows [M, D]."""
@@ -170,45 +198,39 @@ class VqPytorch(nn.Module):
         return self.to_rows(self.quantizer.get_output_from_indices(functional.pad(codes, (0, missing), value=-1)))
 
 
-def _fit_vq(train: torch.Tensor, settings: Settings, seed: int, watch: Watch, *, residual: bool) -> VqPytorch:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        peer = VqPytorch(train.shape[1], settings, residual=residual)
-        warm_up = 0 if residual else settings.steps // 10
-        _descend(peer, train, settings, warm_up, peer.reconstruction, peer.loss, lambda: watch(peer))
-    return peer
+def _fit_vq(train: torch.Tensor, settings: Settings, seed: int, watch: Watch, *, residual: bool) -> Peer:
+    warm_up = 0 if residual else settings.steps // 10
+    return _fit(lambda: VqPytorch(train.shape[1], settings, residual=residual), train, settings, seed, watch, warm_up)
 
 
-def _descend(
-    network: nn.Module,
+def _fit(
+    build: Callable[[], VqPytorch | SemanticIdRqvae],
     train: torch.Tensor,
     settings: Settings,
+    seed: int,
+    watch: Watch,
     warm_up: int,
-    reconstruction: Loss,
-    loss: Loss,
-    watch: Callable[[], None],
-) -> None:
-    """Fit with AdamW, the choice of both libraries: `warm_up` steps without the quantizer, then all steps with it.
-
-    Both start their codebooks by k-means over the first rows that come along in training mode: here all rows.
-    """
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=0.0, fused=True)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    batches = _batches(len(train), settings.batch_size)
-    network.train()
-    for step in range(settings.steps):
-        if step == warm_up:
-            with torch.no_grad():
-                loss(train)
-        optimizer.zero_grad()
-        (reconstruction if step < warm_up else loss)(train[next(batches)]).backward()
-        optimizer.step()
-        decay.step()
-        if step >= warm_up and (step + 1) % settings.watch_every == 0:
-            network.eval()
-            watch()
-            network.train()
-    network.eval()
+) -> Peer:
+    """Fit with AdamW, the choice of both libraries: `warm_up` steps without the quantizer, then with it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peer = build().train()
+        optimizer = torch.optim.AdamW(peer.parameters(), settings.learning_rate, weight_decay=0.0, fused=True)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+        batches = _batches(len(train), settings.batch_size)
+        for step in range(settings.steps):
+            if step == warm_up:
+                with torch.no_grad():
+                    peer.start(train)
+            optimizer.zero_grad()
+            (peer.reconstruction if step < warm_up else peer.loss)(train[next(batches)]).backward()
+            optimizer.step()
+            decay.step()
+            if step >= warm_up and (step + 1) % settings.watch_every == 0:
+                with torch.random.fork_rng(devices=[]):
+                    watch(peer.eval())
+                peer.train()
+    return peer.eval()
 
 
 def _batches(rows: int, size: int) -> Iterator[torch.Tensor]:
