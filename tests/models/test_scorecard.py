@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 import models.scorecard
 from models.quantizer import Architecture, Quantizer
-from models.scorecard import category_purity, collisions, reconstruction, scorecard, usage
+from models.scorecard import category_purity, collisions, drift, reconstruction, scorecard, usage
 
 
 def test_usage_of_a_known_case() -> None:
@@ -136,3 +136,92 @@ def test_purity_without_a_group_of_two_is_no_number() -> None:
     assert kind["covered"] == [0.0]
     assert math.isnan(kind["purity"][0])
     assert math.isnan(kind["shuffled"][0])
+
+
+def clustered(rows: int, centres: range, seed: int) -> torch.Tensor:
+    """Points around some of 24 fixed centres."""
+    places = 2 * torch.randn(24, 16, generator=torch.Generator().manual_seed(99))
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(centres.start, centres.stop, (rows,), generator=random)
+    return places[labels] + torch.randn(rows, 16, generator=random)
+
+
+def residual_kmeans(data: torch.Tensor) -> Quantizer:
+    """A quantizer of 3 × 16 codewords that has seen the data and nothing else."""
+    quantizer = Quantizer(Architecture("rqkmeans", data.shape[1], (16, 16, 16), data.shape[1])).requires_grad_(False)
+    quantizer.mean.copy_(data.mean(0))
+    quantizer.scale.copy_((data - data.mean(0)).square().mean().sqrt())
+    rest = quantizer.standardise(data)
+    for codebook in quantizer.codebooks:
+        codebook.copy_(rest[:16])
+        for _ in range(10):
+            code = torch.cdist(rest, codebook).argmin(1)
+            sums, counts = torch.zeros_like(codebook).index_add_(0, code, rest), torch.bincount(code, minlength=16)
+            codebook.copy_(torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp_min(1).unsqueeze(1), codebook))
+        rest = rest - codebook[torch.cdist(rest, codebook).argmin(1)]
+    return quantizer
+
+
+@pytest.mark.parametrize("old_rows", [200, 2_000])
+@pytest.mark.parametrize("new_rows", [60, 1_000])
+def test_drift_is_quiet_on_items_of_the_old_kind(old_rows: int, new_rows: int) -> None:
+    for seed in range(6):
+        old = clustered(old_rows, range(16), seed)
+        found = drift(residual_kmeans(old), old, clustered(new_rows, range(16), 100 + seed), seed=seed)
+        assert not found["refit"], found
+        assert found["systematic_error"]["new"] < 0.07
+        for now, by_chance in zip(found["divergence"]["new"], found["divergence"]["resampled"], strict=True):
+            assert now < 2 * by_chance
+    if old_rows == 200:  # no drift, though unseen items lose much more
+        assert found["reconstruction_mse"]["new"] > 1.1 * found["reconstruction_mse"]["old"]
+
+
+def test_drift_is_quiet_where_items_only_got_noisier() -> None:
+    old = clustered(2_000, range(16), 0)
+    new = clustered(1_000, range(16), 1)
+    found = drift(residual_kmeans(old), old, new + torch.randn(new.shape, generator=torch.Generator().manual_seed(2)))
+    assert found["reconstruction_mse"]["new"] > 1.3 * found["reconstruction_mse"]["old"]
+    assert not found["refit"]
+
+
+@pytest.mark.parametrize("new_rows", [60, 1_000])
+def test_drift_speaks_up_for_new_kinds_of_items_and_is_calm_after_the_refit(new_rows: int) -> None:
+    for seed in range(3):
+        old, new = clustered(2_000, range(16), seed), clustered(new_rows, range(16, 24), 100 + seed)
+        found = drift(residual_kmeans(old), old, new)
+        assert found["refit"], found
+        assert found["divergence"]["new"][0] > 2 * found["divergence"]["resampled"][0]
+        low, high = found["systematic_error"]["interval"]
+        assert 0.07 < low <= found["systematic_error"]["new"] <= high
+        assert f"{found['systematic_error']['new']:.1%}" in found["reason"]
+    everything = torch.cat([old, clustered(1_000, range(16, 24), 200)])
+    assert not drift(residual_kmeans(everything), everything, new)["refit"]
+
+
+def test_drift_speaks_up_for_a_shift_of_all_items() -> None:
+    old, new = clustered(2_000, range(16), 0), clustered(500, range(16), 1)
+    quantizer = residual_kmeans(old)
+    assert drift(quantizer, old, new + 1.0)["refit"]
+    assert drift(quantizer, old, new + 1.0) == drift(quantizer, old, new + 1.0)
+
+
+def test_drift_is_quiet_where_there_is_no_error_to_mend() -> None:
+    old = clustered(16, range(16), 0)
+    quantizer = plain((old + 1e-6).tolist())
+    assert not drift(quantizer, old, old.repeat(10, 1))["refit"]
+
+
+def test_drift_gives_the_figures_of_both_sides() -> None:
+    quantizer = plain([[2.0, 0.0], [-2.0, 0.0]], [[0.0, 1.0], [0.0, -1.0]])
+    old = torch.tensor([[2.0, 1.0], [2.0, -1.0], [-2.0, 1.0], [-2.0, -1.0]])
+    new = torch.tensor([[4.0, 2.0], [4.0, 2.0]])
+    found = drift(quantizer, old, new)
+    assert found["reconstruction_mse"] == {"old": 0.0, "new": 2.5}
+    assert found["reconstruction_cosine"] == {"old": pytest.approx(1), "new": pytest.approx(1)}
+    assert found["usage"] == {"old": [1.0, 1.0], "new": [0.5, 0.5]}
+    assert found["perplexity"] == {"old": [2.0, 2.0], "new": [1.0, 1.0]}
+    # H(3/4, 1/4) - (1 + 0) / 2
+    assert found["divergence"]["new"] == pytest.approx([0.3112781, 0.3112781])
+    assert found["refit"] is False
+    assert "2 new items are too few" in found["reason"]
+    assert math.isnan(found["systematic_error"]["new"])
