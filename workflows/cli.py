@@ -120,6 +120,27 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def sid(
+    run: Run,
+    items: Annotated[str, typer.Option(help="Items as Parquet, CSV or JSON Lines, with the columns of a catalogue's.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Parquet or JSON Lines file to write; stdout by default.")
+    ] = None,
+) -> None:
+    """Give new items semantic IDs with the frozen models of a run; items that have one keep it."""
+    from workflows.progress import Reporter
+    from workflows.tokenizing import check_output, tokenize, write
+
+    check_output(output)
+    reporter = Reporter()
+    with reporter.stage("sid") as progress:
+        found = tokenize(run, items, progress)
+    for line in found.lines():
+        reporter.line(line)
+    write(found.sids, output)
+
+
+@app.command()
 def serve(
     run: Run,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
