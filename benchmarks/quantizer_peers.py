@@ -55,9 +55,16 @@ class Peer(Protocol):
 
 Watch = Callable[[Peer], None]
 
-# Found by trial. A batch has about one row per codeword: with the default decay (0.8, five batches) averages are
-# noise.
-VQ_PYTORCH: dict[str, Any] = {"kmeans_init": True, "kmeans_iters": 50, "decay": 0.99, "rotation_trick": False}
+# Found by trial. A batch has about one row per codeword: averages over five batches (the default decay, 0.8) are noise,
+# and the guide's threshold of 2 would replace most codewords at every step.
+VQ_PYTORCH: dict[str, Any] = {
+    "kmeans_init": True,
+    "kmeans_iters": 50,
+    "decay": 0.99,
+    "commitment_weight": 0.25,
+    "threshold_ema_dead_code": 0.1,
+    "rotation_trick": False,
+}
 
 
 def fit_vq_pytorch(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
