@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from storage.hashing import hash_order
 
-MAP_ITEMS = 2_000  # t-SNE of so many takes some ten seconds of one core, and a page shows no more of them
+MAP_ITEMS = 2_000  # t-SNE of so many takes about ten seconds of one core, and a page shows no more of them
 COMPONENTS = 50  # kept by PCA before t-SNE: van der Maaten and Hinton 2008, section 4.1
 PERPLEXITY = 30.0
+STEPS = 500  # half of scikit-learn's default: as many neighbours stay neighbours after it
 
 
 def layout(vectors: np.ndarray, *, seed: int) -> np.ndarray:
@@ -43,6 +44,7 @@ def layout(vectors: np.ndarray, *, seed: int) -> np.ndarray:
         model = TSNE(
             perplexity=min(PERPLEXITY, (count - 1) / 3),  # t-SNE looks at three neighbours for each unit of it
             init=positions * 1e-4,
+            max_iter=STEPS,
             random_state=seed,
         )
         with threadpool_limits(1):  # several threads add up in any order

@@ -297,6 +297,14 @@ def test_items_are_set_out_by_their_semantic_ids(run):
     assert [card.item_id for card in cards] == ["outside", "broken", "film", "good"]
 
 
+def test_a_quantizer_of_an_earlier_run_is_judged_on_the_page(run):
+    drift = {"reconstruction_mse": {"old": 0.25, "new": 0.5}, "refit": True, "reason": "A refit <pays>."}
+    run.write_json({**run.read_json("metrics", "quantize.json"), "drift": drift}, "metrics", "quantize.json")
+    page = page_of(run)
+    assert "A refit <pays>." in page.text
+    assert page.row("variance lost", "50.0%", "25.0%")
+
+
 def test_the_sample_depends_on_the_set_of_items_alone(run):
     ids = [f"i{n}" for n in range(100)]
     chosen = []

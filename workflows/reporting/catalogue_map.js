@@ -63,7 +63,9 @@ maps.forEach((map, index) => {
   };
   map.addEventListener("pointermove", point);
   map.addEventListener("pointerdown", point);
-  map.addEventListener("pointerleave", hide);
+  map.addEventListener("pointerleave", event => {
+    if (event.pointerType === "mouse") hide(); // a finger leaves as soon as it is lifted
+  });
   map.addEventListener("blur", hide);
   map.addEventListener("keydown", event => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];

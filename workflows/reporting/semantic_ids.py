@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workflows.reporting.contents import Figure, trend
+from workflows.reporting.contents import Figure, Table, trend
 from workflows.reporting.text import count, decimal, percent
 
 Show = Callable[[Any], str]
@@ -27,6 +27,13 @@ BY_WHOLE_ID: list[tuple[str, tuple[str, ...], Show]] = [
     ("largest group that shares all codes", ("largest_collision",), count),
     ("neighbour overlap@10, by shared prefix", ("neighbour_overlap", "prefix"), percent),
     ("neighbour overlap@10, by decoded ID", ("neighbour_overlap", "decoded"), percent),
+]
+DRIFT: list[tuple[str, str, str, Show]] = [  # name, key, what the new items are compared with
+    ("reconstruction cosine", "reconstruction_cosine", "old", lambda value: decimal(value, 3)),
+    ("variance lost", "reconstruction_mse", "old", percent),
+    ("of it systematic", "systematic_error", "old", percent),
+    ("codewords used", "usage", "old", percent),
+    ("divergence of the codes, bits", "divergence", "resampled", lambda value: decimal(value, 3)),
 ]
 
 
@@ -65,6 +72,16 @@ def purity(fit: dict[str, Any]) -> list[Row]:
             for key, name in (("purity", "{}"), ("shuffled", "{}, shuffled"), ("covered", "{}, items that count"))
         ],
     )
+
+
+def drift(fit: dict[str, Any]) -> Table | None:
+    """How a quantizer that the run took over fits the items it was not fitted on."""
+    found, rows = fit.get("drift"), []
+    for name, key, control, show in DRIFT:
+        new, old = (_values(found, (key, side)) for side in ("new", control))
+        for level, (value, beside) in enumerate(itertools.zip_longest(new, old), start=1):
+            rows.append([f"{name}, level {level}" if len(new) > 1 else name, show(value), show(beside)])
+    return Table(["figure", "new items", "items of the fit"], rows) if rows else None
 
 
 def training(fit: dict[str, Any]) -> list[Figure]:

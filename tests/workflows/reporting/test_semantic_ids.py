@@ -58,9 +58,22 @@ def test_many_and_long_attributes_are_bounded():
     assert {len(row.name) for row in rows} == {semantic_ids.NAME_LENGTH}
 
 
+def test_drift_sets_new_items_beside_those_of_the_fit():
+    found = {
+        "reconstruction_cosine": {"old": 0.9, "new": 0.75},
+        "divergence": {"new": [0.5, 0.25], "resampled": [0.125, None]},
+    }
+    assert semantic_ids.drift({"drift": found}).rows == [
+        ["reconstruction cosine", "0.750", "0.900"],
+        ["divergence of the codes, bits, level 1", "0.500", "0.125"],
+        ["divergence of the codes, bits, level 2", "0.250", "–"],
+    ]
+
+
 @pytest.mark.parametrize("fit", [{}, {"scorecard": None, "naive": {}}, {"scorecard": {"neighbour_overlap": 3}}])
 def test_what_is_absent_is_left_out(fit):
     assert semantic_ids.by_level(fit, [4, 4]) == []
     assert semantic_ids.by_whole_id(fit) == []
     assert semantic_ids.purity(fit) == []
+    assert semantic_ids.drift(fit) is None
     assert semantic_ids.training(fit) == []
