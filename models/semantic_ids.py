@@ -1,4 +1,7 @@
-"""Semantic IDs as they leave the quantizer: the deduplication digit that makes them unique, and their spelling."""
+"""Semantic IDs as they leave the quantizer: the deduplication digit that makes them unique, and their spelling.
+
+A semantic ID is L codes and a digit, integers [L + 1]; the digit -1 stands for none.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import numpy as np
 import polars as pl
 
 from storage.errors import UserError
-from storage.hashing import hash_order
+from storage.hashing import content_order
+
+NO_DIGIT = -1
 
 _TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
@@ -18,76 +23,133 @@ _TOKEN = re.compile(r"<([a-z])_(\d+)>")
 def allocate_digits(
     item_ids: Sequence[str],
     codes: np.ndarray,
+    contents: np.ndarray,
     *,
+    always: bool = False,
+    max_digits: int = 256,
     known_ids: Sequence[str] = (),
     known_codes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Give every item a digit that no other item under its code prefix has.
+    """Give every item a digit that no other item under its code prefix has, or none where it is alone.
 
-    An item that is known under its prefix keeps its digit. The others take the digits after the highest one that was
-    ever given under their prefix, in the order of the hash of their ids: neither numbering nor order of arrival
-    within a call says anything about popularity or age.
+    An item that is known under its prefix keeps what it has. The others take the digits after the highest one that was
+    ever given under their prefix, from 0, in the order of their contents: neither numbering nor order of arrival
+    within a call says anything about popularity or age, and an item that is renamed keeps its digit.
 
     Args:
         item_ids: N distinct ids.
         codes: their code prefixes, integers [N, L].
-        known_ids: M distinct ids that have digits.
-        known_codes: their codes with digits, integers [M, L + 1].
+        contents: the hashes of their embeddings, uint64 [N], as from `storage.hashing.hash_rows`.
+        always: give a digit to items that are alone, too (Rajput et al., "Recommender Systems with Generative
+            Retrieval", NeurIPS 2023, section 3.1).
+        max_digits: digits are below this.
+        known_ids: ids of M items that have their semantic IDs, distinct under each prefix.
+        known_codes: these semantic IDs, integers [M, L + 1].
 
     Returns:
         Digits, int32 [N].
+
+    Raises:
+        UserError: a prefix needs more digits than there are.
     """
     levels = codes.shape[1]
     known = np.empty((0, levels + 1), np.int32) if known_codes is None else known_codes
-    # one number per distinct prefix, over known and new items
-    _, groups = np.unique(np.concatenate([known[:, :levels], codes]), axis=0, return_inverse=True)
-    known_groups, new_groups = np.split(groups.reshape(-1), [len(known)])
-    ranks = np.empty(len(codes), np.int64)
-    ranks[hash_order(item_ids)] = np.arange(len(codes))
+    known_prefixes, prefixes = np.split(number_rows(np.concatenate([known[:, :levels], codes])), [len(known)])
+    places = np.empty(len(codes), np.int64)
+    places[content_order(contents, item_ids)] = np.arange(len(codes))
     table = pl.DataFrame(
-        {"group": known_groups, "item_id": pl.Series(known_ids, dtype=pl.String), "digit": known[:, levels]},
+        {"prefix": known_prefixes, "item_id": pl.Series(known_ids, dtype=pl.String), "digit": known[:, levels]},
         schema_overrides={"digit": pl.Int32},
     )
-    return (
-        pl.DataFrame({"group": new_groups, "item_id": pl.Series(item_ids, dtype=pl.String), "rank": ranks})
-        .join(table, on=["group", "item_id"], how="left", maintain_order="left")
+    given = (
+        pl.DataFrame(
+            {
+                "prefix": prefixes,
+                "item_id": pl.Series(item_ids, dtype=pl.String),
+                "content": contents,
+                "place": places,
+            }
+        )
+        .join(table, on=["prefix", "item_id"], how="left", maintain_order="left")
         .join(
-            table.group_by("group").agg(next_digit=pl.col("digit").max() + 1),
-            on="group",
+            table.group_by("prefix").agg(known=pl.len(), start=pl.col("digit").max() + 1),
+            on="prefix",
             how="left",
             maintain_order="left",
         )
+        .with_columns(pl.col("known", "start").fill_null(0), new=pl.col("digit").is_null())
         .with_columns(
-            new=pl.col("rank").rank("ordinal").over("group", pl.col("digit").is_null()) - 1,
+            items=pl.col("known") + pl.col("new").sum().over("prefix"),
+            next=pl.col("start") + pl.col("place").rank("ordinal").over("prefix", "new") - 1,
         )
-        .select(
-            pl.coalesce("digit", pl.col("next_digit").fill_null(0) + pl.col("new")).cast(pl.Int32),
+        .with_columns(
+            digit=pl.coalesce(
+                "digit",
+                pl.when((pl.col("items") > 1) | always).then("next").otherwise(NO_DIGIT),
+            ).cast(pl.Int32)
         )
-        .to_series()
-        .to_numpy()
     )
+    beyond = given.filter(pl.col("new") & (pl.col("digit") >= max_digits))
+    if not beyond.is_empty():
+        prefix = beyond.sort("items", "prefix", descending=[True, False])["prefix"][0]
+        group = given.filter(pl.col("new") & (pl.col("prefix") == prefix)).sort("place")
+        raise UserError(_too_many(group, sid_string(codes[np.argmax(prefixes == prefix)]), max_digits))
+    return given["digit"].to_numpy()
+
+
+def number_rows(codes: np.ndarray) -> np.ndarray:
+    """Number the distinct rows of codes, integers [N, L], from 0 in their order: int64 [N]; L may be 0."""
+    numbers = np.zeros(len(codes), np.int64)
+    for level in codes.T:  # renumbered at each level, so that the product stays below N times the codebook's size
+        numbers = np.unique(numbers * (level.max(initial=0) + 1) + level, return_inverse=True)[1]
+    return numbers
 
 
 def sid_string(codes: Iterable[int]) -> str:
-    """Spell a semantic ID, one token per level.
+    """Spell a semantic ID, one token per level, and one for the digit where there is one.
 
     >>> sid_string([12, 3, 7, 0])
     '<a_12><b_3><c_7><d_0>'
+    >>> sid_string([12, 3, 7, -1])
+    '<a_12><b_3><c_7>'
     """
-    return "".join(f"<{letter}_{int(code)}>" for letter, code in zip(string.ascii_lowercase, codes, strict=False))
+    tokens = zip(string.ascii_lowercase, codes, strict=False)
+    return "".join(f"<{letter}_{int(code)}>" for letter, code in tokens if code != NO_DIGIT)
 
 
-def parse_sid(text: str) -> tuple[int, ...]:
-    """Read a spelled semantic ID back.
+def parse_sid(text: str, levels: int) -> tuple[int, ...]:
+    """Read a spelled semantic ID back: its codes and its digit, -1 where it has none.
 
-    >>> parse_sid("<a_12><b_3><c_7><d_0>")
+    >>> parse_sid("<a_12><b_3><c_7><d_0>", levels=3)
     (12, 3, 7, 0)
+    >>> parse_sid("<a_12><b_3><c_7>", levels=3)
+    (12, 3, 7, -1)
+
+    Args:
+        text: as from `sid_string`.
+        levels: L of the quantizer.
 
     Raises:
-        UserError: it is not one, or its levels are not in order.
+        UserError: it is not one, its levels are not in order, or they are not L.
     """
-    tokens = _TOKEN.findall(text)
-    codes = tuple(int(code) for _, code in tokens)
-    if not codes or sid_string(codes) != text:
-        raise UserError(f"{text!r} is no semantic ID: write it like <a_12><b_3><c_7><d_0>.")
-    return codes
+    codes = [int(code) for _, code in _TOKEN.findall(text)]
+    if len(codes) not in (levels, levels + 1) or sid_string(codes) != text:
+        example = sid_string(range(levels))
+        raise UserError(f"{text!r} is no semantic ID of {levels} levels: write it like {example}, with a digit or not.")
+    return (*codes, NO_DIGIT)[: levels + 1]
+
+
+def _too_many(group: pl.DataFrame, sid: str, max_digits: int) -> str:
+    """What to say of a prefix whose new items, in order of place, need more digits than there are."""
+    alike = group.filter(pl.len().over("content") > max_digits)  # no quantizer tells these apart
+    alike = alike.filter(pl.col("content") == pl.col("content").first())
+    shown = ", ".join(map(repr, (group if alike.is_empty() else alike)["item_id"].head(3)))
+    if alike.is_empty():
+        return (
+            f"{group['items'][0]:,} items share the codes {sid} ({shown}, ...), and max_digits tells only "
+            f"{max_digits:,} apart: raise codebook_sizes, add a level to it, or raise max_digits."
+        )
+    return (
+        f"{alike.height:,} items with one and the same embedding share the codes {sid} ({shown}, ...), and max_digits "
+        f"tells only {max_digits:,} apart: leave the copies out of the catalogue, or raise max_digits."
+    )
