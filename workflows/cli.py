@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -128,6 +129,7 @@ def sid(
     ] = None,
 ) -> None:
     """Give new items semantic IDs with the frozen models of a run; items that have one keep it."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of weights that load, amid our own progress
     from workflows.progress import Reporter
     from workflows.tokenizing import check_output, tokenize, write
 

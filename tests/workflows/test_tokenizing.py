@@ -243,7 +243,7 @@ def test_drift_looks_back_on_all_that_was_added(place, tesserec):
     assert ("a refit pays" if found["refit"] else "no refit needed") in err
 
 
-def test_the_command_needs_no_ray(place):
+def test_the_command_needs_no_ray_and_says_one_line(place):
     """`None` in sys.modules makes every import of Ray fail."""
     code = "import sys; sys.modules['ray'] = None\nfrom workflows.cli import main\nmain()"
     items = write_items(place / "items.jsonl", [row("a", "iron gate")])
@@ -251,6 +251,7 @@ def test_the_command_needs_no_ray(place):
     command = [sys.executable, "-c", code, "sid", "run", "--items", items]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, list(read_lines(done.stdout))) == (0, ["a"]), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_pictures_that_are_out_of_reach_decide_no_sid(place):
