@@ -15,9 +15,12 @@ let shown = null;
 
 function mark(row, on) {
   points.forEach((found, index) => {
+    const point = found[row], group = point.parentNode;
     maps[index].classList.toggle("picked", on);
-    found[row].classList.toggle("here", on);
-    found[row].parentNode.classList.toggle("same", on);
+    point.classList.toggle("here", on);
+    group.classList.toggle("same", on);
+    group.append(point); // what comes last lies above
+    maps[index].append(group);
   });
 }
 

@@ -14,6 +14,7 @@ from storage import files
 from storage.limits import Limits
 from workflows.reporting.pictures import picture
 from workflows.reporting.source import Source
+from workflows.reporting.text import count, percent
 
 WIDTH = 1000  # of the drawing, in its own units
 MARGIN = 30
@@ -121,5 +122,5 @@ def _plot(title: str, places: np.ndarray, codes: list[int]) -> Plot:
     for row, (code, (x, y)) in enumerate(zip(codes, places.tolist(), strict=True)):
         groups.setdefault(code, []).append((row, x, y))
     largest = max(map(len, groups.values())) / len(codes)
-    text = f"{len(codes):,} items of {len(groups):,} codes; the largest code has {largest:.0%} of them"
+    text = f"{count(len(codes))} items of {count(len(groups))} codes; the largest code has {percent(largest)} of them"
     return Plot(title, text, [Group(round(code * GOLDEN_ANGLE) % 360, groups[code]) for code in sorted(groups)])

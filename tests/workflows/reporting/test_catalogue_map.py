@@ -69,7 +69,7 @@ def test_both_plots_have_the_same_places_and_colours_by_their_own_codes(source):
     assert places_of(own) == places_of(naive)
     assert sorted(rows_of(own).values()) == [[0], [1], [2], [3, 4]]
     assert sorted(rows_of(naive).values()) == [[0, 3], [1, 2, 4]]
-    assert own.text == "5 items of 4 codes; the largest code has 40% of them"
+    assert own.text == "5 items of 4 codes; the largest code has 40.0% of them"
 
 
 def test_without_naive_codes_there_is_one_plot(source):
