@@ -184,12 +184,13 @@ def build_run(tmp_path: Path) -> RunDir:
     steps = [{"step": step, "loss": 1.0, "reconstruction": 1 / step, "quantization": 2.0} for step in (50, 100)]
     naive = {**SCORECARD, "perplexity": [2.5, 1.2], "collision_share": 0.5}
     run.write_json({"scorecard": SCORECARD, "naive": naive, "history": steps}, "metrics", "quantize.json")
+    run.write_json({"kind": "quantizer", "codebook_sizes": [4, 4]}, "models", "quantizer", "config.json")
     vectors = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     level_1 = np.array([[3], [1], [2], [1]])
     run.write_table(map_table(ids, vectors, level_1, level_1[::-1], seed=0), "metrics", "map")
     epochs = [{"epoch": e, "train_log_loss": 0.6 / e, "valid_log_loss": 0.5 / e} for e in (1, 2)]
     run.write_json(epochs, "metrics", "rank.json")
-    settings = {**{name: {} for name in STAGES}, "quantize": {"codebook_sizes": [4, 4]}, "report": {}}
+    settings = {**{name: {} for name in STAGES}, "report": {}}
     definition = {"name": "tiny", "seed": 7, "catalog": str(catalog), "stages": settings}
     files.write_bytes(run.uri("workflow.yaml"), yaml.safe_dump(definition).encode())
     write_states(run)

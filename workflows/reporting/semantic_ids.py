@@ -90,8 +90,13 @@ def training(fit: dict[str, Any]) -> list[Figure]:
     titles = {
         "reconstruction": "Reconstruction: mean squared error per standardised dimension",
         "quantization": "Quantization loss per row",
+        "alignment": "Alignment loss per row",
     }
-    return [trend(title, history, "step", {key: key}) for key, title in titles.items() if history and key in history[0]]
+    return [
+        trend(title, history, "step", {key: key})
+        for key, title in titles.items()
+        if any(row.get(key) for row in history)  # a loss that the method does not have is zero all the way
+    ]
 
 
 def _rows(fit: dict[str, Any], figures: list[tuple[str, tuple[str, ...], Show]]) -> list[Row]:

@@ -54,17 +54,23 @@ class Source:
 
     def fit(self, stage: str) -> dict[str, Any]:
         """What `metrics/STAGE.json` of a complete stage holds; a bare list is its history. Empty for another."""
-        uri = self.run.uri("metrics", f"{stage}.json")
-        if not self.complete(stage) or not files.exists(uri):
-            return {}
-        found = files.read_json(uri)
-        return found if isinstance(found, dict) else {"history": found}
+        found = self._json(stage, "metrics", f"{stage}.json")
+        return {"history": found} if isinstance(found, list) else found
+
+    def model(self, stage: str, name: str) -> dict[str, Any]:
+        """The config of a model that a complete stage has written; empty for another."""
+        found: dict[str, Any] = self._json(stage, "models", name, "config.json")
+        return found
 
     def rows(self, ids: list[str], *folder: str, columns: list[str]) -> dict[str, dict[str, Any]]:
         """Columns of chosen items in one of the run's Parquet folders, by item_id; an item may be missing there."""
         wanted = pc.field("item_id").isin(pa.array(ids, pa.string()))
         table = files.dataset(self.run.uri(*folder)).to_table(columns=["item_id", *columns], filter=wanted)
         return {row["item_id"]: row for row in table.to_pylist()}
+
+    def _json(self, stage: str, *parts: str) -> Any:
+        uri = self.run.uri(*parts)
+        return files.read_json(uri) if self.complete(stage) and files.exists(uri) else {}
 
 
 def read_source(run: RunDir) -> Source:

@@ -77,3 +77,9 @@ def test_what_is_absent_is_left_out(fit):
     assert semantic_ids.purity(fit) == []
     assert semantic_ids.drift(fit) is None
     assert semantic_ids.training(fit) == []
+
+
+def test_losses_that_a_fit_does_not_have_are_not_drawn():
+    history = [{"step": 1, "reconstruction": 0.5, "alignment": 0.0}, {"step": 2, "reconstruction": 0.0}]
+    (figure,) = semantic_ids.training({"history": history})
+    assert figure.text == "reconstruction from 0.5000 to 0.0000; step 1 to 2"
