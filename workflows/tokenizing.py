@@ -39,7 +39,7 @@ from storage.manifest import StageEntry, require_manifest
 from storage.run import RunDir
 from workflows import tables
 from workflows.definition import Definition, resolve
-from workflows.stages import ingest, interpret
+from workflows.stages import ingest, interpret, quantize
 
 STAGES = ("ingest", "interpret", "project", "quantize")  # what they wrote is read
 BATCH_ROWS = 64
@@ -98,7 +98,8 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
         coded, found = _coded(definition, run, new, posixpath.dirname(files.absolute(file)), progress)
         _check_degraded(definition, file, coded, found)
         issues = pl.concat([issues, found])
-        added = add_sids(run, coded)
+        settings: quantize.Config = definition.stages.quantize
+        added = add_sids(run, coded, always=settings.collisions == "always_digit", max_digits=settings.max_digits)
     sids = _sids_of(run, items["item_id"], added)
     if sids.num_rows == 0:
         raise UserError(f"{file} has no usable item ({_by_code(issues)}): mend its rows.")

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from models.quantizer import Architecture, Quantizer
@@ -243,7 +244,7 @@ def test_drift_looks_back_on_all_that_was_added(place, tesserec):
     assert ("a refit pays" if found["refit"] else "no refit needed") in err
 
 
-def test_the_command_needs_no_ray_and_says_one_line(place):
+def test_the_command_needs_no_ray_and_says_nothing_but_its_own(place):
     """`None` in sys.modules makes every import of Ray fail."""
     code = "import sys; sys.modules['ray'] = None\nfrom workflows.cli import main\nmain()"
     items = write_items(place / "items.jsonl", [row("a", "iron gate")])
@@ -251,7 +252,23 @@ def test_the_command_needs_no_ray_and_says_one_line(place):
     command = [sys.executable, "-c", code, "sid", "run", "--items", items]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, list(read_lines(done.stdout))) == (0, ["a"]), done.stderr
-    assert done.stderr.count("\n") == 1
+    assert all(" sid: " in line for line in done.stderr.splitlines())
+
+
+def test_digits_are_given_as_the_run_gives_them(place, tesserec):
+    file = write_items(place / "items.jsonl", [row(f"copy-{n}", "iron gate") for n in range(3)])
+    path = place / "run" / "workflow.yaml"
+    for name, settings in (("few", {"max_digits": 2}), ("always", {"collisions": "always_digit"})):
+        raw = yaml.safe_load(path.read_text())
+        raw["stages"]["quantize"] |= settings
+        shutil.copytree(place / "run", place / name)
+        (place / name / "workflow.yaml").write_text(yaml.safe_dump(raw))
+    status, _, err = tesserec("sid", "few", "--items", file)
+    assert (status, "max_digits" in err, (place / "few" / "sids_added").exists()) == (2, True, False)
+    file = write_items(place / "alone.jsonl", [row(f"item {n}", word) for n, word in enumerate(WORDS)])
+    found = tokenize("always", file, no_progress).sids["codes"].to_pylist()
+    assert min(codes[-1] for codes in found) >= 0
+    assert min(codes[-1] for codes in tokenize("run", file, no_progress).sids["codes"].to_pylist()) < 0
 
 
 def test_pictures_that_are_out_of_reach_decide_no_sid(place):
