@@ -299,10 +299,10 @@ def test_items_are_set_out_by_their_semantic_ids(run):
 
 
 def test_a_quantizer_of_an_earlier_run_is_judged_on_the_page(run):
-    drift = {"reconstruction_mse": {"old": 0.25, "new": 0.5}, "refit": True, "reason": "A refit <pays>."}
+    drift = {"reconstruction_mse": {"old": 0.25, "new": 0.5}, "refit": True, "reason": "50% < 75% of it"}
     run.write_json({**run.read_json("metrics", "quantize.json"), "drift": drift}, "metrics", "quantize.json")
     page = page_of(run)
-    assert "A refit <pays>." in page.text
+    assert "A refit pays: 50% < 75% of it." in page.text
     assert page.row("variance lost", "50.0%", "25.0%")
 
 
