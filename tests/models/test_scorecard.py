@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import models.scorecard
+from models.neighbours import neighbour_overlap
 from models.quantizer import Architecture, Quantizer
 from models.scorecard import category_purity, collisions, drift, reconstruction, scorecard, usage
 
@@ -76,16 +77,19 @@ def test_scorecard_reports_depths_and_deduplication(monkeypatch: pytest.MonkeyPa
     assert card["category_purity"] == {}
 
 
-def test_scorecard_measures_neighbours_where_the_quantizer_does() -> None:
-    # two pairs that only a column of small numbers tells apart, far from the origin
-    data = torch.tensor([[1e3, 1.0], [1e3, 1.1], [1e3, -1.0], [1e3, -1.1]]).repeat(5, 1)
-    quantizer = plain([[0.0, 1.0], [0.0, -1.0]])
-    quantizer.mean.copy_(torch.tensor([1e3, 0.0]))
-    codes = quantizer.encode(data).numpy()
-    digits = np.arange(20)
-    overlap = scorecard(quantizer, data, codes, digits)["neighbour_overlap"]
-    # nine others look alike and share the code; the tenth is one of ten on the other side
-    assert overlap == {"prefix": pytest.approx(0.91), "decoded": pytest.approx(0.91)}
+def test_scorecard_measures_where_the_quantizer_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words, inputs = torch.randn(8, 4, generator=generator), torch.randn(100, 4, generator=generator)
+    quantizer = plain(words.tolist())
+    quantizer.mean.fill_(3.0)
+    quantizer.scale.fill_(2.0)
+    data = 2 * inputs + 3  # far from the origin, where angles are others
+    codes = quantizer.encode(data)
+    card = scorecard(quantizer, data, codes.numpy(), np.arange(100))
+    expected = neighbour_overlap(inputs, codes, lambda found: words[found[:, 0]], torch.arange(100))
+    assert card["neighbour_overlap"] == pytest.approx(expected)
+    cosine = torch.cosine_similarity(inputs, words[codes[:, 0]]).mean()
+    assert card["reconstruction_cosine"] == pytest.approx([float(cosine)])
 
 
 def test_purity_of_a_known_case_leaves_groups_of_one_out() -> None:
@@ -128,6 +132,13 @@ def test_categories_are_keys_that_most_items_have_with_few_values() -> None:
     }
     sliced = pa.concat_arrays([attributes([{"colour": "green"}]), attributes(without)]).slice(1)
     assert category_purity(np.zeros((20, 1), int), sliced) == card
+
+
+def test_the_first_of_two_values_counts() -> None:
+    pairs = [[("kind", "ab"[row % 2]), ("kind", "other")] for row in range(10)]
+    codes = np.arange(10).reshape(-1, 1) % 2
+    kind = category_purity(codes, pa.array(pairs, pa.map_(pa.string(), pa.string())))["kind"]
+    assert (kind["values"], kind["known"], kind["purity"]) == (2, 1.0, [1.0])
 
 
 def test_purity_without_a_group_of_two_is_no_number() -> None:
@@ -203,6 +214,30 @@ def test_drift_speaks_up_for_a_shift_of_all_items() -> None:
     quantizer = residual_kmeans(old)
     assert drift(quantizer, old, new + 1.0)["refit"]
     assert drift(quantizer, old, new + 1.0) == drift(quantizer, old, new + 1.0)
+
+
+def test_drift_does_not_blame_new_items_for_what_old_ones_suffer_from() -> None:
+    quantizer = residual_kmeans(clustered(2_000, range(16), 0))
+    old, new = clustered(2_000, range(16), 1) + 1.0, clustered(500, range(16), 2) + 1.0
+    found = drift(quantizer, old, new)
+    assert found["systematic_error"]["interval"][0] > 0.07
+    assert not found["refit"]
+
+
+def test_systematic_error_is_what_the_other_items_predict() -> None:
+    new = clustered(60, range(16, 24), 0)
+    quantizer = residual_kmeans(clustered(200, range(16), 1))
+    codes = quantizer.encode(new)
+    error = quantizer.standardise(new) - quantizer.standardise(quantizer.decode(codes))
+    rows = range(60)
+    rest = [error[i] - torch.stack([error[j] for j in rows if j != i]).mean(0) for i in rows]
+    left = 0.0
+    for i in rows:
+        same = [rest[j] for j in rows if j != i and codes[j, 0] == codes[i, 0]]
+        prediction = sum(same, torch.zeros(16)) / (len(same) + 10)
+        left += float((rest[i] - prediction).square().sum())
+    expected = 1 - left / float(error.square().sum())
+    assert drift(quantizer, new, new)["systematic_error"]["new"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_drift_is_quiet_where_there_is_no_error_to_mend() -> None:
