@@ -79,7 +79,7 @@ def test_scorecard_reports_depths_and_deduplication(monkeypatch: pytest.MonkeyPa
 
 def test_scorecard_measures_where_the_quantizer_does() -> None:
     generator = torch.Generator().manual_seed(0)
-    words, inputs = torch.randn(8, 4, generator=generator), torch.randn(100, 4, generator=generator)
+    words, inputs = torch.randn(40, 4, generator=generator), torch.randn(100, 4, generator=generator)
     quantizer = plain(words.tolist())
     quantizer.mean.fill_(3.0)
     quantizer.scale.fill_(2.0)
