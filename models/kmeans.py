@@ -1,68 +1,172 @@
-"""K-means over whole sets that fit in memory: k-means++ seeding, Lloyd's iterations."""
+"""K-means over all workers' rows: Lloyd on a sample, then mini-batches over everything; balanced where asked for."""
 
 from __future__ import annotations
 
+import math
+
+import faiss
+import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
 
-BLOCK_ROWS = 16_384  # distances of this many rows are held at a time
+from models.vectors import lowest, uniform
+from models.workers import broadcast, total, world
+
+BLOCK_ROWS = 4_096  # distances of this many rows are held at a time
+SAMPLE_PER_CENTROID = 256  # rows of faiss's part: all of a set up to k times this
+SEED_ROWS, SEEDS_PER_CENTROID = 16_384, 16  # rows that seeds are chosen from, at least, and for each centroid
+ITERATIONS = 25  # of Lloyd
+BALANCING_ROUNDS = 50
+SOFTNESS = 0.2  # of the balanced assignment, in mean gaps between the nearest and the second nearest centroid
 
 
-def nearest(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(
+    points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest centroid of every point.
 
     Args:
         points: float [N, D].
         centroids: float [K, D].
+        offsets: float [K], added to the squared distances where they are compared.
 
     Returns:
-        Its index, int64 [N] (the lowest of equals), and the squared distance to it, float [N].
+        Its index, int64 [N], and the squared distance to it, float [N].
     """
     norms = centroids.square().sum(1)
-    found = [(norms - 2 * block @ centroids.T).min(1) for block in points.split(BLOCK_ROWS)]
+    bias = norms if offsets is None else norms + offsets
+    found = [torch.addmm(bias, block, centroids.T, alpha=-2).min(1) for block in points.split(BLOCK_ROWS)]
+    labels = torch.cat([part.indices for part in found])
     distances = torch.cat([part.values for part in found]) + points.square().sum(1)
-    return torch.cat([part.indices for part in found]), distances.clamp_min(0)
+    if offsets is not None:
+        distances = distances - offsets[labels]
+    return labels, distances.clamp_min(0)
 
 
-def kmeans(points: torch.Tensor, k: int, *, generator: torch.Generator, iterations: int = 25) -> torch.Tensor:
-    """Cluster points into at most k clusters (Lloyd 1982), seeded by k-means++ (Arthur and Vassilvitskii 2007).
+def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torch.Tensor:
+    """Cluster the points of all workers into k clusters.
 
-    A cluster that runs empty takes a point drawn by squared distance. With fewer distinct points than k, the surplus
-    centroids repeat points.
+    Lloyd's iterations on the rows with the lowest keys; a set beyond `SAMPLE_PER_CENTROID` rows
+    per cluster then passes once in mini-batches of that many rows, and each centroid ends as the mean of all rows that
+    came to it (Sculley, "Web-scale k-means clustering", WWW 2010). With fewer points than k, centroids repeat points.
 
     Args:
-        points: float [N, D], N ≥ 1.
-        generator: on the CPU, whatever the device of the points.
+        points: float [n, D], this worker's; n differs between workers and may be 0, all together have a row.
+        keys: uint64 [n]; see `models.vectors`.
 
     Returns:
-        Centroids, float [k, D].
+        Centroids, float [k, D], the same on every worker.
     """
-    centroids = _seed(points, k, generator)
-    for _ in range(iterations):
-        labels, distances = nearest(points, centroids)
-        counts = torch.bincount(labels, minlength=k)
-        sums = torch.zeros_like(centroids).index_add_(0, labels, points)
-        updated = sums / counts.clamp_min(1).unsqueeze(1)
-        empty = counts == 0
-        updated[empty] = points[draw(distances, int(empty.sum()), generator)]
-        if torch.equal(updated, centroids):
-            break
-        centroids = updated
+    batch_rows = SAMPLE_PER_CENTROID * k
+    ranks = uniform(keys, seed)
+    sample = lowest(points, ranks, batch_rows)
+    centroids = _lloyd(sample, k, seed) if world()[0] == 0 else points.new_empty(k, points.shape[1])
+    broadcast(centroids)
+    rows = torch.tensor([float(len(points))], dtype=torch.float64)
+    total([rows])
+    batches = int(-(-rows.item() // batch_rows))
+    if batches == 1:
+        return centroids
+    counts = torch.zeros(k, dtype=torch.float64)
+    numbers = (ranks * batches).long().clamp_max(batches - 1).to(points.device)
+    for number in range(batches):
+        sums, added = _assign(points[numbers == number], centroids)
+        counts = counts + added
+        # a mean that moves by what is new: exact for all rows that came to the centroid so far
+        step = (sums - added.unsqueeze(1) * centroids) / counts.clamp_min(1).unsqueeze(1)
+        centroids = (centroids + step).to(points.dtype)
     return centroids
 
 
-def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw indices int64 [count] in proportion to weights [N], evenly where all are zero; with replacement."""
-    bounds = weights.double().cpu().cumsum(0)
-    if bounds[-1] <= 0:
-        return torch.randint(len(bounds), (count,), generator=generator).to(weights.device)
-    uniform = torch.rand(count, generator=generator, dtype=torch.float64) * bounds[-1]
-    return torch.searchsorted(bounds, uniform, right=True).clamp_max(len(bounds) - 1).to(weights.device)
+def balance(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move centroids and offset their distances until all have about equally many points.
+
+    The offsets are dual variables of the entropic optimal transport of the points onto equal clusters, found by
+    Sinkhorn's iterations (Cuturi 2013): a crowded centroid grows farther. They are kept with the centroids, so that
+    points that come later are assigned by the same rule.
+
+    Args:
+        points: float [n, D], this worker's.
+        centroids: float [k, D].
+
+    Returns:
+        Centroids [k, D] and offsets float [k] with mean zero.
+    """
+    offsets, softness = centroids.new_zeros(len(centroids)), SOFTNESS * _mean_gap(points, centroids)
+    for round_ in range(BALANCING_ROUNDS):
+        mass = torch.zeros(len(centroids), dtype=torch.float64, device=points.device)
+        for block in points.split(BLOCK_ROWS):
+            costs = torch.cdist(block, centroids).square() + offsets
+            mass += torch.softmax(costs / -softness, dim=1).double().sum(0)
+        total([mass])
+        crowding = (mass / mass.mean()).clamp_min(1e-6).log()
+        offsets = offsets + (softness * crowding).to(offsets.dtype)
+        offsets = offsets - offsets.mean()
+        if round_ % 5 == 4:
+            sums, counts = _assign(points, centroids, offsets)
+            means = (sums / counts.clamp_min(1).unsqueeze(1)).to(centroids.dtype)
+            centroids = torch.where(counts.unsqueeze(1) > 0, means, centroids)
+    return centroids, offsets
 
 
-def _seed(points: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    chosen = [points[draw(torch.zeros(len(points)), 1, generator)[0]]]
-    distances = (points - chosen[0]).square().sum(1)
-    while len(chosen) < k:
-        chosen.append(points[draw(distances, 1, generator)[0]])
-        distances = torch.minimum(distances, (points - chosen[-1]).square().sum(1))
-    return torch.stack(chosen)
+def _mean_gap(points: torch.Tensor, centroids: torch.Tensor) -> float:
+    """How much farther the second nearest centroid is than the nearest, in squared distance, on the mean."""
+    parts = torch.zeros(2, dtype=torch.float64, device=points.device)
+    for block in points.split(BLOCK_ROWS):
+        two = torch.cdist(block, centroids).square().topk(min(2, len(centroids)), largest=False).values
+        parts += parts.new_tensor([float((two[:, -1] - two[:, 0]).sum()), len(block)])
+    total([parts])
+    return max(float(parts[0] / parts[1].clamp_min(1)), 1e-6)
+
+
+def _assign(
+    points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over all workers: the sum of each centroid's points, float64 [k, D], and their number, float64 [k]."""
+    sums = torch.zeros(centroids.shape, dtype=torch.float64, device=points.device)
+    counts = torch.zeros(len(centroids), dtype=torch.float64, device=points.device)
+    for block in points.split(BLOCK_ROWS):
+        labels, _ = nearest(block, centroids, offsets)
+        sums.index_add_(0, labels, block.double())
+        counts += torch.bincount(labels, minlength=len(centroids))
+    total([sums, counts])
+    return sums, counts
+
+
+def _lloyd(points: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+    """K-means of a sample in memory, by faiss from greedy seeds; float32 [k, D]."""
+    rows = F.pad(points, (0, 0, 0, max(0, k - len(points))))
+    rows[len(points) :] = points[torch.arange(max(0, k - len(points))) % len(points)]
+    seeds = _seeds(rows[: max(SEED_ROWS, SEEDS_PER_CENTROID * k)], k, seed)
+    parameters = faiss.ClusteringParameters()
+    parameters.niter, parameters.seed = ITERATIONS, seed % 2**31
+    parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, len(rows)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    clustering = faiss.Clustering(rows.shape[1], k, parameters)
+    faiss.copy_array_to_vector(seeds.cpu().numpy().reshape(-1), clustering.centroids)
+    clustering.train(rows.cpu().numpy(), faiss.IndexFlatL2(rows.shape[1]))
+    centroids = faiss.vector_to_array(clustering.centroids).reshape(k, rows.shape[1])
+    return torch.from_numpy(centroids.copy()).to(points)
+
+
+def _seeds(points: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007, section 5): of several candidates the one that leaves least.
+
+    A good start leaves less error than any number of iterations mends: on MiniLM vectors with three levels of 256,
+    0.012 more in held-out cosine than plain k-means++. scikit-learn's takes eight times as long (it works in float64).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    candidates = 2 + int(math.log(k))
+    norms = points.square().sum(1)
+    chosen = torch.empty(k, dtype=torch.int64)
+    left = torch.full_like(norms, torch.inf)
+    for number in range(k):
+        weights = left.double().cpu() if number else torch.ones(len(points), dtype=torch.float64)
+        bounds = weights.cumsum(0)
+        drawn = torch.rand(candidates, generator=generator, dtype=torch.float64) * bounds[-1]
+        found = torch.searchsorted(bounds, drawn, right=True).clamp_max(len(points) - 1).to(points.device)
+        distances = torch.addmm(norms[found].unsqueeze(1), points[found], points.T, alpha=-2) + norms
+        shrunk = torch.minimum(distances.clamp_min(0), left)
+        best = int(shrunk.sum(1).argmin())
+        chosen[number], left = found[best], shrunk[best]
+    return points[chosen.to(points.device)]

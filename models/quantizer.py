@@ -1,7 +1,9 @@
-"""RQ-VAE: an autoencoder whose latent is a sum of codewords, one from each of L codebooks.
+"""A vector as a short list of codes: residual quantization, in the space of the vectors or in a learned one.
 
-Lee et al., "Autoregressive Image Generation using Residual Quantization" (CVPR 2022), as used for semantic IDs by
-Rajput et al., "Recommender Systems with Generative Retrieval" (NeurIPS 2023).
+The latent is the sum of one codeword from each of L codebooks; each level codes what the levels before it left over.
+`rqkmeans` has its codebooks in the space of the vectors themselves. `rqvae` puts an autoencoder around them: Lee et
+al., "Autoregressive Image Generation using Residual Quantization" (CVPR 2022), as used for semantic IDs by Rajput et
+al., "Recommender Systems with Generative Retrieval" (NeurIPS 2023).
 """
 
 from __future__ import annotations
@@ -10,31 +12,33 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 
-from models.kmeans import nearest
+from models.kmeans import BLOCK_ROWS, nearest
+from storage.errors import UserError
 from storage.weights import load_model, save_model
 
-BLOCK_ROWS = 16_384
+RQKMEANS, RQVAE = "rqkmeans", "rqvae"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of a quantizer: MLP widths, latent width, codewords per level; `commitment` is the loss's β."""
+    """Shape of a quantizer.
 
+    Attributes:
+        method: `rqkmeans` or `rqvae`.
+        input_dim: D, width of the vectors.
+        codebook_sizes: codewords per level.
+        latent_dim: width of the codewords; that of the vectors for `rqkmeans`.
+        hidden_dims: widths of the hidden layers of encoder and, in reverse, of the decoder of `rqvae`.
+    """
+
+    method: str
     input_dim: int
-    hidden_dims: tuple[int, ...] = (256, 128)
-    latent_dim: int = 64
-    codebook_sizes: tuple[int, ...] = (256, 256, 256)
-    commitment: float = 0.25
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Sums over the rows of a batch, scalars with gradient: ‖x − x̂‖² and the quantisation terms of all levels."""
-
-    reconstruction: torch.Tensor
-    quantization: torch.Tensor
+    codebook_sizes: tuple[int, ...]
+    latent_dim: int
+    hidden_dims: tuple[int, ...] = ()
 
 
 class Quantizer(nn.Module):
@@ -46,71 +50,65 @@ class Quantizer(nn.Module):
 
     mean: torch.Tensor
     scale: torch.Tensor
+    offsets: torch.Tensor
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
         widths = (architecture.input_dim, *architecture.hidden_dims, architecture.latent_dim)
-        self.encoder = _mlp(widths)
-        self.decoder = _mlp(widths[::-1])
+        learned = architecture.method == RQVAE
+        self.encoder: nn.Module = Shortcut(widths) if learned else nn.Identity()
+        self.decoder: nn.Module = Shortcut(widths[::-1]) if learned else nn.Identity()
         self.codebooks = nn.ParameterList(
-            nn.Parameter(torch.randn(size, architecture.latent_dim)) for size in architecture.codebook_sizes
+            nn.Parameter(torch.zeros(size, architecture.latent_dim), requires_grad=False)
+            for size in architecture.codebook_sizes
         )
+        self.register_buffer("offsets", torch.zeros(sum(architecture.codebook_sizes)))  # see `kmeans.balance`
         self.register_buffer("mean", torch.zeros(architecture.input_dim))
         self.register_buffer("scale", torch.ones(()))
 
-    def set_statistics(self, embeddings: torch.Tensor) -> None:
-        """Take mean and scale from all embeddings, float [N, D]."""
-        self.mean.copy_(embeddings.mean(0))
-        self.scale.copy_((embeddings - self.mean).square().mean().sqrt().clamp_min(1e-6))
-
     def standardise(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Embeddings [N, D] as the network sees them."""
-        return (embeddings - self.mean) / self.scale
+        """Embeddings [N, D] as the encoder sees them."""
+        return (embeddings - self.mean).div_(self.scale)
 
-    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Greedy residual quantisation of latents [N, d].
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Level by level the codeword nearest to what is left.
 
         Returns:
-            Codes, int64 [N, L], and the residual that each level saw, float [L, N, d]. The gradient reaches the
-            latents through the residuals, and never the codewords that were subtracted.
+            Codes of latents [N, d], int64 [N, L], and the residual [N, d] that each level saw.
         """
-        residual, codes, residuals = latents, [], []
-        for codebook in self.codebooks:
-            code, _ = nearest(residual.detach(), codebook.detach())
-            codes.append(code)
-            residuals.append(residual)
-            residual = residual - codebook.detach()[code]
-        return torch.stack(codes, dim=1), torch.stack(residuals)
+        residuals = [latents]
+        codes: list[torch.Tensor] = []
+        for codebook, offsets in zip(self.codebooks, self.level_offsets, strict=True):
+            if codes:
+                residuals.append(residuals[-1] - F.embedding(codes[-1], self.codebooks[len(codes) - 1]))
+            codes.append(nearest(residuals[-1], codebook, offsets)[0])
+        return torch.stack(codes, dim=1), residuals
 
-    def forward(self, inputs: torch.Tensor) -> Losses:
-        """Losses of standardised inputs [N, D].
-
-        ‖x − x̂‖² and Σ_h ‖sg[r_h] − c_h‖² + β ‖r_h − sg[c_h]‖², with the straight-through gradient of the decoder
-        for the latent (van den Oord et al. 2017, equation 3).
-        """
-        latents = self.encoder(inputs)
-        codes, residuals = self.quantize(latents)
-        words = torch.stack([codebook[code] for codebook, code in zip(self.codebooks, codes.T, strict=True)])
-        through = latents + (words.sum(0) - latents).detach()
-        codebook_loss = (residuals.detach() - words).square().sum()
-        commitment_loss = (residuals - words.detach()).square().sum()
-        return Losses(
-            (inputs - self.decoder(through)).square().sum(),
-            codebook_loss + self.architecture.commitment * commitment_loss,
-        )
+    @property
+    def level_offsets(self) -> tuple[torch.Tensor, ...]:
+        """Per level what is added to the squared distances of its codewords, float [K]."""
+        return self.offsets.split(self.architecture.codebook_sizes)
 
     @torch.no_grad()
     def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Semantic IDs, int32 [N, L], of embeddings [N, D], without the deduplication digit."""
-        parts = [self.quantize(self.encoder(self.standardise(block)))[0] for block in embeddings.split(BLOCK_ROWS)]
-        return torch.cat(parts).int()
+        codes = torch.empty(len(embeddings), len(self.codebooks), dtype=torch.int32, device=embeddings.device)
+        for into, block in zip(codes.split(BLOCK_ROWS), embeddings.split(BLOCK_ROWS), strict=True):
+            into.copy_(self.quantize(self.encoder(self.standardise(block)))[0])
+        return codes
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Embeddings [N, D] that codes [N, h] stand for; h below L decodes the first levels alone."""
-        latents = [codebook[code.long()] for codebook, code in zip(self.codebooks, codes.T, strict=False)]
-        return self.decoder(torch.stack(latents).sum(0)) * self.scale + self.mean
+        latents = sum(F.embedding(code.long(), words) for code, words in zip(codes.T, self.codebooks, strict=False))
+        return self.decoder(latents) * self.scale + self.mean
+
+    @torch.no_grad()
+    def last_distances(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Squared distances, float [N, K_L], of what is left for the last level to each of its codewords."""
+        residual = self.quantize(self.encoder(self.standardise(embeddings)))[1][-1]
+        return torch.cdist(residual, self.codebooks[-1]).square() + self.level_offsets[-1]
 
     def save(self, uri: str) -> None:
         """Write the artifact (kind `quantizer`)."""
@@ -118,16 +116,45 @@ class Quantizer(nn.Module):
 
     @staticmethod
     def load(uri: str) -> Quantizer:
-        """Read the artifact, ready to assign; raises UserError as `storage.weights.load_model` does."""
+        """Read the artifact, ready to assign.
+
+        Raises:
+            UserError: there is none, it is damaged, or it is another thing.
+        """
         config, tensors = load_model(uri, "quantizer")
-        widths = {"hidden_dims": tuple(config["hidden_dims"]), "codebook_sizes": tuple(config["codebook_sizes"])}
-        quantizer = Quantizer(Architecture(**{**config, **widths}))
-        quantizer.load_state_dict(tensors)
+        try:
+            widths = {name: tuple(config[name]) for name in ("hidden_dims", "codebook_sizes")}
+            if config["method"] not in (RQKMEANS, RQVAE):
+                raise ValueError(f"its method is {config['method']!r}")
+            with torch.device("meta"):  # nothing is held for sizes that the tensors do not have
+                quantizer = Quantizer(Architecture(**{**config, **widths}))
+            quantizer.load_state_dict(tensors, assign=True)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"The quantizer at {uri} does not fit this version ({reason}): run the stage that fits it again."
+            ) from error
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise UserError(
+                f"The quantizer at {uri} holds values that are no numbers: run the stage that fits it again."
+            )
         return quantizer.requires_grad_(False).eval()
 
 
-def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+class Shortcut(nn.Module):
+    """A linear map plus an MLP that starts at zero.
+
+    With the principal axes as the linear map, a fit starts where residual k-means ends, and only gets better.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(widths[0], widths[-1], bias=False)
+        maps = [nn.Linear(before, after) for before, after in pairwise(widths)]
+        nn.init.zeros_(maps[-1].weight)
+        nn.init.zeros_(maps[-1].bias)
+        self.mlp = nn.Sequential(*(layer for linear in maps for layer in (nn.ReLU(), linear)))[1:]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map [N, first width] to [N, last width]."""
+        return self.linear(inputs) + self.mlp(inputs)

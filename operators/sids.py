@@ -191,9 +191,21 @@ def add_sids(run: RunDir, items: pa.Table, *, always: bool = False, max_digits: 
 
 
 def _known(run: RunDir, added: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
+    return _distinct([run.read_table("sids"), *added])
+
+
+def inherited_sids(earlier: RunDir, run: RunDir) -> tuple[list[str], np.ndarray]:
+    """What a run starts from that takes its quantizer over: all SIDs of the earlier one, and what it has added itself.
+
+    Returns:
+        As `known_sids`.
+    """
+    return _distinct([earlier.read_table("sids"), *added_sids(earlier), *added_sids(run)])
+
+
+def _distinct(tables: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
     """Of an item that was added and then taken into the catalogue, one row."""
-    tables = [part.select(["item_id", "codes"]) for part in (run.read_table("sids"), *added)]
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables([part.select(["item_id", "codes"]) for part in tables])
     ids = table["item_id"].combine_chunks()
     table = table.filter(pl.Series(ids).is_first_distinct().to_arrow())
     return table["item_id"].to_pylist(), codes_matrix(table["codes"])

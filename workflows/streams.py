@@ -102,7 +102,7 @@ def stream(
     fs, path = files.filesystem(files.join(sink, "rows"))
     source_fs, source_path = files.filesystem(source)
     with ray.data.DataContext.current(context), _watch(sink, on_rows):
-        rows = ray.data.read_parquet(source_path, filesystem=_arrow(source_fs))
+        rows = ray.data.read_parquet(source_path, filesystem=arrow_filesystem(source_fs))
         rows = rows.repartition(target_num_rows_per_block=commit_rows)
         written = [*columns, "issues", "outcome"]
         for position, group in enumerate(groups):
@@ -123,7 +123,7 @@ def stream(
             )
         rows = rows.select_columns(written)
         try:
-            rows.write_parquet(path, filesystem=_arrow(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
+            rows.write_parquet(path, filesystem=arrow_filesystem(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause).partition("\n")[0]) from error  # Ray adds notes on retries
@@ -183,7 +183,8 @@ def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> I
         on_rows(committed_rows(sink, known))
 
 
-def _arrow(fs: object) -> pyarrow.fs.FileSystem:
+def arrow_filesystem(fs: object) -> pyarrow.fs.FileSystem:
+    """An fsspec filesystem for Ray Data."""
     if getattr(fs, "protocol", None) in ("file", ("file", "local")):
         return pyarrow.fs.LocalFileSystem()
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

@@ -1,21 +1,28 @@
 """Fits on Ray Train: one training loop on every worker, its reported metrics back.
 
 A loop is a module-level function `loop(config)`. It runs once per worker inside a torch process group (gloo on CPU,
-nccl on GPU), reports with `report(...)` and writes its artifact on rank 0.
+nccl on GPU), reports with `report(...)` and writes its artifact on rank 0. A loop that reports its state goes on from
+the last one that was kept when a killed run is started again: `restored()` gives it back.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.fs
+import ray.data
 import ray.train
+import safetensors.torch
 import torch
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
@@ -25,8 +32,10 @@ from storage.errors import UserError
 from storage.run import RunDir
 
 POLL_S = 1.0
+STATE, HISTORY = "state.safetensors", "history.json"  # of a checkpoint
 
 _history: list[dict[str, Any]] = []  # what this worker has reported
+_kept_at = 0.0  # when a state was kept last
 
 
 class Fit(NamedTuple):
@@ -49,6 +58,7 @@ def fit(
     name: str,
     cpus_per_worker: float = 1,
     use_gpu: bool = False,
+    datasets: dict[str, ray.data.Dataset] | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda metrics: None,
 ) -> Fit:
     """Run `loop(config)` on every worker of the running Ray cluster and wait for the end.
@@ -63,6 +73,7 @@ def fit(
         run: checkpoints that the loop reports go to its `checkpoints/` folder.
         name: folder in there, `stage/fingerprint`. A fit goes on from the checkpoints it finds under its name: the
             stage's fingerprint tells one configuration from the next, and the stage's end clears the stage's folder.
+        datasets: whose rows are shared out among the workers, as `ray.train.get_dataset_shard(name)`.
         progress: called in this process, on a thread of its own, with rank 0's newest report about once a second.
 
     Raises:
@@ -80,10 +91,13 @@ def fit(
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
+        datasets=dict(datasets or {}),
+        dataset_config=ray.train.DataConfig(execution_options=_in_order()),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=path,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig("ERROR"),
             callbacks=[_Newest(newest)],  # type: ignore[list-item]
         ),
@@ -96,10 +110,44 @@ def fit(
     return Fit(history[-1] if history else {}, history)
 
 
-def report(metrics: dict[str, Any], checkpoint: ray.train.Checkpoint | None = None) -> None:
-    """Report plain numbers from inside a loop. Every rank has to call it equally often."""
-    ray.train.report(metrics, checkpoint=checkpoint)
+def report(
+    metrics: dict[str, Any], snapshot: Callable[[], dict[str, torch.Tensor]] | None = None, *, every_s: float = 30.0
+) -> None:
+    """Report plain numbers from inside a loop. Every rank has to call it equally often.
+
+    Args:
+        metrics: plain values.
+        snapshot: takes the state to go on from; it is kept where the last one is `every_s` seconds old.
+    """
+    global _kept_at
     _history.append(metrics)
+    first = ray.train.get_context().get_world_rank() == 0
+    if snapshot is None or not first or time.monotonic() - _kept_at < every_s:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot().items()}
+        safetensors.torch.save_file(tensors, Path(folder) / STATE)
+        (Path(folder) / HISTORY).write_text(json.dumps(_history))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    _kept_at = time.monotonic()
+
+
+def restored() -> dict[str, torch.Tensor] | None:
+    """The last state that a killed attempt has kept, on every rank; its reports count as this attempt's."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        _history[:] = json.loads((Path(folder) / HISTORY).read_text())
+        return safetensors.torch.load_file(Path(folder) / STATE)
+
+
+def _in_order() -> ray.data.ExecutionOptions:
+    """Each worker gets the same rows in every attempt: what it adds up would otherwise differ by rounding."""
+    options = ray.train.DataConfig.default_ingest_options()
+    options.preserve_order = True
+    return options
 
 
 def _per_worker(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -109,6 +157,8 @@ def _per_worker(task: dict[str, Any]) -> list[dict[str, Any]]:
     torch.manual_seed(seed)
     torch.set_num_threads(task["threads"])
     _history.clear()
+    global _kept_at
+    _kept_at = time.monotonic()
     task["loop"](task["config"])
     return _history
 

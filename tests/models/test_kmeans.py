@@ -1,53 +1,102 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
-from models.kmeans import BLOCK_ROWS, draw, kmeans, nearest
+from models import kmeans as module
+from models.kmeans import BLOCK_ROWS, balance, kmeans, nearest
+from tests.models.workers import on_ranks
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_nearest_equals_brute_force_across_blocks() -> None:
-    points, centroids = (
-        torch.randn(BLOCK_ROWS + 7, 3, generator=generator()),
-        torch.randn(11, 3, generator=generator(1)),
-    )
-    labels, distances = nearest(points, centroids)
+def keys(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2**64, rows, dtype=np.uint64)
+
+
+def test_nearest_equals_brute_force_across_blocks_with_and_without_offsets() -> None:
+    points = torch.randn(BLOCK_ROWS + 7, 3, generator=generator())
+    centroids, offsets = torch.randn(11, 3, generator=generator(1)), torch.rand(11, generator=generator(2))
     table = (points[:, None] - centroids).square().sum(2)
-    assert torch.equal(labels, table.argmin(1))
-    assert torch.allclose(distances, table.min(1).values, atol=1e-4)
+    for added in (None, offsets):
+        labels, distances = nearest(points, centroids, added)
+        assert torch.equal(labels, (table if added is None else table + added).argmin(1))
+        assert torch.allclose(distances, table.gather(1, labels[:, None])[:, 0], atol=1e-4)
+
+
+def test_no_points_have_no_neighbours() -> None:
+    labels, distances = nearest(torch.empty(0, 3), torch.zeros(2, 3))
+    assert len(labels) == len(distances) == 0
 
 
 def test_finds_separated_clusters_whatever_the_seed() -> None:
     centres = 10 * torch.eye(6)
     points = (centres[:, None] + 0.1 * torch.randn(6, 50, 6, generator=generator())).reshape(-1, 6)
     for seed in range(5):
-        found = kmeans(points, 6, generator=generator(seed))
-        _, distances = nearest(centres, found)
-        assert float(distances.max()) < 0.1
+        found = kmeans(points, 6, keys=keys(300), seed=seed)
+        assert float(nearest(centres, found)[1].max()) < 0.1
 
 
 def test_ends_where_every_centroid_is_the_mean_of_its_points() -> None:
     points = torch.randn(200, 2, generator=generator())
-    centroids = kmeans(points, 5, generator=generator(), iterations=200)
+    centroids = kmeans(points, 5, keys=keys(200), seed=0)
     labels, _ = nearest(points, centroids)
     for k in range(5):
-        assert torch.allclose(points[labels == k].mean(0), centroids[k], atol=1e-5)
+        assert torch.allclose(points[labels == k].mean(0), centroids[k], atol=1e-2)
 
 
-def test_more_clusters_than_points_repeats_points() -> None:
-    points = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
-    centroids = kmeans(points, 5, generator=generator())
+@pytest.mark.parametrize("rows", [1, 3])
+def test_more_clusters_than_points_repeats_points(rows: int) -> None:
+    points = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])[:rows]
+    centroids = kmeans(points, 5, keys=keys(rows), seed=0)
     assert centroids.shape == (5, 2)
-    assert float(nearest(points, centroids)[1].max()) == 0.0
+    assert float(nearest(points, centroids)[1].max()) < 1e-5
 
 
-def test_draws_follow_the_weights_and_never_take_weight_zero() -> None:
-    drawn = draw(torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0]), 4_000, generator()).numpy()
-    counts = np.bincount(drawn, minlength=5)
-    assert counts[[0, 2, 4]].sum() == 0
-    assert abs(counts[3] / 4_000 - 0.75) < 0.03
-    assert set(draw(torch.zeros(3), 100, generator()).tolist()) == {0, 1, 2}
+def test_mini_batches_over_a_large_set_come_close_to_lloyd_on_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    centres = torch.randn(20, 8, generator=generator()) * 3
+    points = centres[torch.randint(20, (6_000,), generator=generator(1))]
+    points = points + torch.randn(6_000, 8, generator=generator(2))
+    whole = float(nearest(points, kmeans(points, 20, keys=keys(6_000), seed=0))[1].mean())
+    monkeypatch.setattr(module, "SAMPLE_PER_CENTROID", 30)
+    small = float(nearest(points, kmeans(points, 20, keys=keys(6_000), seed=0))[1].mean())
+    assert small < 1.05 * whole
+
+
+def test_balanced_clusters_have_equal_numbers_at_a_small_price() -> None:
+    points = torch.cat([torch.randn(900, 4, generator=generator()), 2 + torch.randn(100, 4, generator=generator(1))])
+    centroids = kmeans(points, 10, keys=keys(1_000), seed=0)
+    before, error = nearest(points, centroids)
+    moved, offsets = balance(points, centroids)
+    after, balanced_error = nearest(points, moved, offsets)
+    sizes = [torch.bincount(labels, minlength=10) for labels in (before, after)]
+    assert float(sizes[1].float().std()) < 0.35 * float(sizes[0].float().std())
+    assert int(sizes[1].min()) > 70
+    assert float(balanced_error.mean()) < 1.15 * float(error.mean())
+    assert abs(float(offsets.mean())) < 1e-5
+
+
+def share(rank: int, points: torch.Tensor, bounds: list[int]) -> tuple[torch.Tensor, ...]:
+    rows = slice(bounds[rank], bounds[rank + 1])
+    module.SAMPLE_PER_CENTROID = 20
+    centroids = kmeans(points[rows], 6, keys=keys(len(points))[rows], seed=0)
+    return centroids, *balance(points[rows], centroids)
+
+
+@pytest.mark.parametrize("bounds", [[0, 250, 500], [0, 500, 500]])
+def test_two_workers_find_what_one_finds_however_the_rows_are_shared(tmp_path: Path, bounds: list[int]) -> None:
+    points = torch.randn(500, 5, generator=generator())
+    kept, module.SAMPLE_PER_CENTROID = module.SAMPLE_PER_CENTROID, 20
+    try:
+        alone = share(0, points, [0, 500])
+    finally:
+        module.SAMPLE_PER_CENTROID = kept
+    first, second = on_ranks(share, tmp_path, 2, points, bounds)
+    for one, two, expected in zip(first, second, alone, strict=True):
+        assert torch.equal(one, two)
+        assert torch.allclose(one, expected, atol=1e-5)

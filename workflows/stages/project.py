@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.projector import Blocks, fit_projector
+from models.projector import Blocks, Projector, fit_projector
 from operators.project import BLOCKS, Project, blocks_of
 from storage import files
+from storage.errors import UserError
+from storage.run import RunDir
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 1
@@ -34,10 +36,20 @@ class Config(StageConfig):
     Attributes:
         width: dimensions of the embedding.
         weights: of the modalities.
+        frozen: a finished run whose projection is taken over instead of a fit, so that embeddings stay comparable.
     """
 
     width: int = Field(128, ge=1)
     weights: Weights = Weights()
+    frozen: str | None = None
+
+
+def check(config: Config, root: str) -> None:
+    """Find a run to take over that is none, or is this one."""
+    if config.frozen is not None:
+        if files.absolute(config.frozen) == files.absolute(root):
+            raise UserError("stages.project.frozen names this very run: name an earlier one.")
+        Projector.load(RunDir(config.frozen).uri("models", "projector"))
 
 
 def run(config: Config, context: Context) -> Result:
@@ -50,8 +62,11 @@ def run(config: Config, context: Context) -> Result:
     def blocks() -> Iterator[list[Blocks]]:
         return (blocks_of(batch) for batch in batches())
 
-    weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
-    projector = fit_projector(blocks, weights, config.width)
+    if config.frozen is not None:
+        projector = Projector.load(RunDir(config.frozen).uri("models", "projector"))
+    else:
+        weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
+        projector = fit_projector(blocks, weights, config.width)
     artifact = context.run.uri("models", "projector")
     projector.save(artifact)
     project = Project(artifact)

@@ -1,112 +1,273 @@
-"""Fit the RQ-VAE on all embeddings and give every item its semantic ID."""
+"""Fit a quantizer on all embeddings, or take one over, and give every item its semantic ID."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, PositiveFloat, PositiveInt
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from models.quantizer import Architecture, Quantizer
-from models.quantizer_training import Schedule, fit_quantizer
-from models.scorecard import scorecard
-from models.semantic_ids import allocate_digits
-from operators.sids import codes_array, embedding_matrix
+from models.collisions import reassign_last_level
+from models.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
+from models.rqvae import Schedule
+from models.semantic_ids import allocate_digits, number_rows
+from operators.sids import codes_array, embedding_matrix, give_sids, inherited_sids
+from storage import files
 from storage.errors import UserError
-from storage.hashing import hash_order
+from storage.hashing import content_order, hash_order, hash_rows
 from storage.run import RunDir
+from workflows import sid_scores
+from workflows.collaborative import collaborative_vectors
 from workflows.stage import Context, Result, StageConfig
 
-VERSION = 1
+VERSION = 2
 INPUTS = ("project",)
+COLLABORATIVE = "rqvae+collaborative"
+PRESETS = {"trialigngr": (4096, 2048, 1024)}  # codebook sizes of arXiv 2605.05249
+BATCH_ROWS = 8_192
+
+
+def _preset(value: object) -> object:
+    if isinstance(value, str):
+        if value not in PRESETS:
+            raise ValueError(f"{value!r} is no preset: write a list of numbers, or {', '.join(PRESETS)}")
+        return PRESETS[value]
+    return value
+
+
+class Collaborative(BaseModel):
+    """The pull of `rqvae+collaborative` towards what users chose.
+
+    Attributes:
+        weight: of the alignment in the loss.
+        width: of the item vectors that the log is factored into.
+        log_share: first share of the log, by time, that they come from; every user's last two events are left out
+            besides, so that no event of a validation or test split has a say, whichever way it is split.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: PositiveFloat = 1.0
+    width: PositiveInt = 64
+    log_share: float = Field(0.8, gt=0, le=1)
 
 
 class Config(StageConfig):
     """Settings of quantize.
 
     Attributes:
-        codebook_sizes: codewords per level, at most 25 levels. Codebooks far larger than the catalogue
-            leave codes unused.
-        latent_dim, hidden_dims: widths of the latent and of the layers before it.
-        commitment: weight of the pull of latents towards their codewords (β).
-        steps, batch_size, learning_rate: of the fit; a batch is shared among the workers.
+        method: `rqvae`, `rqkmeans`, or `rqvae+collaborative`.
+        codebook_sizes: codewords per level, at most 25 levels, or `trialigngr` for that paper's. Codebooks far larger
+            than the catalogue leave codes unused.
+        latent_dim, hidden_dims: of rqvae: width of the codewords (null: that of the embeddings) and of the layers
+            before them.
+        commitment: of rqvae: weight of the pull of latents towards their codewords (β).
+        gradient: of rqvae: how it passes the codewords, see `models.rqvae`.
+        steps, batch_size, learning_rate, reset_until, mixup: of rqvae: course of the fit, see `models.rqvae.Schedule`.
+        balanced: of rqkmeans: give all codewords of a level about equally many items.
+        collaborative: of rqvae+collaborative.
+        collisions: what makes SIDs unique. `digit`: items that share their codes get a digit; `always_digit`: all get
+            one; `sinkhorn`: the last code of items that share all is re-assigned first, and digits go to what is left.
+        max_digits: digits are below this.
+        fit_rows: rows that the fit holds in memory; of a larger catalogue a sample.
+        frozen: a finished run whose quantizer and SIDs are taken over: its items keep theirs, new ones get theirs
+            beside them. Take its projection over, too (`project: {frozen: RUN}`).
         workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
+        checkpoint_s: seconds between two states that a killed fit can go on from.
     """
 
-    resources: ClassVar[frozenset[str]] = frozenset({"cpus_per_worker", "use_gpu"})
+    resources: ClassVar[frozenset[str]] = frozenset({"workers", "cpus_per_worker", "use_gpu", "checkpoint_s"})
 
-    codebook_sizes: tuple[PositiveInt, ...] = Field((256, 256, 256), min_length=1, max_length=25)
-    latent_dim: PositiveInt = 64
-    hidden_dims: tuple[PositiveInt, ...] = (256, 128)
-    commitment: PositiveFloat = 0.25
-    steps: PositiveInt = 1_500
-    batch_size: PositiveInt = 256
-    learning_rate: PositiveFloat = 2e-3
+    method: Literal["rqvae", "rqkmeans", "rqvae+collaborative"] = "rqvae"
+    codebook_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_preset)] = Field(
+        (256, 256, 256), min_length=1, max_length=25
+    )
+    latent_dim: PositiveInt | None = None
+    hidden_dims: tuple[PositiveInt, ...] = (128,)
+    commitment: PositiveFloat = Schedule.commitment
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    steps: PositiveInt = Schedule.steps
+    batch_size: PositiveInt = Schedule.batch_size
+    learning_rate: PositiveFloat = Schedule.learning_rate
+    reset_until: float = Field(Schedule.reset_until, ge=0, le=1)
+    mixup: bool = Schedule.mixup
+    balanced: bool = False
+    collaborative: Collaborative = Collaborative()
+    collisions: Literal["digit", "always_digit", "sinkhorn"] = "digit"
+    max_digits: PositiveInt = 256
+    fit_rows: PositiveInt = 1_000_000
+    frozen: str | None = None
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1
     use_gpu: bool = False
+    checkpoint_s: float = Field(30.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Config:
+        if self.balanced and self.method != RQKMEANS:
+            raise ValueError("balanced is for method rqkmeans: leave it out")
+        return self
+
+
+class Coded(NamedTuple):
+    """Every item with its codes, in one order."""
+
+    positions: np.ndarray  # int64 [N], rows in `embeddings`
+    item_ids: list[str]
+    codes: np.ndarray  # int32 [N, L]
+    contents: np.ndarray  # uint64 [N], hashes of the embeddings
 
 
 def cpus(config: Config) -> float:
     """CPUs that the fit holds at once."""
-    return config.workers * config.cpus_per_worker
+    return 0.0 if config.frozen else config.workers * config.cpus_per_worker
+
+
+def gpus(config: Config) -> float:
+    """GPUs that the fit holds at once."""
+    return float(config.workers) if config.use_gpu and not config.frozen else 0.0
+
+
+def check(config: Config, root: str) -> None:
+    """Find a run to take over that is none, or is this one."""
+    if config.frozen is not None:
+        if files.absolute(config.frozen) == files.absolute(root):
+            raise UserError("stages.quantize.frozen names this very run: name an earlier one.")
+        Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
 
 
 def run(config: Config, context: Context) -> Result:
-    """Write `models/quantizer`, `sids` (item_id, codes with the deduplication digit) and `metrics/quantize.json`."""
-    from workflows import training
-
-    embeddings = read_embeddings(context.run, context.seed)
-    if embeddings.num_rows == 0:
+    """Write `models/quantizer`, `sids` (item_id, codes with the digit), `metrics/quantize.json` and `metrics/map`."""
+    run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
+    if rows == 0:
         raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
-    fit = training.fit(
-        train,
-        {"run": context.run.root, "seed": context.seed, "quantize": config.model_dump(mode="json")},
-        workers=config.workers,
-        run=context.run,
-        name=f"quantize/{context.fingerprint}",
-        progress=lambda metrics: context.progress(metrics["step"], config.steps),
-        cpus_per_worker=config.cpus_per_worker,
-        use_gpu=config.use_gpu,
-    )
-    quantizer, vectors = Quantizer.load(context.run.uri("models", "quantizer")), embedding_matrix(embeddings)
-    codes = quantizer.encode(vectors).numpy()
-    digits = allocate_digits(embeddings["item_id"].to_pylist(), codes)
-    table = pa.table({"item_id": embeddings["item_id"], "codes": codes_array(np.column_stack([codes, digits]))})
-    context.run.write_table(table, "sids")
-    metrics = scorecard(quantizer, vectors, codes, digits)
+    history = take_over(config.frozen, run) if config.frozen else fit(config, context, rows)
+    quantizer = Quantizer.load(run.uri("models", "quantizer"))
+    coded = encode(run, quantizer)
+    if config.frozen:
+        known_ids, known_codes = inherited_sids(RunDir(config.frozen), run)
+        sids = give_sids(
+            coded.item_ids,
+            coded.codes,
+            coded.contents,
+            known_ids=known_ids,
+            known_codes=known_codes,
+            **digit_policy(config),
+        )
+        gone = ~np.isin(known_ids, coded.item_ids)  # items that left the catalogue: nobody else may get their SIDs
+        ids, given = [*coded.item_ids, *np.array(known_ids)[gone].tolist()], np.concatenate([sids, known_codes[gone]])
+    else:
+        sids = unique(config, run, quantizer, coded)
+        ids, given = coded.item_ids, sids
+    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": codes_array(given)}), "sids")
+    found = sid_scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
+    if config.frozen and (new := sid_scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
+        found["drift"] = new
+        context.log(f"quantize: {new['reason']}")
+    run.write_json({**found, "history": history}, "metrics", "quantize.json")
+    metrics = found["scorecard"]
     context.log(
         f"quantize: codebooks used {', '.join(f'{share:.0%}' for share in metrics['usage'])}; "
         f"{metrics['collision_share']:.1%} of the items share their codes before deduplication; "
         f"reconstruction cosine {metrics['reconstruction_cosine'][-1]:.3f}"
     )
-    context.run.write_json({"scorecard": metrics, "history": fit.history}, "metrics", "quantize.json")
-    return Result(rows_in=embeddings.num_rows, rows_out=table.num_rows, metrics=metrics)
+    return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
 
 
-def train(config: dict[str, Any]) -> None:
-    """The fit on one worker; rank 0 writes the artifact."""
-    import ray.train.torch
+def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
+    """Fit the quantizer and write its artifact; give the curve of the fit."""
+    from workflows import quantizer_fit
 
-    from workflows import training
-
-    run, settings = RunDir(config["run"]), Config(**config["quantize"])
-    embeddings = embedding_matrix(read_embeddings(run, config["seed"])).to(ray.train.torch.get_device())
+    width = files.dataset(context.run.uri("embeddings")).schema.field("embedding").type.list_size
+    learned = config.method != RQKMEANS
     architecture = Architecture(
-        input_dim=embeddings.shape[1],
-        hidden_dims=settings.hidden_dims,
-        latent_dim=settings.latent_dim,
-        codebook_sizes=settings.codebook_sizes,
-        commitment=settings.commitment,
+        method=RQVAE if learned else RQKMEANS,
+        input_dim=width,
+        codebook_sizes=config.codebook_sizes,
+        latent_dim=(config.latent_dim or width) if learned else width,
+        hidden_dims=config.hidden_dims if learned else (),
     )
-    schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate)
-    quantizer = fit_quantizer(embeddings, architecture, schedule, seed=config["seed"], report=training.report)
-    if ray.train.get_context().get_world_rank() == 0:
-        quantizer.save(run.uri("models", "quantizer"))
+    schedule = Schedule(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        commitment=config.commitment,
+        reset_until=config.reset_until,
+        rotation=config.gradient == "rotation",
+        mixup=config.mixup,
+        alignment=config.collaborative.weight if config.method == COLLABORATIVE else 0.0,
+    )
+    signals = None
+    if config.method == COLLABORATIVE:
+        shape = config.collaborative
+        signals = collaborative_vectors(context.run, width=shape.width, log_share=shape.log_share, seed=context.seed)
+    return quantizer_fit.fit(
+        context,
+        architecture,
+        schedule,
+        share=min(1.0, config.fit_rows / rows),
+        balanced=config.balanced,
+        signals=signals,
+        workers=config.workers,
+        cpus_per_worker=config.cpus_per_worker,
+        use_gpu=config.use_gpu,
+        checkpoint_s=config.checkpoint_s,
+    )
 
 
-def read_embeddings(run: RunDir, seed: int) -> pa.Table:
-    """All embeddings (item_id, embedding) in hash order."""
-    table = run.read_table("embeddings", columns=["item_id", "embedding"])
-    return table.take(pa.array(hash_order(table["item_id"].to_pylist(), seed=seed)))
+def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
+    """Copy the quantizer of an earlier run; a fit that did not happen has no curve.
+
+    Raises:
+        UserError: it does not fit the embeddings.
+    """
+    quantizer = Quantizer.load(RunDir(frozen).uri("models", "quantizer"))
+    width = files.dataset(run.uri("embeddings")).schema.field("embedding").type.list_size
+    if width != quantizer.architecture.input_dim:
+        raise UserError(
+            f"The quantizer of {frozen} takes embeddings of width {quantizer.architecture.input_dim}, and these have "
+            f"{width}: take its projection over, too, with stages.project.frozen."
+        )
+    quantizer.save(run.uri("models", "quantizer"))
+    return []
+
+
+def encode(run: RunDir, quantizer: Quantizer) -> Coded:
+    """All items of a run under its quantizer, in hash order."""
+    embeddings = files.dataset(run.uri("embeddings"))
+    ids: list[str] = []
+    codes, contents = [np.empty((0, len(quantizer.codebooks)), np.int32)], [np.empty(0, np.uint64)]
+    for part in embeddings.to_batches(columns=["item_id", "embedding"], batch_size=BATCH_ROWS):
+        vectors = embedding_matrix(pa.table(part))
+        ids += part["item_id"].to_pylist()
+        codes.append(quantizer.encode(vectors).numpy())
+        contents.append(hash_rows(vectors.numpy()))
+    order = hash_order(ids)
+    return Coded(order, [ids[row] for row in order], np.concatenate(codes)[order], np.concatenate(contents)[order])
+
+
+def unique(config: Config, run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:
+    """SIDs of the items of a fresh fit, codes with the digit, int32 [N, L + 1]."""
+    codes = spread(run, quantizer, coded) if config.collisions == "sinkhorn" else coded.codes
+    digits = allocate_digits(coded.item_ids, codes, coded.contents, **digit_policy(config))
+    return np.column_stack([codes, digits])
+
+
+def digit_policy(config: Config) -> dict[str, Any]:
+    """The arguments of `allocate_digits` that a definition decides."""
+    return {"always": config.collisions == "always_digit", "max_digits": config.max_digits}
+
+
+def spread(run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:
+    """Codes [N, L] after the last level of items that collide is re-assigned."""
+    groups = number_rows(coded.codes)
+    colliding = np.flatnonzero(np.bincount(groups)[groups] > 1)
+    found = files.dataset(run.uri("embeddings")).take(coded.positions[colliding], columns=["embedding"])
+    vectors = embedding_matrix(found)
+
+    def distances(rows: np.ndarray) -> torch.Tensor:
+        return quantizer.last_distances(vectors[np.searchsorted(colliding, rows)])
+
+    return reassign_last_level(coded.codes, distances, content_order(coded.contents, coded.item_ids))

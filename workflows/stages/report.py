@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workflows.stage import Context, Result, StageConfig
 
-VERSION = 1
+VERSION = 2
 SEEDED = False
 INPUTS: tuple[str, ...] = ()  # a run may end after any stage
 AFTER_ALL = True

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
 
 from models.quantizer import Quantizer
+from models.semantic_ids import NO_DIGIT
+from operators.embed import vector_array
+from storage.errors import UserError
 from storage.run import RunDir
+from workflows.collaborative import collaborative_vectors
 from workflows.stage import Context
 from workflows.stages import quantize
 
-SETTINGS = quantize.Config(codebook_sizes=(16, 16), hidden_dims=(32,), latent_dim=8, steps=200, batch_size=64)
+SETTINGS = quantize.Config(codebook_sizes=(16, 16), hidden_dims=(32,), latent_dim=8, steps=100, batch_size=64)
 
 
 def context_of(run: RunDir, log: list[str], steps: list[tuple[int, int]]) -> Context:
@@ -21,51 +28,186 @@ def context_of(run: RunDir, log: list[str], steps: list[tuple[int, int]]) -> Con
     )
 
 
-def embeddings(rows: int) -> pa.Table:
-    values = np.random.default_rng(0).normal(size=(rows, 12)).astype(np.float32)
+def write_run(run: RunDir, values: np.ndarray, ids: list[str] | None = None) -> pa.Table:
+    """What the stages before have left, of items with these embeddings."""
+    ids = ids or [f"item-{n}" for n in range(len(values))]
+    colours = [[("colour", "red" if n % 2 else "blue")] for n in range(len(values))]
+    attributes = pa.array(colours, pa.map_(pa.string(), pa.string()))
+    table = pa.table({"item_id": ids, "embedding": vector_array(values)})
+    run.write_table(table, "embeddings")
+    run.write_table(pa.table({"item_id": ids, "text_vector": vector_array(values[:, :6])}), "items")
+    run.write_table(pa.table({"item_id": ids, "attributes": attributes}), "catalog", "items")
+    return table
+
+
+def vectors(rows: int, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(rows, 12)).astype(np.float32)
     values[1] = values[0]  # two items with one look have one code prefix
-    ids = [f"item-{n}" for n in range(rows)]
-    return pa.table({"item_id": ids, "embedding": pa.array(list(values), pa.list_(pa.float32(), 12))})
+    return values
+
+
+def sids_of(run: RunDir) -> dict[str, list[int]]:
+    table = run.read_table("sids")
+    return dict(zip(table["item_id"].to_pylist(), table["codes"].to_pylist(), strict=True))
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_item_gets_one_unique_sid_with_two_workers(tmp_path: Path) -> None:
-    run, table, log = RunDir(str(tmp_path)), embeddings(301), []
+    run, log = RunDir(str(tmp_path)), list[str]()
     steps: list[tuple[int, int]] = []
-    run.write_table(table, "embeddings")
+    table = write_run(run, vectors(301))
     result = quantize.run(SETTINGS.model_copy(update={"workers": 2}), context_of(run, log, steps))
 
-    sids = run.read_table("sids")
     assert (result.rows_in, result.rows_out, result.rejected) == (301, 301, 0)
-    assert sids.schema.field("codes").type == pa.list_(pa.int32(), 3)
-    assert sorted(sids["item_id"].to_pylist()) == sorted(table["item_id"].to_pylist())
-    codes = dict(zip(sids["item_id"].to_pylist(), sids["codes"].to_pylist(), strict=True))
+    assert run.read_table("sids").schema.field("codes").type == pa.list_(pa.int32(), 3)
+    codes = sids_of(run)
+    assert sorted(codes) == sorted(table["item_id"].to_pylist())
     assert len({tuple(sid) for sid in codes.values()}) == 301
     assert codes["item-0"][:2] == codes["item-1"][:2]
+    assert sorted([codes["item-0"][2], codes["item-1"][2]])[0] >= 0
+    alone = [sid for sid in codes.values() if sum(other[:2] == sid[:2] for other in codes.values()) == 1]
+    assert {sid[2] for sid in alone} == {NO_DIGIT}
 
-    vectors = torch.from_numpy(np.stack(table["embedding"].to_pylist()).astype(np.float32))
-    assigned = Quantizer.load(run.uri("models", "quantizer")).encode(vectors).tolist()
+    values = torch.from_numpy(np.stack(table["embedding"].to_pylist()).astype(np.float32))
+    assigned = Quantizer.load(run.uri("models", "quantizer")).encode(values).tolist()
     assert assigned == [codes[item][:2] for item in table["item_id"].to_pylist()]
 
     assert result.metrics["collision_share"] > 0
     assert result.metrics["collision_share_after"] == 0
     assert min(result.metrics["usage"]) > 0.9
-    curve = run.read_json("metrics", "quantize.json")
-    assert curve["scorecard"] == result.metrics
-    assert [point["step"] for point in curve["history"]] == [50, 100, 150, 200]
-    assert len(log) == 1
-    assert steps[-1] == (200, 200)
+    written = run.read_json("metrics", "quantize.json")
+    assert written["scorecard"] == result.metrics
+    assert set(written["naive"]) == set(result.metrics)
+    assert [point["step"] for point in written["history"]] == [50, 100]
+    assert run.read_table("metrics", "map").num_rows == 301
+    assert steps[-1] == (100, 100)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["quantize"]  # the runner clears it
-    assert "seconds" not in result.metrics
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The stage with a fit in this process: what Ray Train adds is tested above."""
+    from models.rqkmeans import fit_rqkmeans
+    from models.vectors import collect
+    from workflows import quantizer_fit
+
+    def fit(context: Context, architecture: Any, schedule: Any, *, balanced: bool, **others: Any) -> list[Any]:
+        batches = [batch.to_pydict()["embedding"] for batch in context.run.read_table("embeddings").to_batches()]
+        values = np.array([row for batch in batches for row in batch], np.float32)
+        held = collect([(values, np.empty((len(values), 0), np.float32))], seed=context.seed)
+        fit_rqkmeans(held, architecture, seed=context.seed, balanced=balanced).save(
+            context.run.uri("models", "quantizer")
+        )
+        return []
+
+    monkeypatch.setattr(quantizer_fit, "fit", fit)
+
+    def run_stage(run: RunDir, **settings: Any) -> Any:
+        config = quantize.Config(method="rqkmeans", codebook_sizes=(6, 4), **settings)
+        return quantize.run(config, context_of(run, [], []))
+
+    return run_stage
+
+
+def test_sids_follow_the_contents_whatever_items_are_called(tmp_path: Path, fitted: Callable[..., Any]) -> None:
+    values = vectors(80)
+    values[1] += 0.01  # all contents differ
+    first, second = RunDir(str(tmp_path / "a")), RunDir(str(tmp_path / "b"))
+    write_run(first, values)
+    order = np.random.default_rng(1).permutation(80)
+    write_run(second, values[order], [f"renamed-{row}" for row in order])
+    fitted(first)
+    fitted(second)
+    one, other = sids_of(first), sids_of(second)
+    assert {f"renamed-{item.split('-')[1]}": sid for item, sid in one.items()} == other
+
+
+def test_always_a_digit_and_sinkhorn(tmp_path: Path, fitted: Callable[..., Any]) -> None:
+    shares = {}
+    for policy in ("digit", "always_digit", "sinkhorn"):
+        run = RunDir(str(tmp_path / policy))
+        write_run(run, vectors(20))
+        card = fitted(run, collisions=policy).metrics
+        sids = np.array(list(sids_of(run).values()))
+        assert len(np.unique(sids, axis=0)) == 20
+        assert card["collision_share_after"] == 0
+        shares[policy] = card["collision_share"], float((sids[:, -1] >= 0).mean())
+    assert shares["always_digit"][1] == 1
+    assert shares["sinkhorn"][1] < shares["digit"][1] < 1
+    assert shares["sinkhorn"][0] == shares["digit"][0]  # what the quantizer itself leaves
+
+
+def test_a_full_prefix_names_the_way_out(tmp_path: Path, fitted: Callable[..., Any]) -> None:
+    run = RunDir(str(tmp_path))
+    write_run(run, vectors(200))
+    with pytest.raises(UserError, match="max_digits"):
+        fitted(run, max_digits=2)
+
+
+def test_a_quantizer_taken_over_moves_no_sid_and_gives_none_twice(tmp_path: Path, fitted: Callable[..., Any]) -> None:
+    first, second = RunDir(str(tmp_path / "first")), RunDir(str(tmp_path / "second"))
+    values = vectors(100)
+    write_run(first, values[:60])
+    fitted(first)
+    ids = [f"item-{n}" for n in range(10, 100)]  # ten have left, forty are new
+    write_run(second, values[10:], ids)
+    result = fitted(second, frozen=first.root)
+    old, new = sids_of(first), sids_of(second)
+    assert (result.rows_in, result.rows_out) == (90, 90)
+    assert all(new[item] == old[item] for item in old)  # also of those that have left
+    assert len({tuple(sid) for sid in new.values()}) == 100
+    assert isinstance(second.read_json("metrics", "quantize.json")["drift"]["refit"], bool)
+    fitted(second, frozen=first.root)
+    assert sids_of(second) == new
+
+
+def test_a_quantizer_of_another_width_is_refused(tmp_path: Path, fitted: Callable[..., Any]) -> None:
+    first, second = RunDir(str(tmp_path / "first")), RunDir(str(tmp_path / "second"))
+    write_run(first, vectors(30))
+    fitted(first)
+    write_run(second, vectors(30)[:, :8])
+    with pytest.raises(UserError, match="take its projection over, too"):
+        fitted(second, frozen=first.root)
+    with pytest.raises(UserError, match="this very run"):
+        quantize.check(quantize.Config(frozen=first.root), first.root)
 
 
 def test_results_do_not_depend_on_what_a_worker_gets() -> None:
-    assert quantize.Config(use_gpu=True, cpus_per_worker=4).identity() == quantize.Config().identity()
-    assert quantize.Config(workers=2).identity() != quantize.Config().identity()
+    config = quantize.Config(use_gpu=True, cpus_per_worker=4, workers=2, checkpoint_s=1)
+    assert config.identity() == quantize.Config().identity()
 
 
-def test_rows_are_read_in_an_order_that_files_do_not_set(tmp_path: Path) -> None:
-    first, second, table = RunDir(str(tmp_path / "a")), RunDir(str(tmp_path / "b")), embeddings(50)
-    first.write_table(table, "embeddings")
-    second.write_table(table.take(list(range(49, -1, -1))), "embeddings")
-    assert quantize.read_embeddings(first, 3).equals(quantize.read_embeddings(second, 3))
+def test_codebooks_by_name_and_settings_that_do_not_fit() -> None:
+    assert quantize.Config(codebook_sizes="trialigngr").codebook_sizes == (4096, 2048, 1024)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no preset"):
+        quantize.Config(codebook_sizes="huge")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="balanced is for method rqkmeans"):
+        quantize.Config(balanced=True)
+
+
+def log_of(run: RunDir, **columns: Any) -> None:
+    table = pl.DataFrame(columns).with_columns(pl.col("timestamp").cast(pl.Datetime("us", "UTC")))
+    run.write_table(table.to_arrow(compat_level=pl.CompatLevel.oldest()), "catalog", "interactions")
+
+
+def test_collaborative_vectors_know_nothing_of_what_any_split_holds_out(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    random = np.random.default_rng(0)
+    users = np.repeat([f"u{n}" for n in range(30)], 8).tolist()
+    items = [f"i{n}" for n in random.integers(0, 12, 240)]
+    time = np.tile(np.arange(8), 30) * 1_000_000 + np.repeat(np.arange(30), 8)
+    log_of(run, user_id=users, item_id=items, timestamp=time)
+    found = collaborative_vectors(run, width=4, log_share=0.8, seed=0)
+    held_out = (time > np.quantile(time, 0.8)) | (np.tile(np.arange(8), 30) >= 6)
+    changed = [f"new{n}" if out else item for n, (item, out) in enumerate(zip(items, held_out, strict=True))]
+    log_of(run, user_id=users, item_id=changed, timestamp=time)
+    assert collaborative_vectors(run, width=4, log_share=0.8, seed=0).equals(found)
+
+
+def test_alignment_without_a_log_is_one_sentence(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    with pytest.raises(UserError, match="needs interactions"):
+        collaborative_vectors(run, width=4, log_share=0.8, seed=0)
+    log_of(run, user_id=["u", "u"], item_id=["a", "b"], timestamp=[1, 2])
+    with pytest.raises(UserError, match="log_share"):
+        collaborative_vectors(run, width=4, log_share=0.8, seed=0)

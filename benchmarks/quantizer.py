@@ -1,0 +1,353 @@
+"""Quantizers on real text vectors: quality on held-out items, seconds, and what a million vectors take.
+
+python -m benchmarks.quantizer --data ../shared/data/amazon/beauty --out FILE [--seeds 5] [--rows 1000000]
+
+The items' texts (12,101) are embedded once with MiniLM and cached. A tenth of them is held out, another one for each
+seed; the rest gives the mean and the deviation by which every column of both is standardised. All figures are measured
+in that space: cosine and mean squared error between held-out items and their reconstruction; usage and collisions over
+all items; neighbour overlap@10 of held-out items among all. Every arm sees the same rows, steps and latent width. The
+clock stands still while an unfinished arm is measured. The peers need `.venv-bench` (`make bench-setup`), where this
+runs itself again if they are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks import quantizer_peers as peers
+from benchmarks.machine import machine
+from models.encoders import text_encoder
+from models.kmeans import BLOCK_ROWS
+from models.neighbours import neighbour_overlap
+from models.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
+from models.rqkmeans import fit_rqkmeans
+from models.rqvae import Schedule, fit_rqvae
+from models.scorecard import collisions, usage
+from models.vectors import collect
+from storage.cache import Cache
+
+SIZES = (256, 256, 256)
+PRESET = (4096, 2048, 1024)
+HIDDEN = (128,)
+WATCH_EVERY = 50
+REPOSITORY = Path(__file__).parent.parent
+
+
+class Arm(NamedTuple):
+    """A finished fit: how to encode and decode, its seconds, and the held-out cosine on the way, (seconds, cosine)."""
+
+    peer: peers.Peer
+    seconds: float
+    curve: list[tuple[float, float]]
+
+
+class Clock:
+    """Seconds since the start, without those spent in `measure`."""
+
+    def __init__(self, held_out: torch.Tensor) -> None:
+        self._held_out, self._paused, self._start = held_out, 0.0, time.perf_counter()
+        self.curve: list[tuple[float, float]] = []
+
+    def seconds(self) -> float:
+        """Seconds of the fit so far."""
+        return time.perf_counter() - self._start - self._paused
+
+    def measure(self, peer: peers.Peer) -> None:
+        """Note the held-out cosine of an unfinished arm."""
+        now, began = self.seconds(), time.perf_counter()
+        self.curve.append((now, cosine(peer, self._held_out)))
+        self._paused += time.perf_counter() - began
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with items.tsv")
+    parser.add_argument("--out", help="file for the JSON object, beside stdout")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="vectors of the large fit")
+    parser.add_argument("--only", nargs="*", help="arms to run")
+    arguments = parser.parse_args()
+    with_peers()
+    vectors = embeddings(Path(arguments.data) / "items.tsv")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(arguments.seeds):
+        train, held_out = split(vectors, seed)
+        for name, fit in ARMS.items():
+            if arguments.only is None or name in arguments.only:
+                runs.setdefault(name, []).append(judged(name, fit, train, held_out, seed))
+    result: dict[str, Any] = {**machine(), "items": len(vectors), "seeds": arguments.seeds}
+    result["methods"] = summary(runs)
+    result["seconds_to_vq_pytorch"] = race(runs)
+    result["preset"] = preset(vectors, runs) if arguments.only is None else None
+    result |= large(arguments.rows)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.out:
+        Path(arguments.out).write_text(text + "\n", encoding="utf-8")
+
+
+def with_peers() -> None:
+    """Start again in the benchmarks' environment where the peers are not in this one."""
+    if importlib.util.find_spec("vector_quantize_pytorch") is not None:
+        return
+    python = REPOSITORY / ".venv-bench" / "bin" / "python"
+    if not python.exists():
+        sys.exit("The peers are not installed: run `make bench-setup`.")
+    os.execv(python, [str(python), "-m", "benchmarks.quantizer", *sys.argv[1:]])  # noqa: S606 - our own interpreter
+
+
+def embeddings(file: Path) -> np.ndarray:
+    """MiniLM vectors of the items' texts, float32 [N, 384], embedded once per content."""
+    texts = [line.split("\t", 1)[1] for line in file.read_text(encoding="utf-8").splitlines()]
+    folder = os.environ.get("TESSEREC_CACHE") or str(Path.home() / ".cache" / "tesserec")
+    cache, key = Cache(folder), hashlib.blake2b("\n".join(texts).encode(), digest_size=16).digest()
+    found = cache.get_many("benchmark-texts", [key])
+    if key not in found:
+        cache.put_many("benchmark-texts", {key: text_encoder().encode(texts).tobytes()})
+        found = cache.get_many("benchmark-texts", [key])
+    return np.frombuffer(found[key], np.float32).reshape(len(texts), -1)
+
+
+def split(vectors: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardised rows to fit on and to hold out."""
+    order = np.random.default_rng(seed).permutation(len(vectors))
+    held_out, train = vectors[order[: len(order) // 10]], vectors[order[len(order) // 10 :]]
+    deviation = train.std(0)
+    deviation = np.where(deviation > 1e-6, deviation, 1)
+    return tuple(torch.from_numpy((part - train.mean(0)) / deviation) for part in (train, held_out))  # type: ignore[return-value]
+
+
+def ours(
+    train: torch.Tensor, held_out: torch.Tensor, seed: int, *, sizes: tuple[int, ...] = SIZES, **options: Any
+) -> Arm:
+    """Our quantizers; without `rotation`, `balanced` and the like the defaults."""
+    method = options.pop("method")
+    width = train.shape[1]
+    clock = Clock(held_out)
+    vectors = collect([(train.numpy(), np.empty((len(train), 0), np.float32))], seed=seed)
+    if method == RQKMEANS:
+        fitted = fit_rqkmeans(vectors, Architecture(method, width, sizes, width), seed=seed, **options)
+        return Arm(fitted, clock.seconds(), clock.curve)
+    shape = Architecture(method, width, sizes, width, HIDDEN)
+
+    def report(metrics: dict[str, float], snapshot: Callable[[], dict[str, torch.Tensor]]) -> None:
+        if metrics["step"] % WATCH_EVERY == 0:
+            state = snapshot()
+            unfinished = Quantizer(shape)
+            names = unfinished.state_dict()
+            unfinished.load_state_dict({name: state[f"model.quantizer.{name}"] for name in names})
+            clock.measure(unfinished)
+
+    fitted = fit_rqvae(vectors, shape, Schedule(**options), seed=seed, report=report)
+    return Arm(fitted, clock.seconds(), clock.curve)
+
+
+def peer(train: torch.Tensor, held_out: torch.Tensor, seed: int, *, fit: Callable[..., peers.Peer]) -> Arm:
+    """A peer with our steps, batches, learning rate and widths."""
+    settings = peers.Settings(
+        steps=Schedule.steps,
+        batch_size=Schedule.batch_size,
+        learning_rate=Schedule.learning_rate,
+        latent_dim=train.shape[1],
+        hidden_dims=HIDDEN,
+        codebook_sizes=SIZES,
+        watch_every=WATCH_EVERY,
+    )
+    clock = Clock(held_out)
+    fitted = fit(train, settings, seed, clock.measure)
+    return Arm(fitted, clock.seconds(), clock.curve)
+
+
+ARMS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Arm]] = {
+    "rqvae": partial(ours, method=RQVAE),
+    "vq_pytorch_in_ours": partial(peer, fit=peers.fit_vq_pytorch_residual),
+    "rqkmeans": partial(ours, method=RQKMEANS),
+    "vq_pytorch_in_mlps": partial(peer, fit=peers.fit_vq_pytorch),
+    "semantic_id": partial(peer, fit=peers.fit_semantic_id),
+    "semantic_id_rqvae": partial(peer, fit=peers.fit_semantic_id_rqvae),
+    "rqvae_rotation": partial(ours, method=RQVAE, rotation=True),
+    "rqkmeans_balanced": partial(ours, method=RQKMEANS, balanced=True),
+}
+
+
+@torch.no_grad()
+def cosine(arm: peers.Peer, rows: torch.Tensor) -> float:
+    """Mean cosine between rows and their reconstruction."""
+    return float(torch.cosine_similarity(rows, arm.decode(arm.encode(rows))).mean())
+
+
+def judged(
+    name: str, fit: Callable[..., Arm], train: torch.Tensor, held_out: torch.Tensor, seed: int
+) -> dict[str, Any]:
+    """Fit an arm and measure it."""
+    arm = fit(train, held_out, seed)
+    figures = {**quality(arm.peer, train, held_out), "seconds": arm.seconds, "curve": arm.curve}
+    print(name, seed, {key: value for key, value in figures.items() if key != "curve"}, file=sys.stderr, flush=True)
+    return figures
+
+
+@torch.no_grad()
+def quality(
+    arm: peers.Peer, train: torch.Tensor, held_out: torch.Tensor, sizes: tuple[int, ...] = SIZES
+) -> dict[str, Any]:
+    """All figures but the seconds."""
+    rows = torch.cat([held_out, train])
+    codes = arm.encode(rows).long()
+    found = arm.decode(codes[: len(held_out)])
+    overlap = neighbour_overlap(rows, codes, arm.decode, torch.arange(len(held_out)))
+    return {
+        "cosine": cosine(arm, held_out),
+        "mse": float((held_out - found).square().mean()),
+        "usage": usage(codes.numpy(), sizes)["usage"],
+        "collision_share": collisions(codes.numpy())["share"],
+        "neighbour_overlap": overlap["decoded"],
+        "neighbour_overlap_prefix": overlap["prefix"],
+        "train_cosine": cosine(arm, train),
+    }
+
+
+def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and spread (standard deviation over seeds) of every figure; `vq_pytorch` is the better of its two arms."""
+    found = {
+        name: {key: spread([figures[key] for figures in arms]) for key in arms[0] if key != "curve"}
+        for name, arms in runs.items()
+    }
+    versions = [name for name in found if name.startswith("vq_pytorch")]
+    if versions:
+        found["vq_pytorch"] = found[max(versions, key=lambda name: found[name]["cosine"]["mean"])]
+    return found
+
+
+def spread(values: list[Any]) -> Any:
+    """{mean, spread} of numbers, or of each place of lists."""
+    if isinstance(values[0], list):
+        return [spread(list(level)) for level in zip(*values, strict=True)]
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 5), "spread": round(deviation, 5)}
+
+
+def race(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """Seconds until `rqvae` has the held-out cosine that each vector-quantize-pytorch arm ends with, and its own.
+
+    Its own are those until it had that cosine first. `share` is the ratio of the two.
+    """
+    found: dict[str, Any] = {}
+    for name in [name for name in runs if name.startswith("vq_pytorch")]:
+        pairs = []
+        for mine, theirs in zip(runs.get("rqvae", []), runs[name], strict=False):
+            goal = theirs["cosine"]
+            own = [
+                next((s for s, value in arm["curve"] if value >= goal - 1e-9), arm["seconds"]) for arm in (mine, theirs)
+            ]
+            pairs.append((*own, mine["cosine"] >= goal))
+        if pairs:
+            found[name] = {
+                "rqvae": spread([pair[0] for pair in pairs]),
+                "vq_pytorch": spread([pair[1] for pair in pairs]),
+                "share": spread([pair[0] / pair[1] for pair in pairs]),
+                "reached": all(pair[2] for pair in pairs),
+            }
+    return found or None
+
+
+def preset(vectors: np.ndarray, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The codebooks of the TriAlignGR paper: held-out cosine by depth."""
+    train, held_out = split(vectors, 0)
+    arm = ours(train, held_out, 0, sizes=PRESET, method=RQVAE)
+    codes = arm.peer.encode(held_out)
+    with torch.no_grad():
+        decoded = [arm.peer.decode(codes[:, :depth]) for depth in (1, 2, 3)]
+    depths = [float(torch.cosine_similarity(held_out, rows).mean()) for rows in decoded]
+    figures = quality(arm.peer, train, held_out, PRESET)
+    return {
+        "codebook_sizes": PRESET,
+        "cosine_by_depth": depths,
+        "cosine_of_3x256": runs["rqvae"][0]["cosine"],
+        "seconds": arm.seconds,
+        **figures,
+    }
+
+
+def large(rows: int, width: int = 256) -> dict[str, Any]:
+    """`rqkmeans` and `encode` on synthetic vectors, in a process of its own whose peak memory is that of the work."""
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=_large, args=(rows, width, queue))
+    process.start()
+    found: dict[str, Any] = queue.get()
+    process.join()
+    return found
+
+
+def _large(rows: int, width: int, queue: Any) -> None:
+    before = _peak_mib()
+    began = time.perf_counter()
+    vectors = collect(_synthetic(rows, width))
+    read_seconds, began = time.perf_counter() - began, time.perf_counter()
+    quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, width, SIZES, width), seed=0)
+    fit_seconds = time.perf_counter() - began
+    shares, rates = [], []
+    for _ in range(5):  # in turns, since the machine's speed wanders
+        began = time.perf_counter()
+        quantizer.encode(vectors.values)
+        encode_seconds, began = time.perf_counter() - began, time.perf_counter()
+        _products(quantizer, vectors.values)
+        shares.append((time.perf_counter() - began) / encode_seconds)
+        rates.append(rows / encode_seconds)
+    queue.put(
+        {
+            "encode_rows_per_second": round(statistics.median(rates)),
+            "encode_gemm_share": round(statistics.median(shares), 3),
+            "encode_gemm_shares": [round(share, 3) for share in shares],
+            "large": {
+                "rows": rows,
+                "width": width,
+                "read_seconds": round(read_seconds, 1),
+                "fit_seconds": round(fit_seconds, 1),
+                "data_mib": rows * width * 4 // 2**20,
+                "peak_mib_above_imports": round(_peak_mib() - before),
+            },
+        }
+    )
+
+
+def _products(quantizer: Quantizer, values: torch.Tensor) -> None:
+    """The matrix products of `encode` and nothing else, in the same blocks."""
+    for block in values.split(BLOCK_ROWS):
+        for codebook in quantizer.codebooks:
+            torch.mm(block, codebook.T)
+
+
+def _synthetic(rows: int, width: int, batch: int = 8_192) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Clustered vectors with a decaying spectrum, batch by batch as a reader gives them."""
+    random = np.random.default_rng(0)
+    spectrum = (np.arange(1, width + 1) ** -0.4).astype(np.float32)
+    centres = random.normal(size=(1_000, width)).astype(np.float32)
+    for start in range(0, rows, batch):
+        count = min(batch, rows - start)
+        noise = random.normal(size=(count, width)).astype(np.float32)
+        yield (centres[random.integers(1_000, size=count)] + noise) * spectrum, np.empty((count, 0), np.float32)
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

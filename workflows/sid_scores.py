@@ -1,0 +1,96 @@
+"""What a run's semantic IDs are worth, beside naive ones; and how a quantizer that was taken over fits new items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from models.layout import map_table
+from models.quantizer import RQKMEANS, Architecture, Quantizer
+from models.rqkmeans import fit_rqkmeans
+from models.scorecard import collisions, drift, scorecard, usage
+from models.semantic_ids import allocate_digits
+from models.vectors import collect
+from operators.embed import vectors_of
+from operators.sids import embedding_matrix, reference_embeddings
+from storage import files
+from storage.hashing import hash_rows
+from storage.run import RunDir
+
+SCORED_ITEMS = 100_000  # of a larger catalogue, what is decoded, fitted on for comparison, and drawn
+
+
+def judge(
+    run: RunDir, quantizer: Quantizer, *, item_ids: Sequence[str], nearest: np.ndarray, sids: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """The scorecard of a run's SIDs and of naive ones, and the map of the catalogue, written to `metrics/map`.
+
+    Naive SIDs come from residual k-means on the text vector alone: no picture, no fusion, no learning.
+
+    Args:
+        item_ids: all items, in hash order.
+        nearest: codes as the quantizer gives them, int32 [N, L].
+        sids: codes with the digit as the items have them, int32 [N, L + 1].
+
+    Returns:
+        `scorecard`, and `naive` where the items have text.
+    """
+    drawn = item_ids[:SCORED_ITEMS]
+    codes, digits = sids[:, :-1], sids[:, -1]
+    vectors = embedding_matrix(_rows_of(run.uri("embeddings"), drawn, ["embedding"]))
+    attributes = _rows_of(run.uri("catalog", "items"), drawn, ["attributes"])["attributes"]
+    shown = {"attributes": attributes, "seed": seed}
+    card = scorecard(quantizer, vectors, codes[: len(drawn)], digits[: len(drawn)], **shown)
+    # what needs no embedding is counted over all, and collisions before any code was re-assigned
+    before, after = collisions(nearest), collisions(sids)
+    card |= usage(codes, quantizer.architecture.codebook_sizes)
+    card |= {"collision_share": before["share"], "largest_collision": before["largest"]}
+    card |= {"collision_share_after": after["share"]}
+    found = {"scorecard": card}
+    naive = _naive(run, drawn, quantizer.architecture.codebook_sizes, seed)
+    if naive is not None:
+        other, texts, naive_codes = naive
+        naive_digits = allocate_digits(drawn, naive_codes, hash_rows(texts.numpy()), max_digits=len(drawn))
+        found["naive"] = scorecard(other, texts, naive_codes, naive_digits, **shown)
+    table = map_table(drawn, vectors.numpy(), codes[: len(drawn)], None if naive is None else naive[2], seed=seed)
+    run.write_table(table, "metrics", "map")
+    return found
+
+
+def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earlier: RunDir) -> dict[str, Any] | None:
+    """How the quantizer of an earlier run fits the items that this one has beyond it; None where it has none."""
+    known = earlier.read_table("sids", columns=["item_id"])["item_id"]
+    ids = pa.array(item_ids, pa.string())
+    new = ids.filter(pc.invert(pc.is_in(ids, known.combine_chunks()))).to_pylist()[:SCORED_ITEMS]
+    if not new:
+        return None
+    vectors = embedding_matrix(_rows_of(run.uri("embeddings"), new, ["embedding"]))
+    return drift(quantizer, reference_embeddings(earlier), vectors)
+
+
+def _naive(
+    run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], seed: int
+) -> tuple[Quantizer, torch.Tensor, np.ndarray] | None:
+    """Residual k-means on text vectors (the mean of all where an item has none): it, the vectors, their codes."""
+    column = _rows_of(run.uri("items"), item_ids, ["text_vector"])["text_vector"].combine_chunks()
+    known, width = column.is_valid().to_numpy(zero_copy_only=False), column.type.list_size
+    if not known.any():
+        return None
+    texts = np.empty((len(column), width), np.float32)
+    texts[known] = vectors_of(column.drop_null(), width)
+    texts[~known] = texts[known].mean(0)
+    vectors = collect([(texts, np.empty((len(texts), 0), np.float32))], seed=seed)
+    quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, width, sizes, width), seed=seed)
+    embeddings = torch.from_numpy(texts)
+    return quantizer, embeddings, quantizer.encode(embeddings).numpy()
+
+
+def _rows_of(uri: str, item_ids: Sequence[str], columns: list[str]) -> pa.Table:
+    """Some columns of a run's table, for these items in this order."""
+    table = files.read_table(uri, ["item_id", *columns])
+    return table.take(pc.index_in(pa.array(item_ids, pa.string()), table["item_id"].combine_chunks()))
