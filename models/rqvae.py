@@ -47,7 +47,7 @@ class Schedule:
     steps: int = 1_500
     batch_size: int = 256
     learning_rate: float = 1e-3
-    commitment: float = 0.25
+    commitment: float = 0.1
     reset_until: float = 0.6
     rotation: bool = False
     mixup: bool = True
@@ -110,7 +110,7 @@ def fit_rqvae(
         rows = deal.rows_of(step)
         batch = inputs[rows]
         if schedule.mixup:
-            batch = _mixed(batch, partners, vectors.keys[rows], seed=seed + step)
+            batch = _mixed(batch, partners, vectors.keys[rows.numpy()], seed=seed + step)
         losses, codes, residuals = losses_of(quantizer, batch, schedule, head, vectors.signals[rows])
         optimizer.zero_grad(set_to_none=False)
         _weighted(losses, schedule).backward()
