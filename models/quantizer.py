@@ -8,6 +8,7 @@ al., "Recommender Systems with Generative Retrieval" (NeurIPS 2023).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 
-from models.kmeans import BLOCK_ROWS, nearest
+from models.kmeans import BLOCK_ROWS, argmin
 from storage.errors import UserError
 from storage.weights import load_model, save_model
 
@@ -71,19 +72,26 @@ class Quantizer(nn.Module):
         """Embeddings [N, D] as the encoder sees them."""
         return (embeddings - self.mean).div_(self.scale)
 
-    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Level by level the codeword nearest to what is left.
+    @torch.no_grad()
+    def quantize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Codes of latents [N, d], int64 [N, L]: level by level the codeword nearest to what is left."""
+        return torch.cat(list(self._quantized(latents.split(BLOCK_ROWS))))
 
-        Returns:
-            Codes of latents [N, d], int64 [N, L], and the residual [N, d] that each level saw.
-        """
-        residuals = [latents]
-        codes: list[torch.Tensor] = []
-        for codebook, offsets in zip(self.codebooks, self.level_offsets, strict=True):
-            if codes:
-                residuals.append(residuals[-1] - F.embedding(codes[-1], self.codebooks[len(codes) - 1]))
-            codes.append(nearest(residuals[-1], codebook, offsets)[0])
-        return torch.stack(codes, dim=1), residuals
+    def _quantized(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Codes of one block of latents after the other, in buffers that are made once: fresh memory costs more."""
+        words = [codebook.detach() for codebook in self.codebooks]
+        bias = [word.square().sum(1) + offsets for word, offsets in zip(words, self.level_offsets, strict=True)]
+        residuals, chosen = (words[0].new_empty(BLOCK_ROWS, words[0].shape[1]) for _ in range(2))
+        scores = [words[0].new_empty(BLOCK_ROWS, len(word)) for word in words]
+        for block in blocks:
+            rows = len(block)
+            codes = torch.empty(rows, len(words), dtype=torch.int64, device=block.device)
+            residual = residuals[:rows].copy_(block)
+            for level, word in enumerate(words):
+                if level:
+                    residual -= torch.index_select(words[level - 1], 0, codes[:, level - 1], out=chosen[:rows])
+                codes[:, level] = argmin(torch.addmm(bias[level], residual, word.T, alpha=-2, out=scores[level][:rows]))
+            yield codes
 
     @property
     def level_offsets(self) -> tuple[torch.Tensor, ...]:
@@ -94,8 +102,9 @@ class Quantizer(nn.Module):
     def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Semantic IDs, int32 [N, L], of embeddings [N, D], without the deduplication digit."""
         codes = torch.empty(len(embeddings), len(self.codebooks), dtype=torch.int32, device=embeddings.device)
-        for into, block in zip(codes.split(BLOCK_ROWS), embeddings.split(BLOCK_ROWS), strict=True):
-            into.copy_(self.quantize(self.encoder(self.standardise(block)))[0])
+        latents = (self.encoder(self.standardise(block)) for block in embeddings.split(BLOCK_ROWS))
+        for into, block in zip(codes.split(BLOCK_ROWS), self._quantized(latents), strict=True):
+            into.copy_(block)
         return codes
 
     @torch.no_grad()
@@ -107,7 +116,9 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def last_distances(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Squared distances, float [N, K_L], of what is left for the last level to each of its codewords."""
-        residual = self.quantize(self.encoder(self.standardise(embeddings)))[1][-1]
+        residual = self.encoder(self.standardise(embeddings))
+        for code, codebook in zip(self.quantize(residual).T[:-1], self.codebooks, strict=False):
+            residual = residual - F.embedding(code, codebook)
         return torch.cdist(residual, self.codebooks[-1]).square() + self.level_offsets[-1]
 
     def save(self, uri: str) -> None:

@@ -83,7 +83,7 @@ def subtract_words(residual: torch.Tensor, codebook: torch.Tensor, offsets: torc
     """Take each row's codeword from it, in place; return the mean square of what is left over all workers."""
     parts = torch.zeros(2, dtype=torch.float64, device=residual.device)
     for block in residual.split(BLOCK_ROWS):
-        block -= F.embedding(nearest(block, codebook, offsets)[0], codebook)
+        block -= F.embedding(nearest(block, codebook, offsets), codebook)
         parts += parts.new_tensor([float(block.double().square().sum()), block.numel()])
     total([parts])
     return float(parts[0] / parts[1])

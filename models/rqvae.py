@@ -157,15 +157,16 @@ def losses_of(
         Losses; codes int64 [n, L]; residuals before each level, float [L, n, d], without gradient.
     """
     latents = quantizer.encoder(inputs)
-    codes, residuals = quantizer.quantize(latents)
-    words = [F.embedding(code, codebook) for code, codebook in zip(codes.T, quantizer.codebooks, strict=True)]
-    quantization = sum((residual - word).square().sum() for residual, word in zip(residuals, words, strict=True))
-    quantized = torch.stack(words).sum(0)
+    codes = quantizer.quantize(latents)
+    words = torch.stack(
+        [F.embedding(code, codebook) for code, codebook in zip(codes.T, quantizer.codebooks, strict=True)]
+    )
+    left = latents - words.cumsum(0)  # after each level
+    quantized = words.sum(0)
     through = _rotated(latents, quantized) if schedule.rotation else latents + (quantized - latents).detach()
     alignment = _alignment(head(through), signals) if schedule.alignment else inputs.new_zeros(())
     reconstruction = (inputs - quantizer.decoder(through)).square().sum()
-    losses = Losses(reconstruction, quantization + inputs.new_zeros(()), alignment)
-    return losses, codes, torch.stack(residuals).detach()
+    return Losses(reconstruction, left.square().sum(), alignment), codes, (left + words).detach()
 
 
 def _weighted(losses: Losses, schedule: Schedule) -> torch.Tensor:
@@ -202,17 +203,17 @@ def reset_dead_codes(
     counts = moving.counts.split(moving.sizes)
     moved = 0
     for level, codebook in enumerate(quantizer.codebooks):
-        codes, distances = nearest(residual, codebook)
+        codes = nearest(residual, codebook)
         used = torch.bincount(codes, minlength=len(codebook))
         total([used])
         dead = (used == 0).nonzero()[:, 0]
-        words = F.embedding(codes, codebook)
+        left = residual - F.embedding(codes, codebook)
         if len(dead):
-            found = draw(residual, distances, len(dead), keys=keys, seed=seed + level)
+            found = draw(residual, left.square().sum(1), len(dead), keys=keys, seed=seed + level)
             codebook[dead[: len(found)]] = found
             counts[level][dead] = counts[level].mean()
             moved += len(found)
-        residual = residual - words
+        residual = left
     if moved:
         moving.start(quantizer.codebooks, moving.counts.clone())
     return moved
@@ -221,7 +222,7 @@ def reset_dead_codes(
 @torch.no_grad()
 def _counts(quantizer: Quantizer, inputs: torch.Tensor) -> torch.Tensor:
     """Rows of all workers that use each codeword, float [K in all]."""
-    codes = [quantizer.quantize(quantizer.encoder(block))[0] for block in inputs.split(BLOCK_ROWS)]
+    codes = [quantizer.quantize(quantizer.encoder(block)) for block in inputs.split(BLOCK_ROWS)]
     sizes = quantizer.architecture.codebook_sizes
     levels = zip(torch.cat(codes).T, sizes, strict=True)
     counts = torch.cat([torch.bincount(level, minlength=size) for level, size in levels]).to(inputs.dtype)

@@ -153,7 +153,7 @@ def test_dead_codes_move_to_residuals_and_live_ones_stay() -> None:
     moving.start(quantizer.codebooks, torch.ones(48))
     before = [codebook.detach().clone() for codebook in quantizer.codebooks]
     with torch.no_grad():
-        used = [level.unique() for level in quantizer.quantize(quantizer.encoder(inputs))[0].T]
+        used = [level.unique() for level in quantizer.quantize(quantizer.encoder(inputs)).T]
     dead = sum(16 - len(level) for level in used)
     assert reset_dead_codes(quantizer, moving, inputs, keys, seed=0) == dead >= 6
     for codebook, old, alive in zip(quantizer.codebooks, before, used, strict=True):
