@@ -2,10 +2,10 @@
 
 RUN/workflow.yaml (resolved)  manifest.json
 RUN/catalog/{items,interactions}/                           the validated, canonical catalogue
-RUN/items/ embeddings/ sids/ features/{items,train,valid,test}/ rejects/   Parquet
+RUN/items/ embeddings/ sids/ sids_added/ features/{items,train,valid,test}/ rejects/   Parquet
 RUN/models/{projector,quantizer,ranker}/                    safetensors + config.json
 RUN/checkpoints/                                            training state and resume marks, private to the run
-RUN/metrics/*.json  RUN/report/index.html
+RUN/metrics/*.json  metrics/map/  RUN/report/index.html
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.data
+import ray.train
 import torch
 import torch.distributed as dist
 
@@ -26,10 +28,18 @@ def draw(config: dict[str, Any]) -> None:
         training.report({"step": step, "drawn": torch.stack(drawn).tolist(), "threads": torch.get_num_threads()})
 
 
-def fail(config: dict[str, Any]) -> None:
-    if dist.get_rank() == 1:
-        raise UserError("Lower the batch size.")
-    dist.barrier()  # waits for rank 1 until the fit ends
+def count(config: dict[str, Any]) -> None:
+    """Add up the rows of all ranks and six steps; fails on rank 1 after the third, in the first attempt."""
+    state = training.restored()
+    first = 0 if state is None else int(state["step"])
+    rows = torch.tensor([sum(len(batch["n"]) for batch in ray.train.get_dataset_shard("rows").iter_batches())])
+    dist.all_reduce(rows)
+    for step in range(first + 1, 7):
+        metrics = {"step": step, "first": first, "rows": int(rows)}
+        training.report(metrics, lambda step=step: {"step": torch.tensor(step)}, every_s=0.0)
+        if step == 3 and state is None and dist.get_rank() == 1:
+            raise UserError("Lower the batch size.")
+    dist.barrier()
 
 
 @pytest.fixture
@@ -61,9 +71,19 @@ def test_reports_come_back_and_every_rank_has_its_own_seed(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_one_failing_rank_ends_the_fit_with_its_user_error(run: RunDir) -> None:
+def test_a_failing_rank_ends_the_fit_with_its_user_error_and_the_next_attempt_goes_on(run: RunDir) -> None:
+    def fit() -> training.Fit:
+        rows = {"rows": ray.data.from_items([{"n": n} for n in range(7)], override_num_blocks=1)}  # all for one rank
+        return training.fit(count, {"seed": 0}, workers=2, run=run, name="count/f1", datasets=rows)
+
     with pytest.raises(UserError, match=r"^Lower the batch size\.$"):
-        training.fit(fail, {"seed": 0}, workers=2, run=run, name="fail")
+        fit()
+    found = fit()
+    first = found.metrics["first"]
+    assert first in (1, 2, 3)  # the last state may have been on its way
+    assert [metrics["step"] for metrics in found.history] == [1, 2, 3, 4, 5, 6]
+    assert [metrics["first"] for metrics in found.history] == [0] * first + [first] * (6 - first)
+    assert found.metrics["rows"] == 7
 
 
 def test_other_failures_name_the_fit_and_the_rank() -> None:
