@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,16 +287,11 @@ def preset(vectors: np.ndarray, runs: dict[str, list[dict[str, Any]]]) -> dict[s
 
 def large(rows: int, width: int = 256) -> dict[str, Any]:
     """`rqkmeans` and `encode` on synthetic vectors, in a process of its own whose peak memory is that of the work."""
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_large, args=(rows, width, queue))
-    process.start()
-    found: dict[str, Any] = queue.get()
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_large, rows, width).result()
 
 
-def _large(rows: int, width: int, queue: Any) -> None:
+def _large(rows: int, width: int) -> dict[str, Any]:
     before = _peak_mib()
     began = time.perf_counter()
     vectors = collect(_synthetic(rows, width))
@@ -310,21 +306,19 @@ def _large(rows: int, width: int, queue: Any) -> None:
         _products(quantizer, vectors.values)
         shares.append((time.perf_counter() - began) / encode_seconds)
         rates.append(rows / encode_seconds)
-    queue.put(
-        {
-            "encode_rows_per_second": round(statistics.median(rates)),
-            "encode_gemm_share": round(statistics.median(shares), 3),
-            "encode_gemm_shares": [round(share, 3) for share in shares],
-            "large": {
-                "rows": rows,
-                "width": width,
-                "read_seconds": round(read_seconds, 1),
-                "fit_seconds": round(fit_seconds, 1),
-                "data_mib": rows * width * 4 // 2**20,
-                "peak_mib_above_imports": round(_peak_mib() - before),
-            },
-        }
-    )
+    return {
+        "encode_rows_per_second": round(statistics.median(rates)),
+        "encode_gemm_share": round(statistics.median(shares), 3),
+        "encode_gemm_shares": [round(share, 3) for share in shares],
+        "large": {
+            "rows": rows,
+            "width": width,
+            "read_seconds": round(read_seconds, 1),
+            "fit_seconds": round(fit_seconds, 1),
+            "data_mib": rows * width * 4 // 2**20,
+            "peak_mib_above_imports": round(_peak_mib() - before),
+        },
+    }
 
 
 def _products(quantizer: Quantizer, values: torch.Tensor) -> None:

@@ -33,8 +33,8 @@ def reassign_last_level(
 
     Args:
         codes: integers [N, L].
-        distances: rows (int64 [n]) to the squared distances of their last residuals to the last codebook, float
-            [n, K].
+        distances: rows (int64 [n], of items that share all their codes) to the squared distances of their last
+            residuals to the last codebook, float [n, K].
         order: the rows in an order that depends on what they hold, int64 [N], as from
             `storage.hashing.content_order`; it makes the outcome independent of the order of rows.
 
@@ -46,7 +46,7 @@ def reassign_last_level(
     items = _colliding_and_neighbours(codes, order)
     if items.is_empty():
         return codes
-    size = distances(items["row"][:1].to_numpy(writable=True)).shape[1]
+    size = distances(items.filter(~pl.col("alone"))["row"][:1].to_numpy(writable=True)).shape[1]
     held = items.filter("alone")
     movable = (
         items.filter(~pl.col("alone"))

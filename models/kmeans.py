@@ -61,12 +61,12 @@ def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torc
     sample = lowest(points, ranks, batch_rows)
     centroids = _lloyd(sample, k, seed) if world()[0] == 0 else points.new_empty(k, points.shape[1])
     broadcast(centroids)
-    rows = torch.tensor([float(len(points))], dtype=torch.float64)
+    rows = torch.tensor([float(len(points))], dtype=torch.float64, device=points.device)
     total([rows])
     batches = int(-(-rows.item() // batch_rows))
     if batches == 1:
         return centroids
-    counts = torch.zeros(k, dtype=torch.float64)
+    counts = torch.zeros(k, dtype=torch.float64, device=points.device)
     numbers = (ranks * batches).long().clamp_max(batches - 1).to(points.device)
     for number in range(batches):
         sums, added = _assign(points[numbers == number], centroids)

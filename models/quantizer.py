@@ -141,7 +141,7 @@ class Quantizer(nn.Module):
                 quantizer = Quantizer(Architecture(**{**config, **widths}))
             quantizer.load_state_dict(tensors, assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"The quantizer at {uri} does not fit this version ({reason}): run the stage that fits it again."
             ) from error

@@ -36,7 +36,7 @@ def fit_rqkmeans(
             what takes a snapshot of the state to go on from.
         state: of an earlier attempt.
     """
-    quantizer = Quantizer(architecture)
+    quantizer = Quantizer(architecture).to(vectors.values.device)
     set_statistics(quantizer, vectors)
     done = 0
     if state is not None:
@@ -52,7 +52,7 @@ def fit_rqkmeans(
         if level >= done:
             metrics = {"step": float(level + 1), "reconstruction": left}
             report(metrics, partial(_snapshot, quantizer, level + 1))
-    return quantizer.requires_grad_(False).eval()
+    return quantizer.cpu().requires_grad_(False).eval()
 
 
 @torch.no_grad()

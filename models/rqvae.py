@@ -87,12 +87,13 @@ def fit_rqvae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         quantizer = Quantizer(architecture)
-        head = nn.Linear(architecture.latent_dim, vectors.signals.shape[1], bias=False)
+        width = vectors.signals.shape[1]
+        head = nn.Linear(architecture.latent_dim, width, bias=False) if schedule.alignment else nn.Identity()
     moving = MovingCodebooks(architecture.codebook_sizes, architecture.latent_dim)
     model = nn.ModuleDict({"quantizer": quantizer, "head": head, "moving": moving}).to(vectors.values.device)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(learned, lr=schedule.learning_rate, fused=True)
-    first, deal = 0, Deal(vectors.keys, schedule.batch_size, seed)
+    first, deal = 0, Deal(vectors.keys, schedule.batch_size, seed, vectors.values.device)
     if state is not None:
         first = _restore(model, optimizer, state)
         inputs = quantizer.standardise(vectors.values)
@@ -237,8 +238,8 @@ def _latents(quantizer: Quantizer, inputs: torch.Tensor) -> torch.Tensor:
 class Deal:
     """Which rows make the batch of a step: every epoch deals all rows of all workers into batches, by their keys."""
 
-    def __init__(self, keys: np.ndarray, batch_size: int, seed: int) -> None:
-        rows = torch.tensor([len(keys)])
+    def __init__(self, keys: np.ndarray, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        rows = torch.tensor([len(keys)], device=device)
         total([rows])
         self.batches = max(1, round(int(rows) / batch_size))
         self._keys, self._seed, self._epoch = keys, seed, -1

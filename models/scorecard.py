@@ -175,8 +175,8 @@ def drift(quantizer: Quantizer, old: torch.Tensor, new: torch.Tensor, *, seed: i
         `reconstruction_cosine` and `reconstruction_mse` at full depth, {old, new}; `usage` and `perplexity` per level,
         {old, new}; `divergence` per level, the Jensen-Shannon divergence in bits (0 to 1) of codes from the old items'
         codes, {new, resampled}, where `resampled` is its mean between two samples of the old codes of the same sizes;
-        `systematic_error`, {old, new, interval}, with the 95 % interval of `new` (NaN below 50 items); `refit`, bool;
-        `reason`, a sentence.
+        `systematic_error`, {old, new, interval}, with the 95 % interval of `new` (NaN below 50 items); `refit`, bool
+        or, below 50 items, None; `reason`, a sentence.
     """
     random = np.random.default_rng(seed)
     sides = {"old": old, "new": new}
@@ -202,7 +202,7 @@ def drift(quantizer: Quantizer, old: torch.Tensor, new: torch.Tensor, *, seed: i
 
 def _verdict(rows: int, old: float, new: float, bounds: list[float]) -> dict[str, Any]:
     if rows < DRIFT_MIN_ROWS:
-        return {"refit": False, "reason": f"{rows} new items are too few to judge by, which takes {DRIFT_MIN_ROWS}"}
+        return {"refit": None, "reason": f"{rows} new items are too few to judge by, which takes {DRIFT_MIN_ROWS}"}
     refit = bounds[0] > REFIT_ABOVE + old
     reason = (
         f"{max(0.0, new):.1%} of the new items' error follows their first code, which a refit could mend "

@@ -24,14 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-import xxhash
 
 from models.quantizer import Quantizer
 from models.semantic_ids import allocate_digits
 from operators.base import Operator, set_columns
 from storage import files
+from storage.errors import UserError
 from storage.hashing import hash_order, hash_rows
 from storage.run import RunDir
+from storage.weights import load_model, model_digest
 
 REFERENCE_ROWS = 20_000  # of a run's items, that new ones are compared with
 
@@ -152,21 +153,27 @@ def added_sids(run: RunDir) -> list[pa.Table]:
     return [files.read_table(files.join(folder, name)) for name in sorted(names) if name.startswith("part-")]
 
 
-def add_sids(run: RunDir, items: pa.Table, *, always: bool = False, max_digits: int = 256) -> set[str]:
+def add_sids(
+    run: RunDir, items: pa.Table, *, quantizer: str | None, always: bool = False, max_digits: int = 256
+) -> set[str]:
     """Give SIDs to those items that have none, for good; what the run has given already stays as it is.
 
     Args:
         run: with `sids` and `models/quantizer`.
         items: item_id (distinct), embedding, and codes without the digit, as `AssignSids` gives them.
+        quantizer: `quantizer_digest` of the run when the codes were made.
         always, max_digits: see `models.semantic_ids.allocate_digits`.
 
     Returns:
         The ids that were new.
 
     Raises:
-        UserError: a prefix needs more digits than there are; then nothing is added.
+        UserError: a prefix needs more digits than there are, or the run was fitted anew meanwhile; then nothing is
+            added.
     """
     while True:
+        if quantizer_digest(run) != quantizer or not files.exists(run.uri("sids")):
+            raise UserError(f"The quantizer of {run.root} was fitted anew meanwhile: run the command again.")
         added = added_sids(run)
         known_ids, known_codes = _known(run, added)
         new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(known_ids, pa.string()))))
@@ -194,13 +201,32 @@ def _known(run: RunDir, added: Sequence[pa.Table]) -> tuple[list[str], np.ndarra
     return _distinct([run.read_table("sids"), *added])
 
 
-def inherited_sids(earlier: RunDir, run: RunDir) -> tuple[list[str], np.ndarray]:
-    """What a run starts from that takes its quantizer over: all SIDs of the earlier one, and what it has added itself.
+def inherited_sids(run: RunDir, earlier: RunDir | None) -> tuple[list[str], np.ndarray]:
+    """What the items of a run, whose quantizer is there, get their SIDs beside.
+
+    Of a fresh fit, what was added under the very same quantizer before; of one taken over, all SIDs of the earlier run
+    and those that this run has given under it.
 
     Returns:
         As `known_sids`.
+
+    Raises:
+        UserError: both runs have given one SID to different items.
     """
-    return _distinct([earlier.read_table("sids"), *added_sids(earlier), *added_sids(run)])
+    own = added_sids(run)
+    if earlier is not None:
+        before = [run.read_table("sids")] if files.exists(run.uri("sids")) else []
+        own = [earlier.read_table("sids"), *added_sids(earlier), *before, *own]
+    if not own:
+        levels = len(load_model(run.uri("models", "quantizer"), "quantizer")[0]["codebook_sizes"])
+        return [], np.empty((0, levels + 1), np.int32)
+    ids, codes = _distinct(own)
+    if earlier is not None and len(np.unique(codes, axis=0)) < len(codes):
+        raise UserError(
+            f"{run.root} and {earlier.root} have given one SID to different items: begin with a new --run-dir, and "
+            "give SIDs with `tesserec sid` in the newest run alone."
+        )
+    return ids, codes
 
 
 def _distinct(tables: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
@@ -211,9 +237,13 @@ def _distinct(tables: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
     return table["item_id"].to_pylist(), codes_matrix(table["codes"])
 
 
+def quantizer_digest(run: RunDir) -> str | None:
+    """What tells one fit of a run's quantizer from another."""
+    return model_digest(run.uri("models", "quantizer"))
+
+
 def _folder(run: RunDir) -> str:
-    digest = xxhash.xxh3_64_hexdigest(files.read_bytes(run.uri("models", "quantizer", "model.safetensors")))
-    return run.uri("sids_added", digest)
+    return run.uri("sids_added", quantizer_digest(run) or "none")
 
 
 def _create(uri: str, table: pa.Table) -> None:
@@ -234,5 +264,8 @@ def _create(uri: str, table: pa.Table) -> None:
     try:
         temporary.write_bytes(buffer.getvalue())
         os.link(temporary, target)  # unlike a move, it refuses a name that is taken
+    except PermissionError:  # a filesystem without hard links; a reader may then see a part that is half-written
+        with target.open("xb") as file:
+            file.write(buffer.getvalue())
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -37,3 +38,11 @@ def load_model(uri: str, kind: str) -> tuple[dict[str, Any], dict[str, torch.Ten
     if found != kind:
         raise UserError(f"{uri} holds a {found or 'foreign file'}, not a {kind}: point to the right folder.")
     return config, tensors
+
+
+def model_digest(uri: str) -> str | None:
+    """A digest of an artifact's configuration and tensors; None where there is none."""
+    parts = [files.join(uri, name) for name in ("config.json", "model.safetensors")]
+    if not all(files.exists(part) for part in parts):
+        return None
+    return xxhash.xxh3_64_hexdigest(b"".join(files.read_bytes(part) for part in parts))

@@ -12,6 +12,7 @@ from workflows import cluster, tables
 from workflows.definition import Definition
 from workflows.pools import READER_CPUS, Node, UnschedulableError
 from workflows.stages import ORDER, stage_module
+from workflows.stages.quantize import COLLABORATIVE
 
 LARGE = 1 << 40  # rows of a stream that is to have all the actors it can get
 
@@ -30,7 +31,7 @@ def preflight(
             raise UserError(f"{option} {stage}: the stages of this workflow are {', '.join(definition.configs)}.")
     if start and until and ORDER.index(start) > ORDER.index(until):
         raise UserError(f"--from {start} comes after --until {until}: swap them.")
-    tables.check(definition.catalog, needs_interactions="features" in definition.configs)
+    _check_log(definition)
     manifest = read_manifest(root) or Manifest(name=definition.name)
     if manifest.name != definition.name:
         raise UserError(
@@ -46,6 +47,18 @@ def preflight(
                 stage_module(name).check(config, root)
     _check_pools(definition, cluster.nodes(address))
     return manifest
+
+
+def _check_log(definition: Definition) -> None:
+    """The catalogue has the tables that the stages read, and all that learn from the log learn from the same part."""
+    features, quantize = (definition.configs.get(name) for name in ("features", "quantize"))
+    aligned = getattr(quantize, "method", None) == COLLABORATIVE
+    tables.check(definition.catalog, needs_interactions=features is not None or aligned)
+    if aligned and features is not None and quantize.collaborative.split != features.split:  # type: ignore[union-attr, attr-defined]
+        raise UserError(
+            "stages.quantize.collaborative.split differs from stages.features.split, so the quantizer would learn from "
+            "what is held out: write the same split under both."
+        )
 
 
 def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:

@@ -92,5 +92,6 @@ def _naive(
 
 def _rows_of(uri: str, item_ids: Sequence[str], columns: list[str]) -> pa.Table:
     """Some columns of a run's table, for these items in this order."""
-    table = files.read_table(uri, ["item_id", *columns])
-    return table.take(pc.index_in(pa.array(item_ids, pa.string()), table["item_id"].combine_chunks()))
+    table = files.dataset(uri)
+    ids = table.to_table(columns=["item_id"])["item_id"].combine_chunks()
+    return table.take(pc.index_in(pa.array(item_ids, pa.string()), ids), columns=columns)

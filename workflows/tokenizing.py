@@ -31,6 +31,7 @@ from operators.sids import (
     embedding_matrix,
     known_sids,
     load_quantizer,
+    quantizer_digest,
     reference_embeddings,
 )
 from storage import files
@@ -43,6 +44,7 @@ from workflows.stages import ingest, interpret, quantize
 
 STAGES = ("ingest", "interpret", "project", "quantize")  # what they wrote is read
 BATCH_ROWS = 64
+VERDICTS = {True: "a refit pays", False: "no refit needed", None: "too early to tell of a refit"}
 SUFFIXES = tuple(f".{name}" for name in tables.FORMATS)
 
 
@@ -68,7 +70,7 @@ class Tokenized(NamedTuple):
         degraded = self.issues.filter(kept, pl.col("severity") != REJECTED)
         verdict = "nothing was added to this run yet"
         if self.drift is not None:
-            verdict = f"{'a refit pays' if self.drift['refit'] else 'no refit needed'}: {self.drift['reason']}"
+            verdict = f"{VERDICTS[self.drift['refit']]}: {self.drift['reason']}"
         counts = f"{self.sids.num_rows - known} new, {known} known, {len(rejected)} rejected"
         issues = [f"{severity} {item!r}: {code}, {detail!r}" for item, severity, code, detail in self.issues.rows()]
         return [*issues, f"sid: {counts}, {degraded['item_id'].n_unique()} degraded; {verdict}"]
@@ -90,6 +92,8 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
     """
     run = RunDir(files.absolute(root))
     definition = finished_definition(run)
+    load_quantizer.cache_clear()  # the run may have been fitted anew since this process read it
+    digest = quantizer_digest(run)
     load_quantizer(run.uri("models", "quantizer"))
     items, issues = read_items(file)
     new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(known_sids(run)[0], pa.string()))))
@@ -99,7 +103,8 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
         _check_degraded(definition, file, coded, found)
         issues = pl.concat([issues, found])
         settings: quantize.Config = definition.stages.quantize
-        added = add_sids(run, coded, always=settings.collisions == "always_digit", max_digits=settings.max_digits)
+        always = settings.collisions == "always_digit"
+        added = add_sids(run, coded, quantizer=digest, always=always, max_digits=settings.max_digits)
     sids = _sids_of(run, items["item_id"], added)
     if sids.num_rows == 0:
         raise UserError(f"{file} has no usable item ({_by_code(issues)}): mend its rows.")

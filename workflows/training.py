@@ -92,7 +92,7 @@ def fit(
             resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         datasets=dict(datasets or {}),
-        dataset_config=ray.train.DataConfig(execution_options=_in_order()),
+        dataset_config=_AllRows(),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=path,
@@ -143,11 +143,28 @@ def restored() -> dict[str, torch.Tensor] | None:
         return safetensors.torch.load_file(Path(folder) / STATE)
 
 
-def _in_order() -> ray.data.ExecutionOptions:
-    """Each worker gets the same rows in every attempt: what it adds up would otherwise differ by rounding."""
-    options = ray.train.DataConfig.default_ingest_options()
-    options.preserve_order = True
-    return options
+class _AllRows(ray.train.DataConfig):
+    """Shares out all rows, also where that is unevenly, and in every attempt the same to each worker.
+
+    Ray Train's own cuts what is too much for equal shares; and what a worker adds up would differ by rounding.
+    """
+
+    def __init__(self) -> None:
+        options = ray.train.DataConfig.default_ingest_options()
+        options.preserve_order = True
+        super().__init__(execution_options=options)
+
+    def configure(
+        self, datasets: dict[str, ray.data.Dataset], world_size: int, *_: Any, **__: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """One iterator per worker and data set."""
+        shares: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            rows = dataset.copy(dataset)
+            rows.context.execution_options = self._resolve_execution_options(name)
+            for share, part in zip(shares, rows.streaming_split(world_size, equal=False), strict=True):
+                share[name] = part
+        return shares
 
 
 def _per_worker(task: dict[str, Any]) -> list[dict[str, Any]]:

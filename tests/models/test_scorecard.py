@@ -257,6 +257,6 @@ def test_drift_gives_the_figures_of_both_sides() -> None:
     assert found["perplexity"] == {"old": [2.0, 2.0], "new": [1.0, 1.0]}
     # H(3/4, 1/4) - (1 + 0) / 2
     assert found["divergence"]["new"] == pytest.approx([0.3112781, 0.3112781])
-    assert found["refit"] is False
+    assert found["refit"] is None
     assert "2 new items are too few" in found["reason"]
     assert math.isnan(found["systematic_error"]["new"])

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.vectors import collect, draw, lowest, mix, uniform
-from tests.models.workers import on_ranks
 
 
 def rows(count: int) -> np.ndarray:
@@ -61,14 +58,7 @@ def test_draws_follow_the_weights_and_repeat_no_row() -> None:
     assert sorted(draw(values, weights, 4, keys=keys, seed=0)[:, 0].tolist()) == [0, 1, 2, 3]
 
 
-def part_of(rank: int, values: torch.Tensor, keys: np.ndarray, cut: int) -> torch.Tensor:
-    mine = slice(0, cut) if rank == 0 else slice(cut, None)
-    return lowest(values[mine], uniform(keys[mine], 7), 5)
-
-
-def test_the_lowest_of_all_workers_are_those_of_one(tmp_path: Path) -> None:
-    values = torch.from_numpy(rows(30))
-    keys = np.random.default_rng(0).integers(0, 2**64, 30, dtype=np.uint64)
-    first, second = on_ranks(part_of, tmp_path, 2, values, keys, 3)
-    assert torch.equal(first, second)
-    assert torch.equal(first, values[uniform(keys, 7).argsort()[:5]])
+def test_the_lowest_come_in_the_order_of_their_scores() -> None:
+    values, scores = torch.arange(6.0).unsqueeze(1), torch.tensor([3.0, 1.0, 2.0, 1.0, 9.0, 0.0]).double()
+    assert lowest(values, scores, 4)[:, 0].tolist() == [5, 1, 3, 2]
+    assert len(lowest(values, scores, 10)) == 6

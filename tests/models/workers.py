@@ -10,15 +10,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-
-def on_ranks(function: Callable[..., Any], folder: Path, world: int, *arguments: Any) -> list[Any]:
-    """Call `function(rank, *arguments)` on every rank; give what the ranks returned."""
-    torch.multiprocessing.spawn(_call, (function, str(folder), world, arguments), nprocs=world)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+WORLD = 2
 
 
-def _call(rank: int, function: Callable[..., Any], folder: str, world: int, arguments: tuple[Any, ...]) -> None:
+def on_ranks(function: Callable[..., Any], folder: Path, calls: list[tuple[Any, ...]]) -> list[list[Any]]:
+    """Call `function(rank, *arguments)` for each of some arguments on two ranks.
+
+    Returns:
+        For each call what the ranks returned.
+    """
+    torch.multiprocessing.spawn(_call, (function, str(folder), calls), nprocs=WORLD)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return [list(found) for found in zip(*ranks, strict=True)]
+
+
+def _call(rank: int, function: Callable[..., Any], folder: str, calls: list[tuple[Any, ...]]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save(function(rank, *arguments), f"{folder}/{rank}.pt")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    torch.save([function(rank, *arguments) for arguments in calls], f"{folder}/{rank}.pt")
     dist.destroy_process_group()

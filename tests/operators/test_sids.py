@@ -7,6 +7,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,16 @@ from hypothesis import strategies as st
 
 from models.quantizer import Architecture, Quantizer
 from operators import sids
-from operators.sids import AssignSids, add_sids, added_sids, codes_array, give_sids, known_sids, reference_embeddings
+from operators.sids import (
+    AssignSids,
+    add_sids,
+    added_sids,
+    codes_array,
+    give_sids,
+    known_sids,
+    quantizer_digest,
+    reference_embeddings,
+)
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
@@ -126,13 +136,23 @@ def test_known_items_keep_their_sids_though_their_content_has_changed() -> None:
     assert found.tolist() == [[1, 1, 1], [1, 1, 0], [0, 0, 0]]
 
 
+def give(run: RunDir, items: pa.Table, **policy: Any) -> set[str]:
+    return add_sids(run, items, quantizer=quantizer_digest(run), **policy)
+
+
+def test_codes_of_another_fit_are_not_taken(run: RunDir) -> None:
+    with pytest.raises(UserError, match="fitted anew meanwhile"):
+        add_sids(run, coded({"new": (1, 1)}), quantizer="of yesterday")
+    assert added_sids(run) == []
+
+
 def test_what_is_added_stands_beside_the_fit_and_stays(run: RunDir) -> None:
-    added = add_sids(run, coded({"alone": (7, 7), "twin": (0, 0), "far": (5, 5)}))
+    added = give(run, coded({"alone": (7, 7), "twin": (0, 0), "far": (5, 5)}))
     assert added == {"twin", "far"}
     after = {"alone": (0, 0, -1), "first": (1, 1, 0), "twin": (0, 0, 0), "far": (5, 5, -1)}
     assert spelled(run) == after
-    assert add_sids(run, coded({"twin": (3, 3), "far": (0, 0)})) == set()
-    assert add_sids(run, coded({"late": (5, 5), "twin": (3, 3)})) == {"late"}
+    assert give(run, coded({"twin": (3, 3), "far": (0, 0)})) == set()
+    assert give(run, coded({"late": (5, 5), "twin": (3, 3)})) == {"late"}
     assert spelled(run) == after | {"late": (5, 5, 0)}
     assert run.read_table("sids").num_rows == 2
     assert [part.column_names for part in added_sids(run)] == [["item_id", "embedding", "codes"]] * 2
@@ -148,7 +168,7 @@ def test_over_any_arrivals_no_sid_is_given_twice_and_none_moves(rounds, always) 
     run = write_run(f"memory://{uuid.uuid4().hex}")
     before = spelled(run)
     for arrived in rounds:
-        added = add_sids(run, coded(arrived), always=always)
+        added = give(run, coded(arrived), always=always)
         after = spelled(run)
         assert len(set(after.values())) == len(after)
         assert before.items() <= after.items()
@@ -163,11 +183,11 @@ def test_a_caller_that_loses_the_race_goes_by_what_the_other_has_given(run: RunD
     def late(uri: str, table: pa.Table) -> None:
         if not raced:
             raced.append(uri)
-            assert add_sids(run, coded({"theirs": (4, 4), "both": (1, 1)})) == {"theirs", "both"}
+            assert give(run, coded({"theirs": (4, 4), "both": (1, 1)})) == {"theirs", "both"}
         create(uri, table)
 
     monkeypatch.setattr(sids, "_create", late)
-    assert add_sids(run, coded({"ours": (4, 4), "both": (2, 2)})) == {"ours"}
+    assert give(run, coded({"ours": (4, 4), "both": (2, 2)})) == {"ours"}
     given_ = spelled(run)
     assert (given_["theirs"], given_["both"], given_["ours"]) == ((4, 4, -1), (1, 1, 1), (4, 4, 0))
     assert len(added_sids(run)) == 2
@@ -180,7 +200,7 @@ def test_callers_at_the_same_time_share_nothing(tmp_path) -> None:
     def call(caller: int) -> set[str]:
         start.wait()
         return {
-            item for n in range(each) for item in add_sids(run, coded({f"{caller}-{n}": (1, 1), f"shared-{n}": (2, 2)}))
+            item for n in range(each) for item in give(run, coded({f"{caller}-{n}": (1, 1), f"shared-{n}": (2, 2)}))
         }
 
     with ThreadPoolExecutor(callers) as threads:
@@ -192,34 +212,34 @@ def test_callers_at_the_same_time_share_nothing(tmp_path) -> None:
 
 def test_what_a_killed_caller_leaves_is_no_part(tmp_path) -> None:
     run = write_run(str(tmp_path))
-    add_sids(run, coded({"a": (4, 4)}))
+    give(run, coded({"a": (4, 4)}))
     (folder,) = (tmp_path / "sids_added").iterdir()
     assert [path.name for path in folder.iterdir()] == ["part-00000.parquet"]
     (folder / ".1234.tmp").write_bytes(b"half")
-    assert add_sids(run, coded({"b": (4, 4)})) == {"b"}
+    assert give(run, coded({"b": (4, 4)})) == {"b"}
 
 
 def test_a_full_prefix_adds_nothing_at_all(run: RunDir) -> None:
     with pytest.raises(UserError, match="max_digits"):
-        add_sids(run, coded({"good": (6, 6), "a": (1, 1), "b": (1, 1)}), max_digits=2)
+        give(run, coded({"good": (6, 6), "a": (1, 1), "b": (1, 1)}), max_digits=2)
     assert spelled(run).keys() == {"alone", "first"}
 
 
 def test_a_refit_starts_afresh(run: RunDir) -> None:
-    add_sids(run, coded({"a": (4, 4)}))
+    give(run, coded({"a": (4, 4)}))
     write_quantizer(run.uri("models", "quantizer"), seed=1)
     assert spelled(run).keys() == {"alone", "first"}
-    assert add_sids(run, coded({"b": (4, 4)})) == {"b"}
+    assert give(run, coded({"b": (4, 4)})) == {"b"}
     assert spelled(run)["b"] == (4, 4, -1)
 
 
 def test_an_added_item_that_the_catalogue_takes_up_is_known_once(run: RunDir) -> None:
-    add_sids(run, coded({"a": (4, 4), "b": (4, 4)}))
+    give(run, coded({"a": (4, 4), "b": (4, 4)}))
     before = spelled(run)
     taken = [*run.read_table("sids").to_pylist(), {"item_id": "a", "codes": list(before["a"])}]
     run.write_table(pa.Table.from_pylist(taken, run.read_table("sids").schema), "sids")
     assert spelled(run) == before
-    assert add_sids(run, coded({"c": (4, 4)})) == {"c"}
+    assert give(run, coded({"c": (4, 4)})) == {"c"}
     assert spelled(run)["c"] == (4, 4, 2)
 
 

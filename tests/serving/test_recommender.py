@@ -15,7 +15,7 @@ from serving.recommender import Query, Recommender, popularity
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.stages.features import encode
+from workflows.log import encode
 
 WHO = ["user 0", "user 7", "late user"]
 

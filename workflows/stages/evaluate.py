@@ -14,7 +14,7 @@ from models.popularity import fit_popularity
 from operators.events import DAY_US
 from storage import files
 from workflows.stage import Context, Result, StageConfig
-from workflows.stages.features import Log, encode
+from workflows.log import Log, encode
 
 if TYPE_CHECKING:
     from operators.features import ItemFeatures

@@ -7,12 +7,12 @@ features/{train,valid,test} (one row per example, items by their row in features
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from operators.events import (
     SPLITS,
@@ -22,46 +22,25 @@ from operators.events import (
     first_interactions,
     histories,
     known_items,
-    split_by_time,
-    split_leave_last,
 )
 from operators.items import Buckets, item_features
-from operators.tokens import NULL_ID, bucket_ids
+from operators.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
 from workflows import tables
+from workflows.log import Log, Split, SplitTime, encode
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 1
 INPUTS = ("ingest", "interpret", "quantize")
 
 
-class SplitTime(StageConfig):
-    """Global time: the last shares of the events are validation and test."""
-
-    kind: Literal["time"] = "time"
-    valid: float = Field(default=0.1, gt=0, lt=1)
-    test: float = Field(default=0.1, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _room_for_training(self) -> SplitTime:
-        if self.valid + self.test >= 1:
-            raise ValueError("valid + test must stay below 1, so that events are left to train on")
-        return self
-
-
-class SplitLeaveLast(StageConfig):
-    """Each user's last event is test, the one before validation."""
-
-    kind: Literal["leave_last"]
-
-
 class Config(StageConfig):
     """Settings of the features stage."""
 
-    split: Annotated[SplitTime | SplitLeaveLast, Field(discriminator="kind")] = SplitTime()
+    split: Split = SplitTime()
     history: int = Field(default=20, ge=1, description="positive items of the user's past per example")
     negatives: int = Field(default=4, ge=1, description="negatives per positive, for a log without labels")
     max_tokens: int = Field(
@@ -94,11 +73,7 @@ def run(config: Config, context: Context) -> Result:
     log = encode(interactions, items["item_id"])
     events = log.events
     by_time = config.split.kind == "time"
-    split = (
-        split_by_time(events.time, valid=config.split.valid, test=config.split.test)
-        if isinstance(config.split, SplitTime)
-        else split_leave_last(events.user, events.time)
-    )
+    split = config.split.numbers(events)
     if "label" in interactions.column_names and not log.labelled:
         context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
     context.log(f"{len(events)} events, split by {'time' if by_time else 'last event'}")
@@ -184,50 +159,6 @@ def align(items: pa.Table, other: pa.Table, column: str, stage: str) -> pa.Table
     if where.null_count:
         raise UserError(f"{where.null_count} items have no {column}: run again with --from {stage}.")
     return items.append_column(column, other[column].take(where))
-
-
-class Log(NamedTuple):
-    """A log in numbers, ordered by time, then user, then item."""
-
-    events: Events
-    users: pa.Array  # user_id of every user code, in hash order
-    context: pa.Table  # the remaining numeric columns, float32, one row per event
-    labelled: bool
-
-    def user_ids(self, buckets: int) -> np.ndarray:
-        """Hashed id of every user code."""
-        return bucket_ids(self.users.to_pylist(), buckets)
-
-
-def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
-    """Give users and items integer codes; drop events whose item has no features (its interpretation failed).
-
-    A log whose labels are all 1 says as little as one without labels, and counts as such.
-
-    Raises:
-        UserError: some rows have a label and others none, all are 0, or no event is left.
-    """
-    labelled = "label" in interactions.column_names and interactions["label"].null_count < interactions.num_rows
-    if labelled and interactions["label"].null_count:
-        raise UserError("Some rows of the log have no label: fill them with 0 or 1, or leave the column out.")
-    interactions = interactions.filter(pc.is_in(interactions["item_id"], item_ids))
-    if not interactions.num_rows:
-        raise UserError("No interaction names an item of the catalogue: check that both use the same item_id.")
-    users = pc.unique(interactions["user_id"])
-    users = users.take(pa.array(hash_order(users.to_pylist())))
-    user = pc.index_in(interactions["user_id"], users).to_numpy().astype(np.int64)
-    item = pc.index_in(interactions["item_id"], item_ids).to_numpy().astype(np.int64)
-    time = interactions["timestamp"].cast(pa.int64()).to_numpy()
-    label = np.ones(len(user), np.float32)
-    if labelled:
-        label = (interactions["label"].to_numpy() >= 0.5).astype(np.float32)
-        if not label.any():
-            raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
-        labelled = not label.all()
-    order = np.lexsort((label, item, user, time))
-    columns = [name for name in interactions.column_names if name not in ("user_id", "item_id", "timestamp", "label")]
-    dense = pa.table({name: interactions[name].cast(pa.float32()).take(pa.array(order)) for name in columns})
-    return Log(Events(user, item, time, label).take(order), users, dense, labelled)
 
 
 def history_column(known: Events, user: np.ndarray, time: np.ndarray, length: int) -> pa.ListArray:

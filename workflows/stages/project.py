@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from operators.project import BLOCKS, Project, blocks_of
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from workflows.frozen import check_frozen, frozen_identity
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 1
@@ -43,12 +45,15 @@ class Config(StageConfig):
     weights: Weights = Weights()
     frozen: str | None = None
 
+    def identity(self) -> dict[str, Any]:
+        """The settings, and what stands behind `frozen` at the moment."""
+        return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/projector")}
+
 
 def check(config: Config, root: str) -> None:
     """Find a run to take over that is none, or is this one."""
     if config.frozen is not None:
-        if files.absolute(config.frozen) == files.absolute(root):
-            raise UserError("stages.project.frozen names this very run: name an earlier one.")
+        check_frozen(config.frozen, root, "project")
         Projector.load(RunDir(config.frozen).uri("models", "projector"))
 
 
@@ -63,7 +68,7 @@ def run(config: Config, context: Context) -> Result:
         return (blocks_of(batch) for batch in batches())
 
     if config.frozen is not None:
-        projector = Projector.load(RunDir(config.frozen).uri("models", "projector"))
+        projector = taken_over(config.frozen, context.run)
     else:
         weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
         projector = fit_projector(blocks, weights, config.width)
@@ -75,3 +80,22 @@ def run(config: Config, context: Context) -> Result:
     context.run.write_table(embeddings, "embeddings")
     metrics = {"width": projector.components.shape[1], "explained_variance": round(projector.explained, 4)}
     return Result(rows_in=items.count_rows(), rows_out=embeddings.num_rows, metrics=metrics)
+
+
+def taken_over(frozen: str, run: RunDir) -> Projector:
+    """The projection of an earlier run.
+
+    Raises:
+        UserError: that run is not finished, or its vectors come from other models.
+    """
+    check_frozen(frozen, run.root, "project")
+    projector = Projector.load(RunDir(frozen).uri("models", "projector"))
+    schema = files.dataset(run.uri("items")).schema
+    for name, mean in zip(projector.names, projector.means, strict=True):
+        width = schema.field(name).type.list_size
+        if width != len(mean):
+            raise UserError(
+                f"The projection of {frozen} takes a {name} of width {len(mean)}, and this run's has {width}: use the "
+                "same models in interpret, or leave frozen out."
+            )
+    return projector

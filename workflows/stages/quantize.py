@@ -12,14 +12,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloa
 from models.collisions import reassign_last_level
 from models.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
 from models.rqvae import Schedule
-from models.semantic_ids import allocate_digits, number_rows
+from models.semantic_ids import number_rows
 from operators.sids import codes_array, embedding_matrix, give_sids, inherited_sids
 from storage import files
 from storage.errors import UserError
 from storage.hashing import content_order, hash_order, hash_rows
 from storage.run import RunDir
+from storage.weights import model_digest
 from workflows import sid_scores
 from workflows.collaborative import collaborative_vectors
+from workflows.frozen import check_frozen, frozen_identity
+from workflows.log import Split, SplitTime
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 2
@@ -43,15 +46,14 @@ class Collaborative(BaseModel):
     Attributes:
         weight: of the alignment in the loss.
         width: of the item vectors that the log is factored into.
-        log_share: first share of the log, by time, that they come from; every user's last two events are left out
-            besides, so that no event of a validation or test split has a say, whichever way it is split.
+        split: of the log; its training part alone has a say. It must be that of `features`, where that stage is named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: PositiveFloat = 1.0
     width: PositiveInt = 64
-    log_share: float = Field(0.8, gt=0, le=1)
+    split: Split = SplitTime()
 
 
 class Config(StageConfig):
@@ -73,7 +75,8 @@ class Config(StageConfig):
         max_digits: digits are below this.
         fit_rows: rows that the fit holds in memory; of a larger catalogue a sample.
         frozen: a finished run whose quantizer and SIDs are taken over: its items keep theirs, new ones get theirs
-            beside them. Take its projection over, too (`project: {frozen: RUN}`).
+            beside them, with digits also where `collisions` is `sinkhorn`; settings of the fit then mean nothing. Take
+            its projection over, too (`project: {frozen: RUN}`).
         workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
         checkpoint_s: seconds between two states that a killed fit can go on from.
     """
@@ -110,6 +113,10 @@ class Config(StageConfig):
             raise ValueError("balanced is for method rqkmeans: leave it out")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """The settings, and what stands behind `frozen` at the moment."""
+        return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/quantizer", "sids")}
+
 
 class Coded(NamedTuple):
     """Every item with its codes, in one order."""
@@ -133,8 +140,7 @@ def gpus(config: Config) -> float:
 def check(config: Config, root: str) -> None:
     """Find a run to take over that is none, or is this one."""
     if config.frozen is not None:
-        if files.absolute(config.frozen) == files.absolute(root):
-            raise UserError("stages.quantize.frozen names this very run: name an earlier one.")
+        check_frozen(config.frozen, root, "quantize")
         Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
 
 
@@ -146,21 +152,12 @@ def run(config: Config, context: Context) -> Result:
     history = take_over(config.frozen, run) if config.frozen else fit(config, context, rows)
     quantizer = Quantizer.load(run.uri("models", "quantizer"))
     coded = encode(run, quantizer)
-    if config.frozen:
-        known_ids, known_codes = inherited_sids(RunDir(config.frozen), run)
-        sids = give_sids(
-            coded.item_ids,
-            coded.codes,
-            coded.contents,
-            known_ids=known_ids,
-            known_codes=known_codes,
-            **digit_policy(config),
-        )
-        gone = ~np.isin(known_ids, coded.item_ids)  # items that left the catalogue: nobody else may get their SIDs
-        ids, given = [*coded.item_ids, *np.array(known_ids)[gone].tolist()], np.concatenate([sids, known_codes[gone]])
-    else:
-        sids = unique(config, run, quantizer, coded)
-        ids, given = coded.item_ids, sids
+    known_ids, known_codes = inherited_sids(run, RunDir(config.frozen) if config.frozen else None)
+    sids = unique(config, run, quantizer, coded, known_ids, known_codes)
+    # nobody else may get the SIDs of items that left the catalogue
+    gone = ~np.isin(known_ids, coded.item_ids) if config.frozen else np.zeros(len(known_ids), bool)
+    ids = [*coded.item_ids, *np.array(known_ids, object)[gone].tolist()]
+    given = np.concatenate([sids, known_codes[gone]])
     run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": codes_array(given)}), "sids")
     found = sid_scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
     if config.frozen and (new := sid_scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
@@ -201,8 +198,8 @@ def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
     )
     signals = None
     if config.method == COLLABORATIVE:
-        shape = config.collaborative
-        signals = collaborative_vectors(context.run, width=shape.width, log_share=shape.log_share, seed=context.seed)
+        aligned = config.collaborative
+        signals = collaborative_vectors(context.run, aligned.split, width=aligned.width, seed=context.seed)
     return quantizer_fit.fit(
         context,
         architecture,
@@ -221,15 +218,18 @@ def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
     """Copy the quantizer of an earlier run; a fit that did not happen has no curve.
 
     Raises:
-        UserError: it does not fit the embeddings.
+        UserError: that run is not finished, or the embeddings were projected in another way.
     """
-    quantizer = Quantizer.load(RunDir(frozen).uri("models", "quantizer"))
-    width = files.dataset(run.uri("embeddings")).schema.field("embedding").type.list_size
-    if width != quantizer.architecture.input_dim:
+    check_frozen(frozen, run.root, "quantize")
+    earlier = RunDir(frozen)
+    if model_digest(run.uri("models", "projector")) != model_digest(earlier.uri("models", "projector")):
         raise UserError(
-            f"The quantizer of {frozen} takes embeddings of width {quantizer.architecture.input_dim}, and these have "
-            f"{width}: take its projection over, too, with stages.project.frozen."
+            f"The quantizer of {frozen} is for another projection: take that over, too, with "
+            f"stages.project.frozen={frozen}."
         )
+    quantizer = Quantizer.load(earlier.uri("models", "quantizer"))
+    if model_digest(run.uri("models", "quantizer")) != model_digest(earlier.uri("models", "quantizer")):
+        files.remove(run.uri("sids"))  # of another quantizer
     quantizer.save(run.uri("models", "quantizer"))
     return []
 
@@ -248,16 +248,20 @@ def encode(run: RunDir, quantizer: Quantizer) -> Coded:
     return Coded(order, [ids[row] for row in order], np.concatenate(codes)[order], np.concatenate(contents)[order])
 
 
-def unique(config: Config, run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:
-    """SIDs of the items of a fresh fit, codes with the digit, int32 [N, L + 1]."""
-    codes = spread(run, quantizer, coded) if config.collisions == "sinkhorn" else coded.codes
-    digits = allocate_digits(coded.item_ids, codes, coded.contents, **digit_policy(config))
-    return np.column_stack([codes, digits])
-
-
-def digit_policy(config: Config) -> dict[str, Any]:
-    """The arguments of `allocate_digits` that a definition decides."""
-    return {"always": config.collisions == "always_digit", "max_digits": config.max_digits}
+def unique(
+    config: Config, run: RunDir, quantizer: Quantizer, coded: Coded, known_ids: list[str], known_codes: np.ndarray
+) -> np.ndarray:
+    """SIDs of all items, codes with the digit, int32 [N, L + 1], beside those that are known."""
+    fresh = config.collisions == "sinkhorn" and not config.frozen
+    return give_sids(
+        coded.item_ids,
+        spread(run, quantizer, coded) if fresh else coded.codes,
+        coded.contents,
+        known_ids=known_ids,
+        known_codes=known_codes,
+        always=config.collisions == "always_digit",
+        max_digits=config.max_digits,
+    )
 
 
 def spread(run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:

@@ -17,6 +17,7 @@ from operators.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from workflows.log import encode
 from workflows.stage import Context
 from workflows.stages import evaluate, features, rank
 from workflows.training import TrainingError
@@ -292,7 +293,7 @@ def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
     run = context.run
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
     test = run.read_table("features", "test")
-    log = features.encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
+    log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
     popularity = np.arange(ITEMS, dtype=np.float64)
     some = evaluate.retrieval(items, test, log, popularity, (5,))
     none = evaluate.retrieval(items, test.filter(pa.compute.equal(test["label"], 0)), log, popularity, (5,))

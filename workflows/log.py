@@ -1,0 +1,91 @@
+"""The interaction log in numbers, and how a definition splits it: one way for all who learn from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from operators.events import Events, split_by_time, split_leave_last
+from operators.tokens import bucket_ids
+from storage.errors import UserError
+from storage.hashing import hash_order
+from workflows.stage import StageConfig
+
+
+class SplitTime(StageConfig):
+    """Global time: the last shares of the events are validation and test."""
+
+    kind: Literal["time"] = "time"
+    valid: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.1, gt=0, lt=1)
+
+    def numbers(self, events: Events) -> np.ndarray:
+        """See `operators.events.split_by_time`."""
+        return split_by_time(events.time, valid=self.valid, test=self.test)
+
+    @model_validator(mode="after")
+    def _room_for_training(self) -> SplitTime:
+        if self.valid + self.test >= 1:
+            raise ValueError("valid + test must stay below 1, so that events are left to train on")
+        return self
+
+
+class SplitLeaveLast(StageConfig):
+    """Each user's last event is test, the one before validation."""
+
+    kind: Literal["leave_last"]
+
+    def numbers(self, events: Events) -> np.ndarray:
+        """See `operators.events.split_leave_last`."""
+        return split_leave_last(events.user, events.time)
+
+
+Split = Annotated[SplitTime | SplitLeaveLast, Field(discriminator="kind")]
+
+
+class Log(NamedTuple):
+    """A log in numbers, ordered by time, then user, then item."""
+
+    events: Events
+    users: pa.Array  # user_id of every user code, in hash order
+    context: pa.Table  # the remaining numeric columns, float32, one row per event
+    labelled: bool
+
+    def user_ids(self, buckets: int) -> np.ndarray:
+        """Hashed id of every user code."""
+        return bucket_ids(self.users.to_pylist(), buckets)
+
+
+def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
+    """Give users and items integer codes; drop events whose item has no features (its interpretation failed).
+
+    A log whose labels are all 1 says as little as one without labels, and counts as such.
+
+    Raises:
+        UserError: some rows have a label and others none, all are 0, or no event is left.
+    """
+    labelled = "label" in interactions.column_names and interactions["label"].null_count < interactions.num_rows
+    if labelled and interactions["label"].null_count:
+        raise UserError("Some rows of the log have no label: fill them with 0 or 1, or leave the column out.")
+    interactions = interactions.filter(pc.is_in(interactions["item_id"], item_ids))
+    if not interactions.num_rows:
+        raise UserError("No interaction names an item of the catalogue: check that both use the same item_id.")
+    users = pc.unique(interactions["user_id"])
+    users = users.take(pa.array(hash_order(users.to_pylist())))
+    user = pc.index_in(interactions["user_id"], users).to_numpy().astype(np.int64)
+    item = pc.index_in(interactions["item_id"], item_ids).to_numpy().astype(np.int64)
+    time = interactions["timestamp"].cast(pa.int64()).to_numpy()
+    label = np.ones(len(user), np.float32)
+    if labelled:
+        label = (interactions["label"].to_numpy() >= 0.5).astype(np.float32)
+        if not label.any():
+            raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+        labelled = not label.all()
+    order = np.lexsort((label, item, user, time))
+    columns = [name for name in interactions.column_names if name not in ("user_id", "item_id", "timestamp", "label")]
+    dense = pa.table({name: interactions[name].cast(pa.float32()).take(pa.array(order)) for name in columns})
+    return Log(Events(user, item, time, label).take(order), users, dense, labelled)
