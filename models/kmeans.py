@@ -16,8 +16,9 @@ BLOCK_ROWS = 1_024  # distances of this many rows are held at a time
 SAMPLE_PER_CENTROID = 256  # rows of faiss's part: all of a set up to k times this
 SEED_ROWS, SEEDS_PER_CENTROID = 16_384, 16  # rows that seeds are chosen from, at least, and for each centroid
 ITERATIONS = 25  # of Lloyd
-BALANCING_ROUNDS = 50
-SOFTNESS = 0.2  # of the balanced assignment, in mean gaps between the nearest and the second nearest centroid
+BALANCING_ROUNDS = 50  # of Sinkhorn, at each softness
+SOFTNESS = (1.0, 0.5, 0.3, 0.2)  # of the assignment, in mean gaps between the nearest and the second nearest centroid
+BALANCED_DISTANCES = 1 << 26  # that are held at a time
 
 
 def nearest(points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
@@ -77,55 +78,55 @@ def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torc
     return centroids
 
 
-def balance(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def balance(
+    points: torch.Tensor, centroids: torch.Tensor, *, keys: np.ndarray, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Move centroids and offset their distances until all have about equally many points.
 
     The offsets are dual variables of the entropic optimal transport of the points onto equal clusters, found by
     Sinkhorn's iterations (Cuturi 2013): a crowded centroid grows farther. They are kept with the centroids, so that
-    points that come later are assigned by the same rule.
+    points that come later are assigned by the same rule. A large set is balanced on the rows with the lowest keys.
 
     Args:
         points: float [n, D], this worker's.
         centroids: float [k, D].
+        keys: uint64 [n]; see `models.vectors`.
 
     Returns:
-        Centroids [k, D] and offsets float [k] with mean zero.
+        Centroids [k, D] and offsets float [k] with mean zero, the same on every worker.
     """
-    offsets, softness = centroids.new_zeros(len(centroids)), SOFTNESS * _mean_gap(points, centroids)
-    for round_ in range(BALANCING_ROUNDS):
-        mass = torch.zeros(len(centroids), dtype=torch.float64, device=points.device)
-        for block in points.split(BLOCK_ROWS):
-            costs = torch.cdist(block, centroids).square() + offsets
-            mass += torch.softmax(costs / -softness, dim=1).double().sum(0)
-        total([mass])
-        crowding = (mass / mass.mean()).clamp_min(1e-6).log()
-        offsets = offsets + (softness * crowding).to(offsets.dtype)
+    k = len(centroids)
+    sample = lowest(points, uniform(keys, seed), min(SAMPLE_PER_CENTROID * k, BALANCED_DISTANCES // k))
+    offsets = centroids.new_zeros(k)
+    if world()[0] == 0:
+        costs = torch.cdist(sample, centroids).square()
+        two = costs.topk(min(2, k), largest=False).values
+        gap = float((two[:, -1] - two[:, 0]).mean().clamp_min(1e-6))
+        for softness in SOFTNESS:
+            for _ in range(BALANCING_ROUNDS):
+                mass = torch.softmax((costs + offsets) / (-softness * gap), dim=1).double().sum(0)
+                crowding = (mass / mass.mean()).clamp_min(1e-9).log()
+                offsets = offsets + (softness * gap * crowding).to(offsets.dtype)
+            if softness > SOFTNESS[-1]:
+                centroids = _means(sample, (costs + offsets).argmin(1), centroids)
+                costs = torch.cdist(sample, centroids).square()
         offsets = offsets - offsets.mean()
-        if round_ % 5 == 4:
-            sums, counts = _assign(points, centroids, offsets)
-            means = (sums / counts.clamp_min(1).unsqueeze(1)).to(centroids.dtype)
-            centroids = torch.where(counts.unsqueeze(1) > 0, means, centroids)
-    return centroids, offsets
+    return broadcast(centroids.clone()), broadcast(offsets)
 
 
-def _mean_gap(points: torch.Tensor, centroids: torch.Tensor) -> float:
-    """How much farther the second nearest centroid is than the nearest, in squared distance, on the mean."""
-    parts = torch.zeros(2, dtype=torch.float64, device=points.device)
-    for block in points.split(BLOCK_ROWS):
-        two = torch.cdist(block, centroids).square().topk(min(2, len(centroids)), largest=False).values
-        parts += parts.new_tensor([float((two[:, -1] - two[:, 0]).sum()), len(block)])
-    total([parts])
-    return max(float(parts[0] / parts[1].clamp_min(1)), 1e-6)
+def _means(points: torch.Tensor, labels: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """The mean of each centroid's points; one without points stays."""
+    counts = torch.bincount(labels, minlength=len(centroids)).unsqueeze(1)
+    sums = torch.zeros_like(centroids).index_add_(0, labels, points)
+    return torch.where(counts > 0, sums / counts.clamp_min(1), centroids)
 
 
-def _assign(
-    points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _assign(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Over all workers: the sum of each centroid's points, float64 [k, D], and their number, float64 [k]."""
     sums = torch.zeros(centroids.shape, dtype=torch.float64, device=points.device)
     counts = torch.zeros(len(centroids), dtype=torch.float64, device=points.device)
     for block in points.split(BLOCK_ROWS):
-        labels = nearest(block, centroids, offsets)
+        labels = nearest(block, centroids)
         sums.index_add_(0, labels, block.double())
         counts += torch.bincount(labels, minlength=len(centroids))
     total([sums, counts])

@@ -47,7 +47,7 @@ def fit_rqkmeans(
         if level >= done:
             codebook.data[:] = kmeans(residual, len(codebook), keys=vectors.keys, seed=seed + level)
             if balanced:
-                codebook.data[:], offsets[:] = balance(residual, codebook.data)
+                codebook.data[:], offsets[:] = balance(residual, codebook.data, keys=vectors.keys, seed=seed + level)
         left = subtract_words(residual, codebook.data, offsets)
         if level >= done:
             metrics = {"step": float(level + 1), "reconstruction": left}

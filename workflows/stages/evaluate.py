@@ -13,8 +13,8 @@ from models.metrics import bootstrap_auc, interval, scorecard
 from models.popularity import fit_popularity
 from operators.events import DAY_US
 from storage import files
-from workflows.stage import Context, Result, StageConfig
 from workflows.log import Log, encode
+from workflows.stage import Context, Result, StageConfig
 
 if TYPE_CHECKING:
     from operators.features import ItemFeatures
