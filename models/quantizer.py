@@ -70,28 +70,31 @@ class Quantizer(nn.Module):
 
     def standardise(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings [N, D] as the encoder sees them."""
-        return (embeddings - self.mean).div_(self.scale)
+        scale = float(self.scale)
+        return torch.add(-self.mean / scale, embeddings, alpha=1 / scale)  # in one pass
 
     @torch.no_grad()
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         """Codes of latents [N, d], int64 [N, L]: level by level the codeword nearest to what is left."""
-        return torch.cat(list(self._quantized(latents.split(BLOCK_ROWS))))
+        return torch.cat(list(self._quantized(block.clone() for block in latents.split(BLOCK_ROWS))))
 
     def _quantized(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Codes of one block of latents after the other, in buffers that are made once: fresh memory costs more."""
+        """Codes of one block of latents after the other, which end as residuals.
+
+        Buffers are made once: fresh memory costs more than what is done in it.
+        """
         words = [codebook.detach() for codebook in self.codebooks]
         bias = [word.square().sum(1) + offsets for word, offsets in zip(words, self.level_offsets, strict=True)]
-        residuals, chosen = (words[0].new_empty(BLOCK_ROWS, words[0].shape[1]) for _ in range(2))
+        chosen = words[0].new_empty(BLOCK_ROWS, words[0].shape[1])
         scores = [words[0].new_empty(BLOCK_ROWS, len(word)) for word in words]
-        for block in blocks:
-            rows = len(block)
-            codes = torch.empty(rows, len(words), dtype=torch.int64, device=block.device)
-            residual = residuals[:rows].copy_(block)
+        for residual in blocks:
+            rows = len(residual)
+            codes: list[torch.Tensor] = []
             for level, word in enumerate(words):
                 if level:
-                    residual -= torch.index_select(words[level - 1], 0, codes[:, level - 1], out=chosen[:rows])
-                codes[:, level] = argmin(torch.addmm(bias[level], residual, word.T, alpha=-2, out=scores[level][:rows]))
-            yield codes
+                    residual -= torch.index_select(words[level - 1], 0, codes[-1], out=chosen[:rows])
+                codes.append(argmin(torch.addmm(bias[level], residual, word.T, alpha=-2, out=scores[level][:rows])))
+            yield torch.stack(codes, dim=1)
 
     @property
     def level_offsets(self) -> tuple[torch.Tensor, ...]:
