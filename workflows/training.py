@@ -150,9 +150,7 @@ class _AllRows(ray.train.DataConfig):
     """
 
     def __init__(self) -> None:
-        options = ray.train.DataConfig.default_ingest_options()
-        options.preserve_order = True
-        super().__init__(execution_options=options)
+        super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *_: Any, **__: Any
