@@ -46,9 +46,9 @@ def argmin(scores: torch.Tensor) -> torch.Tensor:
 def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torch.Tensor:
     """Cluster the points of all workers into k clusters.
 
-    Lloyd's iterations on the rows with the lowest keys; a set beyond `SAMPLE_PER_CENTROID` rows
-    per cluster then passes once in mini-batches of that many rows, and each centroid ends as the mean of all rows that
-    came to it (Sculley, "Web-scale k-means clustering", WWW 2010). With fewer points than k, centroids repeat points.
+    Lloyd's iterations on the rows with the lowest keys; a set beyond `SAMPLE_PER_CENTROID` rows per cluster then passes
+    once in mini-batches of that many rows, and each centroid ends as the mean of all rows that came to it (Sculley,
+    "Web-scale k-means clustering", WWW 2010). With fewer points than k, centroids repeat points.
 
     Args:
         points: float [n, D], this worker's; n differs between workers and may be 0, all together have a row.

@@ -30,11 +30,6 @@ class Vectors(NamedTuple):
     keys: np.ndarray
     signals: torch.Tensor
 
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self.keys)
-
     def to(self, device: torch.device) -> Vectors:
         """The same rows on a device."""
         return Vectors(self.values.to(device), self.keys, self.signals.to(device))

@@ -32,7 +32,7 @@ from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order, hash_rows
 from storage.run import RunDir
-from storage.weights import load_model, model_digest
+from storage.weights import model_digest
 
 REFERENCE_ROWS = 20_000  # of a run's items, that new ones are compared with
 
@@ -141,7 +141,7 @@ def known_sids(run: RunDir) -> tuple[list[str], np.ndarray]:
     Returns:
         M distinct ids, and their codes with digits, int32 [M, L + 1].
     """
-    return _known(run, added_sids(run))
+    return _distinct([run.read_table("sids"), *added_sids(run)])
 
 
 def added_sids(run: RunDir) -> list[pa.Table]:
@@ -175,7 +175,7 @@ def add_sids(
         if quantizer_digest(run) != quantizer or not files.exists(run.uri("sids")):
             raise UserError(f"The quantizer of {run.root} was fitted anew meanwhile: run the command again.")
         added = added_sids(run)
-        known_ids, known_codes = _known(run, added)
+        known_ids, known_codes = _distinct([run.read_table("sids"), *added])
         new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(known_ids, pa.string()))))
         ids = new["item_id"].to_pylist()
         if not ids:
@@ -197,12 +197,8 @@ def add_sids(
         return set(ids)
 
 
-def _known(run: RunDir, added: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
-    return _distinct([run.read_table("sids"), *added])
-
-
-def inherited_sids(run: RunDir, earlier: RunDir | None) -> tuple[list[str], np.ndarray]:
-    """What the items of a run, whose quantizer is there, get their SIDs beside.
+def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple[list[str], np.ndarray]:
+    """What the items of a run, whose quantizer of so many levels is there, get their SIDs beside.
 
     Of a fresh fit, what was added under the very same quantizer before; of one taken over, all SIDs of the earlier run
     and those that this run has given under it.
@@ -218,7 +214,6 @@ def inherited_sids(run: RunDir, earlier: RunDir | None) -> tuple[list[str], np.n
         before = [run.read_table("sids")] if files.exists(run.uri("sids")) else []
         own = [earlier.read_table("sids"), *added_sids(earlier), *before, *own]
     if not own:
-        levels = len(load_model(run.uri("models", "quantizer"), "quantizer")[0]["codebook_sizes"])
         return [], np.empty((0, levels + 1), np.int32)
     ids, codes = _distinct(own)
     if earlier is not None and len(np.unique(codes, axis=0)) < len(codes):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage import files
 from storage.errors import UserError
-from storage.manifest import StageEntry, require_manifest
+from storage.manifest import first_unfinished
 
 STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")  # the service reads what these wrote
 APPLICATION = "tesserec"
@@ -32,14 +32,12 @@ def check_servable(run: str) -> None:
     Raises:
         UserError: there is no run, it has no ranker, or a stage has not finished.
     """
-    manifest = require_manifest(run)
-    for stage in STAGES:
-        state = manifest.stages.get(stage, StageEntry()).state
-        if state != "complete":
-            raise UserError(
-                f"The run at {run} cannot be served yet, its stage {stage} is {state}: "
-                f"finish it with `tesserec run WORKFLOW --run-dir {run}`, WORKFLOW naming the stages up to rank."
-            )
+    if found := first_unfinished(run, STAGES):
+        stage, state = found
+        raise UserError(
+            f"The run at {run} cannot be served yet, its stage {stage} is {state}: "
+            f"finish it with `tesserec run WORKFLOW --run-dir {run}`, WORKFLOW naming the stages up to rank."
+        )
 
 
 def serve_config(run: str) -> str:

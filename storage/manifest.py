@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -66,6 +67,17 @@ def require_manifest(root: str) -> Manifest:
     if manifest is None:
         raise UserError(f"There is no run at {root}: start one with `tesserec run WORKFLOW --run-dir {root}`.")
     return manifest
+
+
+def first_unfinished(root: str, stages: Iterable[str]) -> tuple[str, str] | None:
+    """The first of some stages that is not complete in the run at `root`, with its state; None where all are.
+
+    Raises:
+        UserError: there is no run, or its manifest is damaged.
+    """
+    entries = require_manifest(root).stages
+    states = ((stage, entries.get(stage, StageEntry()).state) for stage in stages)
+    return next(((stage, state) for stage, state in states if state != "complete"), None)
 
 
 def shown(manifest: Manifest, root: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,19 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def tesserec(monkeypatch, capfd):
+    """Call the command in this process; return (status, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        from workflows import cli
+
+        monkeypatch.setattr(sys, "argv", ["tesserec", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call

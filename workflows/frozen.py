@@ -8,7 +8,7 @@ import xxhash
 
 from storage import files
 from storage.errors import UserError
-from storage.manifest import StageEntry, require_manifest
+from storage.manifest import first_unfinished
 from storage.run import RunDir
 
 
@@ -20,9 +20,10 @@ def check_frozen(frozen: str, root: str, stage: str) -> None:
     """
     if files.absolute(frozen) == files.absolute(root):
         raise UserError(f"stages.{stage}.frozen names this very run: name an earlier one.")
-    state = require_manifest(frozen).stages.get(stage, StageEntry()).state
-    if state != "complete":
-        raise UserError(f"stages.{stage}.frozen names {frozen}, whose stage {stage} is {state}: finish that run first.")
+    if found := first_unfinished(frozen, [stage]):
+        raise UserError(
+            f"stages.{stage}.frozen names {frozen}, whose stage {stage} is {found[1]}: finish that run first."
+        )
 
 
 def frozen_identity(frozen: str | None, *parts: str) -> dict[str, Any] | None:

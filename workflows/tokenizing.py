@@ -36,7 +36,7 @@ from operators.sids import (
 )
 from storage import files
 from storage.errors import UserError
-from storage.manifest import StageEntry, require_manifest
+from storage.manifest import first_unfinished
 from storage.run import RunDir
 from workflows import tables
 from workflows.definition import Definition, resolve
@@ -117,14 +117,12 @@ def finished_definition(run: RunDir) -> Definition:
     Raises:
         UserError: there is no run, or it has not come so far.
     """
-    manifest = require_manifest(run.root)
-    for stage in STAGES:
-        state = manifest.stages.get(stage, StageEntry()).state
-        if state != "complete":
-            raise UserError(
-                f"The run at {run.root} gives no SIDs yet, its stage {stage} is {state}: finish it with `tesserec run "
-                f"WORKFLOW --run-dir {run.root}`, WORKFLOW naming the stages up to quantize."
-            )
+    if found := first_unfinished(run.root, STAGES):
+        stage, state = found
+        raise UserError(
+            f"The run at {run.root} gives no SIDs yet, its stage {stage} is {state}: finish it with `tesserec run "
+            f"WORKFLOW --run-dir {run.root}`, WORKFLOW naming the stages up to quantize."
+        )
     uri = run.uri("workflow.yaml")
     try:
         return resolve(yaml.safe_load(files.read_bytes(uri)), source=uri)

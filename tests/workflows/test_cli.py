@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -11,25 +10,10 @@ import pytest
 import yaml
 
 from storage.manifest import Manifest, write_manifest
-from workflows import cli
 
 OPENAI = "stages.interpret={caption: {backend: openai, model: x, api_key_env: NO_SUCH_KEY}}"
 LOCAL_MODEL = "stages.interpret={caption: {backend: huggingface, model: /no/such}}"
 GPU_POOL = "stages.interpret={caption: {pool: {num_gpus: 64}}}"
-
-
-@pytest.fixture
-def tesserec(monkeypatch, capfd):
-    """Call the command in this process; return (status, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tesserec", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from storage.errors import UserError
 from storage.hashing import hash_rows
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows import cli, definition
+from workflows import definition
 from workflows.stage import Context
 from workflows.stages import ingest, interpret, project
 from workflows.tokenizing import tokenize
@@ -98,20 +98,6 @@ def place(finished, tmp_path, monkeypatch) -> Path:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def tesserec(monkeypatch, capfd):
-    """Call the command in this process; return (status, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tesserec", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def write_items(path: Path, rows: list[dict[str, object]]) -> str:

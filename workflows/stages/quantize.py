@@ -152,7 +152,9 @@ def run(config: Config, context: Context) -> Result:
     history = take_over(config.frozen, run) if config.frozen else fit(config, context, rows)
     quantizer = Quantizer.load(run.uri("models", "quantizer"))
     coded = encode(run, quantizer)
-    known_ids, known_codes = inherited_sids(run, RunDir(config.frozen) if config.frozen else None)
+    known_ids, known_codes = inherited_sids(
+        run, RunDir(config.frozen) if config.frozen else None, levels=coded.codes.shape[1]
+    )
     sids = unique(config, run, quantizer, coded, known_ids, known_codes)
     # nobody else may get the SIDs of items that left the catalogue
     gone = ~np.isin(known_ids, coded.item_ids) if config.frozen else np.zeros(len(known_ids), bool)
