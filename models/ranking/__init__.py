@@ -1,0 +1,1 @@
+"""The ranker: embedding bags of TorchRec under a choice of architectures."""
