@@ -1,21 +1,31 @@
-"""From ids and rows to the ranker's input tensors: one path for training, evaluation and serving."""
+"""From hashes and rows to the ranker's input tensors: one path for training, evaluation and serving."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.ranker import FIELDS, Ranker, RankerInputs
-from operators.items import BAGS
-from operators.tokens import NULL_ID
+from models.ranking.bags import Table
+from models.ranking.ranker import HISTORY, Ranker, RankerConfig, RankerInputs
+from operators.tokens import NULL_ID, table_rows
 from storage.errors import UserError
 
-Lists = tuple[torch.Tensor, torch.Tensor]  # int64 values of all lists one after the other, int64 offsets [N+1]
+USER, ITEM = "user", "item"
+
+
+class Lists(NamedTuple):
+    """N lists one after the other."""
+
+    values: torch.Tensor  # int64
+    offsets: torch.Tensor  # int64 [N+1]
+    weights: torch.Tensor | None = None  # float32, beside the values; see `models.ranking.bags`
 
 
 def lists(column: pa.Array | pa.ChunkedArray) -> Lists:
@@ -23,102 +33,198 @@ def lists(column: pa.Array | pa.ChunkedArray) -> Lists:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
-    return torch.from_numpy(values), torch.from_numpy(offsets - offsets[0])
+    return Lists(torch.from_numpy(values), torch.from_numpy(offsets - offsets[0]))
 
 
 def gather(source: Lists, rows: torch.Tensor) -> Lists:
     """The lists at `rows`, int64 [M]."""
-    values, offsets = source
-    lengths = (offsets[1:] - offsets[:-1])[rows]
+    starts = source.offsets[rows]
+    lengths = source.offsets[rows + 1] - starts
     ends = functional.pad(lengths.cumsum(0), (1, 0))
-    return values[torch.repeat_interleave(offsets[rows] - ends[:-1], lengths) + torch.arange(int(ends[-1]))], ends
+    at = torch.repeat_interleave(starts - ends[:-1], lengths) + torch.arange(int(ends[-1]))
+    return Lists(source.values[at], ends, None if source.weights is None else source.weights[at])
+
+
+def looked_up(tokens: Lists, table: Table) -> Lists:
+    """Lists of token hashes as lists of a table's rows.
+
+    A hash embedding takes `table.hashes` rows per token, each by a hash function of its own; their weights say where
+    in the table of importance weights the token's are, by one function more.
+    """
+    hashes, count = tokens.values.numpy(), table.hashes
+    rows = [table_rows(hashes, rows=table.rows, function=number) for number in range(count)]
+    values = torch.from_numpy(np.stack(rows, axis=1).reshape(-1))
+    weights = None
+    if table.importance:
+        places = table_rows(hashes, rows=table.importance, function=count)
+        weights = torch.from_numpy((places[:, None] * count + np.arange(count)).reshape(-1).astype(np.float32))
+    elif table.weighted:
+        weights = values.float()
+    return Lists(values, tokens.offsets * count, weights)
+
+
+def keyed(features: dict[str, Lists]) -> KeyedJaggedTensor | None:
+    """Features of B rows each as one tensor; None for no feature. All of them have weights, or none has."""
+    if not features:
+        return None
+    first = next(iter(features.values()))
+    return KeyedJaggedTensor(
+        keys=list(features),
+        values=torch.cat([feature.values for feature in features.values()]),
+        lengths=torch.cat([feature.offsets.diff() for feature in features.values()]).int(),
+        weights=None if first.weights is None else torch.cat([feature.weights for feature in features.values()]),
+    )
 
 
 class ItemFeatures:
-    """The item side of a catalogue, by row of features/items.
+    """The item side of a catalogue as a ranker's tables see it, by row of features/items.
 
-    A last row beyond the catalogue stands for "no item": the unknown id, [0] for every list, a NaN embedding. An empty
-    history holds it.
+    A last row beyond the catalogue stands for "no item": NULL for every list, a NaN embedding. An empty history
+    holds it.
     """
 
-    def __init__(self, items: pa.Table, embeddings: pa.Table) -> None:
+    def __init__(self, items: pa.Table, embeddings: pa.Table, config: RankerConfig) -> None:
         """Lay out the tables.
 
         Args:
             items: features/items.
             embeddings: item_id and embedding, in any order.
+            config: of the ranker; its tables but `user` are named like columns of `items`.
 
         Raises:
             UserError: an item has no embedding.
         """
+        self.config = config
         self.item_id: list[str] = items["item_id"].to_pylist()
-        where = pa.compute.index_in(items["item_id"], embeddings["item_id"])
-        if where.null_count:
-            raise UserError(f"{where.null_count} items have no embedding: run again with --from project.")
-        vectors = embeddings["embedding"].combine_chunks().take(where.combine_chunks())
-        content = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
-        self.embedding = content.reshape(len(vectors), -1)  # float32 [N, D]
-        self._content = functional.pad(self.embedding, (0, 0, 0, 1), value=torch.nan)
-        ids = torch.from_numpy(items["item"].to_numpy().astype(np.int64))
-        self._lists = {"item": (functional.pad(ids, (0, 1), value=NULL_ID), torch.arange(len(ids) + 2))}
-        for bag in BAGS:
-            values, offsets = lists(items[bag])
-            self._lists[bag] = (
-                functional.pad(values, (0, 1), value=NULL_ID),
-                torch.cat([offsets, offsets[-1:] + 1]),
-            )
+        self.embedding = aligned(items["item_id"], embeddings)  # float32 [N, D]
+        if config.content_dim:
+            self._content = functional.pad(self.embedding, (0, 0, 0, 1), value=torch.nan)
+        self._lists: dict[str, Lists] = {}
+        for name, table in config.tables.items():
+            if name == USER:
+                continue
+            column = items[name]
+            if name == ITEM:  # one id per item
+                ids = torch.from_numpy(column.to_numpy().astype(np.int64))
+                tokens = Lists(ids, torch.arange(len(ids) + 1))
+            else:
+                tokens = lists(column)
+            nobody = Lists(functional.pad(tokens.values, (0, 1), value=NULL_ID), _one_more(tokens.offsets))
+            self._lists[name] = looked_up(nobody, table)
 
     def __len__(self) -> int:
         return len(self.item_id)
 
+    def inputs(
+        self,
+        *,
+        user: torch.Tensor,
+        history: Lists,
+        rows: torch.Tensor,
+        dense: torch.Tensor,
+        label: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        total: float | None = None,
+    ) -> RankerInputs:
+        """The ranker's input for B pairs.
 
-def ranker_inputs(
-    items: ItemFeatures,
-    *,
-    user: torch.Tensor,
-    history: Lists,
-    rows: torch.Tensor,
-    dense: torch.Tensor,
-    label: torch.Tensor | None = None,
-    keep: torch.Tensor | None = None,
-) -> RankerInputs:
-    """The ranker's input for B pairs.
+        Args:
+            user: hashes of user ids, int64 [B]; 0 for an unknown user.
+            history: rows of the users' last items; [] is a user without a history.
+            rows: rows of the candidates, int64 [B].
+            dense: float32 [B, n] in the order of `config.dense`, NaN where unknown.
+            label: float32 [B], for training.
+            keep: boolean [2, B], for user and item ids; ids masked out are given as unknown.
+            total: what the loss is divided by, B unless said.
+        """
+        batch, config = len(rows), self.config
+        lengths = history.offsets.diff()
+        bag = padded(history, nobody=len(self))
+        positions = last_items(history, config.history, nobody=len(self)) if config.history else None
+        features: dict[str, Lists] = {}
+        for name, source in self._lists.items():
+            found = gather(source, rows)
+            features[name] = found if name != ITEM or keep is None else masked(found, keep[1])
+            if name not in config.past:
+                continue
+            if positions is None:
+                past = gather(source, bag.values)
+                features[HISTORY + name] = past._replace(offsets=past.offsets[bag.offsets])
+                continue
+            past = gather(source, positions.flatten())
+            for place in range(config.history):
+                features[f"{HISTORY}{name}.{place}"] = part(past, place * batch, (place + 1) * batch)
+        if USER in config.tables:
+            single = looked_up(Lists(user, torch.arange(batch + 1)), config.tables[USER])
+            features[USER] = single if keep is None else masked(single, keep[0])
+        content = history_content = None
+        if config.content_dim:
+            content = self._content[rows]
+            history_content = functional.embedding_bag(bag.values, self._content, bag.offsets[:-1], mode="mean")
+        return RankerInputs(
+            sparse=keyed({name: feature for name, feature in features.items() if feature.weights is None}),
+            weighted=keyed({name: feature for name, feature in features.items() if feature.weights is not None}),
+            dense=dense,
+            label=torch.zeros(batch) if label is None else label,
+            rows=torch.tensor(float(batch if total is None else total)),
+            content=content,
+            history_content=history_content,
+            history_length=lengths.clamp_max(config.history) if config.history else None,
+        )
 
-    Args:
-        user: hashed user ids, int64 [B]; 0 for an unknown user.
-        history: rows of the users' last items; [] is a user without a history.
-        rows: rows of the candidates, int64 [B].
-        dense: float32 [B, n] in the order of the ranker's `config.dense`, NaN where unknown.
-        label: float32 [B], for training.
-        keep: boolean [2, B], for user and item ids; ids masked out are given as unknown.
+
+def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
+    """Embeddings in the order of `item_ids`, float32 [N, D].
+
+    Raises:
+        UserError: an item has none.
     """
-    batch = len(rows)
-    values, offsets = history
-    lengths = offsets.diff()
+    where = pc.index_in(item_ids, embeddings["item_id"])
+    if where.null_count:
+        raise UserError(f"{where.null_count} items have no embedding: run again with --from project.")
+    vectors = embeddings["embedding"].combine_chunks().take(where.combine_chunks())
+    content = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
+    return content.reshape(len(vectors), -1)
+
+
+def padded(history: Lists, *, nobody: int) -> Lists:
+    """The lists with `nobody` in the empty ones."""
+    lengths = history.offsets.diff()
     filled = functional.pad(lengths.clamp_min(1).cumsum(0), (1, 0))
-    past = torch.full((int(filled[-1]),), len(items))
-    past[torch.repeat_interleave(filled[:-1] - offsets[:-1], lengths) + torch.arange(len(values))] = values
-    single = torch.arange(batch + 1)
-    features: dict[str, Lists] = {"user": (user, single)}
-    for name, source in items._lists.items():
-        features[name] = gather(source, rows)
-        past_values, past_offsets = gather(source, past)
-        features[f"history_{name}"] = (past_values, past_offsets[filled])
-    if keep is not None:
-        for name, mask in zip(("user", "item"), keep, strict=True):
-            features[name] = (features[name][0].where(mask, NULL_ID), single)
-    sparse = KeyedJaggedTensor(
-        keys=list(FIELDS),
-        values=torch.cat([features[name][0] for name in FIELDS]),
-        lengths=torch.cat([features[name][1].diff() for name in FIELDS]).int(),
-    )
-    return RankerInputs(
-        sparse=sparse,
-        dense=dense,
-        content=items._content[rows],
-        history_content=functional.embedding_bag(past, items._content, filled[:-1], mode="mean"),
-        label=torch.zeros(batch) if label is None else label,
-    )
+    values = torch.full((int(filled[-1]),), nobody)
+    at = torch.repeat_interleave(filled[:-1] - history.offsets[:-1], lengths) + torch.arange(len(history.values))
+    values[at] = history.values
+    return Lists(values, filled)
+
+
+def last_items(history: Lists, count: int, *, nobody: int) -> torch.Tensor:
+    """The last `count` entries of every list, the newest first, int64 [count, B]; then `nobody`."""
+    at = history.offsets[1:] - 1 - torch.arange(count)[:, None]
+    known = at >= history.offsets[:-1]
+    values = functional.pad(history.values, (0, 1), value=nobody)
+    return values[torch.where(known, at, len(history.values))]
+
+
+def part(source: Lists, start: int, end: int) -> Lists:
+    """The lists from `start` to `end`."""
+    offsets = source.offsets[start : end + 1]
+    inside = slice(int(offsets[0]), int(offsets[-1]))
+    weights = None if source.weights is None else source.weights[inside]
+    return Lists(source.values[inside], offsets - offsets[0], weights)
+
+
+def masked(source: Lists, keep: torch.Tensor) -> Lists:
+    """The lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
+    each = keep.repeat_interleave(len(source.values) // max(len(keep), 1))
+    weights = source.weights
+    if weights is not None:
+        count = len(source.values) // max(len(keep), 1)
+        weights = weights.where(each, (torch.arange(len(weights)) % count).float())
+    return Lists(source.values.where(each, NULL_ID), source.offsets, weights)
+
+
+def _one_more(offsets: torch.Tensor) -> torch.Tensor:
+    return torch.cat([offsets, offsets[-1:] + 1])
 
 
 class Examples:
@@ -135,21 +241,23 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, items: ItemFeatures, at: torch.Tensor, keep: torch.Tensor | None = None) -> RankerInputs:
-        """The input for the examples at positions int64 [B]."""
-        return ranker_inputs(
-            items,
+    def batch(
+        self, items: ItemFeatures, at: torch.Tensor, keep: torch.Tensor | None = None, total: float | None = None
+    ) -> RankerInputs:
+        """The input for the examples at positions int64 [B]; `keep` and `total` are those of `ItemFeatures.inputs`."""
+        return items.inputs(
             user=self.user[at],
             history=gather(self.history, at),
             rows=self.rows[at],
             dense=self.dense[at],
             label=self.label[at],
             keep=keep,
+            total=total,
         )
 
 
 @torch.inference_mode()
 def predict(ranker: Ranker, items: ItemFeatures, examples: Examples, *, batch_size: int = 4096) -> np.ndarray:
     """Probabilities of all examples, float64 [M]."""
-    logits = [ranker(examples.batch(items, at)) for at in torch.arange(len(examples)).split(batch_size)]
+    logits = [ranker(examples.batch(items, at))[0] for at in torch.arange(len(examples)).split(batch_size)]
     return torch.cat(logits).double().sigmoid().numpy()

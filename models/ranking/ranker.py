@@ -1,0 +1,211 @@
+"""The ranker: fields from embedding bags, content and dense features, an architecture, one logit per (user, item) pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from models.ranking.architectures import AUXILIARY_WEIGHT, Architecture, build
+from models.ranking.attention import TargetAttention
+from models.ranking.bags import EmbeddingBags, Table
+from models.ranking.dcnv2 import Config as Dcnv2
+from storage.errors import UserError
+from storage.weights import load_model, save_model
+
+HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside it: the same of the user's last items
+
+
+@dataclass
+class RankerInputs(Pipelineable):
+    """A batch of B (user, item) pairs; `operators.features` makes it. What a ranker does not read is None."""
+
+    sparse: KeyedJaggedTensor | None  # features of plain tables
+    weighted: KeyedJaggedTensor | None  # features of hash embeddings and of bags pooled by attention
+    dense: torch.Tensor  # float32 [B, n], raw; NaN where unknown
+    label: torch.Tensor  # float32 [B]
+    rows: torch.Tensor  # float32 [], pairs of the whole step over the number of workers: what the loss is divided by
+    content: torch.Tensor | None = None  # float32 [B, D], the item's embedding
+    history_content: torch.Tensor | None = None  # float32 [B, D], mean over the history, NaN where it is empty
+    history_length: torch.Tensor | None = None  # int64 [B], items of the history
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> RankerInputs:
+        """The batch on a device."""
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator which stream reads the batch."""
+        self._each(lambda part: part.record_stream(stream))
+
+    def pin_memory(self) -> RankerInputs:
+        """The batch in page-locked memory."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, call):  # type: ignore[no-untyped-def]
+        parts = (getattr(self, field.name) for field in fields(self))
+        return RankerInputs(*(None if part is None else call(part) for part in parts))
+
+
+class RankerConfig(BaseModel):
+    """What rebuilds the module.
+
+    Attributes:
+        tables: by name; the features of each are those of the item (`caption`), the user (`user`), or the same of the
+            user's last items (`history_caption`).
+        dense: names of the dense features, in order.
+        content_dim: width of item embeddings; 0 where the ranker does not read them.
+        history: items of the history that target attention weighs one by one; 0 pools the history as one bag.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tables: dict[str, Table]
+    dense: tuple[str, ...] = ()
+    content_dim: int = 0
+    history: int = 0
+    embedding_dim: int = 16
+    architecture: Architecture = Dcnv2()
+    dropout: float = 0.0
+
+    @property
+    def past(self) -> tuple[str, ...]:
+        """Tables that look into the user's history, too."""
+        names = {feature for table in self.tables.values() for feature in table.features}
+        return tuple(name for name in self.tables if HISTORY + name in names)
+
+    @model_validator(mode="after")
+    def _something_to_attend_to(self) -> RankerConfig:
+        if self.history and not self.past:
+            raise ValueError("target attention needs a table with a history feature")
+        return self
+
+
+class Ranker(nn.Module):
+    """Logits of (user, item) pairs.
+
+    Fields are the pooled features of all tables and, where content is read, the item's embedding and the mean of the
+    history's, in one learned projection. Embeddings are made on the meta device and get their values from
+    DistributedModelParallel or from `load_ranker`. The buffers hold training statistics: see `set_statistics`.
+    """
+
+    dense_mean: torch.Tensor
+    dense_std: torch.Tensor
+    content_mean: torch.Tensor
+    content_std: torch.Tensor
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embedding_dim
+        self.embeddings = EmbeddingBags(with_positions(config), dim)
+        at = {feature: place for place, feature in enumerate(self.embeddings.features)}
+        past = [HISTORY + name for name in config.past] if config.history else []
+        self._single = [place for feature, place in at.items() if not feature.startswith(tuple(f"{p}." for p in past))]
+        self._target = [at[name] for name in config.past]
+        self._history = [[at[f"{name}.{p}"] for p in range(config.history)] for name in past]
+        self.attention = TargetAttention(len(past) * dim) if past else None
+        count = len(self._single) + len(past) + 2 * bool(config.content_dim)
+        self.content = nn.Linear(config.content_dim, dim) if config.content_dim else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.tower = build(config.architecture, fields=count, dim=dim, dense=len(config.dense))
+        self.bias = nn.Parameter(torch.zeros(1))
+        for name, size in (("dense", len(config.dense)), ("content", config.content_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+
+    def set_statistics(self, *, dense: torch.Tensor, content: torch.Tensor | None = None, rate: float) -> None:
+        """Freeze the standardisation of dense features [M, n] and item embeddings [N, D], and the starting rate."""
+        for name, values in (("dense", dense), ("content", content)):
+            if values is None:
+                continue
+            known = ~values.isnan()
+            number = known.sum(0).clamp_min(1)
+            mean = values.nan_to_num().sum(0) / number
+            variance = ((values - mean).nan_to_num() ** 2).sum(0) / number
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_std").copy_(variance.sqrt().clamp_min(1e-4))
+        with torch.no_grad():
+            self.bias.fill_(torch.logit(torch.tensor(rate), eps=1e-4).item())
+
+    def forward(self, inputs: RankerInputs) -> torch.Tensor:
+        """Logits [1 + A, B]: the answer, then, while training, those of the architecture's A auxiliary heads.
+
+        What is unknown counts as the training mean.
+        """
+        pooled = self.embeddings(inputs.sparse, inputs.weighted)
+        parts = [pooled[:, self._single]]
+        if self.attention is not None:
+            parts.append(self._attended(pooled, inputs.history_length))
+        if self.content is not None:
+            both = torch.stack([inputs.content, inputs.history_content], dim=1)
+            parts.append(self.content(((both - self.content_mean) / self.content_std).nan_to_num(0.0)))
+        dense = ((inputs.dense - self.dense_mean) / self.dense_std).nan_to_num(0.0).clamp(-8, 8)
+        return self.tower(self.dropout(torch.cat(parts, dim=1)), self.dropout(dense)) + self.bias
+
+    def _attended(self, pooled: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """The history's fields [B, P, dim], its items weighed by what they have to do with the target."""
+        history = torch.stack([pooled[:, places] for places in self._history], dim=2)  # [B, H, P, dim]
+        known = torch.arange(self.config.history, device=length.device) < length.unsqueeze(1)
+        weights = self.attention(pooled[:, self._target].flatten(1), history.flatten(2), known)  # type: ignore[misc]
+        return torch.einsum("bh,bhpd->bpd", weights, history)
+
+
+def with_positions(config: RankerConfig) -> dict[str, Table]:
+    """The tables with a feature per position, `history_item.0` …, in place of the history as one bag."""
+    if not config.history:
+        return config.tables
+    tables = {}
+    for name, table in config.tables.items():
+        features = [feature for feature in table.features if feature != HISTORY + name]
+        if name in config.past:
+            features += [f"{HISTORY}{name}.{place}" for place in range(config.history)]
+        tables[name] = table.model_copy(update={"features": tuple(features)})
+    return tables
+
+
+class TrainingTask(nn.Module):
+    """Binary cross-entropy of a ranker, in the form that TorchRec's train pipelines call."""
+
+    def __init__(self, ranker: Ranker, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.precision = precision
+
+    def forward(self, inputs: RankerInputs) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """The loss to minimise, auxiliary heads included; the log-loss alone, and the logit of every row [B].
+
+        Both losses are the worker's shares: their mean over the workers is that of the whole step.
+        """
+        mixed = self.precision != torch.float32
+        with torch.autocast(inputs.label.device.type, self.precision, enabled=mixed):
+            logits = self.ranker(inputs)
+        logits = logits.float()
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            logits, inputs.label.expand_as(logits), reduction="none"
+        ).sum(1)
+        losses = losses / inputs.rows
+        return losses[0] + AUXILIARY_WEIGHT * losses[1:].sum(), (losses[0].detach(), logits[0].detach())
+
+
+def save_ranker(uri: str, config: RankerConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a ranker's artifact: whole tables, as `Trainer.gather` returns them."""
+    save_model(uri, "ranker", config.model_dump(mode="json"), tensors)
+
+
+def load_ranker(uri: str) -> Ranker:
+    """A ranker as one plain module on the CPU, in evaluation mode; needs no process group.
+
+    Raises:
+        UserError: there is none at `uri`, or it is damaged.
+    """
+    config, tensors = load_model(uri, "ranker")
+    try:
+        ranker = Ranker(RankerConfig.model_validate(config))
+        ranker.load_state_dict(tensors, assign=True)
+    except (ValidationError, RuntimeError) as error:
+        raise UserError(f"The ranker at {uri} is damaged or of another version: run the stage rank again.") from error
+    return ranker.eval()

@@ -1,0 +1,113 @@
+"""One worker's part of fitting a ranker: optimiser steps, predictions, state. Needs a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from models import checkpoints
+from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
+from models.sharding import Sharding, gather_state, shard
+
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Trainer:
+    """A ranker spread over the workers of a process group; every method has to be called by all of them."""
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        *,
+        device: torch.device,
+        embedding_lr: float,
+        dense_lr: float,
+        weight_decay: float,
+        sharding: Sharding = "table_wise",
+        precision: Precision = "fp32",
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Shard the ranker, see `models.sharding.shard`.
+
+        Args:
+            precision: of everything above the embeddings, whose tables and updates stay fp32.
+            group: the workers; None for the whole world.
+        """
+        self.device, self.group = device, group
+        self.rank, self.workers = dist.get_rank(group), dist.get_world_size(group)
+        self.model, self.optimizer = shard(
+            TrainingTask(ranker, DTYPES[precision]),
+            device=device,
+            embedding_lr=embedding_lr,
+            dense_lr=dense_lr,
+            weight_decay=weight_decay,
+            sharding=sharding,
+            group=group,
+        )
+
+    def steps(self, batches: Iterable[RankerInputs]) -> Iterator[torch.Tensor]:
+        """Take one optimiser step per batch; yields this worker's share of each step's log-loss, float32 [].
+
+        The mean of the shares over the workers is the loss of the step. The next batch is read and distributed while
+        the current one is computed. All workers need equally many batches, and none an empty one.
+        """
+        self.model.train()
+        pipeline = TrainPipelineSparseDist(self.model, self.optimizer, self.device, execute_all_batches=True)
+        source = iter(batches)
+        try:
+            while True:
+                try:
+                    loss, _ = pipeline.progress(source)
+                except StopIteration:
+                    return
+                yield loss
+        finally:
+            pipeline.detach()
+
+    @torch.no_grad()
+    def logits(
+        self, rows: int, batch: Callable[[torch.Tensor], RankerInputs], *, batch_size: int = 4096
+    ) -> torch.Tensor:
+        """Logits of all rows, float32 [rows] on the CPU of every worker; each row is computed once.
+
+        Workers take turns by row and make equally many steps: where one has run out it computes row 0 again.
+
+        Args:
+            rows: how many there are, at least one.
+            batch: the input for row positions int64 [B].
+        """
+        mine = torch.arange(self.rank, -(-rows // self.workers) * self.workers, self.workers)
+        self.model.eval()
+        found = [
+            self.model(batch(torch.where(at < rows, at, 0)).to(self.device))[1][1] for at in mine.split(batch_size)
+        ]
+        shares = [torch.empty(len(mine), device=self.device) for _ in range(self.workers)]
+        dist.all_gather(shares, torch.cat(found), group=self.group)
+        return torch.stack(shares, dim=1).flatten()[:rows].cpu()
+
+    def mean(self, value: float) -> float:
+        """Mean of a number over the workers."""
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total, group=self.group)
+        return float(total) / self.workers
+
+    def gather(self) -> dict[str, torch.Tensor] | None:
+        """The ranker's plain state dict, whole tables on the CPU, on the first worker; None elsewhere."""
+        return gather_state(self.model, prefix="ranker.")
+
+    def save(self, folder: str, position: dict[str, float]) -> None:
+        """Write weights, optimiser state and a position, see `models.checkpoints.save`."""
+        checkpoints.save(folder, model=self.model, optimizer=self.optimizer, position=position)
+
+    def load(self, folder: str) -> dict[str, float]:
+        """Take over what `save` wrote, with any number of workers; returns the position.
+
+        Raises:
+            UserError: it is damaged, or of another ranker.
+        """
+        return checkpoints.load(folder, model=self.model, optimizer=self.optimizer)
