@@ -12,12 +12,11 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.ranking.bags import Table
-from models.ranking.ranker import HISTORY, Ranker, RankerConfig, RankerInputs
+from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
+from models.ranking.ranker import Ranker, RankerInputs
 from operators.tokens import NULL_ID, table_rows
 from storage.errors import UserError
 
-USER, ITEM = "user", "item"
 
 
 class Lists(NamedTuple):

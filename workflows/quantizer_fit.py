@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,10 @@ def train(config: dict[str, Any]) -> None:
     rows = ray.train.get_dataset_shard("embeddings").iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow")
     batches = with_signals(rows, architecture.input_dim, signals)
     vectors = collect(batches, share=config["share"], seed=config["seed"]).to(ray.train.torch.get_device())
-    state = training.restored()
+    state = training.restored(training.load_tensors)
 
     def report(metrics: dict[str, float], snapshot: Callable[[], dict[str, torch.Tensor]]) -> None:
-        training.report(metrics, snapshot, every_s=config["checkpoint_s"])
+        training.report(metrics, partial(training.save_tensors, snapshot), every_s=config["checkpoint_s"])
 
     if architecture.method == RQKMEANS:
         quantizer = fit_rqkmeans(

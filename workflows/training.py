@@ -16,23 +16,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow.fs
 import ray.data
 import ray.train
+import ray.train.torch
 import safetensors.torch
 import torch
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
+from models.workers import broadcast
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
 
 POLL_S = 1.0
 STATE, HISTORY = "state.safetensors", "history.json"  # of a checkpoint
+T = TypeVar("T")
 
 _history: list[dict[str, Any]] = []  # what this worker has reported
 _kept_at = 0.0  # when a state was kept last
@@ -110,37 +113,58 @@ def fit(
     return Fit(history[-1] if history else {}, history)
 
 
-def report(
-    metrics: dict[str, Any], snapshot: Callable[[], dict[str, torch.Tensor]] | None = None, *, every_s: float = 30.0
-) -> None:
+def report(metrics: dict[str, Any], save: Callable[[Path], None] | None = None, *, every_s: float = 30.0) -> None:
     """Report plain numbers from inside a loop. Every rank has to call it equally often.
 
     Args:
         metrics: plain values.
-        snapshot: takes the state to go on from; it is kept where the last one is `every_s` seconds old.
+        save: writes the state to go on from into a folder, on every rank its own part; called where the last state is
+            `every_s` seconds old.
     """
     global _kept_at
     _history.append(metrics)
-    first = ray.train.get_context().get_world_rank() == 0
-    if snapshot is None or not first or time.monotonic() - _kept_at < every_s:
+    if save is None or not _due(every_s):
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot().items()}
-        safetensors.torch.save_file(tensors, Path(folder) / STATE)
-        (Path(folder) / HISTORY).write_text(json.dumps(_history))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(folder)
+        if ray.train.get_context().get_world_rank() == 0:
+            (folder / HISTORY).write_text(json.dumps(_history))
+        kept = ray.train.Checkpoint.from_directory(name) if any(folder.iterdir()) else None
+        ray.train.report(metrics, checkpoint=kept)
     _kept_at = time.monotonic()
 
 
-def restored() -> dict[str, torch.Tensor] | None:
-    """The last state that a killed attempt has kept, on every rank; its reports count as this attempt's."""
+def _due(every_s: float) -> bool:
+    """Whether rank 0's last state is old enough: every rank has to write its part of the same state."""
+    due = torch.tensor(time.monotonic() - _kept_at >= every_s, device=ray.train.torch.get_device())
+    return bool(broadcast(due))
+
+
+def restored(load: Callable[[Path], T]) -> T | None:
+    """What `load` makes of the last state that a killed attempt has kept, on every rank; None where there is none.
+
+    The reports that led to it count as this attempt's.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
         _history[:] = json.loads((Path(folder) / HISTORY).read_text())
-        return safetensors.torch.load_file(Path(folder) / STATE)
+        return load(Path(folder))
+
+
+def save_tensors(snapshot: Callable[[], dict[str, torch.Tensor]], folder: Path) -> None:
+    """Write rank 0's tensors as a state; the other ranks write nothing."""
+    if ray.train.get_context().get_world_rank() == 0:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot().items()}
+        safetensors.torch.save_file(plain, folder / STATE)
+
+
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Read what `save_tensors` wrote."""
+    return safetensors.torch.load_file(folder / STATE)
 
 
 class _AllRows(ray.train.DataConfig):

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from models.ranking.architectures import AUXILIARY_WEIGHT, Architecture, build
+from models.ranking.architectures import AUXILIARY_WEIGHT, build
 from models.ranking.attention import TargetAttention
-from models.ranking.bags import EmbeddingBags, Table
-from models.ranking.dcnv2 import Config as Dcnv2
+from models.ranking.bags import EmbeddingBags
+from models.ranking.config import HISTORY, RankerConfig, Table
 from storage.errors import UserError
 from storage.weights import load_model, save_model
 
-HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside it: the same of the user's last items
 
 
 @dataclass
@@ -48,40 +47,6 @@ class RankerInputs(Pipelineable):
     def _each(self, call):  # type: ignore[no-untyped-def]
         parts = (getattr(self, field.name) for field in fields(self))
         return RankerInputs(*(None if part is None else call(part) for part in parts))
-
-
-class RankerConfig(BaseModel):
-    """What rebuilds the module.
-
-    Attributes:
-        tables: by name; the features of each are those of the item (`caption`), the user (`user`), or the same of the
-            user's last items (`history_caption`).
-        dense: names of the dense features, in order.
-        content_dim: width of item embeddings; 0 where the ranker does not read them.
-        history: items of the history that target attention weighs one by one; 0 pools the history as one bag.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tables: dict[str, Table]
-    dense: tuple[str, ...] = ()
-    content_dim: int = 0
-    history: int = 0
-    embedding_dim: int = 16
-    architecture: Architecture = Dcnv2()
-    dropout: float = 0.0
-
-    @property
-    def past(self) -> tuple[str, ...]:
-        """Tables that look into the user's history, too."""
-        names = {feature for table in self.tables.values() for feature in table.features}
-        return tuple(name for name in self.tables if HISTORY + name in names)
-
-    @model_validator(mode="after")
-    def _something_to_attend_to(self) -> RankerConfig:
-        if self.history and not self.past:
-            raise ValueError("target attention needs a table with a history feature")
-        return self
 
 
 class Ranker(nn.Module):

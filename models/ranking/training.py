@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from models import checkpoints
+from models.ranking.config import Precision, Sharding
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
-from models.sharding import Sharding, gather_state, shard
+from models.sharding import gather_state, shard
 
-Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -2,32 +2,108 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from models.ranking.config import (
+    HISTORY,
+    ITEM,
+    USER,
+    Architecture,
+    Dlrm,
+    Pooling,
+    Precision,
+    RankerConfig,
+    Sharding,
+    Table,
+)
+from operators.items import BAGS
 from workflows.stage import Context, Result, StageConfig
 
-VERSION = 1
+if TYPE_CHECKING:
+    from models.ranking.training import Trainer
+    from storage.run import RunDir
+    from workflows.ranker_fit import Data
+
+VERSION = 2
 INPUTS = ("project", "features")
 
 
-class Config(StageConfig):
-    """Settings of the rank stage."""
+class TableConfig(StageConfig):
+    """An embedding table."""
 
-    resources: ClassVar[frozenset[str]] = frozenset({"use_gpu"})
+    rows: int = Field(1 << 16, ge=2)
+    hashes: int = Field(1, ge=1, le=8, description="rows per token: 1 is the hashing trick, more a hash embedding")
+    importance: int = Field(0, ge=0, description="rows of a hash embedding's table of importance weights")
+    pooling: Pooling = "mean"
 
+
+class Tables(StageConfig):
+    """The tables of a ranker; null leaves one out. All but `user` serve the history, too."""
+
+    user: TableConfig | None = TableConfig()
+    item: TableConfig | None = TableConfig()
+    caption: TableConfig | None = TableConfig()
+    interests: TableConfig | None = TableConfig()
+    title: TableConfig | None = None  # its words are in `text`
+    text: TableConfig | None = TableConfig()
+    sid: TableConfig | None = TableConfig(rows=1 << 15)
+
+
+class RankerSettings(StageConfig):
+    """A ranker and the way it is fitted."""
+
+    resources: ClassVar[frozenset[str]] = frozenset({"sharding"})
+
+    architecture: Architecture = Dlrm()
+    tables: Tables = Tables()
+    content: bool = Field(True, description="read the embeddings of item and history")
+    target_attention: bool = Field(False, description="weigh the history by what it has to do with the item")
+    embedding_dim: int = Field(16, ge=4, multiple_of=4)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    id_dropout: float = Field(0.3, ge=0, lt=1, description="share of user and item ids given as unknown in training")
     epochs: int = Field(10, ge=1, description="at most; the epoch with the best validation log-loss is kept")
     patience: int = Field(2, ge=1, description="epochs without a better validation log-loss before the end")
     batch_size: int = Field(512, ge=1, description="rows per step, over all workers together")
-    embedding_dim: int = Field(16, ge=4, multiple_of=4)
     embedding_lr: float = Field(0.003, gt=0)
     dense_lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    id_dropout: float = Field(0.3, ge=0, lt=1, description="share of user and item ids given as unknown in training")
+    precision: Precision = Field("fp32", description="of everything above the embeddings; bf16 needs AMX or a GPU")
+    sharding: Sharding = "table_wise"
+
+    def ranker(self, spec: dict[str, Any], content_dim: int) -> RankerConfig:
+        """The ranker for features as `spec` (features/spec.json) describes them."""
+        tables = {}
+        for name in (USER, ITEM, *BAGS):
+            table: TableConfig | None = getattr(self.tables, name)
+            if table is not None:
+                features = (name,) if name == USER else (name, HISTORY + name)
+                tables[name] = Table(features=features, **table.model_dump())
+        return RankerConfig(
+            tables=tables,
+            dense=tuple(spec["dense"]),
+            content_dim=content_dim if self.content else 0,
+            history=spec["history"] if self.target_attention else 0,
+            embedding_dim=self.embedding_dim,
+            architecture=self.architecture,
+            dropout=self.dropout,
+        )
+
+    def optimisation(self) -> dict[str, Any]:
+        """What a `Trainer` has to know."""
+        names = {"embedding_lr", "dense_lr", "weight_decay", "sharding", "precision"}
+        return self.model_dump(include=names)
+
+
+class Config(RankerSettings):
+    """Settings of the rank stage."""
+
+    resources: ClassVar[frozenset[str]] = frozenset({"use_gpu", "sharding", "checkpoint_s"})
+
     workers: int = Field(1, ge=1)
     use_gpu: bool = False
+    checkpoint_s: float = Field(60.0, ge=0, description="seconds between states that a killed fit goes on from")
 
 
 def cpus(config: Config) -> float:
@@ -39,103 +115,60 @@ def run(config: Config, context: Context) -> Result:
     """Fit the ranker of a run whose features are written."""
     from workflows.training import fit
 
+    def progress(metrics: dict[str, Any]) -> None:
+        context.progress(int(metrics["epoch"]), config.epochs)
+
     outcome = fit(
         train_loop,
-        {"root": context.run.root, "seed": context.seed, **config.model_dump()},
+        {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
         workers=config.workers,
         run=context.run,
         name=f"rank/{context.fingerprint}",
-        progress=lambda metrics: context.progress(metrics["epoch"], config.epochs),
+        progress=progress,
         use_gpu=config.use_gpu,
     )
-    context.run.write_json(outcome.history, "metrics", "rank.json")
-    best = min(outcome.history, key=lambda epoch: epoch["valid_log_loss"])
-    rows = outcome.history[-1]["rows"]
-    return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(outcome.history)})
+    epochs = [metrics for metrics in outcome.history if "valid_log_loss" in metrics]
+    context.run.write_json(epochs, "metrics", "rank.json")
+    best = min(epochs, key=lambda epoch: epoch["valid_log_loss"])
+    rows = epochs[-1]["rows"]
+    return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs)})
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """The loop of one worker; rank 0 writes the artifact.
-
-    Each worker draws its share of a common shuffle, and all take the same number of equally large steps (at most
-    workers - 1 rows are left out of an epoch, others each time). Validation covers every row.
-    """
-    import time
-
+def train_loop(task: dict[str, Any]) -> None:
+    """The loop of one worker; the first one writes the artifact after every epoch that is the best so far."""
+    import ray.train
     import ray.train.torch
-    import torch
-    import torch.distributed as dist
-    from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-    from models.ranker import Ranker, RankerConfig, TrainingTask, save_ranker
-    from models.sharding import gather_state, mean_loss, shard
-    from operators.features import Examples, ItemFeatures
-    from operators.items import Buckets
-    from storage.errors import UserError
+    from models.ranking.ranker import save_ranker
+    from models.ranking.training import Trainer
     from storage.run import RunDir
-    from workflows.training import report
+    from workflows import ranker_fit, training
 
-    run = RunDir(config["root"])
-    spec = run.read_json("features", "spec.json")
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
-    train, valid = (Examples(run.read_table("features", name), spec["dense"]) for name in ("train", "valid"))
-    buckets = Buckets(**spec["buckets"])
-    settings = RankerConfig(
-        rows={table: buckets.of(table) for table in ("user", "item", "caption", "text", "sid")},
-        dense=tuple(spec["dense"]),
-        content_dim=items.embedding.shape[1],
-        embedding_dim=config["embedding_dim"],
-        dropout=config["dropout"],
-    )
-    ranker = Ranker(settings)
-    ranker.set_statistics(train.dense, items.embedding, rate=float(train.label.mean()))
-    device = ray.train.torch.get_device()
-    model, optimizer = shard(
-        TrainingTask(ranker),
-        device=device,
-        embedding_lr=config["embedding_lr"],
-        dense_lr=config["dense_lr"],
-        weight_decay=config["weight_decay"],
-    )
+    settings, run = Config.model_validate(task["settings"]), RunDir(task["root"])
+    data = read_data(run, settings)
+    config = data.items.config
+    trainer = Trainer(ranker_fit.make_ranker(data), device=ray.train.torch.get_device(), **settings.optimisation())
 
-    rank, workers = dist.get_rank(), dist.get_world_size()
-    share = max(1, config["batch_size"] // workers)
-    shuffle, drop = (torch.Generator().manual_seed(config["seed"] + offset) for offset in (0, 1 + rank))
-    best, stale = float("inf"), 0
-    state: dict[str, torch.Tensor] | None = None
-    for epoch in range(config["epochs"]):
-        started = time.perf_counter()
-        order = torch.randperm(len(train), generator=shuffle)[: len(train) // workers * workers]
-        batches = (
-            train.batch(items, at, keep=torch.rand(2, len(at), generator=drop) >= config["id_dropout"])
-            for at in order[rank::workers].split(share)
-        )
-        model.train()
-        pipeline = TrainPipelineSparseDist(model, optimizer, device, execute_all_batches=True)
-        total, steps = torch.zeros((), device=device), 0
-        while True:
-            try:
-                total += pipeline.progress(batches).mean()
-            except StopIteration:
-                break
-            steps += 1
-        pipeline.detach()
-        valid_loss = mean_loss(model, len(valid), lambda at: valid.batch(items, at), device=device)
-        stale = 0 if valid_loss < best else stale + 1
-        if valid_loss < best:
-            best, state = valid_loss, gather_state(model, prefix="ranker.")
-        report(
-            {
-                "epoch": epoch + 1,
-                "train_log_loss": float(total / steps),
-                "valid_log_loss": valid_loss,
-                "rows": len(train),
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        if stale == config["patience"]:
-            break
-    if best == float("inf"):
-        raise UserError("The ranker's validation loss is not a number: lower rank.embedding_lr and rank.dense_lr.")
-    if state is not None:  # rank 0
-        save_ranker(run.uri("models", "ranker"), settings, state)
+    def improved(trainer: Trainer) -> None:
+        state = trainer.gather()
+        if state is not None:
+            save_ranker(run.uri("models", "ranker"), config, state)
+
+    keep = ranker_fit.Keep(
+        report=lambda metrics, save: training.report(metrics, lambda to: save(str(to)), every_s=settings.checkpoint_s),
+        improved=improved,
+    )
+    position = training.restored(lambda folder: trainer.load(str(folder)))
+    ranker_fit.fit(settings, trainer, data, keep, seed=task["seed"], position=position)
+
+
+def read_data(run: RunDir, settings: RankerSettings) -> Data:
+    """The items and examples of a run as the ranker of these settings reads them."""
+    from operators.features import Examples, ItemFeatures
+    from workflows.ranker_fit import Data
+
+    spec, embeddings = run.read_json("features", "spec.json"), run.read_table("embeddings")
+    config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
+    items = ItemFeatures(run.read_table("features", "items"), embeddings, config)
+    train, valid = (Examples(run.read_table("features", name), config.dense) for name in ("train", "valid"))
+    return Data(items, train, valid)

@@ -1,0 +1,126 @@
+"""Fitting a ranker: the loop of one worker. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from models.metrics import auc, log_loss
+from models.ranking.ranker import Ranker, RankerInputs
+from models.ranking.training import Trainer
+from operators.features import Examples, ItemFeatures
+from storage.errors import UserError
+from workflows.stages.rank import RankerSettings
+
+LOOK_EVERY = 50  # steps between two chances to keep a state
+
+
+class Data(NamedTuple):
+    """What a ranker is fitted on."""
+
+    items: ItemFeatures
+    train: Examples
+    valid: Examples
+
+
+class Keep(NamedTuple):
+    """What a loop does with what it has reached."""
+
+    report: Callable[[dict[str, Any], Callable[[str], None]], None]  # metrics, and what saves the state to a folder
+    improved: Callable[[Trainer], None]  # the best epoch so far is in the trainer
+
+
+def make_ranker(data: Data) -> Ranker:
+    """A ranker that knows the statistics of the training rows, and of the items in them."""
+    ranker = Ranker(data.items.config)
+    content = data.items.embedding[data.train.rows.unique()] if data.items.config.content_dim else None
+    ranker.set_statistics(dense=data.train.dense, content=content, rate=float(data.train.label.mean()))
+    return ranker
+
+
+def fit(
+    settings: RankerSettings,
+    trainer: Trainer,
+    data: Data,
+    keep: Keep,
+    *,
+    seed: int,
+    position: dict[str, float] | None = None,
+) -> None:
+    """Train until validation gets no better.
+
+    A step's rows are drawn for all workers together and dealt out by turns, so that one worker or many take the same
+    steps; at most workers - 1 rows are left out of an epoch, others each time. Validation covers every row.
+
+    Args:
+        settings: of the fit.
+        trainer: holds the ranker.
+        data: the same on every worker.
+        keep: what to do with what was reached.
+        seed: of all draws.
+        position: that of the state which the trainer has loaded; None for a fresh one.
+
+    Raises:
+        UserError: the loss is not a number.
+    """
+    at = position or {"epoch": 0, "step": 0, "best": float("inf"), "stale": 0, "total": 0.0, "seconds": 0.0}
+    while at["epoch"] < settings.epochs and at["stale"] < settings.patience:
+        started = time.perf_counter() - at["seconds"]
+        for loss in trainer.steps(batches(settings, trainer, data, at, seed=seed)):
+            at["step"] += 1
+            at["total"] += float(loss)
+            if at["step"] % LOOK_EVERY == 0:
+                position = {**at, "seconds": time.perf_counter() - started}
+                keep.report(
+                    {"epoch": at["epoch"], "step": at["step"]}, lambda folder, p=position: trainer.save(folder, p)
+                )
+        logits = trainer.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows))
+        label, probability = data.valid.label.numpy(), logits.double().sigmoid().numpy()
+        valid = log_loss(label, probability)
+        if np.isnan(probability).any():
+            raise UserError("The ranker's loss is not a number: lower embedding_lr and dense_lr of stages.rank.")
+        metrics = {
+            "epoch": int(at["epoch"]) + 1,
+            "train_log_loss": trainer.mean(at["total"] / at["step"]),
+            "valid_log_loss": valid,
+            "valid_auc": auc(label, probability),
+            "rows": len(data.train),
+            "seconds": time.perf_counter() - started,
+        }
+        better = valid < at["best"]
+        if better:
+            keep.improved(trainer)
+        at = {
+            "epoch": at["epoch"] + 1,
+            "step": 0,
+            "best": min(valid, at["best"]),
+            "stale": 0 if better else at["stale"] + 1,
+            "total": 0.0,
+            "seconds": 0.0,
+        }
+        keep.report(metrics, lambda folder, p=at: trainer.save(folder, p))
+
+
+def batches(
+    settings: RankerSettings, trainer: Trainer, data: Data, at: dict[str, float], *, seed: int
+) -> Iterator[RankerInputs]:
+    """This worker's shares of an epoch's steps, from the step at which `at` stands."""
+    epoch, size, workers = int(at["epoch"]), settings.batch_size, trainer.workers
+    order = torch.randperm(len(data.train), generator=_generator(seed, epoch))
+    usable = len(order) - len(order) % size
+    if len(order) - usable >= workers:
+        usable = len(order)  # the last step is a small one, but no worker's share is empty
+    for step, rows in list(enumerate(order[:usable].split(size)))[int(at["step"]) :]:
+        generator = _generator(seed, epoch, step)
+        keep = torch.rand(2, len(rows), generator=generator) >= settings.id_dropout
+        mine = slice(trainer.rank, None, workers)
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)) + trainer.rank)  # of dropout
+        yield data.train.batch(data.items, rows[mine], keep=keep[:, mine], total=len(rows) / workers)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
