@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
@@ -158,7 +158,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"the key {path} is missing."
     if problem["type"] == "union_tag_invalid":
         choices = [tag.strip("' ") for tag in problem["ctx"]["expected_tags"].split(",")]
-        return f"{path}.backend is {problem['ctx']['tag']!r}: choose one of {', '.join(choices)}."
+        key = problem["ctx"]["discriminator"].strip("'")
+        return f"{path}.{key} is {problem['ctx']['tag']!r}: choose one of {', '.join(choices)}."
     if problem["type"] in ("variable", "credentials"):  # the value may be a secret
         return f"{path} {problem['msg']}."
     message = problem["msg"].removeprefix("Value error, ")
@@ -196,5 +197,9 @@ def _models_in(*annotations: Any) -> list[type[BaseModel]]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    field = model.model_fields.get("backend")
-    return getattr(field.annotation, "__args__", ()) if field else ()
+    """What tells a model from the others of its union: the values of the key that names it."""
+    for name in ("backend", "kind", "name"):
+        field = model.model_fields.get(name)
+        if field and get_origin(field.annotation) is Literal:
+            return get_args(field.annotation)
+    return ()
