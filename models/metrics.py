@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 EPSILON = 1e-7
 
 
-def weighted_auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
-    """Share of (positive, negative) pairs that the score puts in order; ties count half.
+def expected_auc(probability: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Area under the ROC curve of a score, from the rows' probabilities of being a positive, [N].
 
-    The Mann-Whitney statistic with row weights, float [N]; NaN without both labels.
+    Of two rows drawn by weight, of which the first turns out positive and the second negative: the chance that the
+    score puts them in order, where a tie counts half (the Mann-Whitney statistic). The pair (i, j) thus weighs
+    w_i p_i w_j (1 - p_j). NaN where there is no such pair.
+
+    Args:
+        probability: true probabilities; labels are those that are 0 or 1.
+        score: any numbers that order the rows.
+        weight: float [N], all 1 if not given.
     """
-    order = np.argsort(score, kind="stable")
-    label, score, weight = label[order], score[order], weight[order]
-    _, group = np.unique(score, return_inverse=True)
-    positive = np.bincount(group, weight * (label > 0))
-    negative = np.bincount(group, weight * (label <= 0))
-    pairs = positive.sum() * negative.sum()
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum() / pairs) if pairs > 0 else float("nan")
+    order, first, last = _ranks(score)
+    mass = np.ones(len(score)) if weight is None else weight[order]
+    return _area(mass * probability[order], mass * (1 - probability[order]), first, last)
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve."""
-    return weighted_auc(label, score, np.ones(len(label)))
+    """Area under the ROC curve: share of (positive, negative) pairs in order, ties half; NaN without both labels."""
+    return expected_auc((label > 0).astype(np.float64), score)
+
+
+def _ranks(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ascending order of rows and, for each in that order, the first position of its tie and the one after it."""
+    order = np.argsort(score, kind="stable")
+    ordered = score[order]
+    return order, np.searchsorted(ordered, ordered, "left"), np.searchsorted(ordered, ordered, "right")
+
+
+def _area(positive: np.ndarray, negative: np.ndarray, first: np.ndarray, last: np.ndarray) -> float:
+    """AUC of rows in order of score, from their masses of positives and negatives."""
+    below = np.concatenate([[0.0], np.cumsum(negative)])
+    pairs = positive.sum() * below[-1]
+    return float(positive @ (below[first] + below[last]) / (2 * pairs)) if pairs > 0 else float("nan")
 
 
 def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:
@@ -56,14 +75,22 @@ def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:
 
 
 def log_loss(label: np.ndarray, probability: np.ndarray) -> float:
-    """Mean binary cross-entropy in nats."""
+    """Mean binary cross-entropy in nats; NaN without a row."""
+    if not len(label):
+        return float("nan")
     p = np.clip(probability.astype(np.float64), EPSILON, 1 - EPSILON)
     return float(-np.mean(np.where(label > 0, np.log(p), np.log1p(-p))))
 
 
 def normalized_entropy(label: np.ndarray, probability: np.ndarray) -> float:
-    """Log-loss over the entropy of the mean rate (He et al. 2014, doi 10.1145/2648584.2648589); below 1 is of use."""
-    return log_loss(label, probability) / log_loss(label, np.full(len(label), float(np.mean(label > 0))))
+    """Log-loss over the entropy of the mean rate (He et al. 2014, doi 10.1145/2648584.2648589); below 1 is of use.
+
+    NaN without both labels.
+    """
+    positives = int((label > 0).sum())
+    if positives in (0, len(label)):
+        return float("nan")
+    return log_loss(label, probability) / log_loss(label, np.full(len(label), positives / len(label)))
 
 
 def calibration(label: np.ndarray, probability: np.ndarray) -> float:
@@ -84,22 +111,41 @@ def scorecard(user: np.ndarray, label: np.ndarray, probability: np.ndarray) -> d
 
 
 def bootstrap_auc(
-    user: np.ndarray, label: np.ndarray, scores: dict[str, np.ndarray], *, seed: int, draws: int = 200
+    units: Sequence[np.ndarray], probability: np.ndarray, scores: dict[str, np.ndarray], *, seed: int, draws: int = 200
 ) -> dict[str, np.ndarray]:
-    """AUCs of resampled users, the same users for every score, so that differences are paired.
+    """AUCs of resampled users (or users and items), the same draws for every score, so that differences are paired.
 
-    A user's impressions depend on each other: whole users are drawn, with replacement.
+    A user's rows depend on each other, as an item's do: whole users are drawn with replacement, and so are items. A row
+    weighs how often its user was drawn times how often its item was: the pigeonhole bootstrap (Owen 2007,
+    doi 10.1214/07-AOAS122), whose intervals are rather too wide than too narrow.
+
+    Args:
+        units: integer or string codes [N] of every kind of unit: (user,) or (user, item).
+        probability: true probabilities or labels, see `expected_auc`; [N], at least one.
+        scores: by name, float [..., N].
 
     Returns:
-        float64 [draws] for every score.
+        float64 [..., draws] for every score.
     """
-    _, codes = np.unique(user, return_inverse=True)
     random = np.random.default_rng(seed)
-    users = int(codes.max()) + 1
-    weights = [np.bincount(random.integers(0, users, users), minlength=users)[codes] for _ in range(draws)]
-    return {
-        name: np.array([weighted_auc(label, score, weight) for weight in weights]) for name, score in scores.items()
-    }
+    codes = [np.unique(unit, return_inverse=True)[1] for unit in units]
+    sizes = [int(code.max()) + 1 for code in codes]
+    times = [
+        np.stack([np.bincount(random.integers(0, size, size), minlength=size) for _ in range(draws)]).astype(np.float64)
+        for size in sizes
+    ]
+
+    def resample(score: np.ndarray) -> np.ndarray:
+        order, first, last = _ranks(score)
+        rate, own = probability[order], [code[order] for code in codes]
+        areas = np.empty(draws)
+        for draw in range(draws):
+            mass = math.prod(drawn[draw][code] for drawn, code in zip(times, own, strict=True))
+            positive = mass * rate
+            areas[draw] = _area(positive, mass - positive, first, last)
+        return areas
+
+    return {name: np.apply_along_axis(resample, -1, score) for name, score in scores.items()}
 
 
 def interval(samples: np.ndarray, *, level: float = 0.95) -> list[float]:
