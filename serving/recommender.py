@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.ranker import load_ranker
+from models.ranking.ranker import load_ranker
 from models.retriever import Retriever
 from models.semantic_ids import sid_string
-from operators.features import ItemFeatures, Lists, gather, lists, ranker_inputs
+from operators.features import ItemFeatures, Lists, gather, lists
 from operators.tokens import NULL_ID
 from storage.errors import UserError
 from storage.run import RunDir
@@ -65,8 +65,9 @@ class Recommender:
         spec = run.read_json("features", "spec.json")
         table = run.read_table("features", "items")
         users = run.read_table("features", "users")
-        self.items = ItemFeatures(table, run.read_table("embeddings", columns=["item_id", "embedding"]))
+        embeddings = run.read_table("embeddings", columns=["item_id", "embedding"])
         self.ranker = load_ranker(run.uri("models", "ranker"))
+        self.items = ItemFeatures(table, embeddings, self.ranker.config)
         self.retriever = Retriever(self.items.embedding, popularity(table))
         self.candidates = candidates
         self._row = {item_id: row for row, item_id in enumerate(self.items.item_id)}
@@ -90,7 +91,7 @@ class Recommender:
         users = [self._user(query) for query in queries]
         history = concatenate([user.history for user in users])
         seen = concatenate([user.seen for user in users])
-        found = self.retriever.top(*history, *seen, k=self.candidates)
+        found = self.retriever.top(history.values, history.offsets, seen.values, seen.offsets, k=self.candidates)
         usable = found >= 0
         scores = torch.full(found.shape, -torch.inf, dtype=torch.float64)
         if usable.any():  # TorchRec takes no empty batch
@@ -120,7 +121,7 @@ class Recommender:
         row = self._user_row.get(query.user_id) if query.user_id is not None else None
         if row is not None:
             at = torch.tensor([row])
-            history, seen = (gather(source, at)[0] for source in (self._histories, self._seen))
+            history, seen = (gather(source, at).values for source in (self._histories, self._seen))
             return _User(self._user_ids[row], history, seen, self._user_dense[row])
         seen = torch.tensor([self._row[item] for item in query.history if item in self._row], dtype=torch.int64)
         dense = torch.full((len(self._dense),), torch.nan)
@@ -134,14 +135,13 @@ class Recommender:
     ) -> torch.Tensor:
         """Probability of every pair of a user (position in `users`) and an item (row), float64 [M]."""
         item_dense, user_dense = self._item_dense[rows], torch.stack([user.dense for user in users])[owner]
-        inputs = ranker_inputs(
-            self.items,
+        inputs = self.items.inputs(
             user=torch.tensor([user.id for user in users])[owner],
             history=gather(history, owner),
             rows=rows,
             dense=torch.where(item_dense.isnan(), user_dense, item_dense),
         )
-        return self.ranker(inputs).double().sigmoid()
+        return self.ranker(inputs)[0].double().sigmoid()
 
     def _described(self, rows: torch.Tensor, scores: torch.Tensor) -> list[dict[str, Any]]:
         known = scores > -torch.inf
@@ -152,7 +152,7 @@ class Recommender:
 def concatenate(parts: Sequence[torch.Tensor]) -> Lists:
     """One list per part."""
     lengths = torch.tensor([0, *(len(part) for part in parts)])
-    return torch.cat(list(parts)), lengths.cumsum(0)
+    return Lists(torch.cat(list(parts)), lengths.cumsum(0))
 
 
 def dense_columns(table: pa.Table, names: Sequence[str]) -> torch.Tensor:

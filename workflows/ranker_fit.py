@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
 from models.metrics import auc, log_loss
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer
