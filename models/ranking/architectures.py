@@ -1,0 +1,25 @@
+"""The architectures that a ranker may have, by name; each is a file beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from models.ranking import dcnv2, dlrm, rankmixer
+
+AUXILIARY_WEIGHT = 0.1  # of every auxiliary logit's loss beside that of the logit itself
+
+Architecture = Annotated[dlrm.Config | dcnv2.Config | rankmixer.Config, Field(discriminator="name")]
+TOWERS: dict[str, Callable[..., nn.Module]] = {m.Config().name: m.Tower for m in (dlrm, dcnv2, rankmixer)}
+
+
+def build(config: Architecture, *, fields: int, dim: int, dense: int) -> nn.Module:
+    """The tower above F fields as wide as `dim` and n dense features.
+
+    Its `forward(fields [B, F, dim], dense [B, n])` gives logits float32 [1 + A, B], without a constant: the answer,
+    then, only while training, those of A auxiliary heads (mostly none).
+    """
+    return TOWERS[config.name](config, fields=fields, dim=dim, dense=dense)
