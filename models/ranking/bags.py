@@ -1,0 +1,207 @@
+"""Embedding bags: plain tables, hash embeddings, and pooling by attention, in TorchRec's collections.
+
+A hash embedding (Svenstrup et al. 2017, arXiv 1709.03933) of token t is
+
+    e(t) = sum_j P[D(t), j] E[u_j(t)]
+
+over k rows u_j(t) of a shared table E, weighed by importances P. A bag is pooled by the sum or the mean of its tokens,
+or by a mean weighed with the softmax of learned logits A[D(t)] over the bag. In a KeyedJaggedTensor a token is k values
+one after the other, its rows u_j(t), and their weights say where to find P[D(t), j]: see `places`.
+
+What a bag's sum is divided by is computed apart from it, by the worker whose batch it is: where tables are sharded by
+row, no worker looks up a whole bag.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from torch import nn
+from torch.nn.init import normal_
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.feature_processor_ import FeatureProcessorsCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places, counts so far without a gap
+BOUND = 20.0  # of attention's logits: exp can neither overflow nor vanish, so the softmax needs no maximum of the bag
+
+
+class Table(BaseModel):
+    """An embedding table and the features that look into it.
+
+    Attributes:
+        rows: of the table; row 0 is NULL, "nothing known".
+        features: keys of the KeyedJaggedTensor.
+        hashes: rows that one token takes from the table, k; more than 1 need importance weights.
+        importance: rows of the importance weights P [importance, k]; 0 is none, all weights are 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(ge=2)
+    features: tuple[str, ...] = Field(min_length=1)
+    pooling: Literal["sum", "mean", "attention"] = "mean"
+    hashes: PositiveInt = 1
+    importance: NonNegativeInt = 0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the values of a bag have weights that are learned."""
+        return self.importance > 0 or self.pooling == "attention"
+
+    @model_validator(mode="after")
+    def _weights_have_places(self) -> Table:
+        if self.hashes > 1 and not self.importance:
+            raise ValueError("several hashes need importance weights: set importance above 0")
+        if self.weighted and (self.importance or self.rows) * self.hashes > PLACES:
+            raise ValueError(f"a table has at most {PLACES} learned weights: lower importance, or rows under attention")
+        return self
+
+
+def places(rows: torch.Tensor, hashes: int) -> torch.Tensor:
+    """What the k values of each token carry as weights: D(t) k + j, the place of P[D(t), j] in P.
+
+    Args:
+        rows: D(t), int64 [T]: rows of P, or of the table where there is no P.
+
+    Returns:
+        float32 [T k].
+    """
+    return (rows.unsqueeze(1) * hashes + torch.arange(hashes, device=rows.device)).flatten().float()
+
+
+class TokenWeights(FeatureProcessorsCollection):
+    """From places to weights, P[D(t), j] exp(A[D(t)]), and what the sums of bags are to be divided by.
+
+    P starts at 1: an untrained hash embedding is the sum of its rows, and all of them learn from the first step on. A
+    starts at 0, the mean.
+    """
+
+    def __init__(self, tables: dict[str, Table]) -> None:
+        super().__init__()
+        self._tables = {feature: (name, table) for name, table in tables.items() for feature in table.features}
+        self.importance, self.attention = nn.ParameterDict(), nn.ParameterDict()
+        for name, table in tables.items():
+            if table.importance:
+                self.importance[name] = nn.Parameter(torch.ones(table.importance, table.hashes))
+            if table.pooling == "attention":
+                self.attention[name] = nn.Parameter(torch.zeros(table.importance or table.rows))
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """The same bags with weights for places; of some of the tables, in any order, or of some rows alone."""
+        at = features.weights().long().split(features.length_per_key())
+        return KeyedJaggedTensor(
+            keys=features.keys(),
+            values=features.values(),
+            weights=torch.cat(
+                [self._weights(feature, places) for feature, places in zip(features.keys(), at, strict=True)]
+            ),
+            lengths=features.lengths(),
+            offsets=features.offsets(),
+            stride=features.stride(),
+            length_per_key=features.length_per_key(),
+        )
+
+    def divisors(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+        """Of each bag the sum of exp(A[D(t)]) over its tokens, or their number for a mean: float32 [B] per feature."""
+        keys = features.keys()
+        at = features.weights().long().split(features.length_per_key())
+        lengths = features.lengths().view(len(keys), -1).long()
+        found = {}
+        for feature, places, length in zip(keys, at, lengths, strict=True):
+            name, table = self._tables[feature]
+            tokens = length // table.hashes
+            if table.pooling == "mean":
+                found[feature] = tokens.clamp_min(1).float()
+            elif table.pooling == "attention":
+                shares = self._shares(name, places[:: table.hashes] // table.hashes)
+                found[feature] = torch.segment_reduce(shares, "sum", lengths=tokens).where(tokens > 0, 1.0)
+        return found
+
+    def _weights(self, feature: str, places: torch.Tensor) -> torch.Tensor:
+        name, table = self._tables[feature]
+        if not table.importance:
+            return self._shares(name, places)
+        importance = self.importance[name].flatten().index_select(0, places).float()
+        if table.pooling != "attention":
+            return importance
+        return importance * self._shares(name, places // table.hashes)
+
+    def _shares(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return self.attention[name].index_select(0, rows).float().clamp(-BOUND, BOUND).exp()
+
+
+class EmbeddingBags(nn.Module):
+    """The pooled embeddings of all features.
+
+    Embeddings are made on the meta device and get their values, normal of deviation 0.05, from DistributedModelParallel
+    or from what loads them.
+
+    Attributes:
+        features: in the order of the tables, then of their features.
+    """
+
+    def __init__(self, tables: dict[str, Table], dim: int) -> None:
+        super().__init__()
+        weighted = {name: table for name, table in tables.items() if table.weighted}
+        plain = {name: table for name, table in tables.items() if not table.weighted}
+        self.tables = tables
+        self.features = tuple(feature for table in tables.values() for feature in table.features)
+        self.plain = _collection(plain, dim) if plain else None
+        self.weighted = (
+            FeatureProcessedEmbeddingBagCollection(_collection(weighted, dim), TokenWeights(weighted))
+            if weighted
+            else None
+        )
+
+    def forward(self, sparse: KeyedJaggedTensor | None, weighted: KeyedJaggedTensor | None) -> torch.Tensor:
+        """Embeddings float32 [B, F, dim] in the order of `features`; a bag without values is zeros.
+
+        Args:
+            sparse: features of the tables without learned weights; None where there is no such table.
+            weighted: features of the others, weights as of `places`.
+        """
+        pooled = [] if self.plain is None else [self.plain(sparse)]
+        if self.weighted is None:
+            return _fields(self.features, pooled, None, None)
+        pooled = [*pooled, self.weighted(weighted)]  # workers exchange both before either is waited for
+        return _fields(self.features, pooled, self.weighted._feature_processors, weighted)
+
+
+# a step of its own for TorchRec's pipelines, which trace the model to find what is sharded
+@torch.fx.wrap
+def _fields(
+    features: tuple[str, ...],
+    pooled: list[KeyedTensor],
+    weights: TokenWeights | None,
+    weighted: KeyedJaggedTensor | None,
+) -> torch.Tensor:
+    divisors = {} if weights is None or weighted is None else weights.divisors(weighted)
+    columns = {feature: column for tensor in pooled for feature, column in tensor.to_dict().items()}
+    for feature, divisor in divisors.items():
+        columns[feature] = columns[feature] / divisor.unsqueeze(1)
+    return torch.stack([columns[feature] for feature in features], dim=1)
+
+
+def _collection(tables: dict[str, Table], dim: int) -> EmbeddingBagCollection:
+    weighted = any(table.weighted for table in tables.values())
+    return EmbeddingBagCollection(
+        device=torch.device("meta"),
+        is_weighted=weighted,
+        tables=[
+            EmbeddingBagConfig(
+                name=name,
+                embedding_dim=dim,
+                num_embeddings=table.rows,
+                feature_names=list(table.features),
+                pooling=PoolingType.MEAN if table.pooling == "mean" and not weighted else PoolingType.SUM,
+                init_fn=partial(normal_, std=0.05),
+            )
+            for name, table in tables.items()
+        ],
+    )
