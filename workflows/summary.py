@@ -43,6 +43,8 @@ def _metrics(metrics: dict[str, dict[str, Any]]) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for name, values in metrics.items():
+        if not any(map(_is_number, values.values())):
+            continue  # slices are tables of their own, which the report shows
         cells = [f"{values[c]:.4f}" if _is_number(values.get(c)) else "" for c in columns]
         table.add_row(name, *cells)
     return table

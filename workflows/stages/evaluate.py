@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt
 from models.metrics import bootstrap_auc, interval, scorecard
 from models.popularity import fit_popularity
 from operators.events import DAY_US
+from operators.tokens import NULL_ID
 from storage import files
 from workflows.log import Log, encode
 from workflows.stage import Context, Result, StageConfig
@@ -19,7 +20,7 @@ from workflows.stage import Context, Result, StageConfig
 if TYPE_CHECKING:
     from operators.features import ItemFeatures
 
-VERSION = 1
+VERSION = 2
 INPUTS = ("ingest", "project", "features", "rank")
 
 
@@ -58,7 +59,7 @@ def run(config: Config, context: Context) -> Result:
     truth = true_probability(context.catalog, test)
     if truth is not None:
         scores["truth"] = truth
-    samples = bootstrap_auc(user, label, scores, seed=context.seed, draws=config.bootstrap)
+    samples = bootstrap_auc((user,), label, scores, seed=context.seed, draws=config.bootstrap)
     metrics: dict[str, Any] = {
         name: {**scorecard(user, label, score), "auc_interval": interval(samples[name])}
         for name, score in scores.items()
@@ -68,10 +69,45 @@ def run(config: Config, context: Context) -> Result:
         "mean": metrics["ranker"]["auc"] - metrics["popularity"]["auc"],
         "interval": interval(samples["ranker"] - samples["popularity"]),
     }
+    described = run.read_table("features", "items", columns=["item", "caption"])
+    row, metrics["slices"] = test["row"].to_numpy(), {}
+    for name, members in slices(described, positives).items():
+        rows = members[row]
+        metrics["slices"][name] = {
+            "rows": int(rows.sum()),
+            "positives": int((label[rows] > 0).sum()),
+            **{scorer: scorecard(user[rows], label[rows], score[rows]) for scorer, score in scores.items()},
+        }
     metrics["retriever"] = retrieval(items, test, log, positives, config.recall_at)
     run.write_json(metrics, "metrics", "evaluate.json")
     context.log(", ".join(f"{name} AUC {metrics[name]['auc']:.4f}" for name in scores))
     return Result(rows_in=test.num_rows, rows_out=test.num_rows, metrics=metrics)
+
+
+def slices(items: pa.Table, positives: np.ndarray) -> dict[str, np.ndarray]:
+    """Pairs of complementary slices of the catalogue, boolean [items] each.
+
+    cold_items, warm_items: no event in training, or some; head_items, tail_items: the fewest items that hold half of
+    the training positives, and the rest; with_caption, without_caption.
+
+    Args:
+        items: `item` and `caption` of features/items.
+        positives: per item in training, [items].
+    """
+    warm = items["item"].to_numpy() != NULL_ID
+    captioned = pc.list_element(items["caption"], 0).to_numpy() != NULL_ID
+    order = np.argsort(-positives, kind="stable")
+    ahead = np.cumsum(positives[order]) - positives[order]  # what more popular items hold
+    head = np.zeros(len(positives), dtype=bool)
+    head[order] = ahead < positives.sum() / 2
+    return {
+        "cold_items": ~warm,
+        "warm_items": warm,
+        "head_items": head,
+        "tail_items": ~head,
+        "with_caption": captioned,
+        "without_caption": ~captioned,
+    }
 
 
 def training_counts(train: pa.Table, items: int, *, labelled: bool) -> tuple[np.ndarray, np.ndarray]:
