@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
-from pydantic import Field
 from torch import nn
 
 from models.ranking import dcnv2, dlrm, rankmixer
+from models.ranking.config import Architecture
 
 AUXILIARY_WEIGHT = 0.1  # of every auxiliary logit's loss beside that of the logit itself
 
-Architecture = Annotated[dlrm.Config | dcnv2.Config | rankmixer.Config, Field(discriminator="name")]
-TOWERS: dict[str, Callable[..., nn.Module]] = {m.Config().name: m.Tower for m in (dlrm, dcnv2, rankmixer)}
+TOWERS: dict[str, Callable[..., nn.Module]] = {"dlrm": dlrm.Tower, "dcnv2": dcnv2.Tower, "rankmixer": rankmixer.Tower}
 
 
 def build(config: Architecture, *, fields: int, dim: int, dense: int) -> nn.Module:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside it: the same of the user's last items
 
@@ -12,6 +12,111 @@ USER, ITEM = "user", "item"  # the tables of ids
 
 Precision = Literal["fp32", "bf16"]
 Sharding = Literal["table_wise", "column_wise", "row_wise"]
+
+
+class Dlrm(BaseModel):
+    """Settings of DLRM.
+
+    Attributes:
+        bottom: widths of the layers that lead the dense features to a vector as wide as a field.
+        hidden: widths of the layers above the dot products.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["dlrm"] = "dlrm"
+    bottom: tuple[PositiveInt, ...] = (64,)
+    hidden: tuple[PositiveInt, ...] = Field((128, 64), min_length=1)
+
+
+class Dcnv2(BaseModel):
+    """Settings of DCN-V2.
+
+    Attributes:
+        cross_layers: products with the input, each of one degree more.
+        cross_rank: rank of their matrices; null: full.
+        hidden: widths of the MLP's layers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["dcnv2"] = "dcnv2"
+    cross_layers: PositiveInt = 3
+    cross_rank: PositiveInt | None = None
+    hidden: tuple[PositiveInt, ...] = Field((256, 128), min_length=1)
+
+
+class RankMixer(BaseModel):
+    """Settings of RankMixer and TokenMixer-Large.
+
+    Attributes:
+        block: `rankmixer`: mix, LayerNorm, GELU network, LayerNorm; `large`: mix, SwiGLU, mix back, SwiGLU, with
+            RMSNorm before either, and a token that sees all fields.
+        tokens: T, with the one that sees all; `dim`: D, their width.
+        expansion: hidden width of the networks over the width of their tokens.
+        heads: of large: slices that a token is cut into (null: as many as tokens). rankmixer has as many as tokens.
+        inter_residual: to what every so many blocks give, the result of as many blocks before is added; never in the
+            last block. 0: nowhere.
+        auxiliary: train a logit on the result of every block with such a residual, too.
+        experts, active: of large: cut each network into so many experts, of which a row's token takes the best
+            `active`, beside one that all take. 0: neither.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["rankmixer"] = "rankmixer"
+    block: Literal["rankmixer", "large"] = "rankmixer"
+    tokens: PositiveInt = 8
+    dim: PositiveInt = 64
+    layers: PositiveInt = 2
+    expansion: PositiveInt = 2
+    heads: PositiveInt | None = None
+    inter_residual: NonNegativeInt = 0
+    auxiliary: bool = False
+    experts: NonNegativeInt = 0
+    active: NonNegativeInt = 0
+
+    @property
+    def slices(self) -> int:
+        """Slices that a token is cut into."""
+        return self.heads or self.tokens
+
+    @property
+    def residuals(self) -> range:
+        """Numbers, from 1, of the blocks that a residual from `inter_residual` blocks before is added to."""
+        return range(self.inter_residual, self.layers, self.inter_residual) if self.inter_residual else range(0)
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> RankMixer:
+        if self.block == "rankmixer" and (self.heads or self.experts):
+            raise ValueError("heads and experts are for block large: leave them out, or set block: large")
+        if self.block == "large" and self.tokens == 1:
+            raise ValueError("block large has a token that sees all fields: set tokens to 2 or more")
+        if self.dim % self.slices:
+            raise ValueError(f"dim must be a multiple of {'heads' if self.heads else 'tokens'}, {self.slices}")
+        return self
+
+    @model_validator(mode="after")
+    def _residuals_fit(self) -> RankMixer:
+        if self.inter_residual == 1:
+            raise ValueError("inter_residual 1 adds what every block holds already: set it to 2 or more, or to 0")
+        if self.inter_residual >= self.layers and self.inter_residual:
+            raise ValueError(f"inter_residual must be below layers, {self.layers}: the last block takes no residual")
+        if self.auxiliary and not self.inter_residual:
+            raise ValueError("auxiliary logits stand where residuals do: set inter_residual to 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> RankMixer:
+        if bool(self.experts) != bool(self.active) or (self.experts and self.active >= self.experts):
+            raise ValueError("experts and active go together: set active to 1 or more, and experts above it")
+        hidden = [self.expansion * width for width in (self.dim, self.tokens * self.dim // self.slices)]
+        if self.experts and any(width % self.experts for width in hidden):
+            raise ValueError(f"experts must divide the hidden widths, {hidden[0]} and {hidden[1]}")
+        return self
+
+
+Architecture = Annotated[Dlrm | Dcnv2 | RankMixer, Field(discriminator="name")]
 
 
 class RankerConfig(BaseModel):

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet
 from torchrec.modules.mlp import MLP
 
-
-class Config(BaseModel):
-    """Settings of DCN-V2.
-
-    Attributes:
-        cross_layers: products with the input, each of one degree more.
-        cross_rank: rank of their matrices; null: full.
-        hidden: widths of the MLP's layers.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["dcnv2"] = "dcnv2"
-    cross_layers: PositiveInt = 3
-    cross_rank: PositiveInt | None = None
-    hidden: tuple[PositiveInt, ...] = Field((256, 128), min_length=1)
+from models.ranking.config import Dcnv2
 
 
 class Tower(nn.Module):
     """From fields and dense features to a logit: cross layers and an MLP side by side, then one linear layer."""
 
-    def __init__(self, config: Config, *, fields: int, dim: int, dense: int) -> None:
+    def __init__(self, config: Dcnv2, *, fields: int, dim: int, dense: int) -> None:
         super().__init__()
         width = fields * dim + dense
         self.cross = (

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import nn
 from torchrec.modules.mlp import MLP
 
-
-class Config(BaseModel):
-    """Settings of DLRM.
-
-    Attributes:
-        bottom: widths of the layers that lead the dense features to a vector as wide as a field.
-        hidden: widths of the layers above the dot products.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["dlrm"] = "dlrm"
-    bottom: tuple[PositiveInt, ...] = (64,)
-    hidden: tuple[PositiveInt, ...] = Field((128, 64), min_length=1)
+from models.ranking.config import Dlrm
 
 
 class Tower(nn.Module):
@@ -35,7 +19,7 @@ class Tower(nn.Module):
 
     pairs: torch.Tensor
 
-    def __init__(self, config: Config, *, fields: int, dim: int, dense: int) -> None:
+    def __init__(self, config: Dlrm, *, fields: int, dim: int, dense: int) -> None:
         super().__init__()
         self.bottom = MLP(dense, [*config.bottom, dim]) if dense else None
         vectors = fields + bool(dense)

@@ -7,83 +7,12 @@ all of them.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
 from torch import nn
 from torch.nn import functional
 from torchrec.modules.mlp import MLP
 
-
-class Config(BaseModel):
-    """Settings of RankMixer and TokenMixer-Large.
-
-    Attributes:
-        block: `rankmixer`: mix, LayerNorm, GELU network, LayerNorm; `large`: mix, SwiGLU, mix back, SwiGLU, with
-            RMSNorm before either, and a token that sees all fields.
-        tokens: T, with the one that sees all; `dim`: D, their width.
-        expansion: hidden width of the networks over the width of their tokens.
-        heads: of large: slices that a token is cut into (null: as many as tokens). rankmixer has as many as tokens.
-        inter_residual: to what every so many blocks give, the result of as many blocks before is added; never in the
-            last block. 0: nowhere.
-        auxiliary: train a logit on the result of every block with such a residual, too.
-        experts, active: of large: cut each network into so many experts, of which a row's token takes the best
-            `active`, beside one that all take. 0: neither.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["rankmixer"] = "rankmixer"
-    block: Literal["rankmixer", "large"] = "rankmixer"
-    tokens: PositiveInt = 8
-    dim: PositiveInt = 64
-    layers: PositiveInt = 2
-    expansion: PositiveInt = 2
-    heads: PositiveInt | None = None
-    inter_residual: NonNegativeInt = 0
-    auxiliary: bool = False
-    experts: NonNegativeInt = 0
-    active: NonNegativeInt = 0
-
-    @property
-    def slices(self) -> int:
-        """Slices that a token is cut into."""
-        return self.heads or self.tokens
-
-    @property
-    def residuals(self) -> range:
-        """Numbers, from 1, of the blocks that a residual from `inter_residual` blocks before is added to."""
-        return range(self.inter_residual, self.layers, self.inter_residual) if self.inter_residual else range(0)
-
-    @model_validator(mode="after")
-    def _blocks_fit(self) -> Config:
-        if self.block == "rankmixer" and (self.heads or self.experts):
-            raise ValueError("heads and experts are for block large: leave them out, or set block: large")
-        if self.block == "large" and self.tokens == 1:
-            raise ValueError("block large has a token that sees all fields: set tokens to 2 or more")
-        if self.dim % self.slices:
-            raise ValueError(f"dim must be a multiple of {'heads' if self.heads else 'tokens'}, {self.slices}")
-        return self
-
-    @model_validator(mode="after")
-    def _residuals_fit(self) -> Config:
-        if self.inter_residual == 1:
-            raise ValueError("inter_residual 1 adds what every block holds already: set it to 2 or more, or to 0")
-        if self.inter_residual >= self.layers and self.inter_residual:
-            raise ValueError(f"inter_residual must be below layers, {self.layers}: the last block takes no residual")
-        if self.auxiliary and not self.inter_residual:
-            raise ValueError("auxiliary logits stand where residuals do: set inter_residual to 2 or more")
-        return self
-
-    @model_validator(mode="after")
-    def _experts_fit(self) -> Config:
-        if bool(self.experts) != bool(self.active) or (self.experts and self.active >= self.experts):
-            raise ValueError("experts and active go together: set active to 1 or more, and experts above it")
-        hidden = [self.expansion * width for width in (self.dim, self.tokens * self.dim // self.slices)]
-        if self.experts and any(width % self.experts for width in hidden):
-            raise ValueError(f"experts must divide the hidden widths, {hidden[0]} and {hidden[1]}")
-        return self
+from models.ranking.config import RankMixer
 
 
 def mix(tokens: torch.Tensor, parts: int) -> torch.Tensor:
@@ -139,7 +68,7 @@ class SwiGLU(nn.Module):
 class RankMixerBlock(nn.Module):
     """S = LN(Mix(X) + X), X' = LN(PFFN(S) + S)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: RankMixer) -> None:
         super().__init__()
         self.tokens, hidden = config.tokens, config.expansion * config.dim
         self.network = nn.Sequential(
@@ -156,7 +85,7 @@ class RankMixerBlock(nn.Module):
 class LargeBlock(nn.Module):
     """H = Mix(X), H' = H + pSwiGLU(RMS(H)), X' = X + pSwiGLU(RMS(Revert(H')))."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: RankMixer) -> None:
         super().__init__()
         self.tokens, self.slices = config.tokens, config.slices
         mixed = config.tokens * config.dim // config.slices
@@ -179,7 +108,7 @@ class Tokenizer(nn.Module):
     its own. With block large that is an MLP, and the first token is an MLP of the whole vector.
     """
 
-    def __init__(self, config: Config, width: int) -> None:
+    def __init__(self, config: RankMixer, width: int) -> None:
         super().__init__()
         large = config.block == "large"
         self.slices = config.tokens - large
@@ -202,7 +131,7 @@ class Tokenizer(nn.Module):
 class Tower(nn.Module):
     """From fields and dense features to a logit: tokens, blocks, their mean, one linear layer."""
 
-    def __init__(self, config: Config, *, fields: int, dim: int, dense: int) -> None:
+    def __init__(self, config: RankMixer, *, fields: int, dim: int, dense: int) -> None:
         super().__init__()
         block = RankMixerBlock if config.block == "rankmixer" else LargeBlock
         self.config = config

@@ -8,18 +8,18 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from models.ranking import dcnv2, dlrm, rankmixer
-from models.ranking.architectures import Architecture, build
+from models.ranking.architectures import build
+from models.ranking.config import Architecture, Dcnv2, Dlrm, RankMixer
 
-LARGE = rankmixer.Config(block="large", tokens=4, dim=16, heads=2)
-DEEP = rankmixer.Config(
+LARGE = RankMixer(block="large", tokens=4, dim=16, heads=2)
+DEEP = RankMixer(
     block="large", tokens=3, dim=8, heads=2, layers=3, inter_residual=2, auxiliary=True, experts=4, active=1
 )
 CONFIGS = {
-    "dlrm": dlrm.Config(bottom=(8,), hidden=(32, 16)),
-    "dcnv2": dcnv2.Config(cross_layers=2, hidden=(16,)),
-    "dcnv2 of low rank": dcnv2.Config(cross_rank=3, hidden=(16,)),
-    "rankmixer": rankmixer.Config(tokens=4, dim=16),
+    "dlrm": Dlrm(bottom=(8,), hidden=(32, 16)),
+    "dcnv2": Dcnv2(cross_layers=2, hidden=(16,)),
+    "dcnv2 of low rank": Dcnv2(cross_rank=3, hidden=(16,)),
+    "rankmixer": RankMixer(tokens=4, dim=16),
     "large": LARGE,
     "large with all options": DEEP,
 }

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
-from models.ranking.rankmixer import Config, LargeBlock, RankMixerBlock, SwiGLU, TokenLinear, Tower, mix
+from models.ranking.config import RankMixer
+from models.ranking.rankmixer import LargeBlock, RankMixerBlock, SwiGLU, TokenLinear, Tower, mix
 
-DEEP = Config(block="large", tokens=3, dim=8, heads=2, layers=5, inter_residual=2, auxiliary=True)
+DEEP = RankMixer(block="large", tokens=3, dim=8, heads=2, layers=5, inter_residual=2, auxiliary=True)
 
 
 def noisy(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -26,7 +27,7 @@ def inputs(rows: int, fields: int = 3, dim: int = 4, dense: int = 2) -> tuple[to
     return torch.randn(rows, fields, dim, generator=random), torch.randn(rows, dense, generator=random)
 
 
-def tower(config: Config) -> Tower:
+def tower(config: RankMixer) -> Tower:
     torch.manual_seed(0)
     return Tower(config, fields=3, dim=4, dense=2)
 
@@ -51,7 +52,7 @@ def test_mixing_back_reverts_for_any_numbers_of_tokens_and_slices(tokens, parts,
 
 
 def test_a_rankmixer_block_is_its_formula_token_by_token() -> None:
-    block = noisy(RankMixerBlock(Config(tokens=4, dim=8)))
+    block = noisy(RankMixerBlock(RankMixer(tokens=4, dim=8)))
     x = torch.randn(4, 5, 8)
     rise, _, fall = block.network
     first, second = ((norm.weight, norm.bias) for norm in (block.mixed_norm, block.norm))
@@ -63,7 +64,7 @@ def test_a_rankmixer_block_is_its_formula_token_by_token() -> None:
 
 
 def test_a_large_block_is_its_formula_token_by_token() -> None:
-    block = noisy(LargeBlock(Config(block="large", tokens=3, dim=8, heads=2)))
+    block = noisy(LargeBlock(RankMixer(block="large", tokens=3, dim=8, heads=2)))
     x = torch.randn(3, 5, 8)
 
     def network(part: SwiGLU, number: int, v: torch.Tensor) -> torch.Tensor:
@@ -81,7 +82,7 @@ def test_a_large_block_is_its_formula_token_by_token() -> None:
 
 def test_a_large_block_starts_near_the_identity() -> None:
     x = torch.randn(4, 100, 16)
-    assert (LargeBlock(Config(block="large", tokens=4, dim=16))(x) - x).abs().max() < 0.05
+    assert (LargeBlock(RankMixer(block="large", tokens=4, dim=16))(x) - x).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("active", [1, 2])
@@ -137,16 +138,16 @@ def test_auxiliary_logits_are_for_training_alone() -> None:
 
 @pytest.mark.parametrize("layers", [3, 4])
 def test_a_residual_into_the_last_block_alone_is_refused_and_before_it_is_not(layers: int) -> None:
-    config = Config(layers=layers, inter_residual=layers - 1)
+    config = RankMixer(layers=layers, inter_residual=layers - 1)
     assert list(config.residuals) == [layers - 1]
     with pytest.raises(ValidationError, match="the last block takes no residual"):
-        Config(layers=layers, inter_residual=layers)
+        RankMixer(layers=layers, inter_residual=layers)
 
 
 @pytest.mark.parametrize("block", ["rankmixer", "large"])
 @pytest.mark.parametrize("tokens", [2, 4, 8])
 def test_every_input_reaches_some_token(block: str, tokens: int) -> None:
-    model = noisy(tower(Config(block=block, tokens=tokens, dim=8, layers=1)))
+    model = noisy(tower(RankMixer(block=block, tokens=tokens, dim=8, layers=1)))
     flat = torch.randn(14, requires_grad=True)
     model.tokenizer(flat.unsqueeze(0))[-tokens + (block == "large") :].square().sum().backward()
     assert flat.grad.all()
@@ -172,4 +173,4 @@ def test_every_input_reaches_some_token(block: str, tokens: int) -> None:
 )
 def test_what_makes_no_sense_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Config(**settings)
+        RankMixer(**settings)
