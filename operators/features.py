@@ -12,11 +12,11 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from operators.tokens import NULL_ID, table_rows
 from storage.errors import UserError
-
 
 
 class Lists(NamedTuple):
@@ -55,10 +55,9 @@ def looked_up(tokens: Lists, table: Table) -> Lists:
     values = torch.from_numpy(np.stack(rows, axis=1).reshape(-1))
     weights = None
     if table.importance:
-        places = table_rows(hashes, rows=table.importance, function=count)
-        weights = torch.from_numpy((places[:, None] * count + np.arange(count)).reshape(-1).astype(np.float32))
+        weights = places(torch.from_numpy(table_rows(hashes, rows=table.importance, function=count)), count)
     elif table.weighted:
-        weights = values.float()
+        weights = places(values, 1)
     return Lists(values, tokens.offsets * count, weights)
 
 

@@ -15,10 +15,8 @@ row, no worker looks up a whole bag.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import nn
 from torch.nn.init import normal_
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -27,40 +25,9 @@ from torchrec.modules.feature_processor_ import FeatureProcessorsCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places, counts so far without a gap
+from models.ranking.config import Table
+
 BOUND = 20.0  # of attention's logits: exp can neither overflow nor vanish, so the softmax needs no maximum of the bag
-
-
-class Table(BaseModel):
-    """An embedding table and the features that look into it.
-
-    Attributes:
-        rows: of the table; row 0 is NULL, "nothing known".
-        features: keys of the KeyedJaggedTensor.
-        hashes: rows that one token takes from the table, k; more than 1 need importance weights.
-        importance: rows of the importance weights P [importance, k]; 0 is none, all weights are 1.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int = Field(ge=2)
-    features: tuple[str, ...] = Field(min_length=1)
-    pooling: Literal["sum", "mean", "attention"] = "mean"
-    hashes: PositiveInt = 1
-    importance: NonNegativeInt = 0
-
-    @property
-    def weighted(self) -> bool:
-        """Whether the values of a bag have weights that are learned."""
-        return self.importance > 0 or self.pooling == "attention"
-
-    @model_validator(mode="after")
-    def _weights_have_places(self) -> Table:
-        if self.hashes > 1 and not self.importance:
-            raise ValueError("several hashes need importance weights: set importance above 0")
-        if self.weighted and (self.importance or self.rows) * self.hashes > PLACES:
-            raise ValueError(f"a table has at most {PLACES} learned weights: lower importance, or rows under attention")
-        return self
 
 
 def places(rows: torch.Tensor, hashes: int) -> torch.Tensor:

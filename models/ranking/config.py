@@ -10,8 +10,42 @@ HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside
 
 USER, ITEM = "user", "item"  # the tables of ids
 
+PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places of weights, counts so far without a gap
+
 Precision = Literal["fp32", "bf16"]
 Sharding = Literal["table_wise", "column_wise", "row_wise"]
+
+
+class Table(BaseModel):
+    """An embedding table and the features that look into it.
+
+    Attributes:
+        rows: of the table; row 0 is NULL, "nothing known".
+        features: keys of the KeyedJaggedTensor.
+        hashes: rows that one token takes from the table, k; more than 1 need importance weights.
+        importance: rows of the importance weights P [importance, k]; 0 is none, all weights are 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(ge=2)
+    features: tuple[str, ...] = Field(min_length=1)
+    pooling: Literal["sum", "mean", "attention"] = "mean"
+    hashes: PositiveInt = 1
+    importance: NonNegativeInt = 0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the values of a bag have weights that are learned."""
+        return self.importance > 0 or self.pooling == "attention"
+
+    @model_validator(mode="after")
+    def _weights_have_places(self) -> Table:
+        if self.hashes > 1 and not self.importance:
+            raise ValueError("several hashes need importance weights: set importance above 0")
+        if self.weighted and (self.importance or self.rows) * self.hashes > PLACES:
+            raise ValueError(f"a table has at most {PLACES} learned weights: lower importance, or rows under attention")
+        return self
 
 
 class Dlrm(BaseModel):

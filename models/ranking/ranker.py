@@ -1,4 +1,4 @@
-"""The ranker: fields from embedding bags, content and dense features, an architecture, one logit per (user, item) pair."""
+"""The ranker: fields from embedding bags, content and dense features, an architecture; a logit for every pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from models.ranking.bags import EmbeddingBags
 from models.ranking.config import HISTORY, RankerConfig, Table
 from storage.errors import UserError
 from storage.weights import load_model, save_model
-
 
 
 @dataclass

@@ -147,7 +147,7 @@ def test_batches_of_examples_equal_one_call() -> None:
     batch = examples.batch(items, torch.tensor([2, 0]), total=8)
     whole = inputs([[0, 1], [1]], [2, 0])
     assert batch.sparse["history_caption"].values().tolist() == whole.sparse["history_caption"].values().tolist()
-    assert batch.sparse["user"].values().tolist() == [3, 1]
+    assert batch.sparse["user"].values().tolist() == rows_of([3, 1], TABLES["user"])
     assert batch.dense.tolist() == [[2], [0.5]]
     assert examples.dense[1].isnan().all()
     assert (batch.rows, whole.rows) == (8, 2)

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.ranker import TABLES, Ranker, RankerConfig, save_ranker
+from models.ranking.ranker import Ranker, save_ranker
 from operators.features import Examples, ItemFeatures
-from operators.items import Buckets
 from operators.sids import codes_array
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.stage import Context
 from workflows.stages import ORDER, features
+from workflows.stages.rank import RankerSettings
 
 ITEMS, USERS, EVENTS, WIDTH = 60, 30, 900, 8
 DAY_US = 86_400_000_000
@@ -35,7 +35,9 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
     run.write_table(
         described.append_column("media", pa.array(media)).append_column("attributes", attributes), "catalog", "items"
     )
-    run.write_table(described.append_column("caption", captions), "items")
+    interests = pa.array([[f"kind {n % 4}"] if n % 2 else None for n in range(ITEMS)], pa.list_(pa.string()))
+    interpreted = described.append_column("caption", captions).append_column("interests", interests)
+    run.write_table(interpreted, "items")
     vectors = pa.array(random.normal(size=ITEMS * WIDTH).astype(np.float32))
     embeddings = pa.table({"item_id": ids, "embedding": pa.FixedSizeListArray.from_arrays(vectors, WIDTH)})
     run.write_table(embeddings.take(random.permutation(ITEMS)), "embeddings")
@@ -56,8 +58,7 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
         log = log.append_column("label", pa.array((random.random(EVENTS) < 0.3).astype(np.float32)))
     run.write_table(log, "catalog", "interactions")
     context = Context(run, str(root), 0, "f", log=lambda line: None, progress=lambda done, total: None)
-    buckets = {"user_buckets": 64, "item_buckets": 128, "token_buckets": 256, "sid_buckets": 64}
-    features.run(features.Config(history=5, **buckets), context)
+    features.run(features.Config(history=5), context)
     write_ranker(run)
     write_manifest(str(root), Manifest(name="tiny", stages={name: StageEntry(state="complete") for name in ORDER}))
     return run
@@ -65,20 +66,16 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
 
 def write_ranker(run: RunDir) -> None:
     spec = run.read_json("features", "spec.json")
-    config = RankerConfig(
-        rows={table: Buckets(**spec["buckets"]).of(table) for table in TABLES},
-        dense=tuple(spec["dense"]),
-        content_dim=WIDTH,
-        hidden=(8,),
-    )
+    config = RankerSettings().ranker(spec, WIDTH)
     torch.manual_seed(0)
-    ranker = Ranker(config).to_empty(device="cpu")
+    ranker = Ranker(config)
+    ranker.embeddings.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in ranker.parameters():
             parameter.normal_(std=0.1)
     train = Examples(run.read_table("features", "train"), spec["dense"])
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
-    ranker.set_statistics(train.dense, items.embedding, rate=0.3)
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), config)
+    ranker.set_statistics(dense=train.dense, content=items.embedding, rate=0.3)
     save_ranker(run.uri("models", "ranker"), config, ranker.state_dict())
 
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.ranker import load_ranker
+from models.ranking.ranker import load_ranker
 from operators.events import Events, counts, histories
 from operators.features import Examples, ItemFeatures, predict
-from operators.tokens import NULL_ID, bucket_ids
+from operators.tokens import NULL_ID, token_hashes
 from serving.recommender import Query, Recommender, popularity
 from storage import files
 from storage.errors import UserError
@@ -42,7 +42,8 @@ def liked(run: RunDir, user_id: str) -> list[str]:
 def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray:
     """What the offline path says just after the log's end: examples made from the log, then `predict`."""
     spec = run.read_json("features", "spec.json")
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    ranker = load_ranker(run.uri("models", "ranker"))
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
     log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
     rows = np.array([items.item_id.index(item_id) for item_id in item_ids])
     user = np.full(len(rows), log.users.to_pylist().index(user_id))
@@ -51,14 +52,14 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
     values, offsets = histories(events, user, time, length=spec["history"])
     trained = user_id in run.read_table("features", "train")["user_id"].to_pylist()
     table = {
-        "user": np.full(len(rows), bucket_ids([user_id], spec["buckets"]["user"])[0] if trained else NULL_ID),
+        "user": np.full(len(rows), token_hashes([user_id])[0] if trained else NULL_ID),
         "row": rows.astype(np.int32),
         "history": pa.ListArray.from_arrays(offsets, values),
         "context_position": np.full(len(rows), np.nan, np.float32),
         "label": np.zeros(len(rows), np.float32),
         **counts(events, rows, user, time, rates=log.labelled),
     }
-    return predict(load_ranker(run.uri("models", "ranker")), items, Examples(pa.table(table), spec["dense"]))
+    return predict(ranker, items, Examples(pa.table(table), spec["dense"]))
 
 
 @pytest.mark.parametrize("user_id", WHO)

@@ -18,7 +18,7 @@ from workflows.log import Log, encode
 from workflows.stage import Context, Result, StageConfig
 
 if TYPE_CHECKING:
-    from operators.features import ItemFeatures
+    import torch
 
 VERSION = 2
 INPUTS = ("ingest", "project", "features", "rank")
@@ -33,12 +33,13 @@ class Config(StageConfig):
 
 def run(config: Config, context: Context) -> Result:
     """Score the test split and write metrics/evaluate.json."""
-    from models.ranker import load_ranker
+    from models.ranking.ranker import load_ranker
     from operators.features import Examples, ItemFeatures, predict
 
     run = context.run
     spec = run.read_json("features", "spec.json")
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    ranker = load_ranker(run.uri("models", "ranker"))
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
     tables = {name: run.read_table("features", name) for name in ("train", "valid", "test")}
     test = tables["test"]
     log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
@@ -53,7 +54,7 @@ def run(config: Config, context: Context) -> Result:
         valid=(valid["row"].to_numpy(), valid["label"].to_numpy()),
     )
     scores = {
-        "ranker": predict(load_ranker(run.uri("models", "ranker")), items, Examples(test, spec["dense"])),
+        "ranker": predict(ranker, items, Examples(test, spec["dense"])),
         "popularity": baseline.probability[test["row"].to_numpy()],
     }
     truth = true_probability(context.catalog, test)
@@ -78,7 +79,7 @@ def run(config: Config, context: Context) -> Result:
             "positives": int((label[rows] > 0).sum()),
             **{scorer: scorecard(user[rows], label[rows], score[rows]) for scorer, score in scores.items()},
         }
-    metrics["retriever"] = retrieval(items, test, log, positives, config.recall_at)
+    metrics["retriever"] = retrieval(items.embedding, test, log, positives, config.recall_at)
     run.write_json(metrics, "metrics", "evaluate.json")
     context.log(", ".join(f"{name} AUC {metrics[name]['auc']:.4f}" for name in scores))
     return Result(rows_in=test.num_rows, rows_out=test.num_rows, metrics=metrics)
@@ -146,7 +147,7 @@ def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
 
 
 def retrieval(
-    items: ItemFeatures, test: pa.Table, log: Log, popularity: np.ndarray, recall_at: tuple[int, ...]
+    embedding: torch.Tensor, test: pa.Table, log: Log, popularity: np.ndarray, recall_at: tuple[int, ...]
 ) -> dict[str, float]:
     """recall@K of the test positives that were new to their user, in the whole catalogue less what the user had.
 
@@ -160,17 +161,17 @@ def retrieval(
 
     test = test.filter(pc.greater(test["label"], 0))
     user = pc.index_in(test["user_id"], log.users).to_numpy().astype(np.int64)
-    history, offsets = lists(test["history"])
+    history = lists(test["history"])
     time = test["timestamp"].cast(pa.int64()).to_numpy()
     values, ends = histories(log.events, user, time, length=len(log.events))
     seen, seen_offsets = torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends.astype(np.int64))
     target = torch.from_numpy(test["row"].to_numpy().astype(np.int64))
 
-    retriever = Retriever(items.embedding, torch.from_numpy(popularity))
+    retriever = Retriever(embedding, torch.from_numpy(popularity))
     k = max(recall_at)
-    found = retriever.top(history, offsets, seen, seen_offsets, k=k)
+    found = retriever.top(history.values, history.offsets, seen, seen_offsets, k=k)
     nobody = torch.zeros(len(target) + 1, dtype=torch.int64)
-    popular = retriever.top(history[:0], nobody, seen, seen_offsets, k=k)
+    popular = retriever.top(history.values[:0], nobody, seen, seen_offsets, k=k)
     owner = torch.repeat_interleave(torch.arange(len(target)), seen_offsets.diff())
     new = torch.ones(len(target), dtype=torch.bool)
     new[owner[seen == target[owner]]] = False

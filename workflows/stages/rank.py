@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,6 @@ from models.ranking.config import (
     USER,
     Architecture,
     Dlrm,
-    Pooling,
     Precision,
     RankerConfig,
     Sharding,
@@ -36,7 +35,7 @@ class TableConfig(StageConfig):
     rows: int = Field(1 << 16, ge=2)
     hashes: int = Field(1, ge=1, le=8, description="rows per token: 1 is the hashing trick, more a hash embedding")
     importance: int = Field(0, ge=0, description="rows of a hash embedding's table of importance weights")
-    pooling: Pooling = "mean"
+    pooling: Literal["sum", "mean", "attention"] = "mean"
 
 
 class Tables(StageConfig):

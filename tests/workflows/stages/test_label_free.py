@@ -55,7 +55,8 @@ def write_items_from_truth(truth: pl.DataFrame, run: RunDir) -> None:
     codes = np.unique([caption or "" for caption in captions], return_inverse=True)[1]
     values = np.random.default_rng(0).normal(size=(codes.max() + 1, 8)).astype(np.float32)[codes]
     sids = np.stack([codes % 8, codes // 8, np.arange(len(codes))], axis=1).astype(np.int32)
-    run.write_table(ids.append_column("caption", pa.array(captions, pa.string())), "items")
+    items = ids.append_column("caption", pa.array(captions, pa.string()))
+    run.write_table(items.append_column("interests", pa.nulls(len(items), pa.list_(pa.string()))), "items")
     for name, column, rows in (("embeddings", "embedding", values), ("sids", "codes", sids)):
         array = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
         run.write_table(pa.table({"item_id": ids["item_id"], column: array}), name)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from models.metrics import log_loss
-from models.ranker import load_ranker
-from operators.features import Examples, ItemFeatures, predict
+from models.ranking.ranker import load_ranker
+from operators.features import Examples, ItemFeatures, aligned, predict
 from operators.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
@@ -25,7 +25,6 @@ from workflows.training import TrainingError
 USERS, ITEMS, EVENTS = 60, 40, 3000
 COLOURS = ("red", "green", "blue", "white")
 SETTINGS = rank.Config(epochs=4, batch_size=128, embedding_lr=0.05)
-SMALL = {"user_buckets": 512, "item_buckets": 512, "token_buckets": 512, "sid_buckets": 512}
 
 
 def vectors(values: np.ndarray) -> pa.FixedSizeListArray:
@@ -65,7 +64,13 @@ def write_run(root: Path, *, labels: bool = True, shuffled: int | None = None) -
             {"item_id": items, "attributes": pa.nulls(ITEMS, pa.map_(pa.string(), pa.string()))}
         ),
         ("items",): pa.table(
-            {"item_id": items, "title": text, "description": text, "caption": [f"a {name} vase" for name in names]}
+            {
+                "item_id": items,
+                "title": text,
+                "description": text,
+                "caption": [f"a {name} vase" for name in names],
+                "interests": pa.nulls(ITEMS, pa.list_(pa.string())),
+            }
         ),
         ("sids",): pa.table({"item_id": items, "codes": vectors(sids)}),
         ("embeddings",): pa.table(
@@ -95,7 +100,7 @@ def read(context: Context, name: str) -> pl.DataFrame:
 
 def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> None:
     context = write_run(tmp_path)
-    result = features.run(features.Config(history=5, **SMALL), context)
+    result = features.run(features.Config(history=5), context)
     assert (result.rows_in, result.rows_out, result.rejected) == (EVENTS, EVENTS, 0)
     log = pl.from_arrow(context.run.read_table("catalog", "interactions")).sort("timestamp")
     parts = [read(context, name) for name in ("train", "valid", "test")]
@@ -132,7 +137,7 @@ def test_columns_of_the_log_never_take_the_place_of_features(tmp_path: Path) -> 
         log = log.append_column(name, log["hour"])
     named.run.write_table(log, "catalog", "interactions")
     for context in (plain, named):
-        features.run(features.Config(**SMALL), context)
+        features.run(features.Config(), context)
     for name in ("train", "valid", "test"):
         expected, found = read(plain, name), read(named, name)
         assert found.select(expected.columns).equals(expected)
@@ -148,14 +153,14 @@ def test_the_order_of_the_input_does_not_matter(tmp_path: Path) -> None:
         tables = []
         for shuffled in (None, 7):
             context = write_run(tmp_path / f"{labels}-{shuffled}", labels=labels, shuffled=shuffled)
-            features.run(features.Config(**SMALL), context)
+            features.run(features.Config(), context)
             tables.append([read(context, name) for name in ("items", "users", "train", "valid", "test")])
         assert all(a.equals(b) for a, b in zip(*tables, strict=True))
 
 
 def test_without_labels_negatives_join_the_first_interactions(tmp_path: Path) -> None:
     context = write_run(tmp_path, labels=False)
-    result = features.run(features.Config(negatives=2, **SMALL), context)
+    result = features.run(features.Config(negatives=2), context)
     log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
     rows = pl.concat([read(context, name) for name in ("train", "valid", "test")])
     positives, negatives = rows.filter(pl.col("label") == 1), rows.filter(pl.col("label") == 0)
@@ -178,7 +183,7 @@ def test_without_labels_newness_does_not_tell_the_label(tmp_path: Path) -> None:
     newest = event * ITEMS // len(event)
     items = pa.array([f"i{n}" for n in np.maximum(newest - event % 3, 0)])
     context.run.write_table(log.set_column(1, "item_id", items), "catalog", "interactions")
-    features.run(features.Config(**SMALL), context)
+    features.run(features.Config(), context)
     for name in ("train", "valid", "test"):
         rows = read(context, name)
         assert rows["item_events"].min() > 0
@@ -196,7 +201,7 @@ def test_a_log_of_likes_alone_is_a_log_without_labels(tmp_path: Path) -> None:
         elif name == "null":
             log = log.append_column("label", pa.nulls(log.num_rows, pa.float32()))
         context.run.write_table(log, "catalog", "interactions")
-        assert features.run(features.Config(**SMALL), context).metrics["labels"] is False
+        assert features.run(features.Config(), context).metrics["labels"] is False
         tables.append([read(context, part) for part in ("items", "users", "train", "valid", "test")])
     for other in tables[1:]:
         assert all(a.equals(b) for a, b in zip(tables[0], other, strict=True))
@@ -205,7 +210,7 @@ def test_a_log_of_likes_alone_is_a_log_without_labels(tmp_path: Path) -> None:
 
 def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     context = write_run(tmp_path)
-    features.run(features.Config(split={"kind": "leave_last"}, **SMALL), context)
+    features.run(features.Config(split={"kind": "leave_last"}), context)
     log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
     heavy = log.group_by("user_id").len().filter(pl.col("len") >= 3)
     train, valid, test = (read(context, name) for name in ("train", "valid", "test"))
@@ -224,11 +229,11 @@ def test_timestamps_that_only_order_do_not_split_by_time(tmp_path: Path, timesta
     files.write_json(files.join(context.catalog, "catalog.json"), {"timestamps": timestamps})
     if timestamps == "order":
         with pytest.raises(UserError, match=r"write split: \{kind: leave_last\}"):
-            features.run(features.Config(**SMALL), context)
+            features.run(features.Config(), context)
         assert not files.exists(context.run.uri("features"))
     else:
-        features.run(features.Config(**SMALL), context)
-    features.run(features.Config(split={"kind": "leave_last"}, **SMALL), context)
+        features.run(features.Config(), context)
+    features.run(features.Config(split={"kind": "leave_last"}), context)
 
 
 @pytest.mark.parametrize("kind", ["missing", "half labelled", "nothing liked", "foreign"])
@@ -247,7 +252,7 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
         foreign = pa.array(["?"] * log.num_rows)
         context.run.write_table(log.set_column(1, "item_id", foreign), "catalog", "interactions")
     with pytest.raises(UserError, match=r"^[^.]+\.$"):
-        features.run(features.Config(**SMALL), context)
+        features.run(features.Config(), context)
     assert not files.exists(context.run.uri("features", "train"))
 
 
@@ -255,13 +260,13 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
 def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     context = replace(write_run(tmp_path), progress=lambda done, total: steps.append((done, total)))
-    features.run(features.Config(**SMALL), context)
+    features.run(features.Config(), context)
     result = rank.run(SETTINGS.model_copy(update={"workers": 2}), context)
     assert steps[-1] == (result.metrics["epochs"], SETTINGS.epochs)
     run = context.run
     assert [path.name for path in Path(run.uri("checkpoints")).iterdir()] == ["rank"]  # the runner clears it
     ranker = load_ranker(run.uri("models", "ranker"))
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
     valid = Examples(run.read_table("features", "valid"), ranker.config.dense)
     loss = log_loss(valid.label.numpy(), predict(ranker, items, valid, batch_size=77))
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-5)
@@ -279,24 +284,23 @@ def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path) -> No
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_plan_that_cannot_be_made_ends_every_worker(tmp_path: Path) -> None:
     context = write_run(tmp_path)
-    features.run(features.Config(**SMALL), context)
-    spec = context.run.read_json("features", "spec.json")
-    spec["buckets"]["token"] = 1 << 45  # fits no machine
-    context.run.write_json(spec, "features", "spec.json")
-    with pytest.raises(TrainingError, match="sharding plan"):
-        rank.run(SETTINGS.model_copy(update={"workers": 2}), context)
+    features.run(features.Config(), context)
+    large = rank.Config(workers=2, tables={"caption": {"rows": 1 << 45}})  # fits no machine
+    with pytest.raises((TrainingError, UserError), match="sharding plan"):
+        rank.run(large, context)
 
 
 def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
     context = write_run(tmp_path)
-    features.run(features.Config(**SMALL), context)
+    features.run(features.Config(), context)
     run = context.run
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"))
+    items = run.read_table("features", "items")["item_id"]
+    embedding = aligned(items, run.read_table("embeddings"))
     test = run.read_table("features", "test")
-    log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
+    log = encode(run.read_table("catalog", "interactions"), items)
     popularity = np.arange(ITEMS, dtype=np.float64)
-    some = evaluate.retrieval(items, test, log, popularity, (5,))
-    none = evaluate.retrieval(items, test.filter(pa.compute.equal(test["label"], 0)), log, popularity, (5,))
+    some = evaluate.retrieval(embedding, test, log, popularity, (5,))
+    none = evaluate.retrieval(embedding, test.filter(pa.compute.equal(test["label"], 0)), log, popularity, (5,))
     assert some["queries"] > 0
     assert 0 <= some["recall@5"] <= 1
     assert none["queries"] == 0
