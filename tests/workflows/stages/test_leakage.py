@@ -1,0 +1,175 @@
+"""What the features stage may know: nothing of an example's moment or later, and in training no held-out event.
+
+Logs are small, with few moments, so that ties abound, and items arrive all the time, so that some are cold.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from operators.events import SPLITS
+from operators.items import BAGS
+from operators.sids import codes_array
+from operators.tokens import NULL_ID, token_hashes
+from storage.hashing import hash_order
+from storage.run import RunDir
+from workflows.log import encode
+from workflows.stage import Context
+from workflows.stages import features
+
+USERS, ITEMS, EVENTS, DAYS, HISTORY = 15, 20, 200, 25, 4
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TIME = pl.Datetime("us", "UTC")
+PAIR = ["user_id", "item_id", "timestamp"]
+IDS = pa.array([f"item {n}" for n in range(ITEMS)])
+ROWS = IDS.take(pa.array(hash_order(IDS.to_pylist())))  # of features/items
+
+every_kind = pytest.mark.parametrize("kind", ["time", "leave_last"])
+every_log = pytest.mark.parametrize("labels", [True, False])
+some_seeds = given(st.integers(0, 1 << 32))
+
+
+class Written(NamedTuple):
+    """What the stage left."""
+
+    examples: dict[str, pl.DataFrame]  # by split
+    items: pl.DataFrame
+    users: pl.DataFrame
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory) -> Context:
+    """A run up to quantize, but for its log."""
+    run = RunDir(str(tmp_path_factory.mktemp("leakage")))
+    text = pa.array([f"thing {n}" for n in range(ITEMS)])
+    interests = pa.nulls(ITEMS, pa.list_(pa.string()))
+    attributes = pa.nulls(ITEMS, pa.map_(pa.string(), pa.string()))
+    codes = np.stack([np.arange(ITEMS) % 3, np.arange(ITEMS), np.full(ITEMS, -1)], axis=1)
+    run.write_table(pa.table({"item_id": IDS, "attributes": attributes}), "catalog", "items")
+    texts = {"title": text, "description": text, "caption": text, "interests": interests}
+    run.write_table(pa.table({"item_id": IDS, **texts}), "items")
+    run.write_table(pa.table({"item_id": IDS, "codes": codes_array(codes)}), "sids")
+    return Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
+
+
+def draw_log(random: np.random.Generator, *, labels: bool) -> pl.DataFrame:
+    day = random.integers(0, DAYS, EVENTS)
+    return pl.DataFrame(
+        {
+            "user_id": [f"user {n}" for n in random.integers(0, USERS, EVENTS)],
+            "item_id": [f"item {n}" for n in random.integers(0, 4 + day * (ITEMS - 3) // DAYS)],
+            "timestamp": pl.Series([START + timedelta(days=int(n)) for n in day], dtype=TIME),
+            "hour": pl.Series(random.normal(size=EVENTS), dtype=pl.Float32),
+            **({"label": pl.Series(random.integers(0, 2, EVENTS), dtype=pl.Float32)} if labels else {}),
+        }
+    )
+
+
+def drawn_anew(rows: pl.DataFrame, random: np.random.Generator, *, later_than: pl.Expr) -> pl.DataFrame:
+    """The same users, who did other things at other times, liked others, in another context."""
+    number = len(rows)
+    drawn = draw_log(random, labels=True).sample(number, with_replacement=True, seed=int(random.integers(1 << 30)))
+    delay = pl.Series([timedelta(seconds=float(n)) for n in random.uniform(1, 1e6, number)], dtype=pl.Duration("us"))
+    columns = [name for name in rows.columns if name not in ("user_id", "timestamp")]
+    return rows.with_columns(*drawn.select(columns), timestamp=later_than + delay)
+
+
+def write(context: Context, log: pl.DataFrame, kind: str) -> Written:
+    run = context.run
+    run.write_table(log.to_arrow(), "catalog", "interactions")
+    features.run(features.Config(split={"kind": kind}, history=HISTORY, negatives=2), context)
+    tables = [pl.from_arrow(run.read_table("features", name)) for name in (*SPLITS, "items", "users")]
+    return Written(dict(zip(SPLITS, tables, strict=False)), *tables[3:])
+
+
+def with_splits(log: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """The log in the stage's order, each event with its `split` (0, 1, 2) and its `label` (1 without labels)."""
+    encoded = encode(log.to_arrow(), pa.chunked_array([ROWS]))
+    events = encoded.events
+    return pl.DataFrame(
+        {
+            "user_id": pl.Series(pl.from_arrow(encoded.users)).gather(events.user),
+            "item_id": pl.Series(pl.from_arrow(ROWS)).gather(events.item),
+            "timestamp": pl.Series(events.time).cast(TIME),
+            "hour": pl.from_arrow(encoded.context)["hour"],
+            "label": events.label,
+            "split": features.Config(split={"kind": kind}).split.numbers(events),
+        }
+    )
+
+
+@every_kind
+@every_log
+@settings(max_examples=4)
+@some_seeds
+def test_the_future_changes_no_feature(context: Context, kind: str, labels: bool, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    log = draw_log(random, labels=labels)
+    cut = START + timedelta(days=int(random.integers(3, DAYS - 1)))
+    past, future = log.filter(pl.col("timestamp") <= cut), log.filter(pl.col("timestamp") > cut)
+    other = pl.concat([past, drawn_anew(future, random, later_than=pl.lit(cut, TIME))])
+    before, after = (write(context, table, kind).examples for table in (log, other))
+    for split in SPLITS:
+        known, found = (tables[split].filter(pl.col("timestamp") <= cut) for tables in (before, after))
+        assert_frame_equal(*(table if labels else table.filter(pl.col("label") == 1) for table in (found, known)))
+        # Which negatives are drawn goes by chance; what is known of them goes by the past.
+        columns = [name for name in found.columns if name != "context_hour"]  # which is the positive's
+        known, found = (table.filter(pl.col("label") == 0).select(columns).unique(PAIR) for table in (known, found))
+        found, known = (one.join(two, on=PAIR, how="semi").sort(PAIR) for one, two in ((found, known), (known, found)))
+        assert_frame_equal(found, known)
+
+
+@every_kind
+@every_log
+@settings(max_examples=4)
+@some_seeds
+def test_an_example_knows_what_came_before_it_alone(context: Context, kind: str, labels: bool, seed: int) -> None:
+    log = draw_log(np.random.default_rng(seed), labels=labels)
+    examples = write(context, log, kind).examples
+    events = list(with_splits(log, kind).select(*PAIR, "label", "split").iter_rows())
+    ids = ROWS.to_pylist()
+    for number, split in enumerate(SPLITS):
+        for example in examples[split].iter_rows(named=True):
+            known = [event for event in events if event[2] < example["timestamp"] and event[4] <= number]
+            by_user = [event for event in known if event[0] == example["user_id"]]
+            of_item = [event for event in known if event[1] == example["item_id"]]
+            history = [item for _, item, _, label, _ in by_user if label][-HISTORY:]
+            assert [ids[row] for row in example["history"]] == history
+            assert example["user_events"] == pytest.approx(np.log1p(len(by_user)), abs=1e-6)
+            assert example["item_events"] == pytest.approx(np.log1p(len(of_item)), abs=1e-6)
+            assert example["item_share"] == pytest.approx(np.log((len(of_item) + 1) / (len(known) + 1)), abs=1e-6)
+
+
+@every_kind
+@every_log
+@settings(max_examples=4)
+@some_seeds
+def test_training_is_made_from_its_own_split_alone(context: Context, kind: str, labels: bool, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    log = draw_log(random, labels=labels)
+    events = with_splits(log, kind)
+    train, held_out = (events.filter(part).select(log.columns) for part in (pl.col("split") == 0, pl.col("split") > 0))
+    other = drawn_anew(held_out, random, later_than=pl.col("timestamp"))
+    if kind == "time":  # whose cuts are quantiles of the times
+        users = pl.Series([f"user {n}" for n in random.integers(0, 2 * USERS, len(other))], dtype=pl.String)
+        other = other.with_columns(held_out["timestamp"], user_id=users)
+    before, after = (write(context, table, kind) for table in (log, pl.concat([train, other])))
+    assert_frame_equal(after.examples["train"], before.examples["train"])
+    assert_frame_equal(*(written.items.select("item_id", "item", *BAGS) for written in (after, before)))
+    for written in (before, after):
+        for table, name in ((written.items, "item"), (written.users, "user")):
+            seen = table[f"{name}_id"].is_in(train[f"{name}_id"].unique().to_list()).to_numpy()
+            expected = np.where(seen, token_hashes(table[f"{name}_id"]), NULL_ID)
+            np.testing.assert_array_equal(table[name], expected)
+        users = dict(written.users.select("user_id", "user").iter_rows())
+        for table in written.examples.values():
+            assert table["user"].to_list() == [users[user_id] for user_id in table["user_id"]]
