@@ -19,7 +19,7 @@ from models.layout import map_table
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
-from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.manifest import Manifest, StageEntry, require_manifest, write_manifest
 from storage.run import RunDir
 from workflows.rejects import rejects_table
 from workflows.reporting import contents, gallery, pictures, write_report
@@ -56,6 +56,14 @@ EVALUATE = {
         "recall@9": 0.3,
         "popularity_recall@5": 0.1,
         "popularity_recall@9": 0.2,
+    },
+    "slices": {
+        "cold_items": {
+            "rows": 1200,
+            "positives": 0,
+            "ranker": {"auc": None, "user_auc": None, "log_loss": 0.25, "ne": None, "calibration": None},
+        },
+        "warm_items": {"rows": 0, "positives": 0, "ranker": {"auc": float("nan")}, "popularity": {}},
     },
 }
 METRICS = {
@@ -346,6 +354,34 @@ def test_metrics_stand_in_their_columns(page):
     assert len(page.of("svg")) == 6  # two of the quantizer, two maps, one of the ranker, the AUCs
 
 
+def test_slices_stand_in_one_table_and_what_is_undefined_is_a_dash(page):
+    assert page.row("cold items") == ["cold items", "ranker", "1,200", "0", "–", "–", "0.2500", "–", "–"]
+    assert page.row("warm items", "ranker") == ["warm items", "ranker", "0", "0", *["–"] * 5]
+    assert page.row("warm items", "popularity")
+    assert "slices" not in [row[0] for table in page.tables for row in table]
+
+
+def test_evidence_is_shown_where_there_is_some(run, page):
+    assert "Evidence" not in page.text
+    arm = {"auc": 0.6, "auc_interval": [0.5, 0.7], "seeds": [0.6]}
+    captions = {**arm, "gain": 0.1, "gain_interval": [0.05, 0.15]}
+    found = {
+        "test": {"arms": {"id": arm, "<caption>": captions}, "sentences": ["Captions < help & more."]},
+        "gate_curve": [{"rate": rate, "auc": 0.6 + rate / 10, "interval": [0.5, 0.7]} for rate in (0.0, 1.0)],
+    }
+    run.write_json(found, "metrics", "evidence.json")
+    assert read_source(run).fit("evidence") == {}  # no stage has finished it
+    manifest = require_manifest(run.root)
+    manifest.stages["evidence"] = entry(7, "evidence")
+    write_manifest(run.root, manifest)
+    shown = page_of(run)
+    assert "Captions < help & more." in shown.text
+    assert shown.row("<caption>") == ["<caption>", "1", "0.6000", "0.5000 to 0.7000", "+0.1000", "0.0500 to 0.1500"]
+    assert shown.row("100.0%", "0.7000")
+    assert len(shown.of("svg")) == len(page.of("svg")) + 2
+    assert loads(shown) == []
+
+
 def test_key_numbers(run):
     shown = {tile.label: tile.value for tile in contents.tiles(read_source(run))}
     assert shown == {
@@ -418,7 +454,7 @@ def test_a_workflow_without_interactions_names_what_it_leaves_out(run):
     write_states(run, ingest={"metrics": {}}, **dict.fromkeys(STAGES[4:]))
     page = page_of(run)
     assert contents.problems(read_source(run)) == []
-    assert "Not part of this workflow: features, rank and evaluate." in page.text
+    assert "Not part of this workflow: features, rank, evaluate and evidence." in page.text
     assert "stage rank is not part of this workflow" in page.text
     assert page.of("img") == []  # the catalogue is out of reach
 

@@ -16,7 +16,7 @@ from workflows.reporting.text import count, decimal, duration, interval, is_numb
 from workflows.stages import ORDER
 
 EXAMPLES = 3
-SCORES = ("auc", "user_auc", "log_loss", "ne", "calibration")
+SCORES = {"auc": "AUC", "user_auc": "per-user AUC", "log_loss": "log-loss", "ne": "NE", "calibration": "calibration"}
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,19 @@ def scores(source: Source) -> Table | None:
         ]
         for name, values in metrics.items()
     ]
-    titles = ["AUC", "per-user AUC", "log-loss", "NE", "calibration"]
-    return Table(["scorer", *titles, *(["95% interval of AUC"] if with_interval else [])], rows)
+    return Table(["scorer", *SCORES.values(), *(["95% interval of AUC"] if with_interval else [])], rows)
+
+
+def slices(source: Source) -> Table | None:
+    """Every scorer on every slice of the test split."""
+    rows = [
+        [name.replace("_", " "), scorer, *(count(part.get(key)) for key in ("rows", "positives"))]
+        + [decimal(values.get(key)) for key in SCORES]
+        for name, part in (source.metrics("evaluate").get("slices") or {}).items()
+        for scorer, values in part.items()
+        if isinstance(values, dict)
+    ]
+    return Table(["slice", "scorer", "examples", "positives", *SCORES.values()], rows) if rows else None
 
 
 def score_figures(source: Source) -> list[Figure]:

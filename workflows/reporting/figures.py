@@ -65,12 +65,13 @@ def curves(
     return _svg(draw, height=2.7)
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float]], *, x_label: str) -> Markup:
+def intervals(rows: Sequence[tuple[str, float, float, float]], *, x_label: str, mark: float | None = None) -> Markup:
     """Values with their intervals, one below the other.
 
     Args:
         rows: (name, value, low, high).
         x_label: what the values are.
+        mark: position of a vertical line, such as no gain.
 
     Returns:
         An inline SVG element.
@@ -81,12 +82,36 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], *, x_label: str) 
         at = range(len(rows))
         axes.hlines(at, low, high, color=SERIES[0], linewidth=5, alpha=0.35)
         axes.plot(values, at, "o", color=SERIES[0], markersize=6)
+        if mark is not None:
+            axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.set_yticks(list(at), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(x_label)
 
     return _svg(draw, height=0.7 + 0.4 * len(rows))
+
+
+def band(
+    x: Sequence[float], values: Sequence[float], low: Sequence[float], high: Sequence[float], *, x_label: str
+) -> Markup:
+    """A line within its intervals.
+
+    Args:
+        x: positions.
+        values: as many, with their intervals from `low` to `high`.
+        x_label: what the positions are.
+
+    Returns:
+        An inline SVG element.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0)
+        axes.plot(x, values, color=SERIES[0], marker="o", markersize=3)
+        axes.set_xlabel(x_label)
+
+    return _svg(draw, height=2.7)
 
 
 def _svg(draw: Callable[[Axes], None], *, height: float) -> Markup:
