@@ -2,6 +2,8 @@
 
 An arm is the same ranker with other features, trained with S seeds. Every figure is a mean over seeds. Every interval
 comes from resampled users, seeds and, where true probabilities are known, items: the same resamples for all arms.
+Five seeds carry an interval while users and items make most of its width; where seeds make most of it, it is too
+narrow (in simulations 85% instead of 95% of such intervals held the value).
 """
 
 from __future__ import annotations
