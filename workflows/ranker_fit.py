@@ -54,7 +54,7 @@ def fit(
     """Train until validation gets no better.
 
     A step's rows are drawn for all workers together and dealt out by turns, so that one worker or many take the same
-    steps; at most workers - 1 rows are left out of an epoch, others each time. Validation covers every row.
+    steps; at most workers - 1 rows are left out of a step, others each time. Validation covers every row.
 
     Args:
         settings: of the fit.
@@ -111,10 +111,9 @@ def batches(
     """This worker's shares of an epoch's steps, from the step at which `at` stands."""
     epoch, size, workers = int(at["epoch"]), settings.batch_size, trainer.workers
     order = torch.randperm(len(data.train), generator=_generator(seed, epoch))
-    usable = len(order) - len(order) % size
-    if len(order) - usable >= workers:
-        usable = len(order)  # the last step is a small one, but no worker's share is empty
-    for step, rows in list(enumerate(order[:usable].split(size)))[int(at["step"]) :]:
+    steps = [rows[: len(rows) // workers * workers] for rows in order.split(size)]  # equal shares, none of them empty
+    steps = [rows for rows in steps if len(rows)]
+    for step, rows in list(enumerate(steps))[int(at["step"]) :]:
         generator = _generator(seed, epoch, step)
         keep = torch.rand(2, len(rows), generator=generator) >= settings.id_dropout
         mine = slice(trainer.rank, None, workers)

@@ -56,6 +56,7 @@ class Ranker(nn.Module):
     DistributedModelParallel or from `load_ranker`. The buffers hold training statistics: see `set_statistics`.
     """
 
+    positions: torch.Tensor
     dense_mean: torch.Tensor
     dense_std: torch.Tensor
     content_mean: torch.Tensor
@@ -72,6 +73,7 @@ class Ranker(nn.Module):
         self._target = [at[name] for name in config.past]
         self._history = [[at[f"{name}.{p}"] for p in range(config.history)] for name in past]
         self.attention = TargetAttention(len(past) * dim) if past else None
+        self.register_buffer("positions", torch.arange(config.history), persistent=False)
         count = len(self._single) + len(past) + 2 * bool(config.content_dim)
         self.content = nn.Linear(config.content_dim, dim) if config.content_dim else None
         self.dropout = nn.Dropout(config.dropout)
@@ -113,7 +115,7 @@ class Ranker(nn.Module):
     def _attended(self, pooled: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """The history's fields [B, P, dim], its items weighed by what they have to do with the target."""
         history = torch.stack([pooled[:, places] for places in self._history], dim=2)  # [B, H, P, dim]
-        known = torch.arange(self.config.history, device=length.device) < length.unsqueeze(1)
+        known = self.positions < length.unsqueeze(1)
         weights = self.attention(pooled[:, self._target].flatten(1), history.flatten(2), known)  # type: ignore[misc]
         return torch.einsum("bh,bhpd->bpd", weights, history)
 
@@ -134,18 +136,17 @@ def with_positions(config: RankerConfig) -> dict[str, Table]:
 class TrainingTask(nn.Module):
     """Binary cross-entropy of a ranker, in the form that TorchRec's train pipelines call."""
 
-    def __init__(self, ranker: Ranker, precision: torch.dtype = torch.float32) -> None:
+    def __init__(self, ranker: Ranker, precision: torch.dtype = torch.float32, device: str = "cpu") -> None:
         super().__init__()
         self.ranker = ranker
-        self.precision = precision
+        self.precision, self.device = precision, device
 
     def forward(self, inputs: RankerInputs) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """The loss to minimise, auxiliary heads included; the log-loss alone, and the logit of every row [B].
 
         Both losses are the worker's shares: their mean over the workers is that of the whole step.
         """
-        mixed = self.precision != torch.float32
-        with torch.autocast(inputs.label.device.type, self.precision, enabled=mixed):
+        with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
             logits = self.ranker(inputs)
         logits = logits.float()
         losses = nn.functional.binary_cross_entropy_with_logits(

@@ -40,7 +40,7 @@ class Trainer:
         self.device, self.group = device, group
         self.rank, self.workers = dist.get_rank(group), dist.get_world_size(group)
         self.model, self.optimizer = shard(
-            TrainingTask(ranker, DTYPES[precision]),
+            TrainingTask(ranker, DTYPES[precision], device.type),
             device=device,
             embedding_lr=embedding_lr,
             dense_lr=dense_lr,

@@ -22,7 +22,7 @@ USERS, ITEMS, EVENTS, VALID = 30, 20, 900, 301
 SMALL = TableConfig(rows=256)
 TABLES = {"user": SMALL, "item": SMALL, "caption": SMALL, "interests": None, "text": None, "sid": None}
 SETTINGS = RankerSettings(
-    tables=Tables(**TABLES), epochs=2, patience=2, batch_size=130, embedding_lr=0.05, dropout=0.0, content=False
+    tables=Tables(**TABLES), epochs=2, patience=2, batch_size=60, embedding_lr=0.1, dense_lr=0.01, dropout=0.0, content=False
 )
 HASHED = SETTINGS.model_copy(
     update={"tables": Tables(**{**TABLES, "caption": TableConfig(rows=64, hashes=2, importance=128)})}
@@ -118,7 +118,7 @@ def test_two_workers_take_the_steps_of_one_and_one_goes_on_from_their_state(tmp_
         (one, one_logits), (two, two_logits) = found["one"], found["two"]
         assert len(one) == 2 * -(-EVENTS // SETTINGS.batch_size)
         np.testing.assert_allclose(two, one, atol=1e-3)
-        assert np.mean(one[-3:]) < 0.9 * np.mean(one[:3])
+        assert np.mean(one[-3:]) < 0.8 * np.mean(one[:3])
         torch.testing.assert_close(two_logits, one_logits, atol=1e-3, rtol=0)
         torch.testing.assert_close(found["loaded"], two_logits, atol=1e-6, rtol=0)
         torch.testing.assert_close(*found["further"], atol=1e-3, rtol=0)
