@@ -117,7 +117,7 @@ class EmbeddingBags(nn.Module):
         super().__init__()
         weighted = {name: table for name, table in tables.items() if table.weighted}
         plain = {name: table for name, table in tables.items() if not table.weighted}
-        self.tables = tables
+        self.tables, self.dim = tables, dim
         self.features = tuple(feature for table in tables.values() for feature in table.features)
         self.plain = _collection(plain, dim) if plain else None
         self.weighted = (
