@@ -2,115 +2,181 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.remote_device import _remote_device
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.sharding_plan import apply_to_all, construct_module_sharding_plan, row_wise
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from storage.errors import UserError
+
+Sharding = Literal["table_wise", "column_wise", "row_wise"]
+
+SHARDERS: list[ModuleSharder[Any]] = [EmbeddingBagCollectionSharder(), FeatureProcessedEmbeddingBagCollectionSharder()]
+PROCESSORS = "_feature_processors."  # in the names of parameters that weigh the members of bags
+
 
 def shard(
-    module: nn.Module, *, device: torch.device, embedding_lr: float, dense_lr: float, weight_decay: float
+    module: nn.Module,
+    *,
+    device: torch.device,
+    embedding_lr: float,
+    dense_lr: float,
+    weight_decay: float,
+    sharding: Sharding = "table_wise",
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """Shard a module's embedding bags by table and replicate the rest, over the default process group.
+    """Shard a module's embedding bags and replicate the rest; every worker of the group has to call it.
 
-    Embeddings update inside the backward pass (row-wise Adagrad), the rest by AdamW. Data-parallel tables are left out
+    Embeddings update inside the backward pass (row-wise Adagrad), the rest by AdamW, which decays matrices only: no
+    biases, norms or weights of bags. Give each worker's loss as `losses.sum() / (rows of the step / workers)`: then
+    both move along the gradient of the step's mean, however its rows are shared out. Data-parallel tables are left out
     of the plan: they would leave the fused optimizer.
+
+    Args:
+        sharding: whole tables, or columns or rows of each table, per worker. Row-wise Adagrad keeps one rate per row
+            of a shard, so that columns of a row get rates of their own where they are parted. Row-wise sharding over
+            gloo takes equally many rows of a step from each worker.
+        group: the workers; None for the whole world. A group of this worker alone trains a module of its own.
+
+    Raises:
+        UserError: no plan on some worker; all of them raise, and none waits.
     """
+    group = group or dist.group.WORLD
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection):
             apply_optimizer_in_backward(RowWiseAdagrad, part.parameters(), {"lr": embedding_lr, "eps": 1e-6})
     model = DistributedModelParallel(
         module,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        env=ShardingEnv.from_process_group(group),
         device=device,
-        plan=_plan(module, device),
-        sharders=[EmbeddingBagCollectionSharder()],
+        plan=_common_plan(module, device, sharding, group),
+        sharders=SHARDERS,
     )
-    dense = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(model.named_parameters())),
-        lambda parameters: torch.optim.AdamW(parameters, lr=dense_lr, weight_decay=weight_decay),
-    )
+    parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
+    decayed = [value for name, value in parameters.items() if value.dim() > 1 and PROCESSORS not in name]
+    others = [value for name, value in parameters.items() if value.dim() < 2 or PROCESSORS in name]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    dense = KeyedOptimizerWrapper(parameters, lambda _: torch.optim.AdamW(groups, lr=dense_lr))
     return model, CombinedOptimizer([model.fused_optimizer, dense])
 
 
-def _plan(module: nn.Module, device: torch.device) -> ShardingPlan:
-    """One plan for all ranks; where rank 0 cannot make one, every rank raises, and none waits for a plan."""
-    tables = [
-        c.name
-        for part in module.modules()
-        if isinstance(part, EmbeddingBagCollection)
-        for c in part.embedding_bag_configs()
-    ]
-    by_table = ParameterConstraints(sharding_types=[ShardingType.TABLE_WISE.value])
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=dist.get_world_size(), compute_device=device.type),
-        constraints=dict.fromkeys(tables, by_table),
-    )
-    answer: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            answer[0] = planner.plan(module, [EmbeddingBagCollectionSharder()])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks have to hear of it
-            answer[1] = f"{type(error).__name__}: {error}"
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise RuntimeError(f"no sharding plan: {answer[1]}")
-    return answer[0]
+def _common_plan(
+    module: nn.Module, device: torch.device, sharding: Sharding, group: dist.ProcessGroup | None
+) -> ShardingPlan:
+    """The first worker's plan; where any worker cannot make one, all raise, and none waits for the others."""
+    plan = failure = None
+    try:
+        plan = _plan(module, device, sharding, dist.get_world_size(group))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other workers have to hear of it
+        failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(outcomes, (plan, failure, f"rank:{dist.get_rank()}/{device}"), group=group)
+    plans, failures, places = zip(*outcomes, strict=True)
+    for worker, said in enumerate(failures):
+        if said is not None:
+            raise UserError(f"Worker {worker} of {len(failures)} has no plan for the embedding tables: {said}")
+    # plans count ranks and devices from 0; sharded tensors want those of the whole world
+    for tables in plans[0].plan.values():
+        for table in tables.values():
+            for part in table.sharding_spec.shards:
+                part.placement = _remote_device(places[part.placement.rank()])
+    return plans[0]
 
 
-def gather_state(model: DistributedModelParallel, *, prefix: str) -> dict[str, torch.Tensor] | None:
-    """The plain state dict of the part under `prefix`, whole tables on the CPU, on rank 0; None elsewhere.
+def _plan(module: nn.Module, device: torch.device, sharding: Sharding, workers: int) -> ShardingPlan:
+    bags = _bags(module)
+    if sharding == "row_wise":  # which the planner refuses on CPUs
+        where = {"local_size": workers, "world_size": workers, "device_type": device.type}
+        return ShardingPlan(
+            {
+                path: construct_module_sharding_plan(part, apply_to_all(part, row_wise()), **where)
+                for path, part in bags.items()
+            }
+        )
+    constraints = {}
+    for config in (config for part in bags.values() for config in _configs(part)):
+        least = 4 * workers  # kernels take columns by four
+        if sharding == "column_wise" and config.embedding_dim % least:
+            raise UserError(
+                f"{workers} workers cannot share the {config.embedding_dim} columns of the table {config.name}: "
+                f"set embedding_dim to a multiple of {least}, or sharding to table_wise."
+            )
+        constraints[config.name] = ParameterConstraints(
+            sharding_types=[sharding],
+            min_partition=config.embedding_dim // workers if sharding == "column_wise" else None,
+        )
+    topology = Topology(world_size=workers, compute_device=device.type)
+    return EmbeddingShardingPlanner(topology=topology, constraints=constraints).plan(module, SHARDERS)
 
-    Every rank has to call it.
-    """
-    first = dist.get_rank() == 0
-    state: dict[str, torch.Tensor] = {}
-    for name, value in model.state_dict().items():
-        if isinstance(value, ShardedTensor):
-            whole = torch.empty(value.size(), device=model.device) if first else None
-            value.gather(dst=0, out=whole)
-        else:
-            whole = value
-        if whole is not None and first:
-            state[name.removeprefix(prefix)] = whole.detach().cpu().clone()
-    return state if first else None
+
+def _bags(module: nn.Module, path: str = "") -> dict[str, nn.Module]:
+    """The outermost modules that a sharder takes, by their path."""
+    if isinstance(module, EmbeddingBagCollection | FeatureProcessedEmbeddingBagCollection):
+        return {path: module}
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        found |= _bags(child, f"{path}.{name}" if path else name)
+    return found
+
+
+def _configs(part: nn.Module) -> list[EmbeddingBagConfig]:
+    bags: Any = part._embedding_bag_collection if isinstance(part, FeatureProcessedEmbeddingBagCollection) else part
+    return bags.embedding_bag_configs()
+
+
+def group_of(model: DistributedModelParallel) -> dist.ProcessGroup:
+    """The workers that a module was sharded over."""
+    return model._env.process_group
 
 
 @torch.no_grad()
-def mean_loss(
-    model: DistributedModelParallel,
-    rows: int,
-    batch: Callable[[torch.Tensor], Any],
-    *,
-    device: torch.device,
-    batch_size: int = 2048,
-) -> float:
-    """Mean over all rows of the model's per-row loss, every row counted once; every rank has to call it.
+def gather_state(model: DistributedModelParallel, *, prefix: str) -> dict[str, torch.Tensor] | None:
+    """The plain state dict of the part under `prefix`, whole tables on the CPU, on the first worker; None elsewhere.
 
-    Ranks take turns by row and make equally many steps: where one has run out it computes row 0 again, with weight 0.
-
-    Args:
-        batch: the input for row positions int64 [B]; `model(input)` returns (loss, per-row loss [B]).
+    Every worker has to call it.
     """
-    rank, workers = dist.get_rank(), dist.get_world_size()
-    mine = torch.arange(rank, -(-rows // workers) * workers, workers)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    model.eval()
-    for at in mine.split(batch_size):
-        _, losses = model(batch(torch.where(at < rows, at, 0)).to(device))
-        total += losses.double()[(at < rows).to(device)].sum()
-    dist.all_reduce(total)
-    return float(total) / rows
+    group = group_of(model)
+    first = dist.get_rank(group) == 0
+    state: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        if not name.startswith(prefix):
+            continue
+        whole = _whole(value, model.device, group) if isinstance(value, ShardedTensor) else value.detach().cpu().clone()
+        if whole is not None and first:
+            state[name.removeprefix(prefix)] = whole
+    return state if first else None
+
+
+def _whole(tensor: ShardedTensor, device: torch.device, group: dist.ProcessGroup) -> torch.Tensor | None:
+    """All shards together, on the CPU of the first worker; one shard at a time is under way."""
+    rank = dist.get_rank(group)
+    whole = torch.empty(tensor.size(), dtype=tensor.dtype) if rank == 0 else None
+    mine = {tuple(part.metadata.shard_offsets): part.tensor.contiguous() for part in tensor.local_shards()}
+    for shard in tensor.metadata().shards_metadata:
+        offsets, sizes = tuple(shard.shard_offsets), tuple(shard.shard_sizes)
+        if whole is None:
+            if offsets in mine:
+                dist.send(mine[offsets], group=group, group_dst=0)
+            continue
+        if offsets not in mine:
+            mine[offsets] = torch.empty(sizes, dtype=tensor.dtype, device=device)
+            dist.recv(mine[offsets], group=group, src=shard.placement.rank())  # type: ignore[union-attr]
+        whole[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] = mine.pop(offsets).cpu()
+    return whole
