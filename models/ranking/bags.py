@@ -149,6 +149,8 @@ def _fields(
     weighted: KeyedJaggedTensor | None,
 ) -> torch.Tensor:
     divisors = {} if weights is None or weighted is None else weights.divisors(weighted)
+    if len(pooled) == 1 and not divisors and tuple(pooled[0].keys()) == features:
+        return pooled[0].values().unflatten(1, (len(features), -1))  # as they lie, without a copy
     columns = {feature: column for tensor in pooled for feature, column in tensor.to_dict().items()}
     for feature, divisor in divisors.items():
         columns[feature] = columns[feature] / divisor.unsqueeze(1)
