@@ -34,7 +34,7 @@ import torch.distributed as dist
 
 from benchmarks import ranker_peers as peers
 from benchmarks.machine import machine
-from benchmarks.ranker_data import BAGS, DENSE, VOCABULARIES, prepare, read
+from benchmarks.ranker_data import BAGS, DENSE, TEST_SHARE, VOCABULARIES, prepare, read
 from models.metrics import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
@@ -152,6 +152,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of every arm")
     parser.add_argument("--only", nargs="*", choices=[*ARMS, "input", "big_table"], help="what to measure")
     arguments = parser.parse_args()
+    shortest = round((BIG_STEPS + BIG_WARM_UP) * peers.Settings.batch_size / (1 - TEST_SHARE)) + 1
+    if arguments.rows < shortest and (arguments.only is None or "big_table" in arguments.only):
+        parser.error(f"big_table needs {shortest} rows: set --rows to so many, or leave it out by --only")
     with_peers()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     log = prepare(arguments.data, arguments.rows)
