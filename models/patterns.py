@@ -39,12 +39,12 @@ class Forms(NamedTuple):
 
     Attributes:
         length: the median ratio of an ellipse's axes.
-        count: how many pieces.
+        pieces: how many.
         fullness: the median ratio of a piece's area to its ellipse's: about 1 for what is round or square.
     """
 
     length: float
-    count: int
+    pieces: int
     fullness: float
 
 
@@ -67,8 +67,9 @@ def name_pattern(lab: np.ndarray, mask: np.ndarray) -> str:
     if short.length < 1.9 and short.fullness > 0.85:
         if texture.two_ways > 0.2:
             return "checks"
-        return "dots" if short.fullness > 0.92 and short.count >= FEW else "busy texture"
-    return "zigzag" if long.length > 2.2 and min(short.count, long.count) >= FEW else "busy texture"
+        return "dots" if short.fullness > 0.92 and short.pieces >= FEW else "busy texture"
+    turns = long.length > 2.2 and texture.two_ways > 0.12
+    return "zigzag" if turns and min(short.pieces, long.pieces) >= FEW else "busy texture"
 
 
 def measure_texture(lab: np.ndarray, mask: np.ndarray) -> Texture | None:
@@ -96,7 +97,7 @@ def measure_texture(lab: np.ndarray, mask: np.ndarray) -> Texture | None:
     fourfold = np.sum(gradient**4 / steep**3) / total
     contrast = 0.25 * band[core].std()
     tones = [_forms(core & (band > contrast)), _forms(core & (band < -contrast))]
-    short, long = sorted(tones, key=lambda forms: (forms.count < FEW, forms.length))
+    short, long = sorted(tones, key=lambda forms: (forms.pieces < FEW, forms.length))
     return Texture(
         edges=float(edges.mean()),
         one_way=float(abs(twice)),

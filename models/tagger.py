@@ -50,7 +50,7 @@ def _colours(small: np.ndarray, subject: Subject) -> list[str]:
     y, x = np.nonzero(subject.mask)
     height, width = subject.mask.shape
     place = np.exp(-1.5 * ((2 * x / width - 1) ** 2 + (2 * y / height - 1) ** 2))
-    weight = place * np.clip(subject.distance[y, x] / 30.0, 0.1, 1.0)
+    weight = place * np.clip(subject.distance[y, x] / 45.0, 0.05, 1.0)
     shares = np.bincount(name_colours(small[y, x]), weight, len(NAMES)) / weight.sum()
     first, second = np.argsort(-shares, kind="stable")[:2]
     return [NAMES[first], NAMES[second]] if shares[second] >= SECOND else [NAMES[first]]
