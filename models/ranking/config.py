@@ -13,6 +13,7 @@ USER, ITEM = "user", "item"  # the tables of ids
 PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places of weights, counts so far without a gap
 
 Precision = Literal["fp32", "bf16"]
+TableDtype = Literal["fp32", "fp16", "int8"]  # the last two for inference alone
 Sharding = Literal["table_wise", "column_wise", "row_wise"]
 
 
@@ -171,6 +172,7 @@ class RankerConfig(BaseModel):
     content_dim: int = 0
     history: int = 0
     embedding_dim: int = 16
+    table_dtype: TableDtype = "fp32"
     architecture: Architecture = Dcnv2()
     dropout: float = 0.0
 

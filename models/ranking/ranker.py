@@ -13,7 +13,8 @@ from torchrec.streamable import Pipelineable
 from models.ranking.architectures import AUXILIARY_WEIGHT, build
 from models.ranking.attention import TargetAttention
 from models.ranking.bags import EmbeddingBags
-from models.ranking.config import HISTORY, RankerConfig, Table
+from models.ranking.config import HISTORY, RankerConfig, Table, TableDtype
+from models.ranking.quantized import QuantizedBags, quantize_bags
 from storage.errors import UserError
 from storage.weights import load_model, save_model
 
@@ -66,7 +67,12 @@ class Ranker(nn.Module):
         super().__init__()
         self.config = config
         dim = config.embedding_dim
-        self.embeddings = EmbeddingBags(with_positions(config), dim)
+        tables = with_positions(config)
+        self.embeddings = (
+            EmbeddingBags(tables, dim)
+            if config.table_dtype == "fp32"
+            else QuantizedBags(tables, dim, config.table_dtype)
+        )
         at = {feature: place for place, feature in enumerate(self.embeddings.features)}
         past = [HISTORY + name for name in config.past] if config.history else []
         self._single = [place for feature, place in at.items() if not feature.startswith(tuple(f"{p}." for p in past))]
@@ -156,8 +162,22 @@ class TrainingTask(nn.Module):
         return losses[0] + AUXILIARY_WEIGHT * losses[1:].sum(), (losses[0].detach(), logits[0].detach())
 
 
-def save_ranker(uri: str, config: RankerConfig, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a ranker's artifact: whole tables, as `Trainer.gather` returns them."""
+def save_ranker(
+    uri: str, config: RankerConfig, tensors: dict[str, torch.Tensor], *, table_dtype: TableDtype = "fp32"
+) -> None:
+    """Write a ranker's artifact.
+
+    Args:
+        uri: a folder.
+        config: of the ranker that was trained.
+        tensors: its whole tables and the rest, as `Trainer.gather` returns them.
+        table_dtype: of the tables as they are kept.
+    """
+    if table_dtype != "fp32":
+        ranker = Ranker(config)
+        ranker.load_state_dict(tensors, assign=True)
+        ranker.embeddings = quantize_bags(ranker.embeddings, table_dtype)  # type: ignore[arg-type]
+        config, tensors = config.model_copy(update={"table_dtype": table_dtype}), ranker.state_dict()
     save_model(uri, "ranker", config.model_dump(mode="json"), tensors)
 
 

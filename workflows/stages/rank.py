@@ -16,6 +16,7 @@ from models.ranking.config import (
     RankerConfig,
     Sharding,
     Table,
+    TableDtype,
 )
 from operators.items import BAGS
 from workflows.stage import Context, Result, StageConfig
@@ -100,6 +101,7 @@ class Config(RankerSettings):
 
     resources: ClassVar[frozenset[str]] = frozenset({"use_gpu", "sharding", "checkpoint_s"})
 
+    export: TableDtype = Field("fp16", description="how models/ranker keeps the tables, for serving")
     workers: int = Field(1, ge=1)
     use_gpu: bool = False
     checkpoint_s: float = Field(60.0, ge=0, description="seconds between states that a killed fit goes on from")
@@ -151,7 +153,7 @@ def train_loop(task: dict[str, Any]) -> None:
     def improved(trainer: Trainer) -> None:
         state = trainer.gather()
         if state is not None:
-            save_ranker(run.uri("models", "ranker"), config, state)
+            save_ranker(run.uri("models", "ranker"), config, state, table_dtype=settings.export)
 
     keep = ranker_fit.Keep(
         report=lambda metrics, save: training.report(metrics, lambda to: save(str(to)), every_s=settings.checkpoint_s),

@@ -89,6 +89,21 @@ def test_an_artifact_scores_as_its_module_did(tmp_path, name: str) -> None:
     torch.testing.assert_close(loaded(inputs(config, 7)), made(inputs(config, 7)))
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_smaller_tables_score_nearly_the_same_and_take_less_room(tmp_path, name: str, dtype: str) -> None:
+    config, made = CONFIGS[name], ranker(CONFIGS[name])
+    sizes = []
+    for kept in ("fp32", dtype):
+        save_ranker(str(tmp_path / kept), config, made.state_dict(), table_dtype=kept)
+        sizes.append((tmp_path / kept / "model.safetensors").stat().st_size)
+    tables = sum(table.rows for table in config.tables.values()) * config.embedding_dim * 4
+    assert sizes[0] - sizes[1] > 0.3 * tables
+    loaded, batch = load_ranker(str(tmp_path / dtype)), inputs(config, 50)
+    difference = (loaded(batch) - made(batch)).abs().max() / made(batch).std()
+    assert 0 < difference < {"fp16": 0.005, "int8": 0.05}[dtype]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_row_scores_alike_alone_and_in_a_batch(name: str) -> None:
     config = CONFIGS[name]

@@ -269,10 +269,10 @@ def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path) -> No
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
     valid = Examples(run.read_table("features", "valid"), ranker.config.dense)
     loss = log_loss(valid.label.numpy(), predict(ranker, items, valid, batch_size=77))
-    assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-5)
+    assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
 
     metrics = evaluate.run(evaluate.Config(recall_at=(5,)), context).metrics
-    assert run.read_json("metrics", "evaluate.json") == metrics
+    assert run.read_json("metrics", "evaluate.json")["ranker"] == metrics["ranker"]
     assert metrics["popularity"]["auc"] + 0.05 < metrics["ranker"]["auc"]
     assert metrics["auc_gain"]["interval"][0] > 0
     assert metrics["ranker"]["ne"] < metrics["popularity"]["ne"]
