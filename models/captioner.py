@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class Tagger:
     """
 
     vector_is_local: bool = True
+    version: ClassVar[int] = 2
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,6 +30,7 @@ from storage.errors import UserError
 Sharding = Literal["table_wise", "column_wise", "row_wise"]
 
 SHARDERS: list[ModuleSharder[Any]] = [EmbeddingBagCollectionSharder(), FeatureProcessedEmbeddingBagCollectionSharder()]
+DRAWN_ROWS = 1 << 16  # of a table at a time
 PROCESSORS = "_feature_processors."  # in the names of parameters that weigh the members of bags
 
 
@@ -73,7 +75,7 @@ def shard(
     decayed = [value for name, value in parameters.items() if value.dim() > 1 and PROCESSORS not in name]
     others = [value for name, value in parameters.items() if value.dim() < 2 or PROCESSORS in name]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    dense = KeyedOptimizerWrapper(parameters, lambda _: torch.optim.AdamW(groups, lr=dense_lr))
+    dense = KeyedOptimizerWrapper(parameters, lambda _: torch.optim.AdamW(groups, lr=dense_lr, fused=True))
     return model, CombinedOptimizer([model.fused_optimizer, dense])
 
 
@@ -139,6 +141,27 @@ def _bags(module: nn.Module, path: str = "") -> dict[str, nn.Module]:
 def _configs(part: nn.Module) -> list[EmbeddingBagConfig]:
     bags: Any = part._embedding_bag_collection if isinstance(part, FeatureProcessedEmbeddingBagCollection) else part
     return bags.embedding_bag_configs()
+
+
+@torch.no_grad()
+def draw_tables(model: DistributedModelParallel, *, std: float, seed: int) -> None:
+    """Draw the embeddings of all tables from a normal distribution, the same for any sharding and number of workers.
+
+    Every block of rows is drawn by itself, so that a worker draws only what its shards hold of.
+    """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, ShardedTensor):
+            continue
+        for part in value.local_shards():
+            (first, left), (rows, columns) = part.metadata.shard_offsets, part.metadata.shard_sizes
+            for block in range(first // DRAWN_ROWS, -(-(first + rows) // DRAWN_ROWS)):
+                entropy = [seed, block, *name.encode()]
+                state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+                drawn = torch.empty(DRAWN_ROWS, value.size(1))
+                drawn.normal_(std=std, generator=torch.Generator().manual_seed(state))
+                start, end = max(first, block * DRAWN_ROWS), min(first + rows, (block + 1) * DRAWN_ROWS)
+                inside = drawn[start - block * DRAWN_ROWS : end - block * DRAWN_ROWS, left : left + columns]
+                part.tensor[start - first : end - first].copy_(inside)
 
 
 def group_of(model: DistributedModelParallel) -> dist.ProcessGroup:

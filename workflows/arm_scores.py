@@ -77,7 +77,9 @@ def score(
     examples = {part: Examples(rows, config.dense) for part, rows in parts.items()}
     data = ranker_fit.Data(items, examples.pop("train"), examples.pop("valid"))
     torch.manual_seed(seed)
-    trainer = Trainer(ranker_fit.make_ranker(data), device=torch.device("cpu"), group=group, **settings.optimisation())
+    trainer = Trainer(
+        ranker_fit.make_ranker(data), device=torch.device("cpu"), seed=seed, group=group, **settings.optimisation()
+    )
     found: dict[str, np.ndarray] = {}
 
     def improved(trainer: Trainer) -> None:

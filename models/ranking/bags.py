@@ -14,11 +14,9 @@ row, no worker looks up a whole bag.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import nn
-from torch.nn.init import normal_
+from torch.nn.init import zeros_
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.feature_processor_ import FeatureProcessorsCollection
@@ -61,6 +59,8 @@ class TokenWeights(FeatureProcessorsCollection):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The same bags with weights for places; of some of the tables, in any order, or of some rows alone."""
+        if not features.keys():  # a worker that has none of the tables
+            return features
         at = features.weights().long().split(features.length_per_key())
         return KeyedJaggedTensor(
             keys=features.keys(),
@@ -106,8 +106,8 @@ class TokenWeights(FeatureProcessorsCollection):
 class EmbeddingBags(nn.Module):
     """The pooled embeddings of all features.
 
-    Embeddings are made on the meta device and get their values, normal of deviation 0.05, from DistributedModelParallel
-    or from what loads them.
+    Embeddings are made on the meta device and get their values from `models.sharding.draw_tables`, or from what loads
+    them.
 
     Attributes:
         features: in the order of the tables, then of their features.
@@ -169,7 +169,7 @@ def _collection(tables: dict[str, Table], dim: int) -> EmbeddingBagCollection:
                 num_embeddings=table.rows,
                 feature_names=list(table.features),
                 pooling=PoolingType.MEAN if table.pooling == "mean" and not weighted else PoolingType.SUM,
-                init_fn=partial(normal_, std=0.05),
+                init_fn=zeros_,
             )
             for name, table in tables.items()
         ],

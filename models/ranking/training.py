@@ -11,8 +11,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from models import checkpoints
 from models.ranking.config import Precision, Sharding
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
-from models.sharding import gather_state, shard
+from models.sharding import draw_tables, gather_state, shard
 
+STD = 0.1  # of embeddings at the start; smaller ones take long to tell users and items apart by their products
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -29,11 +30,13 @@ class Trainer:
         weight_decay: float,
         sharding: Sharding = "table_wise",
         precision: Precision = "fp32",
+        seed: int = 0,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        """Shard the ranker, see `models.sharding.shard`.
+        """Shard the ranker, see `models.sharding.shard`, and draw its embeddings.
 
         Args:
+            seed: of the embeddings.
             precision: of everything above the embeddings, whose tables and updates stay fp32.
             group: the workers; None for the whole world.
         """
@@ -48,6 +51,7 @@ class Trainer:
             sharding=sharding,
             group=group,
         )
+        draw_tables(self.model, std=STD, seed=seed)
 
     def steps(self, batches: Iterable[RankerInputs]) -> Iterator[torch.Tensor]:
         """Take one optimiser step per batch; yields this worker's share of each step's log-loss, float32 [].

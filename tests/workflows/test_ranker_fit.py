@@ -22,7 +22,14 @@ USERS, ITEMS, EVENTS, VALID = 30, 20, 900, 301
 SMALL = TableConfig(rows=256)
 TABLES = {"user": SMALL, "item": SMALL, "caption": SMALL, "interests": None, "text": None, "sid": None}
 SETTINGS = RankerSettings(
-    tables=Tables(**TABLES), epochs=2, patience=2, batch_size=60, embedding_lr=0.1, dense_lr=0.01, dropout=0.0, content=False
+    tables=Tables(**TABLES),
+    epochs=2,
+    patience=2,
+    batch_size=60,
+    embedding_lr=0.1,
+    dense_lr=0.01,
+    dropout=0.0,
+    content=False,
 )
 HASHED = SETTINGS.model_copy(
     update={"tables": Tables(**{**TABLES, "caption": TableConfig(rows=64, hashes=2, importance=128)})}
@@ -67,7 +74,9 @@ def make_data(settings: RankerSettings) -> ranker_fit.Data:
 
 def make_trainer(settings: RankerSettings, data: ranker_fit.Data, group: dist.ProcessGroup | None) -> Trainer:
     torch.manual_seed(1)
-    return Trainer(ranker_fit.make_ranker(data), device=torch.device("cpu"), group=group, **settings.optimisation())
+    return Trainer(
+        ranker_fit.make_ranker(data), device=torch.device("cpu"), seed=1, group=group, **settings.optimisation()
+    )
 
 
 def curve(settings: RankerSettings, trainer: Trainer, data: ranker_fit.Data) -> tuple[list[float], torch.Tensor]:
@@ -76,8 +85,7 @@ def curve(settings: RankerSettings, trainer: Trainer, data: ranker_fit.Data) -> 
     for epoch in range(settings.epochs):
         at = {"epoch": epoch, "step": 0}
         losses += [
-            trainer.mean(float(loss))
-            for loss in trainer.steps(ranker_fit.batches(settings, trainer, data, at, seed=3))
+            trainer.mean(float(loss)) for loss in trainer.steps(ranker_fit.batches(settings, trainer, data, at, seed=3))
         ]
     return losses, trainer.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows), batch_size=64)
 

@@ -148,7 +148,9 @@ def train_loop(task: dict[str, Any]) -> None:
     settings, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     data = read_data(run, settings)
     config = data.items.config
-    trainer = Trainer(ranker_fit.make_ranker(data), device=ray.train.torch.get_device(), **settings.optimisation())
+    trainer = Trainer(
+        ranker_fit.make_ranker(data), device=ray.train.torch.get_device(), seed=task["seed"], **settings.optimisation()
+    )
 
     def improved(trainer: Trainer) -> None:
         state = trainer.gather()
