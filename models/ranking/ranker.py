@@ -52,6 +52,9 @@ class RankerInputs(Pipelineable):
 class Ranker(nn.Module):
     """Logits of (user, item) pairs.
 
+    Attributes:
+        precision: of the tower's inputs; the embeddings stay float32.
+
     Fields are the pooled features of all tables and, where content is read, the item's embedding and the mean of the
     history's, in one learned projection. Embeddings are made on the meta device and get their values from
     DistributedModelParallel or from `load_ranker`. The buffers hold training statistics: see `set_statistics`.
@@ -65,7 +68,7 @@ class Ranker(nn.Module):
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.precision = config, torch.float32
         dim = config.embedding_dim
         tables = with_positions(config)
         self.embeddings = (
@@ -109,14 +112,15 @@ class Ranker(nn.Module):
         What is unknown counts as the training mean.
         """
         pooled = self.embeddings(inputs.sparse, inputs.weighted)
-        parts = [pooled[:, self._single]]
+        parts = [pooled]
         if self.attention is not None:
-            parts.append(self._attended(pooled, inputs.history_length))
+            parts = [pooled[:, self._single], self._attended(pooled, inputs.history_length)]
         if self.content is not None:
             both = torch.stack([inputs.content, inputs.history_content], dim=1)
             parts.append(self.content(((both - self.content_mean) / self.content_std).nan_to_num(0.0)))
         dense = ((inputs.dense - self.dense_mean) / self.dense_std).nan_to_num(0.0).clamp(-8, 8)
-        return self.tower(self.dropout(torch.cat(parts, dim=1)), self.dropout(dense)) + self.bias
+        fields = self.dropout(torch.cat(parts, dim=1) if len(parts) > 1 else pooled)
+        return self.tower(fields.to(self.precision), self.dropout(dense).to(self.precision)) + self.bias
 
     def _attended(self, pooled: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """The history's fields [B, P, dim], its items weighed by what they have to do with the target."""
@@ -144,15 +148,16 @@ class TrainingTask(nn.Module):
 
     def __init__(self, ranker: Ranker, precision: torch.dtype = torch.float32, device: str = "cpu") -> None:
         super().__init__()
-        self.ranker = ranker
-        self.precision, self.device = precision, device
+        self.ranker, self.device = ranker, device
+        self.ranker.precision = precision
 
     def forward(self, inputs: RankerInputs) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """The loss to minimise, auxiliary heads included; the log-loss alone, and the logit of every row [B].
 
         Both losses are the worker's shares: their mean over the workers is that of the whole step.
         """
-        with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
+        precision = self.ranker.precision
+        with torch.autocast(self.device, precision, enabled=precision != torch.float32):
             logits = self.ranker(inputs)
         logits = logits.float()
         losses = nn.functional.binary_cross_entropy_with_logits(

@@ -37,7 +37,7 @@ HASHED = SETTINGS.model_copy(
 SPEC = {"dense": ["age"], "history": 5}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process."""
 
 
@@ -146,7 +146,7 @@ def resumed(rank: int, folder: str) -> dict[str, Any]:
             reports[name].append(metrics)
             if name == "first" and len(reports[name]) == 5:  # two in the first epoch, its end, two in the second
                 save(folder)
-                raise Killed
+                raise KilledError
 
         return ranker_fit.Keep(keep, improved=lambda trainer: None)
 
@@ -156,7 +156,7 @@ def resumed(rank: int, folder: str) -> dict[str, Any]:
 
     fit("whole")
     folder = f"{folder}/{rank}"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit("first")
     trainer = make_trainer(made, data, mine)
     fit("second", trainer.load(folder), trainer)
