@@ -36,7 +36,7 @@ class TableConfig(StageConfig):
     rows: int = Field(1 << 16, ge=2)
     hashes: int = Field(1, ge=1, le=8, description="rows per token: 1 is the hashing trick, more a hash embedding")
     importance: int = Field(0, ge=0, description="rows of a hash embedding's table of importance weights")
-    pooling: Literal["sum", "mean", "attention"] = "mean"
+    pooling: Literal["sum", "mean", "attention"] = "sum"
 
 
 class Tables(StageConfig):
@@ -64,11 +64,11 @@ class RankerSettings(StageConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
     id_dropout: float = Field(0.3, ge=0, lt=1, description="share of user and item ids given as unknown in training")
     epochs: int = Field(10, ge=1, description="at most; the epoch with the best validation log-loss is kept")
-    patience: int = Field(2, ge=1, description="epochs without a better validation log-loss before the end")
+    patience: int = Field(3, ge=1, description="epochs without a better validation log-loss before the end")
     batch_size: int = Field(512, ge=1, description="rows per step, over all workers together")
-    embedding_lr: float = Field(0.003, gt=0)
+    embedding_lr: float = Field(0.005, gt=0)
     dense_lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(0.1, ge=0, description="of the tower's matrices")
     precision: Precision = Field("fp32", description="of everything above the embeddings; bf16 needs AMX or a GPU")
     sharding: Sharding = "table_wise"
 
