@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 from models.evidence import by_clicks, by_probability, conclude, gate_curve
+from models.ranking.ranker import Ranker
 from models.ranking.training import Trainer
 from operators.embed import vectors_of
 from operators.events import Events, counts, histories
-from operators.features import Examples, ItemFeatures
+from operators.features import Examples, ItemFeatures, predict
 from operators.tokens import NULL_ID
 from storage import files
 from storage.hashing import hash_order
@@ -35,7 +36,12 @@ class Pairs(NamedTuple):
 
 
 def loop(task: dict[str, Any]) -> None:
-    """The loop of one worker, which fits its share of the rankers, each by itself, and writes their scores.
+    """`fit_arms` in the form that Ray Train calls."""
+    fit_arms(task, training.report)
+
+
+def fit_arms(task: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    """Fit this worker's share of the rankers, each by itself, and write their scores.
 
     What a killed attempt has scored is not fitted again.
     """
@@ -55,7 +61,7 @@ def loop(task: dict[str, Any]) -> None:
                 settings = RankerSettings.model_validate(task["settings"])
                 found = score(run, task["catalog"], parts, settings, arm, seed, alone)
                 files.write_part(uri, pa.table({"part": list(found), "score": list(found.values())}))
-        training.report({"done": min(start + workers, len(jobs))})
+        report({"done": min(start + workers, len(jobs))})
 
 
 def score(
@@ -80,15 +86,15 @@ def score(
     trainer = Trainer(
         ranker_fit.make_ranker(data), device=torch.device("cpu"), seed=seed, group=group, **settings.optimisation()
     )
-    found: dict[str, np.ndarray] = {}
+    best: dict[str, torch.Tensor] = {}
 
     def improved(trainer: Trainer) -> None:
-        for part, rows in examples.items():
-            logits = trainer.logits(len(rows), lambda at, rows=rows: rows.batch(items, at))
-            found[part] = logits.sigmoid().numpy()
+        best.update(trainer.gather() or {})
 
     ranker_fit.fit(settings, trainer, data, ranker_fit.Keep(lambda metrics, save: None, improved), seed=seed)
-    return found
+    ranker = Ranker(config).eval()
+    ranker.load_state_dict(best, assign=True)
+    return {part: predict(ranker, items, rows).astype(np.float32) for part, rows in examples.items()}
 
 
 def image_vectors(run: RunDir) -> pa.Table:
