@@ -184,6 +184,8 @@ class RankerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _something_to_attend_to(self) -> RankerConfig:
+        if not self.tables:
+            raise ValueError("a ranker needs at least one table")
         if self.history and not self.past:
             raise ValueError("target attention needs a table with a history feature")
         return self

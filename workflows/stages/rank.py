@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from models.ranking.config import (
     HISTORY,
@@ -71,6 +71,14 @@ class RankerSettings(StageConfig):
     weight_decay: float = Field(0.1, ge=0, description="of the tower's matrices")
     precision: Precision = Field("fp32", description="of everything above the embeddings; bf16 needs AMX or a GPU")
     sharding: Sharding = "table_wise"
+
+    @model_validator(mode="after")
+    def _make_a_ranker(self) -> RankerSettings:
+        try:
+            self.ranker({"dense": [], "history": 1}, content_dim=1)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
 
     def ranker(self, spec: dict[str, Any], content_dim: int) -> RankerConfig:
         """The ranker for features as `spec` (features/spec.json) describes them."""
