@@ -93,6 +93,8 @@ def fit_ours(train: pa.Table, test: pa.Table, settings: peers.Settings) -> peers
             dense_lr=settings.dense_lr,
             weight_decay=0.0,
             precision=settings.precision,  # type: ignore[arg-type]
+            embedding_optimizer="adagrad",
+            seed=settings.seed,
         )
         watch = peers.Stopwatch(settings)
         data = Data(train, settings)

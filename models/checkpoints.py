@@ -27,7 +27,7 @@ from storage.errors import UserError
 
 INDEX, METADATA = "index.json", ".metadata"
 MODEL, OPTIMIZER = "model.", "optimizer."
-ADVICE = "go on from another checkpoint, or train from the start"
+ADVICE = "train from the start, in a workflow by running it with --from and the stage"
 
 
 def save(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.remote_device import _remote_device
+from torch.optim import Adagrad
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -25,9 +26,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from models.ranking.config import EmbeddingOptimizer, Sharding
 from storage.errors import UserError
-
-Sharding = Literal["table_wise", "column_wise", "row_wise"]
 
 SHARDERS: list[ModuleSharder[Any]] = [EmbeddingBagCollectionSharder(), FeatureProcessedEmbeddingBagCollectionSharder()]
 DRAWN_ROWS = 1 << 16  # of a table at a time
@@ -42,11 +42,12 @@ def shard(
     dense_lr: float,
     weight_decay: float,
     sharding: Sharding = "table_wise",
+    embedding_optimizer: EmbeddingOptimizer = "rowwise_adagrad",
     group: dist.ProcessGroup | None = None,
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
     """Shard a module's embedding bags and replicate the rest; every worker of the group has to call it.
 
-    Embeddings update inside the backward pass (row-wise Adagrad), the rest by AdamW, which decays matrices only: no
+    Embeddings update inside the backward pass, the rest by AdamW, which decays matrices only: no
     biases, norms or weights of bags. Give each worker's loss as `losses.sum() / (rows of the step / workers)`: then
     both move along the gradient of the step's mean, however its rows are shared out. Data-parallel tables are left out
     of the plan: they would leave the fused optimizer.
@@ -55,6 +56,7 @@ def shard(
         sharding: whole tables, or columns or rows of each table, per worker. Row-wise Adagrad keeps one rate per row
             of a shard, so that columns of a row get rates of their own where they are parted. Row-wise sharding over
             gloo takes equally many rows of a step from each worker.
+        embedding_optimizer: row-wise Adagrad keeps a number per row, Adagrad one per element; on CPUs it is the faster.
         group: the workers; None for the whole world. A group of this worker alone trains a module of its own.
 
     Raises:
@@ -63,7 +65,8 @@ def shard(
     group = group or dist.group.WORLD
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection):
-            apply_optimizer_in_backward(RowWiseAdagrad, part.parameters(), {"lr": embedding_lr, "eps": 1e-6})
+            optimizer = RowWiseAdagrad if embedding_optimizer == "rowwise_adagrad" else Adagrad
+            apply_optimizer_in_backward(optimizer, part.parameters(), {"lr": embedding_lr, "eps": 1e-6})
     model = DistributedModelParallel(
         module,
         env=ShardingEnv.from_process_group(group),
@@ -72,8 +75,13 @@ def shard(
         sharders=SHARDERS,
     )
     parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
-    decayed = [value for name, value in parameters.items() if value.dim() > 1 and PROCESSORS not in name]
-    others = [value for name, value in parameters.items() if value.dim() < 2 or PROCESSORS in name]
+    matrices = {
+        name
+        for name, value in parameters.items()
+        if value.dim() > 1 and name.endswith("weight") and PROCESSORS not in name
+    }
+    decayed = [value for name, value in parameters.items() if name in matrices]
+    others = [value for name, value in parameters.items() if name not in matrices]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     dense = KeyedOptimizerWrapper(parameters, lambda _: torch.optim.AdamW(groups, lr=dense_lr, fused=True))
     return model, CombinedOptimizer([model.fused_optimizer, dense])

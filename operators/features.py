@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
-from operators.tokens import NULL_ID, table_rows
+from operators.tokens import HASH, NULL_ID, table_rows
 from storage.errors import UserError
 
 
@@ -70,7 +70,7 @@ def keyed(features: dict[str, Lists]) -> KeyedJaggedTensor | None:
         keys=list(features),
         values=torch.cat([feature.values for feature in features.values()]),
         lengths=torch.cat([feature.offsets.diff() for feature in features.values()]).int(),
-        weights=None if first.weights is None else torch.cat([feature.weights for feature in features.values()]),
+        weights=None if first.weights is None else torch.cat([f.weights for f in features.values()]),  # type: ignore[misc]
     )
 
 
@@ -90,13 +90,17 @@ class ItemFeatures:
             config: of the ranker; its tables but `user` are named like columns of `items`.
 
         Raises:
-            UserError: an item has no embedding.
+            UserError: an item has no embedding, or the ranker knows other tokens.
         """
+        if config.hash not in ({}, HASH):
+            raise UserError("The ranker knows tokens of another hash function: run again with --from features.")
         self.config = config
         self.item_id: list[str] = items["item_id"].to_pylist()
         self.embedding = aligned(items["item_id"], embeddings)  # float32 [N, D]
         if config.content_dim:
             self._content = functional.pad(self.embedding, (0, 0, 0, 1), value=torch.nan)
+            known = ~self._content.isnan().any(1, keepdim=True)
+            self._known = torch.cat([self._content.where(known, 0.0), known.float()], dim=1)  # to average what is known
         self._lists: dict[str, Lists] = {}
         for name, table in config.tables.items():
             if name == USER:
@@ -158,7 +162,8 @@ class ItemFeatures:
         content = history_content = None
         if config.content_dim:
             content = self._content[rows]
-            history_content = functional.embedding_bag(bag.values, self._content, bag.offsets[:-1], mode="mean")
+            sums = functional.embedding_bag(bag.values, self._known, bag.offsets[:-1], mode="sum")
+            history_content = sums[:, :-1] / sums[:, -1:]  # 0 / 0 is NaN, unknown
         return RankerInputs(
             sparse=keyed({name: feature for name, feature in features.items() if feature.weights is None}),
             weighted=keyed({name: feature for name, feature in features.items() if feature.weights is not None}),

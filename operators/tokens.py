@@ -87,8 +87,9 @@ def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
     return (
         pairs.with_columns(values)
         .explode("value")
-        .drop_nulls()
-        .select("row", pl.concat_str("key", pl.col("value").str.strip_chars(), separator="=").alias("token"))
+        .with_columns(pl.col("value").str.strip_chars())
+        .filter(pl.col("value") != "")
+        .select("row", pl.concat_str("key", "value", separator="=").alias("token"))
     )
 
 

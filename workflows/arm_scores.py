@@ -24,8 +24,8 @@ from storage.run import RunDir
 from workflows import ranker_fit, training
 from workflows.arms import ARMS, GATE, ID, arm_items, arm_settings
 from workflows.catalogs.behaviour import true_probability
+from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context
-from workflows.stages.rank import RankerSettings
 
 
 class Pairs(NamedTuple):
@@ -109,7 +109,7 @@ def image_vectors(run: RunDir) -> pa.Table:
 
 
 def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pairs | None:
-    """Training's users x the items it never saw, as they stand at the end of training; None without a known truth.
+    """Training's users x the items it never saw, as they stand at the end of training; None without them or the truth.
 
     An item is met at its first moment and in the first place of the page; nothing that came after training is in
     these rows.
@@ -124,6 +124,8 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     seen = files.read_table(uri, columns=["item_id", "first_seen"])
     where = pc.index_in(items["item_id"], seen["item_id"])
     cold = np.flatnonzero((items["item"].to_numpy() == NULL_ID) & where.is_valid().to_numpy())
+    if not len(cold):
+        return None
     known = train["user_id"].combine_chunks().dictionary_encode()
     chosen = hash_order(known.dictionary.to_pylist())[:users]
     events = Events(
@@ -174,18 +176,18 @@ def judge(
     user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     label, row = test["label"].to_numpy(), test["row"].to_numpy()
     cold = run.read_table("features", "items", columns=["item"])["item"].to_numpy()[row] == NULL_ID
-    found = {part: {arm: [] for arm in arms} for part in ("test", "pairs")}
+    found: dict[str, dict[str, list[np.ndarray]]] = {part: {arm: [] for arm in arms} for part in ("test", "pairs")}
     for arm in arms:
         for seed in seeds:
             for each in files.read_table(_uri(scores, arm, seed)).to_pylist():
                 found[each["part"]][arm].append(np.array(each["score"]))
     clicks = {arm: np.stack(each) for arm, each in found["test"].items()}
-    settings = {"seed": context.seed, "draws": draws, "base": ID}
+    settings: dict[str, Any] = {"seed": context.seed, "draws": draws, "base": ID}
     subjects = {arm: ARMS[arm].subject for arm in arms}
     compared = {"test": by_clicks(user, label, clicks, **settings)}
     if len(np.unique(label[cold])) == 2:
         on_cold = {arm: each[:, cold] for arm, each in clicks.items()}
-        compared["test_cold"] = by_clicks(user[cold], label[cold], on_cold, **settings)
+        compared["test_cold"] = by_clicks(user[cold], label[cold], on_cold, item=row[cold], **settings)
     pairs = true_pairs(run, context.catalog, run.read_table("features", "train"), users=users)
     if pairs is not None:
         true = {arm: np.stack(each).reshape(-1, *pairs.probability.shape) for arm, each in found["pairs"].items()}

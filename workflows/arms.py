@@ -15,7 +15,7 @@ from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.stages.rank import RankerSettings, Tables
+from workflows.ranker_settings import RankerSettings, TableConfig, Tables
 
 ID = "id"  # the arm that gains are over
 
@@ -49,10 +49,9 @@ GATE = {"0": "null", "0.25": "caption-25", "0.5": "caption-50", "0.75": "caption
 
 
 def arm_settings(settings: RankerSettings, arm: Arm) -> RankerSettings:
-    """The ranker of an arm: the tables of ids, those of the arm's bags, and its content."""
-    tables = {name: table if name in (USER, ITEM, *arm.bags) else None for name, table in settings.tables}
-    if "title" in arm.bags and tables["title"] is None:
-        tables["title"] = settings.tables.text
+    """The ranker of an arm: the tables of ids, those of the arm's bags, and its content, whatever was set to null."""
+    read = (USER, ITEM, *arm.bags)
+    tables = {name: table or TableConfig() if name in read else None for name, table in settings.tables}
     return settings.model_copy(update={"tables": Tables(**tables), "content": arm.image})
 
 
@@ -104,7 +103,7 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
 
 
 def thin_first(run: RunDir, item_ids: pa.ChunkedArray, rate: float) -> np.ndarray:
-    """Mask [N] of the share of items with the least text, as the captioning gate would take them first."""
+    """Mask [N] of the share of items with the least text, for which a caption is most."""
     items = run.read_table("items", columns=["item_id", "title", "description"])
     items = items.take(pc.index_in(item_ids, items["item_id"]).combine_chunks())
     lengths = [pc.fill_null(pc.utf8_length(items[name]), 0).to_numpy() for name in ("title", "description")]

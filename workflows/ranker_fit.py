@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +15,10 @@ from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer
 from operators.features import Examples, ItemFeatures
 from storage.errors import UserError
-from workflows.stages.rank import RankerSettings
+from workflows.ranker_settings import RankerSettings
 
 LOOK_EVERY = 50  # steps between two chances to keep a state
+SHUFFLE, MASK, DROPOUT = 1, 2, 3  # what is drawn
 
 
 class Data(NamedTuple):
@@ -70,19 +72,21 @@ def fit(
     at = position or {"epoch": 0, "step": 0, "best": float("inf"), "stale": 0, "total": 0.0, "seconds": 0.0}
     while at["epoch"] < settings.epochs and at["stale"] < settings.patience:
         started = time.perf_counter() - at["seconds"]
+        _seed_dropout(trainer, seed, at)
         for loss in trainer.steps(batches(settings, trainer, data, at, seed=seed)):
             at["step"] += 1
             at["total"] += float(loss)
+            _seed_dropout(trainer, seed, at)
             if at["step"] % LOOK_EVERY == 0:
-                position = {**at, "seconds": time.perf_counter() - started}
-                keep.report(
-                    {"epoch": at["epoch"], "step": at["step"]}, lambda folder, p=position: trainer.save(folder, p)
-                )
+                position = {**at, "total": trainer.mean(at["total"]), "seconds": time.perf_counter() - started}
+                keep.report({"epoch": at["epoch"], "step": at["step"]}, partial(trainer.save, position=position))
+        if not at["step"]:
+            raise UserError("There are fewer training rows than workers: train on one worker, or on a longer log.")
         logits = trainer.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows))
         label, probability = data.valid.label.numpy(), logits.double().sigmoid().numpy()
         valid = log_loss(label, probability)
         if np.isnan(probability).any():
-            raise UserError("The ranker's loss is not a number: lower embedding_lr and dense_lr of stages.rank.")
+            raise UserError("The ranker's loss is not a number: lower its embedding_lr and dense_lr.")
         metrics = {
             "epoch": int(at["epoch"]) + 1,
             "train_log_loss": trainer.mean(at["total"] / at["step"]),
@@ -102,7 +106,7 @@ def fit(
             "total": 0.0,
             "seconds": 0.0,
         }
-        keep.report(metrics, lambda folder, p=at: trainer.save(folder, p))
+        keep.report(metrics, partial(trainer.save, position=at))
 
 
 def batches(
@@ -110,17 +114,24 @@ def batches(
 ) -> Iterator[RankerInputs]:
     """This worker's shares of an epoch's steps, from the step at which `at` stands."""
     epoch, size, workers = int(at["epoch"]), settings.batch_size, trainer.workers
-    order = torch.randperm(len(data.train), generator=_generator(seed, epoch))
+    order = torch.randperm(len(data.train), generator=_generator(SHUFFLE, seed, epoch))
     steps = [rows[: len(rows) // workers * workers] for rows in order.split(size)]  # equal shares, none of them empty
     steps = [rows for rows in steps if len(rows)]
     for step, rows in list(enumerate(steps))[int(at["step"]) :]:
-        generator = _generator(seed, epoch, step)
+        generator = _generator(MASK, seed, epoch, step)
         keep = torch.rand(2, len(rows), generator=generator) >= settings.id_dropout
         mine = slice(trainer.rank, None, workers)
-        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)) + trainer.rank)  # of dropout
         yield data.train.batch(data.items, rows[mine], keep=keep[:, mine], total=len(rows) / workers)
 
 
+def _seed_dropout(trainer: Trainer, seed: int, at: dict[str, float]) -> None:
+    """Dropout of a step depends on nothing that came before, so that a fit may go on from there."""
+    torch.manual_seed(_number(DROPOUT, seed, int(at["epoch"]), int(at["step"]), trainer.rank))
+
+
 def _generator(*numbers: int) -> torch.Generator:
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator().manual_seed(_number(*numbers))
+
+
+def _number(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -15,6 +15,8 @@ PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places of weight
 Precision = Literal["fp32", "bf16"]
 TableDtype = Literal["fp32", "fp16", "int8"]  # the last two for inference alone
 Sharding = Literal["table_wise", "column_wise", "row_wise"]
+EmbeddingOptimizer = Literal["rowwise_adagrad", "adagrad"]
+Pooling = Literal["sum", "mean", "attention"]
 
 
 class Table(BaseModel):
@@ -31,7 +33,7 @@ class Table(BaseModel):
 
     rows: int = Field(ge=2)
     features: tuple[str, ...] = Field(min_length=1)
-    pooling: Literal["sum", "mean", "attention"] = "mean"
+    pooling: Pooling = "sum"
     hashes: PositiveInt = 1
     importance: NonNegativeInt = 0
 
@@ -158,6 +160,7 @@ class RankerConfig(BaseModel):
     """What rebuilds the module.
 
     Attributes:
+        hash: the function of its tokens, as features/spec.json names it.
         tables: by name; the features of each are those of the item (`caption`), the user (`user`), or the same of the
             user's last items (`history_caption`).
         dense: names of the dense features, in order.
@@ -167,13 +170,14 @@ class RankerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    hash: dict[str, str | int] = {}
     tables: dict[str, Table]
     dense: tuple[str, ...] = ()
     content_dim: int = 0
     history: int = 0
     embedding_dim: int = 16
     table_dtype: TableDtype = "fp32"
-    architecture: Architecture = Dcnv2()
+    architecture: Architecture = Dlrm()
     dropout: float = 0.0
 
     @property

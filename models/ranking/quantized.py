@@ -63,11 +63,13 @@ class QuantizedBags(nn.Module):
                 stored, rows, offsets, per_sample_weights=weights, include_last_offset=True
             )
         else:
+            if weights is not None and divisor is not None:  # as they are, float16 could not hold them
+                weights, divisor = weights / divisor.repeat_interleave(bags.lengths().long()), None
             weights = None if weights is None else weights.half()
             sums = nn.functional.embedding_bag(
                 rows, stored, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
             ).float()
-        if divisor is None and table.pooling == "mean":
+        if not table.weighted and table.pooling == "mean":
             divisor = bags.lengths().clamp_min(1)
         return sums if divisor is None else sums / divisor.unsqueeze(1)
 

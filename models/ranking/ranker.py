@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -44,7 +46,7 @@ class RankerInputs(Pipelineable):
         """The batch in page-locked memory."""
         return self._each(lambda part: part.pin_memory())
 
-    def _each(self, call):  # type: ignore[no-untyped-def]
+    def _each(self, call: Callable[[Any], Any]) -> RankerInputs:
         parts = (getattr(self, field.name) for field in fields(self))
         return RankerInputs(*(None if part is None else call(part) for part in parts))
 
@@ -116,13 +118,13 @@ class Ranker(nn.Module):
         if self.attention is not None:
             parts = [pooled[:, self._single], self._attended(pooled, inputs.history_length)]
         if self.content is not None:
-            both = torch.stack([inputs.content, inputs.history_content], dim=1)
+            both = torch.stack([inputs.content, inputs.history_content], dim=1)  # type: ignore[list-item]
             parts.append(self.content(((both - self.content_mean) / self.content_std).nan_to_num(0.0)))
         dense = ((inputs.dense - self.dense_mean) / self.dense_std).nan_to_num(0.0).clamp(-8, 8)
         fields = self.dropout(torch.cat(parts, dim=1) if len(parts) > 1 else pooled)
         return self.tower(fields.to(self.precision), self.dropout(dense).to(self.precision)) + self.bias
 
-    def _attended(self, pooled: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    def _attended(self, pooled: torch.Tensor, length: Any) -> torch.Tensor:
         """The history's fields [B, P, dim], its items weighed by what they have to do with the target."""
         history = torch.stack([pooled[:, places] for places in self._history], dim=2)  # [B, H, P, dim]
         known = self.positions < length.unsqueeze(1)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from models import checkpoints
-from models.ranking.config import Precision, Sharding
+from models.ranking.config import EmbeddingOptimizer, Precision, Sharding
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
 from models.sharding import draw_tables, gather_state, shard
 
@@ -29,6 +29,7 @@ class Trainer:
         dense_lr: float,
         weight_decay: float,
         sharding: Sharding = "table_wise",
+        embedding_optimizer: EmbeddingOptimizer = "rowwise_adagrad",
         precision: Precision = "fp32",
         seed: int = 0,
         group: dist.ProcessGroup | None = None,
@@ -49,6 +50,7 @@ class Trainer:
             dense_lr=dense_lr,
             weight_decay=weight_decay,
             sharding=sharding,
+            embedding_optimizer=embedding_optimizer,
             group=group,
         )
         draw_tables(self.model, std=STD, seed=seed)

@@ -12,9 +12,9 @@ from operators.features import Examples, ItemFeatures
 from operators.sids import codes_array
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context
 from workflows.stages import ORDER, features
-from workflows.stages.rank import RankerSettings
 
 ITEMS, USERS, EVENTS, WIDTH = 60, 30, 900, 8
 DAY_US = 86_400_000_000

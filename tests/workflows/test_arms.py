@@ -16,9 +16,9 @@ from tests.models.workers import on_ranks
 from workflows import arm_scores
 from workflows.arms import ARMS, arm_items, arm_settings
 from workflows.catalogs.sample import write_sample
+from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context
 from workflows.stages import evidence, features, ingest
-from workflows.stages.rank import RankerSettings
 
 ARMS_RUN, SEEDS = ("id", "caption", "truth", "shuffled"), (0, 1)
 
@@ -88,7 +88,7 @@ def test_an_arm_reads_ids_and_what_its_name_says() -> None:
     settings = RankerSettings()
     for name, bags in (("id", set()), ("caption+sid", {"caption", "sid"}), ("title", {"title"}), ("image", set())):
         arm = arm_settings(settings, ARMS[name])
-        config = arm.ranker({"dense": [], "history": 5}, 4)
+        config = arm.ranker({"hash": {}, "dense": [], "history": 5}, 4)
         assert set(config.tables) == {"user", "item"} | bags
         assert bool(config.content_dim) is (name == "image")
 

@@ -12,11 +12,13 @@ from pydantic import Field, field_validator
 
 from models.evidence import TRUTH
 from storage import files
+from storage.errors import UserError
 from workflows.arms import ARMS, ID
+from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context, Result, StageConfig
-from workflows.stages.rank import RankerSettings
+from workflows.stages import rank
 
-VERSION = 1
+VERSION = 10 * rank.VERSION + 2  # its rankers are fitted as those of rank
 INPUTS = ("ingest", "interpret", "project", "features")
 
 
@@ -40,6 +42,8 @@ class Config(StageConfig):
         for arm in arms or ():
             if arm not in ARMS:
                 raise ValueError(f"there is no arm {arm!r}: choose from {', '.join(ARMS)}")
+        if arms is not None and len(set(arms)) < len(arms):
+            raise ValueError("an arm is named twice: name each once")
         if arms is not None and ID not in arms:
             raise ValueError(f"the arm {ID!r} is what all others are compared with: add it")
         return arms
@@ -56,6 +60,8 @@ def run(config: Config, context: Context) -> Result:
     from workflows.training import fit
 
     told = files.exists(files.join(context.catalog, "truth_items.parquet"))
+    if TRUTH in (config.arms or ()) and not told:
+        raise UserError(f"{context.catalog} does not tell the truth about its items: take truth out of evidence.arms.")
     arms = config.arms or tuple(name for name in ARMS if told or name != TRUTH)
     seeds = [context.seed + number for number in range(config.seeds)]
     scores = context.run.uri("checkpoints", "evidence", context.fingerprint, "scores")

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from models.ranking.config import (
-    HISTORY,
-    ITEM,
-    USER,
-    Architecture,
-    Dlrm,
-    Precision,
-    RankerConfig,
-    Sharding,
-    Table,
-    TableDtype,
-)
-from operators.items import BAGS
-from workflows.stage import Context, Result, StageConfig
+from models.ranking.config import TableDtype
+from workflows.ranker_settings import RankerSettings
+from workflows.stage import Context, Result
 
 if TYPE_CHECKING:
     from models.ranking.training import Trainer
@@ -30,89 +19,21 @@ VERSION = 2
 INPUTS = ("project", "features")
 
 
-class TableConfig(StageConfig):
-    """An embedding table."""
-
-    rows: int = Field(1 << 16, ge=2)
-    hashes: int = Field(1, ge=1, le=8, description="rows per token: 1 is the hashing trick, more a hash embedding")
-    importance: int = Field(0, ge=0, description="rows of a hash embedding's table of importance weights")
-    pooling: Literal["sum", "mean", "attention"] = "sum"
-
-
-class Tables(StageConfig):
-    """The tables of a ranker; null leaves one out. All but `user` serve the history, too."""
-
-    user: TableConfig | None = TableConfig()
-    item: TableConfig | None = TableConfig()
-    caption: TableConfig | None = TableConfig()
-    interests: TableConfig | None = TableConfig()
-    title: TableConfig | None = None  # its words are in `text`
-    text: TableConfig | None = TableConfig()
-    sid: TableConfig | None = TableConfig(rows=1 << 15)
-
-
-class RankerSettings(StageConfig):
-    """A ranker and the way it is fitted."""
-
-    resources: ClassVar[frozenset[str]] = frozenset({"sharding"})
-
-    architecture: Architecture = Dlrm()
-    tables: Tables = Tables()
-    content: bool = Field(True, description="read the embeddings of item and history")
-    target_attention: bool = Field(False, description="weigh the history by what it has to do with the item")
-    embedding_dim: int = Field(16, ge=4, multiple_of=4)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    id_dropout: float = Field(0.3, ge=0, lt=1, description="share of user and item ids given as unknown in training")
-    epochs: int = Field(10, ge=1, description="at most; the epoch with the best validation log-loss is kept")
-    patience: int = Field(3, ge=1, description="epochs without a better validation log-loss before the end")
-    batch_size: int = Field(512, ge=1, description="rows per step, over all workers together")
-    embedding_lr: float = Field(0.005, gt=0)
-    dense_lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0, description="of the tower's matrices")
-    precision: Precision = Field("fp32", description="of everything above the embeddings; bf16 needs AMX or a GPU")
-    sharding: Sharding = "table_wise"
-
-    @model_validator(mode="after")
-    def _make_a_ranker(self) -> RankerSettings:
-        try:
-            self.ranker({"dense": [], "history": 1}, content_dim=1)
-        except ValidationError as error:
-            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
-        return self
-
-    def ranker(self, spec: dict[str, Any], content_dim: int) -> RankerConfig:
-        """The ranker for features as `spec` (features/spec.json) describes them."""
-        tables = {}
-        for name in (USER, ITEM, *BAGS):
-            table: TableConfig | None = getattr(self.tables, name)
-            if table is not None:
-                features = (name,) if name == USER else (name, HISTORY + name)
-                tables[name] = Table(features=features, **table.model_dump())
-        return RankerConfig(
-            tables=tables,
-            dense=tuple(spec["dense"]),
-            content_dim=content_dim if self.content else 0,
-            history=spec["history"] if self.target_attention else 0,
-            embedding_dim=self.embedding_dim,
-            architecture=self.architecture,
-            dropout=self.dropout,
-        )
-
-    def optimisation(self) -> dict[str, Any]:
-        """What a `Trainer` has to know."""
-        names = {"embedding_lr", "dense_lr", "weight_decay", "sharding", "precision"}
-        return self.model_dump(include=names)
-
-
 class Config(RankerSettings):
     """Settings of the rank stage."""
 
-    resources: ClassVar[frozenset[str]] = frozenset({"use_gpu", "sharding", "checkpoint_s"})
+    resources: ClassVar[frozenset[str]] = frozenset({"use_gpu", "checkpoint_s"})
 
     export: TableDtype = Field("fp16", description="how models/ranker keeps the tables, for serving")
     workers: int = Field(1, ge=1)
     use_gpu: bool = False
     checkpoint_s: float = Field(60.0, ge=0, description="seconds between states that a killed fit goes on from")
+
+    @model_validator(mode="after")
+    def _rows_for_every_worker(self) -> Config:
+        if self.batch_size < self.workers:
+            raise ValueError(f"batch_size is shared by {self.workers} workers: set it to {self.workers} or more")
+        return self
 
 
 def cpus(config: Config) -> float:
