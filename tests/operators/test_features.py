@@ -110,6 +110,21 @@ def test_embeddings_follow_their_item_and_an_empty_history_has_none() -> None:
     assert batch.history_content[1].isnan().all()
 
 
+def test_an_item_without_a_vector_leaves_the_others_of_a_history_as_they_are() -> None:
+    vectors = VECTORS.copy()
+    vectors[4:] = np.nan  # item b
+    embeddings = EMBEDDINGS.set_column(1, "embedding", pa.FixedSizeListArray.from_arrays(vectors, 2))
+    batch = ItemFeatures(ITEMS, embeddings, CONFIG).inputs(
+        user=torch.ones(2, dtype=torch.int64),
+        history=lists(pa.array([[0, 1, 2], [1]], pa.list_(pa.int32()))),
+        rows=torch.tensor([1, 0]),
+        dense=torch.zeros(2, 1),
+    )
+    assert batch.history_content[0].tolist() == [1, 2]
+    assert batch.history_content[1].isnan().all()
+    assert batch.content[0].isnan().all()
+
+
 @pytest.mark.parametrize("hashes", [1, 2])
 def test_ids_masked_out_are_unknown(hashes: int) -> None:
     importance = 30 if hashes > 1 else 0

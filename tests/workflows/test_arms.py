@@ -20,7 +20,7 @@ from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context
 from workflows.stages import evidence, features, ingest
 
-ARMS_RUN, SEEDS = ("id", "caption", "truth", "shuffled"), (0, 1)
+ARMS_RUN, SEEDS = ("id", "image", "truth", "shuffled"), (0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,10 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(len(ids) * 4, np.float32)), 4)
     codes = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(len(ids) * 2, dtype=np.int32)), 2)
     interpreted = items.append_column("caption", captions).append_column("interests", interests)
-    context.run.write_table(interpreted.append_column("image_vector", vectors), "items")
+    pictures = np.random.default_rng(0).normal(size=(len(ids), 4)).astype(np.float32).tolist()
+    pictures[::7] = [None] * len(pictures[::7])
+    pictures = pa.array(pictures, pa.list_(pa.float32(), 4))
+    context.run.write_table(interpreted.append_column("image_vector", pictures), "items")
     context.run.write_table(pa.table({"item_id": ids, "embedding": vectors}), "embeddings")
     context.run.write_table(pa.table({"item_id": ids, "codes": codes}), "sids")
     features.run(features.Config(), context)
@@ -124,6 +127,17 @@ def test_pairs_are_of_known_users_and_new_items_as_they_stood_after_training(con
     assert pairs.probability.std() > 0.05
 
 
+def test_without_new_items_or_their_truth_there_are_no_pairs(context: Context, tmp_path: Path) -> None:
+    run = context.run
+    train = run.read_table("features", "train")
+    assert arm_scores.true_pairs(run, str(tmp_path), train, users=5) is None
+    items = run.read_table("features", "items", columns=["item_id", "item"])
+    other = RunDir(str(tmp_path))
+    other.write_table(items.set_column(1, "item", pa.array(np.full(len(items), 7))), "features", "items")
+    other.write_json(run.read_json("features", "spec.json"), "features", "spec.json")
+    assert arm_scores.true_pairs(other, context.catalog, train, users=5) is None
+
+
 def fit_small(rank: int, task: dict) -> list[int]:
     done: list[int] = []
     arm_scores.fit_arms(task, lambda metrics: done.append(metrics["done"]))
@@ -154,7 +168,7 @@ def test_two_workers_share_the_arms_and_what_they_score_is_judged(context: Conte
     assert set(arms) == set(ARMS_RUN)
     assert arms["truth"]["auc"] > arms["id"]["auc"]
     assert all(len(arm["seeds"]) == len(SEEDS) for arm in arms.values())
-    assert [point["rate"] for point in found["gate_curve"]] == [1.0]
+    assert found["gate_curve"] == []
 
 
 def test_settings_of_the_evidence_name_arms_that_there_are() -> None:

@@ -22,8 +22,8 @@ from tests.models.workers import WORLD, on_ranks
 DIM, BATCH = 8, 6  # two workers share eight columns, not four
 TABLES = {
     "user": Table(rows=20, features=("user",), pooling="sum"),
-    "caption": Table(rows=30, features=("caption", "history_caption"), hashes=2, importance=50),
-    "item": Table(rows=15, features=("item", "history_item")),
+    "caption": Table(rows=30, features=("caption", "history_caption"), hashes=2, importance=50, pooling="mean"),
+    "item": Table(rows=15, features=("item", "history_item"), pooling="mean"),
     "text": Table(rows=25, features=("text", "history_text"), pooling="attention"),
     "title": Table(rows=30, features=("title",), hashes=3, importance=40, pooling="attention"),
     "sid": Table(rows=12, features=("sid",), importance=9, pooling="sum"),
@@ -224,7 +224,7 @@ def one_bag(rows: torch.Tensor, weights: torch.Tensor) -> KeyedJaggedTensor:
 def test_one_hash_and_unit_weights_are_the_hashing_trick() -> None:
     hashes = torch.tensor([0, 7, 12_345, 678, 12_345])
     rows, importance = 1 + hashes % 9, 1 + hashes % 49
-    bags = EmbeddingBags({"text": Table(rows=10, features=("text",), importance=50)}, DIM)
+    bags = EmbeddingBags({"text": Table(rows=10, features=("text",), importance=50, pooling="mean")}, DIM)
     table = whole("table", torch.Size([10, DIM]))
     bags.load_state_dict({EMBEDDING: table}, strict=False, assign=True)
     found = bags(None, one_bag(rows, places(importance, 1)))

@@ -13,8 +13,8 @@ from storage.weights import load_model, save_model
 DIM, BATCH, TOKENS = 16, 40, 5
 TABLES = {
     "user": Table(rows=50, features=("user",), pooling="sum"),
-    "caption": Table(rows=300, features=("caption", "history_caption"), hashes=2, importance=500),
-    "item": Table(rows=40, features=("item", "history_item")),
+    "caption": Table(rows=300, features=("caption", "history_caption"), hashes=2, importance=500, pooling="mean"),
+    "item": Table(rows=40, features=("item", "history_item"), pooling="mean"),
     "text": Table(rows=200, features=("text",), pooling="attention"),
     "title": Table(rows=300, features=("title",), hashes=3, importance=400, pooling="attention"),
     "sid": Table(rows=20, features=("sid",), importance=9, pooling="sum"),
@@ -106,3 +106,17 @@ def test_a_file_holds_them_without_the_float_ones(dtype: Bits, tmp_path) -> None
     written = (tmp_path / "model.safetensors").stat().st_size
     assert written < 0.55 * size
     assert all(value.dtype != torch.float32 for value in loaded.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_extreme_attention_survives_fewer_bits(dtype: Bits) -> None:
+    tables = {"text": Table(rows=30, features=("text",), pooling="attention")}
+    bags = made(tables)
+    logits = bags.state_dict()["weighted._feature_processors.attention.text"]
+    logits[:10], logits[10:] = 15.0, -15.0
+    every = torch.arange(30)
+    values = torch.cat([every, every[10:]])  # a bag of both, and one of the faint ones alone
+    jagged = KeyedJaggedTensor(["text"], values, places(values, 1), torch.tensor([30, 20]).int())
+    found, expected = quantize_bags(bags, dtype)(None, jagged), bags(None, jagged)
+    assert expected.abs().amax(2).min() > 0.01
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
