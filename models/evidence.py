@@ -16,6 +16,8 @@ from models.metrics import bootstrap_auc, expected_auc, interval
 
 TRUTH = "truth"  # the arm, where there is one, that is fed what the others have to guess
 
+FEWEST = 10  # users or items, below which resamples are too much alike for an interval
+
 Arms = dict[str, dict[str, Any]]
 
 
@@ -81,6 +83,8 @@ def _compare(
 ) -> Arms:
     aucs = {name: np.array([expected_auc(probability, row) for row in score]) for name, score in scores.items()}
     samples = bootstrap_auc(units, probability, scores, seed=seed, draws=draws)
+    if min(len(np.unique(unit)) for unit in units) < FEWEST:
+        samples = {name: np.full_like(sample, np.nan) for name, sample in samples.items()}
     # Of S seeds S - 1 are drawn: their mean then varies as that of S does (Rao and Wu 1988, JASA 83:231).
     seeds = len(aucs[base])
     picked = np.random.default_rng([seed, seeds]).integers(0, seeds, (max(seeds - 1, 1), draws))

@@ -77,7 +77,7 @@ class Recommender:
         self._histories, self._seen = lists(users["history"]), lists(users["seen"])
         self._max_history: int = spec["history"]
         self._labels: bool = spec["labels"]
-        self._dense: list[str] = spec["dense"]
+        self._dense = list(self.ranker.config.dense)
         self._item_dense = dense_columns(table, self._dense)
         self._user_dense = dense_columns(users, self._dense)
 

@@ -55,6 +55,21 @@ def arm_settings(settings: RankerSettings, arm: Arm) -> RankerSettings:
     return settings.model_copy(update={"tables": Tables(**tables), "content": arm.image})
 
 
+def told_nothing(arm: Arm, items: pa.Table, run: RunDir) -> bool:
+    """Whether a catalogue has nothing of what the arm would read, so that it is the arm of ids by another name.
+
+    Args:
+        arm: one of ARMS.
+        items: features/items.
+        run: whose items these are.
+    """
+    if arm.image:
+        vectors = run.read_table("items", columns=["item_id", "image_vector"])["image_vector"]
+        return vectors.null_count == len(vectors)
+    bags = [bag for bag in arm.bags if not (bag == "caption" and arm.caption == "truth")]
+    return any(not np.any(items[bag].combine_chunks().flatten().to_numpy()) for bag in bags)
+
+
 def arm_items(items: pa.Table, arm: Arm, run: RunDir, catalog: str, *, seed: int) -> pa.Table:
     """features/items as the arm reads it; what is drawn depends on the seed.
 

@@ -99,10 +99,10 @@ class Ranker(nn.Module):
         for name, values in (("dense", dense), ("content", content)):
             if values is None:
                 continue
-            known = ~values.isnan()
+            known, values = values.isfinite(), values.double()  # squares of large numbers overflow float32
             number = known.sum(0).clamp_min(1)
-            mean = values.nan_to_num().sum(0) / number
-            variance = ((values - mean).nan_to_num() ** 2).sum(0) / number
+            mean = values.where(known, 0.0).sum(0) / number
+            variance = ((values - mean).where(known, 0.0) ** 2).sum(0) / number
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_std").copy_(variance.sqrt().clamp_min(1e-4))
         with torch.no_grad():

@@ -19,7 +19,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from models.sharding import Sharding, gather_state, shard
+from models.ranking.config import Sharding
+from models.sharding import gather_state, shard
 
 ROWS = {"user": 11, "item": 30, "caption": 23}
 PLAIN, WEIGHTED = ("user", "item", "history"), ("caption",)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from models import checkpoints
-from models.sharding import Sharding
+from models.ranking.config import Sharding
 from storage.errors import UserError
 from tests.models.bags import ROWS, Batch, Module, batches, spread, train
 from tests.models.workers import on_ranks
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_told_to_all_and_changes_nothing(
     (first, unchanged), (second, also) = found[case]
     assert first == second
     assert words in first
-    assert first.endswith("go on from another checkpoint, or train from the start.")
+    assert first.endswith(f"{checkpoints.ADVICE}.")
     assert "\n" not in first
     assert unchanged
     assert also

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from models import sharding
-from models.sharding import Sharding
+from models.ranking.config import Sharding
 from storage.errors import UserError
 from tests.models.bags import RATES, Module, batches, spread, start, state, train
 from tests.models.workers import on_ranks

@@ -14,7 +14,7 @@ from storage.errors import UserError
 from storage.run import RunDir
 from tests.models.workers import on_ranks
 from workflows import arm_scores
-from workflows.arms import ARMS, arm_items, arm_settings
+from workflows.arms import ARMS, arm_items, arm_settings, told_nothing
 from workflows.catalogs.sample import write_sample
 from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context
@@ -85,6 +85,18 @@ def test_the_gate_takes_the_thinnest_items_first(context: Context) -> None:
         rest = [lengths[item] for item, k, c in zip(ids, kept, known, strict=True) if c and not k]
         assert max(lengths[item] for item in taken[-1]) <= min(rest)
     assert taken[0] < taken[1] < taken[2]
+
+
+def test_an_arm_whose_reading_no_item_has_is_known(context: Context, tmp_path: Path) -> None:
+    items = context.run.read_table("features", "items")
+    assert not any(told_nothing(arm, items, context.run) for arm in ARMS.values())
+    none = pa.array([[NULL_ID]] * len(items), pa.list_(pa.int64()))
+    bare = items.set_column(items.schema.get_field_index("caption"), "caption", none)
+    silent = {name for name, arm in ARMS.items() if told_nothing(arm, bare, context.run)}
+    assert silent == {name for name, arm in ARMS.items() if "caption" in arm.bags} - {"truth"}
+    other = RunDir(str(tmp_path))
+    other.write_table(pa.table({"item_id": ["a"], "image_vector": pa.nulls(1, pa.list_(pa.float32(), 4))}), "items")
+    assert told_nothing(ARMS["image"], items, other)
 
 
 def test_an_arm_reads_ids_and_what_its_name_says() -> None:
@@ -174,5 +186,7 @@ def test_two_workers_share_the_arms_and_what_they_score_is_judged(context: Conte
 def test_settings_of_the_evidence_name_arms_that_there_are() -> None:
     with pytest.raises(ValueError, match="choose from id, caption"):
         evidence.Config(arms=("id", "captions"))
+    with pytest.raises(ValueError, match="named twice"):
+        evidence.Config(arms=("id", "id"))
     with pytest.raises(ValueError, match="add it"):
         evidence.Config(arms=("caption",))

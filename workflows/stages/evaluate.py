@@ -54,7 +54,7 @@ def run(config: Config, context: Context) -> Result:
         valid=(valid["row"].to_numpy(), valid["label"].to_numpy()),
     )
     scores = {
-        "ranker": predict(ranker, items, Examples(test, spec["dense"])),
+        "ranker": predict(ranker, items, Examples(test, ranker.config.dense)),
         "popularity": baseline.probability[test["row"].to_numpy()],
     }
     truth = true_probability(context.catalog, test)

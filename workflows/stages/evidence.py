@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from models.evidence import TRUTH
 from storage import files
 from storage.errors import UserError
-from workflows.arms import ARMS, ID
+from workflows.arms import ARMS, ID, told_nothing
 from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context, Result, StageConfig
 from workflows.stages import rank
@@ -63,6 +63,11 @@ def run(config: Config, context: Context) -> Result:
     if TRUTH in (config.arms or ()) and not told:
         raise UserError(f"{context.catalog} does not tell the truth about its items: take truth out of evidence.arms.")
     arms = config.arms or tuple(name for name in ARMS if told or name != TRUTH)
+    items = context.run.read_table("features", "items")
+    silent = [name for name in arms if told_nothing(ARMS[name], items, context.run)]
+    if silent:
+        context.log(f"left out, since no item has what they read: {', '.join(silent)}")
+    arms = tuple(name for name in arms if name not in silent)
     seeds = [context.seed + number for number in range(config.seeds)]
     scores = context.run.uri("checkpoints", "evidence", context.fingerprint, "scores")
     jobs = [(arm, seed) for seed in seeds for arm in arms]

@@ -143,7 +143,7 @@ def test_the_unknown_counts_as_the_training_mean() -> None:
 
 def test_statistics_leave_out_what_is_missing() -> None:
     made = ranker()
-    dense = torch.tensor([[1.0, torch.nan], [3.0, torch.nan]])
+    dense = torch.tensor([[1.0, torch.nan], [3.0, torch.nan], [torch.inf, torch.nan]])
     made.set_statistics(dense=dense, content=torch.zeros(4, 3), rate=0.5)
     assert made.dense_mean.tolist() == [2, 0]
     assert made.dense_std[0] == pytest.approx(1)
