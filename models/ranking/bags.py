@@ -119,6 +119,8 @@ class EmbeddingBags(nn.Module):
         plain = {name: table for name, table in tables.items() if not table.weighted}
         self.tables, self.dim = tables, dim
         self.features = tuple(feature for table in tables.values() for feature in table.features)
+        means = (table for table in plain.values() if table.pooling == "mean")
+        self._means = tuple(feature for table in means for feature in table.features)
         self.plain = _collection(plain, dim) if plain else None
         self.weighted = (
             FeatureProcessedEmbeddingBagCollection(_collection(weighted, dim), TokenWeights(weighted))
@@ -135,27 +137,26 @@ class EmbeddingBags(nn.Module):
         """
         pooled = [] if self.plain is None else [self.plain(sparse)]
         if self.weighted is None:
-            return _fields(self.tables, pooled, sparse, None, None)
+            return _fields(self.features, self._means, pooled, sparse, None, None)
         pooled = [*pooled, self.weighted(weighted)]  # workers exchange both before either is waited for
-        return _fields(self.tables, pooled, sparse, weighted, self.weighted._feature_processors)
+        return _fields(self.features, self._means, pooled, sparse, weighted, self.weighted._feature_processors)
 
 
 # a step of its own for TorchRec's pipelines, which trace the model to find what is sharded
 @torch.fx.wrap
 def _fields(
-    tables: dict[str, Table],
+    features: tuple[str, ...],
+    means: tuple[str, ...],
     pooled: list[KeyedTensor],
     sparse: KeyedJaggedTensor | None,
     weighted: KeyedJaggedTensor | None,
     weights: TokenWeights | None,
 ) -> torch.Tensor:
-    features = tuple(feature for table in tables.values() for feature in table.features)
     if len(pooled) == 1 and tuple(pooled[0].keys()) == features:
         fields = pooled[0].values().unflatten(1, (len(features), -1))  # as they lie, without a copy
     else:
         columns = {feature: column for tensor in pooled for feature, column in tensor.to_dict().items()}
         fields = torch.stack([columns[feature] for feature in features], dim=1)
-    means = {f for table in tables.values() if table.pooling == "mean" and not table.weighted for f in table.features}
     divisors = {} if sparse is None else {feature: bag_sizes(sparse, feature) for feature in means}
     if weights is not None and weighted is not None:
         divisors |= weights.divisors(weighted)

@@ -124,9 +124,9 @@ def test_two_workers_take_the_steps_of_one_and_one_goes_on_from_their_state(tmp_
     (ranks,) = on_ranks(compare, tmp_path, calls)
     for found in ranks:
         (one, one_logits), (two, two_logits) = found["one"], found["two"]
-        assert len(one) == 2 * -(-EVENTS // SETTINGS.batch_size)
+        assert len(one) == SETTINGS.epochs * -(-EVENTS // SETTINGS.batch_size)
         np.testing.assert_allclose(two, one, atol=1e-3)
-        assert np.mean(one[-3:]) < 0.96 * np.mean(one[:3])
+        assert np.mean(one[-10:]) < 0.99 * np.mean(one[:10])
         torch.testing.assert_close(two_logits, one_logits, atol=1e-3, rtol=0)
         torch.testing.assert_close(found["loaded"], two_logits, atol=1e-6, rtol=0)
         torch.testing.assert_close(*found["further"], atol=1e-3, rtol=0)
@@ -176,7 +176,7 @@ def test_a_killed_fit_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 
 
 def nan(rank: int) -> str:
-    made = SETTINGS.model_copy(update={"embedding_lr": 1e30, "dense_lr": 1e30})
+    made = SETTINGS.model_copy(update={"embedding_lr": 1e38, "dense_lr": 1e38, "weight_decay": 0.0})
     data, mine = make_data(made), groups()[rank]
     keep = ranker_fit.Keep(report=lambda metrics, save: None, improved=lambda trainer: None)
     try:
@@ -188,4 +188,4 @@ def nan(rank: int) -> str:
 
 def test_a_loss_that_is_not_a_number_is_explained(tmp_path: Path) -> None:
     (said,) = on_ranks(nan, tmp_path, [()])
-    assert all(text.startswith("UserError: ") and "lower embedding_lr" in text for text in said)
+    assert all(text.startswith("UserError: ") and "lower its embedding_lr" in text for text in said), said
