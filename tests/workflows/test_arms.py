@@ -184,6 +184,7 @@ def test_two_workers_share_the_arms_and_what_they_score_is_judged(context: Conte
 
 
 def test_settings_of_the_evidence_name_arms_that_there_are() -> None:
+    assert evidence.Config(arms=["id", None]).arms == ("id", "null")  # as YAML reads [id, null]
     with pytest.raises(ValueError, match="choose from id, caption"):
         evidence.Config(arms=("id", "captions"))
     with pytest.raises(ValueError, match="named twice"):

@@ -6,7 +6,7 @@ the truth, also on the true click probabilities of users × items that training 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -35,6 +35,12 @@ class Config(StageConfig):
     users: int = Field(500, ge=10, description="users whose true probabilities are asked")
     workers: int = Field(2, ge=1, description="rankers that are fitted side by side")
     ranker: RankerSettings = RankerSettings()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _null_is_a_name(cls, arms: Any) -> Any:
+        """YAML reads a bare null as nothing."""
+        return [arm if arm is not None else "null" for arm in arms] if isinstance(arms, list) else arms
 
     @field_validator("arms")
     @classmethod
