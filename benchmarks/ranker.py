@@ -48,7 +48,7 @@ EQUAL_AUC = 0.001  # what bf16 may cost to count as the same
 
 # Learning rates (of the tables, of the rest), the best of a few on a tenth of the rows.
 RATES: dict[str, tuple[float, float]] = {
-    "ours": (0.05, 0.002),
+    "ours": (0.1, 0.002),
     "plain_pytorch": (0.1, 0.002),
     "torch_rechub": (0.0, 0.002),
     "deepctr_torch": (0.0, 0.002),
@@ -59,7 +59,8 @@ class Data:
     """Rows of the log as tensors, straight from Arrow."""
 
     def __init__(self, rows: pa.Table, settings: peers.Settings) -> None:
-        self.ids = {name: torch.from_numpy(rows[name].to_numpy().astype(np.int64)) for name in settings.vocabularies}
+        columns = [rows[name].to_numpy() for name in settings.vocabularies]
+        self.names, self.ids = list(settings.vocabularies), torch.from_numpy(np.stack(columns, 1, dtype=np.int64))
         self.bags = {name: lists(rows[name]) for name in settings.bags}
         self.dense = torch.from_numpy(np.stack([rows[name].to_numpy() for name in settings.dense], axis=1))
         self.label = torch.tensor(rows["label"].to_numpy())
@@ -67,7 +68,8 @@ class Data:
     def batch(self, at: torch.Tensor) -> RankerInputs:
         """The ranker's input for the rows at positions int64 [B]."""
         single = torch.arange(len(at) + 1)
-        features = {name: Lists(ids[at], single) for name, ids in self.ids.items()}
+        ids = self.ids.index_select(0, at).T.contiguous()
+        features = {name: Lists(column, single) for name, column in zip(self.names, ids, strict=True)}
         features |= {name: gather(bag, at) for name, bag in self.bags.items()}
         return RankerInputs(
             sparse=keyed(features),
@@ -109,9 +111,8 @@ def fit_ours(train: pa.Table, test: pa.Table, settings: peers.Settings) -> peers
 
 
 def _config(settings: peers.Settings) -> RankerConfig:
-    tables = {
-        name: Table(rows=rows, features=(name,)) for name, rows in (settings.vocabularies | settings.bags).items()
-    }
+    tables = {name: Table(rows=rows, features=(name,)) for name, rows in settings.vocabularies.items()}
+    tables |= {name: Table(rows=rows, features=(name,), pooling="mean") for name, rows in settings.bags.items()}
     return RankerConfig(
         tables=tables,
         dense=settings.dense,
