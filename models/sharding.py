@@ -95,7 +95,8 @@ def _common_plan(
     try:
         plan = _plan(module, device, sharding, dist.get_world_size(group))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other workers have to hear of it
-        failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        # a planner explains itself on a page
+        failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
     outcomes: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(outcomes, (plan, failure, f"rank:{dist.get_rank()}/{device}"), group=group)
     plans, failures, places = zip(*outcomes, strict=True)
