@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shlex
 import sys
 import time
@@ -48,7 +49,7 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
         job = _submit(client, _entrypoint(definition, root))
     except AuthenticationError as error:
         raise UserError(f"{address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"No Ray cluster at {address} took the job ({reason}): is it the dashboard's URL?") from error
     print(job, flush=True)  # noqa: T201
@@ -68,15 +69,25 @@ def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address
 
 
 def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
-    """The id of the submitted job. A head just started answers before the agent that takes jobs is up, so wait."""
+    """The id of the submitted job.
+
+    A head just started answers before the agent that takes jobs is up, and a busy one may hang up: so wait, and ask
+    again under the same id, which makes no second job.
+    """
     until = time.monotonic() + AGENT_SECONDS
+    job = f"raysubmit_{secrets.token_hex(8)}"
     while True:
         try:
             return client.submit_job(
-                entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES}
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES},
             )
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > until:
+        except (OSError, RuntimeError) as error:
+            if f"{job} already exists" in str(error):
+                return job
+            again = isinstance(error, OSError) or "No available agent" in str(error)
+            if not again or time.monotonic() > until:
                 raise
             time.sleep(1)
 

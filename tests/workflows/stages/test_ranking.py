@@ -286,7 +286,7 @@ def test_a_plan_that_cannot_be_made_ends_every_worker(tmp_path: Path) -> None:
     context = write_run(tmp_path)
     features.run(features.Config(), context)
     large = rank.Config(workers=2, tables={"caption": {"rows": 1 << 45}})  # fits no machine
-    with pytest.raises((TrainingError, UserError), match="no plan for the embedding tables: .*insufficient storage"):
+    with pytest.raises((TrainingError, UserError), match=r"no plan for the embedding tables: .*insufficient storage"):
         rank.run(large, context)
 
 
