@@ -324,6 +324,8 @@ def summary(figures: dict[tuple[str, str, int], dict[str, float]]) -> dict[str, 
         "peak_gib": medians("big_table", list(BIG_ARMS), "peak_gib", 2),
         "rows": BIG_ROWS,
     }
+    peak = result["big_table"]["peak_gib"].get("ours")
+    result["big_table"]["within_6_gib"] = None if peak is None else peak <= 6
     return result
 
 

@@ -131,3 +131,24 @@ def test_evaluation_compares_ranker_popularity_and_truth(run):
 def test_the_report_is_there_and_checkpoints_are_gone(run):
     assert "<html" in (run / "report" / "index.html").read_text()
     assert list((run / "checkpoints").glob("*")) == []
+
+
+def test_a_head_that_hangs_up_is_asked_for_the_same_job_again(monkeypatch):
+    """Whether or not it had taken the job, there is one job."""
+
+    class Head:
+        def __init__(self) -> None:
+            self.taken: list[str] = []
+            self.hung_up = 0
+
+        def submit_job(self, *, submission_id: str, **_: object) -> str:
+            if submission_id in self.taken:
+                raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
+            self.taken.append(submission_id)
+            self.hung_up += 1
+            raise OSError("Remote end closed connection without response")
+
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    head = Head()
+    assert jobs._submit(head, "python -c 1") == head.taken[0]
+    assert len(head.taken) == head.hung_up == 1
