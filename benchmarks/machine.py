@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,3 +24,13 @@ def machine() -> dict[str, object]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "commit": commit,
     }
+
+
+def with_peers(module: str, benchmark: str) -> None:
+    """Start a benchmark again in the benchmarks' environment where a module of its peers is not in this one."""
+    if importlib.util.find_spec(module) is not None:
+        return
+    python = Path(__file__).parent.parent / ".venv-bench" / "bin" / "python"
+    if not python.exists():
+        sys.exit("The peers are not installed: run `make bench-setup`.")
+    os.execv(python, [str(python), "-m", benchmark, *sys.argv[1:]])  # noqa: S606 - our own interpreter

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 import resource
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks import quantizer_peers as peers
-from benchmarks.machine import machine
+from benchmarks.machine import machine, with_peers
 from models.encoders import text_encoder
 from models.kmeans import BLOCK_ROWS
 from models.neighbours import neighbour_overlap
@@ -46,7 +45,6 @@ SIZES = (256, 256, 256)
 PRESET = (4096, 2048, 1024)
 HIDDEN = (128,)
 WATCH_EVERY = 50
-REPOSITORY = Path(__file__).parent.parent
 
 
 class Arm(NamedTuple):
@@ -84,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="vectors of the large fit")
     parser.add_argument("--only", nargs="*", help="arms to run")
     arguments = parser.parse_args()
-    with_peers()
+    with_peers("vector_quantize_pytorch", "benchmarks.quantizer")
     vectors = embeddings(Path(arguments.data) / "items.tsv")
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
@@ -101,16 +99,6 @@ def main() -> None:
     print(text)
     if arguments.out:
         Path(arguments.out).write_text(text + "\n", encoding="utf-8")
-
-
-def with_peers() -> None:
-    """Start again in the benchmarks' environment where the peers are not in this one."""
-    if importlib.util.find_spec("vector_quantize_pytorch") is not None:
-        return
-    python = REPOSITORY / ".venv-bench" / "bin" / "python"
-    if not python.exists():
-        sys.exit("The peers are not installed: run `make bench-setup`.")
-    os.execv(python, [str(python), "-m", "benchmarks.quantizer", *sys.argv[1:]])  # noqa: S606 - our own interpreter
 
 
 def embeddings(file: Path) -> np.ndarray:

@@ -13,7 +13,6 @@ goes on from there. The peers need `.venv-bench` (`make bench-setup`), where thi
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import resource
@@ -33,7 +32,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import ranker_peers as peers
-from benchmarks.machine import machine
+from benchmarks.machine import machine, with_peers
 from benchmarks.ranker_data import BAGS, DENSE, TEST_SHARE, VOCABULARIES, prepare, read
 from models.metrics import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
@@ -41,7 +40,6 @@ from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer
 from operators.features import Lists, gather, keyed, lists
 
-REPOSITORY = Path(__file__).parent.parent
 BIG_ROWS = 10_000_000
 BIG_STEPS, BIG_WARM_UP = 60, 5
 EQUAL_AUC = 0.001  # what bf16 may cost to count as the same
@@ -158,7 +156,7 @@ def main() -> None:
     shortest = round((BIG_STEPS + BIG_WARM_UP) * peers.Settings.batch_size / (1 - TEST_SHARE)) + 1
     if arguments.rows < shortest and (arguments.only is None or "big_table" in arguments.only):
         parser.error(f"big_table needs {shortest} rows: set --rows to so many, or leave it out by --only")
-    with_peers()
+    with_peers("torch_rechub", "benchmarks.ranker")
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     log = prepare(arguments.data, arguments.rows)
     config = {"log": log, "threads": arguments.threads, "learning_rates": RATES, **described(settings_of("ours"))}
@@ -176,16 +174,6 @@ def main() -> None:
     text = json.dumps(result, indent=2)
     print(text)
     arguments.out.write_text(text + "\n", encoding="utf-8")
-
-
-def with_peers() -> None:
-    """Start again in the benchmarks' environment where the peers are not in this one."""
-    if importlib.util.find_spec("torch_rechub") is not None:
-        return
-    python = REPOSITORY / ".venv-bench" / "bin" / "python"
-    if not python.exists():
-        sys.exit("The peers are not installed: run `make bench-setup`.")
-    os.execv(python, [str(python), "-m", "benchmarks.ranker", *sys.argv[1:]])  # noqa: S606 - our own interpreter
 
 
 def jobs() -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -27,6 +26,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from models.ranking.config import EmbeddingOptimizer, Sharding
+from models.seeds import generator
 from storage.errors import UserError
 
 SHARDERS: list[ModuleSharder[Any]] = [EmbeddingBagCollectionSharder(), FeatureProcessedEmbeddingBagCollectionSharder()]
@@ -47,8 +47,8 @@ def shard(
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
     """Shard a module's embedding bags and replicate the rest; every worker of the group has to call it.
 
-    Embeddings update inside the backward pass, the rest by AdamW, which decays matrices only: no
-    biases, norms or weights of bags. Give each worker's loss as `losses.sum() / (rows of the step / workers)`: then
+    Embeddings update inside the backward pass, the rest by AdamW, which decays matrices only: no biases, norms or
+    weights of bags. Give each worker's loss as `losses.sum() / (rows of the step / workers)`: then
     both move along the gradient of the step's mean, however its rows are shared out. Data-parallel tables are left out
     of the plan: they would leave the fused optimizer.
 
@@ -164,10 +164,8 @@ def draw_tables(model: DistributedModelParallel, *, std: float, seed: int) -> No
         for part in value.local_shards():
             (first, left), (rows, columns) = part.metadata.shard_offsets, part.metadata.shard_sizes
             for block in range(first // DRAWN_ROWS, -(-(first + rows) // DRAWN_ROWS)):
-                entropy = [seed, block, *name.encode()]
-                state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
                 drawn = torch.empty(DRAWN_ROWS, value.size(1))
-                drawn.normal_(std=std, generator=torch.Generator().manual_seed(state))
+                drawn.normal_(std=std, generator=generator(seed, block, *name.encode()))
                 start, end = max(first, block * DRAWN_ROWS), min(first + rows, (block + 1) * DRAWN_ROWS)
                 inside = drawn[start - block * DRAWN_ROWS : end - block * DRAWN_ROWS, left : left + columns]
                 part.tensor[start - first : end - first].copy_(inside)

@@ -218,10 +218,9 @@ def part(source: Lists, start: int, end: int) -> Lists:
 
 def masked(source: Lists, keep: torch.Tensor) -> Lists:
     """The lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
-    each = keep.repeat_interleave(len(source.values) // max(len(keep), 1))
-    weights = source.weights
+    count, weights = len(source.values) // max(len(keep), 1), source.weights
+    each = keep.repeat_interleave(count)
     if weights is not None:
-        count = len(source.values) // max(len(keep), 1)
         weights = weights.where(each, (torch.arange(len(weights)) % count).float())
     return Lists(source.values.where(each, NULL_ID), source.offsets, weights)
 

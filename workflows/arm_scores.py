@@ -22,7 +22,7 @@ from storage import files
 from storage.hashing import hash_order
 from storage.run import RunDir
 from workflows import ranker_fit, training
-from workflows.arms import ARMS, GATE, ID, arm_items, arm_settings
+from workflows.arms import ARMS, GATE, ID, arm_items, arm_settings, truth_of_items
 from workflows.catalogs.behaviour import true_probability
 from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context
@@ -114,8 +114,8 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     An item is met at its first moment and in the first place of the page; nothing that came after training is in
     these rows.
     """
-    uri = files.join(catalog, "truth_items.parquet")
-    if not files.exists(uri):
+    uri = truth_of_items(catalog)
+    if uri is None:
         return None
     spec, items = (
         run.read_json("features", "spec.json"),

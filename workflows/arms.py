@@ -55,6 +55,24 @@ def arm_settings(settings: RankerSettings, arm: Arm) -> RankerSettings:
     return settings.model_copy(update={"tables": Tables(**tables), "content": arm.image})
 
 
+def truth_of_items(catalog: str) -> str | None:
+    """URI of what an embedded catalogue knows of its items; None for a catalogue that does not."""
+    uri = files.join(catalog, "truth_items.parquet")
+    return uri if files.exists(uri) else None
+
+
+def require_truth(catalog: str) -> str:
+    """The URI, where the truth has to be told.
+
+    Raises:
+        UserError: it is not.
+    """
+    uri = truth_of_items(catalog)
+    if uri is None:
+        raise UserError(f"{catalog} does not tell the truth about its items: take truth out of stages.evidence.arms.")
+    return uri
+
+
 def told_nothing(arm: Arm, items: pa.Table, run: RunDir) -> bool:
     """Whether a catalogue has nothing of what the arm would read, so that it is the arm of ids by another name.
 
@@ -104,10 +122,7 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
     """`attribute=value` of what can truly be seen of each item, where an embedded catalogue tells it."""
     from workflows.catalogs.behaviour import ATTRIBUTES  # draws pictures, too, which no definition has to load
 
-    uri = files.join(catalog, "truth_items.parquet")
-    if not files.exists(uri):
-        raise UserError(f"{catalog} does not tell the truth about its items: take truth out of stages.evidence.arms.")
-    truth = files.read_table(uri)
+    truth = files.read_table(require_truth(catalog))
     truth = truth.take(pc.index_in(item_ids, truth["item_id"]).combine_chunks())
     columns = [
         token_hashes([f"{name}={value}" if value is not None else name for value in truth[name].to_pylist()])

@@ -13,6 +13,7 @@ import torch
 from models.metrics import auc, log_loss
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer
+from models.seeds import generator, seed_of
 from operators.features import Examples, ItemFeatures
 from storage.errors import UserError
 from workflows.ranker_settings import RankerSettings
@@ -114,24 +115,15 @@ def batches(
 ) -> Iterator[RankerInputs]:
     """This worker's shares of an epoch's steps, from the step at which `at` stands."""
     epoch, size, workers = int(at["epoch"]), settings.batch_size, trainer.workers
-    order = torch.randperm(len(data.train), generator=_generator(SHUFFLE, seed, epoch))
+    order = torch.randperm(len(data.train), generator=generator(SHUFFLE, seed, epoch))
     steps = [rows[: len(rows) // workers * workers] for rows in order.split(size)]  # equal shares, none of them empty
     steps = [rows for rows in steps if len(rows)]
     for step, rows in list(enumerate(steps))[int(at["step"]) :]:
-        generator = _generator(MASK, seed, epoch, step)
-        keep = torch.rand(2, len(rows), generator=generator) >= settings.id_dropout
+        keep = torch.rand(2, len(rows), generator=generator(MASK, seed, epoch, step)) >= settings.id_dropout
         mine = slice(trainer.rank, None, workers)
         yield data.train.batch(data.items, rows[mine], keep=keep[:, mine], total=len(rows) / workers)
 
 
 def _seed_dropout(trainer: Trainer, seed: int, at: dict[str, float]) -> None:
     """Dropout of a step depends on nothing that came before, so that a fit may go on from there."""
-    torch.manual_seed(_number(DROPOUT, seed, int(at["epoch"]), int(at["step"]), trainer.rank))
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_number(*numbers))
-
-
-def _number(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    torch.manual_seed(seed_of(DROPOUT, seed, int(at["epoch"]), int(at["step"]), trainer.rank))

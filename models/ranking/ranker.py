@@ -54,12 +54,12 @@ class RankerInputs(Pipelineable):
 class Ranker(nn.Module):
     """Logits of (user, item) pairs.
 
-    Attributes:
-        precision: of the tower's inputs; the embeddings stay float32.
-
     Fields are the pooled features of all tables and, where content is read, the item's embedding and the mean of the
     history's, in one learned projection. Embeddings are made on the meta device and get their values from
-    DistributedModelParallel or from `load_ranker`. The buffers hold training statistics: see `set_statistics`.
+    `Trainer` or from `load_ranker`. The buffers hold training statistics: see `set_statistics`.
+
+    Attributes:
+        precision: of the tower's inputs; the embeddings stay float32.
     """
 
     positions: torch.Tensor

@@ -11,9 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from models.evidence import TRUTH
-from storage import files
-from storage.errors import UserError
-from workflows.arms import ARMS, ID, told_nothing
+from workflows.arms import ARMS, ID, require_truth, told_nothing, truth_of_items
 from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context, Result, StageConfig
 from workflows.stages import rank
@@ -65,9 +63,9 @@ def run(config: Config, context: Context) -> Result:
     from workflows import arm_scores
     from workflows.training import fit
 
-    told = files.exists(files.join(context.catalog, "truth_items.parquet"))
-    if TRUTH in (config.arms or ()) and not told:
-        raise UserError(f"{context.catalog} does not tell the truth about its items: take truth out of evidence.arms.")
+    if TRUTH in (config.arms or ()):
+        require_truth(context.catalog)  # now, and not when its turn comes
+    told = truth_of_items(context.catalog) is not None
     arms = config.arms or tuple(name for name in ARMS if told or name != TRUTH)
     items = context.run.read_table("features", "items")
     silent = [name for name in arms if told_nothing(ARMS[name], items, context.run)]
