@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,19 +11,12 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from models.lists import Lists, gather
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from operators.tokens import HASH, NULL_ID, table_rows
 from storage.errors import UserError
-
-
-class Lists(NamedTuple):
-    """N lists one after the other."""
-
-    values: torch.Tensor  # int64
-    offsets: torch.Tensor  # int64 [N+1]
-    weights: torch.Tensor | None = None  # float32, beside the values; see `models.ranking.bags`
 
 
 def lists(column: pa.Array | pa.ChunkedArray) -> Lists:
@@ -33,15 +25,6 @@ def lists(column: pa.Array | pa.ChunkedArray) -> Lists:
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
     return Lists(torch.from_numpy(values), torch.from_numpy(offsets - offsets[0]))
-
-
-def gather(source: Lists, rows: torch.Tensor) -> Lists:
-    """The lists at `rows`, int64 [M]."""
-    starts = source.offsets[rows]
-    lengths = source.offsets[rows + 1] - starts
-    ends = functional.pad(lengths.cumsum(0), (1, 0))
-    at = torch.repeat_interleave(starts - ends[:-1], lengths) + torch.arange(int(ends[-1]))
-    return Lists(source.values[at], ends, None if source.weights is None else source.weights[at])
 
 
 def looked_up(tokens: Lists, table: Table) -> Lists:

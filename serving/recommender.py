@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from models.lists import Lists, gather
 from models.ranking.ranker import load_ranker
 from models.retriever import Retriever
 from models.semantic_ids import sid_string
-from operators.features import ItemFeatures, Lists, gather, lists
+from operators.features import ItemFeatures, lists
 from operators.tokens import NULL_ID
 from storage.errors import UserError
 from storage.run import RunDir

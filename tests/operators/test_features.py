@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from models.lists import gather
 from models.ranking.config import RankerConfig, Table
-from operators.features import Examples, ItemFeatures, gather, lists
+from operators.features import Examples, ItemFeatures, lists
 from operators.tokens import table_rows
 from storage.errors import UserError
 

@@ -1,0 +1,1 @@
+"""Generative recommendation: one language model over semantic IDs, titles and captions."""

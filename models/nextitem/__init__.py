@@ -1,0 +1,1 @@
+"""Next-item models of user histories: SASRec, and parallel semantic IDs."""
