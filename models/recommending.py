@@ -36,7 +36,7 @@ class Recommender(Protocol):
 def best(
     scores: torch.Tensor, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
 ) -> Recommended:
-    """The k best items by their scores, float [B, N], which are overwritten; of equal ones in it the lower row first."""
+    """The k best items by their scores, float [B, N], overwritten here; of equal ones in it the lower row first."""
     if allowed is not None:
         scores.masked_fill_(~allowed, -torch.inf)
     if banned is not None:
