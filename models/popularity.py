@@ -1,12 +1,15 @@
-"""The baseline every ranker has to beat: how popular an item was in training."""
+"""The baselines that every ranker and every recommender has to beat: how popular an item was in training."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from models.lists import Lists
 from models.metrics import log_loss
+from models.recommending import Recommended, best
 
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -56,3 +59,21 @@ def fit_logistic(score: np.ndarray, label: np.ndarray, *, steps: int = 25) -> tu
         rate = (target.sum() + 1) / (len(target) + 2)
         return 0.0, float(np.log(rate / (1 - rate)))
     return float(weights[0] / scale), float(weights[1] - weights[0] * centre / scale)
+
+
+class MostPopular:
+    """Recommends the items with the most events in training to everyone; of equal ones the lower row first."""
+
+    def __init__(self, counts: torch.Tensor) -> None:
+        """Order a catalogue by its training events, [N]."""
+        self.counts = counts.float()
+        # places, of which no two are equal, and not counts: among equal scores topk takes any
+        self.place = counts.argsort(descending=True, stable=True).argsort()
+
+    def recommend(
+        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        """See `models.recommending.Recommender`; an item's score is its number of events."""
+        users = len(histories.offsets) - 1
+        items = best(-self.place.float().repeat(users, 1), k=k, banned=banned, allowed=allowed).items
+        return Recommended(items, self.counts[items].masked_fill(items < 0, -torch.inf))

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from models.lists import Lists
 from models.metrics import calibration, log_loss
-from models.popularity import Popularity, fit_logistic, fit_popularity
+from models.popularity import MostPopular, Popularity, fit_logistic, fit_popularity
 
 
 def draw(rate: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,3 +41,17 @@ def test_an_order_that_turns_round_on_validation_is_dropped() -> None:
     slope, intercept = fit_logistic(np.array([0.0, 1, 2, 3] * 10), np.array([1.0, 1, 0, 0] * 10))
     assert slope == 0
     assert 1 / (1 + np.exp(-intercept)) == pytest.approx(0.5)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 45), st.lists(st.integers(0, 39), max_size=5)
+)
+def test_the_most_popular_come_first_and_of_equal_ones_the_lower_rows(counts, k, banned):
+    banned = [item for item in banned if item < len(counts)]
+    everyone = Lists(torch.tensor([], dtype=torch.int64), torch.tensor([0, 0, 0]))
+    left_out = Lists(torch.tensor(banned, dtype=torch.int64), torch.tensor([0, 0, len(banned)]))
+    found = MostPopular(torch.tensor(counts)).recommend(everyone, k=k, banned=left_out)
+    for items, scores, without in zip(found.items.tolist(), found.scores.tolist(), ([], banned), strict=True):
+        expected = sorted(set(range(len(counts))) - set(without), key=lambda item: (-counts[item], item))[:k]
+        assert items == expected + [-1] * (k - len(expected))
+        assert scores == [*(counts[item] for item in expected), *[float("-inf")] * (k - len(expected))]

@@ -1,0 +1,126 @@
+"""Metrics of recommended lists against the one item that came next, vectorised over NumPy arrays of Q queries."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from models.lists import Lists, gather
+from models.recommending import Recommender
+
+CUTS = (5, 10, 20)
+CUT = 10  # of what is told at one length only
+BLOCK = 256  # users whose scores of the whole catalogue are held at once
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def recommended(recommender: Recommender, histories: Lists, *, k: int, banned: Lists | None = None) -> np.ndarray:
+    """The lists of Q users, made block by block: item rows int64 [Q, k], -1 where there are fewer."""
+    found = [np.empty((0, k), np.int64)]
+    for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
+        left_out = None if banned is None else gather(banned, rows)
+        found.append(recommender.recommend(gather(histories, rows), k=k, banned=left_out).items.numpy())
+    return np.concatenate(found)
+
+
+def ranks(items: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Place of each target in its list, int64 [Q], from 1; 0 where it is not in it.
+
+    Args:
+        items: rows of the recommended items, best first, int [Q, k]; -1 for none.
+        target: row of the item that came next, int [Q].
+    """
+    hits = items == target[:, None]
+    return np.where(hits.any(1), hits.argmax(1) + 1, 0)
+
+
+def recall(rank: np.ndarray, at: int) -> np.ndarray:
+    """1 where the target is among the first `at`, else 0, float64 [Q]: with one target also the hit rate."""
+    return ((rank > 0) & (rank <= at)).astype(np.float64)
+
+
+def ndcg(rank: np.ndarray, at: int) -> np.ndarray:
+    """1 / log2(rank + 1) where the target is among the first `at`, else 0, float64 [Q]: with one target the ideal is 1.
+
+    Järvelin and Kekäläinen 2002, doi 10.1145/582415.582418.
+    """
+    return recall(rank, at) / np.log2(np.maximum(rank, 1) + 1)
+
+
+def coverage(items: np.ndarray, catalogue: int) -> float:
+    """Share of the items of the catalogue that are in some list."""
+    return len(np.unique(items[items >= 0])) / catalogue
+
+
+def popularity_bias(items: np.ndarray, target: np.ndarray, popularity: np.ndarray) -> float:
+    """How popular the recommended items are beside those that were chosen; 1 is neither more nor less.
+
+    The average recommendation popularity (ARP) of Abdollahpouri et al. 2019 (arXiv 1901.07555), the mean over the
+    lists of the mean popularity of their items, over the mean popularity of the targets. NaN where the targets have
+    none, or no list has an item.
+
+    Args:
+        items, target: as of `ranks`.
+        popularity: training events of every item, [N].
+    """
+    known = items >= 0
+    lengths = known.sum(1)
+    filled = lengths > 0
+    chosen = popularity[target].mean() if len(target) else 0.0
+    if not filled.any() or not chosen:
+        return float("nan")
+    totals = np.where(known, popularity[items], 0).sum(1)
+    return float((totals[filled] / lengths[filled]).mean() / chosen)
+
+
+def scorecard(items: np.ndarray, target: np.ndarray, popularity: np.ndarray, cold: np.ndarray) -> dict[str, float]:
+    """All of the above, means over queries: recall@5, ndcg@5, …, ndcg@20, coverage@10, popularity_bias@10.
+
+    Also cold_recall@10, recall@10 of the queries whose target is cold, NaN without one; queries and cold_queries count.
+
+    Args:
+        items, target: as of `ranks`; at least one query, lists of 20.
+        popularity: training events of every item, [N].
+        cold: bool [N], the items without a training event of any kind.
+    """
+    rank, asked_cold = ranks(items, target), cold[target]
+    means = {
+        f"{name}@{at}": float(metric(rank, at).mean())
+        for at in CUTS
+        for name, metric in (("recall", recall), ("ndcg", ndcg))
+    }
+    return {
+        **means,
+        f"coverage@{CUT}": coverage(items[:, :CUT], len(popularity)),
+        f"popularity_bias@{CUT}": popularity_bias(items[:, :CUT], target, popularity),
+        f"cold_recall@{CUT}": float(recall(rank[asked_cold], CUT).mean()) if asked_cold.any() else float("nan"),
+        "queries": len(target),
+        "cold_queries": int(asked_cold.sum()),
+    }
+
+
+def bootstrap_means(
+    user: np.ndarray, values: dict[Key, np.ndarray], *, seed: int, draws: int = 200
+) -> dict[Key, np.ndarray]:
+    """Means over the queries of resampled users, float64 [draws] for each of the values.
+
+    A user's queries depend on each other, so users are drawn whole, with replacement. The draws are the same for all
+    values: differences and ratios of what is returned are paired.
+
+    Args:
+        user: integer or string codes [Q], at least one.
+        values: float [Q] each.
+    """
+    random = np.random.default_rng(seed)
+    _, code = np.unique(user, return_inverse=True)
+    queries = np.bincount(code)
+    sums = np.stack([np.bincount(code, value) for value in values.values()], axis=1)  # by user
+    means = np.empty((draws, len(values)))
+    for draw in range(draws):
+        times = np.bincount(random.integers(0, len(queries), len(queries)), minlength=len(queries)).astype(np.float64)
+        means[draw] = (times @ sums) / (times @ queries)
+    return dict(zip(values, means.T, strict=True))
