@@ -1,0 +1,251 @@
+"""What there is to learn from: documents of tasks over items and histories, for training and for decoding alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from models.generation.tasks import Task
+from models.generation.vocabulary import Vocabulary
+from models.lists import Lists, gather
+from models.seeds import generator
+from storage.errors import UserError
+
+DRAW = 21  # what is drawn
+LINE = "\n-"  # before each title of a history
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What documents are made of; item rows are those of the catalogue, N in all.
+
+    Attributes:
+        paths: int64 [N, L'], see `models.generation.vocabulary.paths`.
+        titles, captions: tokens of every item, none where it has none; see `item_texts`.
+        sequences: item rows of each user's training history, oldest first.
+        held_out: bool [N], items that the tasks over items do not train on.
+        history: items that a prompt shows at most, the last ones.
+    """
+
+    vocabulary: Vocabulary
+    paths: torch.Tensor
+    titles: Lists
+    captions: Lists
+    sequences: Lists
+    held_out: torch.Tensor
+    history: int = 20
+
+    def has(self, names: Iterable[str]) -> torch.Tensor:
+        """Items that have all of some placeholders of prompts, bool [N]; a semantic ID is what every item has."""
+        found = torch.ones(len(self.paths), dtype=torch.bool)
+        for name, texts in (("title", self.titles), ("titles", self.titles), ("caption", self.captions)):
+            if name in names:
+                found &= texts.offsets.diff() > 0
+        return found
+
+
+def item_texts(vocabulary: Vocabulary, texts: Sequence[str | None], *, max_tokens: int) -> Lists:
+    """Texts of items as they stand inside a sentence: a blank before, on one line. No tokens where there is none."""
+    present = [index for index, text in enumerate(texts) if text and not text.isspace()]
+    if not present:
+        return Lists(torch.empty(0, dtype=torch.int64), torch.zeros(len(texts) + 1, dtype=torch.int64))
+    found = vocabulary.encode([" " + " ".join(texts[index].split()) for index in present], max_tokens=max_tokens)
+    lengths = torch.zeros(len(texts) + 1, dtype=torch.int64)
+    lengths[torch.tensor(present) + 1] = found.offsets.diff()
+    return Lists(found.values, lengths.cumsum(0))
+
+
+def prompts(corpus: Corpus, task: Task, given: Lists | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts to decode from.
+
+    Args:
+        given: histories of B users for a task over histories, else B items, int64 [B].
+
+    Returns:
+        Tokens, int64 [B, T], padded on the right, and their lengths, int64 [B].
+    """
+    found = _prompts(corpus, task, given)
+    lengths = found.offsets.diff()
+    parts = found.values.split(lengths.tolist())
+    return pad_sequence(list(parts), batch_first=True, padding_value=corpus.vocabulary.pad), lengths
+
+
+def documents(corpus: Corpus, task: Task, targets: torch.Tensor, histories: Lists | None = None) -> Lists:
+    """Prompts and what follows them, to train on; see `models.generation.packing.pack`.
+
+    Args:
+        targets: items that are asked for, int64 [D].
+        histories: of D users before that, none empty, for a task over histories.
+    """
+    prompt = _prompts(corpus, task, targets if histories is None else histories)
+    weights = torch.zeros(len(prompt.values))
+    if task.every_position:
+        levels = corpus.paths.shape[1]
+        position = torch.arange(len(weights)) - prompt.offsets[:-1].repeat_interleave(prompt.offsets.diff())
+        weights[position > levels] = 1 / levels  # all items but the first, which is behind `bos`
+    response = _shown(corpus, task.target, targets)
+    if task.target == "title":
+        response = _joined([response, _repeated(torch.tensor([corpus.vocabulary.eos]), len(targets))])
+    lengths = response.offsets.diff()
+    return _joined(
+        [prompt._replace(weights=weights), response._replace(weights=(1 / lengths).repeat_interleave(lengths))]
+    )
+
+
+class Sampler:
+    """Draws what a step trains on: a task, then one of its examples, which all have the same chance.
+
+    An example is an item that was not held out, or an item of a training history behind at least one that the prompt
+    can show. Of a task that answers at every position it is the end of a window of `history` + 1 items: cut from
+    the end of a history, these ask for each of its items but the first once.
+
+    Attributes:
+        counts: examples of each task.
+    """
+
+    def __init__(self, corpus: Corpus, tasks: Sequence[Task], *, seed: int) -> None:
+        """Find the examples.
+
+        Raises:
+            UserError: a task has none.
+        """
+        self.corpus, self.tasks, self.seed = corpus, tuple(tasks), seed
+        self._examples = [_examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
+        self.counts = tuple(map(len, self._examples))
+        for task, count in zip(tasks, self.counts, strict=True):
+            if not count:
+                needs = " and ".join(sorted(task.columns)) or "history of two items"
+                raise UserError(f"There is nothing to learn task {task.name} from (no {needs}): leave it out of tasks.")
+
+    def draw(
+        self, step: int, *, documents: int, odds: Sequence[float] | None = None, rank: int = 0, workers: int = 1
+    ) -> Lists:
+        """A worker's share of a step's documents, which seed and step decide; dealt out by turns.
+
+        Args:
+            documents: of the step, for all workers together, at least one for each.
+            odds: of each task; even where it is None.
+        """
+        random = generator(DRAW, self.seed, step)
+        weights = torch.ones(len(self.tasks)) if odds is None else torch.tensor(odds, dtype=torch.float32)
+        numbers = torch.multinomial(weights, documents, replacement=True, generator=random)[rank::workers]
+        places = torch.rand(documents, dtype=torch.float64, generator=random)[rank::workers]
+        drawn = []
+        for number in numbers.unique().tolist():
+            examples = self._examples[number]
+            drawn.append(
+                self._documents(self.tasks[number], examples[(places[numbers == number] * len(examples)).long()])
+            )
+        return _chained(drawn)
+
+    def _documents(self, task: Task, examples: torch.Tensor) -> Lists:
+        if not task.over_histories:
+            return documents(self.corpus, task, examples)
+        values, offsets, _ = self.corpus.sequences
+        starts = offsets[torch.searchsorted(offsets, examples, right=True) - 1]
+        return documents(self.corpus, task, values[examples], _ranges(values, starts, examples))
+
+
+def _examples(corpus: Corpus, task: Task) -> torch.Tensor:
+    """The items, or the places of targets in the sequences' values, int64."""
+    target = corpus.has([task.target])
+    shown = corpus.has(task.inputs)
+    if not task.over_histories:
+        return (target & shown & ~corpus.held_out).nonzero()[:, 0]
+    values, offsets, _ = corpus.sequences
+    lengths = offsets.diff()
+    before = functional.pad(shown[values].cumsum(0), (1, 0))  # of all sequences together
+    fits = target[values] & (before[:-1] > before[offsets[:-1]].repeat_interleave(lengths))
+    if task.every_position:
+        last = (offsets[1:] - 1).repeat_interleave(lengths)
+        fits &= (last - torch.arange(len(values))) % corpus.history == 0
+    return fits.nonzero()[:, 0]
+
+
+def _prompts(corpus: Corpus, task: Task, given: Lists | torch.Tensor) -> Lists:
+    if isinstance(given, Lists):
+        given = _last(_kept(given, corpus.has(task.inputs)), corpus.history)
+        count = len(given.offsets) - 1
+    else:
+        count = len(given)
+    parts = [_repeated(torch.tensor([corpus.vocabulary.bos]), count)]
+    for text, name in task.pieces:
+        text = text if name is None else text.rstrip(" ")  # the blank is the first token's of what is shown
+        if text:
+            parts.append(_repeated(corpus.vocabulary.encode([text]).values, count))
+        if name is not None:
+            parts.append(_shown(corpus, name, given))
+    return _joined(parts)
+
+
+def _shown(corpus: Corpus, name: str, given: Lists | torch.Tensor) -> Lists:
+    """The tokens that stand for a placeholder, for each of some items or histories."""
+    if isinstance(given, Lists):
+        parts = [_shown(corpus, name.removesuffix("s"), given.values)]
+        if name == "titles":
+            parts.insert(0, _repeated(corpus.vocabulary.encode([LINE]).values, len(given.values)))
+        items = _joined(parts)
+        return Lists(items.values, items.offsets[given.offsets])
+    if name == "sid":
+        tokens = corpus.vocabulary.sid_tokens(corpus.paths[given])
+        return Lists(tokens.flatten(), torch.arange(len(tokens) + 1) * tokens.shape[1])
+    return gather(corpus.titles if name == "title" else corpus.captions, given)
+
+
+def _ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Lists:
+    """The values of each range, as lists."""
+    lengths = ends - starts
+    offsets = functional.pad(lengths.cumsum(0), (1, 0))
+    at = (starts - offsets[:-1]).repeat_interleave(lengths) + torch.arange(int(offsets[-1]))
+    return Lists(values[at], offsets)
+
+
+def _last(source: Lists, length: int) -> Lists:
+    """The last `length` values of each list."""
+    starts, ends = source.offsets[:-1], source.offsets[1:]
+    return _ranges(source.values, starts.maximum(ends - length), ends)
+
+
+def _kept(source: Lists, keep: torch.Tensor) -> Lists:
+    """Each list less the items that are not among those to keep, bool [N]."""
+    found = keep[source.values]
+    return Lists(source.values[found], functional.pad(found.cumsum(0), (1, 0))[source.offsets])
+
+
+def _repeated(tokens: torch.Tensor, count: int) -> Lists:
+    """`count` lists of the same tokens."""
+    return Lists(tokens.repeat(count), torch.arange(count + 1) * len(tokens))
+
+
+def _joined(parts: Sequence[Lists]) -> Lists:
+    """The first lists of all sources as one, the second ones, …; weights where every source has them."""
+    lengths = torch.stack([part.offsets.diff() for part in parts], dim=1)  # [lists, sources]
+    ends = lengths.flatten().cumsum(0).view_as(lengths)
+    at = torch.cat([_places(part.offsets, end) for part, end in zip(parts, ends.T, strict=True)])
+
+    def merged(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+        column = torch.cat(list(columns))
+        return torch.empty_like(column).index_copy_(0, at, column)
+
+    weights = [part.weights for part in parts if part.weights is not None]
+    return Lists(
+        merged([part.values for part in parts]),
+        functional.pad(ends[:, -1], (1, 0)),
+        merged(weights) if len(weights) == len(parts) else None,
+    )
+
+
+def _places(offsets: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Where the values of lists go, when list i is to end before place ends[i]."""
+    return (ends - offsets[1:]).repeat_interleave(offsets.diff()) + torch.arange(int(offsets[-1]))
+
+
+def _chained(parts: Sequence[Lists]) -> Lists:
+    """All lists of the first source, then those of the second, …; they have weights."""
+    lengths = torch.cat([part.offsets.diff() for part in parts])
+    weights = torch.cat([part.weights for part in parts if part.weights is not None])
+    return Lists(torch.cat([part.values for part in parts]), functional.pad(lengths.cumsum(0), (1, 0)), weights)
