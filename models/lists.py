@@ -26,16 +26,16 @@ def gather(source: Lists, rows: torch.Tensor) -> Lists:
 
 
 def padded(source: Lists, *, length: int, fill: int) -> torch.Tensor:
-    """The last `length` values of every list, aligned right, as int64 [N, W]; `fill` stands before shorter ones.
+    """The last `length` values of every list, as int64 [N, W]; `fill` stands behind shorter ones.
 
     W is the length of the longest list, at most `length`.
 
     >>> padded(Lists(torch.tensor([7, 8, 9]), torch.tensor([0, 1, 3])), length=20, fill=-1)
-    tensor([[-1,  7],
+    tensor([[ 7, -1],
             [ 8,  9]])
     """
-    lengths = source.offsets.diff()
-    width = min(length, int(lengths.max())) if len(lengths) else 0
-    at = source.offsets[1:, None] - width + torch.arange(width)
-    missing = at < source.offsets[:-1, None]
-    return source.values[at.clamp_min(0)].masked_fill(missing, fill) if width else at
+    ends = source.offsets[1:, None]
+    starts = torch.maximum(source.offsets[:-1, None], ends - length)
+    at = starts + torch.arange(int((ends - starts).max()) if len(ends) else 0)
+    values = torch.cat([source.values, source.values.new_tensor([fill])])
+    return values[torch.where(at < ends, at, len(source.values))]

@@ -1,0 +1,170 @@
+"""A model trained by one worker or by many alike: DDP keeps it whole on each, FSDP shares it out layer by layer.
+
+Without a process group there is one worker, and every function does what it says for that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from models.workers import total, world
+
+Strategy = Literal["ddp", "fsdp"]
+TINY = torch.finfo(torch.float32).tiny
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+
+
+class Learner(Protocol):
+    """A module with a loss.
+
+    Attributes:
+        layers: names of the classes that FSDP shares out one by one.
+    """
+
+    layers: Sequence[str]
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Mean loss of a batch, float32 []; of one that weighs nothing 0, with gradients."""
+        ...
+
+    def weight(self, batch: Any) -> torch.Tensor:
+        """What the mean is over."""
+        ...
+
+
+class TrainingTask(nn.Module):
+    """A learner's loss in the form that DDP and FSDP wrap."""
+
+    def __init__(self, learner: Any, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.learner, self.precision = learner, precision
+
+    def forward(self, batch: Any, whole: torch.Tensor) -> torch.Tensor:
+        """The batch's part of a step's loss, float32 [], when `whole` is what a worker's batches weigh on average.
+
+        The sum over a worker's batches, averaged over the workers, is the mean over all that the step weighs.
+        """
+        device = whole.device.type
+        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+            loss = self.learner.loss(batch)
+        return loss.float() * (self.learner.weight(batch) / whole)
+
+
+def parallelise(
+    learner: Any, strategy: Strategy, device: torch.device, precision: torch.dtype = torch.float32
+) -> nn.Module:
+    """Wrap a learner for training; make the optimizer of the module that is returned.
+
+    Args:
+        learner: see `Learner`.
+        strategy: `ddp`, or `fsdp`, which shares out weights, gradients and the optimizer's state.
+        precision: of the activations, under autocast; the weights keep theirs.
+    """
+    task = TrainingTask(learner.to(device), precision)
+    if not dist.is_initialized():
+        return task
+    if strategy == "ddp":
+        return nn.parallel.DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
+    for layer in list(task.modules()):
+        if type(layer).__name__ in learner.layers:
+            fully_shard(layer)
+    return fully_shard(task)
+
+
+def backward(module: nn.Module, batches: Sequence[Any]) -> float:
+    """Gradients of one step over this worker's batches; gives the mean loss of the step over all workers.
+
+    Workers may have different numbers of batches: one that has fewer goes through its last one again, without weight.
+    """
+    task = plain_task(module)
+    device = next(task.parameters()).device
+    weights = [task.learner.weight(batch).float() for batch in batches]
+    count = torch.tensor([len(batches)], device=device)
+    whole = torch.stack(weights).sum().to(device)
+    if world()[1] > 1:
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        total([whole])
+        whole = whole / world()[1]
+    whole, rounds, loss = whole.clamp_min(TINY), int(count), torch.zeros((), device=device)
+    for turn in range(rounds):
+        batch = batches[min(turn, len(batches) - 1)]
+        with nullcontext() if turn == rounds - 1 else _alone(module):
+            part = module(batch, whole) * float(turn < len(batches))
+            part.backward()
+        loss += part.detach()
+    total([loss])
+    return float(loss) / world()[1]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[Any]:
+    """The learner, in evaluation mode and without gradients.
+
+    Under FSDP its layers are gathered as they are called: all workers have to call them equally often.
+    """
+    sharded = isinstance(module, FSDPModule)
+    if sharded:
+        module.unshard()  # what is the root's own
+    module.eval()
+    with torch.no_grad():
+        yield plain_task(module).learner
+    module.train()
+    if sharded:
+        module.reshard()
+
+
+def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The learner's plain state dict, whole and on the CPU, on the first worker; empty elsewhere. All have to call it."""
+    return {name.removeprefix("learner."): value for name, value in get_model_state_dict(module, options=WHOLE).items()}
+
+
+def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """All that a fit goes on from, on the first worker; empty elsewhere. All have to call it."""
+    state = get_optimizer_state_dict(module, optimizer, options=WHOLE)
+    tensors = {f"model.{name}": value for name, value in get_model_state_dict(module, options=WHOLE).items()}
+    return tensors | {f"optimizer.{name}": value for name, value in state.items() if torch.is_tensor(value)}
+
+
+def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Take over what `snapshot` gave; every worker has it all."""
+    parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    numbers = get_optimizer_state_dict(module, optimizer, options=WHOLE)
+    rest = {name: value for name, value in numbers.items() if not torch.is_tensor(value)}
+    set_model_state_dict(module, parts["model"], options=WHOLE)
+    set_optimizer_state_dict(module, optimizer, parts["optimizer"] | rest, options=WHOLE)
+
+
+def plain_task(module: nn.Module) -> Any:
+    """The task within what `parallelise` gave."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
+@contextmanager
+def _alone(module: nn.Module) -> Iterator[None]:
+    """Gradients of batches before the last one stay with their worker."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        with module.no_sync():
+            yield
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
+        yield
+        module.set_requires_gradient_sync(True)
+    else:
+        yield

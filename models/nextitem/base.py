@@ -1,0 +1,113 @@
+"""What SASRec and the parallel generator share: how histories are read, learned from and answered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import nn
+
+from models.lists import Lists, gather, padded
+from models.nextitem.encoder import Encoder
+from models.recommending import Recommended, best
+
+USERS = 512  # per block of answers
+POSITIONS = 256  # per block of the loss: their logits stay in the processor's cache
+
+
+class EncoderConfig(BaseModel):
+    """Size of the encoder.
+
+    Attributes:
+        dim: of the vectors of items.
+        layers, heads, inner: transformer blocks, their attention heads, and the width between their two linear layers.
+        dropout: of vectors, attention and blocks.
+        length: items of a history that are read, the last ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dim: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    inner: PositiveInt = 256
+    dropout: float = Field(0.5, ge=0, lt=1)
+    length: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> EncoderConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads: write dim: {self.heads * (self.dim // self.heads + 1)}")
+        return self
+
+
+class NextItemModel(nn.Module, ABC):
+    """Predicts each item of a history from those before it; the first one from a learned start."""
+
+    def __init__(self, config: EncoderConfig, *, items: int) -> None:
+        super().__init__()
+        self.config, self.items = config, items
+        self.start = nn.Parameter(torch.zeros(config.dim))
+        self.encoder = Encoder(
+            dim=config.dim,
+            layers=config.layers,
+            heads=config.heads,
+            inner=config.inner,
+            dropout=config.dropout,
+            length=config.length + 1,
+        )
+
+    @abstractmethod
+    def vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """What the encoder reads of items, int64 [n]: [n, D]."""
+
+    @abstractmethod
+    def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean loss of states [P, D] whose next items are `target`, int64 [P]."""
+
+    @abstractmethod
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of all items, float32 [B, N], for states [B, D]."""
+
+    def loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """Mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
+        keep = windows < self.items
+        hidden, target = self._states(windows[:, :-1])[keep], windows[keep]
+        parts = zip(hidden.split(POSITIONS), target.split(POSITIONS), strict=True)
+        return sum((self.losses(states, items).float() * len(items) for states, items in parts), hidden.sum() * 0.0) / (
+            keep.sum().clamp_min(1)
+        )
+
+    def weight(self, windows: torch.Tensor) -> torch.Tensor:
+        """How many items that mean is over."""
+        return (windows < self.items).sum()
+
+    def windows(self, sequences: Lists, rows: torch.Tensor) -> torch.Tensor:
+        """The last items of the sequences at `rows`, as `forward` reads them."""
+        return padded(gather(sequences, rows), length=self.config.length + 1, fill=self.items)
+
+    @torch.no_grad()
+    def recommend(
+        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        """See `models.recommending.Recommender`."""
+        found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
+        for block in torch.arange(len(histories.offsets) - 1).split(USERS):
+            own = None if banned is None else gather(banned, block)
+            found.append(best(self.scores(self._last(gather(histories, block))), k=k, banned=own, allowed=allowed))
+        return Recommended(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _last(self, histories: Lists) -> torch.Tensor:
+        """The state behind every history, [B, D]."""
+        read = padded(histories, length=self.config.length, fill=self.items)
+        lengths = histories.offsets.diff().clamp_max(self.config.length)
+        return self._states(read)[torch.arange(len(lengths)), lengths]
+
+    def _states(self, items: torch.Tensor) -> torch.Tensor:
+        """States before each item and behind the last one, [B, T + 1, D], for items [B, T]."""
+        known = items < self.items
+        vectors = self.vectors(items[known])
+        read = vectors.new_zeros(*items.shape, vectors.shape[-1]).index_put((known,), vectors)
+        start = self.start.to(read).expand(len(items), 1, -1)
+        return self.encoder(torch.cat([start, read], dim=1))

@@ -1,0 +1,150 @@
+"""Fitting a next-item model: the loop of one worker. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from models.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
+from models.lists import gather
+from models.recommending import Recommender
+from models.seeds import generator, seed_of
+from models.workers import gather as gather_rows
+from models.workers import world
+from operators.sequences import Queries
+from storage.errors import UserError
+from workflows.generator_settings import Course
+
+VALID, DROPOUT = 31, 32  # what is drawn
+AT = 10  # of the NDCG that decides
+LOOK_EVERY = 50  # steps between two chances to keep a state
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+State = dict[str, torch.Tensor]
+
+
+class Subject(NamedTuple):
+    """What is fitted, and from what."""
+
+    learner: Any  # see `models.data_parallel.Learner`
+    draw: Callable[[int], Sequence[Any]]  # this worker's batches of a step
+    recommender: Callable[[Any], Recommender]  # of the learner
+
+
+class Keep(NamedTuple):
+    """What a loop does with what it has reached."""
+
+    report: Callable[[dict[str, Any], Callable[[], State]], None]  # metrics, and what takes the state on all workers
+    improved: Callable[[Any, State], None]  # the learner and, on the first worker, its best tensors so far
+
+
+def fit(
+    course: Course,
+    subject: Subject,
+    queries: Queries,
+    keep: Keep,
+    *,
+    seed: int,
+    strategy: Strategy = "ddp",
+    device: torch.device | str = "cpu",
+    filter_seen: bool = True,
+    state: State | None = None,
+) -> None:
+    """Train until validation gets no better.
+
+    Args:
+        course: of the fit.
+        subject: the same on every worker, but for what it draws.
+        queries: that validation asks, all workers together.
+        keep: what to do with what was reached.
+        seed: of all draws.
+        filter_seen: whether lists leave out what a user has met.
+        state: of a killed attempt, to go on from.
+
+    Raises:
+        UserError: the loss is not a number.
+    """
+    module = parallelise(subject.learner, strategy, torch.device(device), DTYPES[course.precision])
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [part for part in trained if part.ndim > 1], "weight_decay": course.weight_decay},
+            {"params": [part for part in trained if part.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=course.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    at = {"step": 0.0, "best": 0.0, "stale": 0.0, "total": 0.0, "seconds": 0.0}
+    if state is not None:
+        at = {name: float(state.pop(f"at.{name}")) for name in at}
+        restore(module, optimizer, state)
+    started = time.perf_counter() - at["seconds"]
+
+    def kept() -> State:
+        numbers = {**at, "seconds": time.perf_counter() - started}
+        return snapshot(module, optimizer) | {f"at.{name}": torch.tensor(value) for name, value in numbers.items()}
+
+    module.train()
+    while at["step"] < course.steps and at["stale"] < course.patience:
+        step = int(at["step"])
+        for group in optimizer.param_groups:
+            group["lr"] = course.learning_rate * rate(step, course)
+        torch.manual_seed(seed_of(DROPOUT, seed, step, world()[0]))  # nothing that came before decides on dropout
+        optimizer.zero_grad(set_to_none=True)
+        at["total"] += backward(module, [_moved(batch, device) for batch in subject.draw(step)])
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        at["step"] += 1
+        if at["step"] % course.validate_every and at["step"] < course.steps:
+            if at["step"] % LOOK_EVERY == 0:
+                keep.report({"step": int(at["step"])}, kept)
+            continue
+        if not math.isfinite(at["total"]):
+            raise UserError("The loss is not a number: lower learning_rate under course.")
+        with evaluating(module) as learner:
+            found = validate(subject.recommender(learner), queries, filter_seen=filter_seen)
+        steps = (step % course.validate_every) + 1
+        metrics = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
+        better = found[f"valid_ndcg@{AT}"] > at["best"]
+        at |= {
+            "best": max(at["best"], found[f"valid_ndcg@{AT}"]),
+            "stale": 0.0 if better else at["stale"] + 1,
+            "total": 0.0,
+        }
+        if better:
+            keep.improved(subject.learner, gather_state(module))
+        keep.report({**metrics, "seconds": time.perf_counter() - started}, kept)
+
+
+def rate(step: int, course: Course) -> float:
+    """Share of the learning rate at a step: linear warm-up, then half a cosine down to a tenth."""
+    warm = min(1.0, (step + 1) / max(course.warmup, 1))
+    return warm * (0.55 + 0.45 * math.cos(math.pi * step / course.steps))
+
+
+def validate(recommender: Recommender, queries: Queries, *, filter_seen: bool) -> dict[str, float]:
+    """valid_recall@10 and valid_ndcg@10 of the queries, shared out among the workers."""
+    rank, workers = world()
+    mine = torch.arange(rank, len(queries.target), workers)
+    banned = gather(queries.seen, mine) if filter_seen else None
+    items = recommender.recommend(gather(queries.histories, mine), k=AT, banned=banned).items
+    hit = items == queries.target[mine, None]
+    gain = torch.stack([hit.any(1).float(), (hit / torch.log2(torch.arange(AT) + 2)).sum(1)], dim=1)
+    recall, ndcg = gather_rows(gain).mean(0).tolist()
+    return {f"valid_recall@{AT}": recall, f"valid_ndcg@{AT}": ndcg}
+
+
+def sample(queries: Queries, count: int, *, seed: int) -> Queries:
+    """So many of the queries, or all where there are fewer."""
+    rows = torch.randperm(len(queries.target), generator=generator(VALID, seed))[:count].sort().values
+    return Queries(
+        queries.user[rows.numpy()], gather(queries.histories, rows), queries.target[rows], gather(queries.seen, rows)
+    )
+
+
+def _moved(batch: Any, device: torch.device | str) -> Any:
+    return batch.to(device) if torch.is_tensor(batch) else type(batch)(*(part.to(device) for part in batch))
