@@ -56,7 +56,6 @@ def pack(documents: Lists, *, tokens_per_row: int, rows: int, pad: int) -> list[
     return [
         _batch(gather(documents, members), row[members] % rows, pad)
         for members in by_row.split(torch.bincount(batch_of).tolist())
-        if len(members)
     ]
 
 
