@@ -10,14 +10,14 @@ from operators.embed import vector_array
 from storage import files
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.log import SplitLeaveLast, SplitTime, encode
+from workflows.log import Split, encode
 
 
-def collaborative_vectors(run: RunDir, split: SplitTime | SplitLeaveLast, *, width: int, seed: int) -> pa.Table:
+def collaborative_vectors(run: RunDir, split: Split, *, width: int, seed: int) -> pa.Table:
     """Vectors (item_id, vector) of the items that users chose in the training part of a run's log.
 
     Args:
-        split: what is training; the same as that of the stages that are evaluated.
+        split: what is training.
         width: of the vectors.
         seed: of the factorisation.
 

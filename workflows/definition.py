@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from storage.errors import UserError
+from workflows.log import Split, SplitTime
 from workflows.stage import StageConfig
 from workflows.stages import ORDER, stage_module
 
@@ -22,6 +23,7 @@ class Definition(BaseModel):
         name: of the workflow; the run directory defaults to `runs/<name>`.
         seed: of every draw in the run.
         catalog: URI of the catalogue.
+        split: of the log, the same for every stage that learns from it or scores on it.
         stages: settings by stage name; a stage that is not named does not run.
     """
 
@@ -30,6 +32,7 @@ class Definition(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**32)
     catalog: str = Field(min_length=1)
+    split: Split = SplitTime()
     stages: Any
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -65,7 +68,7 @@ def load(path: str, overrides: list[str]) -> Definition:
 def resolve(raw: Any, source: str) -> Definition:
     """Validate a definition that is already parsed."""
     if not isinstance(raw, dict):
-        raise UserError(f"{source} must be a YAML mapping with the keys name, seed, catalog and stages.")
+        raise UserError(f"{source} must be a YAML mapping with the keys name, seed, catalog, split and stages.")
     if isinstance(raw.get("stages"), dict):  # `ingest:` without settings means its defaults
         raw = {**raw, "stages": {name: {} if value is None else value for name, value in raw["stages"].items()}}
     model = _model()
@@ -86,7 +89,7 @@ def resolve(raw: Any, source: str) -> Definition:
 def dump(definition: Definition) -> str:
     """The resolved definition as YAML, every default spelled out."""
     stages = {name: config.model_dump(mode="json") for name, config in definition.configs.items()}
-    plain = {"name": definition.name, "seed": definition.seed, "catalog": definition.catalog, "stages": stages}
+    plain = {**definition.model_dump(mode="json", exclude={"stages"}), "stages": stages}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
@@ -153,13 +156,17 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     parts = _walk(model, problem["loc"])[0]
     path = ".".join(parts)
     if problem["type"] == "extra_forbidden":
+        if parts[-1] in model.model_fields:
+            return f"unknown key {path}; write {parts[-1]} at the top of the definition."
         return f"unknown key {path}; {_nearest(parts[-1], _walk(model, problem['loc'][:-1])[1])}"
     if problem["type"] == "missing":
         return f"the key {path} is missing."
-    if problem["type"] == "union_tag_invalid":
+    if problem["type"].startswith("union_tag"):
+        key = path + "." + problem["ctx"]["discriminator"].strip("'")
+        if problem["type"] == "union_tag_not_found":
+            return f"the key {key} is missing."
         choices = [tag.strip("' ") for tag in problem["ctx"]["expected_tags"].split(",")]
-        key = problem["ctx"]["discriminator"].strip("'")
-        return f"{path}.{key} is {problem['ctx']['tag']!r}: choose one of {', '.join(choices)}."
+        return f"{key} is {problem['ctx']['tag']!r}: choose one of {', '.join(choices)}."
     if problem["type"] in ("variable", "credentials"):  # the value may be a secret
         return f"{path} {problem['msg']}."
     message = problem["msg"].removeprefix("Value error, ")

@@ -7,17 +7,18 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.events import Events, split_by_time, split_leave_last
 from operators.tokens import token_hashes
 from storage.errors import UserError
 from storage.hashing import hash_order
-from workflows.stage import StageConfig
 
 
-class SplitTime(StageConfig):
+class SplitTime(BaseModel):
     """Global time: the last shares of the events are validation and test."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["time"] = "time"
     valid: float = Field(default=0.1, gt=0, lt=1)
@@ -34,8 +35,10 @@ class SplitTime(StageConfig):
         return self
 
 
-class SplitLeaveLast(StageConfig):
+class SplitLeaveLast(BaseModel):
     """Each user's last event is test, the one before validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["leave_last"]
 

@@ -12,7 +12,6 @@ from workflows import cluster, tables
 from workflows.definition import Definition
 from workflows.pools import READER_CPUS, Node, UnschedulableError
 from workflows.stages import ORDER, stage_module
-from workflows.stages.quantize import COLLABORATIVE
 
 LARGE = 1 << 40  # rows of a stream that is to have all the actors it can get
 
@@ -23,8 +22,9 @@ def preflight(
     """Find what is wrong before any work; return the run's manifest, a new one where there is none.
 
     Raises:
-        UserError: the catalogue cannot be read, the run directory belongs to another workflow or cannot be written, a
-            stage name is unknown, a model cannot work on this machine, or there is not what the pools ask for.
+        UserError: the catalogue cannot be read or its timestamps do not suit the split, the run directory belongs to
+            another workflow or cannot be written, a stage name is unknown, a model cannot work on this machine, or
+            there is not what the pools ask for.
     """
     for option, stage in (("--from", start), ("--until", until)):
         if stage is not None and stage not in definition.configs:
@@ -50,14 +50,13 @@ def preflight(
 
 
 def _check_log(definition: Definition) -> None:
-    """The catalogue has the tables that the stages read, and all that learn from the log learn from the same part."""
-    features, quantize = (definition.configs.get(name) for name in ("features", "quantize"))
-    aligned = getattr(quantize, "method", None) == COLLABORATIVE
-    tables.check(definition.catalog, needs_interactions=features is not None or aligned)
-    if aligned and features is not None and quantize.collaborative.split != features.split:  # type: ignore[union-attr, attr-defined]
+    """The catalogue has the tables that the stages read, and timestamps that the split can go by."""
+    splits = any(config.reads_split() for config in definition.configs.values())
+    tables.check(definition.catalog, needs_interactions=splits)
+    if splits and definition.split.kind == "time" and tables.timestamps(definition.catalog) == "order":
         raise UserError(
-            "stages.quantize.collaborative.split differs from stages.features.split, so the quantizer would learn from "
-            "what is held out: write the same split under both."
+            "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} at "
+            "the top of the definition."
         )
 
 

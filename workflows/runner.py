@@ -1,6 +1,7 @@
 """The runner: which stages are up to date, which go on, which run anew.
 
-A stage's fingerprint is the hash of its settings, its version and its operators', and the fingerprints of its inputs.
+A stage's fingerprint is the hash of its settings, its version and its operators', the split of the log where it reads
+it, and the fingerprints of its inputs.
 Same and complete: skipped. Same and incomplete: gone on from. Different: run anew.
 """
 
@@ -134,6 +135,8 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
             "seed": definition.seed if getattr(module, "SEEDED", True) else None,
             "inputs": [found[needed] for needed in inputs] or tables.signature(definition.catalog),
         }
+        if config.reads_split():
+            identity["split"] = definition.split.model_dump(mode="json")
         found[name] = fingerprint(json.dumps(identity, sort_keys=True))
     return found
 
@@ -149,6 +152,7 @@ def _context(
         log=reporter.line,
         progress=lambda done, total: None,
         nodes=nodes,
+        split=definition.split,
     )
 
 

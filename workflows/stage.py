@@ -4,7 +4,7 @@ A stage file in `workflows/stages/` has:
 
     VERSION: int               raised when results change
     INPUTS: tuple[str, ...]    stages whose artifacts it reads
-    class Config(StageConfig)  its settings, with defaults
+    class Config(StageConfig)  its settings, with defaults; overrides `reads_split` where the stage does
     def run(config, context) -> Result
 
 and, where it has them:
@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from storage.run import RunDir
+from workflows.log import Split, SplitTime
 from workflows.pools import READER_CPUS, Node
 
 
@@ -44,6 +45,10 @@ class StageConfig(BaseModel):
         """The settings that results depend on."""
         return self.model_dump(mode="json", exclude=set(self.resources))
 
+    def reads_split(self) -> bool:
+        """Whether the stage reads the log's split, `Context.split`, which then counts into its fingerprint."""
+        return False
+
 
 @dataclass(frozen=True)
 class Context:
@@ -56,6 +61,7 @@ class Context:
     log: Callable[[str], None]  # one line for the user
     progress: Callable[[int, int], None]  # done, total
     nodes: Sequence[Node] = (Node(cpus=1 + READER_CPUS, gpus=0),)  # what streams may use
+    split: Split = field(default_factory=SplitTime)  # of the log, one for all who learn from it
 
 
 @dataclass(frozen=True)

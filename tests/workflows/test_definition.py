@@ -7,6 +7,7 @@ from storage.errors import UserError
 from workflows import definition
 
 MINIMAL = {"name": "mine", "catalog": "data", "stages": {"ingest": None}}
+FEATURES = {"ingest": None, "interpret": None, "project": None, "quantize": None, "features": None}
 
 
 @pytest.fixture
@@ -30,9 +31,11 @@ def test_overrides_reach_any_key_and_values_are_yaml(write):
 
 
 def test_the_resolved_definition_resolves_to_itself(write):
-    raw = {**MINIMAL, "stages": {"ingest": None, "interpret": None, "project": {"width": 8}}}
-    found = definition.load(write(raw), [])
-    assert definition.load(write(definition.dump(found)), []).configs == found.configs
+    raw = {**MINIMAL, "seed": 3, "stages": {"ingest": None, "interpret": None, "project": {"width": 8}}}
+    found = definition.load(write(raw), ["split.kind=leave_last"])
+    again = definition.load(write(definition.dump(found)), [])
+    assert (again.seed, again.split, again.configs) == (found.seed, found.split, found.configs)
+    assert (found.seed, found.split.kind) == (3, "leave_last")
 
 
 def test_a_stage_that_is_not_named_does_not_run(write):
@@ -53,6 +56,20 @@ def test_a_stage_that_is_not_named_does_not_run(write):
         ({**MINIMAL, "stages": {}}, [], "name at least ingest"),
         ({**MINIMAL, "stages": {"interpret": None}}, [], "add ingest to stages"),
         ({**MINIMAL, "seed": "many"}, [], "seed is 'many'"),
+        ({**MINIMAL, "split": {"kind": "last"}}, [], "split.kind is 'last': choose one of time, leave_last"),
+        ({**MINIMAL, "split": {"kind": "time", "vald": 0.2}}, [], "unknown key split.vald; did you mean valid?"),
+        ({**MINIMAL, "split": {"kind": "time", "valid": 0.5, "test": 0.5}}, [], "valid + test must stay below 1"),
+        (MINIMAL, ["split.valid=0.2"], "the key split.kind is missing"),
+        (
+            {**MINIMAL, "stages": {**FEATURES, "features": {"split": {"kind": "leave_last"}}}},
+            [],
+            "unknown key stages.features.split; write split at the top of the definition",
+        ),
+        (
+            {**MINIMAL, "stages": FEATURES},
+            ["stages.quantize.collaborative.split.kind=leave_last"],
+            "unknown key stages.quantize.collaborative.split; write split at the top of the definition",
+        ),
         (MINIMAL, ["seed"], "must have the form key=value"),
         (MINIMAL, ["seed=[1"], "not valid YAML"),
         (MINIMAL, ["seed=abc"], "seed is 'abc'"),

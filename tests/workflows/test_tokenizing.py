@@ -275,6 +275,7 @@ def test_pictures_that_are_out_of_reach_decide_no_sid(place):
         (["unfinished", "--items", "good.jsonl"], "stage quantize is pending"),
         (["damaged", "--items", "good.jsonl"], "quantizer at"),
         (["garbled", "--items", "good.jsonl"], "workflow.yaml is damaged"),
+        (["old", "--items", "good.jsonl"], "unknown key stages.features.split; write split at the top"),
         (["run", "--items", "nothing.jsonl"], "There is no file nothing.jsonl"),
         (["run", "--items", "good.txt"], "ends in .parquet, .csv, .jsonl"),
         (["run", "--items", "catalog"], "ends in .parquet, .csv, .jsonl"),
@@ -299,13 +300,16 @@ def test_a_mistake_is_one_sentence_and_no_sid_is_given(place, tesserec, argument
         ("bare.csv", "item_id,title\n1,\n2,\n"),
     ):
         (place / name).write_text(text)
-    for name in ("unfinished", "damaged", "garbled"):
+    for name in ("unfinished", "damaged", "garbled", "old"):
         shutil.copytree(place / "run", place / name)
     write_manifest(str(place / "unfinished"), Manifest(name="tiny", stages={
         name: StageEntry(state="complete") for name in ("ingest", "interpret", "project")
     }))  # fmt: skip
     (place / "damaged" / "models" / "quantizer" / "model.safetensors").write_bytes(b"half")
     (place / "garbled" / "workflow.yaml").write_text("{a: [")
+    stored = yaml.safe_load((place / "old" / "workflow.yaml").read_text())
+    stored["stages"]["features"] = {"split": stored.pop("split")}  # where the split stood once
+    (place / "old" / "workflow.yaml").write_text(yaml.safe_dump(stored))
     before = contents(place)
 
     status, out, err = tesserec("sid", *arguments)

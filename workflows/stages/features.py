@@ -28,8 +28,7 @@ from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows import tables
-from workflows.log import Log, Split, SplitTime, encode
+from workflows.log import Log, encode
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 2
@@ -39,36 +38,32 @@ INPUTS = ("ingest", "interpret", "quantize")
 class Config(StageConfig):
     """Settings of the features stage."""
 
-    split: Split = SplitTime()
     history: int = Field(default=20, ge=1, description="positive items of the user's past per example")
     negatives: int = Field(default=4, ge=1, description="negatives per positive, for a log without labels")
     tokens: Tokens = Field(default=Tokens(), description="one way for captions, interests, titles and descriptions")
+
+    def reads_split(self) -> bool:
+        """Examples are written by its parts."""
+        return True
 
 
 def run(config: Config, context: Context) -> Result:
     """Write the features of a run whose items are interpreted and quantized.
 
     Raises:
-        UserError: there are no interactions, the split does not suit the timestamps, labels are missing in part or
-            all 0, or a split would be empty.
+        UserError: there are no interactions, labels are missing in part or all 0, or a split would be empty.
     """
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
         raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
-    if config.split.kind == "time" and tables.timestamps(context.catalog) == "order":
-        raise UserError(
-            "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} "
-            "under stages.features."
-        )
     items = read_items(context, config.tokens)
     interactions = run.read_table("catalog", "interactions")
     log = encode(interactions, items["item_id"])
     events = log.events
-    by_time = config.split.kind == "time"
-    split = config.split.numbers(events)
+    split = context.split.numbers(events)
     if "label" in interactions.column_names and not log.labelled:
         context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
-    context.log(f"{len(events)} events, split by {'time' if by_time else 'last event'}")
+    context.log(f"{len(events)} events, split by {'time' if context.split.kind == 'time' else 'last event'}")
     # Without labels the task is discovery, as in serving: an item is an example when a user first meets it.
     eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
 

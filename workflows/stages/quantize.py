@@ -22,7 +22,6 @@ from storage.weights import model_digest
 from workflows import sid_scores
 from workflows.collaborative import collaborative_vectors
 from workflows.frozen import check_frozen, frozen_identity
-from workflows.log import Split, SplitTime
 from workflows.stage import Context, Result, StageConfig
 
 VERSION = 2
@@ -41,19 +40,17 @@ def _preset(value: object) -> object:
 
 
 class Collaborative(BaseModel):
-    """The pull of `rqvae+collaborative` towards what users chose.
+    """The pull of `rqvae+collaborative` towards what users chose in the training part of the log.
 
     Attributes:
         weight: of the alignment in the loss.
         width: of the item vectors that the log is factored into.
-        split: of the log; its training part alone has a say. It must be that of `features`, where that stage is named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: PositiveFloat = 1.0
     width: PositiveInt = 64
-    split: Split = SplitTime()
 
 
 class Config(StageConfig):
@@ -116,6 +113,10 @@ class Config(StageConfig):
     def identity(self) -> dict[str, Any]:
         """The settings, and what stands behind `frozen` at the moment."""
         return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/quantizer", "sids")}
+
+    def reads_split(self) -> bool:
+        """Only a fit that goes by the log does."""
+        return self.method == COLLABORATIVE and self.frozen is None
 
 
 class Coded(NamedTuple):
@@ -201,7 +202,7 @@ def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
     signals = None
     if config.method == COLLABORATIVE:
         aligned = config.collaborative
-        signals = collaborative_vectors(context.run, aligned.split, width=aligned.width, seed=context.seed)
+        signals = collaborative_vectors(context.run, context.split, width=aligned.width, seed=context.seed)
     return quantizer_fit.fit(
         context,
         architecture,

@@ -5,6 +5,7 @@ Logs are small, with few moments, so that ties abound, and items arrive all the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from operators.sids import codes_array
 from operators.tokens import NULL_ID, token_hashes
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.log import encode
+from workflows.log import SplitLeaveLast, SplitTime, encode
 from workflows.stage import Context
 from workflows.stages import features
 
@@ -31,7 +32,8 @@ PAIR = ["user_id", "item_id", "timestamp"]
 IDS = pa.array([f"item {n}" for n in range(ITEMS)])
 ROWS = IDS.take(pa.array(hash_order(IDS.to_pylist())))  # of features/items
 
-every_kind = pytest.mark.parametrize("kind", ["time", "leave_last"])
+KINDS = {"time": SplitTime(), "leave_last": SplitLeaveLast(kind="leave_last")}
+every_kind = pytest.mark.parametrize("kind", KINDS)
 every_log = pytest.mark.parametrize("labels", [True, False])
 some_seeds = pytest.mark.parametrize("seed", range(2))
 
@@ -84,7 +86,7 @@ def drawn_anew(rows: pl.DataFrame, random: np.random.Generator, *, later_than: p
 def write(context: Context, log: pl.DataFrame, kind: str) -> Written:
     run = context.run
     run.write_table(log.to_arrow(), "catalog", "interactions")
-    features.run(features.Config(split={"kind": kind}, history=HISTORY, negatives=2), context)
+    features.run(features.Config(history=HISTORY, negatives=2), replace(context, split=KINDS[kind]))
     tables = [pl.from_arrow(run.read_table("features", name)) for name in (*SPLITS, "items", "users")]
     return Written(dict(zip(SPLITS, tables, strict=False)), *tables[3:])
 
@@ -100,7 +102,7 @@ def with_splits(log: pl.DataFrame, kind: str) -> pl.DataFrame:
             "timestamp": pl.Series(events.time).cast(TIME),
             "hour": pl.from_arrow(encoded.context)["hour"],
             "label": events.label,
-            "split": features.Config(split={"kind": kind}).split.numbers(events),
+            "split": KINDS[kind].numbers(events),
         }
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from storage.weights import save_model
-from workflows.collaborative import collaborative_vectors
-from workflows.log import SplitLeaveLast, SplitTime, encode
+from workflows.log import Split, SplitLeaveLast, SplitTime, encode
 from workflows.stage import Context
 from workflows.stages import quantize
 
@@ -200,26 +200,37 @@ def log_of(run: RunDir, **columns: Any) -> None:
 
 
 @pytest.mark.parametrize("split", [SplitTime(valid=0.2, test=0.2), SplitLeaveLast(kind="leave_last")])
-def test_collaborative_vectors_know_nothing_of_what_the_split_holds_out(
-    tmp_path: Path, split: SplitTime | SplitLeaveLast
+def test_an_alignment_knows_nothing_of_what_the_split_holds_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Split
 ) -> None:
+    from workflows import quantizer_fit
+
     run, random = RunDir(str(tmp_path)), np.random.default_rng(0)
     write_run(run, vectors(12))
     users = np.repeat([f"u{n}" for n in range(30)], 8)
     items = np.array([f"item-{n}" for n in random.integers(0, 14, 240)])  # two of them have no embedding
     time = random.integers(0, 12, 240) * 1_000_000  # many ties
     log_of(run, user_id=users.tolist(), item_id=items.tolist(), timestamp=time)
-    found = collaborative_vectors(run, split, width=4, seed=0)
+    monkeypatch.setattr(quantizer_fit, "fit", lambda *_, signals, **others: signals)
+    config = quantize.Config(method="rqvae+collaborative", collaborative=quantize.Collaborative(width=4))
+    found: Any = quantize.fit(config, replace(context_of(run, [], []), split=split), rows=12)
 
     ids = run.read_table("embeddings")["item_id"]
     ids = ids.take(hash_order(ids.to_pylist()))
     events = encode(run.read_table("catalog", "interactions"), ids).events
     train = events.take(split.numbers(events) == 0)
     assert 0 < len(train) < len(events)
-    wanted = item_vectors(train.user, train.item, len(ids), width=4, seed=0)
+    wanted = item_vectors(train.user, train.item, len(ids), width=4, seed=3)
     known = ~np.isnan(wanted).any(1)
     assert found["item_id"].to_pylist() == ids.filter(pa.array(known)).to_pylist()
     assert np.allclose(np.stack(found["vector"].to_pylist()), wanted[known])
+
+
+def test_only_a_fit_that_goes_by_the_log_reads_the_split() -> None:
+    aligned = quantize.Config(method="rqvae+collaborative")
+    assert aligned.reads_split()
+    assert not quantize.Config().reads_split()
+    assert not aligned.model_copy(update={"frozen": "runs/may"}).reads_split()  # nothing is fitted
 
 
 def new_item(item_id: str, codes: list[int]) -> pa.Table:

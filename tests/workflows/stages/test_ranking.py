@@ -17,7 +17,7 @@ from operators.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.log import encode
+from workflows.log import SplitLeaveLast, encode
 from workflows.stage import Context
 from workflows.stages import evaluate, features, rank
 from workflows.training import TrainingError
@@ -209,8 +209,8 @@ def test_a_log_of_likes_alone_is_a_log_without_labels(tmp_path: Path) -> None:
 
 
 def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
-    context = write_run(tmp_path)
-    features.run(features.Config(split={"kind": "leave_last"}), context)
+    context = replace(write_run(tmp_path), split=SplitLeaveLast(kind="leave_last"))
+    features.run(features.Config(), context)
     log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
     heavy = log.group_by("user_id").len().filter(pl.col("len") >= 3)
     train, valid, test = (read(context, name) for name in ("train", "valid", "test"))
@@ -221,19 +221,6 @@ def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     row = train.sort("timestamp").row(-1, named=True)
     count = train.filter((pl.col("item_id") == row["item_id"]) & (pl.col("timestamp") < row["timestamp"]))
     assert row["item_events"] == pytest.approx(np.log1p(len(count)), abs=1e-5)
-
-
-@pytest.mark.parametrize("timestamps", ["order", "real"])
-def test_timestamps_that_only_order_do_not_split_by_time(tmp_path: Path, timestamps: str) -> None:
-    context = write_run(tmp_path)
-    files.write_json(files.join(context.catalog, "catalog.json"), {"timestamps": timestamps})
-    if timestamps == "order":
-        with pytest.raises(UserError, match=r"write split: \{kind: leave_last\}"):
-            features.run(features.Config(), context)
-        assert not files.exists(context.run.uri("features"))
-    else:
-        features.run(features.Config(), context)
-    features.run(features.Config(split={"kind": "leave_last"}), context)
 
 
 @pytest.mark.parametrize("kind", ["missing", "half labelled", "nothing liked", "foreign"])
@@ -327,11 +314,6 @@ def test_true_probabilities_join_by_event_or_not_at_all(tmp_path: Path) -> None:
     unknown = asked.set_column(0, "user_id", pa.array(["v", "w"]))
     assert evaluate.true_probability(str(tmp_path), unknown) is None
     assert evaluate.true_probability(str(tmp_path / "elsewhere"), asked) is None
-
-
-def test_a_split_leaves_events_to_train_on() -> None:
-    with pytest.raises(ValueError, match="below 1"):
-        features.Config(split={"kind": "time", "valid": 0.5, "test": 0.5})
 
 
 def test_without_labels_an_item_is_popular_per_day_on_offer() -> None:
