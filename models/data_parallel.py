@@ -128,7 +128,7 @@ def evaluating(module: nn.Module) -> Iterator[Any]:
 
 
 def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The learner's plain state dict, whole and on the CPU, on the first worker; empty elsewhere. All have to call it."""
+    """The learner's plain state dict, whole and on the CPU, on the first worker; empty elsewhere. All call it."""
     return {name.removeprefix("learner."): value for name, value in get_model_state_dict(module, options=WHOLE).items()}
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class Encoder(nn.Module):
-    """Pre-norm transformer blocks with learned positions (GPT-2's; those of SASRec, Kang & McAuley 2018, are post-norm).
+    """Pre-norm transformer blocks with learned positions, as in GPT-2; those of SASRec are post-norm.
 
     Sequences are aligned left and padded right, so that the causal mask alone keeps padding out.
     """
