@@ -1,4 +1,7 @@
-"""Evaluate: the ranker, the popularity baseline, the truth where it is known, and the retriever, on the test split."""
+"""Evaluate, on the test split: the ranker, the retriever, the recommenders of next items, and their baselines.
+
+Reads what rank or generate wrote, or both.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,21 @@ import pyarrow.compute as pc
 from pydantic import Field, PositiveInt
 
 from models.metrics import bootstrap_auc, interval, scorecard
-from models.popularity import fit_popularity
 from operators.events import DAY_US
 from operators.tokens import NULL_ID
 from storage import files
+from storage.errors import UserError
+from storage.manifest import first_unfinished
 from workflows.log import Log, encode
 from workflows.stage import Context, Result, StageConfig
 
 if TYPE_CHECKING:
     import torch
 
-VERSION = 2
-INPUTS = ("ingest", "project", "features", "rank")
+VERSION = 3
+INPUTS = ("ingest", "project")
+EITHER = ("rank", "generate")  # of these at least one has to be there
+AFTER_ALL = True
 
 
 class Config(StageConfig):
@@ -32,7 +38,38 @@ class Config(StageConfig):
 
 
 def run(config: Config, context: Context) -> Result:
-    """Score the test split and write metrics/evaluate.json."""
+    """Score the test split and write metrics/evaluate.json.
+
+    Raises:
+        UserError: there is neither a ranker nor a generator.
+    """
+    there = [stage for stage in EITHER if first_unfinished(context.run.root, (stage,)) is None]
+    if not there:
+        raise UserError("Stage evaluate reads what rank or generate writes: add one of them to stages.")
+    metrics: dict[str, Any] = {}
+    rows = 0
+    if "rank" in there:
+        rows, metrics = score_ranker(config, context)
+    if "generate" in there:
+        from workflows.recommendation_scores import score_recommenders
+
+        found = score_recommenders(context, draws=config.bootstrap)
+        rows += found.get("popularity", {}).get("queries", 0)
+        metrics |= {name: {**metrics.get(name, {}), **values} for name, values in found.items()}
+    context.run.write_json(metrics, "metrics", "evaluate.json")
+    for key in ("auc", "ndcg@10"):
+        if scores := [f"{name} {values[key]:.4f}" for name, values in metrics.items() if key in values]:
+            context.log(f"{key.upper()}: {', '.join(scores)}")
+    return Result(rows_in=rows, rows_out=rows, metrics=metrics)
+
+
+def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]:
+    """Metrics of the ranker, of popularity and of the truth where it is known, by slices, too, and of the retriever.
+
+    Returns:
+        The number of test examples and the metrics.
+    """
+    from models.popularity import fit_popularity
     from models.ranking.ranker import load_ranker
     from operators.features import Examples, ItemFeatures, predict
 
@@ -80,9 +117,7 @@ def run(config: Config, context: Context) -> Result:
             **{scorer: scorecard(user[rows], label[rows], score[rows]) for scorer, score in scores.items()},
         }
     metrics["retriever"] = retrieval(items.embedding, test, log, positives, config.recall_at)
-    run.write_json(metrics, "metrics", "evaluate.json")
-    context.log(", ".join(f"{name} AUC {metrics[name]['auc']:.4f}" for name in scores))
-    return Result(rows_in=test.num_rows, rows_out=test.num_rows, metrics=metrics)
+    return test.num_rows, metrics
 
 
 def slices(items: pa.Table, positives: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.metrics import scorecard
 from storage import files
-from storage.manifest import Manifest, StageEntry
+from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.serving.conftest import write_run
 from workflows.stage import Context, Result
@@ -30,6 +30,7 @@ def run(tmp_path: Path) -> RunDir:
     log = run.read_table("catalog", "interactions", columns=["user_id", "item_id", "timestamp"])
     probability = pa.array(np.random.default_rng(1).uniform(0.05, 0.6, log.num_rows))
     files.write_part(run.uri("truth.parquet"), log.append_column("probability", probability))
+    write_manifest(run.root, Manifest(name="tiny", stages={"rank": StageEntry(state="complete")}))
     return run
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.catalogs.sample import write_sample
 from workflows.stage import Context
@@ -37,6 +38,7 @@ def test_given_true_captions_the_ranker_beats_popularity_without_labels(tmp_path
 
     features.run(features.Config(), context)
     rank.run(rank.Config(epochs=3), context)
+    write_manifest(context.run.root, Manifest(name="label-free", stages={"rank": StageEntry(state="complete")}))
     metrics = evaluate.run(evaluate.Config(bootstrap=50), context).metrics
 
     assert "truth" not in metrics  # sampled negatives have no true probability

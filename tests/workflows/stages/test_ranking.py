@@ -16,6 +16,7 @@ from operators.features import Examples, ItemFeatures, aligned, predict
 from operators.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
+from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.log import SplitLeaveLast, encode
 from workflows.stage import Context
@@ -258,6 +259,7 @@ def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path) -> No
     loss = log_loss(valid.label.numpy(), predict(ranker, items, valid, batch_size=77))
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
 
+    write_manifest(run.root, Manifest(name="ranking", stages={"rank": StageEntry(state="complete")}))
     metrics = evaluate.run(evaluate.Config(recall_at=(5,)), context).metrics
     assert run.read_json("metrics", "evaluate.json")["ranker"] == metrics["ranker"]
     assert metrics["popularity"]["auc"] + 0.05 < metrics["ranker"]["auc"]
