@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -55,15 +55,17 @@ class ParallelSettings(StageConfig):
 
     model: ParallelConfig = ParallelConfig()
     digits: int = Field(16, ge=1)
-    codewords: Annotated[int, Field(256, ge=2, le=256)] = 256
+    codewords: int = Field(256, ge=2, le=256)
     collaborative: float = Field(1.0, ge=0)
     width: int = Field(128, ge=1)
     course: Course = Course()
 
     @model_validator(mode="after")
-    def _whole_bits(self) -> ParallelSettings:
+    def _even_shares(self) -> ParallelSettings:
         if self.codewords & (self.codewords - 1):
             raise ValueError("codewords must be a power of two: write 16, 32, 64, 128 or 256")
+        if self.model.dim % self.digits:
+            raise ValueError(f"each digit has as many of the model's {self.model.dim} dimensions: write digits: 16")
         return self
 
 

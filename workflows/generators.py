@@ -21,7 +21,7 @@ from models.generation.vocabulary import Vocabulary, paths
 from models.lists import Lists
 from models.nextitem.artifact import load_next_item
 from models.nextitem.base import NextItemModel
-from models.nextitem.opq import product_codes
+from models.nextitem.opq import Digits, fit_digits
 from models.nextitem.parallel import ParallelGenerator
 from models.nextitem.sasrec import SasRec
 from models.recommending import Recommender
@@ -35,12 +35,13 @@ from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
+from storage.weights import load_model, save_model
 from workflows.collaborative import collaborative_vectors
 from workflows.generator_fit import Subject
 from workflows.generator_settings import ParallelSettings, SasRecSettings, SequentialSettings
 from workflows.log import Split, encode
 
-NEXT_ITEM, SEQUENTIAL = ("sasrec", "parallel"), "sequential"
+SEQUENTIAL, DIGITS = "sequential", "digits"
 ORDER, HELD_OUT = 41, 42  # what is drawn
 BUCKET = 20  # batches whose users are sorted by the length of their histories, so that little is padded
 
@@ -75,7 +76,7 @@ def item_ids(run: RunDir) -> pa.ChunkedArray:
 
 
 def write_digits(run: RunDir, settings: ParallelSettings, ids: pa.ChunkedArray, split: Split, *, seed: int) -> None:
-    """Quantise the items into parallel semantic IDs: `RUN/digits` (item_id; digits fixed_size_list<int32>[M]).
+    """Quantise the items into parallel semantic IDs, and write them with their codewords to models/generator/digits.
 
     What is quantised are the embeddings and, beside them, what users chose in training, each centred and of mean
     square 1 per item.
@@ -94,8 +95,10 @@ def write_digits(run: RunDir, settings: ParallelSettings, ids: pa.ChunkedArray, 
         vectors = np.zeros((len(ids), chosen["vector"].type.list_size), np.float32)
         vectors[pc.index_in(chosen["item_id"], ids).to_numpy()] = vectors_of(chosen["vector"], vectors.shape[1])
         parts.append(settings.collaborative * _scaled(vectors))
-    codes = product_codes(np.hstack(parts), digits=settings.digits, codewords=settings.codewords, seed=seed)
-    run.write_table(pa.table({"item_id": ids, "digits": codes_array(codes.numpy())}), "digits")
+    found = fit_digits(
+        np.hstack(parts), dim=settings.model.dim, digits=settings.digits, codewords=settings.codewords, seed=seed
+    )
+    save_model(run.uri("models", "generator", "digits"), DIGITS, {}, found._asdict())
 
 
 def _scaled(vectors: np.ndarray) -> np.ndarray:
@@ -108,8 +111,8 @@ def next_item_subject(settings: SasRecSettings | ParallelSettings, run: RunDir, 
     torch.manual_seed(seed)
     model: NextItemModel
     if isinstance(settings, ParallelSettings):
-        codes = torch.from_numpy(codes_matrix(run.read_table("digits")["digits"]).astype(np.int64))
-        model = ParallelGenerator(settings.model, codes, codewords=settings.codewords)
+        _, digits = load_model(run.uri("models", "generator", "digits"), DIGITS)
+        model = ParallelGenerator(settings.model, Digits(**digits))
     else:
         model = SasRec(settings.model, items=len(data.item_ids))
     steps = Shuffled(data.sequences, settings.course.batch_size, seed=seed)

@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from models.nextitem.base import EncoderConfig, NextItemModel
+from models.nextitem.opq import Digits
 from models.nextitem.parallel import ParallelConfig, ParallelGenerator
 from models.nextitem.sasrec import SasRec
 from storage.errors import UserError
@@ -24,7 +25,7 @@ def save_next_item(uri: str, model: NextItemModel, tensors: dict[str, torch.Tens
     """
     config = {"config": model.config.model_dump(mode="json"), "items": model.items}
     if isinstance(model, ParallelGenerator):
-        config["codewords"] = model.digit.shape[1]
+        config["digits"] = list(model.digit.shape[:2])
     save_model(uri, KIND, config, tensors)
 
 
@@ -37,9 +38,10 @@ def load_next_item(uri: str) -> NextItemModel:
     config, tensors = load_model(uri, KIND)
     try:
         model: NextItemModel
-        if "codewords" in config:
-            settings = ParallelConfig.model_validate(config["config"])
-            model = ParallelGenerator(settings, tensors["codes"], codewords=config["codewords"])
+        if "digits" in config:
+            settings, (digits, codewords) = ParallelConfig.model_validate(config["config"]), config["digits"]
+            words = torch.zeros(digits, codewords, settings.dim // digits)
+            model = ParallelGenerator(settings, Digits(tensors["codes"], words))
         else:
             model = SasRec(EncoderConfig.model_validate(config["config"]), items=config["items"])
         model.load_state_dict(tensors, assign=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import faiss
 import numpy as np
 import torch
@@ -9,27 +11,39 @@ import torch
 ROUNDS = 8  # of rotation and k-means by turns; the error hardly falls after them
 
 
-def product_codes(vectors: np.ndarray, *, digits: int, codewords: int, seed: int) -> torch.Tensor:
-    """Rotate, cut into `digits` parts, and quantise each part by k-means of its own (Ge et al., CVPR 2013).
+class Digits(NamedTuple):
+    """Items in digits."""
+
+    codes: torch.Tensor  # int64 [N, M]
+    codewords: torch.Tensor  # float32 [M, C, D / M], in the rotated space
+
+
+def fit_digits(vectors: np.ndarray, *, dim: int, digits: int, codewords: int, seed: int) -> Digits:
+    """Reduce to the main directions, rotate, cut into parts and quantise each by k-means (Ge et al., CVPR 2013).
 
     Args:
-        vectors: float32 [N, D], N at least `codewords`.
-        digits: M, number of parts.
-        codewords: C, of each part.
+        vectors: float32 [N, W], N at least C.
+        dim: D, to which wider vectors are reduced by PCA; narrower ones are filled up with zeros.
+        digits: M, number of parts; divides D.
+        codewords: C of each part, a power of two.
         seed: of every draw.
-
-    Returns:
-        int64 [N, M], codes below C.
     """
-    width = -(-vectors.shape[1] // digits) * digits  # zeros fill the last part up
-    wide = np.zeros((len(vectors), width), np.float32)
-    wide[:, : vectors.shape[1]] = vectors
-    quantizer = faiss.ProductQuantizer(width, digits, int(codewords).bit_length() - 1)
+    centred = vectors - vectors.mean(0)
+    if centred.shape[1] > dim:
+        _, axes = np.linalg.eigh(centred.T @ centred)
+        centred = centred @ axes[:, : -dim - 1 : -1]
+    wide = np.zeros((len(vectors), dim), np.float32)
+    wide[:, : centred.shape[1]] = centred
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    quantizer = faiss.ProductQuantizer(dim, digits, codewords.bit_length() - 1)
     quantizer.cp.seed = seed
-    rotation = faiss.OPQMatrix(width, digits)
+    quantizer.cp.min_points_per_centroid = 1
+    rotation = faiss.OPQMatrix(dim, digits)
     rotation.niter = ROUNDS
     rotation.pq = quantizer
     rotation.train(wide)
     rotated = rotation.apply(wide)
     quantizer.train(rotated)
-    return torch.from_numpy(quantizer.compute_codes(rotated).astype(np.int64))
+    codes = faiss.unpack_bitstrings(quantizer.compute_codes(rotated), digits, quantizer.nbits)
+    words = faiss.vector_to_array(quantizer.centroids).reshape(digits, codewords, -1)
+    return Digits(torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(words.copy()))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 from torch.nn import functional
 
 from models.nextitem.base import EncoderConfig, NextItemModel
 from models.nextitem.graph import exact
+from models.nextitem.opq import Digits
+from storage.errors import UserError
+
+SCALE, NOISE = 0.05, 0.002  # root mean square of the digits' own dimensions, and of the others, at the start
 
 
 class ParallelConfig(EncoderConfig):
@@ -18,41 +22,47 @@ class ParallelConfig(EncoderConfig):
         temperature: that cosines are divided by.
     """
 
-    dim: int = 128
+    dim: PositiveInt = 128
     temperature: PositiveFloat = 0.07
 
 
 class ParallelGenerator(NextItemModel):
     """An item is M unordered digits; its score is the sum of their log-probabilities, each over its own C codewords.
 
-    The encoder reads the mean of an item's digit vectors. One small head per digit turns a state into a query, whose
+    The encoder reads the sum of an item's digit vectors. One small head per digit turns a state into a query, whose
     cosines to the digit's vectors are its logits (section 3.2 there).
     """
 
-    def __init__(self, config: ParallelConfig, codes: torch.Tensor, *, codewords: int) -> None:
-        """Make a generator over N items.
+    def __init__(self, config: ParallelConfig, digits: Digits) -> None:
+        """Make a generator that begins with what the digits say of the items.
 
-        Args:
-            config: its size.
-            codes: int64 [N, M], below `codewords`.
-            codewords: C.
+        Each digit has dimensions of its own, in which its vectors are its codewords, so that the sum of an item's
+        vectors is what was quantised: training begins with neighbours in place instead of finding them.
+
+        Raises:
+            UserError: the dimensions are not those of the digits.
         """
-        super().__init__(config, items=len(codes))
-        digits = codes.shape[1]
+        super().__init__(config, items=len(digits.codes))
+        parts, codewords, width = digits.codewords.shape
+        if parts * width != config.dim:
+            raise UserError(f"The digits are of {parts * width} dimensions: set model.dim to that.")
         self.temperature = config.temperature
         self.codes: torch.Tensor
-        self.register_buffer("codes", codes)
-        self.digit = nn.Parameter(torch.empty(digits, codewords, config.dim))
-        self.head = nn.Parameter(torch.empty(digits, config.dim, config.dim))
-        self.head_bias = nn.Parameter(torch.zeros(digits, 1, config.dim))
-        nn.init.normal_(self.digit, std=0.02)
+        self.register_buffer("codes", digits.codes)
+        self.digit = nn.Parameter(torch.randn(parts, codewords, config.dim) * NOISE)
+        self.head = nn.Parameter(torch.empty(parts, config.dim, config.dim))
+        self.head_bias = nn.Parameter(torch.zeros(parts, 1, config.dim))
         nn.init.normal_(self.head, std=0.02)
+        scaled = digits.codewords * (SCALE / digits.codewords.square().mean().sqrt().clamp_min(1e-12))
+        with torch.no_grad():
+            for part in range(parts):
+                self.digit[part, :, part * width : (part + 1) * width] += scaled[part]
 
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """Mean of the digits' vectors."""
+        """Sum of the digits' vectors."""
         digits, codewords, _ = self.digit.shape
         rows = self.codes[items] + torch.arange(digits, device=items.device) * codewords
-        return functional.embedding_bag(rows, self.digit.flatten(0, 1), mode="mean")
+        return functional.embedding_bag(rows, self.digit.flatten(0, 1), mode="sum")
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of every digit, [M, B, C], for states [B, D]."""

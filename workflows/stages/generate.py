@@ -1,7 +1,7 @@
 """Generate: fit the generators of next items, and the baseline that they have to beat, on Ray Train.
 
-Writes models/generator/{parallel,sequential,sasrec}, models/generator/items (which item every row is), `digits` (the
-parallel semantic IDs) and metrics/generate.json.
+Writes models/generator/{parallel,sequential,sasrec}, models/generator/items (which item every row is),
+models/generator/digits (the parallel semantic IDs) and metrics/generate.json.
 """
 
 from __future__ import annotations
