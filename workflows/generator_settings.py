@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.generation.backbones import Backbone, Tiny
-from models.generation.tasks import load_tasks
+from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.nextitem.base import EncoderConfig
 from models.nextitem.parallel import ParallelConfig
 from models.ranking.config import Precision
@@ -99,13 +99,22 @@ class SequentialSettings(StageConfig):
     beams: int = Field(50, ge=20)
     course: Course = Course()
 
+    @property
+    def learned(self) -> tuple[Task, ...]:
+        """The tasks."""
+        return load_tasks(self.tasks) if self.tasks else (SEQUENCE,)
+
+    @property
+    def main(self) -> Task:
+        """The one that recommends."""
+        return next(task for task in self.learned if task.inputs == ("sids",) and task.target == "sid")
+
     @model_validator(mode="after")
     def _tasks_suit(self) -> SequentialSettings:
-        tasks = load_tasks(self.tasks) if self.tasks else ()
-        if tasks and not any(task.inputs == ("sids",) and task.target == "sid" for task in tasks):
+        if not any(task.inputs == ("sids",) and task.target == "sid" for task in self.learned):
             raise ValueError("none of the tasks recommends: name sids_to_sid among them")
-        if not tasks and not isinstance(self.backbone, Tiny):
+        if not self.tasks and not isinstance(self.backbone, Tiny):
             raise ValueError("a pretrained backbone without text has nothing to build on: name tasks, or take tiny")
-        if not tasks and self.schedule == "staged":
+        if not self.tasks and self.schedule == "staged":
             raise ValueError("there is but one task without text: set schedule to joint, or name tasks")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.generation import language
 from models.generation.backbones import Tiny, build, load_tokenizer
 from models.generation.examples import Corpus, Sampler, item_texts
+from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
 from models.generation.recommender import SequentialRecommender
-from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.generation.vocabulary import Vocabulary, paths
 from models.lists import Lists
 from models.nextitem.artifact import load_next_item
@@ -144,81 +143,82 @@ class Shuffled:
         return tuple(batches[at] for at in torch.randperm(len(batches), generator=random).tolist())
 
 
-def sequential_subject(
-    settings: SequentialSettings, run: RunDir, data: Data, *, codebook_sizes: Sequence[int], seed: int
-) -> Subject:
+def sequential_subject(settings: SequentialSettings, run: RunDir, data: Data, *, seed: int) -> Subject:
     """The language model over semantic IDs, to be fitted."""
-    tasks = load_tasks(settings.tasks) if settings.tasks else (SEQUENCE,)
-    corpus = make_corpus(settings, run, data, codebook_sizes=codebook_sizes, seed=seed)
-    model = language.LanguageModel(build(settings.backbone, corpus.vocabulary, seed=seed), corpus.vocabulary)
-    sampler = Sampler(corpus, tasks, seed=seed)
-    course = settings.course
+    vocabulary = make_vocabulary(settings, run, data.item_ids)
+    corpus = make_corpus(settings, run, data, vocabulary, seed=seed)
+    model = LanguageModel(build(settings.backbone, vocabulary, seed=seed), vocabulary)
+    sampler, course = Sampler(corpus, settings.learned, seed=seed), settings.course
 
     def draw(step: int) -> list[Batch]:
         rank, workers = world()
-        odds = task_odds(settings, tasks, step)
+        odds = task_odds(settings, step)
         drawn = sampler.draw(step, documents=course.batch_size, odds=odds, rank=rank, workers=workers)
-        return pack(
-            drawn, tokens_per_row=settings.tokens_per_row, rows=settings.rows_per_pass, pad=corpus.vocabulary.pad
-        )
+        return pack(drawn, tokens_per_row=settings.tokens_per_row, rows=settings.rows_per_pass, pad=vocabulary.pad)
 
-    return Subject(
-        model, draw, partial(SequentialRecommender, corpus=corpus, task=recommending(tasks), beams=settings.beams)
-    )
+    return Subject(model, draw, partial(SequentialRecommender, corpus=corpus, task=settings.main, beams=settings.beams))
 
 
-def recommending(tasks: Sequence[Task]) -> Task:
-    """The first task that reads the semantic IDs of a history and writes one."""
-    return next(task for task in tasks if task.inputs == ("sids",) and task.target == "sid")
-
-
-def task_odds(settings: SequentialSettings, tasks: Sequence[Task], step: int) -> list[float] | None:
+def task_odds(settings: SequentialSettings, step: int) -> list[float] | None:
     """Odds of the tasks at a step: even ones, but for the first half of a staged schedule (after arXiv 2602.06654)."""
     if settings.schedule == "joint" or step >= settings.course.steps // 2:
         return None
     recommend = step >= settings.course.steps // 4
-    odds = [float(task.over_histories == recommend) for task in tasks]
+    odds = [float(task.over_histories == recommend) for task in settings.learned]
     return odds if any(odds) else None
 
 
-def make_corpus(
-    settings: SequentialSettings, run: RunDir, data: Data, *, codebook_sizes: Sequence[int], seed: int
-) -> Corpus:
-    """Semantic IDs and texts of a run in tokens."""
-    found, sizes = paths(_aligned_codes(run, data.item_ids), codebook_sizes)
-    digits = len(sizes) > len(codebook_sizes)
-    titles: list[str | None] = [None] * len(data.item_ids)
-    captions = titles
+def make_vocabulary(settings: SequentialSettings, run: RunDir, ids: pa.ChunkedArray) -> Vocabulary:
+    """The tokens of a run's items; a decoder from scratch gets a tokenizer trained on their texts."""
+    quantizer = run.read_json("models", "quantizer", "config.json")
+    found, sizes = paths(sid_codes(run, ids), quantizer["codebook_sizes"])
+    digits = found.shape[1] > len(quantizer["codebook_sizes"])
     if not settings.tasks:
-        vocabulary = Vocabulary.sequence_only(sizes, digits=digits)
-    else:
-        items = run.read_table("items", columns=["item_id", "title", "caption"]).to_pandas().set_index("item_id")
-        items = items.reindex(data.item_ids.to_pylist())
-        titles, captions = ([text or None for text in items[name].fillna("")] for name in ("title", "caption"))
-        if isinstance(settings.backbone, Tiny):
-            texts = [text for text in (*titles, *captions) if text]
-            prompts = [task.prompt for task in load_tasks(settings.tasks)]
-            vocabulary = Vocabulary.trained(sizes, [*texts, *prompts], settings.text_tokens, digits=digits)
-        else:
-            vocabulary = Vocabulary.extended(sizes, *load_tokenizer(settings.backbone), digits=digits)
-    held_out = torch.zeros(len(data.item_ids), dtype=torch.bool)
-    if settings.tasks:
-        order = torch.randperm(len(held_out), generator=generator(HELD_OUT, seed))
-        held_out[order[: int(settings.held_out * len(order))]] = True
-    nothing = Lists(torch.empty(0, dtype=torch.int64), torch.zeros(len(titles) + 1, dtype=torch.int64))
-    texts_of = partial(item_texts, vocabulary, max_tokens=settings.max_text)
-    return Corpus(
-        vocabulary=vocabulary,
-        paths=torch.from_numpy(found),
-        titles=texts_of(titles) if settings.tasks else nothing,
-        captions=texts_of(captions) if settings.tasks else nothing,
-        sequences=data.sequences,
-        held_out=held_out,
-        history=settings.history,
+        return Vocabulary.sequence_only(sizes, digits=digits)
+    if not isinstance(settings.backbone, Tiny):
+        return Vocabulary.extended(sizes, *load_tokenizer(settings.backbone), digits=digits)
+    texts = [text for column in texts_of(run, ids) for text in column if text]
+    prompts = [task.prompt for task in settings.learned]
+    return Vocabulary.trained(sizes, [*texts, *prompts], settings.text_tokens, digits=digits)
+
+
+def make_corpus(settings: SequentialSettings, run: RunDir, data: Data, vocabulary: Vocabulary, *, seed: int) -> Corpus:
+    """Semantic IDs and texts of a run in tokens of a vocabulary."""
+    quantizer = run.read_json("models", "quantizer", "config.json")
+    found, _ = paths(sid_codes(run, data.item_ids), quantizer["codebook_sizes"])
+    corpus = bare_corpus(settings, vocabulary, torch.from_numpy(found))
+    if not settings.tasks:
+        return replace(corpus, sequences=data.sequences)
+    titles, captions = (
+        item_texts(vocabulary, column, max_tokens=settings.max_text) for column in texts_of(run, data.item_ids)
     )
+    order = torch.randperm(len(found), generator=generator(HELD_OUT, seed))
+    held_out = torch.zeros(len(found), dtype=torch.bool)
+    held_out[order[: int(settings.held_out * len(order))]] = True
+    return replace(corpus, sequences=data.sequences, titles=titles, captions=captions, held_out=held_out)
 
 
-def _aligned_codes(run: RunDir, ids: pa.ChunkedArray) -> np.ndarray:
+def bare_corpus(settings: SequentialSettings, vocabulary: Vocabulary, found: torch.Tensor) -> Corpus:
+    """Paths alone, int64 [N, L]: what recommending from semantic IDs needs."""
+    nobody = torch.zeros(1, dtype=torch.int64)
+    nothing = Lists(nobody[:0], nobody.expand(len(found) + 1))
+    held_out = torch.zeros(len(found), dtype=torch.bool)
+    return Corpus(vocabulary, found, nothing, nothing, Lists(nobody[:0], nobody), held_out, settings.history)
+
+
+def texts_of(run: RunDir, ids: pa.ChunkedArray) -> list[list[str | None]]:
+    """Titles and captions of the items, None where there is none."""
+    items = run.read_table("items", columns=["item_id", "title", "caption"])
+    items = items.take(pc.index_in(ids, items["item_id"]))
+    return [items[name].to_pylist() for name in ("title", "caption")]
+
+
+def sid_codes(run: RunDir, ids: pa.ChunkedArray) -> np.ndarray:
+    """The semantic IDs of the items, int32 [N, L + 1].
+
+    Raises:
+        UserError: an item has none.
+    """
     sids = run.read_table("sids", columns=["item_id", "codes"])
     where = pc.index_in(ids, sids["item_id"])
     if where.null_count:
@@ -226,18 +226,34 @@ def _aligned_codes(run: RunDir, ids: pa.ChunkedArray) -> np.ndarray:
     return codes_matrix(sids["codes"].take(where))
 
 
-def save_catalogue(run: RunDir, ids: pa.ChunkedArray) -> None:
+def save_items(run: RunDir, ids: pa.ChunkedArray) -> None:
     """Write which item every row is, as `RUN/models/generator/items` (item_id)."""
     run.write_table(pa.table({"item_id": ids}), "models", "generator", "items")
 
 
-def save_sequential(uri: str, corpus: Corpus, task: Task, *, beams: int) -> None:
-    """Write what recommends beside the language model: the paths of all items and the prompt."""
-    files.write_json(
-        files.join(uri, "recommender.json"),
-        {"task": task.model_dump(mode="json"), "history": corpus.history, "beams": beams},
-    )
+def save_sequential(
+    uri: str, settings: SequentialSettings, model: LanguageModel, tensors: dict[str, torch.Tensor], corpus: Corpus
+) -> None:
+    """Write the language model and what recommends by it: its settings, and the paths of all items."""
+    save_generator(uri, model, tensors)
+    files.write_json(files.join(uri, "settings.json"), settings.model_dump(mode="json"))
     files.write_table(files.join(uri, "paths"), pa.table({"path": codes_array(corpus.paths.numpy())}))
+
+
+def load_sequential(uri: str) -> tuple[SequentialSettings, SequentialRecommender]:
+    """What `save_sequential` wrote.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    model = load_generator(uri)
+    try:
+        settings = SequentialSettings.model_validate(files.read_json(files.join(uri, "settings.json")))
+        found = codes_matrix(files.read_table(files.join(uri, "paths"))["path"]).astype(np.int64)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise UserError(f"The generator at {uri} is damaged: run the stage generate again.") from error
+    corpus = bare_corpus(settings, model.vocabulary, torch.from_numpy(found))
+    return settings, SequentialRecommender(model, corpus, settings.main, beams=settings.beams)
 
 
 def load_recommenders(run: RunDir) -> dict[str, Recommender]:
@@ -249,22 +265,5 @@ def load_recommenders(run: RunDir) -> dict[str, Recommender]:
     found: dict[str, Recommender] = {}
     for name in run.read_json("metrics", "generate.json")["history"]:
         uri = run.uri("models", "generator", name)
-        found[name] = load_sequential(uri) if name == SEQUENTIAL else load_next_item(uri)
+        found[name] = load_sequential(uri)[1] if name == SEQUENTIAL else load_next_item(uri)
     return found
-
-
-def load_sequential(uri: str) -> SequentialRecommender:
-    """What `save_generator` and `save_sequential` wrote.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    model = language.load_generator(uri)
-    told = files.read_json(files.join(uri, "recommender.json"))
-    found = torch.from_numpy(codes_matrix(files.read_table(files.join(uri, "paths"))["path"]).astype(np.int64))
-    nothing = torch.zeros(len(found) + 1, dtype=torch.int64)
-    empty = Lists(nothing[:0], nothing)
-    corpus = Corpus(
-        model.vocabulary, found, empty, empty, Lists(nothing[:0], nothing[:1]), nothing[:-1].bool(), told["history"]
-    )
-    return SequentialRecommender(model, corpus, Task.model_validate(told["task"]), beams=told["beams"])

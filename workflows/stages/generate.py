@@ -78,13 +78,13 @@ def gpus(config: Config) -> float:
 
 def run(config: Config, context: Context) -> Result:
     """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
-    from workflows.generators import read_data, save_catalogue, write_digits
+    from workflows.generators import read_data, save_items, write_digits
 
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
         raise UserError("The catalogue has no interactions: leave generate and evaluate out of the stages.")
     data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
-    save_catalogue(run, data.item_ids)
+    save_items(run, data.item_ids)
     if config.parallel is not None:
         write_digits(run, config.parallel, data.item_ids, context.split, seed=context.seed)
     history: dict[str, list[dict[str, Any]]] = {}
@@ -138,7 +138,6 @@ def train_loop(task: dict[str, Any]) -> None:
     """The loop of one worker; the first one writes the artifact after every validation that is the best so far."""
     import ray.train.torch
 
-    from models.generation.language import save_generator
     from models.nextitem.artifact import save_next_item
     from workflows import generator_fit, generators, training
 
@@ -148,8 +147,7 @@ def train_loop(task: dict[str, Any]) -> None:
     data = generators.read_data(run, split, history=config.history, repeats=not config.filter_seen)
     uri = run.uri("models", "generator", name)
     if name == generators.SEQUENTIAL:
-        sizes = run.read_json("models", "quantizer", "config.json")["codebook_sizes"]
-        subject = generators.sequential_subject(settings, run, data, codebook_sizes=sizes, seed=seed)
+        subject = generators.sequential_subject(settings, run, data, seed=seed)
     else:
         subject = generators.next_item_subject(settings, run, data, seed=seed)
 
@@ -157,9 +155,7 @@ def train_loop(task: dict[str, Any]) -> None:
         if not tensors:
             return
         if name == generators.SEQUENTIAL:
-            save_generator(uri, learner, tensors)
-            recommender = subject.recommender(learner)
-            generators.save_sequential(uri, recommender.corpus, recommender.task, beams=recommender.beams)
+            generators.save_sequential(uri, settings, learner, tensors, subject.recommender(learner).corpus)
         else:
             save_next_item(uri, learner, tensors)
 
