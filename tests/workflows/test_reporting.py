@@ -382,6 +382,31 @@ def test_evidence_is_shown_where_there_is_some(run, page):
     assert loads(shown) == []
 
 
+def test_recommenders_are_shown_where_there_are_some_and_need_no_ranker(run, page):
+    assert "Recommendation" not in page.text
+    card = {"recall@10": 0.08, "recall@10_interval": [0.07, 0.09], "ndcg@10": 0.04, "ndcg@10_interval": [0.03, 0.05]}
+    over = {"ndcg@10": 1.5, "ndcg@10_interval": [1.25, 1.75], "recall@10": 1.0, "recall@10_interval": [0.5, 1.5]}
+    metrics = {"generator": card, "sequential": card, "sasrec": card, "generator_over_sasrec": over}
+    history = [{"step": step, "train_loss": 1 / step, "valid_ndcg@10": 0.01 * step} for step in (1, 2)]
+    tasks = {"<task>": {"examples": 9, "exact@1": 0.5}}
+    run.write_json(
+        {"chosen": "sequential", "history": {"sequential": history}, "tasks": tasks}, "metrics", "generate.json"
+    )
+    write_states(run, features=None, rank=None, evaluate={"metrics": metrics})
+    manifest = require_manifest(run.root)
+    manifest.stages["generate"] = entry(5, "generate")
+    write_manifest(run.root, manifest)
+    shown = page_of(run)
+    assert shown.row("sequential semantic IDs, chosen on validation")[3:5] == ["0.0800", "0.0700 to 0.0900"]
+    assert shown.row("<task>", "the item is first", "9", "0.5000")
+    assert "NDCG@10 is higher, 1.50 times (1.25 to 1.75); recall@10 is not told apart" in shown.text
+    assert "No test metrics" not in shown.text
+    assert len([found for found in shown.of("div") if found.get("role") == "img"]) == 2 + 2 + 2  # quantizer, lists, fit
+    assert loads(shown) == []
+    tiles = {tile.label: (tile.value, tile.note) for tile in contents.tiles(read_source(run))}
+    assert tiles["NDCG@10 of the generator"] == ("0.0400", "SASRec 0.0400")
+
+
 def test_key_numbers(run):
     shown = {tile.label: tile.value for tile in contents.tiles(read_source(run))}
     assert shown == {
@@ -454,7 +479,7 @@ def test_a_workflow_without_interactions_names_what_it_leaves_out(run):
     write_states(run, ingest={"metrics": {}}, **dict.fromkeys(STAGES[4:]))
     page = page_of(run)
     assert contents.problems(read_source(run)) == []
-    assert "Not part of this workflow: features, rank, evaluate and evidence." in page.text
+    assert "Not part of this workflow: features, rank, generate, evaluate and evidence." in page.text
     assert "stage rank is not part of this workflow" in page.text
     assert page.of("img") == []  # the catalogue is out of reach
 

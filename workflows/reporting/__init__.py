@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from storage import files
 from storage.run import RunDir
-from workflows.reporting import catalogue_map, contents, evidence, gallery, semantic_ids, text
+from workflows.reporting import catalogue_map, contents, evidence, gallery, recommendations, semantic_ids, text
 from workflows.reporting.source import read_source
 
 FOLDER = Path(__file__).parent
@@ -43,6 +43,7 @@ def write_report(run: RunDir) -> str:
         contents=contents,
         semantic_ids=semantic_ids,
         evidence=evidence,
+        recommendations=recommendations,
         cards=gallery.sample(source),
         map=catalogue_map.read_map(source),
         script=Markup(script),  # noqa: S704 - our own file

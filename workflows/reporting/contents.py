@@ -132,6 +132,10 @@ def tiles(source: Source) -> list[Tile]:
                 f"AUC gain over {gain['over']}", f"{gain['mean']:+.3f}", f"95% interval {interval(gain['interval'], 3)}"
             )
         )
+    if generator := metrics.get("generator"):
+        sasrec = metrics.get("sasrec", {}).get("ndcg@10")
+        note = f"SASRec {decimal(sasrec)}" if is_number(sasrec) else ""
+        found.append(Tile("NDCG@10 of the generator", decimal(generator.get("ndcg@10")), note))
     if recall := retrieval(source):
         row = recall.rows[0]
         found.append(Tile(f"{recall.columns[1].lower()} of the retriever", row[1], f"popularity {recall.rows[1][1]}"))
