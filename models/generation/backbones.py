@@ -65,8 +65,10 @@ class Lora(BaseModel):
 
 
 class _Weights(BaseModel):
-    """Attributes:
-    lora: train adapters only; null: everything.
+    """Settings of what was trained before.
+
+    Attributes:
+        lora: adapters to train in its place; null: train all of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,7 +83,7 @@ class SmolLM2(_Weights):
 
 
 class Pretrained(_Weights):
-    """Settings of any causal language model of transformers with rotary or learned positions.
+    """Settings of any causal language model of transformers that passes `check`.
 
     Attributes:
         model: a folder, or a name on the Hugging Face hub; weights come from safetensors alone, and no code that a
@@ -281,7 +283,7 @@ def merged(state: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, 
         state: whole tensors by their names in `model.state_dict()`; may be overwritten.
         model: whose tensors they are.
     """
-    scaling = {f"{name}.": part.scaling[ADAPTER] for name, part in model.named_modules() if hasattr(part, "lora_A")}
+    adapted = {f"{name}.": part for name, part in model.named_modules() if hasattr(part, "lora_A")}
     plain: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         stem, wrapped, rest = name.partition("base_layer.")
@@ -290,7 +292,8 @@ def merged(state: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, 
             value = torch.cat([value[: -len(rows)], rows.to(value)])
         elif wrapped and rest == "weight":
             up, down = (state[f"{stem}lora_{part}.{ADAPTER}.weight"].float() for part in "BA")
-            value = (value.float() + scaling[stem] * up @ down).to(value.dtype)
+            step = adapted[stem].scaling[ADAPTER] * up @ down
+            value = (value.float() + (step.T if adapted[stem].fan_in_fan_out else step)).to(value.dtype)
         if "lora_" not in name and "trainable_tokens" not in name:
             plain[stem.removesuffix("token_adapter.") + rest] = value
     tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
