@@ -1,0 +1,158 @@
+"""Constrained beam search: the best items of a catalogue by a language model over their semantic IDs.
+
+An item's score is the sum over levels of the log-softmax over that level's own codes, in float32 and added level by
+level, as everywhere in this package. The search walks the trie of the catalogue, so every path that it ends with is an
+item, each once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from models.generation.language import LanguageModel
+from models.generation.trie import Trie
+from models.lists import Lists
+from storage.errors import UserError
+
+
+class Decoded(NamedTuple):
+    """The k best items that a beam search finds for B users, best first; of equal ones the lower path first."""
+
+    items: torch.Tensor  # int64 [B, k], rows of the catalogue; -1 where fewer are left
+    scores: torch.Tensor  # float32 [B, k], -inf there
+    certified: torch.Tensor  # bool [B]: no item outside the beams can be among the k best
+
+
+@torch.no_grad()
+def beam_search(
+    model: LanguageModel,
+    trie: Trie,
+    prompts: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    beams: int,
+    k: int,
+    banned: Lists | None = None,
+    allowed: torch.Tensor | None = None,
+) -> Decoded:
+    """The k best items after every prompt.
+
+    One forward pass reads the prompts, one per level after the first the beams. The beams of a user are further
+    positions of one sequence, told apart by the attention mask: each sees the prompt, its ancestors and itself (tree
+    attention: Miao et al., "SpecInfer", ASPLOS 2024). So they share the prompt's keys and values, and nothing is
+    copied when beams are dropped.
+
+    As log-probabilities are at most 0, no item below a pruned prefix has a higher score than that: where the best of
+    the pruned is below the k-th item found, the k items are certainly the best of all.
+
+    Args:
+        model: in evaluation mode.
+        trie: on the model's device.
+        prompts: int64 [B, T] tokens, padded on the right.
+        lengths: int64 [B], tokens of each, at least one.
+        beams: prefixes that are kept at every level; as many as there are items make the search exhaustive.
+        k: length of the lists.
+        banned: item rows that a user must not get, in any order.
+        allowed: bool [N], items that anybody may get; all where it is None.
+
+    Raises:
+        UserError: there are fewer beams than items to find.
+    """
+    if beams < k:
+        raise UserError(f"{beams} beams cannot find {k} items: set beams to at least {k}.")
+    from transformers import DynamicCache
+
+    device, (users, width) = prompts.device, prompts.shape
+    if not users:  # transformers cannot reshape nothing
+        return Decoded(prompts.new_empty(0, k), torch.empty(0, k, device=device), prompts.new_empty(0).bool())
+    left = _Left(trie, users, banned, allowed)
+    user, places = torch.arange(users, device=device)[:, None], torch.arange(width, device=device)
+    cache = DynamicCache()
+    causal = (places <= places[:, None]).expand(users, 1, width, width)
+    hidden = model.hidden(prompts, places.expand(users, width), causal, cache)[user, lengths[:, None] - 1]
+    visible = (places < lengths[:, None])[:, None]  # bool [B, beams, positions so far]
+    nodes = torch.zeros(users, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(users, 1, device=device)
+    pruned = torch.full((users,), -torch.inf, device=device)  # the best score of a prefix that was dropped
+    for level in range(len(trie.sizes)):
+        log_probs = model.level_logits(hidden, level).log_softmax(-1)
+        below, parents, totals = _expand(trie, level, nodes, scores, log_probs)
+        totals.masked_fill_(~left(level, below), -torch.inf)
+        kept, dropped = _keep(totals, beams)
+        nodes, parents, scores = below.gather(1, kept), parents.gather(1, kept), totals.gather(1, kept)
+        pruned = pruned.maximum(dropped)
+        if level + 1 < len(trie.sizes):
+            itself = torch.eye(nodes.shape[1], dtype=torch.bool, device=device).expand(users, -1, -1)
+            visible = torch.cat([visible[user, parents], itself], dim=2)
+            tokens = model.vocabulary.start(level) + trie.codes[level][nodes]
+            hidden = model.hidden(tokens, (lengths + level)[:, None].expand_as(tokens), visible[:, None], cache)
+    return _ranked(trie, nodes, scores, pruned, k)
+
+
+class _Left:
+    """Which nodes have items left for which user."""
+
+    def __init__(self, trie: Trie, users: int, banned: Lists | None, allowed: torch.Tensor | None) -> None:
+        self._spans = trie.spans
+        open_ = torch.ones_like(trie.items, dtype=torch.bool) if allowed is None else allowed[trie.items]
+        self._before = functional.pad(open_.cumsum(0), (1, 0))  # items that anybody may get before every place
+        self._user = torch.arange(users, device=trie.items.device)[:, None] * (len(trie.items) + 1)
+        self._banned = trie.items.new_empty(0)  # (user, place) as one ascending number, none twice
+        if banned is not None:
+            ranks = trie.ranks[banned.values]
+            pairs = torch.repeat_interleave(self._user[:, 0], banned.offsets.diff()) + ranks
+            self._banned = torch.unique(pairs[open_[ranks]])
+
+    def __call__(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
+        """Whether a child that is added at `level`, int64 [B, W], has any: bool [B, W]."""
+        start, end = self._spans[level][nodes], self._spans[level][nodes + 1]
+        gone = torch.searchsorted(self._banned, self._user + end) - torch.searchsorted(self._banned, self._user + start)
+        return self._before[end] - self._before[start] > gone
+
+
+def _expand(
+    trie: Trie, level: int, nodes: torch.Tensor, scores: torch.Tensor, log_probs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The children of the beams in the order of their paths, their parents and their scores, each [B, W].
+
+    Beams [B, K] are in the order of their paths; those of score -inf count as childless. Places beyond a user's last
+    child have the score -inf.
+    """
+    first = trie.children[level][nodes]
+    counts = (trie.children[level][nodes + 1] - first).masked_fill(scores == -torch.inf, 0)
+    ends = counts.cumsum(1)
+    width = max(1, int(ends[:, -1].max()))
+    places = torch.arange(width, device=nodes.device).repeat(len(nodes), 1)
+    parents = torch.searchsorted(ends, places, right=True).clamp_max_(nodes.shape[1] - 1)
+    missing = places >= ends[:, -1:]
+    below = (places + (first - ends + counts).gather(1, parents)).masked_fill_(missing, 0)
+    steps = log_probs.flatten(1).gather(1, parents * trie.sizes[level] + trie.codes[level][below])
+    return below, parents, (scores.gather(1, parents) + steps).masked_fill_(missing, -torch.inf)
+
+
+def _keep(totals: torch.Tensor, beams: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the best of every row are, in ascending order, of equal ones the first; and the best score of the others.
+
+    `topk` alone leaves open which of equal scores it takes.
+    """
+    if totals.shape[1] <= beams:
+        every = torch.arange(totals.shape[1], device=totals.device).repeat(len(totals), 1)
+        return every, torch.full_like(totals[:, 0], -torch.inf)
+    best = totals.topk(beams + 1).values
+    least = best[:, beams - 1 : beams]
+    above, equal = totals > least, totals == least
+    kept = above | (equal & (equal.cumsum(1) <= beams - above.sum(1, keepdim=True)))
+    return kept.nonzero()[:, 1].view(len(totals), beams), best[:, beams]
+
+
+def _ranked(trie: Trie, nodes: torch.Tensor, scores: torch.Tensor, pruned: torch.Tensor, k: int) -> Decoded:
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    scores = scores.gather(1, order)
+    items = trie.items[nodes.gather(1, order)].masked_fill(scores == -torch.inf, -1)
+    missing = k - order.shape[1]
+    scores = functional.pad(scores, (0, missing), value=-torch.inf)
+    certified = (pruned == -torch.inf) | (pruned < scores[:, -1])
+    return Decoded(functional.pad(items, (0, missing), value=-1), scores, certified)
