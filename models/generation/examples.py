@@ -50,10 +50,11 @@ class Corpus:
 
 def item_texts(vocabulary: Vocabulary, texts: Sequence[str | None], *, max_tokens: int) -> Lists:
     """Texts of items as they stand inside a sentence: a blank before, on one line. No tokens where there is none."""
-    present = [index for index, text in enumerate(texts) if text and not text.isspace()]
+    lines = [" ".join((text or "").split()) for text in texts]
+    present = [index for index, line in enumerate(lines) if line]
     if not present:
         return Lists(torch.empty(0, dtype=torch.int64), torch.zeros(len(texts) + 1, dtype=torch.int64))
-    found = vocabulary.encode([" " + " ".join(texts[index].split()) for index in present], max_tokens=max_tokens)
+    found = vocabulary.encode([" " + lines[index] for index in present], max_tokens=max_tokens)
     lengths = torch.zeros(len(texts) + 1, dtype=torch.int64)
     lengths[torch.tensor(present) + 1] = found.offsets.diff()
     return Lists(found.values, lengths.cumsum(0))

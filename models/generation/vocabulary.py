@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = "<end>"  # spelling of code 0 at the level of the digits: none
-_SPECIAL = ("<pad>", "<bos>", "<eos>")  # ids 0, 1, 2 where the tokenizer is our own
+_SPECIAL, _IDS = ("<pad>", "<bos>", "<eos>"), (0, 1, 2)  # where the tokenizer is our own
 _TOKENIZER, _NUMBERS = "tokenizer.json", "vocabulary.json"
 
 
@@ -82,7 +82,7 @@ class Vocabulary:
     @classmethod
     def sequence_only(cls, sizes: Sequence[int], *, digits: bool = False) -> Vocabulary:
         """Semantic IDs alone."""
-        return cls(tuple(sizes), None, len(_SPECIAL), *range(len(_SPECIAL)), digits=digits)
+        return cls(tuple(sizes), None, len(_SPECIAL), *_IDS, digits)
 
     @classmethod
     def trained(
@@ -104,7 +104,7 @@ class Vocabulary:
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        return cls(tuple(sizes), tokenizer, tokenizer.get_vocab_size(), *range(len(_SPECIAL)), digits=digits)
+        return cls(tuple(sizes), tokenizer, tokenizer.get_vocab_size(), *_IDS, digits)
 
     @classmethod
     def extended(
@@ -164,7 +164,7 @@ class Vocabulary:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text as it reads, semantic IDs as `sid_string` spells them; special tokens are left out."""
-        parts = []
+        parts: list[str] = []
         for is_text, ids in itertools.groupby(map(int, tokens), lambda token: token < self.sid_start):
             if not is_text:
                 parts += map(self._spell, ids)
