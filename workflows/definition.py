@@ -83,6 +83,10 @@ def resolve(raw: Any, source: str) -> Definition:
         for needed in stage_module(name).INPUTS:
             if needed not in present:
                 raise UserError(f"{source}: stage {name} reads what {needed} writes: add {needed} to stages.")
+        either = getattr(stage_module(name), "EITHER", ())
+        if either and not any(stage in present for stage in either):
+            wanted = " or ".join(either)
+            raise UserError(f"{source}: stage {name} reads what {wanted} writes: add one of them to stages.")
     return definition
 
 

@@ -11,6 +11,7 @@ and, where it has them:
 
     SEEDED = False             the seed does not change its results (default: it does)
     OPERATORS                  operator classes whose `version` counts into the fingerprint
+    EITHER: tuple[str, ...]    of these stages it needs at least one, and reads all that are there
     AFTER_ALL = True           it looks back on every stage that the definition names before it: all of them count into
                                its fingerprint, and none of them has to be there
     def groups(config, root, nodes, rows) -> list[Group]

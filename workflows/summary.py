@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,11 @@ from rich.table import Table
 
 from storage import files
 from storage.manifest import Manifest
+
+KINDS = (  # what a table is about, the metric that its rows have, and its columns
+    ("clicks, test", "auc", ("auc", "user_auc", "log_loss", "ne", "calibration")),
+    ("next items, test", "ndcg@10", ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "coverage@10", "cold_recall@10")),
+)
 
 
 def summary(manifest: Manifest, root: str) -> str:
@@ -26,7 +32,8 @@ def summary(manifest: Manifest, root: str) -> str:
     console.print(table)
     evaluate = manifest.stages.get("evaluate")
     if evaluate is not None and evaluate.state == "complete":
-        console.print(_metrics(evaluate.metrics))
+        for found in _tables(evaluate.metrics):
+            console.print(found)
     for name, entry in manifest.stages.items():
         if entry.error:
             console.print(f"{name} failed: {entry.error}", markup=False)
@@ -36,19 +43,16 @@ def summary(manifest: Manifest, root: str) -> str:
     return out.getvalue().rstrip()
 
 
-def _metrics(metrics: dict[str, dict[str, Any]]) -> Table:
-    columns = sorted({key for values in metrics.values() for key, value in values.items() if _is_number(value)})
-    table = Table(box=None, pad_edge=False)
-    table.add_column("test metrics")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, values in metrics.items():
-        if not any(map(_is_number, values.values())):
-            continue  # slices are tables of their own, which the report shows
-        cells = [f"{values[c]:.4f}" if _is_number(values.get(c)) else "" for c in columns]
-        table.add_row(name, *cells)
-    return table
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _tables(metrics: dict[str, dict[str, Any]]) -> Iterator[Table]:
+    """Scorers of clicks, then recommenders; slices and ratios are tables of the report."""
+    for title, decisive, columns in KINDS:
+        rows = {name: values for name, values in metrics.items() if decisive in values}
+        if not rows:
+            continue
+        table = Table(box=None, pad_edge=False)
+        table.add_column(title)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, values in rows.items():
+            table.add_row(name, *(f"{values[column]:.4f}" if column in values else "" for column in columns))
+        yield table

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional
 
 from models.generation.backbones import merged
 from models.generation.packing import IGNORED, Batch
 from models.generation.vocabulary import Vocabulary
-from models.workers import total, world
 from storage.errors import UserError
 from storage.weights import load_model, save_model
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-Strategy = Literal["ddp", "fsdp"]
 KIND = "generator"
 TINY = torch.finfo(torch.float32).tiny
 
@@ -71,6 +64,19 @@ class LanguageModel(nn.Module):
         """Logits of the text tokens, float32 [..., sid_start], of hidden states [..., D]."""
         return functional.linear(hidden, self._output()[: self.vocabulary.sid_start]).float()
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the classes of decoder layers."""
+        return tuple(self.backbone._no_split_modules or ())  # transformers' word for them
+
+    def weight(self, batch: Batch) -> torch.Tensor:
+        """Responses of a batch."""
+        return batch.weights.sum()
+
+    def plain(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The backbone's tensors, adapters merged, of a whole state dict of this module."""
+        return merged({name.removeprefix("backbone."): value for name, value in state.items()}, self.backbone)
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the targets, each within its group: the mean over responses, float32 []; 0 without any."""
         hidden = self.hidden(batch.tokens, batch.positions, batch.mask())
@@ -96,84 +102,6 @@ class LanguageModel(nn.Module):
         return self.backbone.get_output_embeddings().weight
 
 
-class TrainingTask(nn.Module):
-    """A model's loss in the form that DDP and FSDP wrap: a worker's share of the step's.
-
-    The mean of the shares over the workers is the loss of the step, the mean over all its responses.
-    """
-
-    def __init__(self, model: LanguageModel, precision: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.model, self.precision = model, precision
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The share, float32 []; all workers have to call it together."""
-        with torch.autocast(batch.tokens.device.type, self.precision, enabled=self.precision != torch.float32):
-            loss = self.model.loss(batch)
-        mine = batch.weights.sum()
-        whole = mine.clone()
-        total([whole])
-        return loss * (mine * world()[1] / whole.clamp_min(TINY))
-
-
-def parallelise(
-    model: LanguageModel, strategy: Strategy, device: torch.device, precision: torch.dtype = torch.float32
-) -> nn.Module:
-    """A module whose forward is a worker's share of the loss of a batch, see `TrainingTask`.
-
-    `ddp` keeps a whole model on every worker. `fsdp` shares out weights, gradients and the optimizer's state, layer by
-    layer: make the optimizer of the module that is returned. Without a process group there is one worker.
-
-    Args:
-        precision: of the activations, under autocast; the weights keep theirs.
-    """
-    task = TrainingTask(model.to(device), precision)
-    if not dist.is_initialized():
-        return task
-    if strategy == "ddp":
-        return nn.parallel.DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
-    for layer in model.backbone.modules():
-        if type(layer).__name__ in (model.backbone._no_split_modules or ()):  # transformers' word for decoder layers
-            fully_shard(layer)
-    return fully_shard(task)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[LanguageModel]:
-    """The model of `parallelise`, in evaluation mode and without gradients.
-
-    Under FSDP its layers are gathered as they are called: after a first training step, all workers have to call them
-    equally often.
-    """
-    sharded = isinstance(module, FSDPModule)
-    if sharded:
-        module.unshard()  # embeddings and the output matrix, which are the root's
-    module.eval()
-    with torch.no_grad():
-        yield _task(module).model
-    module.train()
-    if sharded:
-        module.reshard()
-
-
-def gather_state(module: nn.Module) -> dict[str, torch.Tensor] | None:
-    """The plain state dict of the backbone, adapters merged, on the CPU of the first worker; None elsewhere.
-
-    Every worker has to call it.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(module, options=options)
-    if world()[0]:
-        return None
-    prefix = "model.backbone."
-    backbone = _task(module).model.backbone
-    return merged({name.removeprefix(prefix): value for name, value in state.items()}, backbone)
-
-
-def _task(module: nn.Module) -> TrainingTask:
-    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-
-
 def save_generator(uri: str, model: LanguageModel, state: dict[str, torch.Tensor]) -> None:
     """Write a generator's artifact: the vocabulary, the backbone's configuration and its weights.
 
@@ -183,11 +111,11 @@ def save_generator(uri: str, model: LanguageModel, state: dict[str, torch.Tensor
     Args:
         uri: a folder.
         model: that was trained.
-        state: of its backbone, as `gather_state` returns it.
+        state: the whole state dict of the model, as `models.data_parallel.gather_state` returns it.
     """
     model.vocabulary.save(uri)
     config = json.loads(model.backbone.config.to_json_string(use_diff=False))
-    save_model(uri, KIND, {"backbone": config}, state)
+    save_model(uri, KIND, {"backbone": config}, model.plain(state))
 
 
 def load_generator(uri: str) -> LanguageModel:

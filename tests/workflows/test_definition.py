@@ -98,3 +98,9 @@ def test_every_key_knows_where_it_was_written(write):
     assert found.where("stages.interpret.caption.pool") == f"{path}:7"
     assert found.where("stages.interpret.text_embedding.pool") == f"{path}:5"  # the nearest that was written
     assert found.where("stages.interpret.fetch.pool.min") == "--set stages.interpret.fetch.pool"
+
+
+def test_evaluate_needs_a_ranker_or_a_generator():
+    stages = dict.fromkeys(["ingest", "interpret", "project", "evaluate"])
+    with pytest.raises(UserError, match="reads what rank or generate writes: add one of them to stages"):
+        definition.resolve({"name": "x", "catalog": "c", "stages": stages}, "w.yaml")

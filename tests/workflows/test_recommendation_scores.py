@@ -12,7 +12,6 @@ from models.lists import Lists
 from models.recommending import Recommended, best
 from operators.sequences import Queries
 from storage import files
-from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
@@ -112,11 +111,6 @@ def test_a_ranker_and_a_generator_are_scored_as_each_alone(run):
     assert ranker.keys() & generator.keys() == {"popularity"}
     assert not ranker["popularity"].keys() & generator["popularity"].keys()
     assert both == {**ranker, **generator, "popularity": {**ranker["popularity"], **generator["popularity"]}}
-
-
-def test_without_a_ranker_and_a_generator_there_is_nothing_to_evaluate(run):
-    with pytest.raises(UserError, match="add one of them to stages"):
-        evaluated(run, "features")
 
 
 def test_a_split_without_a_query_scores_nobody(run):
