@@ -1,0 +1,225 @@
+"""How well each task is done on what training did not see: items, and what users chose next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from models.generation.decoding import beam_search
+from models.generation.examples import Corpus, documents, prompts
+from models.generation.language import LanguageModel
+from models.generation.tasks import Task
+from models.generation.texts import greedy, rouge_l, token_f1
+from models.generation.trie import Trie
+from models.lists import Lists, gather, padded
+from models.metrics import interval
+from models.recommendation_metrics import bootstrap_means, ranks, recall
+from models.seeds import generator, seed_of
+
+CHOICE, RESAMPLES, CAPTIONS = 611, 612, 613  # what is drawn, for seeds
+BATCH = 32  # prompts that are read at once
+CUTS = (1, 10)  # of the lists of items
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the tasks are asked about.
+
+    Attributes:
+        items: int64 [E], none twice, for the tasks over items.
+        histories: items of Q users, oldest first, for the tasks over histories.
+        targets: int64 [Q], what each chose next.
+    """
+
+    items: torch.Tensor
+    histories: Lists
+    targets: torch.Tensor
+
+
+class Examples(NamedTuple):
+    """What one task is asked about."""
+
+    targets: torch.Tensor  # int64 [D], the items that are asked for
+    histories: Lists | None  # of D users before that, none empty; None for a task over items
+
+    @property
+    def given(self) -> Lists | torch.Tensor:
+        """What the prompts are about."""
+        return self.targets if self.histories is None else self.histories
+
+    def take(self, rows: torch.Tensor) -> Examples:
+        """Those at rows, int64 [M]."""
+        return Examples(self.targets[rows], None if self.histories is None else gather(self.histories, rows))
+
+
+def choose(corpus: Corpus, task: Task, held_out: HeldOut, *, most: int, seed: int) -> Examples:
+    """At most so many of the examples that have what a task reads and writes, by chance, in random order."""
+    shown, answered = corpus.has(task.inputs), corpus.has([task.target])
+    every = Examples(held_out.items, None)
+    fits = shown[held_out.items]
+    if task.over_histories:
+        every = Examples(held_out.targets, held_out.histories)
+        values, offsets, _ = held_out.histories
+        before = functional.pad(shown[values].cumsum(0), (1, 0))
+        fits = before[offsets[1:]] > before[offsets[:-1]]
+    order = torch.randperm(len(fits), generator=generator(CHOICE, seed))
+    return every.take(order[(fits & answered[every.targets])[order]][:most])
+
+
+def task_losses(
+    model: LanguageModel, corpus: Corpus, tasks: Sequence[Task], held_out: HeldOut, *, most: int = 300, seed: int = 0
+) -> dict[str, float]:
+    """By task, the mean loss of the responses that held-out examples ask for, each in nats per token, as in training.
+
+    Args:
+        model: in evaluation mode.
+        most: examples of a task.
+        seed: of their choice.
+
+    Returns:
+        Of the tasks that have an example.
+    """
+    chosen = {task: choose(corpus, task, held_out, most=most, seed=seed) for task in tasks}
+    return {
+        task.name: float(losses(model, corpus, task, examples).mean())
+        for task, examples in chosen.items()
+        if len(examples.targets)
+    }
+
+
+def task_scores(
+    model: LanguageModel,
+    trie: Trie,
+    corpus: Corpus,
+    tasks: Sequence[Task],
+    held_out: HeldOut,
+    *,
+    most: int = 300,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """By task, how well it is done on held-out examples.
+
+    Args:
+        model: in evaluation mode.
+        trie: of the whole catalogue, on the model's device.
+        most: examples of a task.
+        seed: of their choice, of what captions are shuffled to and of the resamples.
+
+    Returns:
+        Of every task `examples`, their number, and, if that is not 0, means over them, each beside its interval from
+        resampled examples, `loss_interval` and so on:
+
+        * `loss`, in nats per token of the response;
+        * of tasks that ask for an item `log_probability`, its score, and `exact@1` and `exact@10`: whether it is the
+          first, and among the first ten, of all items by beam search with ten beams;
+        * of tasks that ask for a title `rouge_l` and `token_f1` of what greedy decoding writes.
+
+        Tasks that read captions have `shuffled`, the same where each item's caption is another's of the examples, and
+        `gain`, what the own captions have over those, paired by example. What does not fall, or in the loss rise,
+        was not read from the captions.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        examples = choose(corpus, task, held_out, most=most, seed=seed)
+        found[task.name] = {"examples": len(examples.targets)}
+        if not len(examples.targets):
+            continue
+        scores = _scores(model, trie, corpus, task, examples)
+        found[task.name] |= _summary(scores, seed)
+        if "caption" in task.inputs and len(examples.targets) > 1:
+            shuffled = _scores(model, trie, _shuffled(corpus, examples.targets, seed), task, examples)
+            gain = {name: score - shuffled[name] for name, score in scores.items()}
+            found[task.name] |= {"shuffled": _summary(shuffled, seed), "gain": _summary(gain, seed)}
+    return found
+
+
+@torch.no_grad()
+def losses(model: LanguageModel, corpus: Corpus, task: Task, examples: Examples) -> torch.Tensor:
+    """The loss of each response in nats per token, float32 [D] on the CPU.
+
+    Args:
+        model: in evaluation mode.
+    """
+    device, levels, found = _device(model), corpus.paths.shape[1], []
+    for part in _batches(examples):
+        written = documents(corpus, task, part.targets, part.histories)
+        lengths = written.offsets.diff().to(device)
+        tokens = padded(written, length=len(written.values), fill=corpus.vocabulary.pad).to(device)
+        count, width = tokens.shape
+        places = torch.arange(width, device=device)
+        causal = (places <= places[:, None]).expand(count, 1, width, width)
+        hidden = model.hidden(tokens, places.expand(count, width), causal)[:, :-1]  # each before the token it predicts
+        if task.target == "sid":
+            asked = (lengths - 1 - levels)[:, None] + torch.arange(levels, device=device)
+            states = hidden[torch.arange(count, device=device)[:, None], asked]
+            each = [
+                functional.cross_entropy(model.level_logits(states[:, level], level), code, reduction="none")
+                for level, code in enumerate(corpus.paths[part.targets].to(device).T)
+            ]
+            found.append(torch.stack(each).mean(0).cpu())
+            continue
+        counts = corpus.titles.offsets.diff()[part.targets].to(device) + 1  # and `eos`
+        asked = (places[1:] >= (lengths - counts)[:, None]) & (places[1:] < lengths[:, None])
+        each = functional.cross_entropy(model.text_logits(hidden[asked]), tokens[:, 1:][asked], reduction="none")
+        total = torch.zeros(count, device=device).index_add_(0, asked.nonzero()[:, 0], each)
+        found.append((total / counts).cpu())
+    return torch.cat(found)
+
+
+def _scores(model: LanguageModel, trie: Trie, corpus: Corpus, task: Task, examples: Examples) -> dict[str, np.ndarray]:
+    """The scores of every example by name, float64 [D]."""
+    loss = losses(model, corpus, task, examples).double().numpy()
+    parts = list(_batches(examples))
+    device = _device(model)
+    asked = [[tensor.to(device) for tensor in prompts(corpus, task, part.given)] for part in parts]
+    if task.target == "sid":
+        most = max(CUTS)
+        items = [beam_search(model, trie, *prompt, beams=most, k=most).items.cpu() for prompt in asked]
+        rank = ranks(torch.cat(items).numpy(), examples.targets.numpy())
+        exact = {f"exact@{at}": recall(rank, at) for at in CUTS}
+        return {"loss": loss, "log_probability": -loss * corpus.paths.shape[1], **exact}
+    titles = gather(corpus.titles, examples.targets)
+    longest = int(titles.offsets.diff().max())
+    answers = [text for prompt in asked for text in _texts(model, greedy(model, *prompt, max_tokens=longest))]
+    pairs = list(zip(answers, _texts(model, titles), strict=True))
+    return {
+        "loss": loss,
+        "rouge_l": np.array([rouge_l(*pair) for pair in pairs]),
+        "token_f1": np.array([token_f1(*pair) for pair in pairs]),
+    }
+
+
+def _summary(scores: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
+    """The mean of every score and its interval."""
+    samples = bootstrap_means(np.arange(len(scores["loss"])), scores, seed=seed_of(RESAMPLES, seed))
+    return {
+        key: value
+        for name, score in scores.items()
+        for key, value in ((name, float(score.mean())), (f"{name}_interval", interval(samples[name])))
+    }
+
+
+def _shuffled(corpus: Corpus, items: torch.Tensor, seed: int) -> Corpus:
+    """The corpus with the captions of some items passed on round a random circle, so that each has another's."""
+    circle = items[torch.randperm(len(items), generator=generator(CAPTIONS, seed))]
+    source = torch.arange(len(corpus.paths))
+    source[circle] = circle.roll(1)
+    return replace(corpus, captions=gather(corpus.captions, source))
+
+
+def _texts(model: LanguageModel, tokens: Lists) -> list[str]:
+    return [model.vocabulary.decode(part) for part in tokens.values.split(tokens.offsets.diff().tolist())]
+
+
+def _batches(examples: Examples) -> Iterator[Examples]:
+    for rows in torch.arange(len(examples.targets)).split(BATCH):
+        yield examples.take(rows)
+
+
+def _device(model: LanguageModel) -> torch.device:
+    return next(model.parameters()).device
