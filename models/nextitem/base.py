@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
+from torch.nn import functional
 
 from models.lists import Lists, gather, padded
 from models.nextitem.encoder import Encoder
@@ -64,7 +65,7 @@ class NextItemModel(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean loss of states [P, D] whose next items are `target`, int64 [P]."""
+        """Mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
 
     @abstractmethod
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -73,11 +74,7 @@ class NextItemModel(nn.Module, ABC):
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
         """Mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
         keep = windows < self.items
-        hidden, target = self._states(windows[:, :-1])[keep], windows[keep]
-        parts = zip(hidden.split(POSITIONS), target.split(POSITIONS), strict=True)
-        return sum((self.losses(states, items).float() * len(items) for states, items in parts), hidden.sum() * 0.0) / (
-            keep.sum().clamp_min(1)
-        )
+        return self.losses(self._states(windows[:, :-1])[keep], windows[keep])
 
     def weight(self, windows: torch.Tensor) -> torch.Tensor:
         """How many items that mean is over."""
@@ -111,3 +108,11 @@ class NextItemModel(nn.Module, ABC):
         read = vectors.new_zeros(*items.shape, vectors.shape[-1]).index_put((known,), vectors)
         start = self.start.to(read).expand(len(items), 1, -1)
         return self.encoder(torch.cat([start, read], dim=1))
+
+
+def cross_entropy(hidden: torch.Tensor, vectors: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over all items, float32 [], of states [P, D] against vectors [N, D]; 0 without states."""
+    loss = (hidden.sum() + vectors.sum()) * 0.0 if not len(hidden) else hidden.new_zeros(())
+    for states, items in zip(hidden.split(POSITIONS), target.split(POSITIONS), strict=True):
+        loss = loss + functional.cross_entropy(states @ vectors.T, items, reduction="sum").float()
+    return loss / max(len(hidden), 1)

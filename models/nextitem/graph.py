@@ -30,6 +30,7 @@ class Found(NamedTuple):
     scored: torch.Tensor  # int64 [B], items that were scored
 
 
+@torch.no_grad()
 def exact(logp: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Scores of all items, float32 [B, N].
 

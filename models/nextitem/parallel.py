@@ -1,43 +1,47 @@
-"""Parallel semantic IDs: all digits of the next item at once (RPG; Hou et al., KDD 2025, arXiv 2506.05781)."""
+"""Parallel semantic IDs: all digits of the next item at once (after RPG; Hou et al., KDD 2025, arXiv 2506.05781)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 from torch.nn import functional
 
-from models.nextitem.base import EncoderConfig, NextItemModel
+from models.nextitem.base import EncoderConfig, NextItemModel, cross_entropy
 from models.nextitem.graph import exact
 from models.nextitem.opq import Digits
 from storage.errors import UserError
 
-SCALE, NOISE = 0.05, 0.002  # root mean square of the digits' own dimensions, and of the others, at the start
+SCALE, NOISE = 0.03, 0.002  # root mean square of the digits' own dimensions, and of the others, at the start
 
 
 class ParallelConfig(EncoderConfig):
     """Size of the parallel generator.
 
     Attributes:
-        temperature: that cosines are divided by.
+        digit_loss: weight of the digits' own cross-entropy beside that over the catalogue.
     """
 
     dim: PositiveInt = 128
-    temperature: PositiveFloat = 0.07
+    digit_loss: float = Field(0.0, ge=0)
 
 
 class ParallelGenerator(NextItemModel):
     """An item is M unordered digits; its score is the sum of their log-probabilities, each over its own C codewords.
 
-    The encoder reads the sum of an item's digit vectors. One small head per digit turns a state into a query, whose
-    cosines to the digit's vectors are its logits (section 3.2 there).
+    A digit's logits are the products of its vectors with the state; the encoder reads the sum of an item's digit
+    vectors. Each digit has dimensions of its own in which its vectors begin as its codewords, so that the sum is what
+    was quantised: training begins with neighbours in place instead of finding them.
+
+    The paper trains each digit by itself. Of the C^M combinations only N are items, so that here, too, the scores are
+    normalised over the catalogue: the loss is minus the log-probability of the target given that some item of the
+    catalogue is meant. The digits' own normalisers are the same for all items and cancel.
     """
 
     def __init__(self, config: ParallelConfig, digits: Digits) -> None:
-        """Make a generator that begins with what the digits say of the items.
-
-        Each digit has dimensions of its own, in which its vectors are its codewords, so that the sum of an item's
-        vectors is what was quantised: training begins with neighbours in place instead of finding them.
+        """Make a generator of N items.
 
         Raises:
             UserError: the dimensions are not those of the digits.
@@ -46,36 +50,66 @@ class ParallelGenerator(NextItemModel):
         parts, codewords, width = digits.codewords.shape
         if parts * width != config.dim:
             raise UserError(f"The digits are of {parts * width} dimensions: set model.dim to that.")
-        self.temperature = config.temperature
+        self.digit_loss = config.digit_loss
         self.codes: torch.Tensor
         self.register_buffer("codes", digits.codes)
+        self._index(codewords)
         self.digit = nn.Parameter(torch.randn(parts, codewords, config.dim) * NOISE)
-        self.head = nn.Parameter(torch.empty(parts, config.dim, config.dim))
-        self.head_bias = nn.Parameter(torch.zeros(parts, 1, config.dim))
-        nn.init.normal_(self.head, std=0.02)
         scaled = digits.codewords * (SCALE / digits.codewords.square().mean().sqrt().clamp_min(1e-12))
         with torch.no_grad():
             for part in range(parts):
                 self.digit[part, :, part * width : (part + 1) * width] += scaled[part]
 
+    def _index(self, codewords: int) -> None:
+        """Derive what sums need: items to rows of all digits' vectors, and such a row to its items."""
+        rows = self.codes + torch.arange(self.codes.shape[1]) * codewords
+        counts = rows.flatten().bincount(minlength=self.codes.shape[1] * codewords)
+        found = (rows, rows.flatten().argsort(stable=True) // rows.shape[1], counts.cumsum(0) - counts)
+        self.rows: torch.Tensor
+        self.members: torch.Tensor
+        self.starts: torch.Tensor
+        for name, tensor in zip(("rows", "members", "starts"), found, strict=True):
+            self.register_buffer(name, tensor.int(), persistent=False)
+
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
         """Sum of the digits' vectors."""
-        digits, codewords, _ = self.digit.shape
-        rows = self.codes[items] + torch.arange(digits, device=items.device) * codewords
-        return functional.embedding_bag(rows, self.digit.flatten(0, 1), mode="sum")
+        return functional.embedding_bag(self.rows[items], self.digit.flatten(0, 1), mode="sum")
+
+    def every_vector(self) -> torch.Tensor:
+        """Those of all items, [N, D]."""
+        return _Sums.apply(self.digit.flatten(0, 1), self.rows, self.members, self.starts)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of every digit, [M, B, C], for states [B, D]."""
-        query = torch.baddbmm(self.head_bias, hidden.expand(len(self.digit), *hidden.shape), self.head)
-        # one fused pass instead of the several of a norm: but for the mean of its entries this is the unit vector
-        query = functional.layer_norm(hidden + functional.silu(query), hidden.shape[-1:])
-        words = functional.normalize(self.digit, dim=-1) / (self.temperature * hidden.shape[-1] ** 0.5)
-        return torch.bmm(query, words.mT)
+        """Logits of every digit, [B, M, C], for states [B, D]."""
+        return (hidden @ self.digit.flatten(0, 1).T).unflatten(1, self.digit.shape[:2])
 
     def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean of minus the log-probabilities of the target's digits: its score, but for the sign and the factor M."""
-        return functional.cross_entropy(self.logits(hidden).flatten(0, 1), self.codes[target].T.flatten())
+        """Cross-entropy over the catalogue, and that of each digit."""
+        loss = cross_entropy(hidden, self.every_vector(), target)
+        if self.digit_loss:
+            logits, codes = self.logits(hidden).flatten(0, 1), self.codes[target].flatten()
+            loss = loss + self.digit_loss * functional.cross_entropy(logits, codes).float()
+        return loss
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Sum over an item's digits of their log-probabilities."""
-        return exact(self.logits(hidden).float().log_softmax(-1).transpose(0, 1), self.codes)
+        return exact(self.logits(hidden).float().log_softmax(-1), self.codes)
+
+
+class _Sums(torch.autograd.Function):
+    """The sum of every item's digit vectors; the gradient sums the items of every digit vector in the same way.
+
+    torch's own backward of an embedding bag adds row by row and takes ten times as long on a CPU.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        context: Any, table: torch.Tensor, rows: torch.Tensor, members: torch.Tensor, starts: torch.Tensor
+    ) -> torch.Tensor:
+        context.save_for_backward(members, starts)
+        return functional.embedding_bag(rows, table, mode="sum")
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+        members, starts = context.saved_tensors
+        return functional.embedding_bag(members, gradient.contiguous(), starts, mode="sum"), None, None, None

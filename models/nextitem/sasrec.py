@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.nextitem.base import EncoderConfig, NextItemModel
+from models.nextitem.base import EncoderConfig, NextItemModel, cross_entropy
 
 
 class SasRec(NextItemModel):
@@ -27,7 +27,7 @@ class SasRec(NextItemModel):
 
     def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over all items."""
-        return functional.cross_entropy(hidden @ self.item.T, target)
+        return cross_entropy(hidden, self.item, target)
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of all items."""
