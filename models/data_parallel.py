@@ -134,9 +134,13 @@ def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """All that a fit goes on from, on the first worker; empty elsewhere. All have to call it."""
-    state = get_optimizer_state_dict(module, optimizer, options=WHOLE)
-    tensors = {f"model.{name}": value for name, value in get_model_state_dict(module, options=WHOLE).items()}
-    return tensors | {f"optimizer.{name}": value for name, value in state.items() if torch.is_tensor(value)}
+    state = {f"model.{name}": value for name, value in get_model_state_dict(module, options=WHOLE).items()}
+    state |= {
+        f"optimizer.{name}": value
+        for name, value in get_optimizer_state_dict(module, optimizer, options=WHOLE).items()
+        if torch.is_tensor(value)
+    }
+    return {name: value.clone() for name, value in state.items()}  # tied weights share memory, which no file can say
 
 
 def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

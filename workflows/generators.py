@@ -51,10 +51,11 @@ class Data(NamedTuple):
     item_ids: pa.ChunkedArray  # N, in hash order
     sequences: Lists  # of training
     valid: Queries
+    test: Queries
 
 
 def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data:
-    """The training sequences and validation queries of a run.
+    """The training sequences of a run, and the queries of validation and test.
 
     Raises:
         UserError: the log cannot be split so, or nobody has two positives in training.
@@ -65,7 +66,8 @@ def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data
     sequences = training_sequences(events, numbers)
     if not (sequences.offsets.diff() > 1).any():
         raise UserError("No user has two positives in the training part of the log: give a longer one.")
-    return Data(ids, sequences, queries(events, numbers, "valid", history=history, repeats=repeats))
+    asked = (queries(events, numbers, name, history=history, repeats=repeats) for name in ("valid", "test"))
+    return Data(ids, sequences, *asked)
 
 
 def item_ids(run: RunDir) -> pa.ChunkedArray:

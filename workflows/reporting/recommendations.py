@@ -89,7 +89,7 @@ def tasks(found: dict[str, Any]) -> Table | None:
     """How well each task is done on what training did not see, beside the control with shuffled captions.
 
     Args:
-        found: `tasks` of `metrics/generate.json`, see `models.generation.heldout`.
+        found: `tasks` of `metrics/evaluate.json`, see `models.generation.heldout`.
     """
     rows = [
         [

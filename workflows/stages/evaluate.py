@@ -45,10 +45,12 @@ def run(config: Config, context: Context) -> Result:
         rows, metrics = score_ranker(config, context)
     if "generate" in there:
         from workflows.recommendation_scores import score_recommenders
+        from workflows.task_scores import score_tasks
 
         found = score_recommenders(context, draws=config.bootstrap)
         rows += found.get("popularity", {}).get("queries", 0)
         metrics |= {name: {**metrics.get(name, {}), **values} for name, values in found.items()}
+        metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
     context.run.write_json(metrics, "metrics", "evaluate.json")
     for key in ("auc", "ndcg@10"):
         if scores := [f"{name} {values[key]:.4f}" for name, values in metrics.items() if key in values]:

@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional
 
 from models.data_parallel import Strategy, backward, evaluating, gather_state, parallelise
-from models.data_parallel import Strategy, backward, evaluating, gather_state, parallelise
 from models.generation.backbones import Lora, Tiny, adapt, build
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
