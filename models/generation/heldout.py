@@ -157,11 +157,11 @@ def losses(model: LanguageModel, corpus: Corpus, task: Task, examples: Examples)
         if task.target == "sid":
             asked = (lengths - 1 - levels)[:, None] + torch.arange(levels, device=device)
             states = hidden[torch.arange(count, device=device)[:, None], asked]
-            each = [
+            by_level = [
                 functional.cross_entropy(model.level_logits(states[:, level], level), code, reduction="none")
                 for level, code in enumerate(corpus.paths[part.targets].to(device).T)
             ]
-            found.append(torch.stack(each).mean(0).cpu())
+            found.append(torch.stack(by_level).mean(0).cpu())
             continue
         counts = corpus.titles.offsets.diff()[part.targets].to(device) + 1  # and `eos`
         asked = (places[1:] >= (lengths - counts)[:, None]) & (places[1:] < lengths[:, None])
