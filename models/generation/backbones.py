@@ -258,6 +258,7 @@ def adapt(model: PreTrainedModel, settings: Lora, vocabulary: Vocabulary, *, see
     `modules_to_save` would train the rows of text as well.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
 
     rows = list(range(vocabulary.sid_start, vocabulary.size))
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -272,7 +273,9 @@ def adapt(model: PreTrainedModel, settings: Lora, vocabulary: Vocabulary, *, see
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(ADAPTERS, seed))
-        return inject_adapter_in_model(config, model, ADAPTER)
+        inject_adapter_in_model(config, model, ADAPTER)
+    cast_adapter_dtype(model, ADAPTER)  # small steps are lost in bfloat16
+    return model
 
 
 @torch.no_grad()

@@ -386,12 +386,10 @@ def test_recommenders_are_shown_where_there_are_some_and_need_no_ranker(run, pag
     assert "Recommendation" not in page.text
     card = {"recall@10": 0.08, "recall@10_interval": [0.07, 0.09], "ndcg@10": 0.04, "ndcg@10_interval": [0.03, 0.05]}
     over = {"ndcg@10": 1.5, "ndcg@10_interval": [1.25, 1.75], "recall@10": 1.0, "recall@10_interval": [0.5, 1.5]}
-    metrics = {"generator": card, "sequential": card, "sasrec": card, "generator_over_sasrec": over}
-    history = [{"step": step, "train_loss": 1 / step, "valid_ndcg@10": 0.01 * step} for step in (1, 2)]
     tasks = {"<task>": {"examples": 9, "exact@1": 0.5}}
-    run.write_json(
-        {"chosen": "sequential", "history": {"sequential": history}, "tasks": tasks}, "metrics", "generate.json"
-    )
+    metrics = {"generator": card, "sequential": card, "sasrec": card, "generator_over_sasrec": over, "tasks": tasks}
+    history = [{"step": step, "train_loss": 1 / step, "valid_ndcg@10": 0.01 * step} for step in (1, 2)]
+    run.write_json({"chosen": "sequential", "history": {"sequential": history}}, "metrics", "generate.json")
     write_states(run, features=None, rank=None, evaluate={"metrics": metrics})
     manifest = require_manifest(run.root)
     manifest.stages["generate"] = entry(5, "generate")

@@ -143,7 +143,7 @@ def test_tiny_is_drawn_by_its_seed_alone():
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_a_models_with_a_head_count_that_does_not_fit_is_refused():
+def test_heads_that_do_not_fit_are_refused():
     with pytest.raises(ValidationError, match="multiple of twice the heads, 6"):
         TypeAdapter(Backbone).validate_python({"name": "tiny", "dim": 128, "heads": 3})
 
@@ -152,7 +152,7 @@ def test_a_models_with_a_head_count_that_does_not_fit_is_refused():
     ("kind", "others", "words"),
     [
         ("mamba", {"state_size": 4}, "mamba"),
-        ("gemma2", {"final_logit_softcapping": 1.0}, "no plain output matrix"),
+        ("granite", {"logits_scaling": 8.0}, "no plain output matrix"),
         ("bloom", {"n_head": 2, "n_layer": 1}, "bloom|mask|sdpa"),
     ],
 )
