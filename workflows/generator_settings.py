@@ -23,6 +23,7 @@ class Course(StageConfig):
         learning_rate: of AdamW, reached after `warmup` steps, falling to a tenth of it by a half cosine over `steps`.
         weight_decay: of matrices.
         validate_every: steps between two validations; also what `patience` counts in.
+        valid_queries: questions of each validation, at most.
         patience: validations without a better NDCG@10 before the end.
         precision: of activations.
     """
@@ -33,6 +34,7 @@ class Course(StageConfig):
     warmup: int = Field(100, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     validate_every: int = Field(500, ge=1)
+    valid_queries: int = Field(2_000, ge=1)
     patience: int = Field(5, ge=1)
     precision: Precision = "bf16"
 

@@ -264,8 +264,14 @@ def load_recommenders(run: RunDir) -> dict[str, Recommender]:
     Raises:
         UserError: one of them is damaged.
     """
-    found: dict[str, Recommender] = {}
-    for name in run.read_json("metrics", "generate.json")["history"]:
-        uri = run.uri("models", "generator", name)
-        found[name] = load_sequential(uri)[1] if name == SEQUENTIAL else load_next_item(uri)
-    return found
+    return {name: load_recommender(run, name) for name in run.read_json("metrics", "generate.json")["history"]}
+
+
+def load_recommender(run: RunDir, name: str) -> Recommender:
+    """One of them.
+
+    Raises:
+        UserError: it is damaged, or was not fitted.
+    """
+    uri = run.uri("models", "generator", name)
+    return load_sequential(uri)[1] if name == SEQUENTIAL else load_next_item(uri)

@@ -30,7 +30,7 @@ class Config(StageConfig):
         parallel, sequential: the generators; null leaves one out.
         sasrec: the baseline; null leaves it out.
         filter_seen: leave what a user has met out of their lists, and out of what is asked.
-        valid_queries: users' questions that each validation asks, at most.
+        compared: validation questions by which one of the generators is chosen, at most.
         workers, cpus_per_worker, use_gpu: processes of each fit and what each of them gets.
         strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.
         checkpoint_s: seconds between two states that a killed fit can go on from.
@@ -42,7 +42,7 @@ class Config(StageConfig):
     sequential: SequentialSettings | None = SequentialSettings()
     sasrec: SasRecSettings | None = SasRecSettings()
     filter_seen: bool = True
-    valid_queries: int = Field(5_000, ge=1)
+    compared: int = Field(5_000, ge=1)
     workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(2, gt=0)
     use_gpu: bool = False
@@ -78,7 +78,8 @@ def gpus(config: Config) -> float:
 
 def run(config: Config, context: Context) -> Result:
     """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
-    from workflows.generators import read_data, save_items, write_digits
+    from workflows.generator_fit import sample, validate
+    from workflows.generators import load_recommender, read_data, save_items, write_digits
 
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
@@ -91,12 +92,22 @@ def run(config: Config, context: Context) -> Result:
     for name in ("sasrec", *GENERATORS):
         if getattr(config, name) is not None:
             history[name] = _fit(name, config, context)
-    best = {name: max(curve, key=lambda point: point["valid_ndcg@10"]) for name, curve in history.items()}
-    chosen = max((name for name in GENERATORS if name in best), key=lambda name: best[name]["valid_ndcg@10"])
+    compared = sample(data.valid, config.compared, seed=context.seed)
+    valid = {name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history}
+    chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name]["valid_ndcg@10"])
     found = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
-    run.write_json({**found, "best": best, "history": history}, "metrics", "generate.json")
+    run.write_json({**found, "valid": valid, "history": history}, "metrics", "generate.json")
     rows = len(data.sequences.values)
+    best = {
+        name: {**valid[name], "step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]}
+        for name, curve in history.items()
+    }
     return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **best})
+
+
+def best_of(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """The validation that was kept."""
+    return max(curve, key=lambda point: point["valid_ndcg@10"])
 
 
 def _fit(name: str, config: Config, context: Context) -> list[dict[str, Any]]:
@@ -125,7 +136,7 @@ def _fit(name: str, config: Config, context: Context) -> list[dict[str, Any]]:
         progress=lambda metrics: context.progress(int(metrics["step"]), steps),
     )
     curve = [metrics for metrics in outcome.history if "valid_ndcg@10" in metrics]
-    best = max(curve, key=lambda point: point["valid_ndcg@10"])
+    best = best_of(curve)
     context.log(
         f"generate: {name} is best at step {best['step']} of {curve[-1]['step']}, validation NDCG@10 "
         f"{best['valid_ndcg@10']:.4f}, {curve[-1]['seconds']:.0f} s"
@@ -169,7 +180,7 @@ def train_loop(task: dict[str, Any]) -> None:
     generator_fit.fit(
         settings.course,
         subject,
-        generator_fit.sample(data.valid, config.valid_queries, seed=seed),
+        generator_fit.sample(data.valid, settings.course.valid_queries, seed=seed),
         generator_fit.Keep(report, improved),
         seed=seed,
         strategy=config.strategy,
