@@ -101,15 +101,17 @@ def search(
     k: int,
     beams: int = 16,
     steps: int = 8,
+    starts: int = 8192,
     seed: int = 0,
     banned: Lists | None = None,
     allowed: torch.Tensor | None = None,
 ) -> Found:
     """The k best items that a walk over the graph comes by; most of the best by `exact`, scoring few items.
 
-    All users start from the same beams × (degree + 1) random items, so that nobody's list depends on who else asks. At
-    each step the neighbours of the best `beams` items that were not left yet are scored. Items that a user must not get
-    are walked through, and left out of what was found.
+    All users start from the same random items, so that nobody's list depends on who else asks, and so that these are
+    scored as `exact` does: the paper starts each user from a few of their own, from where a graph of separate clusters
+    leads nowhere. At each step the neighbours of the best `beams` items that were not left yet are scored. Items that a
+    user must not get are walked through, and left out of what was found.
 
     Args:
         logp: float32 [B, M, C], log-probabilities of every digit's codes.
@@ -117,10 +119,10 @@ def search(
         graph: int32 [N, degree], as `build_graph` makes it.
         k: and banned, allowed: see `models.recommending.Recommender`.
         steps: after the start, in each of which beams × degree items are scored at most.
-        seed: of the start.
+        starts: random items that are scored first; `seed`: of their choice.
     """
     found = []
-    start = torch.randperm(len(codes), generator=generator(seed))[: beams * (graph.shape[1] + 1)].sort().values
+    start = torch.randperm(len(codes), generator=generator(seed))[:starts].sort().values
     for users in torch.arange(len(logp)).split(min(USERS, max(1, BLOCK_VALUES // len(codes)))):
         hidden = torch.zeros(len(users), len(codes), dtype=torch.bool)
         if allowed is not None:

@@ -64,7 +64,7 @@ def test_exact_and_an_exhausting_search_equal_brute_force(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "USERS", block)
         found = best(exact(logp, codes), k=k, **filters)
-        walked = search(logp, codes, circle.int(), k=k, beams=2, steps=items, **filters)
+        walked = search(logp, codes, circle.int(), k=k, beams=2, steps=items, starts=2, **filters)
     right = [[(item, score) for item, score in row] for row in brute(logp, codes, k, banned, allowed)]
     # which of equals are the last ones is open, but not their score
     assert [[score for _, score in row] for row in pairs(found)] == [[score for _, score in row] for row in right]
@@ -112,7 +112,7 @@ def catalogue(items: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_a_search_scores_few_items_and_finds_most_of_the_best() -> None:
     logp, codes, codewords = catalogue(5000)
-    found = search(logp, codes, build_graph(codes, codewords, 16), k=10, beams=16, steps=6)
+    found = search(logp, codes, build_graph(codes, codewords, 16), k=10, beams=16, steps=6, starts=256)
     true = best(exact(logp, codes), k=10)
     share = (found.best.items[:, :, None] == true.items[:, None]).any(1).float().mean()
     assert share > 0.9
@@ -122,8 +122,8 @@ def test_a_search_scores_few_items_and_finds_most_of_the_best() -> None:
 def test_a_list_does_not_depend_on_the_others_asked_for() -> None:
     logp, codes, codewords = catalogue(1000)
     neighbours = build_graph(codes, codewords, 8)
-    together = search(logp, codes, neighbours, k=5, beams=4, steps=3)
-    alone = search(logp[66:67], codes, neighbours, k=5, beams=4, steps=3)
+    together = search(logp, codes, neighbours, k=5, beams=4, steps=3, starts=32)
+    alone = search(logp[66:67], codes, neighbours, k=5, beams=4, steps=3, starts=32)
     assert together.best.items[66].tolist() == alone.best.items[0].tolist()
     assert together.scored[66] == alone.scored[0]
 
@@ -133,5 +133,5 @@ def test_filters_are_walked_through() -> None:
     codes = torch.arange(100)[:, None]
     logp = torch.linspace(-9, 0, 100)[None, None]
     line = (torch.arange(100)[:, None] + torch.tensor([-1, 1])).clamp(0, 99).int()
-    found = search(logp, codes, line, k=3, beams=1, steps=99, banned=lists([[*range(60, 99)]]))
+    found = search(logp, codes, line, k=3, beams=1, steps=99, starts=3, banned=lists([[*range(60, 99)]]))
     assert found.best.items.tolist() == [[99, 59, 58]]
