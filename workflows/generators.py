@@ -46,10 +46,11 @@ BUCKET = 20  # batches whose users are sorted by the length of their histories, 
 
 
 class Data(NamedTuple):
-    """What next-item models learn from; items are rows of `item_ids`."""
+    """What next-item models learn from and are asked; items are rows of `item_ids`."""
 
     item_ids: pa.ChunkedArray  # N, in hash order
     sequences: Lists  # of training
+    warm: np.ndarray  # bool [N], items with an event of any kind in training
     valid: Queries
     test: Queries
 
@@ -67,7 +68,7 @@ def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data
     if not (sequences.offsets.diff() > 1).any():
         raise UserError("No user has two positives in the training part of the log: give a longer one.")
     asked = (queries(events, numbers, name, history=history, repeats=repeats) for name in ("valid", "test"))
-    return Data(ids, sequences, *asked)
+    return Data(ids, sequences, np.isin(np.arange(len(ids)), events.item[numbers == 0]), *asked)
 
 
 def item_ids(run: RunDir) -> pa.ChunkedArray:

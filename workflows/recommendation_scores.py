@@ -14,9 +14,8 @@ from models.popularity import MostPopular
 from models.recommendation_metrics import CUT, CUTS, bootstrap_means, ndcg, ranks, recall, recommended, scorecard
 from models.recommending import Recommender
 from operators.features import aligned
-from operators.sequences import Queries, queries
-from workflows.generators import item_ids, load_recommenders
-from workflows.log import encode
+from operators.sequences import Queries
+from workflows.generators import load_recommenders, read_data
 from workflows.stage import Context
 
 BASELINES = ("sasrec", "itemknn", "popularity")
@@ -37,24 +36,20 @@ def score_recommenders(context: Context, *, draws: int) -> dict[str, Any]:
         As of `judge`; empty where the test split has no query.
     """
     run = context.run
-    generated, ids = run.read_json("metrics", "generate.json"), item_ids(run)
-    events = encode(run.read_table("catalog", "interactions"), ids).events
-    split = context.split.numbers(events)
-    valid, test = (queries(events, split, name, **generated["queries"]) for name in ("valid", "test"))
-    if not len(test.user):
+    generated = run.read_json("metrics", "generate.json")
+    data = read_data(run, context.split, **generated["queries"])
+    if not len(data.test.user):
         context.log("no event of the test split asks for a next item: the recommenders have no scores")
         return {}
 
     def banned(asked: Queries) -> Any:
         return None if generated["queries"]["repeats"] else asked.seen
 
-    train = split == 0
-    positives = np.bincount(events.item[train & (events.label > 0)], minlength=len(ids))
+    positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
+    vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
     recommenders: dict[str, Recommender] = {
         **load_recommenders(run),
-        "itemknn": fit_itemknn(
-            aligned(ids, run.read_table("embeddings")), valid.histories, valid.target, banned=banned(valid)
-        ),
+        "itemknn": fit_itemknn(vectors, valid.histories, valid.target, banned=banned(valid)),
         "popularity": MostPopular(torch.from_numpy(positives)),
     }
     lists = {}
@@ -62,8 +57,7 @@ def score_recommenders(context: Context, *, draws: int) -> dict[str, Any]:
         began = time.monotonic()
         lists[name] = recommended(recommender, test.histories, k=max(CUTS), banned=banned(test))
         context.log(f"{name}: {len(test.user)} lists in {time.monotonic() - began:.1f} s")
-    cold = np.bincount(events.item[train], minlength=len(ids)) == 0
-    return judge(lists, test, positives, cold, chosen=generated["chosen"], seed=context.seed, draws=draws)
+    return judge(lists, test, positives, ~data.warm, chosen=generated["chosen"], seed=context.seed, draws=draws)
 
 
 def judge(

@@ -14,7 +14,11 @@ from storage.manifest import Manifest
 
 KINDS = (  # what a table is about, the metric that its rows have, and its columns
     ("clicks, test", "auc", ("auc", "user_auc", "log_loss", "ne", "calibration")),
-    ("next items, test", "coverage@10", ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "coverage@10", "cold_recall@10")),
+    (
+        "next items, test",
+        "coverage@10",
+        ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "coverage@10", "cold_recall@10"),
+    ),
 )
 
 

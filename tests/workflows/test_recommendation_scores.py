@@ -46,7 +46,8 @@ def run(tmp_path: Path, monkeypatch) -> RunDir:
     fitted = {"parallel": Fixed(0), "sasrec": Fixed(1)}
     monkeypatch.setattr(recommendation_scores, "load_recommenders", lambda of: fitted)
     asked = {"history": 5, "repeats": False}
-    run.write_json({"chosen": "parallel", "queries": asked}, "metrics", "generate.json")
+    history: dict[str, list] = {name: [] for name in fitted}
+    run.write_json({"chosen": "parallel", "queries": asked, "history": history}, "metrics", "generate.json")
     return run
 
 
