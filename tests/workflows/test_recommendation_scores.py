@@ -83,7 +83,8 @@ def brute_popularity(run: RunDir, *, repeats: bool) -> tuple[list[float], list[b
 
 @pytest.mark.parametrize("repeats", [False, True])
 def test_every_recommender_is_asked_for_the_test_positives(run, repeats):
-    run.write_json({"chosen": "parallel", "queries": {"history": 5, "repeats": repeats}}, "metrics", "generate.json")
+    told = {**run.read_json("metrics", "generate.json"), "queries": {"history": 5, "repeats": repeats}}
+    run.write_json(told, "metrics", "generate.json")
     files.remove(run.uri("features"))
     files.remove(run.uri("models", "ranker"))
     result = evaluated(run, "generate", split=SplitLeaveLast(kind="leave_last"))
