@@ -3,7 +3,7 @@
 RUN/workflow.yaml (resolved)  manifest.json
 RUN/catalog/{items,interactions}/                           the validated, canonical catalogue
 RUN/items/ embeddings/ sids/ sids_added/ features/{items,train,valid,test}/ rejects/   Parquet
-RUN/models/{projector,quantizer,ranker}/                    safetensors + config.json
+RUN/models/{projector,quantizer,ranker,generator}/          safetensors + config.json
 RUN/checkpoints/                                            training state and resume marks, private to the run
 RUN/metrics/*.json  metrics/map/  RUN/report/index.html
 """
