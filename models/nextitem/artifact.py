@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import ValidationError
 
 from models.nextitem.base import EncoderConfig, NextItemModel
 from models.nextitem.opq import Digits
@@ -45,7 +44,7 @@ def load_next_item(uri: str) -> NextItemModel:
         else:
             model = SasRec(EncoderConfig.model_validate(config["config"]), items=config["items"])
         model.load_state_dict(tensors, assign=True)
-    except (ValidationError, RuntimeError, LookupError, TypeError) as error:
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
         raise UserError(
             f"The next-item model at {uri} is damaged or of another version: run the stage generate again."
         ) from error

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.lists import Lists, gather, padded
-from models.nextitem.encoder import Encoder
+from models.nextitem.encoder import Block, Encoder
 from models.recommending import Recommended, best
 
 USERS = 512  # per block of answers
@@ -45,6 +45,8 @@ class EncoderConfig(BaseModel):
 
 class NextItemModel(nn.Module, ABC):
     """Predicts each item of a history from those before it; the first one from a learned start."""
+
+    layers = (Block.__name__,)  # see `models.data_parallel.Learner`
 
     def __init__(self, config: EncoderConfig, *, items: int) -> None:
         super().__init__()
@@ -92,12 +94,13 @@ class NextItemModel(nn.Module, ABC):
         found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
         for block in torch.arange(len(histories.offsets) - 1).split(USERS):
             own = None if banned is None else gather(banned, block)
-            found.append(best(self.scores(self._last(gather(histories, block))), k=k, banned=own, allowed=allowed))
+            scores = self.scores(self._last(gather(histories, block))).cpu()
+            found.append(best(scores, k=k, banned=own, allowed=allowed))
         return Recommended(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _last(self, histories: Lists) -> torch.Tensor:
         """The state behind every history, [B, D]."""
-        read = padded(histories, length=self.config.length, fill=self.items)
+        read = padded(histories, length=self.config.length, fill=self.items).to(self.start.device)
         lengths = histories.offsets.diff().clamp_max(self.config.length)
         return self._states(read)[torch.arange(len(lengths)), lengths]
 

@@ -88,7 +88,8 @@ class ParallelGenerator(NextItemModel):
         loss = cross_entropy(hidden, self.every_vector(), target)
         if self.digit_loss:
             logits, codes = self.logits(hidden).flatten(0, 1), self.codes[target].flatten()
-            loss = loss + self.digit_loss * functional.cross_entropy(logits, codes).float()
+            digits = functional.cross_entropy(logits, codes, reduction="sum").float() / max(len(codes), 1)
+            loss = loss + self.digit_loss * digits
         return loss
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,225 @@
+"""SASRec, and what it shares with the parallel generator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from models.lists import Lists
+from models.nextitem import base
+from models.nextitem.artifact import load_next_item, save_next_item
+from models.nextitem.base import EncoderConfig, NextItemModel, cross_entropy
+from models.nextitem.encoder import Encoder
+from models.nextitem.opq import Digits
+from models.nextitem.parallel import ParallelConfig, ParallelGenerator
+from models.nextitem.sasrec import SasRec
+from storage.errors import UserError
+
+ITEMS = 30
+SIZE = {"dim": 16, "inner": 32, "length": 6, "dropout": 0.3}
+HISTORIES = [[3, 7, 1], [], [0, 0, 5, 6, 7, 8, 9, 2], [29], [1, 2, 3, 4, 5, 6]]
+
+
+def lists(rows: list[list[int]]) -> Lists:
+    values = [value for row in rows for value in row]
+    return Lists(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, rows)]).cumsum(0))
+
+
+def make(kind: str, **settings) -> NextItemModel:
+    """A model whose weights are far from the small ones it begins with, so that everything has its effect."""
+    torch.manual_seed(0)
+    if kind == "sasrec":
+        model: NextItemModel = SasRec(EncoderConfig(**{**SIZE, **settings}), items=ITEMS)
+    else:
+        digits = Digits(torch.randint(8, (ITEMS, 4)), torch.randn(4, 8, 4))
+        model = ParallelGenerator(ParallelConfig(**{**SIZE, **settings}), digits)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+@pytest.fixture(params=["sasrec", "parallel"])
+def model(request: pytest.FixtureRequest) -> NextItemModel:
+    return make(request.param)
+
+
+def naive_scores(model: NextItemModel, history: list[int]) -> torch.Tensor:
+    """Of one history alone, without any padding."""
+    read = torch.tensor([history[-model.config.length :]], dtype=torch.int64)
+    vectors = torch.cat([model.start[None], model.vectors(read[0])]) if history else model.start[None]
+    return model.scores(model.encoder(vectors[None])[0, -1:])[0]
+
+
+def naive_best(scores: torch.Tensor, k: int, out: set[int]) -> list[int]:
+    left = sorted(set(range(len(scores))) - out, key=lambda item: (-float(scores[item]), item))
+    return left[:k] + [-1] * (k - len(left))
+
+
+def test_a_later_vector_changes_no_earlier_state() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(dim=8, layers=3, heads=2, inner=16, dropout=0.5, length=9).eval()
+    items = torch.randn(2, 7, 8)
+    states = encoder(items)
+    for at in range(7):
+        other = items.clone()
+        other[:, at] = torch.randn(2, 8)
+        changed = (encoder(other) != states).any(dim=2)
+        assert not changed[:, :at].any()
+        assert changed[:, at:].all()
+    torch.testing.assert_close(encoder(items[:, :4]), states[:, :4])
+
+
+def test_dropout_is_for_training_alone(model: NextItemModel) -> None:
+    windows = torch.tensor([[1, 2, 3], [4, 5, ITEMS]])
+    assert model.loss(windows) == model.loss(windows)
+    model.train()
+    assert model.loss(windows) != model.loss(windows)
+
+
+def test_all_histories_at_once_are_answered_as_each_alone(
+    model: NextItemModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    banned = [[], [4, 5], [7, 7, 1], list(range(ITEMS)), []]
+    allowed = torch.rand(ITEMS, generator=torch.Generator().manual_seed(1)) < 0.8
+    hidden = set((~allowed).nonzero()[:, 0].tolist())
+    assert hidden
+    for block in (512, 2):
+        monkeypatch.setattr(base, "USERS", block)
+        plain = model.recommend(lists(HISTORIES), k=7)
+        found = model.recommend(lists(HISTORIES), k=ITEMS + 2, banned=lists(banned), allowed=allowed)
+        assert plain.items.shape == (5, 7)
+        assert found.scores.dtype == torch.float32
+        for row, history in enumerate(HISTORIES):
+            scores = naive_scores(model, history).detach()
+            assert plain.items[row].tolist() == naive_best(scores, 7, set())
+            right = naive_best(scores, ITEMS + 2, hidden | set(banned[row]))
+            assert found.items[row].tolist() == right
+            values = [float(scores[item]) if item >= 0 else -torch.inf for item in right]
+            torch.testing.assert_close(found.scores[row], torch.tensor(values), atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_last_items_are_read(model: NextItemModel) -> None:
+    long, short, other = [9, 8, 7, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [2, 2, 3, 4, 5, 6]
+    found = model.recommend(lists([long, short, other]), k=ITEMS)
+    torch.testing.assert_close(found.scores[0], found.scores[1])
+    assert not torch.allclose(found.scores[1], found.scores[2], atol=1e-3)
+
+
+def test_nobody_gets_nothing(model: NextItemModel) -> None:
+    found = model.recommend(lists([]), k=3, banned=lists([]))
+    assert found.items.shape == found.scores.shape == (0, 3)
+
+
+def test_windows_are_the_ends_of_sequences_with_one_more_to_predict(model: NextItemModel) -> None:
+    found = model.windows(lists([[1], [1, 2, 3, 4, 5, 6, 7, 8], [3, 4]]), torch.tensor([1, 2]))
+    assert found.tolist() == [[2, 3, 4, 5, 6, 7, 8], [3, 4, *[ITEMS] * 5]]
+    assert int(model.weight(found)) == 9
+
+
+def test_the_loss_is_the_mean_over_all_items_of_each_history(
+    model: NextItemModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences = [[3, 1, 2, 3], [5], [8, 9], [1, 2, 3, 4, 5, 6, 7]]
+    losses = []
+    for sequence in sequences:
+        for at, item in enumerate(sequence):
+            scores = naive_scores(model, sequence[:at])
+            losses.append(-scores.log_softmax(0)[item])  # both kinds: of all items
+    windows = model.windows(lists(sequences), torch.arange(4))
+    for block in (256, 3):
+        monkeypatch.setattr(base, "POSITIONS", block)
+        torch.testing.assert_close(model.loss(windows), torch.stack(losses).mean())
+    assert int(model.weight(windows)) == len(losses)
+
+
+def test_the_blocks_of_a_loss_have_the_gradients_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, vectors = torch.randn(10, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    target = torch.randint(6, (10,))
+    wanted = torch.autograd.grad(functional.cross_entropy(hidden @ vectors.T, target), (hidden, vectors))
+    monkeypatch.setattr(base, "POSITIONS", 3)
+    found = torch.autograd.grad(cross_entropy(hidden, vectors, target), (hidden, vectors))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("settings", [{}, {"digit_loss": 0.5}])
+def test_a_batch_without_items_costs_nothing_and_has_all_gradients(settings: dict[str, float]) -> None:
+    model = make("parallel" if settings else "sasrec", **settings)
+    loss = model.loss(torch.full((2, 3), ITEMS))
+    loss.backward()
+    assert loss == 0
+    assert all(part.grad is not None and not part.grad.any() for part in model.parameters())
+
+
+def test_a_chain_of_items_is_learned() -> None:
+    """Every item has one successor, whatever came before it."""
+    torch.manual_seed(0)
+    successor = torch.randperm(ITEMS).roll(1)
+    rows = [torch.randint(ITEMS, (48,))]
+    for _ in range(6):
+        rows.append(successor[rows[-1]])
+    chains = torch.stack(rows, dim=1)
+    model = SasRec(EncoderConfig(**{**SIZE, "dropout": 0.0}), items=ITEMS)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        model.loss(chains).backward()
+        optimizer.step()
+    model.eval()
+    starts = torch.arange(ITEMS)
+    asked = torch.stack([starts, successor[starts], successor[successor[starts]]], dim=1)
+    for length in (1, 2, 3):
+        found = model.recommend(lists(asked[:, :length].tolist()), k=1)
+        assert torch.equal(found.items[:, 0], successor[asked[:, length - 1]])
+
+
+def test_an_artifact_recommends_as_what_was_trained(model: NextItemModel, tmp_path: Path) -> None:
+    save_next_item(str(tmp_path), model, model.state_dict())
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    loaded = load_next_item(str(tmp_path))
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+    assert not loaded.training
+    wanted, found = (one.recommend(lists(HISTORIES), k=ITEMS) for one in (model, loaded))
+    assert torch.equal(found.items, wanted.items)
+    assert torch.equal(found.scores, wanted.scores)
+    windows = model.windows(lists(HISTORIES[2:]), torch.arange(3))
+    assert loaded.loss(windows) == model.loss(windows)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"config": {"dim": 7, "heads": 2}},
+        {"config": {"dim": 16, "hidden": 3}},
+        {"items": ITEMS + 1, "digits": [4, 9]},
+        {"items": "many", "digits": [4]},
+        {"config": None},
+    ],
+)
+def test_a_damaged_artifact_is_named(model: NextItemModel, tmp_path: Path, damage: dict) -> None:
+    with pytest.raises(UserError, match="There is no next-item model"):
+        load_next_item(str(tmp_path))
+    save_next_item(str(tmp_path), model, model.state_dict())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: damage[key] for key in damage if key in config}))
+    with pytest.raises(UserError, match="run the stage generate again"):
+        load_next_item(str(tmp_path))
+
+
+def test_missing_weights_are_named(model: NextItemModel, tmp_path: Path) -> None:
+    for name in ("start", "codes" if isinstance(model, ParallelGenerator) else "item"):
+        save_next_item(str(tmp_path), model, {key: value for key, value in model.state_dict().items() if key != name})
+        with pytest.raises(UserError, match="run the stage generate again"):
+            load_next_item(str(tmp_path))
+
+
+def test_heads_that_do_not_share_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="write dim: 20"):
+        EncoderConfig(dim=18, heads=4)
+    assert EncoderConfig(dim=20, heads=4).dim == 20
