@@ -33,6 +33,7 @@ class Subject(NamedTuple):
     learner: Any  # see `models.data_parallel.Learner`
     draw: Callable[[int], Sequence[Any]]  # this worker's batches of a step
     recommender: Callable[[Any], Recommender]  # of the learner
+    losses: Callable[[Any], dict[str, float]] = lambda learner: {}  # held-out loss of each of its tasks
 
 
 class Keep(NamedTuple):
@@ -66,8 +67,10 @@ def fit(
         state: of a killed attempt, to go on from.
 
     Raises:
-        UserError: the loss is not a number.
+        UserError: validation asks nothing, or the loss is not a number.
     """
+    if not len(queries.target):
+        raise UserError("No event of the validation split asks for a next item: give a longer log or another split.")
     module = parallelise(subject.learner, strategy, torch.device(device), DTYPES[course.precision])
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -78,7 +81,7 @@ def fit(
         lr=course.learning_rate,
         betas=(0.9, 0.98),
     )
-    at = {"step": 0.0, "best": 0.0, "stale": 0.0, "total": 0.0, "seconds": 0.0}
+    at = {"step": 0.0, "best": -1.0, "stale": 0.0, "total": 0.0, "seconds": 0.0}
     if state is not None:
         at = {name: float(state.pop(f"at.{name}")) for name in at}
         restore(module, optimizer, state)
@@ -86,8 +89,13 @@ def fit(
 
     def kept() -> State:
         numbers = {**at, "seconds": time.perf_counter() - started}
-        return snapshot(module, optimizer) | {f"at.{name}": torch.tensor(value) for name, value in numbers.items()}
+        exact = {f"at.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return snapshot(module, optimizer) | exact
 
+    if not at["step"]:
+        with evaluating(module) as learner:
+            losses = subject.losses(learner)
+        keep.report({"step": 0, **({"losses": losses} if losses else {})}, kept)
     module.train()
     while at["step"] < course.steps and at["stale"] < course.patience:
         step = int(at["step"])
@@ -106,9 +114,11 @@ def fit(
         if not math.isfinite(at["total"]):
             raise UserError("The loss is not a number: lower learning_rate under course.")
         with evaluating(module) as learner:
-            found = validate(subject.recommender(learner), queries, filter_seen=filter_seen)
+            found = validate(subject.recommender(learner), queries, filter_seen=filter_seen, device=device)
+            losses = subject.losses(learner)
         steps = (step % course.validate_every) + 1
         metrics = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
+        metrics |= {"losses": losses} if losses else {}
         better = found[f"valid_ndcg@{AT}"] > at["best"]
         at |= {
             "best": max(at["best"], found[f"valid_ndcg@{AT}"]),
@@ -126,15 +136,18 @@ def rate(step: int, course: Course) -> float:
     return warm * (0.55 + 0.45 * math.cos(math.pi * step / course.steps))
 
 
-def validate(recommender: Recommender, queries: Queries, *, filter_seen: bool) -> dict[str, float]:
-    """valid_recall@10 and valid_ndcg@10 of the queries, shared out among the workers."""
-    rank, workers = world()
-    mine = torch.arange(rank, len(queries.target), workers)
+def validate(
+    recommender: Recommender, queries: Queries, *, filter_seen: bool, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """valid_recall@10 and valid_ndcg@10 of the queries, shared out among the workers, which tell by way of `device`."""
+    (rank, workers), count = world(), len(queries.target)
+    places = torch.arange(rank, -(-count // workers) * workers, workers)
+    mine = places % count  # equally many on every worker, as FSDP needs; what is asked twice counts once
     banned = gather(queries.seen, mine) if filter_seen else None
     items = recommender.recommend(gather(queries.histories, mine), k=AT, banned=banned).items
     hit = items == queries.target[mine, None]
     gain = torch.stack([hit.any(1).float(), (hit / torch.log2(torch.arange(AT) + 2)).sum(1)], dim=1)
-    recall, ndcg = gather_rows(gain).mean(0).tolist()
+    recall, ndcg = gather_rows(gain[places < count].to(device)).mean(0).tolist()
     return {f"valid_recall@{AT}": recall, f"valid_ndcg@{AT}": ndcg}
 
 

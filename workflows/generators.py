@@ -13,6 +13,7 @@ import torch
 
 from models.generation.backbones import Tiny, build, load_tokenizer
 from models.generation.examples import Corpus, Sampler, item_texts
+from models.generation.heldout import HeldOut, task_losses
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
 from models.generation.recommender import SequentialRecommender
@@ -42,6 +43,7 @@ from workflows.log import Split, encode
 
 SEQUENTIAL, DIGITS = "sequential", "digits"
 ORDER, HELD_OUT = 41, 42  # what is drawn
+VALID_EXAMPLES = 100  # of each task, for its loss at every validation
 BUCKET = 20  # batches whose users are sorted by the length of their histories, so that little is padded
 
 
@@ -159,7 +161,14 @@ def sequential_subject(settings: SequentialSettings, run: RunDir, data: Data, *,
         drawn = sampler.draw(step, documents=course.batch_size, odds=odds, rank=rank, workers=workers)
         return pack(drawn, tokens_per_row=settings.tokens_per_row, rows=settings.rows_per_pass, pad=vocabulary.pad)
 
-    return Subject(model, draw, partial(SequentialRecommender, corpus=corpus, task=settings.main, beams=settings.beams))
+    recommender = partial(SequentialRecommender, corpus=corpus, task=settings.main, beams=settings.beams)
+    if not settings.tasks:
+        return Subject(model, draw, recommender)
+    held_out = HeldOut(corpus.held_out.nonzero()[:, 0], data.valid.histories, data.valid.target)
+    losses = partial(
+        task_losses, corpus=corpus, tasks=settings.learned, held_out=held_out, most=VALID_EXAMPLES, seed=seed
+    )
+    return Subject(model, draw, recommender, losses)
 
 
 def task_odds(settings: SequentialSettings, step: int) -> list[float] | None:

@@ -128,7 +128,8 @@ def task_sentences(found: dict[str, Any]) -> list[str]:
 
 
 def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
-    """Training curves of every recommender that was fitted: the loss, and NDCG@10 on validation with its best step.
+    """Training curves of every recommender that was fitted: the loss, NDCG@10 on validation with its best step, and
+    the held-out loss of each task.
 
     Args:
         history: `history` of `metrics/generate.json`, reports by recommender.
@@ -141,6 +142,10 @@ def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
             if known:
                 best = max(known, key=lambda report: report[key])["step"] if key != "train_loss" else None
                 drawn.append(trend(f"{title}: {what}", known, "step", {key: what}, best))
+        by_task = [{"step": report["step"], **report["losses"]} for report in reports if report.get("losses")]
+        if by_task:
+            tasks = {task: task for task in by_task[0] if task != "step"}
+            drawn.append(trend(f"{title}: held-out loss per token, by task", by_task, "step", tasks, None))
     return drawn
 
 

@@ -107,7 +107,7 @@ def run(config: Config, context: Context) -> Result:
 
 def best_of(curve: list[dict[str, Any]]) -> dict[str, Any]:
     """The validation that was kept."""
-    return max(curve, key=lambda point: point["valid_ndcg@10"])
+    return max(curve, key=lambda point: point.get("valid_ndcg@10", -1.0))
 
 
 def _fit(name: str, config: Config, context: Context) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def _fit(name: str, config: Config, context: Context) -> list[dict[str, Any]]:
         use_gpu=config.use_gpu,
         progress=lambda metrics: context.progress(int(metrics["step"]), steps),
     )
-    curve = [metrics for metrics in outcome.history if "valid_ndcg@10" in metrics]
+    curve = [metrics for metrics in outcome.history if "valid_ndcg@10" in metrics or "losses" in metrics]
     best = best_of(curve)
     context.log(
         f"generate: {name} is best at step {best['step']} of {curve[-1]['step']}, validation NDCG@10 "
