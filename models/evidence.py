@@ -8,7 +8,8 @@ narrow (in simulations 85% instead of 95% of such intervals held the value).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ TRUTH = "truth"  # the arm, where there is one, that is fed what the others have
 FEWEST = 10  # users or items, below which resamples are too much alike for an interval
 
 Arms = dict[str, dict[str, Any]]
+Key = TypeVar("Key", bound=Hashable)
 
 
 def by_clicks(
@@ -85,10 +87,7 @@ def _compare(
     samples = bootstrap_auc(units, probability, scores, seed=seed, draws=draws)
     if min(len(np.unique(unit)) for unit in units) < FEWEST:
         samples = {name: np.full_like(sample, np.nan) for name, sample in samples.items()}
-    # Of S seeds S - 1 are drawn: their mean then varies as that of S does (Rao and Wu 1988, JASA 83:231).
-    seeds = len(aucs[base])
-    picked = np.random.default_rng([seed, seeds]).integers(0, seeds, (max(seeds - 1, 1), draws))
-    drawn = {name: np.take_along_axis(sample, picked, axis=0).mean(axis=0) for name, sample in samples.items()}
+    drawn = over_seeds(samples, seed=seed)
     gain = {name: float(auc.mean() - aucs[base].mean()) for name, auc in aucs.items()}
     gains = {name: values - drawn[base] for name, values in drawn.items()}
     # A share of a gap that may be none would be a share of noise.
@@ -105,6 +104,23 @@ def _compare(
                 "share_interval": interval(gains[name] / gains[TRUTH]) if shown else [float("nan")] * 2,
             }
     return arms
+
+
+def over_seeds(samples: dict[Key, np.ndarray], *, seed: int) -> dict[Key, np.ndarray]:
+    """Means over resampled seeds of what resampled users gave; the same seeds for all arms.
+
+    Of S seeds S - 1 are drawn: their mean then varies as that of S does (Rao and Wu 1988, JASA 83:231).
+
+    Args:
+        samples: by arm, float [S, draws].
+        seed: of the resamples.
+
+    Returns:
+        float [draws] each.
+    """
+    seeds, draws = next(iter(samples.values())).shape
+    picked = np.random.default_rng([seed, seeds]).integers(0, seeds, (max(seeds - 1, 1), draws))
+    return {name: np.take_along_axis(sample, picked, axis=0).mean(axis=0) for name, sample in samples.items()}
 
 
 def conclude(arms: Arms, subjects: dict[str, str], where: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +25,18 @@ from storage.run import RunDir
 SCORED_ITEMS = 100_000  # of a larger catalogue, what is decoded, fitted on for comparison, and drawn
 
 
+class Naive(NamedTuple):
+    """Semantic IDs from residual k-means on the text vector alone: no vector of a picture, no fusion, no learning."""
+
+    quantizer: Quantizer
+    vectors: torch.Tensor  # float32 [N, D]; of an item without text the mean of all
+    sids: np.ndarray  # codes with the digit, int32 [N, L + 1]
+
+
 def judge(
     run: RunDir, quantizer: Quantizer, *, item_ids: Sequence[str], nearest: np.ndarray, sids: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """The scorecard of a run's SIDs and of naive ones, and the map of the catalogue, written to `metrics/map`.
-
-    Naive SIDs come from residual k-means on the text vector alone: no picture, no fusion, no learning.
 
     Args:
         item_ids: all items, in hash order.
@@ -52,12 +58,11 @@ def judge(
     card |= {"collision_share": before["share"], "largest_collision": before["largest"]}
     card |= {"collision_share_after": after["share"]}
     found = {"scorecard": card}
-    naive = _naive(run, drawn, quantizer.architecture.codebook_sizes, seed)
+    naive = naive_sids(run, drawn, quantizer.architecture.codebook_sizes, seed=seed)
     if naive is not None:
-        other, texts, naive_codes = naive
-        naive_digits = allocate_digits(drawn, naive_codes, hash_rows(texts.numpy()), max_digits=len(drawn))
-        found["naive"] = scorecard(other, texts, naive_codes, naive_digits, **shown)
-    table = map_table(drawn, vectors.numpy(), codes[: len(drawn)], None if naive is None else naive[2], seed=seed)
+        found["naive"] = scorecard(naive.quantizer, naive.vectors, naive.sids[:, :-1], naive.sids[:, -1], **shown)
+    other = None if naive is None else naive.sids[:, :-1]
+    table = map_table(drawn, vectors.numpy(), codes[: len(drawn)], other, seed=seed)
     run.write_table(table, "metrics", "map")
     return found
 
@@ -73,10 +78,8 @@ def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earl
     return drift(quantizer, reference_embeddings(earlier), vectors)
 
 
-def _naive(
-    run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], seed: int
-) -> tuple[Quantizer, torch.Tensor, np.ndarray] | None:
-    """Residual k-means on text vectors (the mean of all where an item has none): it, the vectors, their codes."""
+def naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:
+    """Naive semantic IDs of these items, unlike each other; None where no item has a text vector."""
     column = _rows_of(run.uri("items"), item_ids, ["text_vector"])["text_vector"].combine_chunks()
     known, width = column.is_valid().to_numpy(zero_copy_only=False), column.type.list_size
     if not known.any():
@@ -87,7 +90,9 @@ def _naive(
     vectors = collect([(texts, np.empty((len(texts), 0), np.float32))], seed=seed)
     quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, width, sizes, width), seed=seed)
     embeddings = torch.from_numpy(texts)
-    return quantizer, embeddings, quantizer.encode(embeddings).numpy()
+    codes = quantizer.encode(embeddings).numpy()
+    digits = allocate_digits(item_ids, codes, hash_rows(texts), max_digits=len(item_ids))
+    return Naive(quantizer, embeddings, np.column_stack([codes, digits]).astype(np.int32))
 
 
 def _rows_of(uri: str, item_ids: Sequence[str], columns: list[str]) -> pa.Table:

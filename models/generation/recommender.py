@@ -43,7 +43,7 @@ class SequentialRecommender:
         found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
         lengths = histories.offsets.diff().clamp_max(self.corpus.history)
         order = lengths.argsort(stable=True)  # prompts of about one length share a block
-        for block in order.split(USERS):
+        for block in order.split(USERS) if len(order) else ():
             tokens, sizes = prompts(self.corpus, self.task, gather(histories, block))
             own = None if banned is None else gather(banned, block)
             best = beam_search(

@@ -93,7 +93,13 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], *, x_label: str, 
 
 
 def band(
-    x: Sequence[float], values: Sequence[float], low: Sequence[float], high: Sequence[float], *, x_label: str
+    x: Sequence[float],
+    values: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    x_label: str,
+    dots: Sequence[tuple[float, float]] = (),
 ) -> Markup:
     """A line within its intervals.
 
@@ -101,6 +107,7 @@ def band(
         x: positions.
         values: as many, with their intervals from `low` to `high`.
         x_label: what the positions are.
+        dots: positions and values of what the line is the mean of.
 
     Returns:
         An inline SVG element.
@@ -109,6 +116,9 @@ def band(
     def draw(axes: Axes) -> None:
         axes.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0)
         axes.plot(x, values, color=SERIES[0], marker="o", markersize=3)
+        if dots:
+            axes.plot(*zip(*dots, strict=True), "o", color=SERIES[1], markersize=3, alpha=0.7)
+        axes.set_xticks(x)
         axes.set_xlabel(x_label)
 
     return _svg(draw, height=2.7)

@@ -5,7 +5,19 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-ORDER = ("ingest", "interpret", "project", "quantize", "features", "rank", "generate", "evaluate", "evidence", "report")
+ORDER = (
+    "ingest",
+    "interpret",
+    "project",
+    "quantize",
+    "features",
+    "rank",
+    "generate",
+    "evaluate",
+    "evidence",
+    "ablation",
+    "report",
+)
 
 
 def stage_module(name: str) -> ModuleType:

@@ -151,7 +151,7 @@ def test_half_precision_stays_near():
 def test_an_artifact_gives_the_loss_of_what_was_trained(tmp_path, kind, lora):
     model, batch = model_of(kind), packed(documents())
     if lora:
-        adapt(model.backbone, Lora(rank=2, dropout=0.0), VOCABULARY)
+        adapt(model.backbone, Lora(rank=2, alpha=2, dropout=0.0), VOCABULARY)
     module = parallelise(model, "ddp", CPU)
     train(module, [batch] * 2)
     save_generator(str(tmp_path), model, gather_state(module))
@@ -178,7 +178,7 @@ def test_a_damaged_artifact_is_named(tmp_path):
 def train(module: torch.nn.Module, batches: list[Batch]) -> list[float]:
     """A step of SGD per batch; the losses."""
     module.train()
-    optimizer = torch.optim.SGD([part for part in module.parameters() if part.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD([part for part in module.parameters() if part.requires_grad], lr=0.1)
     losses = []
     for batch in batches:
         optimizer.zero_grad()
@@ -206,7 +206,7 @@ def on_two(rank: int | None, strategy: Strategy, kind: str, lora: bool) -> tuple
     """Losses of three steps, and of a further batch then; the first rank's plain weights."""
     model = model_of(kind)
     if lora:
-        adapt(model.backbone, Lora(rank=2, dropout=0.0), VOCABULARY)
+        adapt(model.backbone, Lora(rank=2, alpha=2, dropout=0.0), VOCABULARY)
     module = parallelise(model, strategy, CPU)
     losses = train(module, shares(rank))
     with evaluating(module) as trained:
