@@ -135,11 +135,9 @@ def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
 def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """All that a fit goes on from, on the first worker; empty elsewhere. All have to call it."""
     state = {f"model.{name}": value for name, value in get_model_state_dict(module, options=WHOLE).items()}
-    state |= {
-        f"optimizer.{name}": value
-        for name, value in get_optimizer_state_dict(module, optimizer, options=WHOLE).items()
-        if torch.is_tensor(value)
-    }
+    if optimizer.state:  # torch would make one before the first step, and count that as a step
+        found = get_optimizer_state_dict(module, optimizer, options=WHOLE)
+        state |= {f"optimizer.{name}": value for name, value in found.items() if torch.is_tensor(value)}
     return {name: value.clone() for name, value in state.items()}  # tied weights share memory, which no file can say
 
 
@@ -149,9 +147,11 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[s
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = value
+    set_model_state_dict(module, parts["model"], options=WHOLE)
+    if not parts["optimizer"]:
+        return
     numbers = get_optimizer_state_dict(module, optimizer, options=WHOLE)
     rest = {name: value for name, value in numbers.items() if not torch.is_tensor(value)}
-    set_model_state_dict(module, parts["model"], options=WHOLE)
     set_optimizer_state_dict(module, optimizer, parts["optimizer"] | rest, options=WHOLE)
 
 

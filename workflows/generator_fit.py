@@ -92,7 +92,7 @@ def fit(
         exact = {f"at.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         return snapshot(module, optimizer) | exact
 
-    if not at["step"]:
+    if state is None:
         with evaluating(module) as learner:
             losses = subject.losses(learner)
         keep.report({"step": 0, **({"losses": losses} if losses else {})}, kept)

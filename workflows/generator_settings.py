@@ -67,7 +67,8 @@ class ParallelSettings(StageConfig):
         if self.codewords & (self.codewords - 1):
             raise ValueError("codewords must be a power of two: write 16, 32, 64, 128 or 256")
         if self.model.dim % self.digits:
-            raise ValueError(f"each digit has as many of the model's {self.model.dim} dimensions: write digits: 16")
+            even = max(digits for digits in range(1, self.digits) if self.model.dim % digits == 0)
+            raise ValueError(f"each digit has as many of the model's {self.model.dim} dimensions: write digits: {even}")
         return self
 
 
