@@ -143,8 +143,11 @@ def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
                 best = max(known, key=lambda report: report[key])["step"] if key != "train_loss" else None
                 drawn.append(trend(f"{title}: {what}", known, "step", {key: what}, best))
         by_task = [{"step": report["step"], **report["losses"]} for report in reports if report.get("losses")]
-        for task in list(by_task[0])[1:] if by_task else ():
-            drawn.append(trend(f"{title}: held-out loss of {task}", by_task, "step", {task: "nats per token"}))
+        drawn += [
+            trend(f"{title}: held-out loss of {task}", by_task, "step", {task: "nats per token"})
+            for task in (by_task[0] if by_task else ())
+            if task != "step"
+        ]
     return drawn
 
 
