@@ -94,9 +94,12 @@ class NextItemModel(nn.Module, ABC):
         found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
         for block in torch.arange(len(histories.offsets) - 1).split(USERS):
             own = None if banned is None else gather(banned, block)
-            scores = self.scores(self._last(gather(histories, block))).cpu()
-            found.append(best(scores, k=k, banned=own, allowed=allowed))
+            found.append(self.top(self._last(gather(histories, block)), k=k, banned=own, allowed=allowed))
         return Recommended(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def top(self, hidden: torch.Tensor, *, k: int, banned: Lists | None, allowed: torch.Tensor | None) -> Recommended:
+        """The k best items for states [B, D]."""
+        return best(self.scores(hidden).cpu(), k=k, banned=banned, allowed=allowed)
 
     def _last(self, histories: Lists) -> torch.Tensor:
         """The state behind every history, [B, D]."""

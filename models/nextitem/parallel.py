@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import nn
 from torch.nn import functional
 
+from models.lists import Lists
 from models.nextitem.base import EncoderConfig, NextItemModel, cross_entropy
-from models.nextitem.graph import exact
+from models.nextitem.graph import build_graph, exact, search
 from models.nextitem.opq import Digits
+from models.recommending import Recommended
 from storage.errors import UserError
 
 SCALE, NOISE = 0.03, 0.002  # root mean square of the digits' own dimensions, and of the others, at the start
+NEIGHBOURS = 50  # of an item in the graph
 
 
 class ParallelConfig(EncoderConfig):
     """Size of the parallel generator.
 
     Attributes:
-        digit_loss: weight of the digits' own cross-entropy beside that over the catalogue.
+        objective: `catalogue`: see `ParallelGenerator`; `digits`: each digit by itself, as in the paper, for catalogues
+            too large for products of states with all items.
+        exact_items: a larger catalogue is not scored as a whole but searched, see `models.nextitem.graph`.
     """
 
     dim: PositiveInt = 128
-    digit_loss: float = Field(0.0, ge=0)
+    objective: Literal["catalogue", "digits"] = "catalogue"
+    exact_items: PositiveInt = 1_000_000
 
 
 class ParallelGenerator(NextItemModel):
@@ -35,7 +41,7 @@ class ParallelGenerator(NextItemModel):
     vectors. Each digit has dimensions of its own in which its vectors begin as its codewords, so that the sum is what
     was quantised: training begins with neighbours in place instead of finding them.
 
-    The paper trains each digit by itself. Of the C^M combinations only N are items, so that here, too, the scores are
+    The paper trains each digit by itself. Of the C^M combinations only N are items, so that here the scores are
     normalised over the catalogue: the loss is minus the log-probability of the target given that some item of the
     catalogue is meant. The digits' own normalisers are the same for all items and cancel.
     """
@@ -50,7 +56,8 @@ class ParallelGenerator(NextItemModel):
         parts, codewords, width = digits.codewords.shape
         if parts * width != config.dim:
             raise UserError(f"The digits are of {parts * width} dimensions: set model.dim to that.")
-        self.digit_loss = config.digit_loss
+        self.objective, self.exact_items = config.objective, config.exact_items
+        self._graph: torch.Tensor | None = None
         self.codes: torch.Tensor
         self.register_buffer("codes", digits.codes)
         self._index(codewords)
@@ -59,6 +66,11 @@ class ParallelGenerator(NextItemModel):
         with torch.no_grad():
             for part in range(parts):
                 self.digit[part, :, part * width : (part + 1) * width] += scaled[part]
+
+    def train(self, mode: bool = True) -> ParallelGenerator:
+        """Forget the graph, which is of the vectors as they were."""
+        self._graph = None
+        return super().train(mode)
 
     def _index(self, codewords: int) -> None:
         """Derive what sums need: items to rows of all digits' vectors, and such a row to its items."""
@@ -84,17 +96,25 @@ class ParallelGenerator(NextItemModel):
         return (hidden @ self.digit.flatten(0, 1).T).unflatten(1, self.digit.shape[:2])
 
     def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the catalogue, and that of each digit."""
-        loss = cross_entropy(hidden, self.every_vector(), target)
-        if self.digit_loss:
-            logits, codes = self.logits(hidden).flatten(0, 1), self.codes[target].flatten()
-            digits = functional.cross_entropy(logits, codes, reduction="sum").float() / max(len(codes), 1)
-            loss = loss + self.digit_loss * digits
-        return loss
+        """Cross-entropy over the catalogue, or of each digit; the mean."""
+        if self.objective == "catalogue":
+            return cross_entropy(hidden, self.every_vector(), target)
+        codes = self.codes[target]
+        parts = zip(self.digit, codes.T, strict=True)
+        return torch.stack([cross_entropy(hidden, words, wanted) for words, wanted in parts]).mean()
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Sum over an item's digits of their log-probabilities."""
         return exact(self.logits(hidden).float().log_softmax(-1), self.codes)
+
+    def top(self, hidden: torch.Tensor, *, k: int, banned: Lists | None, allowed: torch.Tensor | None) -> Recommended:
+        """The k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
+        if self.items <= self.exact_items:
+            return super().top(hidden, k=k, banned=banned, allowed=allowed)
+        if self._graph is None:
+            self._graph = build_graph(self.codes.cpu(), self.digit.detach().cpu(), NEIGHBOURS)
+        logp = self.logits(hidden).float().log_softmax(-1).cpu()
+        return search(logp, self.codes.cpu(), self._graph, k=k, banned=banned, allowed=allowed).best
 
 
 class _Sums(torch.autograd.Function):
