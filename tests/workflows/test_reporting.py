@@ -477,7 +477,7 @@ def test_a_workflow_without_interactions_names_what_it_leaves_out(run):
     write_states(run, ingest={"metrics": {}}, **dict.fromkeys(STAGES[4:]))
     page = page_of(run)
     assert contents.problems(read_source(run)) == []
-    assert "Not part of this workflow: features, rank, generate, evaluate and evidence." in page.text
+    assert "Not part of this workflow: features, rank, generate, evaluate, evidence and ablation." in page.text
     assert "stage rank is not part of this workflow" in page.text
     assert page.of("img") == []  # the catalogue is out of reach
 

@@ -11,7 +11,16 @@ from markupsafe import Markup
 
 from storage import files
 from storage.run import RunDir
-from workflows.reporting import catalogue_map, contents, evidence, gallery, recommendations, semantic_ids, text
+from workflows.reporting import (
+    ablation,
+    catalogue_map,
+    contents,
+    evidence,
+    gallery,
+    recommendations,
+    semantic_ids,
+    text,
+)
 from workflows.reporting.source import read_source
 
 FOLDER = Path(__file__).parent
@@ -44,6 +53,7 @@ def write_report(run: RunDir) -> str:
         semantic_ids=semantic_ids,
         evidence=evidence,
         recommendations=recommendations,
+        ablation=ablation,
         cards=gallery.sample(source),
         map=catalogue_map.read_map(source),
         script=Markup(script),  # noqa: S704 - our own file
