@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from models.generation.examples import Sampler
 from models.generation.heldout import HeldOut, task_scores
+from models.generation.recommender import SequentialRecommender
 from models.recommendation_metrics import CUT, ranks, recommended
 from operators.sids import codes_array
 from storage import files
@@ -148,6 +149,7 @@ def score(config: Config, arm: Arm, run: RunDir, data: Data, *, seed: int) -> di
     generator_fit.fit(settings.course, subject, data.valid, keep, seed=seed, filter_seen=config.filter_seen)
     subject.learner.load_state_dict(best)
     recommender = subject.recommender(subject.learner.eval())
+    assert isinstance(recommender, SequentialRecommender)  # noqa: S101 - for the type checker
     test = data.test
     lists = recommended(recommender, test.histories, k=CUT, banned=test.seen if config.filter_seen else None)
     corpus = recommender.corpus
