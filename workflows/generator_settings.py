@@ -97,7 +97,7 @@ class SequentialSettings(StageConfig):
     max_text: int = Field(32, ge=1)
     held_out: float = Field(0.05, ge=0, lt=1)
     history: int = Field(20, ge=1)
-    tokens_per_row: int = Field(256, ge=8)
+    tokens_per_row: int = Field(128, ge=8)
     rows_per_pass: int = Field(64, ge=1)
     beams: int = Field(50, ge=20)
     course: Course = Course()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from safetensors import SafetensorError
 from torch.nn import functional
 
+from models.dropout import dropout
 from models.generation.vocabulary import Vocabulary
 from models.seeds import generator, seed_of
 from models.smollm2 import smollm2_path
@@ -158,7 +159,7 @@ def _tiny(settings: Tiny, vocabulary: Vocabulary, seed: int) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
     def drop(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-        return functional.dropout(output, settings.dropout, module.training)
+        return dropout(output, settings.dropout, training=module.training)
 
     parts = [model.model.embed_tokens]  # transformers' Llama has dropout in the attention weights alone
     parts += [part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]

@@ -57,7 +57,7 @@ class NextItemModel(nn.Module, ABC):
             layers=config.layers,
             heads=config.heads,
             inner=config.inner,
-            dropout=config.dropout,
+            share=config.dropout,
             length=config.length + 1,
         )
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.dropout import dropout
+
 
 class Encoder(nn.Module):
     """Pre-norm transformer blocks with learned positions, as in GPT-2; those of SASRec are post-norm.
@@ -13,13 +15,13 @@ class Encoder(nn.Module):
     Sequences are aligned left and padded right, so that the causal mask alone keeps padding out.
     """
 
-    def __init__(self, *, dim: int, layers: int, heads: int, inner: int, dropout: float, length: int) -> None:
+    def __init__(self, *, dim: int, layers: int, heads: int, inner: int, share: float, length: int) -> None:
         super().__init__()
         self.length = length
         self.position = nn.Embedding(length, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, inner, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(dim, heads, inner, share) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.share = share
         nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
@@ -31,7 +33,7 @@ class Encoder(nn.Module):
         Returns:
             [B, T, D].
         """
-        hidden = self.dropout(items + self.position.weight[: items.shape[1]])
+        hidden = dropout(items + self.position.weight[: items.shape[1]], self.share, training=self.training)
         for block in self.blocks:
             hidden = block(hidden)
         return self.norm(hidden)
@@ -40,14 +42,14 @@ class Encoder(nn.Module):
 class Block(nn.Module):
     """Attention and a two-layer network, each added to what came in."""
 
-    def __init__(self, dim: int, heads: int, inner: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, inner: int, share: float) -> None:
         super().__init__()
         self.heads = heads
         self.attention_norm, self.network_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.project = nn.Linear(dim, 3 * dim)
         self.merge = nn.Linear(dim, dim)
         self.network = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.share = share
         for layer in (self.project, self.merge, self.network[0], self.network[2]):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -57,7 +59,8 @@ class Block(nn.Module):
         heads = self.project(self.attention_norm(hidden)).unflatten(-1, (3, self.heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0
+            query, key, value, is_causal=True, dropout_p=self.share if self.training else 0.0
         )
-        hidden = hidden + self.dropout(self.merge(attended.transpose(1, 2).flatten(2)))
-        return hidden + self.dropout(self.network(self.network_norm(hidden)))
+        merged = self.merge(attended.transpose(1, 2).flatten(2))
+        hidden = hidden + dropout(merged, self.share, training=self.training)
+        return hidden + dropout(self.network(self.network_norm(hidden)), self.share, training=self.training)
