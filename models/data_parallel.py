@@ -85,7 +85,7 @@ def parallelise(
     for layer in list(task.modules()):
         if type(layer).__name__ in learner.layers:
             fully_shard(layer)
-    root = fully_shard(task)
+    root: Any = fully_shard(task)
     root._get_fsdp_state()._lazy_init()  # where a layer is the first to run, as in evaluation, it takes itself for it
     return root
 
@@ -121,34 +121,33 @@ def evaluating(module: nn.Module) -> Iterator[Any]:
 
     Under FSDP its layers are gathered as they are called: all workers have to call them equally often.
     """
-    sharded = isinstance(module, FSDPModule)
-    if sharded:
+    if isinstance(module, FSDPModule):
         module.unshard()  # what is the root's own
     module.eval()
     with torch.no_grad():
         yield plain_task(module).learner
     module.train()
-    if sharded:
+    if isinstance(module, FSDPModule):
         module.reshard()
 
 
 def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """The learner's plain state dict, whole and on the CPU, on the first worker; empty elsewhere. All call it."""
-    return {name.removeprefix("learner."): value for name, value in get_model_state_dict(module, options=WHOLE).items()}
+    return {name.removeprefix("learner."): value for name, value in _whole(module).items()}
 
 
 def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """All that a fit goes on from, on the first worker; empty elsewhere. All have to call it."""
-    state = {f"model.{name}": value for name, value in get_model_state_dict(module, options=WHOLE).items()}
+    state = {f"model.{name}": value for name, value in _whole(module).items()}
     if optimizer.state:  # torch would make one before the first step, and count that as a step
-        found = get_optimizer_state_dict(module, optimizer, options=WHOLE).get("state", {})
+        found: Any = get_optimizer_state_dict(module, optimizer, options=WHOLE).get("state", {})
         state |= {f"optimizer.{name}.{key}": value for name in found for key, value in found[name].items()}
     return {name: value.clone() for name, value in state.items()}  # tied weights share memory, which no file can say
 
 
 def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Take over what `snapshot` gave; every worker has it all."""
-    model, state = dict[str, torch.Tensor](), dict[str, dict[str, torch.Tensor]]()
+    model, state = dict[str, Any](), dict[str, Any]()
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         if part == "model":
@@ -158,8 +157,14 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[s
             state.setdefault(parameter, {})[key] = value
     set_model_state_dict(module, model, options=WHOLE)
     if state:
-        groups = get_optimizer_state_dict(module, optimizer)["param_groups"]  # of every worker, unlike the whole ones
+        # of every worker, unlike the whole ones
+        groups: Any = get_optimizer_state_dict(module, optimizer)["param_groups"]
         set_optimizer_state_dict(module, optimizer, {"state": state, "param_groups": groups}, options=WHOLE)
+
+
+def _whole(module: nn.Module) -> dict[str, torch.Tensor]:
+    found: Any = get_model_state_dict(module, options=WHOLE)
+    return found
 
 
 def plain_task(module: nn.Module) -> Any:

@@ -117,7 +117,7 @@ def fit(
             found = validate(subject.recommender(learner), queries, filter_seen=filter_seen, device=device)
             losses = subject.losses(learner)
         steps = (step % course.validate_every) + 1
-        metrics = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
+        metrics: dict[str, Any] = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
         metrics |= {"losses": losses} if losses else {}
         better = found[f"valid_ndcg@{AT}"] > at["best"]
         at |= {

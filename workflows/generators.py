@@ -128,7 +128,8 @@ class Shuffled:
 
     def __init__(self, sequences: Lists, batch_size: int, *, seed: int) -> None:
         self._lengths, self._size, self._seed = sequences.offsets.diff(), batch_size, seed
-        self._epoch, self._batches = -1, (torch.empty(0, dtype=torch.int64),)
+        self._epoch = -1
+        self._batches: tuple[torch.Tensor, ...] = ()
         self.per_epoch = -(-len(self._lengths) // batch_size)
 
     def rows(self, step: int) -> torch.Tensor:
@@ -182,9 +183,7 @@ def task_odds(settings: SequentialSettings, step: int) -> list[float] | None:
 
 def make_vocabulary(settings: SequentialSettings, run: RunDir, ids: pa.ChunkedArray) -> Vocabulary:
     """The tokens of a run's items; a decoder from scratch gets a tokenizer trained on their texts."""
-    quantizer = run.read_json("models", "quantizer", "config.json")
-    found, sizes = paths(sid_codes(run, ids), quantizer["codebook_sizes"])
-    digits = found.shape[1] > len(quantizer["codebook_sizes"])
+    _, sizes, digits = sid_paths(run, ids)
     if not settings.tasks:
         return Vocabulary.sequence_only(sizes, digits=digits)
     if not isinstance(settings.backbone, Tiny):
@@ -196,8 +195,7 @@ def make_vocabulary(settings: SequentialSettings, run: RunDir, ids: pa.ChunkedAr
 
 def make_corpus(settings: SequentialSettings, run: RunDir, data: Data, vocabulary: Vocabulary, *, seed: int) -> Corpus:
     """Semantic IDs and texts of a run in tokens of a vocabulary."""
-    quantizer = run.read_json("models", "quantizer", "config.json")
-    found, _ = paths(sid_codes(run, data.item_ids), quantizer["codebook_sizes"])
+    found, _, _ = sid_paths(run, data.item_ids)
     corpus = bare_corpus(settings, vocabulary, torch.from_numpy(found))
     if not settings.tasks:
         return replace(corpus, sequences=data.sequences)
@@ -225,17 +223,19 @@ def texts_of(run: RunDir, ids: pa.ChunkedArray) -> list[list[str | None]]:
     return [items[name].to_pylist() for name in ("title", "caption")]
 
 
-def sid_codes(run: RunDir, ids: pa.ChunkedArray) -> np.ndarray:
-    """The semantic IDs of the items, int32 [N, L + 1].
+def sid_paths(run: RunDir, ids: pa.ChunkedArray) -> tuple[np.ndarray, tuple[int, ...], bool]:
+    """The paths of the items, int64 [N, L], the codes of each level, and whether the last level is that of the digits.
 
     Raises:
-        UserError: an item has none.
+        UserError: an item has no semantic ID.
     """
     sids = run.read_table("sids", columns=["item_id", "codes"])
     where = pc.index_in(ids, sids["item_id"])
     if where.null_count:
         raise UserError(f"{where.null_count} items have no semantic ID: run again with --from quantize.")
-    return codes_matrix(sids["codes"].take(where))
+    codebooks = run.read_json("models", "quantizer", "config.json")["codebook_sizes"]
+    found, sizes = paths(codes_matrix(sids["codes"].take(where)), codebooks)
+    return found, sizes, len(sizes) > len(codebooks)
 
 
 def save_items(run: RunDir, ids: pa.ChunkedArray) -> None:
@@ -244,12 +244,17 @@ def save_items(run: RunDir, ids: pa.ChunkedArray) -> None:
 
 
 def save_sequential(
-    uri: str, settings: SequentialSettings, model: LanguageModel, tensors: dict[str, torch.Tensor], corpus: Corpus
+    run: RunDir,
+    uri: str,
+    settings: SequentialSettings,
+    model: LanguageModel,
+    tensors: dict[str, torch.Tensor],
+    ids: pa.ChunkedArray,
 ) -> None:
     """Write the language model and what recommends by it: its settings, and the paths of all items."""
     save_generator(uri, model, tensors)
     files.write_json(files.join(uri, "settings.json"), settings.model_dump(mode="json"))
-    files.write_table(files.join(uri, "paths"), pa.table({"path": codes_array(corpus.paths.numpy())}))
+    files.write_table(files.join(uri, "paths"), pa.table({"path": codes_array(sid_paths(run, ids)[0])}))
 
 
 def load_sequential(uri: str) -> tuple[SequentialSettings, SequentialRecommender]:

@@ -217,10 +217,10 @@ def extend(model: PreTrainedModel, vocabulary: Vocabulary, *, seed: int = 0) -> 
     Word Embeddings for Pretrained Language Models"), and all codes of a level begin alike.
     """
     text, new = vocabulary.sid_start, vocabulary.size - vocabulary.sid_start
-    embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    known = len(embeddings) if vocabulary.text is None else vocabulary.text.get_vocab_size()
+    before: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    known = len(before[0]) if vocabulary.text is None else vocabulary.text.get_vocab_size()
     drawn = torch.randint(known, (new, DRAWN_ROWS), generator=generator(ROWS, seed))
-    rows = [functional.embedding_bag(drawn, part.float(), mode="mean") for part in (embeddings, output)]
+    rows = [functional.embedding_bag(drawn, part.float(), mode="mean") for part in before]
     model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     for part, values in zip((model.get_input_embeddings(), model.get_output_embeddings()), rows, strict=True):
         part.weight[text:] = values.to(part.weight.dtype)

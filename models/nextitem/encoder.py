@@ -48,9 +48,10 @@ class Block(nn.Module):
         self.attention_norm, self.network_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.project = nn.Linear(dim, 3 * dim)
         self.merge = nn.Linear(dim, dim)
-        self.network = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
+        wide, narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        self.network = nn.Sequential(wide, nn.GELU(), narrow)
         self.share = share
-        for layer in (self.project, self.merge, self.network[0], self.network[2]):
+        for layer in (self.project, self.merge, wide, narrow):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 

@@ -124,13 +124,13 @@ class _Sums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         context: Any, table: torch.Tensor, rows: torch.Tensor, members: torch.Tensor, starts: torch.Tensor
     ) -> torch.Tensor:
         context.save_for_backward(members, starts)
         return functional.embedding_bag(rows, table, mode="sum")
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         members, starts = context.saved_tensors
         return functional.embedding_bag(members, gradient.contiguous(), starts, mode="sum"), None, None, None

@@ -157,16 +157,15 @@ def train_loop(task: dict[str, Any]) -> None:
     settings, seed = getattr(config, name), task["seed"]
     data = generators.read_data(run, split, history=config.history, repeats=not config.filter_seen)
     uri = run.uri("models", "generator", name)
-    if name == generators.SEQUENTIAL:
-        subject = generators.sequential_subject(settings, run, data, seed=seed)
-    else:
-        subject = generators.next_item_subject(settings, run, data, seed=seed)
+    sequential = name == generators.SEQUENTIAL
+    make = generators.sequential_subject if sequential else generators.next_item_subject
+    subject = make(settings, run, data, seed=seed)
 
     def improved(learner: Any, tensors: generator_fit.State) -> None:
         if not tensors:
             return
-        if name == generators.SEQUENTIAL:
-            generators.save_sequential(uri, settings, learner, tensors, subject.recommender(learner).corpus)
+        if sequential:
+            generators.save_sequential(run, uri, settings, learner, tensors, data.item_ids)
         else:
             save_next_item(uri, learner, tensors)
 
