@@ -62,7 +62,7 @@ def naive_best(scores: torch.Tensor, k: int, out: set[int]) -> list[int]:
 
 def test_a_later_vector_changes_no_earlier_state() -> None:
     torch.manual_seed(0)
-    encoder = Encoder(dim=8, layers=3, heads=2, inner=16, dropout=0.5, length=9).eval()
+    encoder = Encoder(dim=8, layers=3, heads=2, inner=16, share=0.5, length=9).eval()
     items = torch.randn(2, 7, 8)
     states = encoder(items)
     for at in range(7):
@@ -147,9 +147,11 @@ def test_the_blocks_of_a_loss_have_the_gradients_of_one(monkeypatch: pytest.Monk
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("settings", [{}, {"digit_loss": 0.5}])
-def test_a_batch_without_items_costs_nothing_and_has_all_gradients(settings: dict[str, float]) -> None:
-    model = make("parallel" if settings else "sasrec", **settings)
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("sasrec", {}), ("parallel", {}), ("parallel", {"objective": "digits"})]
+)
+def test_a_batch_without_items_costs_nothing_and_has_all_gradients(kind: str, settings: dict[str, str]) -> None:
+    model = make(kind, **settings)
     loss = model.loss(torch.full((2, 3), ITEMS))
     loss.backward()
     assert loss == 0
