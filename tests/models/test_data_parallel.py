@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,23 +124,23 @@ def goes_on(rank: int, strategy: Strategy) -> list[tuple[float, dict[str, torch.
     return ends
 
 
+def both(rank: int, strategy: Strategy) -> tuple[Any, Any]:
+    return trained(rank, strategy), goes_on(rank, strategy)
+
+
 def test_two_workers_take_the_steps_of_one_and_go_on_from_a_state(tmp_path: Path) -> None:
     losses, answers, state = trained(None, "ddp")
-    strategies: tuple[Strategy, ...] = ("ddp", "fsdp")
-    for name, function in (("steps", trained), ("state", goes_on)):
-        (tmp_path / name).mkdir()
-        found = on_ranks(function, tmp_path / name, [(strategy,) for strategy in strategies])
-        for ranks in found:
-            if name == "steps":
-                for found_losses, found_answers, _ in ranks:
-                    assert found_losses == pytest.approx(losses, rel=1e-4)
-                    torch.testing.assert_close(found_answers, answers, rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(ranks[0][2], state, rtol=1e-3, atol=1e-4)
-                assert not ranks[1][2]
-            else:
-                for (loss, weights), (again, weights_again) in ranks:
-                    assert again == loss == pytest.approx(losses[3], rel=1e-4)
-                    torch.testing.assert_close(weights_again, weights, rtol=0, atol=0)
+    calls: list[tuple[Strategy]] = [("ddp",), ("fsdp",)]
+    for ranks in on_ranks(both, tmp_path, calls):
+        for (found_losses, found_answers, _), ends in ranks:
+            assert found_losses == pytest.approx(losses, rel=1e-4)
+            torch.testing.assert_close(found_answers, answers, rtol=1e-4, atol=1e-5)
+            (loss, weights), (again, weights_again) = ends
+            assert again == loss == pytest.approx(losses[3], rel=1e-4)
+            torch.testing.assert_close(weights_again, weights, rtol=0, atol=0)
+        (_, _, found), (_, _, nothing) = (steps for steps, _ in ranks)
+        torch.testing.assert_close(found, state, rtol=1e-3, atol=1e-4)
+        assert not nothing
 
 
 def test_one_worker_goes_on_bit_for_bit_from_a_file_with_tied_and_frozen_weights() -> None:
