@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from benchmarks.decode import SMALL, draw_model, draw_paths
+from benchmarks.decode_peers import item_scores
+from models.generation import recommender
+from models.generation.examples import Corpus
+from models.generation.language import LanguageModel
+from models.generation.recommender import SequentialRecommender
+from models.generation.tasks import SEQUENCE
+from models.lists import Lists
+from models.recommending import best
+from storage.errors import UserError
+
+ITEMS, HISTORY = 40, 3
+HISTORIES = [[3, 7, 1, 9, 2], [], [0, 0], [39], [1, 2, 3, 4]]
+
+
+def lists(rows: list[list[int]]) -> Lists:
+    values = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64)
+    return Lists(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[LanguageModel, Corpus]:
+    """A random model in float64, where the order of a sum does not show in the scores."""
+    found, sizes = draw_paths(ITEMS, (4, 4, 4), seed=0)
+    model = draw_model(LanguageModel, SMALL, sizes, seed=0).double()
+    nothing = lists([[]] * ITEMS)
+    held_out = torch.zeros(ITEMS, dtype=torch.bool)
+    return model, Corpus(model.vocabulary, found, nothing, nothing, lists([]), held_out, HISTORY)
+
+
+def every_score(model: LanguageModel, corpus: Corpus) -> torch.Tensor:
+    """By brute force, one user after the other, of the last items of each history."""
+    rows = []
+    for history in HISTORIES:
+        shown = corpus.paths[torch.tensor(history[-HISTORY:], dtype=torch.int64)]
+        tokens = model.vocabulary.sid_tokens(shown).flatten()
+        rows.append(item_scores(model, corpus.paths, torch.cat([torch.tensor([model.vocabulary.bos]), tokens])))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("block", [64, 2])
+def test_everybody_gets_the_best_of_brute_force_in_the_order_asked(
+    made: tuple[LanguageModel, Corpus], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recommender, "USERS", block)
+    model, corpus = made
+    asked = SequentialRecommender(model, corpus, SEQUENCE, beams=ITEMS + 5)
+    banned = lists([[5, 5, 6], [], list(range(38)), [0], [1, 2]])
+    allowed = torch.rand(ITEMS, generator=torch.Generator().manual_seed(0)) < 0.8
+    every = every_score(model, corpus)
+    for filters in ({}, {"banned": banned, "allowed": allowed}):
+        wanted = best(every.clone(), k=ITEMS + 2, **filters)
+        found = asked.recommend(lists(HISTORIES), k=ITEMS + 2, **filters)
+        torch.testing.assert_close(found.scores, wanted.scores)
+        assert torch.equal(found.items.sort().values, wanted.items.sort().values)
+        own = every.gather(1, found.items.clamp_min(0)).masked_fill(found.items < 0, -torch.inf)
+        torch.testing.assert_close(found.scores, own)
+
+
+def test_nobody_gets_nothing_and_too_few_beams_are_explained(made: tuple[LanguageModel, Corpus]) -> None:
+    asked = SequentialRecommender(*made, SEQUENCE, beams=20)
+    found = asked.recommend(lists([]), k=3, banned=lists([]))
+    assert found.items.shape == found.scores.shape == (0, 3)
+    with pytest.raises(UserError, match="set beams to at least 21"):
+        asked.recommend(lists(HISTORIES), k=21)
