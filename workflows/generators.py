@@ -43,7 +43,7 @@ from workflows.log import Split, encode
 
 SEQUENTIAL, DIGITS = "sequential", "digits"
 ORDER, HELD_OUT = 41, 42  # what is drawn
-VALID_EXAMPLES = 100  # of each task, for its loss at every validation
+VALID_EXAMPLES = 100  # of each task, at most, for its loss at every validation
 BUCKET = 20  # batches whose users are sorted by the length of their histories, so that little is padded
 
 
@@ -167,7 +167,12 @@ def sequential_subject(settings: SequentialSettings, run: RunDir, data: Data, *,
         return Subject(model, draw, recommender)
     held_out = HeldOut(corpus.held_out.nonzero()[:, 0], data.valid.histories, data.valid.target)
     losses = partial(
-        task_losses, corpus=corpus, tasks=settings.learned, held_out=held_out, most=VALID_EXAMPLES, seed=seed
+        task_losses,
+        corpus=corpus,
+        tasks=settings.learned,
+        held_out=held_out,
+        most=min(VALID_EXAMPLES, course.valid_queries),
+        seed=seed,
     )
     return Subject(model, draw, recommender, losses)
 
