@@ -53,6 +53,10 @@ class Config(StageConfig):
     def _some_generator(self) -> Config:
         if self.parallel is None and self.sequential is None:
             raise ValueError("both generators are left out: keep parallel, or sequential")
+        for name in ("sasrec", *GENERATORS):
+            if (part := getattr(self, name)) is not None and part.course.batch_size < self.workers:
+                least = f"set {name}.course.batch_size to {self.workers} or more"
+                raise ValueError(f"a step is shared by {self.workers} workers: {least}")
         return self
 
     @property
