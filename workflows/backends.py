@@ -26,6 +26,7 @@ from models.embedders import LocalImages, LocalTexts
 from models.interests import PROMPT as INTERESTS_PROMPT
 from models.interests import ChatMiner
 from models.keywords import Keywords
+from models.names import ModelName
 from models.openai_client import client
 from models.smollm2 import SmolLM2
 from operators.base import Operator
@@ -74,12 +75,6 @@ def _without_credentials(url: str) -> str:
     return url
 
 
-def _folder_or_name(model: str) -> str:
-    """What starts like a path is one, made absolute since actors stand elsewhere; other names are the hub's."""
-    return str(Path(model).expanduser().resolve()) if model.startswith(("/", "./", "../", "~")) else model
-
-
-ModelName = Annotated[str, Field(min_length=1), AfterValidator(_folder_or_name)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 Address = Annotated[str, AfterValidator(_without_credentials)]
 

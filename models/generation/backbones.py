@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from models.dropout import dropout
 from models.generation.vocabulary import Vocabulary
+from models.names import ModelName
 from models.seeds import generator, seed_of
 from models.smollm2 import smollm2_path
 from storage.errors import UserError
@@ -94,7 +95,7 @@ class Pretrained(_Weights):
     """
 
     name: Literal["pretrained"]
-    model: str = Field(min_length=1)
+    model: ModelName
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -178,3 +178,9 @@ def test_what_is_no_model_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "of-tomorrow"}')
     with pytest.raises(UserError, match="does not know"):
         load_tokenizer(settings(tmp_path))
+
+
+def test_a_folder_is_found_from_wherever_a_worker_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Pretrained(name="pretrained", model="./mine").model == str(tmp_path / "mine")
+    assert Pretrained(name="pretrained", model="Qwen/Qwen3-0.6B").model == "Qwen/Qwen3-0.6B"

@@ -1,0 +1,16 @@
+"""Names of models, as settings have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+
+def _folder_or_name(model: str) -> str:
+    """What starts like a path is one, made absolute since workers stand elsewhere; other names are the hub's."""
+    return str(Path(model).expanduser().resolve()) if model.startswith(("/", "./", "../", "~")) else model
+
+
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(_folder_or_name)]
