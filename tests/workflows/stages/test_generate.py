@@ -162,7 +162,7 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path) -
 def test_settings_that_do_not_fit_and_what_results_depend_on() -> None:
     with pytest.raises(ValueError, match="keep parallel, or sequential"):
         generate.Config(parallel=None, sequential=None)
-    with pytest.raises(ValueError, match="set sasrec.course.batch_size to 65 or more"):
+    with pytest.raises(ValueError, match=r"set sasrec\.course\.batch_size to 65 or more"):
         generate.Config(workers=65)
     quick = CONFIG.model_copy(update={"cpus_per_worker": 4, "use_gpu": True, "strategy": "fsdp", "checkpoint_s": 9})
     assert quick.identity() == CONFIG.identity()
