@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,3 +40,67 @@ def padded(source: Lists, *, length: int, fill: int) -> torch.Tensor:
     at = starts + torch.arange(int((ends - starts).max()) if len(ends) else 0)
     values = torch.cat([source.values, source.values.new_tensor([fill])])
     return values[torch.where(at < ends, at, len(source.values))]
+
+
+def ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Lists:
+    """The values of each range, int64 [M] and [M], as lists."""
+    lengths = ends - starts
+    offsets = functional.pad(lengths.cumsum(0), (1, 0))
+    at = (starts - offsets[:-1]).repeat_interleave(lengths) + torch.arange(int(offsets[-1]))
+    return Lists(values[at], offsets)
+
+
+def last(source: Lists, length: int) -> Lists:
+    """The last `length` values of each list."""
+    starts, ends = source.offsets[:-1], source.offsets[1:]
+    return ranges(source.values, starts.maximum(ends - length), ends)
+
+
+def chosen(source: Lists, among: torch.Tensor) -> Lists:
+    """Each list less the values, numbers below N, that are not chosen, bool [N]."""
+    found = among[source.values]
+    return Lists(source.values[found], functional.pad(found.cumsum(0), (1, 0))[source.offsets])
+
+
+def repeated(values: torch.Tensor, count: int) -> Lists:
+    """`count` lists of the same values."""
+    return Lists(values.repeat(count), torch.arange(count + 1) * len(values))
+
+
+def joined(parts: Sequence[Lists]) -> Lists:
+    """The first lists of all sources as one, the second ones, …; weights where every source has them.
+
+    >>> one, two = Lists(torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3])), repeated(torch.tensor([9]), 2)
+    >>> joined([one, two]).values
+    tensor([1, 2, 9, 3, 9])
+    """
+    lengths = torch.stack([part.offsets.diff() for part in parts], dim=1)  # [lists, sources]
+    ends = lengths.flatten().cumsum(0).view_as(lengths)
+    at = torch.cat([_places(part.offsets, end) for part, end in zip(parts, ends.T, strict=True)])
+
+    def merged(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+        column = torch.cat(list(columns))
+        return torch.empty_like(column).index_copy_(0, at, column)
+
+    weights = [part.weights for part in parts if part.weights is not None]
+    return Lists(
+        merged([part.values for part in parts]),
+        functional.pad(ends[:, -1], (1, 0)),
+        merged(weights) if len(weights) == len(parts) else None,
+    )
+
+
+def _places(offsets: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Where the values of lists go, when list i is to end before place ends[i]."""
+    return (ends - offsets[1:]).repeat_interleave(offsets.diff()) + torch.arange(int(offsets[-1]))
+
+
+def chained(parts: Sequence[Lists]) -> Lists:
+    """All lists of the first source, then those of the second, …; weights where every source has them."""
+    lengths = torch.cat([part.offsets.diff() for part in parts])
+    weights = [part.weights for part in parts if part.weights is not None]
+    return Lists(
+        torch.cat([part.values for part in parts]),
+        functional.pad(lengths.cumsum(0), (1, 0)),
+        torch.cat(weights) if len(weights) == len(parts) else None,
+    )

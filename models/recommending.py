@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import torch
+from torch.nn import functional
 
 from models.lists import Lists
 
@@ -36,21 +37,43 @@ class Recommender(Protocol):
 def best(
     scores: torch.Tensor, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
 ) -> Recommended:
-    """The k best items by their scores, float [B, N], overwritten here; of equal ones in it the lower row first."""
+    """The k best items by their scores, float [B, N], overwritten here; of equal ones the lower row first."""
     if allowed is not None:
         scores.masked_fill_(~allowed, -torch.inf)
     if banned is not None:
         user = torch.repeat_interleave(torch.arange(len(scores)), banned.offsets.diff())
         scores[user, banned.values] = -torch.inf
-    width = min(k, scores.shape[1])
-    top = scores.topk(width, dim=1)
-    order = torch.argsort(top.indices, dim=1, stable=True)  # topk leaves the order of equal scores open
-    values, items = top.values.gather(1, order), top.indices.gather(1, order)
-    order = torch.argsort(values, dim=1, descending=True, stable=True)
+    items, _ = keep(scores, k)
+    values = scores.gather(1, items)
+    order = values.argsort(dim=1, descending=True, stable=True)
     values, items = values.gather(1, order).float(), items.gather(1, order)
     items = items.masked_fill(values == -torch.inf, -1)
-    missing = k - width
+    missing = k - items.shape[1]
     return Recommended(
-        torch.nn.functional.pad(items, (0, missing), value=-1),
-        torch.nn.functional.pad(values, (0, missing), value=-torch.inf),
+        functional.pad(items, (0, missing), value=-1), functional.pad(values, (0, missing), value=-torch.inf)
     )
+
+
+def keep(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the best `count` of every row are, in ascending order, of equal ones the first; and the best of the others.
+
+    `topk` alone leaves open which of equal scores it takes.
+
+    Args:
+        scores: float [B, N].
+
+    Returns:
+        int64 [B, min(count, N)] columns, and float [B], -inf where nothing is left out.
+    """
+    if scores.shape[1] <= count:
+        every = torch.arange(scores.shape[1], device=scores.device).repeat(len(scores), 1)
+        return every, torch.full_like(scores[:, 0], -torch.inf)
+    top = scores.topk(count + 1, dim=1)
+    columns, dropped = top.indices[:, :count].sort(dim=1).values, top.values[:, count]
+    tied = ((top.values[:, count - 1] == dropped) & (dropped > -torch.inf)).nonzero()[:, 0]
+    if len(tied):
+        rows, least = scores[tied], dropped[tied, None]
+        above, equal = rows > least, rows == least
+        kept = above | (equal & (equal.cumsum(1) <= count - above.sum(1, keepdim=True)))
+        columns[tied] = kept.nonzero()[:, 1].view(len(tied), count)
+    return columns, dropped

@@ -15,6 +15,7 @@ from torch.nn import functional
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
 from models.lists import Lists
+from models.recommending import keep
 from storage.errors import UserError
 
 
@@ -81,7 +82,7 @@ def beam_search(
         log_probs = model.level_logits(hidden, level).log_softmax(-1)
         below, parents, totals = _expand(trie, level, nodes, scores, log_probs)
         totals.masked_fill_(~left(level, below), -torch.inf)
-        kept, dropped = _keep(totals, beams)
+        kept, dropped = keep(totals, beams)
         nodes, parents, scores = below.gather(1, kept), parents.gather(1, kept), totals.gather(1, kept)
         pruned = pruned.maximum(dropped)
         if level + 1 < len(trie.sizes):
@@ -131,21 +132,6 @@ def _expand(
     below = (places + (first - ends + counts).gather(1, parents)).masked_fill_(missing, 0)
     steps = log_probs.flatten(1).gather(1, parents * trie.sizes[level] + trie.codes[level][below])
     return below, parents, (scores.gather(1, parents) + steps).masked_fill_(missing, -torch.inf)
-
-
-def _keep(totals: torch.Tensor, beams: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the best of every row are, in ascending order, of equal ones the first; and the best score of the others.
-
-    `topk` alone leaves open which of equal scores it takes.
-    """
-    if totals.shape[1] <= beams:
-        every = torch.arange(totals.shape[1], device=totals.device).repeat(len(totals), 1)
-        return every, torch.full_like(totals[:, 0], -torch.inf)
-    best = totals.topk(beams + 1).values
-    least = best[:, beams - 1 : beams]
-    above, equal = totals > least, totals == least
-    kept = above | (equal & (equal.cumsum(1) <= beams - above.sum(1, keepdim=True)))
-    return kept.nonzero()[:, 1].view(len(totals), beams), best[:, beams]
 
 
 def _ranked(trie: Trie, nodes: torch.Tensor, scores: torch.Tensor, pruned: torch.Tensor, k: int) -> Decoded:

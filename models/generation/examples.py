@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.generation.tasks import Task
 from models.generation.vocabulary import Vocabulary
-from models.lists import Lists, gather
+from models.lists import Lists, chained, chosen, gather, joined, last, ranges, repeated
 from models.seeds import generator
 from storage.errors import UserError
 
@@ -90,9 +90,9 @@ def documents(corpus: Corpus, task: Task, targets: torch.Tensor, histories: List
         weights[position > levels] = 1 / levels  # all items but the first, which is behind `bos`
     response = _shown(corpus, task.target, targets)
     if task.target == "title":
-        response = _joined([response, _repeated(torch.tensor([corpus.vocabulary.eos]), len(targets))])
+        response = joined([response, repeated(torch.tensor([corpus.vocabulary.eos]), len(targets))])
     lengths = response.offsets.diff()
-    return _joined(
+    return joined(
         [prompt._replace(weights=weights), response._replace(weights=(1 / lengths).repeat_interleave(lengths))]
     )
 
@@ -141,14 +141,14 @@ class Sampler:
             drawn.append(
                 self._documents(self.tasks[number], examples[(places[numbers == number] * len(examples)).long()])
             )
-        return _chained(drawn)
+        return chained(drawn)
 
     def _documents(self, task: Task, examples: torch.Tensor) -> Lists:
         if not task.over_histories:
             return documents(self.corpus, task, examples)
         values, offsets, _ = self.corpus.sequences
         starts = offsets[torch.searchsorted(offsets, examples, right=True) - 1]
-        return documents(self.corpus, task, values[examples], _ranges(values, starts, examples))
+        return documents(self.corpus, task, values[examples], ranges(values, starts, examples))
 
 
 def _examples(corpus: Corpus, task: Task) -> torch.Tensor:
@@ -162,25 +162,25 @@ def _examples(corpus: Corpus, task: Task) -> torch.Tensor:
     before = functional.pad(shown[values].cumsum(0), (1, 0))  # of all sequences together
     fits = target[values] & (before[:-1] > before[offsets[:-1]].repeat_interleave(lengths))
     if task.every_position:
-        last = (offsets[1:] - 1).repeat_interleave(lengths)
-        fits &= (last - torch.arange(len(values))) % corpus.history == 0
+        final = (offsets[1:] - 1).repeat_interleave(lengths)
+        fits &= (final - torch.arange(len(values))) % corpus.history == 0
     return fits.nonzero()[:, 0]
 
 
 def _prompts(corpus: Corpus, task: Task, given: Lists | torch.Tensor) -> Lists:
     if isinstance(given, Lists):
-        given = _last(_kept(given, corpus.has(task.inputs)), corpus.history)
+        given = last(chosen(given, corpus.has(task.inputs)), corpus.history)
         count = len(given.offsets) - 1
     else:
         count = len(given)
-    parts = [_repeated(torch.tensor([corpus.vocabulary.bos]), count)]
+    parts = [repeated(torch.tensor([corpus.vocabulary.bos]), count)]
     for text, name in task.pieces:
         text = text if name is None else text.rstrip(" ")  # the blank is the first token's of what is shown
         if text:
-            parts.append(_repeated(corpus.vocabulary.encode([text]).values, count))
+            parts.append(repeated(corpus.vocabulary.encode([text]).values, count))
         if name is not None:
             parts.append(_shown(corpus, name, given))
-    return _joined(parts)
+    return joined(parts)
 
 
 def _shown(corpus: Corpus, name: str, given: Lists | torch.Tensor) -> Lists:
@@ -188,65 +188,10 @@ def _shown(corpus: Corpus, name: str, given: Lists | torch.Tensor) -> Lists:
     if isinstance(given, Lists):
         parts = [_shown(corpus, name.removesuffix("s"), given.values)]
         if name == "titles":
-            parts.insert(0, _repeated(corpus.vocabulary.encode([LINE]).values, len(given.values)))
-        items = _joined(parts)
+            parts.insert(0, repeated(corpus.vocabulary.encode([LINE]).values, len(given.values)))
+        items = joined(parts)
         return Lists(items.values, items.offsets[given.offsets])
     if name == "sid":
         tokens = corpus.vocabulary.sid_tokens(corpus.paths[given])
         return Lists(tokens.flatten(), torch.arange(len(tokens) + 1) * tokens.shape[1])
     return gather(corpus.titles if name == "title" else corpus.captions, given)
-
-
-def _ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Lists:
-    """The values of each range, as lists."""
-    lengths = ends - starts
-    offsets = functional.pad(lengths.cumsum(0), (1, 0))
-    at = (starts - offsets[:-1]).repeat_interleave(lengths) + torch.arange(int(offsets[-1]))
-    return Lists(values[at], offsets)
-
-
-def _last(source: Lists, length: int) -> Lists:
-    """The last `length` values of each list."""
-    starts, ends = source.offsets[:-1], source.offsets[1:]
-    return _ranges(source.values, starts.maximum(ends - length), ends)
-
-
-def _kept(source: Lists, keep: torch.Tensor) -> Lists:
-    """Each list less the items that are not among those to keep, bool [N]."""
-    found = keep[source.values]
-    return Lists(source.values[found], functional.pad(found.cumsum(0), (1, 0))[source.offsets])
-
-
-def _repeated(tokens: torch.Tensor, count: int) -> Lists:
-    """`count` lists of the same tokens."""
-    return Lists(tokens.repeat(count), torch.arange(count + 1) * len(tokens))
-
-
-def _joined(parts: Sequence[Lists]) -> Lists:
-    """The first lists of all sources as one, the second ones, …; weights where every source has them."""
-    lengths = torch.stack([part.offsets.diff() for part in parts], dim=1)  # [lists, sources]
-    ends = lengths.flatten().cumsum(0).view_as(lengths)
-    at = torch.cat([_places(part.offsets, end) for part, end in zip(parts, ends.T, strict=True)])
-
-    def merged(columns: Sequence[torch.Tensor]) -> torch.Tensor:
-        column = torch.cat(list(columns))
-        return torch.empty_like(column).index_copy_(0, at, column)
-
-    weights = [part.weights for part in parts if part.weights is not None]
-    return Lists(
-        merged([part.values for part in parts]),
-        functional.pad(ends[:, -1], (1, 0)),
-        merged(weights) if len(weights) == len(parts) else None,
-    )
-
-
-def _places(offsets: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Where the values of lists go, when list i is to end before place ends[i]."""
-    return (ends - offsets[1:]).repeat_interleave(offsets.diff()) + torch.arange(int(offsets[-1]))
-
-
-def _chained(parts: Sequence[Lists]) -> Lists:
-    """All lists of the first source, then those of the second, …; they have weights."""
-    lengths = torch.cat([part.offsets.diff() for part in parts])
-    weights = torch.cat([part.weights for part in parts if part.weights is not None])
-    return Lists(torch.cat([part.values for part in parts]), functional.pad(lengths.cumsum(0), (1, 0)), weights)
