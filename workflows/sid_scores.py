@@ -58,7 +58,7 @@ def judge(
     card |= {"collision_share": before["share"], "largest_collision": before["largest"]}
     card |= {"collision_share_after": after["share"]}
     found = {"scorecard": card}
-    naive = naive_sids(run, drawn, quantizer.architecture.codebook_sizes, seed=seed)
+    naive = _naive_sids(run, drawn, quantizer.architecture.codebook_sizes, seed=seed)
     if naive is not None:
         found["naive"] = scorecard(naive.quantizer, naive.vectors, naive.sids[:, :-1], naive.sids[:, -1], **shown)
     other = None if naive is None else naive.sids[:, :-1]
@@ -78,7 +78,7 @@ def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earl
     return drift(quantizer, reference_embeddings(earlier), vectors)
 
 
-def naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:
+def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:
     """Naive semantic IDs of these items, unlike each other; None where no item has a text vector."""
     column = _rows_of(run.uri("items"), item_ids, ["text_vector"])["text_vector"].combine_chunks()
     known, width = column.is_valid().to_numpy(zero_copy_only=False), column.type.list_size

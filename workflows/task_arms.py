@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
@@ -14,14 +13,12 @@ from models.generation.examples import Sampler
 from models.generation.heldout import HeldOut, task_scores
 from models.generation.recommender import SequentialRecommender
 from models.recommendation_metrics import CUT, ranks, recommended
-from operators.sids import codes_array
 from storage import files
 from storage.run import RunDir
 from workflows import generator_fit, training
 from workflows.generator_settings import SequentialSettings
-from workflows.generators import Data, make_corpus, make_vocabulary, read_data, sequential_subject, texts_of
+from workflows.generators import Data, make_corpus, make_vocabulary, read_data, sequential_subject
 from workflows.log import Split
-from workflows.sid_scores import naive_sids
 from workflows.stages.ablation import Config
 
 OWN, ORIGINAL = "own", "original"  # semantic IDs of the run; those of text alone
@@ -76,26 +73,6 @@ def require_examples(settings: SequentialSettings, run: RunDir, data: Data, *, s
     """
     vocabulary = make_vocabulary(settings, run, data.item_ids)
     Sampler(make_corpus(settings, run, data, vocabulary, seed=seed), settings.learned, seed=seed)
-
-
-def write_original(run: RunDir, to: RunDir, ids: pa.ChunkedArray, *, seed: int) -> bool:
-    """Write the original semantic IDs of a run's items beside their texts, in the form in which a run has its own.
-
-    Returns:
-        False where no item has a text vector to make them from.
-    """
-    sizes = run.read_json("models", "quantizer", "config.json")["codebook_sizes"]
-    naive = naive_sids(run, ids.to_pylist(), tuple(sizes), seed=seed)
-    if naive is None:
-        return False
-    titles, captions = texts_of(run, ids)
-    to.write_table(
-        pa.table({"item_id": ids, "title": pa.array(titles, pa.string()), "caption": pa.array(captions, pa.string())}),
-        "items",
-    )
-    to.write_table(pa.table({"item_id": ids, "codes": codes_array(naive.sids)}), "sids")
-    naive.quantizer.save(to.uri("models", "quantizer"))
-    return True
 
 
 def loop(task: dict[str, Any]) -> None:

@@ -78,6 +78,7 @@ def cpus(config: Config) -> float:
 def run(config: Config, context: Context) -> Result:
     """Fit every arm from every seed, and write metrics/ablation.json."""
     from workflows import task_arm_scores, task_arms
+    from workflows.original_sids import write_original
     from workflows.training import fit
 
     run = context.run
@@ -87,8 +88,8 @@ def run(config: Config, context: Context) -> Result:
     task_arms.require_examples(config.sequential, run, data, seed=context.seed)  # now, and not when its turn comes
     folder = run.uri("checkpoints", "ablation", context.fingerprint, "scores")
     arms = task_arms.make_arms(config.sequential)
-    if not task_arms.write_original(run, task_arms.original_of(folder), data.item_ids, seed=context.seed):
-        context.log("left out, since no item has a text vector: semantic IDs of text alone")
+    if not write_original(context, task_arms.original_of(folder)):
+        context.log("left out, since no item has a title or a description: semantic IDs of text alone")
         arms = tuple(arm for arm in arms if arm.sids == task_arms.OWN)
     seeds = [context.seed + number for number in range(config.seeds)]
     jobs = [(arm.name, seed) for seed in seeds for arm in arms]
