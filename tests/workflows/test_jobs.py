@@ -23,6 +23,7 @@ from workflows.catalogs.sample import write_sample
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.rank.epochs=2"]
+QUICK += [f"stages.generate.{name}.course.steps=5" for name in ("sasrec", "parallel", "sequential")]
 
 
 def free_port() -> int:
@@ -101,7 +102,8 @@ def test_every_stage_of_the_job_is_complete_and_no_row_is_lost(run):
     shown = subprocess.run([BIN / "tesserec", "show", run, "--json"], capture_output=True, text=True, check=True).stdout
     manifest = Manifest.model_validate_json((run / "manifest.json").read_text())
     stages = json.loads(shown)["stages"]
-    assert list(stages) == ["ingest", "interpret", "project", "quantize", "features", "rank", "evaluate", "report"]
+    names = ["ingest", "interpret", "project", "quantize", "features", "rank", "generate", "evaluate", "report"]
+    assert list(stages) == names
     for name, stage in stages.items():
         assert stage["state"] == "complete", name
         assert stage["rows_in"] == stage["rows_out"] + stage["rejected"]
@@ -126,6 +128,8 @@ def test_evaluation_compares_ranker_popularity_and_truth(run):
         assert {"auc", "user_auc", "log_loss", "ne", "calibration"} <= set(metrics[model])
     assert metrics["ranker"]["auc"] < metrics["truth"]["auc"]
     assert any(key.startswith("recall@") for key in metrics["retriever"])
+    for model in ("generator", "sasrec", "itemknn"):
+        assert {"recall@10", "ndcg@10"} <= set(metrics[model])
 
 
 def test_the_report_is_there_and_checkpoints_are_gone(run):
