@@ -57,9 +57,8 @@ def last(source: Lists, length: int) -> Lists:
 
 
 def chosen(source: Lists, among: torch.Tensor) -> Lists:
-    """Each list less the values, numbers below N, that are not chosen, bool [N]."""
-    found = among[source.values]
-    return Lists(source.values[found], functional.pad(found.cumsum(0), (1, 0))[source.offsets])
+    """Each list less the values that are not chosen, bool, beside the values."""
+    return Lists(source.values[among], functional.pad(among.cumsum(0), (1, 0))[source.offsets])
 
 
 def repeated(values: torch.Tensor, count: int) -> Lists:

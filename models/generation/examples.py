@@ -29,6 +29,8 @@ class Corpus:
         sequences: item rows of each user's training history, oldest first.
         held_out: bool [N], items that the tasks over items do not train on.
         history: items that a prompt shows at most, the last ones.
+        max_text: tokens of a title or caption, at most.
+        tokens_per_row: of a prompt and what follows it, at most: histories show as many of their last items as fit.
     """
 
     vocabulary: Vocabulary
@@ -38,6 +40,8 @@ class Corpus:
     sequences: Lists
     held_out: torch.Tensor
     history: int = 20
+    max_text: int = 32
+    tokens_per_row: int = 128
 
     def has(self, names: Iterable[str]) -> torch.Tensor:
         """Items that have all of some placeholders of prompts, bool [N]; a semantic ID is what every item has."""
@@ -112,11 +116,18 @@ class Sampler:
         """Find the examples.
 
         Raises:
-            UserError: a task has none.
+            UserError: a task has none, or one that answers at every position needs longer rows.
         """
         self.corpus, self.tasks, self.seed = corpus, tuple(tasks), seed
         self._examples = [_examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
         self.counts = tuple(map(len, self._examples))
+        lengths = corpus.sequences.offsets.diff().tolist()
+        longest = min(corpus.history + 1, max(lengths, default=0)) * corpus.paths.shape[1] + 1
+        if longest > corpus.tokens_per_row and any(task.every_position for task in tasks):
+            raise UserError(
+                f"Rows of {corpus.tokens_per_row} tokens are too short for histories of {longest}: raise "
+                "tokens_per_row to that, or lower history."
+            )
         for task, count in zip(tasks, self.counts, strict=True):
             if not count:
                 needs = " and ".join(sorted(task.columns)) or "history of two items"
@@ -169,18 +180,35 @@ def _examples(corpus: Corpus, task: Task) -> torch.Tensor:
 
 def _prompts(corpus: Corpus, task: Task, given: Lists | torch.Tensor) -> Lists:
     if isinstance(given, Lists):
-        given = last(chosen(given, corpus.has(task.inputs)), corpus.history)
+        given = last(chosen(given, corpus.has(task.inputs)[given.values]), corpus.history)
+        given = given if task.every_position else _fitting(corpus, task, given)
         count = len(given.offsets) - 1
     else:
         count = len(given)
     parts = [repeated(torch.tensor([corpus.vocabulary.bos]), count)]
-    for text, name in task.pieces:
-        text = text if name is None else text.rstrip(" ")  # the blank is the first token's of what is shown
+    for text, name in _pieces(task):
         if text:
             parts.append(repeated(corpus.vocabulary.encode([text]).values, count))
         if name is not None:
             parts.append(_shown(corpus, name, given))
     return joined(parts)
+
+
+def _pieces(task: Task) -> list[tuple[str, str | None]]:
+    """As `Task.pieces`; a blank before a placeholder is the first token's of what is shown there."""
+    return [(text if name is None else text.rstrip(" "), name) for text, name in task.pieces]
+
+
+def _fitting(corpus: Corpus, task: Task, histories: Lists) -> Lists:
+    """The last items of each history that a row has room for beside the prompt's text and the longest answer."""
+    encode, answer = corpus.vocabulary.encode, corpus.paths.shape[1] if task.target == "sid" else corpus.max_text + 1
+    room = corpus.tokens_per_row - 1 - answer - sum(len(encode([text]).values) for text, _ in _pieces(task) if text)
+    cost = torch.zeros(len(histories.values), dtype=torch.int64)
+    for name in task.inputs:
+        cost += _shown(corpus, name, Lists(histories.values, torch.arange(len(cost) + 1))).offsets.diff()
+    before = functional.pad(cost.cumsum(0), (1, 0))
+    to_end = before[histories.offsets[1:]].repeat_interleave(histories.offsets.diff()) - before[:-1]
+    return chosen(histories, to_end <= room)
 
 
 def _shown(corpus: Corpus, name: str, given: Lists | torch.Tensor) -> Lists:

@@ -1,4 +1,8 @@
-"""How well each task is done on what training did not see: items, and what users chose next."""
+"""How well each task is done on what it did not train on: items, and what users chose next.
+
+A held-out item is one of which no task about content saw title, caption and semantic ID together; tasks that recommend
+may have shown its title or its semantic ID in a history.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from models.generation.examples import Corpus, Sampler, documents, item_texts, prompts
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.generation.vocabulary import Vocabulary
-from models.lists import Lists
+from models.lists import Lists, gather
 from models.semantic_ids import sid_string
 from storage.errors import UserError
 
@@ -107,6 +107,38 @@ def test_a_prompt_shows_the_last_items_that_have_what_it_reads() -> None:
     short, histories = corpus(history=2), as_lists([[3, 2, 1, 0, 4]])
     assert read(documents(short, sids, torch.tensor([1]), histories)) == [spelled(sids, 1, [0, 4])]
     assert read(documents(short, titles, torch.tensor([1]), histories)) == [spelled(titles, 1, [2, 0])]
+
+
+@pytest.mark.parametrize("name", ["sids_to_sid", "titles_to_title", "titles_to_sid"])
+def test_a_prompt_shows_the_last_items_that_a_row_has_room_for(name: str) -> None:
+    (task,) = load_tasks([name])
+    items = [3, 2, 0, 3, 2, 0]
+    histories, before = as_lists([items, [2]]), len(items)
+    answer = 2 if task.target == "sid" else 9  # the longest
+    whole, _ = prompts(corpus(), task, histories)
+    for room in range(whole.shape[1] + answer, 0, -1):
+        small = corpus(tokens_per_row=room, max_text=8)
+        tokens, lengths = prompts(small, task, histories)
+        shown = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
+        read_as = VOCABULARY.decode(shown[0])
+        count = next((n for n in range(6, 0, -1) if read_as == spelled(task, 3, items[-n:])[0]), 0)
+        assert count in (before, before - 1)
+        assert count == 0 or len(shown[0]) + answer <= room
+        if count < len(items):
+            more, _ = prompts(corpus(history=count + 1), task, gather(histories, torch.tensor([0])))
+            assert more.shape[1] + answer > room
+        before = count
+        trained = documents(small, task, torch.tensor([2, 3]), histories)
+        for row, document in zip(shown, trained.values.split(trained.offsets.diff().tolist()), strict=True):
+            assert document[: len(row)].tolist() == row
+    assert before == 0
+
+
+def test_a_history_that_answers_at_every_position_has_to_fit() -> None:
+    alone = Vocabulary.sequence_only((3, 3))
+    Sampler(corpus(alone, history=2, tokens_per_row=7), [SEQUENCE], seed=0)
+    with pytest.raises(UserError, match=r"Rows of 6 tokens are too short for histories of 7: raise tokens_per_row"):
+        Sampler(corpus(alone, history=2, tokens_per_row=6), [SEQUENCE], seed=0)
 
 
 def test_texts_of_items_are_cut_and_stand_on_one_line() -> None:
