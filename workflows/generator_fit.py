@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from models.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
 from models.lists import gather
+from models.precision import DTYPES
+from models.recommendation_metrics import CUT, ndcg, ranks, recall
 from models.recommending import Recommender
 from models.seeds import generator, seed_of
 from models.workers import gather as gather_rows
@@ -20,9 +23,8 @@ from storage.errors import UserError
 from workflows.generator_settings import Course
 
 VALID, DROPOUT = 31, 32  # what is drawn
-AT = 10  # of the NDCG that decides
-LOOK_EVERY = 50  # steps between two chances to keep a state
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RECALL, NDCG = f"valid_recall@{CUT}", f"valid_ndcg@{CUT}"  # of a validation; the second one decides
+LOOK_EVERY = 10  # steps between two chances to keep a state
 
 State = dict[str, torch.Tensor]
 
@@ -34,6 +36,7 @@ class Subject(NamedTuple):
     draw: Callable[[int], Sequence[Any]]  # this worker's batches of a step
     recommender: Callable[[Any], Recommender]  # of the learner
     losses: Callable[[Any], dict[str, float]] = lambda learner: {}  # held-out loss of each of its tasks
+    patience_from: int = 0  # the step up to which validations do not count against it
 
 
 class Keep(NamedTuple):
@@ -119,10 +122,10 @@ def fit(
         steps = (step % course.validate_every) + 1
         metrics: dict[str, Any] = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
         metrics |= {"losses": losses} if losses else {}
-        better = found[f"valid_ndcg@{AT}"] > at["best"]
+        better = found[NDCG] > at["best"]
         at |= {
-            "best": max(at["best"], found[f"valid_ndcg@{AT}"]),
-            "stale": 0.0 if better else at["stale"] + 1,
+            "best": max(at["best"], found[NDCG]),
+            "stale": 0.0 if better or at["step"] <= subject.patience_from else at["stale"] + 1,
             "total": 0.0,
         }
         if better:
@@ -139,16 +142,21 @@ def rate(step: int, course: Course) -> float:
 def validate(
     recommender: Recommender, queries: Queries, *, filter_seen: bool, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """valid_recall@10 and valid_ndcg@10 of the queries, shared out among the workers, which tell by way of `device`."""
+    """RECALL and NDCG of the queries, shared out among the workers, which tell by way of `device`."""
     (rank, workers), count = world(), len(queries.target)
     places = torch.arange(rank, -(-count // workers) * workers, workers)
     mine = places % count  # equally many on every worker, as FSDP needs; what is asked twice counts once
     banned = gather(queries.seen, mine) if filter_seen else None
-    items = recommender.recommend(gather(queries.histories, mine), k=AT, banned=banned).items
-    hit = items == queries.target[mine, None]
-    gain = torch.stack([hit.any(1).float(), (hit / torch.log2(torch.arange(AT) + 2)).sum(1)], dim=1)
-    recall, ndcg = gather_rows(gain[places < count].to(device)).mean(0).tolist()
-    return {f"valid_recall@{AT}": recall, f"valid_ndcg@{AT}": ndcg}
+    items = recommender.recommend(gather(queries.histories, mine), k=CUT, banned=banned).items
+    places_in_list = ranks(items.numpy(), queries.target[mine].numpy())
+    gain = torch.from_numpy(np.stack([recall(places_in_list, CUT), ndcg(places_in_list, CUT)], axis=1)).float()
+    means = gather_rows(gain[places < count].to(device)).mean(0).tolist()
+    return dict(zip((RECALL, NDCG), means, strict=True))
+
+
+def best_of(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The report of the validation that was kept."""
+    return max(curve, key=lambda point: point.get(NDCG, -1.0))
 
 
 def sample(queries: Queries, count: int, *, seed: int) -> Queries:

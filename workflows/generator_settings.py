@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from models.generation.backbones import Backbone, Tiny
+from models.generation.backbones import Backbone, Tiny, load_tokenizer
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.nextitem.base import EncoderConfig
 from models.nextitem.parallel import ParallelConfig
-from models.ranking.config import Precision
+from models.precision import Precision
 from workflows.stage import StageConfig
 
 
@@ -72,26 +72,32 @@ class ParallelSettings(StageConfig):
         return self
 
 
+def _of_registry(tasks: object) -> object:
+    """Tasks in the place of their names, so that settings hold what is learned and not where it was read."""
+    named = isinstance(tasks, list | tuple) and len(tasks) > 0 and all(isinstance(each, str) for each in tasks)
+    return load_tasks(tasks) if named else tasks  # type: ignore[arg-type]
+
+
 class SequentialSettings(StageConfig):
     """The language model over semantic IDs.
 
     Attributes:
         backbone: the decoder.
-        tasks: names of tasks or YAML files of one's own; empty: semantic IDs alone, without any text. The first of
-            them that reads SIDs of a history and writes a SID recommends.
+        tasks: by name, or by the paths of YAML files of one's own; empty: semantic IDs alone, without any text. The
+            first of them that reads SIDs of a history and writes a SID recommends.
         schedule: `joint` draws all tasks evenly throughout; `staged` draws content tasks alone in the first quarter of
             the steps, recommending tasks alone in the second, and all from then on.
         text_tokens: of the tokenizer that a decoder from scratch gets, trained on the catalogue's texts.
         max_text: tokens of a title or caption, at most.
         held_out: share of the items that the tasks about content do not train on, to be measured by.
         history: items that a prompt shows, the last ones.
-        tokens_per_row: of packed documents.
+        tokens_per_row: of packed documents; prompts show fewer of the last items where a row has no room for more.
         rows_per_pass: packed rows that go through the decoder at a time.
         beams: of the search.
     """
 
     backbone: Backbone = Tiny()
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[Task, ...], BeforeValidator(_of_registry)] = ()
     schedule: Literal["joint", "staged"] = "joint"
     text_tokens: int = Field(4096, ge=300)
     max_text: int = Field(32, ge=1)
@@ -105,7 +111,7 @@ class SequentialSettings(StageConfig):
     @property
     def learned(self) -> tuple[Task, ...]:
         """The tasks."""
-        return load_tasks(self.tasks) if self.tasks else (SEQUENCE,)
+        return self.tasks or (SEQUENCE,)
 
     @property
     def main(self) -> Task:
@@ -121,3 +127,13 @@ class SequentialSettings(StageConfig):
         if not self.tasks and self.schedule == "staged":
             raise ValueError("there is but one task without text: set schedule to joint, or name tasks")
         return self
+
+
+def check_backbone(settings: SequentialSettings) -> None:
+    """Look for a model that was trained before, as far as that is cheap.
+
+    Raises:
+        UserError: there is no such model within reach, or it is no language model.
+    """
+    if not isinstance(settings.backbone, Tiny):
+        load_tokenizer(settings.backbone)

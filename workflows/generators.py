@@ -17,6 +17,7 @@ from models.generation.heldout import HeldOut, task_losses
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
 from models.generation.recommender import SequentialRecommender
+from models.generation.trie import Trie
 from models.generation.vocabulary import Vocabulary, paths
 from models.lists import Lists
 from models.nextitem.artifact import load_next_item
@@ -130,7 +131,12 @@ class Shuffled:
         self._lengths, self._size, self._seed = sequences.offsets.diff(), batch_size, seed
         self._epoch = -1
         self._batches: tuple[torch.Tensor, ...] = ()
-        self.per_epoch = -(-len(self._lengths) // batch_size)
+        users, workers = len(self._lengths), world()[1]
+        if users < workers:
+            raise UserError(f"{users} users cannot be shared by {workers} workers: lower stages.generate.workers.")
+        # users that are left over and too few for a step of their own go along with the last one
+        self._joined = users > batch_size and 0 < users % batch_size < workers
+        self.per_epoch = -(-users // batch_size) - self._joined
 
     def rows(self, step: int) -> torch.Tensor:
         """This worker's users of a step, at least one."""
@@ -138,14 +144,15 @@ class Shuffled:
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shuffle(epoch)
         rank, workers = world()
-        rows = self._batches[at]
-        return rows[rank % len(rows) :: workers]
+        return self._batches[at][rank::workers]
 
     def _shuffle(self, epoch: int) -> tuple[torch.Tensor, ...]:
         random = generator(ORDER, self._seed, epoch)
         users = torch.randperm(len(self._lengths), generator=random)
         blocks = [block[self._lengths[block].argsort(stable=True)] for block in users.split(self._size * BUCKET)]
         batches = [batch for block in blocks for batch in block.split(self._size)]
+        if self._joined:
+            batches[-2:] = [torch.cat(batches[-2:])]
         return tuple(batches[at] for at in torch.randperm(len(batches), generator=random).tolist())
 
 
@@ -165,6 +172,7 @@ def sequential_subject(settings: SequentialSettings, run: RunDir, data: Data, *,
     recommender = partial(SequentialRecommender, corpus=corpus, task=settings.main, beams=settings.beams)
     if not settings.tasks:
         return Subject(model, draw, recommender)
+    patience_from = course.steps // 2 if settings.schedule == "staged" else 0  # all tasks are drawn from there on
     held_out = HeldOut(corpus.held_out.nonzero()[:, 0], data.valid.histories, data.valid.target)
     losses = partial(
         task_losses,
@@ -174,7 +182,20 @@ def sequential_subject(settings: SequentialSettings, run: RunDir, data: Data, *,
         most=min(VALID_EXAMPLES, course.valid_queries),
         seed=seed,
     )
-    return Subject(model, draw, recommender, losses)
+    return Subject(model, draw, recommender, losses, patience_from)
+
+
+def require_learnable(settings: SequentialSettings, run: RunDir, data: Data, *, seed: int) -> None:
+    """Look for what the language model is to be learned from, before anything is fitted.
+
+    Raises:
+        UserError: there is nothing to learn a task from, a row has no room for a history, two items share their
+            semantic ID, or a model that was trained before is not there.
+    """
+    vocabulary = make_vocabulary(settings, run, data.item_ids)
+    corpus = make_corpus(settings, run, data, vocabulary, seed=seed)
+    Sampler(corpus, settings.learned, seed=seed)
+    Trie.build(corpus.paths, vocabulary.sizes)
 
 
 def task_odds(settings: SequentialSettings, step: int) -> list[float] | None:
@@ -217,8 +238,17 @@ def bare_corpus(settings: SequentialSettings, vocabulary: Vocabulary, found: tor
     """Paths alone, int64 [N, L]: what recommending from semantic IDs needs."""
     nobody = torch.zeros(1, dtype=torch.int64)
     nothing = Lists(nobody[:0], nobody.expand(len(found) + 1))
-    held_out = torch.zeros(len(found), dtype=torch.bool)
-    return Corpus(vocabulary, found, nothing, nothing, Lists(nobody[:0], nobody), held_out, settings.history)
+    return Corpus(
+        vocabulary,
+        found,
+        titles=nothing,
+        captions=nothing,
+        sequences=Lists(nobody[:0], nobody),
+        held_out=torch.zeros(len(found), dtype=torch.bool),
+        history=settings.history,
+        max_text=settings.max_text,
+        tokens_per_row=settings.tokens_per_row,
+    )
 
 
 def texts_of(run: RunDir, ids: pa.ChunkedArray) -> list[list[str | None]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from models.precision import Precision
 from models.ranking.config import (
     HISTORY,
     ITEM,
@@ -14,7 +15,6 @@ from models.ranking.config import (
     Dlrm,
     EmbeddingOptimizer,
     Pooling,
-    Precision,
     RankerConfig,
     Sharding,
     Table,

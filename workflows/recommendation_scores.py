@@ -11,8 +11,8 @@ import torch
 from models.itemknn import fit_itemknn
 from models.metrics import interval
 from models.popularity import MostPopular
-from models.recommendation_metrics import CUT, CUTS, bootstrap_means, ndcg, ranks, recall, recommended, scorecard
-from models.recommending import Recommender
+from models.recommendation_metrics import CUT, CUTS, bootstrap_means, ndcg, ranks, recall, scorecard
+from models.recommending import Recommender, recommended
 from operators.features import aligned
 from operators.sequences import Queries
 from workflows.generators import load_recommenders, read_data

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from storage import files
 from storage.run import RunDir
 from workflows.log import Split, SplitTime
 from workflows.pools import READER_CPUS, Node
@@ -63,6 +64,15 @@ class Context:
     progress: Callable[[int, int], None]  # done, total
     nodes: Sequence[Node] = (Node(cpus=1 + READER_CPUS, gpus=0),)  # what streams may use
     split: Split = field(default_factory=SplitTime)  # of the log, one for all who learn from it
+
+
+def forget_other_attempts(context: Context, stage: str) -> None:
+    """Remove what attempts with other settings have left under `checkpoints/STAGE`."""
+    fs, path = files.filesystem(context.run.uri("checkpoints", stage))
+    if fs.exists(path):
+        for name in fs.ls(path, detail=False):
+            if name.rstrip("/").rsplit("/", 1)[-1] != context.fingerprint:
+                fs.rm(name, recursive=True)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from models.generation.examples import Sampler
 from models.generation.heldout import HeldOut, task_scores
 from models.generation.recommender import SequentialRecommender
-from models.recommendation_metrics import CUT, ranks, recommended
+from models.recommendation_metrics import CUT, ranks
+from models.recommending import recommended
 from storage import files
 from storage.run import RunDir
 from workflows import generator_fit, training
 from workflows.generator_settings import SequentialSettings
-from workflows.generators import Data, make_corpus, make_vocabulary, read_data, sequential_subject
+from workflows.generators import Data, read_data, sequential_subject
 from workflows.log import Split
 from workflows.stages.ablation import Config
 
@@ -63,16 +63,6 @@ def read_queries(config: Config, run: RunDir, split: Split, *, seed: int) -> Dat
         valid=generator_fit.sample(data.valid, settings.course.valid_queries, seed=seed),
         test=generator_fit.sample(data.test, config.queries, seed=seed),
     )
-
-
-def require_examples(settings: SequentialSettings, run: RunDir, data: Data, *, seed: int) -> None:
-    """Look for what every task is learned from.
-
-    Raises:
-        UserError: there is nothing to learn one from.
-    """
-    vocabulary = make_vocabulary(settings, run, data.item_ids)
-    Sampler(make_corpus(settings, run, data, vocabulary, seed=seed), settings.learned, seed=seed)
 
 
 def loop(task: dict[str, Any]) -> None:
@@ -131,9 +121,8 @@ def score(config: Config, arm: Arm, run: RunDir, data: Data, *, seed: int) -> di
     lists = recommended(recommender, test.histories, k=CUT, banned=test.seen if config.filter_seen else None)
     corpus = recommender.corpus
     held_out = HeldOut(corpus.held_out.nonzero()[:, 0], test.histories, test.target)
-    kept = max((point for point in curve if "valid_ndcg@10" in point), key=lambda point: point["valid_ndcg@10"])
     return {
-        **kept,
+        **generator_fit.best_of(curve),
         "seconds": curve[-1]["seconds"],
         "rank": ranks(lists, test.target.numpy()).tolist(),
         "tasks": task_scores(

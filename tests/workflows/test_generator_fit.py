@@ -169,6 +169,13 @@ def test_the_best_state_is_kept_and_patience_ends_the_fit() -> None:
         assert all(torch.equal(part, state[f"model.learner.{name}"]) for name, part in tensors.items())
 
 
+def test_validations_may_count_from_a_later_step_on() -> None:
+    course = COURSE.model_copy(update={"steps": 100, "validate_every": 1, "patience": 2})
+    kept = Kept()
+    fit(course, still(Still([0, *[None] * 5]))._replace(patience_from=4), one_query(), kept.keep(), seed=0)
+    assert [metrics["step"] for metrics in kept.metrics] == [0, 1, 2, 3, 4, 5, 6]
+
+
 def test_a_finished_fit_has_nothing_left_to_do() -> None:
     course = COURSE.model_copy(update={"validate_every": 1, "patience": 1})
     kept, after = Kept(), Kept()

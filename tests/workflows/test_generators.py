@@ -163,7 +163,7 @@ def test_a_sequential_generator_recommends_as_it_did_and_a_damaged_one_is_named(
     data, settings = read(run), SequentialSettings.model_validate(SEQUENTIAL)
     subject = generators.sequential_subject(settings, run, data, seed=1)
     recommender = subject.recommender(subject.learner.eval())
-    assert subject.losses(subject.learner).keys() == set(settings.tasks)
+    assert subject.losses(subject.learner).keys() == {task.name for task in settings.tasks}
     uri = run.uri("models", "generator", "sequential")
     with pytest.raises(UserError, match="run the stage"):
         generators.load_sequential(uri)
@@ -211,24 +211,49 @@ def test_steps_depend_on_the_seed_and_on_nothing_that_came_before() -> None:
     assert [Shuffled(sequences(100), 8, seed=2).rows(step).tolist() for step in range(30)] != rows
 
 
-def test_a_step_is_shared_out_among_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, sizes = Shuffled(sequences(25), 8, seed=1), set[int]()
+@pytest.mark.parametrize(("users", "sizes"), [(25, [8, 8, 9]), (27, [8, 8, 8, 3]), (3, [3]), (16, [8, 8])])
+def test_a_step_is_shared_out_among_the_workers(users: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One user of 25 would stand alone, and every worker has to have something."""
+    monkeypatch.setattr(generators, "world", lambda: (0, 3))
+    drawn, epoch = Shuffled(sequences(users), 8, seed=1), []
     for step in range(drawn.per_epoch):
-        whole = drawn.rows(step).tolist()
         parts = []
         for rank in range(3):
             monkeypatch.setattr(generators, "world", lambda rank=rank: (rank, 3))
             parts.append(drawn.rows(step).tolist())
-        monkeypatch.undo()
         assert all(parts)
-        assert set().union(*parts) == set(whole)
-        assert len(whole) < 3 or sum(map(len, parts)) == len(whole)
-        sizes.add(len(whole))
-    assert sizes == {8, 1}  # one user of 25 stands alone, and yet every worker has to have something
+        epoch.append([user for part in parts for user in part])
+    assert sorted(map(len, epoch)) == sorted(sizes)
+    assert sorted(user for step in epoch for user in step) == list(range(users))
+
+
+def test_fewer_users_than_workers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generators, "world", lambda: (0, 3))
+    with pytest.raises(UserError, match=r"lower stages\.generate\.workers"):
+        Shuffled(sequences(2), 8, seed=1)
 
 
 def staged(*tasks: str, schedule: str = "staged") -> SequentialSettings:
     return SequentialSettings(tasks=tasks, schedule=schedule, course=Course(steps=100))
+
+
+def test_settings_hold_tasks_and_not_where_they_were_read(tmp_path: Path) -> None:
+    (own := tmp_path / "own.yaml").write_text("name: own\nprompt: 'Shown: {title}?'\ntarget: sid\n")
+    settings = SequentialSettings(tasks=["sids_to_sid", str(own)])
+    own.write_text("name: own\nprompt: 'Another: {title}?'\ntarget: sid\n")
+    other = SequentialSettings(tasks=["sids_to_sid", str(own)])
+    assert settings.identity() != other.identity()
+    own.unlink()
+    assert SequentialSettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert [task.name for task in settings.learned] == ["sids_to_sid", "own"]
+
+
+def test_content_alone_does_not_use_up_the_patience(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    for schedule, at in (("staged", 30), ("joint", 0)):
+        settings = SequentialSettings.model_validate({**SEQUENTIAL, "schedule": schedule})
+        assert settings.course.steps == 60
+        assert generators.sequential_subject(settings, run, read(run), seed=1).patience_from == at
 
 
 def test_a_staged_schedule_takes_content_then_recommending_then_all() -> None:

@@ -284,9 +284,8 @@ def test_too_few_users_have_no_intervals(tmp_path: Path) -> None:
 def test_a_task_that_nothing_is_learned_from_is_found_before_any_fit(run: RunDir) -> None:
     sequential = {**SEQUENTIAL, "tasks": ["sids_to_sid", "caption_to_sid"]}
     config = Config(sequential=sequential)
-    data = task_arms.read_queries(config, run, SplitTime(), seed=0)
     with pytest.raises(UserError, match="nothing to learn task caption_to_sid from"):
-        task_arms.require_examples(config.sequential, run, data, seed=0)
+        ablation.run(config, Context(run, "c", 0, "print", lambda line: None, lambda done, total: None))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from models.generation.tasks import load_tasks
 from storage.errors import UserError
-from workflows.generator_settings import SequentialSettings
+from workflows.generator_settings import SequentialSettings, check_backbone
 from workflows.stage import Context, Result, StageConfig
 from workflows.stages import generate
 
@@ -42,9 +42,7 @@ class Config(StageConfig):
 
     resources: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    sequential: SequentialSettings = Field(
-        default_factory=lambda: SequentialSettings(tasks=tuple(task.name for task in load_tasks()))
-    )
+    sequential: SequentialSettings = Field(default_factory=lambda: SequentialSettings(tasks=load_tasks()))
     budget: Budget = "steps"
     seeds: int = Field(3, ge=2)
     filter_seen: bool = True
@@ -75,9 +73,15 @@ def cpus(config: Config) -> float:
     return float(config.workers)
 
 
+def check(config: Config, root: str) -> None:
+    """Find a backbone that is not there."""
+    check_backbone(config.sequential)
+
+
 def run(config: Config, context: Context) -> Result:
     """Fit every arm from every seed, and write metrics/ablation.json."""
     from workflows import task_arm_scores, task_arms
+    from workflows.generators import require_learnable
     from workflows.original_sids import write_original
     from workflows.training import fit
 
@@ -85,7 +89,7 @@ def run(config: Config, context: Context) -> Result:
     data = task_arms.read_queries(config, run, context.split, seed=context.seed)
     if not len(data.test.target):
         raise UserError("No event of the test split asks for a next item: give a longer log or another split.")
-    task_arms.require_examples(config.sequential, run, data, seed=context.seed)  # now, and not when its turn comes
+    require_learnable(config.sequential, run, data, seed=context.seed)
     folder = run.uri("checkpoints", "ablation", context.fingerprint, "scores")
     arms = task_arms.make_arms(config.sequential)
     if not write_original(context, task_arms.original_of(folder)):

@@ -14,9 +14,9 @@ from models.data_parallel import Strategy
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.generator_settings import ParallelSettings, SasRecSettings, SequentialSettings
+from workflows.generator_settings import ParallelSettings, SasRecSettings, SequentialSettings, check_backbone
 from workflows.log import Split
-from workflows.stage import Context, Result, StageConfig
+from workflows.stage import Context, Result, StageConfig, forget_other_attempts
 
 VERSION = 1
 INPUTS = ("ingest", "interpret", "project", "quantize")
@@ -80,15 +80,24 @@ def gpus(config: Config) -> float:
     return float(config.workers) if config.use_gpu else 0.0
 
 
+def check(config: Config, root: str) -> None:
+    """Find a backbone that is not there."""
+    if config.sequential is not None:
+        check_backbone(config.sequential)
+
+
 def run(config: Config, context: Context) -> Result:
     """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
-    from workflows.generator_fit import sample, validate
-    from workflows.generators import load_recommender, read_data, save_items, write_digits
+    from workflows.generator_fit import NDCG, best_of, sample, validate
+    from workflows.generators import load_recommender, read_data, require_learnable, save_items, write_digits
 
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
         raise UserError("The catalogue has no interactions: leave generate and evaluate out of the stages.")
     data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
+    if config.sequential is not None:
+        require_learnable(config.sequential, run, data, seed=context.seed)
+    forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
     save_items(run, data.item_ids)
     if config.parallel is not None:
         write_digits(run, config.parallel, data.item_ids, context.split, seed=context.seed)
@@ -98,7 +107,7 @@ def run(config: Config, context: Context) -> Result:
             history[name] = _fit(name, config, context)
     compared = sample(data.valid, config.compared, seed=context.seed)
     valid = {name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history}
-    chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name]["valid_ndcg@10"])
+    chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
     found = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
     run.write_json({**found, "valid": valid, "history": history}, "metrics", "generate.json")
     rows = len(data.sequences.values)
@@ -109,13 +118,9 @@ def run(config: Config, context: Context) -> Result:
     return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **best})
 
 
-def best_of(curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """The validation that was kept."""
-    return max(curve, key=lambda point: point.get("valid_ndcg@10", -1.0))
-
-
 def _fit(name: str, config: Config, context: Context) -> list[dict[str, Any]]:
     """The validations of one fit, in order."""
+    from workflows.generator_fit import NDCG, best_of
     from workflows.training import fit
 
     folder = f"generate/{context.fingerprint}"
@@ -139,11 +144,11 @@ def _fit(name: str, config: Config, context: Context) -> list[dict[str, Any]]:
         use_gpu=config.use_gpu,
         progress=lambda metrics: context.progress(int(metrics["step"]), steps),
     )
-    curve = [metrics for metrics in outcome.history if "valid_ndcg@10" in metrics or "losses" in metrics]
+    curve = [metrics for metrics in outcome.history if NDCG in metrics or "losses" in metrics]
     best = best_of(curve)
     context.log(
         f"generate: {name} is best at step {best['step']} of {curve[-1]['step']}, validation NDCG@10 "
-        f"{best['valid_ndcg@10']:.4f}, {curve[-1]['seconds']:.0f} s"
+        f"{best[NDCG]:.4f}, {curve[-1]['seconds']:.0f} s"
     )
     context.run.write_json(curve, *done)
     return curve

@@ -34,7 +34,7 @@ from workflows.backends import (
 from workflows.compact import write_in_hash_order
 from workflows.pools import Group, Node, Step, plan
 from workflows.rejects import rejects_table
-from workflows.stage import Context, Result, StageConfig
+from workflows.stage import Context, Result, StageConfig, forget_other_attempts
 
 VERSION = 2
 SEEDED = False
@@ -172,7 +172,7 @@ def run(config: Config, context: Context) -> Result:
     """Write `items` and `rejects/interpret`."""
     folder = context.run.uri("checkpoints", "interpret")
     sink = files.join(folder, context.fingerprint)
-    _forget_other_attempts(folder, context.fingerprint)
+    forget_other_attempts(context, "interpret")
     source = files.join(sink, "source")
     total = write_source(config, context, source)
     schema = items_schema(config)
@@ -195,14 +195,6 @@ def run(config: Config, context: Context) -> Result:
     rejected, degraded, codes = _write_rejects(sink, context)
     metrics = {"reused": reused, "issues": codes, **_work(sink)}
     return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
-
-
-def _forget_other_attempts(folder: str, fingerprint: str) -> None:
-    fs, path = files.filesystem(folder)
-    if fs.exists(path):
-        for name in fs.ls(path, detail=False):
-            if name.rstrip("/").rsplit("/", 1)[-1] != fingerprint:
-                fs.rm(name, recursive=True)
 
 
 def cache_uri(config: Config, root: str) -> str | None:

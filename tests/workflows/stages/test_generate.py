@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from models.nextitem.base import EncoderConfig
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
@@ -54,10 +57,17 @@ def killed(task: dict[str, Any]) -> None:
     generate.train_loop(task)
 
 
-def without_sasrec(task: dict[str, Any]) -> None:
-    """The stage's loop, for a process that must not fit SASRec."""
+def going_on(task: dict[str, Any]) -> None:
+    """The stage's loop, for a process that must not fit SASRec, nor begin anew with the parallel generator."""
     if task["name"] == "sasrec":
         raise UserError("SASRec is fitted again.")
+
+    def report(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
+        if task["name"] == "parallel" and metrics["step"] == 0:
+            raise UserError("The parallel generator begins anew.")
+        training_report(metrics, save, every_s=every_s)
+
+    training_report, training.report = training.report, report
     generate.train_loop(task)
 
 
@@ -71,7 +81,7 @@ class Ended:
             with pytest.raises(UserError, match="Killed"):
                 generate.run(CONFIG, context_of(self.run))
             self.unfinished = not files.exists(self.run.uri("metrics", "generate.json"))
-            patch.setattr(generate, "train_loop", without_sasrec)
+            patch.setattr(generate, "train_loop", going_on)
             self.result: Result = generate.run(CONFIG, context_of(self.run, self.said.append))
         self.metrics: dict[str, Any] = self.run.read_json("metrics", "generate.json")
 
@@ -149,8 +159,34 @@ def test_artifacts_recommend_where_there_is_no_ray(ended: Ended) -> None:
     assert json.loads(found.stdout) == wanted
 
 
-def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path) -> None:
+def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record of a fit says nothing of the artifact once settings were changed and changed back."""
+    run, fitted = write_run(tmp_path), list[str]()
+
+    def fit(loop: Any, task: dict[str, Any], *, run: RunDir, **_: Any) -> Any:
+        if task["name"] == "parallel":
+            raise UserError("Killed.")
+        fitted.append(task["settings"]["sasrec"]["model"]["dim"])
+        return SimpleNamespace(history=[{"step": 1, "valid_ndcg@10": 0.5, "seconds": 1.0}])
+
+    monkeypatch.setattr(training, "fit", fit)
+    other = CONFIG.model_copy(update={"sasrec": CONFIG.sasrec.model_copy(update={"model": EncoderConfig(dim=32)})})
+    for config, fingerprint in ((CONFIG, "a"), (CONFIG, "a"), (other, "b"), (CONFIG, "a")):
+        with pytest.raises(UserError, match="Killed"):
+            generate.run(config, replace(context_of(run), fingerprint=fingerprint))
+    assert fitted == [CONFIG.sasrec.model.dim, 32, CONFIG.sasrec.model.dim]
+
+
+def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path)
+    monkeypatch.setattr(training, "fit", None)
+    for wrong, told in (
+        ({"tasks": [*SEQUENTIAL["tasks"], "caption_to_title"]}, "nothing to learn task caption_to_title from"),
+        ({"tasks": [], "tokens_per_row": 8}, "Rows of 8 tokens are too short"),
+    ):
+        settings = CONFIG.sequential.model_validate({**SEQUENTIAL, **wrong})
+        with pytest.raises(UserError, match=told):
+            generate.run(CONFIG.model_copy(update={"sequential": settings}), context_of(run))
     many = CONFIG.model_copy(update={"parallel": CONFIG.parallel.model_copy(update={"codewords": 64})})
     with pytest.raises(UserError, match=r"lower stages\.generate\.parallel\.codewords"):
         generate.run(many, context_of(run))
