@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.precision import TINY
 from models.workers import total, world
 
 Strategy = Literal["ddp", "fsdp"]
-TINY = torch.finfo(torch.float32).tiny
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -81,7 +81,9 @@ def parallelise(
     if not dist.is_initialized():
         return task
     if strategy == "ddp":
-        return nn.parallel.DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
+        devices = [device] if device.type == "cuda" else None
+        # buffers are tables that nothing changes, and large ones
+        return nn.parallel.DistributedDataParallel(task, device_ids=devices, broadcast_buffers=False)
     for layer in list(task.modules()):
         if type(layer).__name__ in learner.layers:
             fully_shard(layer)

@@ -18,7 +18,7 @@ def dropout(values: torch.Tensor, share: float, *, training: bool) -> torch.Tens
         return values
     if values.device.type != "cpu":
         return functional.dropout(values, share)
-    dropped = round(share * STEPS)
+    dropped = min(round(share * STEPS), STEPS - 1)
     draws = torch.randint(-(2**63), 2**63 - 1, (-(-values.numel() // 8),))
     keep = draws.view(torch.uint8)[: values.numel()].view(values.shape) >= dropped
     return torch.where(keep, values * (STEPS / (STEPS - dropped)), 0.0)

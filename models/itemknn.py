@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from models.lists import Lists
-from models.recommendation_metrics import CUT, ndcg, ranks, recommended
-from models.recommending import Recommended, best
+from models.recommendation_metrics import CUT, ndcg, ranks
+from models.recommending import Recommended, best, recommended
 from models.retriever import normalise
 
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)  # from the last item alone to the mean of the history

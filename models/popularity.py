@@ -65,15 +65,12 @@ class MostPopular:
     """Recommends the items with the most events in training to everyone; of equal ones the lower row first."""
 
     def __init__(self, counts: torch.Tensor) -> None:
-        """Order a catalogue by its training events, [N]."""
+        """Of a catalogue's training events, [N]."""
         self.counts = counts.float()
-        # places, of which no two are equal, and not counts: among equal scores topk takes any
-        self.place = counts.argsort(descending=True, stable=True).argsort()
 
     def recommend(
         self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.recommending.Recommender`; an item's score is its number of events."""
         users = len(histories.offsets) - 1
-        items = best(-self.place.float().repeat(users, 1), k=k, banned=banned, allowed=allowed).items
-        return Recommended(items, self.counts[items].masked_fill(items < 0, -torch.inf))
+        return best(self.counts.repeat(users, 1), k=k, banned=banned, allowed=allowed)

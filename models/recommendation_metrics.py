@@ -6,25 +6,11 @@ from collections.abc import Hashable
 from typing import TypeVar
 
 import numpy as np
-import torch
-
-from models.lists import Lists, gather
-from models.recommending import Recommender
 
 CUTS = (5, 10, 20)
 CUT = 10  # of what is told at one length only
-BLOCK = 256  # users whose scores of the whole catalogue are held at once
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-def recommended(recommender: Recommender, histories: Lists, *, k: int, banned: Lists | None = None) -> np.ndarray:
-    """The lists of Q users, made block by block: item rows int64 [Q, k], -1 where there are fewer."""
-    found = [np.empty((0, k), np.int64)]
-    for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
-        left_out = None if banned is None else gather(banned, rows)
-        found.append(recommender.recommend(gather(histories, rows), k=k, banned=left_out).items.numpy())
-    return np.concatenate(found)
 
 
 def ranks(items: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -60,8 +46,8 @@ def popularity_bias(items: np.ndarray, target: np.ndarray, popularity: np.ndarra
     """How popular the recommended items are beside those that were chosen; 1 is neither more nor less.
 
     The average recommendation popularity (ARP) of Abdollahpouri et al. 2019 (arXiv 1901.07555), the mean over the
-    lists of the mean popularity of their items, over the mean popularity of the targets. NaN where the targets have
-    none, or no list has an item.
+    lists of the mean popularity of their items, over the mean popularity of the targets. NaN where no target
+    has a training event, or no list an item.
 
     Args:
         items, target: as of `ranks`.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional
 
-from models.lists import Lists
+from models.lists import Lists, gather
+
+BLOCK = 256  # users whose scores of the whole catalogue are held at once
 
 
 class Recommended(NamedTuple):
@@ -26,12 +29,21 @@ class Recommender(Protocol):
         """The k best items of every user.
 
         Args:
-            histories: item rows of every user, oldest first; may be empty.
+            histories: item rows of B users, oldest first; may be empty. All that is given or returned is on the CPU.
             k: length of the lists.
-            banned: item rows that a user must not get, in any order.
+            banned: item rows that each user must not get, in any order.
             allowed: bool [N], items that anybody may get; all where it is None.
         """
         ...
+
+
+def recommended(recommender: Recommender, histories: Lists, *, k: int, banned: Lists | None = None) -> np.ndarray:
+    """The lists of Q users, made block by block: item rows int64 [Q, k], -1 where there are fewer."""
+    found = [np.empty((0, k), np.int64)]
+    for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
+        left_out = None if banned is None else gather(banned, rows)
+        found.append(recommender.recommend(gather(histories, rows), k=k, banned=left_out).items.numpy())
+    return np.concatenate(found)
 
 
 def best(
@@ -43,7 +55,7 @@ def best(
     if banned is not None:
         user = torch.repeat_interleave(torch.arange(len(scores)), banned.offsets.diff())
         scores[user, banned.values] = -torch.inf
-    items, _ = keep(scores, k)
+    items, _ = top_columns(scores, k)
     values = scores.gather(1, items)
     order = values.argsort(dim=1, descending=True, stable=True)
     values, items = values.gather(1, order).float(), items.gather(1, order)
@@ -54,7 +66,7 @@ def best(
     )
 
 
-def keep(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_columns(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the best `count` of every row are, in ascending order, of equal ones the first; and the best of the others.
 
     `topk` alone leaves open which of equal scores it takes.

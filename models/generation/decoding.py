@@ -15,7 +15,7 @@ from torch.nn import functional
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
 from models.lists import Lists
-from models.recommending import keep
+from models.recommending import top_columns
 from storage.errors import UserError
 
 
@@ -82,7 +82,7 @@ def beam_search(
         log_probs = model.level_logits(hidden, level).log_softmax(-1)
         below, parents, totals = _expand(trie, level, nodes, scores, log_probs)
         totals.masked_fill_(~left(level, below), -torch.inf)
-        kept, dropped = keep(totals, beams)
+        kept, dropped = top_columns(totals, beams)
         nodes, parents, scores = below.gather(1, kept), parents.gather(1, kept), totals.gather(1, kept)
         pruned = pruned.maximum(dropped)
         if level + 1 < len(trie.sizes):

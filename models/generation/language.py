@@ -12,6 +12,7 @@ from torch.nn import functional
 from models.generation.backbones import merged
 from models.generation.packing import IGNORED, Batch
 from models.generation.vocabulary import Vocabulary
+from models.precision import TINY
 from storage.errors import UserError
 from storage.weights import load_model, save_model
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 KIND = "generator"
-TINY = torch.finfo(torch.float32).tiny
 
 
 class LanguageModel(nn.Module):

@@ -66,7 +66,7 @@ class NextItemModel(nn.Module, ABC):
         """What the encoder reads of items, int64 [n]: [n, D]."""
 
     @abstractmethod
-    def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
 
     @abstractmethod
@@ -76,14 +76,14 @@ class NextItemModel(nn.Module, ABC):
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
         """Mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
         keep = windows < self.items
-        return self.losses(self._states(windows[:, :-1])[keep], windows[keep])
+        return self.mean_loss(self._states(windows[:, :-1])[keep], windows[keep])
 
     def weight(self, windows: torch.Tensor) -> torch.Tensor:
         """How many items that mean is over."""
         return (windows < self.items).sum()
 
     def windows(self, sequences: Lists, rows: torch.Tensor) -> torch.Tensor:
-        """The last items of the sequences at `rows`, as `forward` reads them."""
+        """The last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
         return padded(gather(sequences, rows), length=self.config.length + 1, fill=self.items)
 
     @torch.no_grad()

@@ -124,13 +124,13 @@ def search(
     found = []
     start = torch.randperm(len(codes), generator=generator(seed))[:starts].sort().values
     for users in torch.arange(len(logp)).split(min(USERS, max(1, BLOCK_VALUES // len(codes)))):
-        hidden = torch.zeros(len(users), len(codes), dtype=torch.bool)
+        barred = torch.zeros(len(users), len(codes), dtype=torch.bool)
         if allowed is not None:
-            hidden |= ~allowed
+            barred |= ~allowed
         if banned is not None:
             out = gather(banned, users)
-            hidden[torch.repeat_interleave(torch.arange(len(users)), out.offsets.diff()), out.values] = True
-        found.append(_walk(logp[users], codes, graph, start, hidden, k=k, beams=beams, steps=steps))
+            barred[torch.repeat_interleave(torch.arange(len(users)), out.offsets.diff()), out.values] = True
+        found.append(_walk(logp[users], codes, graph, start, barred, k=k, beams=beams, steps=steps))
     lists, scored = zip(*found, strict=True)
     return Found(Recommended(*map(torch.cat, zip(*lists, strict=True))), torch.cat(scored))
 
@@ -140,19 +140,19 @@ def _walk(
     codes: torch.Tensor,
     graph: torch.Tensor,
     start: torch.Tensor,
-    hidden: torch.Tensor,
+    barred: torch.Tensor,
     *,
     k: int,
     beams: int,
     steps: int,
 ) -> Found:
-    """The search of some users; hidden, bool [B, N], are the items that they must not get."""
+    """The search of some users; barred, bool [B, N], are the items that they must not get."""
     count, digits, size = logp.shape
     items, scores = start.expand(count, -1), exact(logp, codes[start])
-    visited = torch.zeros_like(hidden)
+    visited = torch.zeros_like(barred)
     visited[:, start] = True
     ahead_items, ahead_scores = items, scores  # scored, and not left yet
-    good_items, good_scores = _best(items, scores, hidden, k)
+    good_items, good_scores = _best(items, scores, barred, k)
     for left in range(steps, 0, -1):
         # what is not among the best for all steps left will never be left
         ahead_scores, order = ahead_scores.topk(min(beams * left, ahead_scores.shape[1]), dim=1)
@@ -168,7 +168,7 @@ def _walk(
         scores = torch.full(items.shape, -torch.inf)
         scores[fresh] = logp.flatten().index_select(0, at.flatten()).view(-1, digits).sum(1)
         ahead_items, ahead_scores = torch.cat([ahead_items, items], 1), torch.cat([ahead_scores, scores], 1)
-        new_items, new_scores = _best(items, scores, hidden, k)
+        new_items, new_scores = _best(items, scores, barred, k)
         good_items, good_scores = torch.cat([good_items, new_items], 1), torch.cat([good_scores, new_scores], 1)
     order = good_items.argsort(dim=1)  # so that of equals the lower row comes first
     found = best(good_scores.gather(1, order), k=k)
@@ -176,9 +176,9 @@ def _walk(
     return Found(Recommended(items, found.scores), visited.sum(1))
 
 
-def _best(items: torch.Tensor, scores: torch.Tensor, hidden: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best of some items and their scores, [B, n] each, but for the hidden ones."""
-    scores, order = scores.masked_fill(hidden.gather(1, items), -torch.inf).topk(min(k, items.shape[1]), dim=1)
+def _best(items: torch.Tensor, scores: torch.Tensor, barred: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of some items and their scores, [B, n] each, but for the barred ones."""
+    scores, order = scores.masked_fill(barred.gather(1, items), -torch.inf).topk(min(k, items.shape[1]), dim=1)
     return items.gather(1, order), scores
 
 

@@ -95,7 +95,7 @@ class ParallelGenerator(NextItemModel):
         """Logits of every digit, [B, M, C], for states [B, D]."""
         return (hidden @ self.digit.flatten(0, 1).T).unflatten(1, self.digit.shape[:2])
 
-    def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the catalogue, or of each digit; the mean."""
         if self.objective == "catalogue":
             return cross_entropy(hidden, self.every_vector(), target)

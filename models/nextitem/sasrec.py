@@ -25,7 +25,7 @@ class SasRec(NextItemModel):
         """Learned freely."""
         return functional.embedding(items, self.item)
 
-    def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over all items."""
         return cross_entropy(hidden, self.item, target)
 

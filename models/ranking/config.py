@@ -12,7 +12,6 @@ USER, ITEM = "user", "item"  # the tables of ids
 
 PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places of weights, counts so far without a gap
 
-Precision = Literal["fp32", "bf16"]
 TableDtype = Literal["fp32", "fp16", "int8"]  # the last two for inference alone
 Sharding = Literal["table_wise", "column_wise", "row_wise"]
 EmbeddingOptimizer = Literal["rowwise_adagrad", "adagrad"]

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from models import checkpoints
-from models.ranking.config import EmbeddingOptimizer, Precision, Sharding
+from models.precision import DTYPES, Precision
+from models.ranking.config import EmbeddingOptimizer, Sharding
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
 from models.sharding import draw_tables, gather_state, shard
 
 STD = 0.1  # of embeddings at the start; smaller ones take long to tell users and items apart by their products
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Trainer:

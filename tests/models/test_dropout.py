@@ -21,6 +21,11 @@ def test_a_share_is_zero_and_the_mean_stays(share, dtype):
     assert columns.std() < 2.5 * (share * (1 - share) / 997) ** 0.5
 
 
+def test_however_large_a_share_is_some_values_are_left():
+    found = dropout(torch.ones(100_000), 0.999, training=True)
+    assert sorted(found.unique().tolist()) == [0, 256]
+
+
 def test_gradients_pass_where_values_did():
     values = torch.ones(1000, requires_grad=True)
     found = dropout(values, 0.3, training=True)

@@ -4,13 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models import recommendation_metrics as metrics
-from models.lists import Lists
-from models.popularity import MostPopular
 
 ITEMS = 8
 
@@ -90,15 +87,3 @@ def test_draws_are_paired_and_the_interval_covers_the_mean():
 def test_a_user_with_all_queries_leaves_no_doubt():
     values = np.array([1.0, 0, 1, 0])
     assert (metrics.bootstrap_means(np.zeros(4), {"a": values}, seed=0, draws=20)["a"] == 0.5).all()
-
-
-@pytest.mark.parametrize("users", [0, 1, 4, 9])
-def test_blocks_are_one_list_of_lists(monkeypatch, users):
-    monkeypatch.setattr(metrics, "BLOCK", 4)
-    lengths = torch.arange(users) % 3
-    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    histories = Lists(torch.arange(int(offsets[-1])) % ITEMS, offsets)
-    model = MostPopular(torch.tensor([0, 3, 1, 4, 1, 5, 9, 2]))
-    found = metrics.recommended(model, histories, k=3, banned=histories)
-    assert found.tolist() == model.recommend(histories, k=3, banned=histories).items.tolist()
-    assert found.shape == (users, 3)

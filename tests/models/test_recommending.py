@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import recommending
 from models.lists import Lists
-from models.recommending import best, keep
+from models.popularity import MostPopular
+from models.recommending import best, top_columns
 
 scores_ = st.integers(1, 12).flatmap(
     lambda n: st.lists(
@@ -27,7 +30,7 @@ def test_of_equal_scores_the_lower_rows_are_the_best(scores, k):
 
 @given(scores=scores_, count=st.integers(1, 15))
 def test_the_best_of_what_is_not_kept_is_told(scores, count):
-    columns, dropped = keep(torch.tensor(scores), count)
+    columns, dropped = top_columns(torch.tensor(scores), count)
     for row, kept, rest in zip(scores, columns.tolist(), dropped.tolist(), strict=True):
         assert kept == sorted(set(kept))
         assert len(kept) == min(count, len(row))
@@ -44,3 +47,15 @@ def test_nobody_gets_what_is_banned_or_not_allowed():
         allowed=torch.tensor([True, True, True, False, True]),
     )
     assert found.items.tolist() == [[2, 1], [4, 1]]
+
+
+@pytest.mark.parametrize("users", [0, 1, 4, 9])
+def test_blocks_are_one_list_of_lists(monkeypatch, users):
+    monkeypatch.setattr(recommending, "BLOCK", 4)
+    lengths = torch.arange(users) % 3
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    histories = Lists(torch.arange(int(offsets[-1])) % 8, offsets)
+    model = MostPopular(torch.tensor([0, 3, 1, 4, 1, 5, 9, 2]))
+    found = recommending.recommended(model, histories, k=3, banned=histories)
+    assert found.tolist() == model.recommend(histories, k=3, banned=histories).items.tolist()
+    assert found.shape == (users, 3)

@@ -78,7 +78,7 @@ def test_the_loss_is_the_cross_entropy_over_the_catalogue_or_of_each_digit(objec
         parts = [functional.cross_entropy(logits[:, digit], drawn().codes[target, digit]) for digit in range(DIGITS)]
         torch.testing.assert_close(torch.stack(parts).mean(), wanted)
         wanted = torch.stack(parts).mean()
-    loss = model.losses(hidden, target)
+    loss = model.mean_loss(hidden, target)
     torch.testing.assert_close(loss, wanted)
     gradients = (torch.autograd.grad(one, model.digit)[0] for one in (loss, wanted))
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
