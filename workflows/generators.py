@@ -293,12 +293,12 @@ def save_sequential(
 
 
 def load_sequential(uri: str) -> tuple[SequentialSettings, SequentialRecommender]:
-    """What `save_sequential` wrote.
+    """What `save_sequential` wrote, on the GPU of this process where it has one.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    model = load_generator(uri)
+    model = load_generator(uri).to(_device())
     try:
         settings = SequentialSettings.model_validate(files.read_json(files.join(uri, "settings.json")))
         found = codes_matrix(files.read_table(files.join(uri, "paths"))["path"]).astype(np.int64)
@@ -309,7 +309,7 @@ def load_sequential(uri: str) -> tuple[SequentialSettings, SequentialRecommender
 
 
 def load_recommenders(run: RunDir) -> dict[str, Recommender]:
-    """The next-item models that a run has fitted, by name, ready to recommend.
+    """The next-item models that a run has fitted, by name, ready to recommend, on a GPU where there is one.
 
     Raises:
         UserError: one of them is damaged.
@@ -324,4 +324,8 @@ def load_recommender(run: RunDir, name: str) -> Recommender:
         UserError: it is damaged, or was not fitted.
     """
     uri = run.uri("models", "generator", name)
-    return load_sequential(uri)[1] if name == SEQUENTIAL else load_next_item(uri)
+    return load_sequential(uri)[1] if name == SEQUENTIAL else load_next_item(uri).to(_device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

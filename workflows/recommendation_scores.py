@@ -15,6 +15,7 @@ from models.recommendation_metrics import CUT, CUTS, bootstrap_means, ndcg, rank
 from models.recommending import Recommender, recommended
 from operators.features import aligned
 from operators.sequences import Queries
+from workflows.generator_fit import sample
 from workflows.generators import load_recommenders, read_data
 from workflows.stage import Context
 
@@ -22,7 +23,7 @@ BASELINES = ("sasrec", "itemknn", "popularity")
 WITH_INTERVAL = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
 
 
-def score_recommenders(context: Context, *, draws: int) -> dict[str, Any]:
+def score_recommenders(context: Context, *, queries: int | None, draws: int) -> dict[str, Any]:
     """Metrics of the recommenders that the stage generate has fitted, of item-kNN and of popularity, by name.
 
     Every positive event of the test split that generate asks for is a query over the whole catalogue. What is tuned
@@ -30,6 +31,7 @@ def score_recommenders(context: Context, *, draws: int) -> dict[str, Any]:
 
     Args:
         context: of a run whose generate stage is complete.
+        queries: that are asked, a sample, at most; None: all.
         draws: resamples of users behind every interval.
 
     Returns:
@@ -38,6 +40,8 @@ def score_recommenders(context: Context, *, draws: int) -> dict[str, Any]:
     run = context.run
     generated = run.read_json("metrics", "generate.json")
     data = read_data(run, context.split, **generated["queries"])
+    if queries is not None:
+        data = data._replace(test=sample(data.test, queries, seed=context.seed))
     if not len(data.test.user):
         context.log("no event of the test split asks for a next item: the recommenders have no scores")
         return {}

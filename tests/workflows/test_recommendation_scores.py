@@ -51,11 +51,11 @@ def run(tmp_path: Path, monkeypatch) -> RunDir:
     return run
 
 
-def evaluated(run: RunDir, *stages: str, **changes) -> Result:
+def evaluated(run: RunDir, *stages: str, queries: int | None = None, **changes) -> Result:
     complete = {stage: StageEntry(state="complete") for stage in stages}
     write_manifest(run.root, Manifest(name="tiny", stages={**complete, "evaluate": StageEntry(state="running")}))
     context = Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
-    return evaluate.run(evaluate.Config(bootstrap=20), replace(context, **changes))
+    return evaluate.run(evaluate.Config(bootstrap=20, queries=queries), replace(context, **changes))
 
 
 def brute_popularity(run: RunDir, *, repeats: bool) -> tuple[list[float], list[bool]]:
@@ -113,6 +113,11 @@ def test_a_ranker_and_a_generator_are_scored_as_each_alone(run):
     assert ranker.keys() & generator.keys() == {"popularity"}
     assert not ranker["popularity"].keys() & generator["popularity"].keys()
     assert both == {**ranker, **generator, "popularity": {**ranker["popularity"], **generator["popularity"]}}
+
+
+def test_a_sample_of_the_queries_may_do(run):
+    every, few = (evaluated(run, "generate", queries=queries) for queries in (None, 7))
+    assert few.rows_out == few.metrics["sasrec"]["queries"] == 7 < every.rows_out
 
 
 def test_a_split_without_a_query_scores_nobody(run):

@@ -32,6 +32,7 @@ AFTER_ALL = True
 class Config(StageConfig):
     """Settings of the evaluate stage."""
 
+    queries: PositiveInt | None = Field(None, description="test events that generators are asked, at most; null: all")
     recall_at: tuple[PositiveInt, ...] = Field((10, 50), min_length=1)
     bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
 
@@ -47,7 +48,7 @@ def run(config: Config, context: Context) -> Result:
         from workflows.recommendation_scores import score_recommenders
         from workflows.task_scores import score_tasks
 
-        found = score_recommenders(context, draws=config.bootstrap)
+        found = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
         rows += found.get("popularity", {}).get("queries", 0)
         metrics |= {name: {**metrics.get(name, {}), **values} for name, values in found.items()}
         metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
