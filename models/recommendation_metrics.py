@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from models.evidence import FEWEST
+
 CUTS = (5, 10, 20)
 CUT = 10  # of what is told at one length only
 
@@ -95,7 +97,7 @@ def bootstrap_means(
     """Means over the queries of resampled users, float64 [draws] for each of the values.
 
     A user's queries depend on each other, so users are drawn whole, with replacement. The draws are the same for all
-    values: differences and ratios of what is returned are paired.
+    values: differences and ratios of what is returned are paired. NaN with fewer than FEWEST users.
 
     Args:
         user: integer or string codes [Q], at least one.
@@ -104,6 +106,8 @@ def bootstrap_means(
     random = np.random.default_rng(seed)
     _, code = np.unique(user, return_inverse=True)
     queries = np.bincount(code)
+    if len(queries) < FEWEST:
+        return {name: np.full(draws, np.nan) for name in values}
     sums = np.stack([np.bincount(code, value) for value in values.values()], axis=1)  # by user
     means = np.empty((draws, len(values)))
     for draw in range(draws):

@@ -17,7 +17,7 @@ class Queries(NamedTuple):
     user: np.ndarray  # int64 [Q]
     histories: Lists  # the user's last positives by then, oldest first
     target: torch.Tensor  # int64 [Q]
-    seen: Lists  # all that the user had met by then, in order of time
+    seen: Lists  # all that the user had met by then, in order of time; nothing where repeats are asked for
 
 
 def training_sequences(events: Events, split: np.ndarray) -> Lists:
@@ -54,7 +54,7 @@ def queries(events: Events, split: np.ndarray, name: str, *, history: int, repea
         targets.user,
         _lists(*histories(known, targets.user, targets.time, length=history)),
         torch.from_numpy(targets.item),
-        _lists(*histories(met, targets.user, targets.time, length=len(met))),
+        _lists(*histories(met, targets.user, targets.time, length=0 if repeats else len(met))),
     )
 
 

@@ -37,6 +37,11 @@ def load_model(uri: str, kind: str) -> tuple[dict[str, Any], dict[str, torch.Ten
     found = config.pop("kind", None) if isinstance(config, dict) else None
     if found != kind:
         raise UserError(f"{uri} holds a {found or 'foreign file'}, not a {kind}: point to the right folder.")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"The {kind} at {uri} has numbers that are none in {name}: run the stage that fits it again."
+            )
     return config, tensors
 
 

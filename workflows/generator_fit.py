@@ -70,10 +70,9 @@ def fit(
         state: of a killed attempt, to go on from.
 
     Raises:
-        UserError: validation asks nothing, or the loss is not a number.
+        UserError: validation asks nothing, the loss is not a number, or the state is of another model.
     """
-    if not len(queries.target):
-        raise UserError("No event of the validation split asks for a next item: give a longer log or another split.")
+    require_queries(queries, "validation")
     module = parallelise(subject.learner, strategy, torch.device(device), DTYPES[course.precision])
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -86,8 +85,13 @@ def fit(
     )
     at = {"step": 0.0, "best": -1.0, "stale": 0.0, "total": 0.0, "seconds": 0.0}
     if state is not None:
-        at = {name: float(state.pop(f"at.{name}")) for name in at}
-        restore(module, optimizer, state)
+        try:
+            at = {name: float(state.pop(f"at.{name}")) for name in at}
+            restore(module, optimizer, state)
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise UserError(
+                "The state of the killed fit is of another model: run again with --from generate."
+            ) from error
     started = time.perf_counter() - at["seconds"]
 
     def kept() -> State:
@@ -129,8 +133,24 @@ def fit(
             "total": 0.0,
         }
         if better:
-            keep.improved(subject.learner, gather_state(module))
+            tensors = gather_state(module)
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise UserError("The weights are not numbers: lower learning_rate under course.")
+            keep.improved(subject.learner, tensors)
         keep.report({**metrics, "seconds": time.perf_counter() - started}, kept)
+
+
+def require_queries(queries: Queries, split: str) -> None:
+    """Look for what a split asks.
+
+    Raises:
+        UserError: nothing.
+    """
+    if not len(queries.target):
+        raise UserError(
+            f"No event of the {split} split asks for a next item: give a longer log or another split, or set "
+            "filter_seen to false where users choose the same items again."
+        )
 
 
 def rate(step: int, course: Course) -> float:

@@ -74,6 +74,8 @@ class ParallelSettings(StageConfig):
 
 def _of_registry(tasks: object) -> object:
     """Tasks in the place of their names, so that settings hold what is learned and not where it was read."""
+    if isinstance(tasks, str):
+        raise ValueError(f"write a list: [{tasks}]")
     named = isinstance(tasks, list | tuple) and len(tasks) > 0 and all(isinstance(each, str) for each in tasks)
     return load_tasks(tasks) if named else tasks  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -89,6 +90,8 @@ def write_digits(run: RunDir, settings: ParallelSettings, ids: pa.ChunkedArray, 
     Raises:
         UserError: the catalogue has fewer items than codewords.
     """
+    if len(ids) < 2:
+        raise UserError("There is one item alone and nothing to choose from: leave generate out of the stages.")
     if len(ids) < settings.codewords:
         raise UserError(
             f"{len(ids)} items are too few for {settings.codewords} codewords: lower stages.generate.parallel.codewords"
@@ -230,7 +233,7 @@ def make_corpus(settings: SequentialSettings, run: RunDir, data: Data, vocabular
     )
     order = torch.randperm(len(found), generator=generator(HELD_OUT, seed))
     held_out = torch.zeros(len(found), dtype=torch.bool)
-    held_out[order[: int(settings.held_out * len(order))]] = True
+    held_out[order[: math.ceil(settings.held_out * len(order))]] = True
     return replace(corpus, sequences=data.sequences, titles=titles, captions=captions, held_out=held_out)
 
 

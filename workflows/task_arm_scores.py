@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.evidence import FEWEST, over_seeds
+from models.evidence import over_seeds
 from models.metrics import interval
 from models.recommendation_metrics import CUT, bootstrap_means
 from operators.sequences import Queries
@@ -44,8 +44,6 @@ def judge(
         for key, metric in WITH_INTERVAL.items()
     }
     samples = bootstrap_means(test.user, values, seed=seed, draws=config.bootstrap)
-    if len(np.unique(test.user)) < FEWEST:
-        samples = {name: np.full_like(sample, np.nan) for name, sample in samples.items()}
     numbers, keys = range(len(seeds)), [(arm, key) for arm in arms for key in WITH_INTERVAL]
     means = {(arm, key): np.array([values[arm, key, each].mean() for each in numbers]) for arm, key in keys}
     drawn = over_seeds(

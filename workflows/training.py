@@ -7,6 +7,7 @@ the last one that was kept when a killed run is started again: `restored()` give
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import signal
@@ -27,6 +28,7 @@ import safetensors.torch
 import torch
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
+from safetensors import SafetensorError
 
 from models.workers import broadcast
 from storage import files
@@ -34,6 +36,7 @@ from storage.errors import UserError
 from storage.run import RunDir
 
 POLL_S = 1.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what the user can mend
 STATE, HISTORY = "state.safetensors", "history.json"  # of a checkpoint
 T = TypeVar("T")
 
@@ -146,13 +149,19 @@ def restored(load: Callable[[Path], T]) -> T | None:
     """What `load` makes of the last state that a killed attempt has kept, on every rank; None where there is none.
 
     The reports that led to it count as this attempt's.
+
+    Raises:
+        UserError: it is damaged.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        _history[:] = json.loads((Path(folder) / HISTORY).read_text())
-        return load(Path(folder))
+        try:
+            _history[:] = json.loads((Path(folder) / HISTORY).read_text())
+            return load(Path(folder))
+        except (OSError, ValueError, LookupError, SafetensorError) as error:
+            raise UserError(f"{checkpoint.path} is damaged, run again with --from and this stage: {error}") from error
 
 
 def save_tensors(snapshot: Callable[[], dict[str, torch.Tensor]], folder: Path) -> None:
@@ -242,7 +251,7 @@ def one_cause(name: str, failures: dict[int, Exception]) -> Exception:
     """The first failed rank's exception; the other ranks mostly fail because of it."""
     causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
     for cause in causes.values():
-        if isinstance(cause, UserError):
+        if isinstance(cause, UserError) or (isinstance(cause, OSError) and cause.errno in NO_ROOM):
             return cause
     rank, cause = next(iter(causes.items()))
     return TrainingError(f"Training {name!r} failed on worker {rank}: {type(cause).__name__}: {cause}")

@@ -87,17 +87,15 @@ class LanguageModel(nn.Module):
         group = torch.bucketize(targets, starts, right=True) - 1
         if not len(targets):  # every worker has a gradient of every weight
             return (hidden.sum() + self._output().sum()).float() * 0.0
-        loss = hidden.new_zeros(())
+        loss = hidden.new_zeros((), dtype=torch.float32)
         # one split for all groups: its gradient is written once, that of a slice as a whole matrix for each
         for number, rows in enumerate(self._output().split(sizes)):
             at = (group == number).nonzero()[:, 0]
             if len(at):
                 logits = functional.linear(hidden[at], rows).float()
-                loss = (
-                    loss
-                    + functional.cross_entropy(logits, targets[at] - starts[number], reduction="none") @ weights[at]
-                )
-        return loss.float() / weights.sum().clamp_min(TINY)
+                each = functional.cross_entropy(logits, targets[at] - starts[number], reduction="none")
+                loss = loss + (each * weights[at]).sum()  # a product of vectors would be one in half precision
+        return loss / weights.sum().clamp_min(TINY)
 
     def _output(self) -> torch.Tensor:
         """The output matrix [tokens, D]."""

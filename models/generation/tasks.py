@@ -118,10 +118,10 @@ def _read(path: Path) -> Task:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"There is no task at {path}.") from error
+        raise UserError(f"There is no file {path} of a task: give its path from where you stand.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a task: {error}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} must be a YAML mapping with the keys name, description, prompt and target.")

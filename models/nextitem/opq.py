@@ -36,12 +36,14 @@ def fit_digits(vectors: np.ndarray, *, dim: int, digits: int, codewords: int, se
     wide[:, : centred.shape[1]] = centred
     faiss.omp_set_num_threads(torch.get_num_threads())
     quantizer = faiss.ProductQuantizer(dim, digits, codewords.bit_length() - 1)
-    quantizer.cp.seed = seed
+    quantizer.cp.seed = seed % 2**31  # an int of C
     quantizer.cp.min_points_per_centroid = 1
     rotation = faiss.OPQMatrix(dim, digits)
     rotation.niter = ROUNDS
     rotation.pq = quantizer
-    rotation.train(wide)
+    rotation.train(
+        np.tile(wide, (-(-dim // len(wide)), 1))
+    )  # with fewer rows than dimensions faiss writes past its memory
     rotated = rotation.apply(wide)
     quantizer.train(rotated)
     codes = faiss.unpack_bitstrings(quantizer.compute_codes(rotated), digits, quantizer.nbits)

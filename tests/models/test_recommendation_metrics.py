@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ def test_the_scorecard_of_a_slice_is_that_of_its_queries(asked, cold):
     np.testing.assert_allclose(card["cold_recall@10"], np.mean(of_cold) if of_cold else np.nan)
 
 
+@patch.object(metrics, "FEWEST", 1)
 @given(queries(), st.integers(0, 3))
 def test_each_draw_is_a_mean_over_whole_users(asked, seed):
     items, target, user = asked
@@ -71,6 +73,13 @@ def test_each_draw_is_a_mean_over_whole_users(asked, seed):
         drawn = present[random.integers(0, len(present), len(present))]
         rows = np.concatenate([np.flatnonzero(user == one) for one in drawn])
         assert sample == pytest.approx(metrics.recall(metrics.ranks(items, target), 5)[rows].mean())
+
+
+def test_few_users_have_no_interval():
+    values = {"a": np.arange(40.0)}
+    few, enough = (metrics.bootstrap_means(np.arange(40) % users, values, seed=0)["a"] for users in (9, 10))
+    assert np.isnan(few).all()
+    assert np.isfinite(enough).all()
 
 
 def test_draws_are_paired_and_the_interval_covers_the_mean():
@@ -84,6 +93,7 @@ def test_draws_are_paired_and_the_interval_covers_the_mean():
     assert high - low == pytest.approx(np.quantile(by_query, 0.975) - np.quantile(by_query, 0.025), rel=0.4)
 
 
+@patch.object(metrics, "FEWEST", 1)
 def test_a_user_with_all_queries_leaves_no_doubt():
     values = np.array([1.0, 0, 1, 0])
     assert (metrics.bootstrap_means(np.zeros(4), {"a": values}, seed=0, draws=20)["a"] == 0.5).all()

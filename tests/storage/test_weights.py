@@ -20,6 +20,14 @@ def test_config_and_tensors_come_back(artifact):
     assert torch.equal(tensors["w"], torch.arange(6.0).reshape(2, 3).T)
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, -torch.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, wrong):
+    uri = str(tmp_path / "model")
+    save_model(uri, "ranker", {}, {"sound": torch.ones(2), "whole": torch.ones(2).int(), "w": torch.tensor([1, wrong])})
+    with pytest.raises(UserError, match="numbers that are none in w: run the stage"):
+        load_model(uri, "ranker")
+
+
 def test_absent_foreign_and_damaged_artifacts_are_one_sentence(artifact, tmp_path):
     with pytest.raises(UserError, match="There is no ranker"):
         load_model(str(tmp_path / "nothing"), "ranker")

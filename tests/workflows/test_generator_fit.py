@@ -176,6 +176,25 @@ def test_validations_may_count_from_a_later_step_on() -> None:
     assert [metrics["step"] for metrics in kept.metrics] == [0, 1, 2, 3, 4, 5, 6]
 
 
+def test_weights_that_are_no_numbers_are_not_kept() -> None:
+    kept, learner = Kept(), Still([0])
+    learner.vector.data[1] = torch.inf
+    course = COURSE.model_copy(update={"steps": 1})
+    subject = still(learner)._replace(draw=lambda step: [torch.zeros(1)])
+    learner.loss = lambda batch: learner.matrix.sum() * 0.0  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="weights are not numbers: lower learning_rate"):
+        fit(course, subject, one_query(), kept.keep(), seed=0)
+    assert not kept.bests
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    kept = Kept()
+    fit(COURSE, make(0.0), asked(3), kept.keep(), seed=0)
+    for state in ({}, kept.states[0] | {"model.learner.start": torch.zeros(3)}):
+        with pytest.raises(UserError, match="run again with --from generate"):
+            fit(COURSE, make(0.0), asked(3), Kept().keep(), seed=0, state=dict(state))
+
+
 def test_a_finished_fit_has_nothing_left_to_do() -> None:
     course = COURSE.model_copy(update={"validate_every": 1, "patience": 1})
     kept, after = Kept(), Kept()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import random
 import signal
 import sys
@@ -93,3 +94,21 @@ def test_other_failures_name_the_fit_and_the_rank() -> None:
     error = training.one_cause("rank", failures)
     assert isinstance(error, training.TrainingError)
     assert str(error) == "Training 'rank' failed on worker 1: ValueError: row 9 is odd"
+
+
+def test_a_full_disk_is_told_as_it_is_and_a_lost_peer_is_not() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/runs/checkpoint")
+    assert training.one_cause("rank", {0: ConnectionError("peer gone"), 1: full}) is full
+    assert isinstance(training.one_cause("rank", {0: ConnectionError("peer gone")}), training.TrainingError)
+
+
+def test_a_damaged_state_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = ray.train.Checkpoint.from_directory(tmp_path)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
+    (tmp_path / training.HISTORY).write_text("[]")
+    (tmp_path / training.STATE).write_bytes(b"half")
+    with pytest.raises(UserError, match="is damaged, run again with --from"):
+        training.restored(training.load_tensors)
+    (tmp_path / training.HISTORY).write_text("[")
+    with pytest.raises(UserError, match="is damaged, run again with --from"):
+        training.restored(training.load_tensors)

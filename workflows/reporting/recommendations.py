@@ -81,7 +81,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     if is_number(generator.get("queries")):
         cold = generator.get("cold_queries")
         rest = f"; {count(cold)} of them ask for an item without an event in training" if is_number(cold) else ""
-        said.append(f"There are {count(generator['queries'])} queries, each over the whole catalogue{rest}.")
+        said.append(f"Queries over the whole catalogue: {count(generator['queries'])}{rest}.")
     return said
 
 

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from models.generation.tasks import load_tasks
-from storage.errors import UserError
 from workflows.generator_settings import SequentialSettings, check_backbone
 from workflows.stage import Context, Result, StageConfig
 from workflows.stages import generate
@@ -81,14 +80,15 @@ def check(config: Config, root: str) -> None:
 def run(config: Config, context: Context) -> Result:
     """Fit every arm from every seed, and write metrics/ablation.json."""
     from workflows import task_arm_scores, task_arms
+    from workflows.generator_fit import require_queries
     from workflows.generators import require_learnable
     from workflows.original_sids import write_original
     from workflows.training import fit
 
     run = context.run
     data = task_arms.read_queries(config, run, context.split, seed=context.seed)
-    if not len(data.test.target):
-        raise UserError("No event of the test split asks for a next item: give a longer log or another split.")
+    for name, queries in (("validation", data.valid), ("test", data.test)):
+        require_queries(queries, name)
     require_learnable(config.sequential, run, data, seed=context.seed)
     folder = run.uri("checkpoints", "ablation", context.fingerprint, "scores")
     arms = task_arms.make_arms(config.sequential)

@@ -88,13 +88,14 @@ def check(config: Config, root: str) -> None:
 
 def run(config: Config, context: Context) -> Result:
     """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
-    from workflows.generator_fit import NDCG, best_of, sample, validate
+    from workflows.generator_fit import NDCG, best_of, require_queries, sample, validate
     from workflows.generators import load_recommender, read_data, require_learnable, save_items, write_digits
 
     run = context.run
     if not files.exists(run.uri("catalog", "interactions")):
         raise UserError("The catalogue has no interactions: leave generate and evaluate out of the stages.")
     data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
+    require_queries(data.valid, "validation")
     if config.sequential is not None:
         require_learnable(config.sequential, run, data, seed=context.seed)
     forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings

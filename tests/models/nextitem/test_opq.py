@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +51,19 @@ def test_as_many_codewords_as_items_lose_nothing() -> None:
     vectors = clusters(16, 8)
     found = fit_digits(vectors, dim=8, digits=2, codewords=16, seed=0)
     torch.testing.assert_close(distances(reconstructed(found)), distances(vectors), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("items", "dim"), [(2, 128), (10, 32), (64, 128)])
+def test_a_catalogue_may_have_fewer_items_than_dimensions(items: int, dim: int) -> None:
+    """faiss wrote past its memory then: what is fitted here is fitted in a process that this would end."""
+    code = (
+        "import numpy as np; from models.nextitem.opq import fit_digits;"
+        f"vectors = np.random.default_rng(0).normal(size=({items}, 20)).astype('float32');"
+        f"found = fit_digits(vectors, dim={dim}, digits=4, codewords=2, seed=2**32 - 1);"
+        f"assert found.codes.shape == ({items}, 4); assert found.codewords.isfinite().all()"
+    )
+    checked = {**os.environ, "MALLOC_CHECK_": "3"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=checked, timeout=300)
 
 
 @pytest.mark.parametrize("width", [5, 40])

@@ -86,7 +86,7 @@ def test_a_sentence_says_no_more_than_the_interval_allows(ratio, bounds, verdict
 
 def test_the_queries_are_counted():
     said = recommendations.sentences(FOUND)[-1]
-    assert said.startswith("There are 1,200 queries, each over the whole catalogue; 7 of them ask for an item without")
+    assert said.startswith("Queries over the whole catalogue: 1,200; 7 of them ask for an item without")
 
 
 def test_what_the_statistics_find_is_what_the_page_shows():
