@@ -148,10 +148,6 @@ class Quantizer(nn.Module):
             raise UserError(
                 f"The quantizer at {uri} does not fit this version ({reason}): run the stage that fits it again."
             ) from error
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise UserError(
-                f"The quantizer at {uri} holds values that are no numbers: run the stage that fits it again."
-            )
         return quantizer.requires_grad_(False).eval()
 
 

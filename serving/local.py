@@ -71,11 +71,13 @@ def user_mistake(message: str) -> str | None:
 
 
 def shut_down() -> None:
-    """End Ray Serve."""
+    """End Ray Serve, and leave Ray."""
+    import ray
     from ray import serve
 
     with redirect_stdout(io.StringIO()):  # the controller ends before its last call returns, and Ray prints that
         serve.shutdown()
+        ray.shutdown()
 
 
 def serve_forever(run: str, host: str, port: int) -> None:

@@ -40,7 +40,7 @@ def load_model(uri: str, kind: str) -> tuple[dict[str, Any], dict[str, torch.Ten
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(
-                f"The {kind} at {uri} has numbers that are none in {name}: run the stage that fits it again."
+                f"The {kind} at {uri} has values that are no numbers in {name}: run the stage that fits it again."
             )
     return config, tensors
 

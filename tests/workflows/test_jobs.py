@@ -32,6 +32,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(autouse=True)
+def _auth_mode_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call in this process sets would make the next Ray of this process ask for a token."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+
 @pytest.fixture(scope="module")
 def dashboard():
     """The URL of a Ray head that lives as long as this module's tests."""

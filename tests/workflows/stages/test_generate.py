@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -179,6 +180,8 @@ def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, mon
 
 def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path)
+    items = run.read_table("items")
+    run.write_table(items.set_column(2, "caption", pa.nulls(len(items), pa.string())), "items")
     monkeypatch.setattr(training, "fit", None)
     for wrong, told in (
         ({"tasks": [*SEQUENTIAL["tasks"], "caption_to_title"]}, "nothing to learn task caption_to_title from"),
