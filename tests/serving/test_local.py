@@ -16,6 +16,8 @@ from serving.recommender import Query, Recommender
 from storage.errors import UserError
 from storage.run import RunDir
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = "import sys; sys.path.append(sys.argv.pop(1)); from workflows.cli import main; main()"
 

@@ -18,6 +18,8 @@ from tests.models.workers import on_ranks
 from workflows import ranker_fit
 from workflows.ranker_settings import RankerSettings, TableConfig, Tables
 
+pytestmark = pytest.mark.long
+
 USERS, ITEMS, EVENTS, VALID = 30, 20, 900, 301
 SMALL = TableConfig(rows=256)
 TABLES = {"user": SMALL, "item": SMALL, "caption": SMALL, "interests": None, "text": None, "sid": None}

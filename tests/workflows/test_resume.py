@@ -19,6 +19,8 @@ from storage import files
 from workflows.catalogs.sample import write_sample
 from workflows.streams import committed_rows
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 COMMIT_ROWS = 4
 PAUSE_S = 60  # the longest that a stream may stand still

@@ -19,6 +19,8 @@ from storage.errors import UserError
 from storage.run import RunDir
 from workflows import training
 
+pytestmark = pytest.mark.long
+
 
 def draw(config: dict[str, Any]) -> None:
     """Every rank draws once; all draws are gathered on all ranks."""

@@ -36,6 +36,8 @@ import torch
 from models.lists import Lists
 from storage.run import RunDir
 from workflows.generators import load_recommenders
+
+pytestmark = pytest.mark.long
 lists = Lists(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
 found = load_recommenders(RunDir(sys.argv[1]))
 print(json.dumps({name: one.recommend(lists, k=6).items.tolist() for name, one in found.items()}))

@@ -18,6 +18,8 @@ from storage.run import RunDir
 from workflows.stage import Context
 from workflows.stages import ingest, interpret, project
 
+pytestmark = pytest.mark.long
+
 ITEMS = 24
 
 

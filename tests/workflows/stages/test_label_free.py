@@ -17,6 +17,8 @@ from workflows.catalogs.sample import write_sample
 from workflows.stage import Context
 from workflows.stages import evaluate, features, ingest, rank
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_given_true_captions_the_ranker_beats_popularity_without_labels(tmp_path):

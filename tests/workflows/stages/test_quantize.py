@@ -25,6 +25,8 @@ from workflows.log import Split, SplitLeaveLast, SplitTime, encode
 from workflows.stage import Context
 from workflows.stages import quantize
 
+pytestmark = pytest.mark.long
+
 SETTINGS = quantize.Config(codebook_sizes=(16, 16), hidden_dims=(32,), latent_dim=8, steps=100, batch_size=64)
 
 

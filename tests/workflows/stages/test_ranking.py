@@ -23,6 +23,8 @@ from workflows.stage import Context
 from workflows.stages import evaluate, features, rank
 from workflows.training import TrainingError
 
+pytestmark = pytest.mark.long
+
 USERS, ITEMS, EVENTS = 60, 40, 3000
 COLOURS = ("red", "green", "blue", "white")
 SETTINGS = rank.Config(epochs=4, batch_size=128, embedding_lr=0.05)
