@@ -24,6 +24,8 @@ from workflows import generator_fit, generators, training
 from workflows.stage import Context, Result
 from workflows.stages import generate
 
+pytestmark = pytest.mark.long
+
 CONFIG = generate.Config.model_validate(
     {"parallel": PARALLEL, "sequential": SEQUENTIAL, "sasrec": SASREC, "cpus_per_worker": 1, "checkpoint_s": 0}
     | {"filter_seen": False}
@@ -36,8 +38,6 @@ import torch
 from models.lists import Lists
 from storage.run import RunDir
 from workflows.generators import load_recommenders
-
-pytestmark = pytest.mark.long
 lists = Lists(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
 found = load_recommenders(RunDir(sys.argv[1]))
 print(json.dumps({name: one.recommend(lists, k=6).items.tolist() for name, one in found.items()}))
