@@ -19,11 +19,8 @@ class Lists(NamedTuple):
 
 def gather(source: Lists, rows: torch.Tensor) -> Lists:
     """The lists at `rows`, int64 [M]."""
-    starts = source.offsets[rows]
-    lengths = source.offsets[rows + 1] - starts
-    ends = functional.pad(lengths.cumsum(0), (1, 0))
-    at = torch.repeat_interleave(starts - ends[:-1], lengths) + torch.arange(int(ends[-1]))
-    return Lists(source.values[at], ends, None if source.weights is None else source.weights[at])
+    at, offsets = _within(source.offsets[rows], source.offsets[rows + 1])
+    return Lists(source.values[at], offsets, None if source.weights is None else source.weights[at])
 
 
 def padded(source: Lists, *, length: int, fill: int) -> torch.Tensor:
@@ -44,10 +41,15 @@ def padded(source: Lists, *, length: int, fill: int) -> torch.Tensor:
 
 def ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Lists:
     """The values of each range, int64 [M] and [M], as lists."""
+    at, offsets = _within(starts, ends)
+    return Lists(values[at], offsets)
+
+
+def _within(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places of all ranges one after the other, and the offsets of the ranges in them."""
     lengths = ends - starts
     offsets = functional.pad(lengths.cumsum(0), (1, 0))
-    at = (starts - offsets[:-1]).repeat_interleave(lengths) + torch.arange(int(offsets[-1]))
-    return Lists(values[at], offsets)
+    return torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1])), offsets
 
 
 def last(source: Lists, length: int) -> Lists:
