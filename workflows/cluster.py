@@ -96,7 +96,8 @@ def check_reachable(address: str) -> None:
 
 
 def local_settings(cpus: int) -> dict[str, str]:
-    """Ray's own settings for a small machine: no idle workers at the start, and no metrics that nobody collects."""
+    """Ray's own settings for one machine: no idle workers at the start, no metrics that nobody collects, and no process
+    that asks in every fit whether some of the nodes are to be taken away."""
     return {
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_maximum_startup_concurrency": str(cpus),
@@ -104,6 +105,7 @@ def local_settings(cpus: int) -> dict[str, str]:
         "RAY_task_events_report_interval_ms": "0",
         "RAY_event_stats": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
 
 

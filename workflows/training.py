@@ -98,7 +98,7 @@ def fit(
             resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         datasets=dict(datasets or {}),
-        dataset_config=_AllRows(),
+        dataset_config=_AllRows() if datasets else None,  # its process would import torch only to unpickle this
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=path,
@@ -162,6 +162,11 @@ def restored(load: Callable[[Path], T]) -> T | None:
             return load(Path(folder))
         except (OSError, ValueError, LookupError, SafetensorError) as error:
             raise UserError(f"{checkpoint.path} is damaged, run again with --from and this stage: {error}") from error
+
+
+def reported() -> list[dict[str, Any]]:
+    """What the loop has reported on this worker, or had up to the state that it goes on from."""
+    return _history
 
 
 def save_tensors(snapshot: Callable[[], dict[str, torch.Tensor]], folder: Path) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
 from models.data_parallel import Strategy
 from storage import files
 from storage.errors import UserError
-from storage.run import RunDir
 from workflows.generator_settings import ParallelSettings, SasRecSettings, SequentialSettings, check_backbone
-from workflows.log import Split
 from workflows.stage import Context, Result, StageConfig, forget_other_attempts
 
 VERSION = 1
@@ -102,10 +100,7 @@ def run(config: Config, context: Context) -> Result:
     save_items(run, data.item_ids)
     if config.parallel is not None:
         write_digits(run, config.parallel, data.item_ids, context.split, seed=context.seed)
-    history: dict[str, list[dict[str, Any]]] = {}
-    for name in ("sasrec", *GENERATORS):
-        if getattr(config, name) is not None:
-            history[name] = _fit(name, config, context)
+    history = _fit([name for name in ("sasrec", *GENERATORS) if getattr(config, name) is not None], config, context)
     compared = sample(data.valid, config.compared, seed=context.seed)
     valid = {name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history}
     chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
@@ -119,81 +114,48 @@ def run(config: Config, context: Context) -> Result:
     return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **best})
 
 
-def _fit(name: str, config: Config, context: Context) -> list[dict[str, Any]]:
-    """The validations of one fit, in order."""
+def _fit(names: list[str], config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
+    """The validations of every model's fit, in order; one start of Ray Train does for all fits."""
     from workflows.generator_fit import NDCG, best_of
+    from workflows.generator_loop import loop
     from workflows.training import fit
 
-    folder = f"generate/{context.fingerprint}"
-    done = ("checkpoints", *folder.split("/"), f"{name}.json")
-    if files.exists(context.run.uri(*done)):
-        return context.run.read_json(*done)
-    steps = getattr(config, name).course.steps
-    outcome = fit(
-        train_loop,
-        {
-            "root": context.run.root,
-            "seed": context.seed,
-            "name": name,
-            "settings": config.model_dump(mode="json"),
-            "split": context.split.model_dump(mode="json"),
-        },
-        workers=config.workers,
-        run=context.run,
-        name=f"{folder}/{name}",
-        cpus_per_worker=config.cpus_per_worker,
-        use_gpu=config.use_gpu,
-        progress=lambda metrics: context.progress(int(metrics["step"]), steps),
-    )
-    curve = [metrics for metrics in outcome.history if NDCG in metrics or "losses" in metrics]
-    best = best_of(curve)
-    context.log(
-        f"generate: {name} is best at step {best['step']} of {curve[-1]['step']}, validation NDCG@10 "
-        f"{best[NDCG]:.4f}, {curve[-1]['seconds']:.0f} s"
-    )
-    context.run.write_json(curve, *done)
-    return curve
+    run, folder = context.run, f"generate/{context.fingerprint}"
+    done = {name: run.uri("checkpoints", folder, f"{name}.json") for name in names}
+    left = [name for name in names if not files.exists(done[name])]
+    steps = {name: getattr(config, name).course.steps for name in names}
+    untold = left.copy()
 
+    def tell() -> None:
+        while untold and files.exists(done[untold[0]]):
+            name = untold.pop(0)
+            curve = files.read_json(done[name])
+            best = best_of(curve)
+            context.log(
+                f"generate: {name} is best at step {best['step']} of {curve[-1]['step']}, validation NDCG@10 "
+                f"{best[NDCG]:.4f}, {curve[-1]['seconds']:.0f} s"
+            )
 
-def train_loop(task: dict[str, Any]) -> None:
-    """The loop of one worker; the first one writes the artifact after every validation that is the best so far."""
-    import ray.train.torch
+    def progress(metrics: dict[str, Any]) -> None:
+        tell()
+        context.progress(int(metrics["step"]), steps[metrics["name"]])
 
-    from models.nextitem.artifact import save_next_item
-    from workflows import generator_fit, generators, training
-
-    config, run, name = Config.model_validate(task["settings"]), RunDir(task["root"]), task["name"]
-    split: Split = TypeAdapter(Split).validate_python(task["split"])
-    settings, seed = getattr(config, name), task["seed"]
-    data = generators.read_data(run, split, history=config.history, repeats=not config.filter_seen)
-    uri = run.uri("models", "generator", name)
-    sequential = name == generators.SEQUENTIAL
-    make = generators.sequential_subject if sequential else generators.next_item_subject
-    subject = make(settings, run, data, seed=seed)
-
-    def improved(learner: Any, tensors: generator_fit.State) -> None:
-        if not tensors:
-            return
-        if sequential:
-            generators.save_sequential(run, uri, settings, learner, tensors, data.item_ids)
-        else:
-            save_next_item(uri, learner, tensors)
-
-    def report(metrics: dict[str, Any], state: Any) -> None:
-        def save(folder: Any) -> None:
-            tensors = state()
-            training.save_tensors(lambda: tensors, folder)
-
-        training.report(metrics, save, every_s=config.checkpoint_s)
-
-    generator_fit.fit(
-        settings.course,
-        subject,
-        generator_fit.sample(data.valid, settings.course.valid_queries, seed=seed),
-        generator_fit.Keep(report, improved),
-        seed=seed,
-        strategy=config.strategy,
-        device=ray.train.torch.get_device(),
-        filter_seen=config.filter_seen,
-        state=training.restored(training.load_tensors),
-    )
+    if left:
+        fit(
+            loop,
+            {
+                "root": run.root,
+                "seed": context.seed,
+                "done": {name: done[name] for name in left},
+                "settings": config.model_dump(mode="json"),
+                "split": context.split.model_dump(mode="json"),
+            },
+            workers=config.workers,
+            run=run,
+            name=f"{folder}/fits",
+            cpus_per_worker=config.cpus_per_worker,
+            use_gpu=config.use_gpu,
+            progress=progress,
+        )
+        tell()
+    return {name: files.read_json(done[name]) for name in names}

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
 from tests.workflows.test_generators import PARALLEL, SASREC, SEQUENTIAL, SPLIT, read, write_run
-from workflows import generator_fit, generators, training
+from workflows import generator_fit, generator_loop, generators, training
 from workflows.stage import Context, Result
 from workflows.stages import generate
 
@@ -53,25 +52,23 @@ def killed(task: dict[str, Any]) -> None:
 
     def report(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
         training_report(metrics, save, every_s=every_s)
-        if task["name"] == "parallel" and metrics["step"] == 20:
+        if metrics["name"] == "parallel" and metrics["step"] == 20:
             raise UserError("Killed.")
 
     training_report, training.report = training.report, report
-    generate.train_loop(task)
+    generator_loop.loop(task)
 
 
 def going_on(task: dict[str, Any]) -> None:
     """The stage's loop, for a process that must not fit SASRec, nor begin anew with the parallel generator."""
-    if task["name"] == "sasrec":
-        raise UserError("SASRec is fitted again.")
 
     def report(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
-        if task["name"] == "parallel" and metrics["step"] == 0:
-            raise UserError("The parallel generator begins anew.")
+        if metrics["name"] == "sasrec" or (metrics["name"] == "parallel" and metrics["step"] == 0):
+            raise UserError(f"The fit of {metrics['name']} begins anew.")
         training_report(metrics, save, every_s=every_s)
 
     training_report, training.report = training.report, report
-    generate.train_loop(task)
+    generator_loop.loop(task)
 
 
 class Ended:
@@ -80,11 +77,11 @@ class Ended:
     def __init__(self, root: Path) -> None:
         self.run, self.said = write_run(root), list[str]()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generate, "train_loop", killed)
+            patch.setattr(generator_loop, "loop", killed)
             with pytest.raises(UserError, match="Killed"):
                 generate.run(CONFIG, context_of(self.run))
             self.unfinished = not files.exists(self.run.uri("metrics", "generate.json"))
-            patch.setattr(generate, "train_loop", going_on)
+            patch.setattr(generator_loop, "loop", going_on)
             self.result: Result = generate.run(CONFIG, context_of(self.run, self.said.append))
         self.metrics: dict[str, Any] = self.run.read_json("metrics", "generate.json")
 
@@ -164,20 +161,21 @@ def test_artifacts_recommend_where_there_is_no_ray(ended: Ended) -> None:
 
 def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its record of a fit says nothing of the artifact once settings were changed and changed back."""
-    run, fitted = write_run(tmp_path), list[str]()
+    run, fitted = write_run(tmp_path), list[tuple[int, list[str]]]()
 
-    def fit(loop: Any, task: dict[str, Any], *, run: RunDir, **_: Any) -> Any:
-        if task["name"] == "parallel":
-            raise UserError("Killed.")
-        fitted.append(task["settings"]["sasrec"]["model"]["dim"])
-        return SimpleNamespace(history=[{"step": 1, "valid_ndcg@10": 0.5, "seconds": 1.0}])
+    def fit(loop: Any, task: dict[str, Any], **_: Any) -> None:
+        fitted.append((task["settings"]["sasrec"]["model"]["dim"], list(task["done"])))
+        if "sasrec" in task["done"]:
+            files.write_json(task["done"]["sasrec"], [{"step": 1, "valid_ndcg@10": 0.5, "seconds": 1.0}])
+        raise UserError("Killed.")
 
     monkeypatch.setattr(training, "fit", fit)
     other = CONFIG.model_copy(update={"sasrec": CONFIG.sasrec.model_copy(update={"model": EncoderConfig(dim=32)})})
     for config, fingerprint in ((CONFIG, "a"), (CONFIG, "a"), (other, "b"), (CONFIG, "a")):
         with pytest.raises(UserError, match="Killed"):
             generate.run(config, replace(context_of(run), fingerprint=fingerprint))
-    assert fitted == [CONFIG.sasrec.model.dim, 32, CONFIG.sasrec.model.dim]
+    own, rest = CONFIG.sasrec.model.dim, ["parallel", "sequential"]
+    assert fitted == [(own, ["sasrec", *rest]), (own, rest), (32, ["sasrec", *rest]), (own, ["sasrec", *rest])]
 
 
 def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
