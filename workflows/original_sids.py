@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
 
-from models.quantizer import Quantizer
 from operators.base import KEPT
 from operators.embed import EmbedTexts
 from operators.invocation import Invocation
-from operators.sids import codes_array
 from storage import files
 from storage.run import RunDir
 from workflows import streams
@@ -97,8 +94,4 @@ def _quantize(config: quantize.Config, context: Context, run: RunDir) -> None:
     if config.reads_split():
         to.write_table(run.read_table("catalog", "interactions"), "catalog", "interactions")
     quantize.fit(config, context, files.dataset(to.uri("embeddings")).count_rows())
-    quantizer = Quantizer.load(to.uri("models", "quantizer"))
-    coded = quantize.encode(to, quantizer)
-    levels = coded.codes.shape[1]
-    sids = quantize.unique(config, to, quantizer, coded, [], np.empty((0, levels + 1), np.int32))
-    to.write_table(pa.table({"item_id": pa.array(coded.item_ids, pa.string()), "codes": codes_array(sids)}), "sids")
+    quantize.write_sids(config, to)

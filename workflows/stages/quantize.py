@@ -151,17 +151,7 @@ def run(config: Config, context: Context) -> Result:
     if rows == 0:
         raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
     history = take_over(config.frozen, run) if config.frozen else fit(config, context, rows)
-    quantizer = Quantizer.load(run.uri("models", "quantizer"))
-    coded = encode(run, quantizer)
-    known_ids, known_codes = inherited_sids(
-        run, RunDir(config.frozen) if config.frozen else None, levels=coded.codes.shape[1]
-    )
-    sids = unique(config, run, quantizer, coded, known_ids, known_codes)
-    # nobody else may get the SIDs of items that left the catalogue
-    gone = ~np.isin(known_ids, coded.item_ids) if config.frozen else np.zeros(len(known_ids), bool)
-    ids = [*coded.item_ids, *np.array(known_ids, object)[gone].tolist()]
-    given = np.concatenate([sids, known_codes[gone]])
-    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": codes_array(given)}), "sids")
+    quantizer, coded, sids = write_sids(config, run)
     found = sid_scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
     if config.frozen and (new := sid_scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
         found["drift"] = new
@@ -215,6 +205,22 @@ def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
         use_gpu=config.use_gpu,
         checkpoint_s=config.checkpoint_s,
     )
+
+
+def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarray]:
+    """Write `sids` under a run's quantizer; give that, the items' codes and their SIDs, int32 [N, L + 1]."""
+    quantizer = Quantizer.load(run.uri("models", "quantizer"))
+    coded = encode(run, quantizer)
+    known_ids, known_codes = inherited_sids(
+        run, RunDir(config.frozen) if config.frozen else None, levels=coded.codes.shape[1]
+    )
+    sids = unique(config, run, quantizer, coded, known_ids, known_codes)
+    # nobody else may get the SIDs of items that left the catalogue
+    gone = ~np.isin(known_ids, coded.item_ids) if config.frozen else np.zeros(len(known_ids), bool)
+    ids = [*coded.item_ids, *np.array(known_ids, object)[gone].tolist()]
+    given = np.concatenate([sids, known_codes[gone]])
+    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": codes_array(given)}), "sids")
+    return quantizer, coded, sids
 
 
 def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
