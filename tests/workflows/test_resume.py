@@ -26,7 +26,7 @@ COMMIT_ROWS = 4
 PAUSE_S = 60  # the longest that a stream may stand still
 
 
-SHORT = (160, ("all actors", "everything"))
+SHORT = (80, ("all actors", "everything"))
 LONG = (1_200, (*(["actor"] * 10), "everything", *(["driver"] * 3)))
 
 

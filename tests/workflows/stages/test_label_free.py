@@ -6,10 +6,13 @@ captioner, so what holds here says nothing of interpret, project and quantize.
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+import ray.train
 
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
@@ -20,7 +23,20 @@ from workflows.stages import evaluate, features, ingest, rank
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.fixture
+def _fits_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's local mode: the loop runs in this process, since what is asked here is not about workers."""
+    scaling = ray.train.ScalingConfig
+    monkeypatch.setattr(ray.train, "ScalingConfig", lambda **_: scaling(num_workers=0))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**one, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.usefixtures("_fits_here")
 def test_given_true_captions_the_ranker_beats_popularity_without_labels(tmp_path):
     catalog = tmp_path / "catalog"
     write_sample(str(catalog), items=120, users=400, seed=1)
