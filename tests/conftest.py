@@ -48,8 +48,13 @@ def tesserec(monkeypatch, capfd):
         from workflows import cli
 
         monkeypatch.setattr(sys, "argv", ["tesserec", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        kept = dict(os.environ)  # what a command sets is its own: the next Ray of this process would go by it
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            os.environ.clear()
+            os.environ.update(kept)
         out, err = capfd.readouterr()
         return int(ended.value.code or 0), out, err
 

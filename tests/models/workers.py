@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 WORLD = 2
+START = "forkserver"  # its children have imported already what takes seconds
+torch.multiprocessing.get_context(START).set_forkserver_preload(["torchrec", "models.data_parallel"])
 
 
 def on_ranks(function: Callable[..., Any], folder: Path, calls: list[tuple[Any, ...]]) -> list[list[Any]]:
@@ -19,7 +21,7 @@ def on_ranks(function: Callable[..., Any], folder: Path, calls: list[tuple[Any, 
     Returns:
         For each call what the ranks returned.
     """
-    torch.multiprocessing.spawn(_call, (function, str(folder), calls), nprocs=WORLD)
+    torch.multiprocessing.start_processes(_call, (function, str(folder), calls), nprocs=WORLD, start_method=START)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
     return [list(found) for found in zip(*ranks, strict=True)]
 
