@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from models import sharding
 from models.ranking.config import Sharding
 from storage.errors import UserError
-from tests.models.bags import RATES, Module, batches, spread, start, state, train
+from tests.models.bags import RATES, ROWS, Module, batches, spread, start, state, train
 from tests.models.workers import on_ranks
 
 STEPS = 20
@@ -50,13 +50,13 @@ def gradients(rank: int, how: Sharding) -> dict[str, torch.Tensor]:
     return {name: value.grad for name, value in model.named_parameters() if "embedding_bags" not in name}
 
 
-def refused(rank: int, how: Sharding, dim: int, broken: bool) -> str:
+def refused(rank: int, how: Sharding, dim: int, captions: int, broken: bool) -> str:
     """What a rank is told; where `broken`, rank 1 alone cannot plan."""
     planner = sharding.EmbeddingShardingPlanner
     if broken and rank == 1:
         sharding.EmbeddingShardingPlanner = None  # type: ignore[assignment,misc]
     try:
-        spread(Module(dim=dim), how)
+        spread(Module({**ROWS, "caption": captions}, dim), how)
     except UserError as error:
         return str(error)
     finally:
@@ -118,8 +118,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "apart": (apart,),
     **{f"{how} gradients": (gradients, how) for how in SHARDINGS},
     "placed": (placed,),
-    "broken": (refused, "table_wise", 8, True),
-    "columns": (refused, "column_wise", 12, False),
+    "broken": (refused, "table_wise", 8, 23, True),
+    "columns": (refused, "column_wise", 12, 23, False),
+    "large": (refused, "table_wise", 8, 1 << 45, False),
 }
 
 
@@ -174,6 +175,12 @@ def test_a_plan_that_fails_on_one_worker_ends_all_with_its_message(found: dict[s
     first, second = found["broken"]
     assert first == second
     assert first.startswith("Worker 1 of 2 has no plan for the embedding tables: TypeError")
+
+
+def test_tables_that_fit_no_machine_end_all_workers(found: dict[str, list[Any]]) -> None:
+    for said in found["large"]:
+        assert "no plan for the embedding tables" in said
+        assert "insufficient storage" in said
 
 
 def test_columns_that_do_not_divide_are_the_users_to_mend(found: dict[str, list[Any]]) -> None:

@@ -36,7 +36,7 @@ DEFINITION = {
     "catalog": "films",
     "stages": {
         "ingest": None,
-        "interpret": {"cache": False, "commit_rows": 4},
+        "interpret": {"cache": False},
         "project": {"width": 6, "weights": {"text": 0}},  # pictures alone, which the original ones do without
         "quantize": {"method": "rqkmeans", "codebook_sizes": list(SIZES)},
     },

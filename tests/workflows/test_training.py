@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import random
 import signal
 import sys
@@ -22,73 +24,79 @@ from workflows import training
 pytestmark = pytest.mark.long
 
 
-def draw(config: dict[str, Any]) -> None:
-    """Every rank draws once; all draws are gathered on all ranks."""
+def count(config: dict[str, Any]) -> None:
+    """Draw, then add up the rows of all ranks and six steps; fails on rank 1 after the third, in the first attempt."""
     sys.stdout.write("noise that belongs to the worker\n")
     mine = torch.tensor([torch.rand(()).item(), np.random.rand(), random.random()], dtype=torch.float64)  # noqa: NPY002
     drawn = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(drawn, mine)
-    for step in range(3):
-        training.report({"step": step, "drawn": torch.stack(drawn).tolist(), "threads": torch.get_num_threads()})
-
-
-def count(config: dict[str, Any]) -> None:
-    """Add up the rows of all ranks and six steps; fails on rank 1 after the third, in the first attempt."""
     state = training.restored(training.load_tensors)
     first = 0 if state is None else int(state["step"])
     rows = torch.tensor([sum(len(batch["n"]) for batch in ray.train.get_dataset_shard("rows").iter_batches())])
     dist.all_reduce(rows)
+    told = {"first": first, "rows": int(rows), "drawn": torch.stack(drawn).tolist(), "threads": torch.get_num_threads()}
     for step in range(first + 1, 7):
-        metrics = {"step": step, "first": first, "rows": int(rows)}
         save = partial(training.save_tensors, lambda step=step: {"step": torch.tensor(step)})
-        training.report(metrics, save, every_s=0.0)
+        training.report({"step": step, **told}, save, every_s=0.0)
         if step == 3 and state is None and dist.get_rank() == 1:
             raise UserError("Lower the batch size.")
     dist.barrier()
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    return RunDir(str(tmp_path / "run"))
+class Attempts:
+    """A fit on two workers that ends at a mistake, and the same once more."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.seen = root, list[int]()
+        rows = {"rows": ray.data.from_items([{"n": n} for n in range(7)], override_num_blocks=1)}  # all for one rank
+
+        def fit() -> training.Fit:
+            return training.fit(
+                count,
+                {"seed": 7},
+                workers=2,
+                run=RunDir(str(root / "run")),
+                name="count/f1",
+                datasets=rows,
+                progress=lambda metrics: self.seen.append(metrics["step"]),
+            )
+
+        with pytest.raises(UserError) as failed:
+            fit()
+        self.seen.clear()
+        self.failed, self.found = str(failed.value), fit()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_reports_come_back_and_every_rank_has_its_own_seed(
-    run: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def attempts(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Attempts:
     handler = signal.getsignal(signal.SIGINT)
-    seen: list[int] = []
-    fit = training.fit(
-        draw, {"seed": 7}, workers=2, run=run, name="draw/f1", progress=lambda metrics: seen.append(metrics["step"])
-    )
-    assert seen[-1] == 2  # what came between may fall between two looks
-    assert seen == sorted(seen)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["draw"]
-    assert [metrics["step"] for metrics in fit.history] == [0, 1, 2]
-    assert fit.metrics == fit.history[-1]
-    assert fit.metrics["threads"] == 1
-    for rank, drawn in enumerate(fit.metrics["drawn"]):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        found = Attempts(tmp_path_factory.mktemp("fits"))
+    assert said.getvalue() == ""
+    assert signal.getsignal(signal.SIGINT) is handler
+    return found
+
+
+def test_reports_come_back_and_every_rank_has_its_own_seed(attempts: Attempts) -> None:
+    assert attempts.seen[-1] == 6  # what came between may fall between two looks
+    assert attempts.seen == sorted(attempts.seen)
+    assert [path.name for path in (attempts.root / "run" / "checkpoints").iterdir()] == ["count"]
+    found = attempts.found.metrics
+    assert found == attempts.found.history[-1]
+    assert found["threads"] == 1
+    for rank, drawn in enumerate(found["drawn"]):
         torch.manual_seed(7 + rank)
         expected = [torch.rand(()).item(), np.random.RandomState(7 + rank).rand(), random.Random(7 + rank).random()]
         assert drawn == expected
-    assert capfd.readouterr().out == ""
-    assert signal.getsignal(signal.SIGINT) is handler
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_failing_rank_ends_the_fit_with_its_user_error_and_the_next_attempt_goes_on(run: RunDir) -> None:
-    def fit() -> training.Fit:
-        rows = {"rows": ray.data.from_items([{"n": n} for n in range(7)], override_num_blocks=1)}  # all for one rank
-        return training.fit(count, {"seed": 0}, workers=2, run=run, name="count/f1", datasets=rows)
-
-    with pytest.raises(UserError, match=r"^Lower the batch size\.$"):
-        fit()
-    found = fit()
-    first = found.metrics["first"]
+def test_a_failing_rank_ends_the_fit_with_its_user_error_and_the_next_attempt_goes_on(attempts: Attempts) -> None:
+    assert attempts.failed == "Lower the batch size."
+    first = attempts.found.metrics["first"]
     assert first in (1, 2, 3)  # the last state may have been on its way
-    assert [metrics["step"] for metrics in found.history] == [1, 2, 3, 4, 5, 6]
-    assert [metrics["first"] for metrics in found.history] == [0] * first + [first] * (6 - first)
-    assert found.metrics["rows"] == 7
+    assert [metrics["step"] for metrics in attempts.found.history] == [1, 2, 3, 4, 5, 6]
+    assert [metrics["first"] for metrics in attempts.found.history] == [0] * first + [first] * (6 - first)
+    assert attempts.found.metrics["rows"] == 7
 
 
 def test_other_failures_name_the_fit_and_the_rank() -> None:

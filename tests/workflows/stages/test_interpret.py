@@ -132,7 +132,7 @@ def test_a_later_run_computes_what_is_new_and_takes_the_rest_from_the_cache(cont
     later = dataclasses.replace(context, run=RunDir(str(root / "run-2")), catalog=str(root / "later"))
     ingest.run(ingest.Config(), later)
 
-    metrics = interpret.run(interpret.Config(commit_rows=5, max_reject_share=1.0), later).metrics
+    metrics = interpret.run(interpret.Config(max_reject_share=1.0), later).metrics
 
     pictures = ITEMS - 4  # every sixth is broken
     assert (metrics["caption"]["computed"], metrics["caption"]["cached"]) == (1, pictures)

@@ -21,7 +21,6 @@ from storage.run import RunDir
 from workflows.log import SplitLeaveLast, encode
 from workflows.stage import Context
 from workflows.stages import evaluate, features, rank
-from workflows.training import TrainingError
 
 pytestmark = pytest.mark.long
 
@@ -270,15 +269,6 @@ def test_the_exported_ranker_scores_as_the_distributed_one(tmp_path: Path) -> No
     assert metrics["ranker"]["calibration"] == pytest.approx(1, abs=0.3)
     assert metrics["retriever"]["recall@5"] > metrics["retriever"]["popularity_recall@5"]
     assert metrics["ranker"]["auc"] < metrics["truth"]["auc"] + 0.02
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_plan_that_cannot_be_made_ends_every_worker(tmp_path: Path) -> None:
-    context = write_run(tmp_path)
-    features.run(features.Config(), context)
-    large = rank.Config(workers=2, tables={"caption": {"rows": 1 << 45}})  # fits no machine
-    with pytest.raises((TrainingError, UserError), match=r"no plan for the embedding tables: .*insufficient storage"):
-        rank.run(large, context)
 
 
 def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
