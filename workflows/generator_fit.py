@@ -67,7 +67,7 @@ def fit(
         keep: what to do with what was reached.
         seed: of all draws.
         filter_seen: whether lists leave out what a user has met.
-        state: of a killed attempt, to go on from.
+        state: of a killed attempt, to go on from; is emptied.
 
     Raises:
         UserError: validation asks nothing, the loss is not a number, or the state is of another model.
@@ -88,6 +88,7 @@ def fit(
         try:
             at = {name: float(state.pop(f"at.{name}")) for name in at}
             restore(module, optimizer, state)
+            state.clear()  # is as large as the model and its moments
         except (LookupError, ValueError, RuntimeError) as error:
             raise UserError(
                 "The state of the killed fit is of another model: run again with --from generate."

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from functools import partial
 from typing import Any
 
 import ray.train.torch
 from pydantic import TypeAdapter
 
 from models.nextitem.artifact import save_next_item
-from models.workers import world
-from storage import files
 from storage.run import RunDir
 from workflows import generator_fit, generators, training
 from workflows.log import Split
@@ -17,19 +17,28 @@ from workflows.stages.generate import Config
 
 
 def loop(task: dict[str, Any]) -> None:
-    """The loop of one worker: one model after the other, of which the first worker keeps the validations at the end."""
+    """The loop of one worker: one model after the other, but for those that a killed attempt has finished."""
     config, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     split: Split = TypeAdapter(Split).validate_python(task["split"])
     data = generators.read_data(run, split, history=config.history, repeats=not config.filter_seen)
-    state = training.restored(training.load_tensors)
-    killed = training.reported()[-1]["name"] if state is not None else None
-    for name, done in task["done"].items():
-        _fit(name, config, run, data, seed=task["seed"], state=state if name == killed else None)
-        if world()[0] == 0:
-            mine = [metrics for metrics in training.reported() if metrics["name"] == name]
-            files.write_json(
-                done, [metrics for metrics in mine if generator_fit.NDCG in metrics or "losses" in metrics]
-            )
+    state = training.restored(training.load_tensors)  # of the model that comes next; empty where it has not begun
+    finished = {report["name"] for report in training.reported() if "best" in report}
+    for name in task["names"]:
+        if name in finished:
+            continue
+        _fit(name, config, run, data, seed=task["seed"], state=state or None)
+        state = None
+        gc.collect()  # a model in shards is part of cycles
+        curve = curve_of(training.reported(), name)
+        last = {"step": curve[-1]["step"], "seconds": curve[-1]["seconds"]}
+        nothing = partial(training.save_tensors, dict)
+        training.report({"name": name, **last, "best": generator_fit.best_of(curve)}, nothing, every_s=0.0)
+
+
+def curve_of(reports: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The validations of one model's fit, in order, and what its tasks lost before the first step."""
+    points = [report for report in reports if generator_fit.NDCG in report or "losses" in report]
+    return [{key: point[key] for key in point if key != "name"} for point in points if point["name"] == name]
 
 
 def _fit(

@@ -165,8 +165,8 @@ def restored(load: Callable[[Path], T]) -> T | None:
 
 
 def reported() -> list[dict[str, Any]]:
-    """What the loop has reported on this worker, or had up to the state that it goes on from."""
-    return _history
+    """What the loop has reported on this worker so far, with what had led to the state that it goes on from."""
+    return list(_history)
 
 
 def save_tensors(snapshot: Callable[[], dict[str, torch.Tensor]], folder: Path) -> None:

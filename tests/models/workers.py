@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
 WORLD = 2
-START = "forkserver"  # its children have imported already what takes seconds
+START = "forkserver"  # its children have imported already what takes seconds; they share the secret of string hashes
 torch.multiprocessing.get_context(START).set_forkserver_preload(["torchrec", "models.data_parallel"])
 
 
@@ -28,6 +29,7 @@ def on_ranks(function: Callable[..., Any], folder: Path, calls: list[tuple[Any, 
 
 def _call(rank: int, function: Callable[..., Any], folder: str, calls: list[tuple[Any, ...]]) -> None:
     torch.set_num_threads(1)
+    np.random.seed(rank)  # noqa: NPY002 - nothing may count on the ranks' global state being alike
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     torch.save([function(rank, *arguments) for arguments in calls], f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
+import os
 import random
 import signal
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,16 @@ class Attempts:
 @pytest.fixture(scope="module")
 def attempts(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Attempts:
     handler = signal.getsignal(signal.SIGINT)
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        found = Attempts(tmp_path_factory.mktemp("fits"))
-    assert said.getvalue() == ""
+    with tempfile.TemporaryFile() as said:
+        stdout = os.dup(1)
+        os.dup2(said.fileno(), 1)  # which the processes of Ray would inherit
+        try:
+            found = Attempts(tmp_path_factory.mktemp("fits"))
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        said.seek(0)
+        assert said.read() == b""
     assert signal.getsignal(signal.SIGINT) is handler
     return found
 

@@ -29,7 +29,7 @@ class Config(StageConfig):
         sasrec: the baseline; null leaves it out.
         filter_seen: leave what a user has met out of their lists, and out of what is asked.
         compared: validation questions by which one of the generators is chosen, at most.
-        workers, cpus_per_worker, use_gpu: processes of each fit and what each of them gets.
+        workers, cpus_per_worker, use_gpu: processes that fit one model after the other, and what each of them gets.
         strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.
         checkpoint_s: seconds between two states that a killed fit can go on from.
     """
@@ -69,12 +69,12 @@ class Config(StageConfig):
 
 
 def cpus(config: Config) -> float:
-    """CPUs that a fit holds at once."""
+    """CPUs that the fits hold."""
     return config.workers * config.cpus_per_worker
 
 
 def gpus(config: Config) -> float:
-    """GPUs that a fit holds at once."""
+    """GPUs that the fits hold."""
     return float(config.workers) if config.use_gpu else 0.0
 
 
@@ -115,47 +115,42 @@ def run(config: Config, context: Context) -> Result:
 
 
 def _fit(names: list[str], config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
-    """The validations of every model's fit, in order; one start of Ray Train does for all fits."""
-    from workflows.generator_fit import NDCG, best_of
-    from workflows.generator_loop import loop
+    """The validations of every model's fit, in order; one start of Ray Train does for all of them."""
+    from workflows.generator_fit import NDCG
+    from workflows.generator_loop import curve_of, loop
     from workflows.training import fit
 
-    run, folder = context.run, f"generate/{context.fingerprint}"
-    done = {name: run.uri("checkpoints", folder, f"{name}.json") for name in names}
-    left = [name for name in names if not files.exists(done[name])]
     steps = {name: getattr(config, name).course.steps for name in names}
-    untold = left.copy()
+    told: set[str] = set()
 
-    def tell() -> None:
-        while untold and files.exists(done[untold[0]]):
-            name = untold.pop(0)
-            curve = files.read_json(done[name])
-            best = best_of(curve)
+    def tell(report: dict[str, Any]) -> None:
+        if "best" in report and report["name"] not in told:
+            told.add(report["name"])
             context.log(
-                f"generate: {name} is best at step {best['step']} of {curve[-1]['step']}, validation NDCG@10 "
-                f"{best[NDCG]:.4f}, {curve[-1]['seconds']:.0f} s"
+                f"generate: {report['name']} is best at step {report['best']['step']} of {report['step']}, "
+                f"validation NDCG@10 {report['best'][NDCG]:.4f}, {report['seconds']:.0f} s"
             )
 
-    def progress(metrics: dict[str, Any]) -> None:
-        tell()
-        context.progress(int(metrics["step"]), steps[metrics["name"]])
+    def progress(report: dict[str, Any]) -> None:
+        tell(report)
+        context.progress(int(report["step"]), steps[report["name"]])
 
-    if left:
-        fit(
-            loop,
-            {
-                "root": run.root,
-                "seed": context.seed,
-                "done": {name: done[name] for name in left},
-                "settings": config.model_dump(mode="json"),
-                "split": context.split.model_dump(mode="json"),
-            },
-            workers=config.workers,
-            run=run,
-            name=f"{folder}/fits",
-            cpus_per_worker=config.cpus_per_worker,
-            use_gpu=config.use_gpu,
-            progress=progress,
-        )
-        tell()
-    return {name: files.read_json(done[name]) for name in names}
+    outcome = fit(
+        loop,
+        {
+            "root": context.run.root,
+            "seed": context.seed,
+            "names": names,
+            "settings": config.model_dump(mode="json"),
+            "split": context.split.model_dump(mode="json"),
+        },
+        workers=config.workers,
+        run=context.run,
+        name=f"generate/{context.fingerprint}",
+        cpus_per_worker=config.cpus_per_worker,
+        use_gpu=config.use_gpu,
+        progress=progress,
+    )
+    for report in outcome.history:  # progress may have missed it
+        tell(report)
+    return {name: curve_of(outcome.history, name) for name in names}

@@ -208,7 +208,7 @@ def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
 
 
 def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarray]:
-    """Write `sids` under a run's quantizer; give that, the items' codes and their SIDs, int32 [N, L + 1]."""
+    """Write a run's `sids`; give its quantizer, the items' codes under it and their SIDs, int32 [N, L + 1]."""
     quantizer = Quantizer.load(run.uri("models", "quantizer"))
     coded = encode(run, quantizer)
     known_ids, known_codes = inherited_sids(

@@ -94,7 +94,9 @@ def ended(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Ended:
 def test_what_was_fitted_is_not_fitted_again(ended: Ended) -> None:
     assert ended.unfinished
     assert list(ended.metrics["history"]) == ["sasrec", "parallel", "sequential"]
-    assert [line.split(" is best")[0] for line in ended.said] == ["generate: parallel", "generate: sequential"]
+    assert [line.split(" is best")[0] for line in ended.said] == [
+        f"generate: {name}" for name in ended.metrics["history"]
+    ]
 
 
 def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -> None:
@@ -161,12 +163,12 @@ def test_artifacts_recommend_where_there_is_no_ray(ended: Ended) -> None:
 
 def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its record of a fit says nothing of the artifact once settings were changed and changed back."""
-    run, fitted = write_run(tmp_path), list[tuple[int, list[str]]]()
+    run, fitted = write_run(tmp_path), list[tuple[int, bool]]()
 
-    def fit(loop: Any, task: dict[str, Any], **_: Any) -> None:
-        fitted.append((task["settings"]["sasrec"]["model"]["dim"], list(task["done"])))
-        if "sasrec" in task["done"]:
-            files.write_json(task["done"]["sasrec"], [{"step": 1, "valid_ndcg@10": 0.5, "seconds": 1.0}])
+    def fit(loop: Any, task: dict[str, Any], *, run: RunDir, name: str, **_: Any) -> None:
+        state = run.uri("checkpoints", name, "state.json")
+        fitted.append((task["settings"]["sasrec"]["model"]["dim"], files.exists(state)))
+        files.write_json(state, {})
         raise UserError("Killed.")
 
     monkeypatch.setattr(training, "fit", fit)
@@ -174,8 +176,8 @@ def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, mon
     for config, fingerprint in ((CONFIG, "a"), (CONFIG, "a"), (other, "b"), (CONFIG, "a")):
         with pytest.raises(UserError, match="Killed"):
             generate.run(config, replace(context_of(run), fingerprint=fingerprint))
-    own, rest = CONFIG.sasrec.model.dim, ["parallel", "sequential"]
-    assert fitted == [(own, ["sasrec", *rest]), (own, rest), (32, ["sasrec", *rest]), (own, ["sasrec", *rest])]
+    own = CONFIG.sasrec.model.dim
+    assert fitted == [(own, False), (own, True), (32, False), (own, False)]
 
 
 def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,15 @@ captioner, so what holds here says nothing of interpret, project and quantize.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 import ray.train
+import torch
+import torch.distributed as dist
 
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
@@ -24,8 +27,10 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture
-def _fits_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fits_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ray Train's local mode: the loop runs in this process, since what is asked here is not about workers."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # local mode would take what is there
     scaling = ray.train.ScalingConfig
     monkeypatch.setattr(ray.train, "ScalingConfig", lambda **_: scaling(num_workers=0))
     with socket.socket() as probe:
@@ -34,6 +39,10 @@ def _fits_here(monkeypatch: pytest.MonkeyPatch) -> None:
     one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**one, "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
+    yield
+    torch.set_num_threads(threads)
+    if dist.is_initialized():  # after a failure
+        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("_fits_here")
