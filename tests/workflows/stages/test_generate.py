@@ -94,9 +94,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Ended:
 def test_what_was_fitted_is_not_fitted_again(ended: Ended) -> None:
     assert ended.unfinished
     assert list(ended.metrics["history"]) == ["sasrec", "parallel", "sequential"]
-    assert [line.split(" is best")[0] for line in ended.said] == [
-        f"generate: {name}" for name in ended.metrics["history"]
-    ]
+    said = [line.split(" is best")[0] for line in ended.said]  # of what an earlier attempt has fitted at the end
+    assert sorted(said) == sorted(f"generate: {name}" for name in ended.metrics["history"])
 
 
 def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -> None:
