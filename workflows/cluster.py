@@ -31,7 +31,7 @@ def connect(address: str, cpus: int) -> None:
             `READER_CPUS` on top. Pool sizes and torch threads bound what really runs at once.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or none can be started.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # on by default, and can hang a start
     if address == "local":
@@ -44,8 +44,12 @@ def connect(address: str, cpus: int) -> None:
     init = partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR)
     env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
     if address == "local":
-        with _no_stderr():
-            init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
+        try:
+            with _no_stderr():
+                init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
+        except Exception as error:  # Ray raises plain ones
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"Ray did not start here ({reason}): run again when less is at work.") from error
         return
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # a job brings its own working directory
     check_reachable(address)
