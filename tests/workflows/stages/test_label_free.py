@@ -6,7 +6,6 @@ captioner, so what holds here says nothing of interpret, project and quantize.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,11 +32,8 @@ def _fits_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # local mode would take what is there
     scaling = ray.train.ScalingConfig
     monkeypatch.setattr(ray.train, "ScalingConfig", lambda **_: scaling(num_workers=0))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**one, "MASTER_PORT": port}.items():
+    one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    for name, value in {**one, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():  # 0: a port that is free
         monkeypatch.setenv(name, str(value))
     yield
     torch.set_num_threads(threads)
