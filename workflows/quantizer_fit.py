@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -24,7 +23,7 @@ from storage import files
 from storage.run import RunDir
 from workflows import training
 from workflows.stage import Context
-from workflows.streams import arrow_filesystem
+from workflows.streams import parquet_rows
 
 BATCH_ROWS = 8_192
 
@@ -58,8 +57,7 @@ def fit(
     if signals is not None:
         signals_uri = run.uri("checkpoints", "quantize", "signals")
         files.write_table(signals_uri, signals)
-    fs, path = files.filesystem(run.uri("embeddings"))
-    rows = ray.data.read_parquet(path, filesystem=arrow_filesystem(fs), columns=["item_id", "embedding"])
+    rows = parquet_rows(run.uri("embeddings"), columns=["item_id", "embedding"])
     total = schedule.steps if architecture.method != RQKMEANS else len(architecture.codebook_sizes)
     return training.fit(
         train,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.fs
@@ -21,6 +22,9 @@ from operators.base import KEPT, REJECTED, Operator, apply, with_outcome
 from storage import files
 from storage.errors import UserError
 from workflows.pools import Group
+
+if TYPE_CHECKING:
+    import ray.data
 
 TURN_S = 0.2
 
@@ -94,16 +98,13 @@ def stream(
     context.checkpoint_config = CheckpointConfig(
         id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
     )
-    context.use_datasource_v2 = False  # its ten actors that read footers cost more than our one small read
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = no_progress_timeout_s
     context.raise_original_map_exception = True  # so that an operator's UserError is found again
     context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
     fs, path = files.filesystem(files.join(sink, "rows"))
-    source_fs, source_path = files.filesystem(source)
     with ray.data.DataContext.current(context), _watch(sink, on_rows):
-        rows = ray.data.read_parquet(source_path, filesystem=arrow_filesystem(source_fs))
-        rows = rows.repartition(target_num_rows_per_block=commit_rows)
+        rows = parquet_rows(source).repartition(target_num_rows_per_block=commit_rows)
         written = [*columns, "issues", "outcome"]
         for position, group in enumerate(groups):
             later = [step.operator for after in groups[position + 1 :] for step in after.steps]
@@ -123,7 +124,7 @@ def stream(
             )
         rows = rows.select_columns(written)
         try:
-            rows.write_parquet(path, filesystem=arrow_filesystem(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
+            rows.write_parquet(path, filesystem=_arrow_filesystem(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause).partition("\n")[0]) from error  # Ray adds notes on retries
@@ -183,7 +184,18 @@ def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> I
         on_rows(committed_rows(sink, known))
 
 
-def arrow_filesystem(fs: object) -> pyarrow.fs.FileSystem:
+def parquet_rows(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
+    """The rows of a Parquet folder, read when they are asked for."""
+    import ray.data
+
+    fs, path = files.filesystem(uri)
+    context = ray.data.DataContext.get_current().copy()
+    context.use_datasource_v2 = False  # its actors that read footers, six or more, cost more than a read of ours
+    with ray.data.DataContext.current(context):
+        return ray.data.read_parquet(path, filesystem=_arrow_filesystem(fs), columns=columns)
+
+
+def _arrow_filesystem(fs: object) -> pyarrow.fs.FileSystem:
     """An fsspec filesystem for Ray Data."""
     if getattr(fs, "protocol", None) in ("file", ("file", "local")):
         return pyarrow.fs.LocalFileSystem()
