@@ -1,6 +1,6 @@
 """Constrained decoding beside transformers' beam search: users per second, and whether the results are exact.
 
-python -m benchmarks.decode --data ../shared/data/amazon/beauty --out FILE [--json] [--rounds 3] [--models 100]
+python -m benchmarks.decode --data DIR --out FILE [--json] [--rounds 3] [--models 100]
 
 Speed: Beauty's items with drawn semantic IDs (3 levels of 256 codes and the deduplication digit; speed asks for no
 quality), histories of 20 items, the backbone `tiny` with drawn weights, 50 beams. `transformers` is `generate` with the

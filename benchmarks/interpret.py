@@ -1,6 +1,6 @@
 """What the stream costs beside its operators: Ray Data against bare loops and Daft, on the same cores.
 
-    python -m benchmarks.interpret --data ../shared/data/movielens-posters [--json] [--out FILE]
+    python -m benchmarks.interpret --data DIR [--json] [--out FILE]
 
 Every arm is a process of its own, calls the same operator objects on the same batches and writes the same columns;
 arms take turns, `--rounds` times. A rate is that between the 10 % and the 90 % mark; a ratio is that of one round, and

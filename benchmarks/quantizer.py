@@ -1,8 +1,8 @@
 """Quantizers on real text vectors: quality on held-out items, seconds, and what a million vectors take.
 
-python -m benchmarks.quantizer --data ../shared/data/amazon/beauty --out FILE [--seeds 5] [--rows 1000000]
+python -m benchmarks.quantizer --data DIR --out FILE [--seeds 5] [--rows 1000000]
 
-The items' texts (12,101) are embedded once with MiniLM and cached. A tenth of them is held out, another one for each
+The texts of Amazon Beauty (12,101) are embedded once with MiniLM and cached. A tenth of them is held out, another one for each
 seed; the rest gives the mean and the deviation by which every column of both is standardised. All figures are measured
 in that space: cosine and mean squared error between held-out items and their reconstruction; usage and collisions over
 all items; neighbour overlap@10 of held-out items among all. Every arm sees the same rows, steps and latent width. The
