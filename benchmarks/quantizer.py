@@ -2,12 +2,12 @@
 
 python -m benchmarks.quantizer --data DIR --out FILE [--seeds 5] [--rows 1000000]
 
-The texts of Amazon Beauty (12,101) are embedded once with MiniLM and cached. A tenth of them is held out, another one for each
-seed; the rest gives the mean and the deviation by which every column of both is standardised. All figures are measured
-in that space: cosine and mean squared error between held-out items and their reconstruction; usage and collisions over
-all items; neighbour overlap@10 of held-out items among all. Every arm sees the same rows, steps and latent width. The
-clock stands still while an unfinished arm is measured. The peers need `.venv-bench` (`make bench-setup`), where this
-runs itself again if they are missing.
+The texts of Amazon Beauty (12,101) are embedded once with MiniLM and cached. A tenth of them is held out, another one
+for each seed; the rest gives the mean and the deviation by which every column of both is standardised. All figures are
+measured in that space: cosine and mean squared error between held-out items and their reconstruction; usage and
+collisions over all items; neighbour overlap@10 of held-out items among all. Every arm sees the same rows, steps and
+latent width. The clock stands still while an unfinished arm is measured. The peers need `.venv-bench` (`make
+bench-setup`), where this runs itself again if they are missing.
 """
 
 from __future__ import annotations
