@@ -93,12 +93,10 @@ def stream(
     from ray.data import SaveMode
     from ray.data.checkpoint import CheckpointConfig
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a stream is raised
-    context = ray.data.DataContext.get_current().copy()
+    context = _settings()  # also for the marks of a resumed stream, which Ray reads
     context.checkpoint_config = CheckpointConfig(
         id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
     )
-    context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = no_progress_timeout_s
     context.raise_original_map_exception = True  # so that an operator's UserError is found again
     context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
@@ -185,14 +183,22 @@ def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> I
 
 
 def parquet_rows(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
-    """The rows of a Parquet folder, read when they are asked for."""
+    """The rows of a Parquet folder; Ray has to run, since a sample of them is read at once."""
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a stream is raised
     fs, path = files.filesystem(uri)
-    context = ray.data.DataContext.get_current().copy()
-    context.use_datasource_v2 = False  # its actors that read footers, six or more, cost more than a read of ours
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(_settings()):
         return ray.data.read_parquet(path, filesystem=_arrow_filesystem(fs), columns=columns)
+
+
+def _settings() -> ray.data.DataContext:
+    import ray.data
+
+    context = ray.data.DataContext.get_current().copy()
+    context.use_datasource_v2 = False  # asks for 32 actors to read footers, which cost more than a read of ours
+    context.enable_progress_bars = False
+    return context
 
 
 def _arrow_filesystem(fs: object) -> pyarrow.fs.FileSystem:

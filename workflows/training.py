@@ -184,7 +184,8 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
 class _AllRows(ray.train.DataConfig):
     """Shares out all rows, also where that is unevenly, and in every attempt the same to each worker.
 
-    Ray Train's own cuts what is too much for equal shares; and what a worker adds up would differ by rounding.
+    Ray Train's own cuts what is too much for equal shares; and what a worker adds up would differ by rounding. On
+    another number of CPUs Ray Data cuts other blocks, and the shares differ.
     """
 
     def __init__(self) -> None:

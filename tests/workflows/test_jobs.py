@@ -13,8 +13,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from models.metrics import log_loss
+from models.quantizer import Quantizer
+from models.ranking.ranker import load_ranker
+from operators.features import Examples, ItemFeatures, predict
 from storage import files
 from storage.manifest import Manifest
 from workflows import jobs
@@ -24,7 +29,8 @@ pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.rank.epochs=2"]
+QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.quantize.workers=2"]
+QUICK += ["stages.rank.epochs=2", "stages.rank.workers=2"]
 # one generator is enough to wait for
 QUICK += ["stages.generate.sasrec=null", "stages.generate.sequential=null", "stages.generate.parallel.course.steps=5"]
 
@@ -129,6 +135,22 @@ def test_every_item_has_a_caption_or_a_reason_an_embedding_and_its_own_sid(run):
         set(items["item_id"].to_pylist()) == set(sids["item_id"].to_pylist()) == set(embeddings["item_id"].to_pylist())
     )
     assert len({tuple(codes) for codes in sids["codes"].to_pylist()}) == items.num_rows
+
+
+def test_both_workers_of_the_quantizer_had_their_rows(run):
+    """Its mean is taken over what all workers hold."""
+    embeddings = np.stack(files.read_table(str(run / "embeddings"))["embedding"].to_pylist())
+    mean = Quantizer.load(str(run / "models" / "quantizer")).mean
+    np.testing.assert_allclose(mean.numpy(), embeddings.mean(0), atol=1e-4)
+
+
+def test_the_exported_ranker_scores_as_the_one_of_two_workers(run):
+    ranker = load_ranker(str(run / "models" / "ranker"))
+    items, valid = (files.read_table(str(run / "features" / name)) for name in ("items", "valid"))
+    examples = Examples(valid, ranker.config.dense)
+    scores = predict(ranker, ItemFeatures(items, files.read_table(str(run / "embeddings")), ranker.config), examples)
+    wanted = json.loads((run / "manifest.json").read_text())["stages"]["rank"]["metrics"]["valid_log_loss"]
+    assert log_loss(examples.label.numpy(), scores) == pytest.approx(wanted, abs=1e-4)  # its tables are rounded to fp16
 
 
 def test_evaluation_compares_ranker_popularity_and_truth(run):

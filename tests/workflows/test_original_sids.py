@@ -70,7 +70,7 @@ def _finished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(original_sids, "finished_definition", lambda run: resolve(DEFINITION, source="films"))
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "fits_here")
 def test_they_come_from_titles_alone_and_tell_all_items_apart(context: Context, tmp_path: Path) -> None:
     to = RunDir(str(tmp_path / "to"))
     assert write_original(context, to)

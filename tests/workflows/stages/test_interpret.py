@@ -11,16 +11,17 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from operators.base import apply, with_outcome
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from tests.workflows.interpreted import interpreted_here
 from workflows.stage import Context
 from workflows.stages import ingest, interpret, project
 
 pytestmark = pytest.mark.long
 
 ITEMS = 24
+SETTINGS = interpret.Config(commit_rows=5, max_reject_share=1.0)
 
 
 def picture(rng: np.random.Generator) -> bytes:
@@ -55,18 +56,11 @@ def context(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def streamed(context, ray_cluster):
-    config = interpret.Config(commit_rows=5, max_reject_share=1.0)
-    return interpret.run(config, context)
+    return interpret.run(SETTINGS, context)
 
 
 def test_the_stream_equals_the_operators_called_without_ray(context, streamed):
-    interpret.write_source(interpret.Config(), context, context.run.uri("source"))
-    table = with_outcome(context.run.read_table("source"))
-    for step in interpret.steps(interpret.Config(), context.catalog, None):
-        step.operator.setup()
-        table = apply(step.operator, table)
-    table = table.filter(pl.Series(table["outcome"].to_pylist()).eq("kept").to_arrow()).sort_by("item_id")
-    found = context.run.read_table("items").sort_by("item_id")
+    table, found = interpreted_here(context), context.run.read_table("items").sort_by("item_id")
 
     assert found.schema.equals(interpret.items_schema(interpret.Config()))
     for name in ("item_id", "title", "description", "caption", "interests"):
@@ -98,7 +92,7 @@ def test_every_row_has_its_outcome(context, streamed):
 def test_a_second_attempt_computes_nothing_again(context, streamed, monkeypatch):
     before = [files.read_bytes(context.run.uri("items", "part-00000.parquet"))]
     monkeypatch.setattr(interpret.streams, "stream", lambda *args, **kwargs: pytest.fail("computed again"))
-    again = interpret.run(interpret.Config(commit_rows=5, max_reject_share=1.0), context)
+    again = interpret.run(SETTINGS, context)
     assert again.metrics["reused"] == ITEMS
     assert [files.read_bytes(context.run.uri("items", "part-00000.parquet"))] == before
 
@@ -176,11 +170,13 @@ def test_the_budget_goes_on_where_the_cache_remembers_and_starts_again_where_it_
 
 
 def test_settings_that_only_loading_finds_wrong_end_the_stream_with_a_sentence(context, streamed):
-    """In a pool of its own, so that rows change processes on the way."""
     caption = {"backend": "huggingface", "model": str(Path(context.catalog)), "pool": {"num_cpus": 0.5}}
     wrong = dataclasses.replace(context, fingerprint="wrong")
     with pytest.raises(UserError, match=r"^transformers does not know .*: choose another\.$"):
         interpret.run(interpret.Config(caption=caption, cache=False), wrong)
+
+
+def test_rows_that_change_processes_on_the_way_are_the_same(context, streamed):
     pools = {"caption": {"pool": {"num_cpus": 0.5}}}
     right = dataclasses.replace(context, fingerprint="pools", run=RunDir(str(Path(context.run.root).parent / "run-3")))
     ingest.run(ingest.Config(), right)

@@ -6,15 +6,10 @@ captioner, so what holds here says nothing of interpret, project and quantize.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-import ray.train
-import torch
-import torch.distributed as dist
 
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
@@ -25,23 +20,7 @@ from workflows.stages import evaluate, features, ingest, rank
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture
-def _fits_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ray Train's local mode: the loop runs in this process, since what is asked here is not about workers."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # local mode would take what is there
-    scaling = ray.train.ScalingConfig
-    monkeypatch.setattr(ray.train, "ScalingConfig", lambda **_: scaling(num_workers=0))
-    one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
-    for name, value in {**one, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():  # 0: a port that is free
-        monkeypatch.setenv(name, str(value))
-    yield
-    torch.set_num_threads(threads)
-    if dist.is_initialized():  # after a failure
-        dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("_fits_here")
+@pytest.mark.usefixtures("fits_here")
 def test_given_true_captions_the_ranker_beats_popularity_without_labels(tmp_path):
     catalog = tmp_path / "catalog"
     write_sample(str(catalog), items=120, users=400, seed=1)
