@@ -32,7 +32,8 @@ BIN = Path(sys.executable).parent
 QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.quantize.workers=2"]
 QUICK += ["stages.rank.epochs=2", "stages.rank.workers=2"]
 # one generator is enough to wait for
-QUICK += ["stages.generate.sasrec=null", "stages.generate.sequential=null", "stages.generate.parallel.course.steps=5"]
+QUICK += ["stages.generate.sasrec=null", "stages.generate.sequential=null"]
+QUICK += ["stages.generate.parallel.course.steps=5", "stages.generate.parallel.codewords=32"]
 
 
 def free_port() -> int:
@@ -52,7 +53,7 @@ def dashboard():
     """The URL of a Ray head that lives as long as this module's tests."""
     port, board = free_port(), free_port()
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={board}"]
-    command += ["--num-cpus=9", "--object-store-memory=1000000000", "--disable-usage-stats"]
+    command += ["--num-cpus=5", "--object-store-memory=1000000000", "--disable-usage-stats"]
     command += [f"--dashboard-agent-listen-port={free_port()}"]  # another Ray of this machine may hold the usual one
     # The job's `python` is the one on the head's path, as in an activated environment.
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
@@ -60,6 +61,7 @@ def dashboard():
         **os.environ,
         "PATH": path,
         "RAY_prestart_worker_first_driver": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for every fit
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -85,7 +87,7 @@ def dashboard():
 def run(dashboard, tmp_path_factory):
     """The run directory of the demo as a job, submitted from a folder that is not the repository."""
     place = tmp_path_factory.mktemp("jobs")
-    write_sample(str(place / "catalog"), items=60, users=60)
+    write_sample(str(place / "catalog"), items=50, users=60)
     workflow = REPOSITORY / "workflows" / "definitions" / "demo.yaml"
     command = [BIN / "tesserec", "submit", workflow, "--address", dashboard, "--run-dir", "run"]
     for override in ("catalog=catalog", "stages.ingest.max_reject_share=0.5", *QUICK):
