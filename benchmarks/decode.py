@@ -30,13 +30,13 @@ import torch
 
 from benchmarks.decode_peers import TransformersSearch, item_scores, plain_beam_search
 from benchmarks.machine import machine
+from models.common.recommender import Recommended
 from models.generation.backbones import Tiny, build
 from models.generation.decoding import beam_search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
 from models.generation.vocabulary import Vocabulary, paths
-from models.recommending import Recommended
-from models.semantic_ids import allocate_digits
+from models.semantic_ids.suffixes import allocate_digits
 
 USERS, HISTORY, BEAMS, TOP = 64, 20, 50, 10
 SMALL_ITEMS, SMALL_SIZES = 2_000, (16, 16, 16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from models.common.recommender import Recommended
 from models.generation.language import LanguageModel
-from models.recommending import Recommended
 
 CHUNK = 512  # sequences of a forward pass
 Path = tuple[int, ...]

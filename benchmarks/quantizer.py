@@ -31,14 +31,14 @@ import torch
 
 from benchmarks import quantizer_peers as peers
 from benchmarks.machine import machine, with_peers
-from models.encoders import text_encoder
-from models.kmeans import BLOCK_ROWS
-from models.neighbours import neighbour_overlap
-from models.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
-from models.rqkmeans import fit_rqkmeans
-from models.rqvae import Schedule, fit_rqvae
-from models.scorecard import collisions, usage
-from models.vectors import collect
+from models.common.encoders import text_encoder
+from models.semantic_ids.kmeans import BLOCK_ROWS
+from models.semantic_ids.neighbours import neighbour_overlap
+from models.semantic_ids.quality import collisions, usage
+from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
+from models.semantic_ids.rqkmeans import fit_rqkmeans
+from models.semantic_ids.rqvae import Schedule, fit_rqvae
+from models.semantic_ids.training_rows import collect
 from storage.cache import Cache
 
 SIZES = (256, 256, 256)

@@ -34,8 +34,8 @@ import torch.distributed as dist
 from benchmarks import ranker_peers as peers
 from benchmarks.machine import machine, with_peers
 from benchmarks.ranker_data import BAGS, DENSE, TEST_SHARE, VOCABULARIES, prepare, read
-from models.lists import Lists, gather
-from models.metrics import auc
+from models.common.jagged import Lists, gather
+from models.evaluation.clicks import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.metrics import auc
+from models.evaluation.clicks import auc
 
 VOCABULARIES = {f"c{i}": int(rows) for i, rows in enumerate(np.geomspace(100, 1_000_000, 26).round())}
 BAGS = {"b0": 20_000, "b1": 50_000}

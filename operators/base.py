@@ -12,7 +12,7 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.chat import Failure
+from models.chat.base import Failure
 from storage.errors import UserError
 
 ISSUE = pa.struct([("severity", pa.string()), ("code", pa.string()), ("detail", pa.string())])

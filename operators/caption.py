@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from models.captioner import Captioner, Context
-from models.chat import Failure
+from models.captioning.captioner import Captioner, Context
+from models.chat.base import Failure
 from operators.base import Operator, set_columns, with_failures
 from operators.media import frame_arrays
 

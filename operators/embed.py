@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from models.chat import Failure
-from models.embedders import ImageEmbedder, LocalImages, LocalTexts, TextEmbedder
+from models.chat.base import Failure
+from models.embedding.embedder import ImageEmbedder, TextEmbedder
+from models.embedding.local import LocalImages, LocalTexts
 from operators.base import Operator, set_columns, with_failures
 from operators.media import frame_arrays
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.lists import Lists, gather
+from models.common.jagged import Lists, gather
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from models.chat import Failure
-from models.interests import ItemText, Miner
-from models.keywords import Keywords
+from models.chat.base import Failure
+from models.interests.keywords import Keywords
+from models.interests.mining import ItemText, Miner
 from operators.base import Operator, set_columns, with_failures
 
 

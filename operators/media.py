@@ -25,7 +25,8 @@ from operators.base import ISSUE, KEPT, REJECTED, Operator, set_columns
 from operators.video import decode_video
 from storage.errors import UserError
 from storage.identity import speed
-from storage.limits import Limits, MediaError, Sources, read_limited, resolve, shown
+from storage.media.limits import Limits, MediaError
+from storage.media.sources import Sources, read_limited, resolve, shown
 
 FRAME = pa.struct([("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.large_binary())])
 TRIES = 4  # media that may fail, and cost their limits, for each one wanted

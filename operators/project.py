@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from models.projector import Blocks, Projector
+from models.embedding.projector import Blocks, Projector
 from operators.base import Operator, set_columns
 from operators.embed import vector_array
 

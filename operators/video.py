@@ -12,7 +12,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from storage.limits import Limits, MediaError
+from storage.media.limits import Limits, MediaError
 
 # Playlists (hls, dash, concat, …) name further files and are not here; neither may any protocol be opened.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,gif"

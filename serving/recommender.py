@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.lists import Lists, gather
+from models.common.jagged import Lists, gather
 from models.ranking.ranker import load_ranker
-from models.retriever import Retriever
-from models.semantic_ids import sid_string
+from models.recommenders.retriever import Retriever
+from models.semantic_ids.suffixes import sid_string
 from operators.features import ItemFeatures, lists
 from operators.tokens import NULL_ID
 from storage.errors import UserError

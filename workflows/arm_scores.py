@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
-from models.evidence import by_clicks, by_probability, conclude, gate_curve
+from models.evaluation.variants import by_clicks, by_probability, conclude, gate_curve
 from models.ranking.ranker import Ranker
 from models.ranking.training import Trainer
 from operators.embed import vectors_of

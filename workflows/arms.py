@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.evidence import TRUTH
+from models.evaluation.variants import TRUTH
 from models.ranking.config import ITEM, USER
 from operators.tokens import NULL_ID, token_hashes
 from storage import files

@@ -15,20 +15,21 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from models.captioner import CAPTION_PROMPT, ChatCaptioner, Tagger
-from models.chat import Chat
-from models.chat_huggingface import HuggingFaceChat
-from models.chat_openai import OpenAIChat
-from models.chat_vllm import VllmChat
-from models.embed_openai import OpenAIEmbeddings
-from models.embed_sentence_transformers import SentenceTransformers
-from models.embedders import LocalImages, LocalTexts
-from models.interests import PROMPT as INTERESTS_PROMPT
-from models.interests import ChatMiner
-from models.keywords import Keywords
-from models.names import ModelName
-from models.openai_client import client
-from models.smollm2 import SmolLM2
+from models.captioning.captioner import CAPTION_PROMPT, ChatCaptioner
+from models.captioning.tagger.tagger import Tagger
+from models.chat.base import Chat
+from models.chat.huggingface import HuggingFaceChat
+from models.chat.openai import OpenAIChat
+from models.chat.openai_client import client
+from models.chat.smollm2 import SmolLM2
+from models.chat.vllm import VllmChat
+from models.common.settings import ModelName
+from models.embedding.local import LocalImages, LocalTexts
+from models.embedding.openai import OpenAIEmbeddings
+from models.embedding.sentence_transformers import SentenceTransformers
+from models.interests.keywords import Keywords
+from models.interests.mining import PROMPT as INTERESTS_PROMPT
+from models.interests.mining import ChatMiner
 from operators.base import Operator
 from operators.caption import Caption
 from operators.embed import EmbedImages, EmbedTexts

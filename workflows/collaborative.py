@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from models.collaborative import item_vectors
+from models.semantic_ids.collaborative import item_vectors
 from operators.embed import vector_array
 from storage import files
 from storage.hashing import hash_order

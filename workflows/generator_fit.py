@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
-from models.lists import gather
-from models.precision import DTYPES
-from models.recommendation_metrics import CUT, ndcg, ranks, recall
-from models.recommending import Recommender
-from models.seeds import generator, seed_of
-from models.workers import gather as gather_rows
-from models.workers import world
+from models.common.collectives import gather as gather_rows
+from models.common.collectives import world
+from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
+from models.common.devices import DTYPES
+from models.common.jagged import gather
+from models.common.recommender import Recommender
+from models.common.seeds import generator, seed_of
+from models.evaluation.lists import CUT, ndcg, ranks, recall
 from operators.sequences import Queries
 from storage.errors import UserError
 from workflows.generator_settings import Course
@@ -32,7 +32,7 @@ State = dict[str, torch.Tensor]
 class Subject(NamedTuple):
     """What is fitted, and from what."""
 
-    learner: Any  # see `models.data_parallel.Learner`
+    learner: Any  # see `models.common.data_parallel.Learner`
     draw: Callable[[int], Sequence[Any]]  # this worker's batches of a step
     recommender: Callable[[Any], Recommender]  # of the learner
     losses: Callable[[Any], dict[str, float]] = lambda learner: {}  # held-out loss of each of its tasks

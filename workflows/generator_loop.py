@@ -9,7 +9,7 @@ from typing import Any
 import ray.train.torch
 from pydantic import TypeAdapter
 
-from models.nextitem.artifact import save_next_item
+from models.recommenders.artifacts import save_next_item
 from storage.run import RunDir
 from workflows import generator_fit, generators, training
 from workflows.log import Split

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from models.common.devices import Precision
 from models.generation.backbones import Backbone, Tiny, load_tokenizer
 from models.generation.tasks import SEQUENCE, Task, load_tasks
-from models.nextitem.base import EncoderConfig
-from models.nextitem.parallel import ParallelConfig
-from models.precision import Precision
+from models.recommenders.next_item import EncoderConfig
+from models.recommenders.product_codes import ParallelConfig
 from workflows.stage import StageConfig
 
 

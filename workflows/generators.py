@@ -12,33 +12,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.devices import own_device
+from models.common.collectives import world
+from models.common.devices import own_device
+from models.common.jagged import Lists
+from models.common.recommender import Recommender
+from models.common.seeds import generator
 from models.generation.backbones import Tiny, build, load_tokenizer
 from models.generation.examples import Corpus, Sampler, item_texts
 from models.generation.heldout import HeldOut, task_losses
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
-from models.generation.recommender import SequentialRecommender
 from models.generation.trie import Trie
 from models.generation.vocabulary import Vocabulary, paths
-from models.lists import Lists
-from models.nextitem.artifact import load_next_item
-from models.nextitem.base import NextItemModel
-from models.nextitem.opq import Digits, fit_digits
-from models.nextitem.parallel import ParallelGenerator
-from models.nextitem.sasrec import SasRec
-from models.recommending import Recommender
-from models.seeds import generator
-from models.workers import world
+from models.recommenders.artifacts import load_next_item
+from models.recommenders.language_model import SequentialRecommender
+from models.recommenders.next_item import NextItemModel
+from models.recommenders.product_codes import ParallelGenerator
+from models.recommenders.product_quantizer import Digits, fit_digits
+from models.recommenders.sasrec import SasRec
 from operators.embed import vectors_of
 from operators.features import aligned
 from operators.sequences import Queries, queries, training_sequences
 from operators.sids import codes_array, codes_matrix
 from storage import files
+from storage.artifacts import load_model, save_model
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
-from storage.weights import load_model, save_model
 from workflows.collaborative import collaborative_vectors
 from workflows.generator_fit import Subject
 from workflows.generator_settings import ParallelSettings, SasRecSettings, SequentialSettings

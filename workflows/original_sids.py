@@ -12,8 +12,8 @@ from operators.embed import EmbedTexts
 from operators.invocation import Invocation
 from storage import files
 from storage.run import RunDir
+from storage.sorting import write_in_hash_order
 from workflows import streams
-from workflows.compact import write_in_hash_order
 from workflows.pools import Step, plan
 from workflows.stage import Context
 from workflows.stages import interpret, project, quantize

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from storage import files
+from storage import files, tables
 from storage.errors import UserError
 from storage.manifest import Manifest, read_manifest
-from workflows import cluster, tables
+from workflows import cluster
 from workflows.definition import Definition
 from workflows.pools import READER_CPUS, Node, UnschedulableError
 from workflows.stages import ORDER, stage_module

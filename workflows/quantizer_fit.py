@@ -14,10 +14,10 @@ import ray.train
 import ray.train.torch
 import torch
 
-from models.quantizer import RQKMEANS, Architecture
-from models.rqkmeans import fit_rqkmeans
-from models.rqvae import Schedule, fit_rqvae
-from models.vectors import collect
+from models.semantic_ids.quantizer import RQKMEANS, Architecture
+from models.semantic_ids.rqkmeans import fit_rqkmeans
+from models.semantic_ids.rqvae import Schedule, fit_rqvae
+from models.semantic_ids.training_rows import collect
 from operators.embed import vectors_of
 from storage import files
 from storage.run import RunDir
@@ -45,7 +45,7 @@ def fit(
 
     Args:
         share: of the rows that the workers hold.
-        balanced: see `models.rqkmeans`.
+        balanced: see `models.semantic_ids.rqkmeans`.
         signals: item_id and vector, what an alignment goes by.
         checkpoint_s: seconds between two states that are kept.
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.metrics import auc, log_loss
+from models.common.seeds import generator, seed_of
+from models.evaluation.clicks import auc, log_loss
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer
-from models.seeds import generator, seed_of
 from operators.features import Examples, ItemFeatures
 from storage.errors import UserError
 from workflows.ranker_settings import RankerSettings

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from models.precision import Precision
+from models.common.devices import Precision
 from models.ranking.config import (
     HISTORY,
     ITEM,

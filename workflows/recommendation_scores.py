@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.itemknn import fit_itemknn
-from models.metrics import interval
-from models.popularity import MostPopular
-from models.recommendation_metrics import CUT, CUTS, bootstrap_means, ndcg, ranks, recall, scorecard
-from models.recommending import Recommender, recommended
+from models.common.recommender import Recommender, recommended
+from models.evaluation.bootstrap import bootstrap_means, interval
+from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
+from models.recommenders.content import fit_itemknn
+from models.recommenders.popularity import MostPopular
 from operators.features import aligned
 from operators.sequences import Queries
 from workflows.generator_fit import sample

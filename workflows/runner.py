@@ -16,12 +16,12 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage import files
+from storage import files, tables
 from storage.errors import UserError
 from storage.hashing import fingerprint
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows import cluster, tables
+from workflows import cluster
 from workflows.definition import Definition, dump
 from workflows.pools import Node
 from workflows.preflight import logical_cpus, preflight

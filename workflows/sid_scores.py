@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.layout import map_table
-from models.quantizer import RQKMEANS, Architecture, Quantizer
-from models.rqkmeans import fit_rqkmeans
-from models.scorecard import collisions, drift, scorecard, usage
-from models.semantic_ids import allocate_digits
-from models.vectors import collect
+from models.semantic_ids.drift import drift
+from models.semantic_ids.layout import map_table
+from models.semantic_ids.quality import collisions, scorecard, usage
+from models.semantic_ids.quantizer import RQKMEANS, Architecture, Quantizer
+from models.semantic_ids.rqkmeans import fit_rqkmeans
+from models.semantic_ids.suffixes import allocate_digits
+from models.semantic_ids.training_rows import collect
 from operators.embed import vectors_of
 from operators.sids import embedding_matrix, reference_embeddings
 from storage import files

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from models.evidence import over_seeds
-from models.metrics import interval
-from models.recommendation_metrics import CUT, bootstrap_means
+from models.evaluation.bootstrap import bootstrap_means, interval, over_seeds
+from models.evaluation.lists import CUT
 from operators.sequences import Queries
 from storage import files
 from workflows.recommendation_scores import WITH_INTERVAL

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
+from models.common.recommender import recommended
+from models.evaluation.lists import CUT, ranks
 from models.generation.heldout import HeldOut, task_scores
-from models.generation.recommender import SequentialRecommender
-from models.recommendation_metrics import CUT, ranks
-from models.recommending import recommended
+from models.recommenders.language_model import SequentialRecommender
 from storage import files
 from storage.run import RunDir
 from workflows import generator_fit, training

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import torch
 import yaml
 
-from models.scorecard import drift
-from models.semantic_ids import sid_string
+from models.semantic_ids.drift import drift
+from models.semantic_ids.suffixes import sid_string
 from operators.base import KEPT, REJECTED, apply, with_outcome
 from operators.gate import decide
 from operators.project import Project
@@ -34,11 +34,10 @@ from operators.sids import (
     quantizer_digest,
     reference_embeddings,
 )
-from storage import files
+from storage import files, tables
 from storage.errors import UserError
 from storage.manifest import first_unfinished
 from storage.run import RunDir
-from workflows import tables
 from workflows.definition import Definition, resolve
 from workflows.stages import ingest, interpret, quantize
 
@@ -55,7 +54,7 @@ class Tokenized(NamedTuple):
         sids: item_id string; codes fixed_size_list<int32>[L + 1], the digit last, -1 for none; sid string; known bool,
             whether the item had its SID before. Rows in the order of the file.
         issues: item_id, severity, code, detail of rows that were rejected or kept without a part.
-        drift: as `models.scorecard.drift` has it, of all items that were ever added; None where none was.
+        drift: as `models.semantic_ids.quality.drift` has it, of all items that were ever added; None where none was.
     """
 
     sids: pa.Table

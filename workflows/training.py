@@ -30,7 +30,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from safetensors import SafetensorError
 
-from models.workers import broadcast
+from models.common.collectives import broadcast
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from safetensors import SafetensorError
 from torch.nn import functional
 
-from models.dropout import dropout
+from models.chat.smollm2 import smollm2_path
+from models.common.dropout import dropout
+from models.common.seeds import generator, seed_of
+from models.common.settings import ModelName
 from models.generation.vocabulary import Vocabulary
-from models.names import ModelName
-from models.seeds import generator, seed_of
-from models.smollm2 import smollm2_path
 from storage.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from models.common.jagged import Lists
+from models.common.recommender import top_columns
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
-from models.lists import Lists
-from models.recommending import top_columns
 from storage.errors import UserError
 
 

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from models.common.jagged import Lists, chained, chosen, gather, joined, last, ranges, repeated
+from models.common.seeds import generator
 from models.generation.tasks import Task
 from models.generation.vocabulary import Vocabulary
-from models.lists import Lists, chained, chosen, gather, joined, last, ranges, repeated
-from models.seeds import generator
 from storage.errors import UserError
 
 DRAW = 21  # what is drawn

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from models.common.jagged import Lists, gather, padded
+from models.common.seeds import generator, seed_of
+from models.evaluation.bootstrap import bootstrap_means, interval
+from models.evaluation.lists import ranks, recall
+from models.evaluation.text import rouge_l, token_f1
 from models.generation.decoding import beam_search
 from models.generation.examples import Corpus, documents, prompts
+from models.generation.greedy import greedy
 from models.generation.language import LanguageModel
 from models.generation.tasks import Task
-from models.generation.texts import greedy, rouge_l, token_f1
 from models.generation.trie import Trie
-from models.lists import Lists, gather, padded
-from models.metrics import interval
-from models.recommendation_metrics import bootstrap_means, ranks, recall
-from models.seeds import generator, seed_of
 
 CHOICE, RESAMPLES, CAPTIONS = 611, 612, 613  # what is drawn, for seeds
 BATCH = 32  # prompts that are read at once

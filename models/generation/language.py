@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.common.devices import TINY
 from models.generation.backbones import merged
 from models.generation.packing import IGNORED, Batch
 from models.generation.vocabulary import Vocabulary
-from models.precision import TINY
+from storage.artifacts import load_model, save_model
 from storage.errors import UserError
-from storage.weights import load_model, save_model
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -111,7 +111,7 @@ def save_generator(uri: str, model: LanguageModel, state: dict[str, torch.Tensor
     Args:
         uri: a folder.
         model: that was trained.
-        state: the whole state dict of the model, as `models.data_parallel.gather_state` returns it.
+        state: the whole state dict of the model, as `models.common.data_parallel.gather_state` returns it.
     """
     model.vocabulary.save(uri)
     config = json.loads(model.backbone.config.to_json_string(use_diff=False))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.lists import Lists, gather
+from models.common.jagged import Lists, gather
 from storage.errors import UserError
 
 IGNORED = -100  # no target

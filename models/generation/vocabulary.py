@@ -16,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from models.lists import Lists
-from models.semantic_ids import NO_DIGIT, sid_string
+from models.common.jagged import Lists
+from models.semantic_ids.suffixes import NO_DIGIT, sid_string
 from storage import files
 from storage.errors import UserError
 

@@ -106,8 +106,7 @@ class TokenWeights(FeatureProcessorsCollection):
 class EmbeddingBags(nn.Module):
     """The pooled embeddings of all features.
 
-    Embeddings are made on the meta device and get their values from `models.sharding.draw_tables`, or from what loads
-    them.
+    Embeddings are made on the meta device; `sharding.draw_tables`, or what loads them, gives them values.
 
     Attributes:
         features: in the order of the tables, then of their features.

@@ -17,8 +17,8 @@ from models.ranking.attention import TargetAttention
 from models.ranking.bags import EmbeddingBags
 from models.ranking.config import HISTORY, RankerConfig, Table, TableDtype
 from models.ranking.quantized import QuantizedBags, quantize_bags
+from storage.artifacts import load_model, save_model
 from storage.errors import UserError
-from storage.weights import load_model, save_model
 
 
 @dataclass

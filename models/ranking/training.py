@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from models import checkpoints
-from models.precision import DTYPES, Precision
+from models.common.devices import DTYPES, Precision
+from models.ranking import checkpoints
 from models.ranking.config import EmbeddingOptimizer, Sharding
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
-from models.sharding import draw_tables, gather_state, shard
+from models.ranking.sharding import draw_tables, gather_state, shard
 
 STD = 0.1  # of embeddings at the start; smaller ones take long to tell users and items apart by their products
 
@@ -34,7 +34,7 @@ class Trainer:
         seed: int = 0,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        """Shard the ranker, see `models.sharding.shard`, and draw its embeddings.
+        """Shard the ranker, see `models.ranking.sharding.shard`, and draw its embeddings.
 
         Args:
             seed: of the embeddings.
@@ -106,7 +106,7 @@ class Trainer:
         return gather_state(self.model, prefix="ranker.")
 
     def save(self, folder: str, position: dict[str, float]) -> None:
-        """Write weights, optimiser state and a position, see `models.checkpoints.save`."""
+        """Write weights, optimiser state and a position, see `models.ranking.checkpoints.save`."""
         checkpoints.save(folder, model=self.model, optimizer=self.optimizer, position=position)
 
     def load(self, folder: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from models.ranking.config import Sharding
-from models.sharding import gather_state, shard
+from models.ranking.sharding import gather_state, shard
 
 ROWS = {"user": 11, "item": 30, "caption": 23}
 PLAIN, WEIGHTED = ("user", "item", "history"), ("caption",)

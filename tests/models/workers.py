@@ -13,7 +13,7 @@ import torch.multiprocessing
 
 WORLD = 2
 START = "forkserver"  # its children have imported already what takes seconds; they share the secret of string hashes
-torch.multiprocessing.get_context(START).set_forkserver_preload(["torchrec", "models.data_parallel"])
+torch.multiprocessing.get_context(START).set_forkserver_preload(["torchrec", "models.common.data_parallel"])
 
 
 def on_ranks(function: Callable[..., Any], folder: Path, calls: list[tuple[Any, ...]]) -> list[list[Any]]:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.captioner import ChatCaptioner, Context, Tagger
-from models.chat import Failure
-from models.encoders import image_encoder, imagenet_labels
-from models.tagger import describe
+from models.captioning.captioner import ChatCaptioner, Context
+from models.captioning.tagger.describe import describe
+from models.captioning.tagger.tagger import Tagger
+from models.chat.base import Failure
+from models.common.encoders import image_encoder, imagenet_labels
 from operators.base import apply, with_outcome
 from operators.caption import GRID_SIDE, Caption, merge, tile
 from operators.embed import vector_array

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.chat import Failure
-from models.embedders import Embeddings
-from models.encoders import image_encoder, text_encoder
+from models.chat.base import Failure
+from models.common.encoders import image_encoder, text_encoder
+from models.embedding.embedder import Embeddings
 from operators.base import apply, with_outcome
 from operators.embed import EmbedImages, EmbedTexts, vectors_of
 from operators.media import FRAME

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.lists import gather
+from models.common.jagged import gather
 from models.ranking.config import RankerConfig, Table
 from operators.features import Examples, ItemFeatures, lists
 from operators.tokens import table_rows

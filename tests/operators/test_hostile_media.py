@@ -23,7 +23,8 @@ from PIL import Image
 
 from operators.base import apply, with_outcome
 from operators.media import FetchMedia, decode_image, frame_arrays
-from storage.limits import Limits, MediaError, Sources
+from storage.media.limits import Limits, MediaError
+from storage.media.sources import Sources
 
 MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
 SECONDS = 5.0  # that any case may take; most take milliseconds

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pytest
 
-from models.chat import Failure
-from models.interests import ItemText
+from models.chat.base import Failure
+from models.interests.mining import ItemText
 from operators.base import apply, with_outcome
 from operators.interests import Interests
 from storage.errors import UserError

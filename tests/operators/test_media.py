@@ -17,7 +17,8 @@ from operators import media
 from operators.base import apply, with_outcome
 from operators.media import FetchMedia, decode_image, frame_arrays, frame_column
 from storage.errors import UserError
-from storage.limits import Limits, MediaError, Sources
+from storage.media.limits import Limits, MediaError
+from storage.media.sources import Sources
 
 MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from models.lists import Lists
+from models.common.jagged import Lists
 from operators.events import SPLITS, Events, split_by_time, split_leave_last
 from operators.sequences import queries, training_sequences
 from storage.errors import UserError

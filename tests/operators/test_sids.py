@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.quantizer import Architecture, Quantizer
+from models.semantic_ids.quantizer import Architecture, Quantizer
 from operators import sids
 from operators.sids import (
     AssignSids,
@@ -111,7 +111,7 @@ def test_the_artifact_loads_and_encodes_in_a_process_without_ray(artifact: str) 
     code = (
         "import sys; sys.modules['ray'] = None\n"
         "import torch\n"
-        "from models.quantizer import Quantizer\n"
+        "from models.semantic_ids.quantizer import Quantizer\n"
         "quantizer = Quantizer.load(sys.argv[1])\n"
         "codes = quantizer.encode(torch.ones(2, 3))\n"
         "print(codes.tolist(), quantizer.decode(codes).shape)"

@@ -11,7 +11,7 @@ import pytest
 
 from operators import video as module
 from operators.video import decode_video
-from storage.limits import Limits, MediaError
+from storage.media.limits import Limits, MediaError
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "videos"
 SCENES = Limits(frames=3, sampling="scenes")

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from models.data_parallel import Strategy
-from models.lists import Lists
-from models.nextitem import base
-from models.nextitem.base import EncoderConfig
-from models.nextitem.sasrec import SasRec
-from models.recommending import Recommended, best
-from models.workers import world
+from models.common.collectives import world
+from models.common.data_parallel import Strategy
+from models.common.jagged import Lists
+from models.common.recommender import Recommended, best
+from models.recommenders import next_item
+from models.recommenders.next_item import EncoderConfig
+from models.recommenders.sasrec import SasRec
 from operators.sequences import Queries
 from storage.errors import UserError
 from tests.models.workers import on_ranks
@@ -279,7 +279,7 @@ def test_validation_counts_hits_among_ten_by_their_places(filter_seen: bool) -> 
 
 def on_two(rank: int | None, strategy: Strategy) -> dict[str, Any]:
     """A fit, and validations of one, two and nine queries; blocks of two, so that shares differ in blocks, too."""
-    base.USERS = 2
+    next_item.USERS = 2
     kept = Kept()
     fit(COURSE, make(0.0), asked(5), kept.keep(states=False), seed=5, strategy=strategy)
     return {
@@ -290,7 +290,7 @@ def on_two(rank: int | None, strategy: Strategy) -> dict[str, Any]:
 
 
 def test_two_workers_fit_and_validate_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "USERS", base.USERS)  # put back behind the test
+    monkeypatch.setattr(next_item, "USERS", next_item.USERS)  # put back behind the test
     wanted = on_two(None, "ddp")
     calls: list[tuple[Strategy]] = [("ddp",), ("fsdp",)]
     for first, second in on_ranks(on_two, tmp_path, calls):

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.lists import Lists
-from models.nextitem.opq import Digits
+from models.common.jagged import Lists
+from models.recommenders.product_quantizer import Digits
 from operators.embed import vector_array
 from operators.sids import codes_array
 from storage import files
+from storage.artifacts import load_model
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
-from storage.weights import load_model
 from workflows import generators
 from workflows.generator_settings import Course, ParallelSettings, SasRecSettings, SequentialSettings
 from workflows.generators import Shuffled, task_odds

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.metrics import log_loss
-from models.quantizer import Quantizer
+from models.evaluation.clicks import log_loss
 from models.ranking.ranker import load_ranker
+from models.semantic_ids.quantizer import Quantizer
 from operators.features import Examples, ItemFeatures, predict
 from storage import files
 from storage.manifest import Manifest

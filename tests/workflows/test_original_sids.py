@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.quantizer import RQKMEANS, Architecture
-from models.rqkmeans import fit_rqkmeans
-from models.vectors import collect
+from models.semantic_ids.quantizer import RQKMEANS, Architecture
+from models.semantic_ids.rqkmeans import fit_rqkmeans
+from models.semantic_ids.training_rows import collect
 from operators.embed import vector_array
 from operators.sids import codes_matrix
 from storage.run import RunDir

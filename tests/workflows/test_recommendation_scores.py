@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 import torch
 
-from models.lists import Lists
-from models.recommending import Recommended, best
+from models.common.jagged import Lists
+from models.common.recommender import Recommended, best
 from operators.sequences import Queries
 from storage import files
 from storage.hashing import hash_order

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from models.layout import map_table
+from models.semantic_ids.layout import map_table
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order

@@ -14,10 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from models.lists import Lists
-from models.quantizer import RQKMEANS, Architecture
-from models.rqkmeans import fit_rqkmeans
-from models.vectors import collect
+from models.common.jagged import Lists
+from models.semantic_ids.quantizer import RQKMEANS, Architecture
+from models.semantic_ids.rqkmeans import fit_rqkmeans
+from models.semantic_ids.training_rows import collect
 from operators.embed import vector_array
 from operators.sequences import Queries
 from operators.sids import codes_array, codes_matrix

@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from models.quantizer import Architecture, Quantizer
+from models.semantic_ids.quantizer import Architecture, Quantizer
 from operators.base import apply, with_outcome
 from operators.sids import codes_array, embedding_matrix, give_sids
 from storage import files

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from models.semantic_ids import sid_string
+from models.semantic_ids.suffixes import sid_string
 from storage import files
-from storage.limits import Limits
+from storage.media.limits import Limits
 from workflows.reporting.pictures import picture
 from workflows.reporting.source import Source
 from workflows.reporting.text import count, percent
@@ -65,7 +65,7 @@ class Map:
 
 
 def read_map(source: Source) -> Map | None:
-    """The map that `quantize` has written (`models.layout.map_table`); None where it has not."""
+    """The map that `quantize` has written (`models.semantic_ids.layout.map_table`); None where it has not."""
     if not source.complete("quantize") or not files.exists(source.run.uri("metrics", "map")):
         return None
     table = source.run.read_table("metrics", "map")

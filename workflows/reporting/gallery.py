@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from models.semantic_ids import sid_string
+from models.semantic_ids.suffixes import sid_string
 from storage.hashing import hash_order
-from storage.limits import Limits
+from storage.media.limits import Limits
 from workflows.reporting.pictures import Picture, picture
 from workflows.reporting.source import Source
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from operators.media import decode_image
 from operators.video import decode_video
-from storage.limits import Limits, MediaError, Sources, read_limited, resolve
+from storage.media.limits import Limits, MediaError
+from storage.media.sources import Sources, read_limited, resolve
 from workflows.reporting.source import Source
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, PositiveInt
 
-from models.metrics import bootstrap_auc, interval, scorecard
+from models.evaluation.bootstrap import bootstrap_auc, interval
+from models.evaluation.clicks import scorecard
 from operators.events import DAY_US
 from operators.tokens import NULL_ID
 from storage import files
@@ -65,7 +66,7 @@ def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]
     Returns:
         The number of test examples and the metrics.
     """
-    from models.popularity import fit_popularity
+    from models.ranking.popularity import fit_popularity
     from models.ranking.ranker import load_ranker
     from operators.features import Examples, ItemFeatures, predict
 
@@ -186,7 +187,7 @@ def retrieval(
     """
     import torch
 
-    from models.retriever import Retriever
+    from models.recommenders.retriever import Retriever
     from operators.events import histories
     from operators.features import lists
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from models.evidence import TRUTH
+from models.evaluation.variants import TRUTH
 from workflows.arms import ARMS, ID, require_truth, told_nothing, truth_of_items
 from workflows.ranker_settings import RankerSettings
 from workflows.stage import Context, Result, StageConfig

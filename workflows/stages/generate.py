@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from models.data_parallel import Strategy
+from models.common.data_parallel import Strategy
 from storage import files
 from storage.errors import UserError
 from workflows.generator_settings import ParallelSettings, SasRecSettings, SequentialSettings, check_backbone

@@ -10,9 +10,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from operators.base import REJECTED
-from storage import files
+from storage import files, tables
 from storage.errors import UserError
-from workflows import tables
 from workflows.rejects import rejects_table
 from workflows.stage import Context, Result, StageConfig
 

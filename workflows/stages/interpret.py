@@ -17,7 +17,9 @@ from operators.media import FetchMedia
 from storage import files
 from storage.errors import UserError
 from storage.identity import identity
-from storage.limits import Limits, Sources
+from storage.media.limits import Limits
+from storage.media.sources import Sources
+from storage.sorting import write_in_hash_order
 from workflows import streams
 from workflows.backends import (
     CaptionSection,
@@ -31,7 +33,6 @@ from workflows.backends import (
     TextEmbeddingSection,
     made,
 )
-from workflows.compact import write_in_hash_order
 from workflows.pools import Group, Node, Step, plan
 from workflows.rejects import rejects_table
 from workflows.stage import Context, Result, StageConfig, forget_other_attempts
@@ -45,7 +46,7 @@ CACHE = "_cache"  # beside the run directory; no workflow can have this name
 
 
 class LimitsConfig(BaseModel):
-    """What one medium may cost; see `storage.limits.Limits`."""
+    """What one medium may cost; see `storage.media.limits.Limits`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

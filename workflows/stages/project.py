@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.projector import Blocks, Projector, fit_projector
+from models.embedding.projector import Blocks, Projector, fit_projector
 from operators.project import BLOCKS, Project, blocks_of
 from storage import files
 from storage.errors import UserError

@@ -9,16 +9,16 @@ import pyarrow as pa
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from models.collisions import reassign_last_level
-from models.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
-from models.rqvae import Schedule
-from models.semantic_ids import number_rows
+from models.semantic_ids.collisions import reassign_last_level
+from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
+from models.semantic_ids.rqvae import Schedule
+from models.semantic_ids.suffixes import number_rows
 from operators.sids import codes_array, embedding_matrix, give_sids, inherited_sids
 from storage import files
+from storage.artifacts import model_digest
 from storage.errors import UserError
 from storage.hashing import content_order, hash_order, hash_rows
 from storage.run import RunDir
-from storage.weights import model_digest
 from workflows import sid_scores
 from workflows.collaborative import collaborative_vectors
 from workflows.frozen import check_frozen, frozen_identity
@@ -63,8 +63,8 @@ class Config(StageConfig):
         latent_dim, hidden_dims: of rqvae: width of the codewords (null: that of the embeddings) and of the layers
             before them.
         commitment: of rqvae: weight of the pull of latents towards their codewords (β).
-        gradient: of rqvae: how it passes the codewords, see `models.rqvae`.
-        steps, batch_size, learning_rate, reset_until, mixup: of rqvae: course of the fit, see `models.rqvae.Schedule`.
+        gradient: of rqvae: how it passes the codewords, see `models.semantic_ids.rqvae`.
+        steps, batch_size, learning_rate, reset_until, mixup: of rqvae, see `models.semantic_ids.rqvae.Schedule`.
         balanced: of rqkmeans: give all codewords of a level about equally many items.
         collaborative: of rqvae+collaborative.
         collisions: what makes SIDs unique. `digit`: items that share their codes get a digit; `always_digit`: all get

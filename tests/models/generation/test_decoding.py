@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from benchmarks.decode import SMALL, Coarse, draw_model, draw_paths, prompts_of
 from benchmarks.decode_peers import TransformersSearch, item_scores, plain_beam_search
+from models.common.jagged import Lists
+from models.common.recommender import best
 from models.generation.decoding import beam_search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
-from models.lists import Lists
-from models.recommending import best
 from storage.errors import UserError
 
 ITEMS = 60

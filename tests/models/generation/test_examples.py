@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
+from models.common.jagged import Lists, gather
 from models.generation.examples import Corpus, Sampler, documents, item_texts, prompts
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.generation.vocabulary import Vocabulary
-from models.lists import Lists, gather
-from models.semantic_ids import sid_string
+from models.semantic_ids.suffixes import sid_string
 from storage.errors import UserError
 
 PATHS = torch.tensor([[0, 0], [0, 1], [1, 2], [2, 0], [2, 2]])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.common.jagged import Lists
 from models.generation.backbones import Tiny, build
 from models.generation.examples import Corpus, documents, item_texts
 from models.generation.heldout import Examples, HeldOut, choose, losses, task_losses, task_scores
@@ -14,7 +15,6 @@ from models.generation.packing import pack
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.generation.trie import Trie
 from models.generation.vocabulary import Vocabulary
-from models.lists import Lists
 
 TASKS = {task.name: task for task in load_tasks()}
 SHORT = (  # quick to learn

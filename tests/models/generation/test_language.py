@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.data_parallel import Strategy, backward, evaluating, gather_state, parallelise
+from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise
+from models.common.jagged import Lists, gather
 from models.generation.backbones import Lora, Tiny, adapt, build
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
 from models.generation.vocabulary import Vocabulary
-from models.lists import Lists, gather
 from storage.errors import UserError
 from tests.models.workers import on_ranks
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.common.jagged import Lists
 from models.generation.packing import IGNORED, Batch, pack
-from models.lists import Lists
 from storage.errors import UserError
 
 PAD = 7

@@ -7,13 +7,13 @@ import torch
 
 from benchmarks.decode import SMALL, draw_model, draw_paths
 from benchmarks.decode_peers import item_scores
-from models.generation import recommender
+from models.common.jagged import Lists
+from models.common.recommender import best
 from models.generation.examples import Corpus
 from models.generation.language import LanguageModel
-from models.generation.recommender import SequentialRecommender
 from models.generation.tasks import SEQUENCE
-from models.lists import Lists
-from models.recommending import best
+from models.recommenders import language_model
+from models.recommenders.language_model import SequentialRecommender
 from storage.errors import UserError
 
 ITEMS, HISTORY = 40, 3
@@ -49,7 +49,7 @@ def every_score(model: LanguageModel, corpus: Corpus) -> torch.Tensor:
 def test_everybody_gets_the_best_of_brute_force_in_the_order_asked(
     made: tuple[LanguageModel, Corpus], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recommender, "USERS", block)
+    monkeypatch.setattr(language_model, "USERS", block)
     model, corpus = made
     asked = SequentialRecommender(model, corpus, SEQUENCE, beams=ITEMS + 5)
     banned = lists([[5, 5, 6], [], list(range(38)), [0], [1, 2]])

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.evaluation.text import rouge_l, token_f1
 from models.generation.backbones import Tiny, build
+from models.generation.greedy import greedy
 from models.generation.language import LanguageModel
-from models.generation.texts import greedy, rouge_l, token_f1
 from models.generation.vocabulary import Vocabulary
 
 WORDS = st.lists(st.sampled_from(["red", "blue", "hat", "shoe"]), max_size=6)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.generation import vocabulary
 from models.generation.vocabulary import Vocabulary, paths
-from models.semantic_ids import NO_DIGIT, allocate_digits, sid_string
+from models.semantic_ids.suffixes import NO_DIGIT, allocate_digits, sid_string
 from storage.errors import UserError
 
 SIZES = (5, 3, 4)

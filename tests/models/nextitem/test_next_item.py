@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.lists import Lists
-from models.nextitem import base
-from models.nextitem.artifact import load_next_item, save_next_item
-from models.nextitem.base import EncoderConfig, NextItemModel, cross_entropy
-from models.nextitem.encoder import Encoder
-from models.nextitem.opq import Digits
-from models.nextitem.parallel import ParallelConfig, ParallelGenerator
-from models.nextitem.sasrec import SasRec
+from models.common.jagged import Lists
+from models.recommenders import next_item
+from models.recommenders.artifacts import load_next_item, save_next_item
+from models.recommenders.encoder import Encoder
+from models.recommenders.next_item import EncoderConfig, NextItemModel, cross_entropy
+from models.recommenders.product_codes import ParallelConfig, ParallelGenerator
+from models.recommenders.product_quantizer import Digits
+from models.recommenders.sasrec import SasRec
 from storage.errors import UserError
 
 ITEMS = 30
@@ -89,7 +89,7 @@ def test_all_histories_at_once_are_answered_as_each_alone(
     hidden = set((~allowed).nonzero()[:, 0].tolist())
     assert hidden
     for block in (512, 2):
-        monkeypatch.setattr(base, "USERS", block)
+        monkeypatch.setattr(next_item, "USERS", block)
         plain = model.recommend(lists(HISTORIES), k=7)
         found = model.recommend(lists(HISTORIES), k=ITEMS + 2, banned=lists(banned), allowed=allowed)
         assert plain.items.shape == (5, 7)
@@ -132,7 +132,7 @@ def test_the_loss_is_the_mean_over_all_items_of_each_history(
             losses.append(-scores.log_softmax(0)[item])  # both kinds: of all items
     windows = model.windows(lists(sequences), torch.arange(4))
     for block in (256, 3):
-        monkeypatch.setattr(base, "POSITIONS", block)
+        monkeypatch.setattr(next_item, "POSITIONS", block)
         torch.testing.assert_close(model.loss(windows), torch.stack(losses).mean())
     assert int(model.weight(windows)) == len(losses)
 
@@ -142,7 +142,7 @@ def test_the_blocks_of_a_loss_have_the_gradients_of_one(monkeypatch: pytest.Monk
     hidden, vectors = torch.randn(10, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     target = torch.randint(6, (10,))
     wanted = torch.autograd.grad(functional.cross_entropy(hidden @ vectors.T, target), (hidden, vectors))
-    monkeypatch.setattr(base, "POSITIONS", 3)
+    monkeypatch.setattr(next_item, "POSITIONS", 3)
     found = torch.autograd.grad(cross_entropy(hidden, vectors, target), (hidden, vectors))
     torch.testing.assert_close(found, wanted)
 

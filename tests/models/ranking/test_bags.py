@@ -16,7 +16,7 @@ from torchrec.streamable import Pipelineable
 
 from models.ranking.bags import EmbeddingBags, places
 from models.ranking.config import Sharding, Table
-from models.sharding import shard
+from models.ranking.sharding import shard
 from tests.models.workers import WORLD, on_ranks
 
 DIM, BATCH = 8, 6  # two workers share eight columns, not four

@@ -8,7 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from models.ranking.bags import EmbeddingBags, places
 from models.ranking.config import Table
 from models.ranking.quantized import Bits, QuantizedBags, quantize_bags
-from storage.weights import load_model, save_model
+from storage.artifacts import load_model, save_model
 
 DIM, BATCH, TOKENS = 16, 40, 5
 TABLES = {

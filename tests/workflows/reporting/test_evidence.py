@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from models.evidence import by_probability, conclude
-from tests.models.test_evidence import SUBJECTS, world
+from models.evaluation.variants import by_probability, conclude
+from tests.models.evaluation.test_variants import SUBJECTS, world
 from workflows.reporting import evidence
 
 NOTHING = [None, None]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.lists import Lists
+from models.common.jagged import Lists
 from operators.sequences import Queries
 from workflows.recommendation_scores import judge
 from workflows.reporting import recommendations

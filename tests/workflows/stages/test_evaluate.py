@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.metrics import scorecard
+from models.evaluation.clicks import scorecard
 from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.nextitem.base import EncoderConfig
+from models.recommenders.next_item import EncoderConfig
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
@@ -34,7 +34,7 @@ WITHOUT_RAY = """
 import json, sys
 sys.modules["ray"] = None  # every import of it fails from now on
 import torch
-from models.lists import Lists
+from models.common.jagged import Lists
 from storage.run import RunDir
 from workflows.generators import load_recommenders
 lists = Lists(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
+from storage import tables
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows import tables
 from workflows.stage import Context
 from workflows.stages import ingest
 

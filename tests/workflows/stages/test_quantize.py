@@ -11,16 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.collaborative import item_vectors
-from models.quantizer import Quantizer
-from models.semantic_ids import NO_DIGIT
+from models.semantic_ids.collaborative import item_vectors
+from models.semantic_ids.quantizer import Quantizer
+from models.semantic_ids.suffixes import NO_DIGIT
 from operators.embed import vector_array
 from operators.sids import add_sids, codes_array, known_sids, quantizer_digest
+from storage.artifacts import save_model
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from storage.weights import save_model
 from workflows.log import Split, SplitLeaveLast, SplitTime, encode
 from workflows.stage import Context
 from workflows.stages import quantize
@@ -95,8 +95,8 @@ def test_every_item_gets_one_unique_sid(tmp_path: Path, capfd: pytest.CaptureFix
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The stage with a fit that does without Ray: what the loop adds is tested above."""
-    from models.rqkmeans import fit_rqkmeans
-    from models.vectors import collect
+    from models.semantic_ids.rqkmeans import fit_rqkmeans
+    from models.semantic_ids.training_rows import collect
     from workflows import quantizer_fit
 
     def fit(context: Context, architecture: Any, schedule: Any, *, balanced: bool, **others: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from models.metrics import log_loss
+from models.evaluation.clicks import log_loss
 from models.ranking.ranker import load_ranker
 from operators.features import Examples, ItemFeatures, aligned, predict
 from operators.tokens import NULL_ID

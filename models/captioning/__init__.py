@@ -1,0 +1,1 @@
+"""Captioners: pictures in, one sentence about each out."""

@@ -1,0 +1,1 @@
+"""The default captioner: labels, colours, shape, pattern and light as one sentence, without a language model."""

@@ -1,0 +1,1 @@
+"""Language models behind one interface, one file per backend, its settings beside it."""

@@ -1,0 +1,1 @@
+"""What models share: jagged tensors, collectives, data-parallel training, seeds, settings, the Recommender protocol."""

@@ -1,0 +1,188 @@
+"""A model trained by one worker or by many alike: DDP keeps it whole on each, FSDP shares it out layer by layer.
+
+Without a process group there is one worker, and every function does what it says for that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models.common.collectives import total, world
+from models.common.devices import TINY
+
+Strategy = Literal["ddp", "fsdp"]
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class Learner(Protocol):
+    """A module with a loss.
+
+    Attributes:
+        layers: names of the classes that FSDP shares out one by one.
+    """
+
+    layers: Sequence[str]
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Mean loss of a batch, float32 []; of one that weighs nothing 0, with gradients."""
+        ...
+
+    def weight(self, batch: Any) -> torch.Tensor:
+        """What the mean is over."""
+        ...
+
+
+class TrainingTask(nn.Module):
+    """A learner's loss in the form that DDP and FSDP wrap."""
+
+    def __init__(self, learner: Any, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.learner, self.precision = learner, precision
+
+    def forward(self, batch: Any, whole: torch.Tensor) -> torch.Tensor:
+        """The batch's part of a step's loss, float32 [], when `whole` is what a worker's batches weigh on average.
+
+        The sum over a worker's batches, averaged over the workers, is the mean over all that the step weighs.
+        """
+        device, half = whole.device.type, self.precision != torch.float32
+        # on a CPU the backward of flash attention takes three times as long in half precision as plain products
+        plain = sdpa_kernel(SDPBackend.MATH) if half and device == "cpu" else nullcontext()
+        with plain, torch.autocast(device, self.precision, enabled=half):
+            loss = self.learner.loss(batch)
+        return loss.float() * (self.learner.weight(batch) / whole)
+
+
+def parallelise(
+    learner: Any, strategy: Strategy, device: torch.device, precision: torch.dtype = torch.float32
+) -> nn.Module:
+    """Wrap a learner for training; make the optimizer of the module that is returned.
+
+    Args:
+        learner: see `Learner`.
+        strategy: `ddp`, or `fsdp`, which shares out weights, gradients and the optimizer's state.
+        precision: of the activations, under autocast; the weights keep theirs.
+    """
+    task = TrainingTask(learner.to(device), precision)
+    if not dist.is_initialized():
+        return task
+    if strategy == "ddp":
+        devices = [device] if device.type == "cuda" else None
+        # buffers are tables that nothing changes, and large ones
+        return nn.parallel.DistributedDataParallel(task, device_ids=devices, broadcast_buffers=False)
+    for layer in list(task.modules()):
+        if type(layer).__name__ in learner.layers:
+            fully_shard(layer)
+    root: Any = fully_shard(task)
+    root._get_fsdp_state()._lazy_init()  # where a layer is the first to run, as in evaluation, it takes itself for it
+    return root
+
+
+def backward(module: nn.Module, batches: Sequence[Any]) -> float:
+    """Gradients of one step over this worker's batches; gives the mean loss of the step over all workers.
+
+    Workers may have different numbers of batches: one that has fewer goes through its last one again, without weight.
+    """
+    task = plain_task(module)
+    device = next(task.parameters()).device
+    weights = [task.learner.weight(batch).float() for batch in batches]
+    count = torch.tensor([len(batches)], device=device)
+    whole = torch.stack(weights).sum().to(device)
+    if world()[1] > 1:
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        total([whole])
+        whole = whole / world()[1]
+    whole, rounds, loss = whole.clamp_min(TINY), int(count), torch.zeros((), device=device)
+    for turn in range(rounds):
+        batch = batches[min(turn, len(batches) - 1)]
+        with nullcontext() if turn == rounds - 1 else _alone(module):
+            part = module(batch, whole) * float(turn < len(batches))
+            part.backward()
+        loss += part.detach()
+    total([loss])
+    return float(loss) / world()[1]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[Any]:
+    """The learner, in evaluation mode and without gradients.
+
+    Under FSDP its layers are gathered as they are called: all workers have to call them equally often.
+    """
+    if isinstance(module, FSDPModule):
+        module.unshard()  # what is the root's own
+    module.eval()
+    with torch.no_grad():
+        yield plain_task(module).learner
+    module.train()
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
+def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The learner's plain state dict, whole and on the CPU, on the first worker; empty elsewhere. All call it."""
+    return {name.removeprefix("learner."): value for name, value in _whole(module).items()}
+
+
+def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """All that a fit goes on from, on the first worker; empty elsewhere. All have to call it."""
+    state = {f"model.{name}": value for name, value in _whole(module).items()}
+    if optimizer.state:  # torch would make one before the first step, and count that as a step
+        found: Any = get_optimizer_state_dict(module, optimizer, options=WHOLE).get("state", {})
+        state |= {f"optimizer.{name}.{key}": value for name in found for key, value in found[name].items()}
+    return {name: value.clone() for name, value in state.items()}  # tied weights share memory, which no file can say
+
+
+def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Take over what `snapshot` gave; every worker has it all."""
+    model, state = dict[str, Any](), dict[str, Any]()
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "model":
+            model[rest] = value
+        else:
+            parameter, _, key = rest.rpartition(".")
+            state.setdefault(parameter, {})[key] = value
+    set_model_state_dict(module, model, options=WHOLE)
+    if state:
+        # of every worker, unlike the whole ones
+        groups: Any = get_optimizer_state_dict(module, optimizer)["param_groups"]
+        set_optimizer_state_dict(module, optimizer, {"state": state, "param_groups": groups}, options=WHOLE)
+
+
+def _whole(module: nn.Module) -> dict[str, torch.Tensor]:
+    found: Any = get_model_state_dict(module, options=WHOLE)
+    return found
+
+
+def plain_task(module: nn.Module) -> Any:
+    """The task within what `parallelise` gave."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
+@contextmanager
+def _alone(module: nn.Module) -> Iterator[None]:
+    """Gradients of batches before the last one stay with their worker."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        with module.no_sync():
+            yield
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
+        yield
+        module.set_requires_gradient_sync(True)
+    else:
+        yield

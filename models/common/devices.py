@@ -1,0 +1,16 @@
+"""Where a model computes, and in which precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TINY = torch.finfo(torch.float32).tiny  # what keeps a sum of weights from being divided by as 0
+
+
+def own_device() -> torch.device:
+    """Return the GPU that Ray gave this process, else the first of the machine's, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

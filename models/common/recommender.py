@@ -1,0 +1,91 @@
+"""What every recommender of next items gives: the best items of the catalogue for users given by their histories."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from models.common.jagged import Lists, gather
+
+BLOCK = 256  # users whose scores of the whole catalogue are held at once
+
+
+class Recommended(NamedTuple):
+    """The k best items of B users, best first."""
+
+    items: torch.Tensor  # int64 [B, k], rows of the catalogue; -1 where fewer are left
+    scores: torch.Tensor  # float32 [B, k], -inf there
+
+
+class Recommender(Protocol):
+    """Anything that recommends."""
+
+    def recommend(
+        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        """The k best items of every user.
+
+        Args:
+            histories: item rows of B users, oldest first; may be empty. All that is given or returned is on the CPU.
+            k: length of the lists.
+            banned: item rows that each user must not get, in any order.
+            allowed: bool [N], items that anybody may get; all where it is None.
+        """
+        ...
+
+
+def recommended(recommender: Recommender, histories: Lists, *, k: int, banned: Lists | None = None) -> np.ndarray:
+    """The lists of Q users, made block by block: item rows int64 [Q, k], -1 where there are fewer."""
+    found = [np.empty((0, k), np.int64)]
+    for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
+        left_out = None if banned is None else gather(banned, rows)
+        found.append(recommender.recommend(gather(histories, rows), k=k, banned=left_out).items.numpy())
+    return np.concatenate(found)
+
+
+def best(
+    scores: torch.Tensor, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+) -> Recommended:
+    """The k best items by their scores, float [B, N], overwritten here; of equal ones the lower row first."""
+    if allowed is not None:
+        scores.masked_fill_(~allowed, -torch.inf)
+    if banned is not None:
+        user = torch.repeat_interleave(torch.arange(len(scores)), banned.offsets.diff())
+        scores[user, banned.values] = -torch.inf
+    items, _ = top_columns(scores, k)
+    values = scores.gather(1, items)
+    order = values.argsort(dim=1, descending=True, stable=True)
+    values, items = values.gather(1, order).float(), items.gather(1, order)
+    items = items.masked_fill(values == -torch.inf, -1)
+    missing = k - items.shape[1]
+    return Recommended(
+        functional.pad(items, (0, missing), value=-1), functional.pad(values, (0, missing), value=-torch.inf)
+    )
+
+
+def top_columns(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the best `count` of every row are, in ascending order, of equal ones the first; and the best of the others.
+
+    `topk` alone leaves open which of equal scores it takes.
+
+    Args:
+        scores: float [B, N].
+
+    Returns:
+        int64 [B, min(count, N)] columns, and float [B], -inf where nothing is left out.
+    """
+    if scores.shape[1] <= count:
+        every = torch.arange(scores.shape[1], device=scores.device).repeat(len(scores), 1)
+        return every, torch.full_like(scores[:, 0], -torch.inf)
+    top = scores.topk(count + 1, dim=1)
+    columns, dropped = top.indices[:, :count].sort(dim=1).values, top.values[:, count]
+    tied = ((top.values[:, count - 1] == dropped) & (dropped > -torch.inf)).nonzero()[:, 0]
+    if len(tied):
+        rows, least = scores[tied], dropped[tied, None]
+        above, equal = rows > least, rows == least
+        kept = above | (equal & (equal.cumsum(1) <= count - above.sum(1, keepdim=True)))
+        columns[tied] = kept.nonzero()[:, 1].view(len(tied), count)
+    return columns, dropped

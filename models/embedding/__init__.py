@@ -1,0 +1,1 @@
+"""Embedding models of pictures and texts, and the projection that fuses their vectors."""

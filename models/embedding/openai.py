@@ -1,0 +1,112 @@
+"""Text embeddings from an OpenAI-compatible endpoint: a vLLM or TEI server of one's own, or a hosted one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.chat.base import Failure
+from models.chat.openai_client import OPENAI_URL, client, failure_of, gather
+from models.embedding.embedder import Embeddings
+from storage.errors import UserError
+from storage.identity import speed
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+
+@dataclass(frozen=True)
+class OpenAIEmbeddings:
+    """A model asked over HTTP: many texts to a request, several requests at a time.
+
+    A request that is refused is halved until the texts that cannot be embedded stand alone.
+
+    Attributes:
+        model: the name under which the endpoint serves it.
+        width: components of its vectors.
+        request_width: ask for vectors shortened to `width`, by models that were trained for it (Kusupati et al. 2022,
+            Matryoshka representations).
+        max_chars: longer texts are cut to it, since endpoints refuse what exceeds the model's tokens.
+        base_url: address of the endpoint; the same model is taken to answer the same wherever it is served.
+        api_key_env: environment variable that holds the key; a server of one's own may need none.
+        batch_size: texts to a request.
+        concurrency: requests in flight.
+        timeout_s: seconds that one attempt may be silent.
+        max_retries: attempts after the first.
+    """
+
+    model: str
+    width: int
+    request_width: bool = False
+    max_chars: int = 8_000
+    base_url: str = speed(OPENAI_URL)
+    api_key_env: str = speed("OPENAI_API_KEY")
+    batch_size: int = speed(64)
+    concurrency: int = speed(8)
+    timeout_s: float = speed(60.0)
+    max_retries: int = speed(4)
+
+    def load(self) -> None:
+        """Open the client.
+
+        Raises:
+            UserError: base_url is no address, or the endpoint needs a key and the environment has none.
+        """
+        self._client()
+
+    def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
+        """Embed texts to float32 [N, width].
+
+        A text without a vector has one of the codes `model_timeout`, `model_unavailable`, `model_rate_limited` (all
+        after retries) and `model_refused`.
+
+        Raises:
+            UserError: the key is missing or refused, the endpoint does not serve the model, or its vectors have
+                another width.
+        """
+        if images is not None:
+            raise UserError(f"{self.model} is asked for texts alone: set joint to false.")
+        cut = [text[: self.max_chars] for text in texts]
+        batches = [cut[start : start + self.batch_size] for start in range(0, len(cut), self.batch_size)]
+        answers = [answer for batch in gather(self._embed, batches, self.concurrency) for answer in batch]
+        vectors = np.zeros((len(answers), self.width), np.float32)
+        failures = {}
+        for row, answer in enumerate(answers):
+            if isinstance(answer, Failure):
+                failures[row] = answer
+            else:
+                vectors[row] = answer
+        return Embeddings(vectors, failures)
+
+    async def _embed(self, texts: list[str]) -> list[np.ndarray | Failure]:
+        answer = await self._request(texts)
+        if not isinstance(answer, Failure):
+            return list(answer)
+        if len(texts) == 1 or answer.code != "model_refused":  # other failures are no text's fault
+            return [answer] * len(texts)
+        half = len(texts) // 2
+        return [*await self._embed(texts[:half]), *await self._embed(texts[half:])]
+
+    async def _request(self, texts: list[str]) -> np.ndarray | Failure:
+        from openai import omit
+
+        dimensions = self.width if self.request_width else omit
+        try:
+            answer = await self._client().embeddings.create(model=self.model, input=texts, dimensions=dimensions)
+            found = sorted(answer.data, key=lambda row: row.index)
+            vectors = np.array([row.embedding for row in found], np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(texts):
+                raise ValueError(f"{len(found)} vectors for {len(texts)} texts")
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - sorted by the client's module, which raises what it does not know
+            return failure_of(error, model=self.model, base_url=self.base_url, api_key_env=self.api_key_env)
+        if vectors.shape[1] != self.width:
+            raise UserError(f"{self.model} gives vectors of width {vectors.shape[1]}, not {self.width}: set its width.")
+        return vectors
+
+    def _client(self) -> AsyncOpenAI:
+        return client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries)

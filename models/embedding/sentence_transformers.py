@@ -1,0 +1,212 @@
+"""Embeddings by any model that sentence-transformers loads: of texts, of pictures, and of both in one input."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from PIL import Image
+
+from models.chat.special_tokens import plain, special_tokens
+from models.embedding.embedder import Embeddings
+from storage.errors import UserError
+from storage.identity import speed
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SentenceTransformers:
+    """A model by name or folder, with weights from safetensors only, and never with code from where they came.
+
+    A text that is too long is cut by its tokens before prompt and template are put around it. Cutting the whole input,
+    as tokenizers do, would take the template's end, and with it the token that last-token pooling reads.
+
+    For GME-Qwen2-VL (Zhang et al. 2024), whose own files ask for code, set `pooling` to `lasttoken`, `prompt` to `You
+    are a helpful assistant.`, and a `chat_template` that ends in `<|im_start|>assistant\\n<|endoftext|>`; tried on a
+    tiny Qwen2-VL with random weights.
+
+    Attributes:
+        model: name on the Hugging Face hub, or a folder.
+        width: components of its vectors.
+        prompt: what is put before a text, or what the system says in a model with a chat template; None for the
+            model's own default.
+        prompt_name: one of the model's own prompts, in place of `prompt`.
+        max_tokens: longest input, with template and picture; None, or more than the model takes, for what it takes.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for that of the weights.
+        normalise: scale vectors to unit length.
+        pooling: `mean`, `cls` or `lasttoken`, for weights that come without sentence-transformers' own files or whose
+            files ask for code; None for what those files say.
+        chat_template: in Jinja, in place of the model's own.
+        revision: branch, tag or commit on the hub.
+        batch_size: inputs that pass the model at once.
+    """
+
+    model: str
+    width: int
+    prompt: str | None = None
+    prompt_name: str | None = None
+    max_tokens: int | None = None
+    dtype: str = "auto"
+    normalise: bool = True
+    pooling: str | None = None
+    chat_template: str | None = None
+    revision: str | None = None
+    batch_size: int = speed(32)
+
+    def load(self) -> None:
+        """Load the model.
+
+        Raises:
+            UserError: there is no such model, it has no safetensors, it needs code of its own, or it lacks the prompt
+                or the chat template that is asked of it.
+        """
+        _load(self)
+
+    def embed_images(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """Embed pictures (uint8 [H, W, 3], any sizes) to float32 [N, width].
+
+        Raises:
+            UserError: the model takes no pictures, or its vectors have another width.
+        """
+        return self._embed([""] * len(pictures), pictures)
+
+    def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
+        """Embed texts, each in one input with its picture where there is one, to float32 [N, width].
+
+        Raises:
+            UserError: the model does not take such inputs, or its vectors have another width.
+        """
+        return Embeddings(self._embed(texts, images or [None] * len(texts)), {})
+
+    @torch.inference_mode()
+    def _embed(self, texts: Sequence[str], images: Sequence[np.ndarray | None]) -> np.ndarray:
+        from sentence_transformers.util import batch_to_device
+
+        loaded = _load(self)
+        model = loaded.model
+        texts = [plain(text, loaded.special) for text in texts]
+        vectors = np.zeros((len(texts), self.width), np.float32)
+        for rows in _batches(texts, images, self.batch_size):
+            features = _features([texts[row] for row in rows], [images[row] for row in rows], loaded)
+            found = model(batch_to_device(features, model.device))["sentence_embedding"]
+            found = found[:, : model.truncate_dim].float()
+            if found.shape[1] != self.width:
+                raise UserError(
+                    f"{self.model} gives vectors of width {found.shape[1]}, not {self.width}: set its width."
+                )
+            vectors[rows] = (F.normalize(found, dim=1) if self.normalise else found).cpu().numpy()
+        return vectors
+
+
+class _Loaded(NamedTuple):
+    """A model, and what is found out about it once."""
+
+    name: str
+    model: SentenceTransformer
+    prompt: str | None
+    limit: float  # tokens of an input
+    tokenizer: PreTrainedTokenizerBase | None
+    special: re.Pattern[str] | None
+
+
+@functools.cache
+def _load(settings: SentenceTransformers) -> _Loaded:
+    try:
+        model = _read(settings).eval()
+    except ImportError as error:  # torchvision, for models that take videos as well
+        raise UserError(f"{settings.model} needs a package, install it: {_first_line(error)}") from error
+    except Exception as error:  # hub, configuration, tokenizer and weights each fail in their own ways
+        hint = "name a model of the Hugging Face hub, or a folder, that has safetensors and needs no code of its own"
+        raise UserError(f"{settings.model} does not load, {hint}: {_first_line(error)}") from error
+    if settings.chat_template is not None and not model.supports("message"):
+        raise UserError(f"{settings.model} has no chat template that could be replaced: leave chat_template out.")
+    tokenizer = getattr(model[0], "tokenizer", None)
+    tokenizer = tokenizer if hasattr(tokenizer, "added_tokens_decoder") else None  # not all of them are transformers'
+    limit = min(settings.max_tokens or math.inf, model.max_seq_length or math.inf)
+    return _Loaded(settings.model, model, _prompt(settings, model), limit, tokenizer, special_tokens(tokenizer))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _read(settings: SentenceTransformers) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    hub: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
+    weights = {"dtype": settings.dtype, "use_safetensors": True}
+    template = {} if settings.chat_template is None else {"chat_template": settings.chat_template}
+    if settings.pooling is None:
+        return SentenceTransformer(settings.model, model_kwargs=weights, processor_kwargs=template, **hub)
+    network = Transformer(
+        settings.model, model_kwargs=weights | hub, processor_kwargs=template | hub, config_kwargs=hub
+    )
+    return SentenceTransformer(modules=[network, Pooling(network.get_embedding_dimension(), settings.pooling)])
+
+
+def _prompt(settings: SentenceTransformers, model: SentenceTransformer) -> str | None:
+    name = settings.prompt_name or model.default_prompt_name
+    if settings.prompt is not None or name is None:
+        return settings.prompt
+    if model.prompts.get(name) is None:
+        known = ", ".join(sorted(key for key, text in model.prompts.items() if text is not None)) or "none"
+        raise UserError(
+            f"{settings.model} has no prompt named {name}: choose one of its own ({known}), or write prompt."
+        )
+    return model.prompts[name]
+
+
+def _batches(texts: Sequence[str], images: Sequence[np.ndarray | None], size: int) -> list[list[int]]:
+    """Rows that pass the model together: of one kind (text, picture, both), similar lengths side by side."""
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for row in sorted(range(len(texts)), key=lambda row: len(texts[row])):
+        kinds.setdefault((bool(texts[row]), images[row] is not None), []).append(row)
+    return [rows[start : start + size] for rows in kinds.values() for start in range(0, len(rows), size)]
+
+
+def _features(texts: list[str], images: list[np.ndarray | None], loaded: _Loaded) -> dict[str, Any]:
+    """What the model reads of rows of one kind: none of it is cut but the texts, by as many tokens as are too many."""
+    while True:
+        inputs = [_input(text, image, loaded) for text, image in zip(texts, images, strict=True)]
+        uncut = {"text": {"truncation": False}}
+        features = loaded.model.preprocess(inputs, prompt=loaded.prompt, processing_kwargs=uncut)
+        if "attention_mask" not in features or loaded.tokenizer is None:
+            return features
+        lengths = features["attention_mask"].sum(dim=1).tolist()
+        if max(lengths) <= loaded.limit:
+            return features
+        excess = [max(0, length - int(loaded.limit)) for length in lengths]
+        if any(over and not text for over, text in zip(excess, texts, strict=True)):
+            raise UserError(
+                f"{loaded.limit} tokens have no room for template and picture of {loaded.name}: raise max_tokens."
+            )
+        tokenizer = loaded.tokenizer
+        texts = [_shorten(text, over, tokenizer) for text, over in zip(texts, excess, strict=True)]
+
+
+def _input(text: str, image: np.ndarray | None, loaded: _Loaded) -> Any:
+    parts = ({} if image is None else {"image": Image.fromarray(image)}) | ({"text": text} if text else {})
+    kind: Any = tuple(parts)
+    if not loaded.model.supports(kind[0] if len(kind) == 1 else kind):
+        raise UserError(f"{loaded.name} takes no {' and '.join(kind)} in one input: choose a model that does.")
+    # A bare string that looks like an address or a file would be opened by a model that takes pictures.
+    return parts if loaded.model.supports("image") else text
+
+
+def _shorten(text: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Take tokens from the end of a text."""
+    if not tokens:
+        return text
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: offsets[-tokens][0]].rstrip() if len(offsets) > tokens else ""

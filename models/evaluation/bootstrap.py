@@ -1,0 +1,99 @@
+"""Bootstrap intervals: resampled users, items and seeds behind every figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from models.evaluation.clicks import area, tied_ranks
+
+FEWEST = 10  # users or items, below which resamples are too much alike for an interval
+Key = TypeVar("Key", bound=Hashable)
+
+
+def over_seeds(samples: dict[Key, np.ndarray], *, seed: int) -> dict[Key, np.ndarray]:
+    """Means over resampled seeds of what resampled users gave; the same seeds for all arms.
+
+    Of S seeds S - 1 are drawn: their mean then varies as that of S does (Rao and Wu 1988, JASA 83:231).
+
+    Args:
+        samples: by arm, float [S, draws].
+        seed: of the resamples.
+
+    Returns:
+        float [draws] each.
+    """
+    seeds, draws = next(iter(samples.values())).shape
+    picked = np.random.default_rng([seed, seeds]).integers(0, seeds, (max(seeds - 1, 1), draws))
+    return {name: np.take_along_axis(sample, picked, axis=0).mean(axis=0) for name, sample in samples.items()}
+
+
+def bootstrap_auc(
+    units: Sequence[np.ndarray], probability: np.ndarray, scores: dict[str, np.ndarray], *, seed: int, draws: int = 200
+) -> dict[str, np.ndarray]:
+    """AUCs of resampled users (or users and items), the same draws for every score, so that differences are paired.
+
+    A user's rows depend on each other, as an item's do: whole users are drawn with replacement, and so are items. A row
+    weighs how often its user was drawn times how often its item was: the pigeonhole bootstrap (Owen 2007,
+    doi 10.1214/07-AOAS122), whose intervals are rather too wide than too narrow.
+
+    Args:
+        units: integer or string codes [N] of every kind of unit: (user,) or (user, item).
+        probability: true probabilities or labels, see `expected_auc`; [N], at least one.
+        scores: by name, float [..., N].
+
+    Returns:
+        float64 [..., draws] for every score.
+    """
+    random = np.random.default_rng(seed)
+    codes = [np.unique(unit, return_inverse=True)[1] for unit in units]
+    sizes = [int(code.max()) + 1 for code in codes]
+    times = [
+        np.stack([np.bincount(random.integers(0, size, size), minlength=size) for _ in range(draws)]).astype(np.float64)
+        for size in sizes
+    ]
+
+    def resample(score: np.ndarray) -> np.ndarray:
+        order, first, last = tied_ranks(score)
+        rate, own = probability[order], [code[order] for code in codes]
+        areas = np.empty(draws)
+        for draw in range(draws):
+            mass = math.prod(drawn[draw][code] for drawn, code in zip(times, own, strict=True))
+            positive = mass * rate
+            areas[draw] = area(positive, mass - positive, first, last)
+        return areas
+
+    return {name: np.apply_along_axis(resample, -1, score) for name, score in scores.items()}
+
+
+def interval(samples: np.ndarray, *, level: float = 0.95) -> list[float]:
+    """Percentile interval [low, high] of bootstrap samples."""
+    return [float(q) for q in np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])]
+
+
+def bootstrap_means(
+    user: np.ndarray, values: dict[Key, np.ndarray], *, seed: int, draws: int = 200
+) -> dict[Key, np.ndarray]:
+    """Means over the queries of resampled users, float64 [draws] for each of the values.
+
+    A user's queries depend on each other, so users are drawn whole, with replacement. The draws are the same for all
+    values: differences and ratios of what is returned are paired. NaN with fewer than FEWEST users.
+
+    Args:
+        user: integer or string codes [Q], at least one.
+        values: float [Q] each.
+    """
+    random = np.random.default_rng(seed)
+    _, code = np.unique(user, return_inverse=True)
+    queries = np.bincount(code)
+    if len(queries) < FEWEST:
+        return {name: np.full(draws, np.nan) for name in values}
+    sums = np.stack([np.bincount(code, value) for value in values.values()], axis=1)  # by user
+    means = np.empty((draws, len(values)))
+    for draw in range(draws):
+        times = np.bincount(random.integers(0, len(queries), len(queries)), minlength=len(queries)).astype(np.float64)
+        means[draw] = (times @ sums) / (times @ queries)
+    return dict(zip(values, means.T, strict=True))

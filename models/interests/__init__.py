@@ -1,0 +1,1 @@
+"""Interest mining: a few short tags out of an item's texts."""

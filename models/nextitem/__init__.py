@@ -1,1 +1,0 @@
-"""Next-item models of user histories: SASRec, and parallel semantic IDs."""

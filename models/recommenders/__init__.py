@@ -1,0 +1,1 @@
+"""Everything that answers which items come next, how it is fitted, and how it is loaded."""

@@ -1,0 +1,67 @@
+"""A causal transformer over the items of a history."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.common.dropout import dropout
+
+
+class Encoder(nn.Module):
+    """Pre-norm transformer blocks with learned positions, as in GPT-2; those of SASRec are post-norm.
+
+    Sequences are aligned left and padded right, so that the causal mask alone keeps padding out.
+    """
+
+    def __init__(self, *, dim: int, layers: int, heads: int, inner: int, share: float, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.position = nn.Embedding(length, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, inner, share) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        self.share = share
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """What each position knows of the items up to it.
+
+        Args:
+            items: vectors [B, T, D], T at most `length`.
+
+        Returns:
+            [B, T, D].
+        """
+        hidden = dropout(items + self.position.weight[: items.shape[1]], self.share, training=self.training)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.norm(hidden)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer network, each added to what came in."""
+
+    def __init__(self, dim: int, heads: int, inner: int, share: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.network_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.project = nn.Linear(dim, 3 * dim)
+        self.merge = nn.Linear(dim, dim)
+        wide, narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        self.network = nn.Sequential(wide, nn.GELU(), narrow)
+        self.share = share
+        for layer in (self.project, self.merge, wide, narrow):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[B, T, D] to [B, T, D]."""
+        heads = self.project(self.attention_norm(hidden)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=self.share if self.training else 0.0
+        )
+        merged = self.merge(attended.transpose(1, 2).flatten(2))
+        hidden = hidden + dropout(merged, self.share, training=self.training)
+        return hidden + dropout(self.network(self.network_norm(hidden)), self.share, training=self.training)

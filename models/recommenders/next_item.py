@@ -1,0 +1,124 @@
+"""What SASRec and the parallel generator share: how histories are read, learned from and answered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import nn
+from torch.nn import functional
+
+from models.common.jagged import Lists, gather, padded
+from models.common.recommender import Recommended, best
+from models.recommenders.encoder import Block, Encoder
+
+USERS = 512  # per block of answers
+POSITIONS = 256  # per block of the loss: their logits stay in the processor's cache
+
+
+class EncoderConfig(BaseModel):
+    """Size of the encoder.
+
+    Attributes:
+        dim: of the vectors of items.
+        layers, heads, inner: transformer blocks, their attention heads, and the width between their two linear layers.
+        dropout: of vectors, attention and blocks.
+        length: items of a history that are read, the last ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dim: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    inner: PositiveInt = 256
+    dropout: float = Field(0.5, ge=0, lt=1)
+    length: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> EncoderConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads: write dim: {self.heads * (self.dim // self.heads + 1)}")
+        return self
+
+
+class NextItemModel(nn.Module, ABC):
+    """Predicts each item of a history from those before it; the first one from a learned start."""
+
+    layers = (Block.__name__,)  # see `models.common.data_parallel.Learner`
+
+    def __init__(self, config: EncoderConfig, *, items: int) -> None:
+        super().__init__()
+        self.config, self.items = config, items
+        self.start = nn.Parameter(torch.zeros(config.dim))
+        self.encoder = Encoder(
+            dim=config.dim,
+            layers=config.layers,
+            heads=config.heads,
+            inner=config.inner,
+            share=config.dropout,
+            length=config.length + 1,
+        )
+
+    @abstractmethod
+    def vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """What the encoder reads of items, int64 [n]: [n, D]."""
+
+    @abstractmethod
+    def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
+
+    @abstractmethod
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of all items, float32 [B, N], for states [B, D]."""
+
+    def loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """Mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
+        keep = windows < self.items
+        return self.mean_loss(self._states(windows[:, :-1])[keep], windows[keep])
+
+    def weight(self, windows: torch.Tensor) -> torch.Tensor:
+        """How many items that mean is over."""
+        return (windows < self.items).sum()
+
+    def windows(self, sequences: Lists, rows: torch.Tensor) -> torch.Tensor:
+        """The last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
+        return padded(gather(sequences, rows), length=self.config.length + 1, fill=self.items)
+
+    @torch.no_grad()
+    def recommend(
+        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        """See `models.common.recommender.Recommender`."""
+        found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
+        for block in torch.arange(len(histories.offsets) - 1).split(USERS):
+            own = None if banned is None else gather(banned, block)
+            found.append(self.top(self._last(gather(histories, block)), k=k, banned=own, allowed=allowed))
+        return Recommended(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def top(self, hidden: torch.Tensor, *, k: int, banned: Lists | None, allowed: torch.Tensor | None) -> Recommended:
+        """The k best items for states [B, D]."""
+        return best(self.scores(hidden).cpu(), k=k, banned=banned, allowed=allowed)
+
+    def _last(self, histories: Lists) -> torch.Tensor:
+        """The state behind every history, [B, D]."""
+        read = padded(histories, length=self.config.length, fill=self.items).to(self.start.device)
+        lengths = histories.offsets.diff().clamp_max(self.config.length)
+        return self._states(read)[torch.arange(len(lengths)), lengths]
+
+    def _states(self, items: torch.Tensor) -> torch.Tensor:
+        """States before each item and behind the last one, [B, T + 1, D], for items [B, T]."""
+        known = items < self.items
+        vectors = self.vectors(items[known])
+        read = vectors.new_zeros(*items.shape, vectors.shape[-1]).index_put((known,), vectors)
+        start = self.start.to(read).expand(len(items), 1, -1)
+        return self.encoder(torch.cat([start, read], dim=1))
+
+
+def cross_entropy(hidden: torch.Tensor, vectors: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over all items, float32 [], of states [P, D] against vectors [N, D]; 0 without states."""
+    loss = (hidden.sum() + vectors.sum()) * 0.0 if not len(hidden) else hidden.new_zeros(())
+    for states, items in zip(hidden.split(POSITIONS), target.split(POSITIONS), strict=True):
+        loss = loss + functional.cross_entropy(states @ vectors.T, items, reduction="sum").float()
+    return loss / max(len(hidden), 1)

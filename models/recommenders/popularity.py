@@ -1,0 +1,23 @@
+"""The baselines that every ranker and every recommender has to beat: how popular an item was in training."""
+
+from __future__ import annotations
+
+import torch
+
+from models.common.jagged import Lists
+from models.common.recommender import Recommended, best
+
+
+class MostPopular:
+    """Recommends the items with the most events in training to everyone; of equal ones the lower row first."""
+
+    def __init__(self, counts: torch.Tensor) -> None:
+        """Of a catalogue's training events, [N]."""
+        self.counts = counts.float()
+
+    def recommend(
+        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        """See `models.common.recommender.Recommender`; an item's score is its number of events."""
+        users = len(histories.offsets) - 1
+        return best(self.counts.repeat(users, 1), k=k, banned=banned, allowed=allowed)

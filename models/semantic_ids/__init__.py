@@ -1,0 +1,1 @@
+"""Semantic IDs: quantizers, collisions, suffixes, and how good the IDs are."""

@@ -1,0 +1,208 @@
+"""What to know of a set of semantic IDs before anything is trained on them, and of new items under an old quantizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+
+from models.semantic_ids.neighbours import neighbour_overlap, prefix_groups
+from models.semantic_ids.quantizer import Quantizer
+
+OVERLAP_ROWS = 2_000  # items whose neighbours are looked for
+SHUFFLES = 10  # of the categories, for the control of their purity
+BLOCK_ROWS = 16_384  # rows decoded at a time
+
+
+def scorecard(
+    quantizer: Quantizer,
+    embeddings: torch.Tensor,
+    codes: np.ndarray,
+    digits: np.ndarray,
+    *,
+    attributes: pa.Array | pa.ChunkedArray | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The quality of a catalogue's semantic IDs, ready for JSON.
+
+    Args:
+        embeddings: float [N, D], N ≥ 1.
+        codes: integers [N, L], without the deduplication digit.
+        digits: integers [N], -1 for none.
+        attributes: map<string, string> [N], what `category_purity` goes by.
+        seed: of the items drawn for `neighbour_overlap`, at most 2,000, and of the shuffles.
+
+    Returns:
+        What `usage` and `reconstruction` give; `collision_share` and `largest_collision` of the codes alone,
+        `collision_share_after` with their digits; `neighbour_overlap` between the standardised embeddings and the
+        codes, {prefix, decoded}; `category_purity`, empty without attributes that serve as categories.
+    """
+    tensor = torch.from_numpy(codes)
+    before, after = collisions(codes), collisions(np.column_stack([codes, digits]))
+    drawn = np.random.default_rng(seed).choice(len(codes), min(OVERLAP_ROWS, len(codes)), replace=False)
+    overlap = neighbour_overlap(
+        quantizer.standardise(embeddings),
+        tensor,
+        lambda found: quantizer.standardise(quantizer.decode(found)),
+        torch.from_numpy(np.sort(drawn)),
+    )
+    return {
+        **usage(codes, quantizer.architecture.codebook_sizes),
+        "collision_share": before["share"],
+        "collision_share_after": after["share"],
+        "largest_collision": before["largest"],
+        **reconstruction(quantizer, embeddings, tensor),
+        "neighbour_overlap": overlap,
+        "category_purity": {} if attributes is None else category_purity(codes, attributes, seed=seed),
+    }
+
+
+def usage(codes: np.ndarray, sizes: tuple[int, ...]) -> dict[str, list[float]]:
+    """How much of each codebook is used.
+
+    Args:
+        codes: integers [N, L], without the deduplication digit.
+        sizes: codewords per level.
+
+    Returns:
+        Per level: `usage`, the share of codewords that items have; `dead_codes`, how many none has; `perplexity`,
+        exp of the entropy of the codes, at most the codebook's size. Per depth h: `prefix_entropy`, the entropy in
+        bits of the first h codes, at most log2 N.
+    """
+    counts = code_counts(codes, sizes)
+    prefixes = [np.bincount(group) for group in _groups(codes)]
+    return {
+        "usage": [float((level > 0).mean()) for level in counts],
+        "dead_codes": [int((level == 0).sum()) for level in counts],
+        "perplexity": [float(2 ** entropy(level)) for level in counts],
+        "prefix_entropy": [entropy(level) for level in prefixes],
+    }
+
+
+def collisions(codes: np.ndarray) -> dict[str, float]:
+    """Items that share their whole code with another.
+
+    Args:
+        codes: integers [N, L], with or without the deduplication digit.
+
+    Returns:
+        `share` of such items and the size of the `largest` group (1 where every item is alone).
+    """
+    sizes = np.bincount(_groups(codes)[-1])
+    return {"share": float(sizes[sizes > 1].sum() / len(codes)), "largest": int(sizes.max())}
+
+
+def reconstruction(quantizer: Quantizer, embeddings: torch.Tensor, codes: torch.Tensor) -> dict[str, list[float]]:
+    """What the first h levels keep of the embeddings, for h = 1 … L, both sides standardised.
+
+    Args:
+        embeddings: float [N, D].
+        codes: their codes, integers [N, L].
+
+    Returns:
+        Per depth: `reconstruction_cosine`, the mean of cos(x, x̂), and `reconstruction_mse`, mean over rows and
+        dimensions, which is the share of variance that is lost.
+    """
+    kept = [reconstruction_errors(quantizer, embeddings, codes[:, :depth]) for depth in range(1, codes.shape[1] + 1)]
+    return {
+        "reconstruction_cosine": [float(cosine.mean()) for cosine, _ in kept],
+        "reconstruction_mse": [float(error.mean()) for _, error in kept],
+    }
+
+
+def category_purity(
+    codes: np.ndarray, attributes: pa.Array | pa.ChunkedArray, *, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """How far items of equal first codes are of one category (Manning et al. 2008, section 16.3).
+
+    A group of one is pure whatever the codes are, and small groups nearly so. Therefore groups of one are left out,
+    and `shuffled` says what the same groups would show if their categories were those of random items.
+
+    Args:
+        codes: integers [N, L], without the deduplication digit.
+        attributes: map<string, string> [N]; a key is a category if half the items or more have it, with between 2
+            and N / 5 distinct values.
+        seed: of the shuffles.
+
+    Returns:
+        For every such key: `values`, how many; `known`, the share of items that have one; and per depth h, over items
+        that share their first h codes with another: `covered`, how many they are of those with a value; `purity`, the
+        share that has the most frequent value of its group (NaN where there is no such item); `shuffled`, the mean of
+        the same over ten shuffles of the values.
+    """
+    random, depths, found = np.random.default_rng(seed), _groups(codes), {}
+    for key, labels in _categories(attributes).items():
+        known = labels >= 0
+        orders = [labels[known], *(random.permutation(labels[known]) for _ in range(SHUFFLES))]
+        card: dict[str, Any] = {"values": int(labels.max()) + 1, "known": float(known.mean())}
+        card |= {"covered": [], "purity": [], "shuffled": []}
+        for depth in depths:
+            group = depth[known]
+            shared = np.bincount(group)[group] > 1
+            purity = [_purity(group[shared], order[shared]) for order in orders]
+            card["covered"].append(float(shared.mean()))
+            card["purity"].append(purity[0])
+            card["shuffled"].append(float(np.mean(purity[1:])))
+        found[key] = card
+    return found
+
+
+def _categories(attributes: pa.Array | pa.ChunkedArray) -> dict[str, np.ndarray]:
+    """The keys that serve as categories, each with the number of every item's value, int64 [N], -1 for none."""
+    column = attributes.combine_chunks() if isinstance(attributes, pa.ChunkedArray) else attributes
+    rows, ends = len(column), column.offsets.to_numpy()
+    entries = pl.DataFrame(
+        {
+            "row": np.repeat(np.arange(rows), np.diff(ends)),
+            "key": pl.Series(pl.from_arrow(column.keys[ends[0] : ends[-1]]), dtype=pl.String),
+            "value": pl.Series(pl.from_arrow(column.items[ends[0] : ends[-1]]), dtype=pl.String),
+        }
+    ).drop_nulls()
+    entries = entries.unique(["row", "key"], keep="first", maintain_order=True)
+    found = {}
+    for (key,), part in sorted(entries.group_by("key", maintain_order=True), key=lambda pair: pair[0]):
+        values = part["value"].n_unique()
+        if 2 * part.height >= rows and 2 <= values <= rows / 5:
+            labels = np.full(rows, -1)
+            labels[part["row"].to_numpy()] = part["value"].rank("dense").to_numpy().astype(np.int64) - 1
+            found[str(key)] = labels
+    return found
+
+
+def _purity(group: np.ndarray, labels: np.ndarray) -> float:
+    if not len(group):
+        return float("nan")
+    span = labels.max() + 1
+    pairs, counts = np.unique(group * span + labels, return_counts=True)
+    starts = np.flatnonzero(np.diff(pairs // span, prepend=-1))
+    return float(np.maximum.reduceat(counts, starts).sum() / len(group))
+
+
+def reconstruction_errors(
+    quantizer: Quantizer, embeddings: torch.Tensor, codes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and mean squared error of every row's reconstruction, standardised, each float64 [N]."""
+    cosines, errors = [], []
+    for block, code in zip(embeddings.split(BLOCK_ROWS), codes.split(BLOCK_ROWS), strict=True):
+        inputs, outputs = quantizer.standardise(block), quantizer.standardise(quantizer.decode(code))
+        cosines.append(torch.cosine_similarity(inputs, outputs).double())
+        errors.append((inputs - outputs).square().mean(1).double())
+    return torch.cat(cosines), torch.cat(errors)
+
+
+def _groups(codes: np.ndarray) -> np.ndarray:
+    return prefix_groups(torch.from_numpy(codes)).numpy()
+
+
+def code_counts(codes: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """Count the items of every code, int64 [size] per level."""
+    return [np.bincount(level, minlength=size) for level, size in zip(codes.T, sizes, strict=True)]
+
+
+def entropy(counts: np.ndarray) -> float:
+    """In bits."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.common import recommender
+from models.common.jagged import Lists
+from models.common.recommender import best, top_columns
+from models.recommenders.popularity import MostPopular
+
+scores_ = st.integers(1, 12).flatmap(
+    lambda n: st.lists(
+        st.lists(st.sampled_from([-torch.inf, -1.5, 0.0, 2.0]), min_size=n, max_size=n), min_size=1, max_size=4
+    )
+)
+
+
+@given(scores=scores_, k=st.integers(1, 15))
+def test_of_equal_scores_the_lower_rows_are_the_best(scores, k):
+    found = best(torch.tensor(scores), k=k)
+    for row, items, values in zip(scores, found.items.tolist(), found.scores.tolist(), strict=True):
+        ranked = sorted(range(len(row)), key=lambda item: (-row[item], item))
+        order = [item for item in ranked if row[item] > -torch.inf]
+        expected = order[:k] + [-1] * (k - len(order))
+        assert items == expected
+        assert values == [row[item] if item >= 0 else -torch.inf for item in expected]
+
+
+@given(scores=scores_, count=st.integers(1, 15))
+def test_the_best_of_what_is_not_kept_is_told(scores, count):
+    columns, dropped = top_columns(torch.tensor(scores), count)
+    for row, kept, rest in zip(scores, columns.tolist(), dropped.tolist(), strict=True):
+        assert kept == sorted(set(kept))
+        assert len(kept) == min(count, len(row))
+        others = [value for column, value in enumerate(row) if column not in kept]
+        assert rest == max(others, default=-torch.inf)
+        assert min(row[column] for column in kept) >= rest
+
+
+def test_nobody_gets_what_is_banned_or_not_allowed():
+    found = best(
+        torch.arange(5.0).repeat(2, 1),
+        k=2,
+        banned=Lists(torch.tensor([4, 2]), torch.tensor([0, 1, 2])),
+        allowed=torch.tensor([True, True, True, False, True]),
+    )
+    assert found.items.tolist() == [[2, 1], [4, 1]]
+
+
+@pytest.mark.parametrize("users", [0, 1, 4, 9])
+def test_blocks_are_one_list_of_lists(monkeypatch, users):
+    monkeypatch.setattr(recommender, "BLOCK", 4)
+    lengths = torch.arange(users) % 3
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    histories = Lists(torch.arange(int(offsets[-1])) % 8, offsets)
+    model = MostPopular(torch.tensor([0, 3, 1, 4, 1, 5, 9, 2]))
+    found = recommender.recommended(model, histories, k=3, banned=histories)
+    assert found.tolist() == model.recommend(histories, k=3, banned=histories).items.tolist()
+    assert found.shape == (users, 3)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.common.jagged import Lists
+from models.recommenders.content import ItemKNN, fit_itemknn
+from models.recommenders.retriever import normalise
+
+ITEMS = 9
+HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=5), min_size=1, max_size=5)
+
+
+def as_lists(rows: list[list[int]]) -> Lists:
+    values = torch.tensor([item for row in rows for item in row], dtype=torch.int64)
+    return Lists(values, torch.tensor(np.cumsum([0, *map(len, rows)])))
+
+
+def brute(embeddings: np.ndarray, history: list[int], decay: float) -> np.ndarray:
+    """Scores of all items by a loop over pairs."""
+    z = (embeddings - embeddings.mean(0)) / embeddings.std(0)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    return np.array(
+        [sum(decay**age * float(z[item] @ z[past]) for age, past in enumerate(history[::-1])) for item in range(ITEMS)]
+    )
+
+
+@given(HISTORIES, st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 3))
+def test_scores_are_sums_of_cosines_and_lists_hold_the_highest(histories, decay, seed):
+    embeddings = np.random.default_rng(seed).normal(size=(ITEMS, 4)).astype(np.float32)
+    model = ItemKNN(normalise(torch.tensor(embeddings)), decay)
+    found = model.recommend(as_lists(histories), k=4, banned=as_lists(histories))
+    for history, items, scores in zip(histories, found.items.tolist(), found.scores.tolist(), strict=True):
+        if not history:
+            assert items == [-1] * 4
+            continue
+        expected = brute(embeddings, history, decay)
+        left = [item for item in range(ITEMS) if item not in history]
+        np.testing.assert_allclose(scores, np.sort(expected[left])[::-1][:4], atol=1e-5)
+        np.testing.assert_allclose(expected[items], scores, atol=1e-5)
+        assert not set(items) & set(history)
+
+
+def test_an_item_outside_of_the_allowed_ones_is_not_recommended():
+    model = ItemKNN(normalise(torch.eye(4)), 1.0)
+    allowed = torch.tensor([True, False, True, False])
+    found = model.recommend(as_lists([[0], [1, 3]]), k=4, allowed=allowed)
+    assert [set(row) for row in found.items.tolist()] == [{0, 2, -1}, {0, 2, -1}]
+
+
+@pytest.mark.parametrize(("place", "decays"), [(-1, {0.0}), (0, {0.7, 0.85, 1.0})])
+def test_the_decay_follows_what_tells_the_next_item(place, decays):
+    """Twins of one item of the history come next: of the last, or of the first, which is in it many times."""
+    random = np.random.default_rng(0)
+    half = random.normal(size=(30, 16))
+    embeddings = torch.tensor(np.concatenate([half, half + 0.01 * random.normal(size=half.shape)]), dtype=torch.float32)
+    histories = [
+        [first] * 6 + [int(last) for last in others]
+        for first, others in zip(random.permutation(30), random.integers(0, 30, (30, 2)), strict=True)
+    ]
+    target = torch.tensor([30 + history[place] for history in histories])
+    model = fit_itemknn(embeddings, as_lists(histories), target, banned=as_lists(histories))
+    assert model.decay in decays
+    found = model.recommend(as_lists(histories), k=1, banned=as_lists(histories)).items[:, 0]
+    assert (found == target).float().mean() > 0.9

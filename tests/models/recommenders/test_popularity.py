@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.common.jagged import Lists
+from models.evaluation.clicks import calibration, log_loss
+from models.ranking.popularity import Popularity, fit_logistic, fit_popularity
+from models.recommenders.popularity import MostPopular
+
+
+def draw(rate: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    item = random.integers(0, len(rate), rows)
+    return item, (random.random(rows) < rate[item]).astype(np.float32)
+
+
+def fit(train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray], items: int) -> Popularity:
+    return fit_popularity(np.bincount(train[0], train[1], items), np.bincount(train[0], minlength=items), valid)
+
+
+def test_rates_are_recovered_and_calibrated() -> None:
+    rate = np.linspace(0.05, 0.6, 40)
+    baseline = fit(draw(rate, 8000, 0), draw(rate, 4000, 1), 40)
+    item, label = draw(rate, 4000, 2)
+    assert np.abs(baseline.probability - rate).mean() < 0.05
+    assert calibration(label, baseline.probability[item]) == pytest.approx(1, abs=0.1)
+    assert log_loss(label, baseline.probability[item]) < log_loss(label, np.full(4000, label.mean()))
+
+
+def test_an_item_without_exposure_is_taken_for_the_average() -> None:
+    valid = (np.array([0, 0, 1, 1] * 50), np.array([1.0, 1, 1, 0] * 50))
+    baseline = fit_popularity(np.array([90.0, 10, 0]), np.array([100.0, 100, 0]), valid)
+    low, high = sorted(baseline.probability[:2])
+    assert low < baseline.probability[2] < high
+
+
+def test_an_order_that_turns_round_on_validation_is_dropped() -> None:
+    slope, intercept = fit_logistic(np.array([0.0, 1, 2, 3] * 10), np.array([1.0, 1, 0, 0] * 10))
+    assert slope == 0
+    assert 1 / (1 + np.exp(-intercept)) == pytest.approx(0.5)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 45), st.lists(st.integers(0, 39), max_size=5)
+)
+def test_the_most_popular_come_first_and_of_equal_ones_the_lower_rows(counts, k, banned):
+    banned = [item for item in banned if item < len(counts)]
+    everyone = Lists(torch.tensor([], dtype=torch.int64), torch.tensor([0, 0, 0]))
+    left_out = Lists(torch.tensor(banned, dtype=torch.int64), torch.tensor([0, 0, len(banned)]))
+    found = MostPopular(torch.tensor(counts)).recommend(everyone, k=k, banned=left_out)
+    for items, scores, without in zip(found.items.tolist(), found.scores.tolist(), ([], banned), strict=True):
+        expected = sorted(set(range(len(counts))) - set(without), key=lambda item: (-counts[item], item))[:k]
+        assert items == expected + [-1] * (k - len(expected))
+        assert scores == [*(counts[item] for item in expected), *[float("-inf")] * (k - len(expected))]

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from models.common.jagged import Lists
+from models.recommenders import product_codes
+from models.recommenders.graph import build_graph
+from models.recommenders.product_codes import ParallelConfig, ParallelGenerator, _Sums
+from models.recommenders.product_quantizer import Digits
+from storage.errors import UserError
+
+ITEMS, DIGITS, CODEWORDS, DIM = 40, 4, 8, 16
+
+
+def drawn() -> Digits:
+    """Codes of which some are nobody's, the last ones among them."""
+    random = torch.Generator().manual_seed(2)
+    codes = torch.randint(CODEWORDS - 1, (ITEMS, DIGITS), generator=random)
+    codes[:, 1] = codes[:, 1].clamp_min(2)
+    return Digits(codes, torch.randn(DIGITS, CODEWORDS, DIM // DIGITS, generator=random))
+
+
+def lists(rows: list[list[int]]) -> Lists:
+    values = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64)
+    return Lists(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
+
+
+def make(spread: float = 0.5, **settings) -> ParallelGenerator:
+    torch.manual_seed(0)
+    model = ParallelGenerator(ParallelConfig(dim=DIM, inner=32, length=5, **settings), drawn())
+    with torch.no_grad():
+        model.digit.add_(torch.randn_like(model.digit) * spread)
+    return model.eval()
+
+
+def test_a_score_is_the_sum_of_the_log_probabilities_of_an_items_digits() -> None:
+    model, hidden = make().requires_grad_(False), torch.randn(3, DIM)
+    scores = model.scores(hidden)
+    assert scores.shape == (3, ITEMS)
+    for user, item in itertools.product(range(3), range(ITEMS)):
+        total = 0.0
+        for digit, code in enumerate(drawn().codes[item].tolist()):
+            logits = [float(hidden[user] @ model.digit[digit, other]) for other in range(CODEWORDS)]
+            total += logits[code] - float(torch.tensor(logits).logsumexp(0))
+        assert float(scores[user, item]) == pytest.approx(total, abs=1e-4)
+
+
+def test_the_order_is_that_of_products_with_the_vectors_that_are_read() -> None:
+    model, hidden = make(), torch.randn(5, DIM)
+    vectors = model.vectors(torch.arange(ITEMS))
+    by_hand = torch.stack([sum(model.digit[d, c] for d, c in enumerate(row)) for row in drawn().codes.tolist()])
+    torch.testing.assert_close(vectors, by_hand)
+    torch.testing.assert_close(model.every_vector(), by_hand)
+    scores, products = model.scores(hidden), hidden @ by_hand.T
+    torch.testing.assert_close(scores.log_softmax(1), products.log_softmax(1), atol=1e-4, rtol=1e-4)
+    distinct = [row for row in range(ITEMS) if (drawn().codes == drawn().codes[row]).all(1).sum() == 1]
+    order = scores[:, distinct].argsort(dim=1, descending=True)
+    assert torch.equal(order, products[:, distinct].argsort(dim=1, descending=True))
+
+
+@pytest.mark.parametrize("objective", ["catalogue", "digits"])
+def test_the_loss_is_the_cross_entropy_over_the_catalogue_or_of_each_digit(objective: str) -> None:
+    model, hidden = make(objective=objective), torch.randn(6, DIM)
+    target = torch.tensor([0, 3, 3, 39, 7, 20])
+    if objective == "catalogue":
+        products = hidden @ model.vectors(torch.arange(ITEMS)).T
+        wanted = functional.cross_entropy(products, target)
+        scores = model.scores(hidden).log_softmax(1)[torch.arange(6), target]  # how likely it is among the items
+        torch.testing.assert_close(-scores.mean(), wanted)
+    else:
+        wanted = -model.scores(hidden)[torch.arange(6), target].mean() / DIGITS
+        logits = model.logits(hidden)
+        parts = [functional.cross_entropy(logits[:, digit], drawn().codes[target, digit]) for digit in range(DIGITS)]
+        torch.testing.assert_close(torch.stack(parts).mean(), wanted)
+        wanted = torch.stack(parts).mean()
+    loss = model.mean_loss(hidden, target)
+    torch.testing.assert_close(loss, wanted)
+    gradients = (torch.autograd.grad(one, model.digit)[0] for one in (loss, wanted))
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+def test_a_large_catalogue_is_searched_along_a_graph_of_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so few items the walk starts from all, so that it finds what scoring all finds."""
+    made = list[int]()
+
+    def build(*arguments: Any) -> torch.Tensor:
+        made.append(len(made))
+        return build_graph(*arguments)
+
+    monkeypatch.setattr(product_codes, "build_graph", build)
+    exact, searched = make(), make(exact_items=ITEMS - 1)
+    histories, banned = lists([[1, 2], [], [7]]), lists([[], [3, 4, 5], [0]])
+    allowed = torch.arange(ITEMS) % 5 > 0
+    wanted = exact.recommend(histories, k=6, banned=banned, allowed=allowed)
+    for _ in range(2):
+        found = searched.recommend(histories, k=6, banned=banned, allowed=allowed)
+        torch.testing.assert_close(found.scores, wanted.scores)
+        assert torch.equal(found.items.sort().values, wanted.items.sort().values)
+    assert len(made) == 1
+    searched.train()
+    searched.eval().recommend(histories, k=6)
+    assert len(made) == 2  # the vectors have changed since
+
+
+def test_the_gradient_of_sums_is_that_of_an_embedding_bag() -> None:
+    model = make()
+    index = model.rows, model.members, model.starts
+    table = model.digit.detach().flatten(0, 1).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda part: _Sums.apply(part, *index), (table,), fast_mode=True)
+    weights = torch.randn(ITEMS, DIM, dtype=torch.float64)
+    plain = functional.embedding_bag(model.rows, table, mode="sum")
+    sums = _Sums.apply(table, *index)
+    assert torch.equal(sums, plain)
+    found, wanted = (torch.autograd.grad((one * weights).sum(), table)[0] for one in (sums, plain))
+    torch.testing.assert_close(found, wanted)
+    unused = functional.one_hot(drawn().codes, CODEWORDS).sum(0).flatten() == 0
+    assert unused.any()
+    assert not found[unused].any()
+
+
+def test_it_begins_with_what_was_quantised() -> None:
+    torch.manual_seed(0)
+    codes, codewords = drawn()
+    model = ParallelGenerator(ParallelConfig(dim=DIM), drawn())
+    quantised = torch.cat([codewords[digit, codes[:, digit]] for digit in range(DIGITS)], dim=1)
+    assert functional.cosine_similarity(model.every_vector(), quantised).min() > 0.9
+    own = torch.eye(DIGITS).repeat_interleave(DIM // DIGITS, 1)[:, None]  # each digit's own dimensions
+    begun, others = model.digit * own, model.digit * (1 - own)
+    assert functional.cosine_similarity(begun.flatten(), (codewords.repeat(1, 1, DIGITS) * own).flatten(), 0) > 0.99
+    assert 0 < others.square().mean() < 0.05 * begun.square().mean()
+    nothing = ParallelGenerator(ParallelConfig(dim=DIM), Digits(codes, torch.zeros_like(codewords)))
+    assert nothing.digit.isfinite().all()
+
+
+def test_training_lifts_what_follows() -> None:
+    torch.manual_seed(0)
+    model = ParallelGenerator(ParallelConfig(dim=DIM, inner=32, length=5, dropout=0.0), drawn())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    windows = torch.arange(ITEMS).unfold(0, 4, 1)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = model.loss(windows)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.6 * losses[0]
+    histories = Lists(torch.arange(10), torch.arange(11))
+    found = model.eval().recommend(histories, k=5).items
+    assert (found == torch.arange(1, 11)[:, None]).any(1).float().mean() > 0.8
+
+
+def test_digits_of_other_dimensions_are_refused() -> None:
+    with pytest.raises(UserError, match=r"of 16 dimensions: set model\.dim"):
+        ParallelGenerator(ParallelConfig(dim=32), drawn())
