@@ -21,10 +21,11 @@ import torch
 from operators.base import Operator, apply, with_outcome
 from storage import files
 from storage.run import RunDir
-from workflows import cluster
-from workflows.pools import READER_CPUS
-from workflows.stage import Context
-from workflows.stages import ingest, interpret
+from workflows.distributed import cluster
+from workflows.distributed.pools import READER_CPUS
+from workflows.engine.stage import Context
+from workflows.stages import ingest
+from workflows.stages.interpret import stage as interpret
 
 BATCH = 32
 CORES = len(os.sched_getaffinity(0))

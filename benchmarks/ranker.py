@@ -39,7 +39,7 @@ from models.evaluation.clicks import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer
-from operators.features import keyed, lists
+from operators.features.ranker_inputs import keyed, lists
 
 BIG_ROWS = 10_000_000
 BIG_STEPS, BIG_WARM_UP = 60, 5

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine
-from workflows.definition import load
-from workflows.runner import execute
+from workflows.engine.definition import load
+from workflows.engine.runner import execute
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,6 +19,7 @@ from storage.errors import UserError
 ISSUE = pa.struct([("severity", pa.string()), ("code", pa.string()), ("detail", pa.string())])
 WORK = pa.struct([("operator", pa.string()), ("source", pa.string()), ("seconds", pa.float64())])
 KEPT, REJECTED = "kept", "rejected"
+REJECTS = pa.schema([(name, pa.string()) for name in ("item_id", "stage", "severity", "code", "detail")])
 
 
 class Operator(ABC):
@@ -54,7 +56,7 @@ def with_outcome(table: pa.Table) -> pa.Table:
     """Add what rows travel through a stream with: `outcome` (all kept), `issues` and `work` (all empty).
 
     `work` says of operators behind a cache where a row's result came from, and the wall seconds that it took; see
-    `operators.invocation`.
+    `operators.cached`.
     """
     rows = table.num_rows
     columns = {
@@ -129,4 +131,14 @@ def _reject(row: pa.Table, detail: str) -> pa.Table:
     issues = [*row["issues"][0].as_py(), {"severity": REJECTED, "code": "operator_error", "detail": detail[:500]}]
     return set_columns(
         row, {"outcome": pa.array([REJECTED]), "issues": pa.array([issues], type=row.schema.field("issues").type)}
+    )
+
+
+def rejects_table(rejects: pl.DataFrame, *, stage: str) -> pa.Table:
+    """Rows (item_id, severity, code, detail) as a rejects table of a stage."""
+    return (
+        rejects.with_columns(stage=pl.lit(stage))
+        .select(REJECTS.names)
+        .to_arrow(compat_level=pl.CompatLevel.oldest())
+        .cast(REJECTS)
     )

@@ -15,7 +15,7 @@ from PIL import Image
 from models.captioning.captioner import Captioner, Context
 from models.chat.base import Failure
 from operators.base import Operator, set_columns, with_failures
-from operators.media import frame_arrays
+from operators.media.fetch import frame_arrays
 
 GRID = 3  # rows and columns of a grid at most
 GRID_SIDE = 768  # of a grid, in pixels

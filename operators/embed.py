@@ -12,7 +12,7 @@ from models.chat.base import Failure
 from models.embedding.embedder import ImageEmbedder, TextEmbedder
 from models.embedding.local import LocalImages, LocalTexts
 from operators.base import Operator, set_columns, with_failures
-from operators.media import frame_arrays
+from operators.media.fetch import frame_arrays
 
 
 def vector_array(vectors: np.ndarray, valid: np.ndarray | None = None) -> pa.FixedSizeListArray:

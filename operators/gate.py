@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from operators.events import DAY_US
+from operators.log.events import DAY_US
 from storage.hashing import hash_order
 
 OPEN, CACHED_ONLY = "open", "cached_only"

@@ -15,8 +15,8 @@ from models.common.jagged import Lists, gather
 from models.ranking.ranker import load_ranker
 from models.recommenders.retriever import Retriever
 from models.semantic_ids.suffixes import sid_string
-from operators.features import ItemFeatures, lists
-from operators.tokens import NULL_ID
+from operators.features.ranker_inputs import ItemFeatures, lists
+from operators.features.tokens import NULL_ID
 from storage.errors import UserError
 from storage.run import RunDir
 

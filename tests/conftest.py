@@ -25,7 +25,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests of a session: eight logical CPUs, real parallelism bounded by the pools."""
     import ray
 
-    from workflows.cluster import local_settings
+    from workflows.distributed.cluster import local_settings
 
     os.environ.update({name: value for name, value in local_settings(8).items() if name not in os.environ})
     ray.init(

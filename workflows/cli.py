@@ -38,7 +38,7 @@ def sample(
     style: Annotated[str, typer.Option(help="How products are drawn: fill or line.")] = "fill",
 ) -> None:
     """Write the embedded catalogue: generated, deterministic, with a known truth."""
-    from workflows.catalogs.sample import write_sample
+    from workflows.catalogs.synthetic.sample import write_sample
 
     _print(write_sample(directory, items=items, users=users, seed=seed, style=style))
 
@@ -67,9 +67,9 @@ def import_(
 @app.command()
 def check(workflow: Workflow, set_: Overrides = None, run_dir: RunDirOption = None, address: Address = "local") -> None:
     """Find what is wrong with a workflow before it runs."""
-    from workflows.cluster import nodes
-    from workflows.definition import load
-    from workflows.preflight import pools_shown, preflight
+    from workflows.distributed.cluster import nodes
+    from workflows.engine.definition import load
+    from workflows.engine.preflight import pools_shown, preflight
 
     definition = load(workflow, set_ or [])
     preflight(definition, _run_dir(definition.name, run_dir), address=address)
@@ -88,9 +88,9 @@ def run(
     address: Address = "local",
 ) -> None:
     """Bring a run up to date with its definition: finished stages are skipped, a killed one goes on."""
-    from workflows.definition import load
-    from workflows.runner import execute
-    from workflows.summary import summary
+    from workflows.engine.definition import load
+    from workflows.engine.runner import execute
+    from workflows.engine.summary import summary
 
     definition = load(workflow, set_ or [])
     root = _run_dir(definition.name, run_dir)
@@ -101,7 +101,7 @@ def run(
 @app.command()
 def show(run: Run, as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False) -> None:
     """States, counts, speeds and metrics of a run."""
-    from workflows.summary import summary
+    from workflows.engine.summary import summary
 
     manifest = require_manifest(run)
     if as_json:
@@ -114,7 +114,7 @@ def show(run: Run, as_json: Annotated[bool, typer.Option("--json", help="The man
 def report(run: Run) -> None:
     """Write the HTML report of a run again and print its path."""
     from storage.run import RunDir
-    from workflows.reporting import write_report
+    from workflows.report import write_report
 
     require_manifest(run)
     typer.echo(write_report(RunDir(run)))
@@ -130,8 +130,8 @@ def sid(
 ) -> None:
     """Give new items semantic IDs with the frozen models of a run; items that have one keep it."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of weights that load, amid our own progress
-    from workflows.progress import Reporter
-    from workflows.tokenizing import check_output, tokenize, write
+    from workflows.engine.console import Reporter
+    from workflows.sid import check_output, tokenize, write
 
     check_output(output)
     reporter = Reporter()
@@ -152,7 +152,7 @@ def serve(
     """Serve a finished run on this machine until interrupted."""
     from serving.local import check_port, serve_forever
     from serving.settings import check_servable
-    from workflows.cluster import connected
+    from workflows.distributed.cluster import connected
 
     check_servable(run)
     check_port(host, port)
@@ -182,7 +182,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the job's log until it ends.")] = True,
 ) -> None:
     """Run a workflow as a Ray job; catalogue and run directory must be reachable from the cluster."""
-    from workflows.jobs import submit_run
+    from workflows.distributed.jobs import submit_run
 
     raise typer.Exit(submit_run(workflow, set_ or [], run_dir, address, wait=wait))
 

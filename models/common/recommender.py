@@ -13,6 +13,15 @@ from models.common.jagged import Lists, gather
 BLOCK = 256  # users whose scores of the whole catalogue are held at once
 
 
+class Queries(NamedTuple):
+    """Q questions for the next item; items by row."""
+
+    user: np.ndarray  # int64 [Q]
+    histories: Lists  # the user's last positives by then, oldest first
+    target: torch.Tensor  # int64 [Q]
+    seen: Lists  # all that the user had met by then, in order of time; nothing where repeats are asked for
+
+
 class Recommended(NamedTuple):
     """The k best items of B users, best first."""
 

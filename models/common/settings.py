@@ -1,11 +1,11 @@
-"""Names of models, as settings have them."""
+"""What all settings share: how they are validated, and how they name a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def _folder_or_name(model: str) -> str:
@@ -14,3 +14,9 @@ def _folder_or_name(model: str) -> str:
 
 
 ModelName = Annotated[str, Field(min_length=1), AfterValidator(_folder_or_name)]
+
+
+class Settings(BaseModel):
+    """Frozen settings; an unknown key, an infinity and a NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())

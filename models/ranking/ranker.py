@@ -23,7 +23,7 @@ from storage.errors import UserError
 
 @dataclass
 class RankerInputs(Pipelineable):
-    """A batch of B (user, item) pairs; `operators.features` makes it. What a ranker does not read is None."""
+    """A batch of B (user, item) pairs; what a ranker does not read is None."""
 
     sparse: KeyedJaggedTensor | None  # features of plain tables
     weighted: KeyedJaggedTensor | None  # features of hash embeddings and of bags pooled by attention

@@ -17,7 +17,7 @@ from models.common.encoders import image_encoder, imagenet_labels
 from operators.base import apply, with_outcome
 from operators.caption import GRID_SIDE, Caption, merge, tile
 from operators.embed import vector_array
-from operators.media import FRAME
+from operators.media.fetch import FRAME
 
 
 def frame(level: int, height: int = 20, width: int = 30) -> np.ndarray:

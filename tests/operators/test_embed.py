@@ -13,7 +13,7 @@ from models.common.encoders import image_encoder, text_encoder
 from models.embedding.embedder import Embeddings
 from operators.base import apply, with_outcome
 from operators.embed import EmbedImages, EmbedTexts, vectors_of
-from operators.media import FRAME
+from operators.media.fetch import FRAME
 from storage.errors import UserError
 
 NOISE = np.random.default_rng(0)

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from operators.base import apply, with_outcome
-from operators.media import FetchMedia, decode_image, frame_arrays
+from operators.media.fetch import FetchMedia, frame_arrays
+from operators.media.images import decode_image
 from storage.media.limits import Limits, MediaError
 from storage.media.sources import Sources
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from models.ranking.ranker import Ranker, save_ranker
-from operators.features import Examples, ItemFeatures
-from operators.sids import codes_array
+from models.ranking.settings import RankerSettings
+from operators.assign_sids import codes_array
+from operators.features.ranker_inputs import Examples, ItemFeatures
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows.ranker_settings import RankerSettings
-from workflows.stage import Context
-from workflows.stages import ORDER, features
+from workflows.engine.registry import ORDER
+from workflows.engine.stage import Context
+from workflows.stages import features
 
 ITEMS, USERS, EVENTS, WIDTH = 60, 30, 900, 8
 DAY_US = 86_400_000_000

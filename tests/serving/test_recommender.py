@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from models.ranking.ranker import load_ranker
-from operators.events import Events, counts, histories
-from operators.features import Examples, ItemFeatures, predict
-from operators.tokens import NULL_ID, token_hashes
+from operators.features.ranker_inputs import Examples, ItemFeatures, predict
+from operators.features.tokens import NULL_ID, token_hashes
+from operators.log.encoding import encode
+from operators.log.events import Events, counts, histories
 from serving.recommender import Query, Recommender, popularity
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.log import encode
 
 WHO = ["user 0", "user 7", "late user"]
 

@@ -16,7 +16,7 @@ def fits_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    from workflows import training
+    from workflows.distributed import training
 
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # local mode would take what is there

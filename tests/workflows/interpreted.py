@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.base import KEPT, apply, with_outcome
-from workflows.pools import Pool
-from workflows.stage import Context
-from workflows.stages import interpret
+from workflows.distributed.pools import Pool
+from workflows.engine.stage import Context
+from workflows.stages.interpret import stage as interpret
 
 
 def interpreted_here(context: Context) -> pa.Table:

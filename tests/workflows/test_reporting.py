@@ -16,14 +16,14 @@ import yaml
 from PIL import Image
 
 from models.semantic_ids.layout import map_table
+from operators.base import rejects_table
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, require_manifest, write_manifest
 from storage.run import RunDir
-from workflows.rejects import rejects_table
-from workflows.reporting import contents, gallery, pictures, write_report
-from workflows.reporting.source import read_source
+from workflows.report import contents, gallery, pictures, write_report
+from workflows.report.source import read_source
 
 INJECTION = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror="alert(2)">'
 MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))

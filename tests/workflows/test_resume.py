@@ -18,10 +18,10 @@ from storage import files
 from storage.hashing import hash_order
 from storage.run import RunDir
 from tests.workflows.interpreted import interpreted_here
-from workflows.catalogs.sample import write_sample
-from workflows.stage import Context
+from workflows.catalogs.synthetic.sample import write_sample
+from workflows.distributed.streams import committed_rows
+from workflows.engine.stage import Context
 from workflows.stages import ingest
-from workflows.streams import committed_rows
 
 pytestmark = pytest.mark.long
 

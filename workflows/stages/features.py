@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from operators.events import (
+from operators.features.items import item_features
+from operators.features.tokens import HASH, NULL_ID, Tokens
+from operators.log.encoding import Log, encode
+from operators.log.events import (
     SPLITS,
     Events,
     counts,
@@ -22,14 +25,11 @@ from operators.events import (
     histories,
     known_items,
 )
-from operators.items import item_features
-from operators.tokens import HASH, NULL_ID, Tokens
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.log import Log, encode
-from workflows.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, Result, StageConfig
 
 VERSION = 2
 INPUTS = ("ingest", "interpret", "quantize")

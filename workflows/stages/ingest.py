@@ -9,11 +9,10 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
-from operators.base import REJECTED
+from operators.base import REJECTED, rejects_table
 from storage import files, tables
 from storage.errors import UserError
-from workflows.rejects import rejects_table
-from workflows.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, Result, StageConfig
 
 VERSION = 2
 SEEDED = False

@@ -13,8 +13,8 @@ from operators.project import BLOCKS, Project, blocks_of
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.frozen import check_frozen, frozen_identity
-from workflows.stage import Context, Result, StageConfig
+from workflows.engine.frozen import check_frozen, frozen_identity
+from workflows.engine.stage import Context, Result, StageConfig
 
 VERSION = 1
 SEEDED = False

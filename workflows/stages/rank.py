@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from models.ranking.config import TableDtype
-from workflows.ranker_settings import RankerSettings
-from workflows.stage import Context, Result
+from models.ranking.settings import RankerSettings
+from workflows.engine.stage import Context, Result, StageConfig
 
 if TYPE_CHECKING:
+    from models.ranking.fitting import Data
     from models.ranking.training import Trainer
     from storage.run import RunDir
-    from workflows.ranker_fit import Data
 
 VERSION = 2
 INPUTS = ("project", "features")
 
 
-class Config(RankerSettings):
+class Config(RankerSettings, StageConfig):
     """Settings of the rank stage."""
 
     resources: ClassVar[frozenset[str]] = frozenset({"use_gpu", "checkpoint_s"})
@@ -43,7 +43,7 @@ def cpus(config: Config) -> float:
 
 def run(config: Config, context: Context) -> Result:
     """Fit the ranker of a run whose features are written."""
-    from workflows.training import fit
+    from workflows.distributed.training import fit
 
     def progress(metrics: dict[str, Any]) -> None:
         context.progress(int(metrics["epoch"]), config.epochs)
@@ -69,38 +69,38 @@ def train_loop(task: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    from models.ranking import fitting
     from models.ranking.ranker import save_ranker
     from models.ranking.training import Trainer
     from storage.run import RunDir
-    from workflows import ranker_fit, training
+    from workflows.distributed import training
 
     settings, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     data = read_data(run, settings)
-    config = data.items.config
     trainer = Trainer(
-        ranker_fit.make_ranker(data), device=ray.train.torch.get_device(), seed=task["seed"], **settings.optimisation()
+        fitting.make_ranker(data), device=ray.train.torch.get_device(), seed=task["seed"], **settings.optimisation()
     )
 
     def improved(trainer: Trainer) -> None:
         state = trainer.gather()
         if state is not None:
-            save_ranker(run.uri("models", "ranker"), config, state, table_dtype=settings.export)
+            save_ranker(run.uri("models", "ranker"), data.config, state, table_dtype=settings.export)
 
-    keep = ranker_fit.Keep(
+    keep = fitting.Keep(
         report=lambda metrics, save: training.report(metrics, lambda to: save(str(to)), every_s=settings.checkpoint_s),
         improved=improved,
     )
     position = training.restored(lambda folder: trainer.load(str(folder)))
-    ranker_fit.fit(settings, trainer, data, keep, seed=task["seed"], position=position)
+    fitting.fit(settings, trainer, data, keep, seed=task["seed"], position=position)
 
 
 def read_data(run: RunDir, settings: RankerSettings) -> Data:
     """The items and examples of a run as the ranker of these settings reads them."""
-    from operators.features import Examples, ItemFeatures
-    from workflows.ranker_fit import Data
+    from models.ranking.fitting import Data
+    from operators.features.ranker_inputs import Examples, ItemFeatures
 
     spec, embeddings = run.read_json("features", "spec.json"), run.read_table("embeddings")
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
     items = ItemFeatures(run.read_table("features", "items"), embeddings, config)
     train, valid = (Examples(run.read_table("features", name), config.dense) for name in ("train", "valid"))
-    return Data(items, train, valid)
+    return Data(config, items, train, valid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflows.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, Result, StageConfig
 
 VERSION = 2
 SEEDED = False
@@ -16,7 +16,7 @@ class Config(StageConfig):
 
 def run(config: Config, context: Context) -> Result:
     """Write report/index.html, one row for the one page."""
-    from workflows.reporting import write_report  # matplotlib takes a second that no other command should pay
+    from workflows.report import write_report  # matplotlib takes a second that no other command should pay
 
     context.log(f"report: {write_report(context.run)}")
     return Result(rows_in=1, rows_out=1)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from models.chat.base import Prompt, huggingface
+from models.chat import huggingface
+from models.chat.base import Prompt
 from models.chat.huggingface import HuggingFaceChat
 from storage.errors import UserError
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from models.chat.base import Prompt, smollm2
+from models.chat import smollm2
+from models.chat.base import Prompt
 from models.chat.smollm2 import SmolLM2, smollm2_path
 from storage.errors import UserError
 

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.evaluation import bootstrap
 from models.evaluation import lists as metrics
+from models.evaluation.bootstrap import bootstrap_means
 
 ITEMS = 8
 
@@ -62,11 +64,11 @@ def test_the_scorecard_of_a_slice_is_that_of_its_queries(asked, cold):
     np.testing.assert_allclose(card["cold_recall@10"], np.mean(of_cold) if of_cold else np.nan)
 
 
-@patch.object(metrics, "FEWEST", 1)
+@patch.object(bootstrap, "FEWEST", 1)
 @given(queries(), st.integers(0, 3))
 def test_each_draw_is_a_mean_over_whole_users(asked, seed):
     items, target, user = asked
-    found = metrics.bootstrap_means(user, {"hit": metrics.recall(metrics.ranks(items, target), 5)}, seed=seed, draws=5)
+    found = bootstrap_means(user, {"hit": metrics.recall(metrics.ranks(items, target), 5)}, seed=seed, draws=5)
     present = np.unique(user)
     random = np.random.default_rng(seed)
     for sample in found["hit"]:
@@ -77,7 +79,7 @@ def test_each_draw_is_a_mean_over_whole_users(asked, seed):
 
 def test_few_users_have_no_interval():
     values = {"a": np.arange(40.0)}
-    few, enough = (metrics.bootstrap_means(np.arange(40) % users, values, seed=0)["a"] for users in (9, 10))
+    few, enough = (bootstrap_means(np.arange(40) % users, values, seed=0)["a"] for users in (9, 10))
     assert np.isnan(few).all()
     assert np.isfinite(enough).all()
 
@@ -85,7 +87,7 @@ def test_few_users_have_no_interval():
 def test_draws_are_paired_and_the_interval_covers_the_mean():
     random = np.random.default_rng(0)
     user, value = random.integers(0, 80, 400), random.random(400)
-    found = metrics.bootstrap_means(user, {"a": value, ("b", 1): 2 * value}, seed=1, draws=500)
+    found = bootstrap_means(user, {"a": value, ("b", 1): 2 * value}, seed=1, draws=500)
     np.testing.assert_allclose(found["b", 1], 2 * found["a"])
     low, high = np.quantile(found["a"], [0.025, 0.975])
     assert low < value.mean() < high
@@ -93,7 +95,7 @@ def test_draws_are_paired_and_the_interval_covers_the_mean():
     assert high - low == pytest.approx(np.quantile(by_query, 0.975) - np.quantile(by_query, 0.025), rel=0.4)
 
 
-@patch.object(metrics, "FEWEST", 1)
+@patch.object(bootstrap, "FEWEST", 1)
 def test_a_user_with_all_queries_leaves_no_doubt():
     values = np.array([1.0, 0, 1, 0])
-    assert (metrics.bootstrap_means(np.zeros(4), {"a": values}, seed=0, draws=20)["a"] == 0.5).all()
+    assert (bootstrap_means(np.zeros(4), {"a": values}, seed=0, draws=20)["a"] == 0.5).all()

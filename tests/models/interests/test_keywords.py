@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.interests import keywords
 from models.interests.keywords import Keywords
-from models.interests.mining import MOST_TAGS, PEOPLE, ItemText, clean_tag, keywords
+from models.interests.mining import MOST_TAGS, PEOPLE, ItemText, clean_tag
 
 
 def tags(title: str | None = None, description: str | None = None, caption: str | None = None) -> list[str]:

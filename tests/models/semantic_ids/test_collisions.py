@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.semantic_ids import collisions
 from models.semantic_ids.collisions import reassign_last_level
-from models.semantic_ids.suffixes import collisions, number_rows
+from models.semantic_ids.suffixes import number_rows
 from storage.hashing import content_order, hash_rows
 
 CODEWORDS = 8

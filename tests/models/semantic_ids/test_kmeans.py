@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from models.semantic_ids import kmeans as module
 from models.semantic_ids.kmeans import BLOCK_ROWS, balance, kmeans, nearest
-from models.semantic_ids.suffixes import kmeans as module
 from tests.models.workers import on_ranks
 
 

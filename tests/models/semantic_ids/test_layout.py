@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.semantic_ids.suffixes import layout
+from models.semantic_ids import layout
 from storage.hashing import hash_order
 
 

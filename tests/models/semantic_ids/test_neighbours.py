@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.semantic_ids import neighbours
 from models.semantic_ids.neighbours import nearest_neighbours, neighbour_overlap
-from models.semantic_ids.suffixes import neighbours
 
 # vectors of length 1 or 2, so that every cosine is exact and equal ones tie
 EXACT = torch.cat([torch.eye(4), -torch.eye(4), torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)))])

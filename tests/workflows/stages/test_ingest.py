@@ -10,7 +10,7 @@ import pytest
 from storage import tables
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.stage import Context
+from workflows.engine.stage import Context
 from workflows.stages import ingest
 
 

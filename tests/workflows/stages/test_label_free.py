@@ -13,9 +13,10 @@ import pytest
 
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows.catalogs.sample import write_sample
-from workflows.stage import Context
-from workflows.stages import evaluate, features, ingest, rank
+from workflows.catalogs.synthetic.sample import write_sample
+from workflows.engine.stage import Context
+from workflows.stages import features, ingest, rank
+from workflows.stages.evaluate import stage as evaluate
 
 pytestmark = pytest.mark.long
 

@@ -15,14 +15,15 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-from operators.events import SPLITS
-from operators.items import BAGS
-from operators.sids import codes_array
-from operators.tokens import NULL_ID, token_hashes
+from models.ranking.config import BAGS
+from operators.assign_sids import codes_array
+from operators.features.tokens import NULL_ID, token_hashes
+from operators.log.encoding import encode
+from operators.log.events import SPLITS
+from operators.log.split import SplitLeaveLast, SplitTime
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.log import SplitLeaveLast, SplitTime, encode
-from workflows.stage import Context
+from workflows.engine.stage import Context
 from workflows.stages import features
 
 USERS, ITEMS, EVENTS, DAYS, HISTORY = 15, 20, 200, 25, 4

@@ -12,15 +12,17 @@ import pytest
 
 from models.evaluation.clicks import log_loss
 from models.ranking.ranker import load_ranker
-from operators.features import Examples, ItemFeatures, aligned, predict
-from operators.tokens import NULL_ID
+from operators.features.ranker_inputs import Examples, ItemFeatures, aligned, predict
+from operators.features.tokens import NULL_ID
+from operators.log.encoding import encode
+from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows.log import SplitLeaveLast, encode
-from workflows.stage import Context
-from workflows.stages import evaluate, features, rank
+from workflows.engine.stage import Context
+from workflows.stages import features, rank
+from workflows.stages.evaluate import stage as evaluate
 
 pytestmark = pytest.mark.long
 

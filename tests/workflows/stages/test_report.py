@@ -3,9 +3,9 @@ from __future__ import annotations
 from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows.definition import resolve
-from workflows.runner import _fingerprints
-from workflows.stage import Context
+from workflows.engine.definition import resolve
+from workflows.engine.runner import _fingerprints
+from workflows.engine.stage import Context
 from workflows.stages import report
 
 

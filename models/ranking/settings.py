@@ -1,0 +1,97 @@
+"""What a definition says of a ranker and its fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from models.common.devices import Precision
+from models.common.settings import Settings
+from models.ranking.config import (
+    BAGS,
+    HISTORY,
+    ITEM,
+    USER,
+    Architecture,
+    Dlrm,
+    EmbeddingOptimizer,
+    Pooling,
+    RankerConfig,
+    Sharding,
+    Table,
+)
+
+
+class TableConfig(Settings):
+    """An embedding table."""
+
+    rows: int = Field(1 << 16, ge=2)
+    hashes: int = Field(1, ge=1, le=8, description="rows per token: 1 is the hashing trick, more a hash embedding")
+    importance: int = Field(0, ge=0, description="rows of a hash embedding's table of importance weights")
+    pooling: Pooling = "sum"
+
+
+class Tables(Settings):
+    """The tables of a ranker; null leaves one out. All but `user` serve the history, too."""
+
+    user: TableConfig | None = TableConfig()
+    item: TableConfig | None = TableConfig()
+    caption: TableConfig | None = TableConfig()
+    interests: TableConfig | None = TableConfig()
+    title: TableConfig | None = None  # its words are in `text`
+    text: TableConfig | None = TableConfig()
+    sid: TableConfig | None = TableConfig(rows=1 << 15)
+
+
+class RankerSettings(Settings):
+    """A ranker and the way it is fitted."""
+
+    architecture: Architecture = Dlrm()
+    tables: Tables = Tables()
+    content: bool = Field(True, description="read the embeddings of item and history")
+    target_attention: bool = Field(False, description="weigh the history by what it has to do with the item")
+    embedding_dim: int = Field(16, ge=4, multiple_of=4)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    id_dropout: float = Field(0.3, ge=0, lt=1, description="share of user and item ids given as unknown in training")
+    epochs: int = Field(10, ge=1, description="at most; the epoch with the best validation log-loss is kept")
+    patience: int = Field(3, ge=1, description="epochs without a better validation log-loss before the end")
+    batch_size: int = Field(512, ge=1, description="rows per step, over all workers together")
+    embedding_lr: float = Field(0.005, gt=0)
+    dense_lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="of the tower's matrices")
+    precision: Precision = Field("fp32", description="of everything above the embeddings; bf16 needs AMX or a GPU")
+    sharding: Sharding = "table_wise"
+    embedding_optimizer: EmbeddingOptimizer = Field("rowwise_adagrad", description="adagrad is the faster on CPUs")
+
+    @model_validator(mode="after")
+    def _make_a_ranker(self) -> RankerSettings:
+        try:
+            self.ranker({"hash": {}, "dense": [], "history": 1}, content_dim=1)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
+
+    def ranker(self, spec: dict[str, Any], content_dim: int) -> RankerConfig:
+        """The ranker for features as `spec` (features/spec.json) describes them."""
+        tables = {}
+        for name in (USER, ITEM, *BAGS):
+            table: TableConfig | None = getattr(self.tables, name)
+            if table is not None:
+                features = (name,) if name == USER else (name, HISTORY + name)
+                tables[name] = Table(features=features, **table.model_dump())
+        return RankerConfig(
+            hash=spec["hash"],
+            tables=tables,
+            dense=tuple(spec["dense"]),
+            content_dim=content_dim if self.content else 0,
+            history=spec["history"] if self.target_attention else 0,
+            embedding_dim=self.embedding_dim,
+            architecture=self.architecture,
+            dropout=self.dropout,
+        )
+
+    def optimisation(self) -> dict[str, Any]:
+        """What a `Trainer` has to know."""
+        names = {"embedding_lr", "dense_lr", "weight_decay", "sharding", "embedding_optimizer", "precision"}
+        return self.model_dump(include=names)

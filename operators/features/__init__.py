@@ -1,0 +1,1 @@
+"""From items and events to the ranker's input tensors."""

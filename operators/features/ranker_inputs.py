@@ -1,0 +1,248 @@
+"""From hashes and rows to the ranker's input tensors: one path for training, evaluation and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch.nn import functional
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from models.common.jagged import Lists, gather
+from models.ranking.bags import places
+from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
+from models.ranking.ranker import Ranker, RankerInputs
+from operators.features.tokens import HASH, NULL_ID, table_rows
+from storage.errors import UserError
+
+
+def lists(column: pa.Array | pa.ChunkedArray) -> Lists:
+    """A list column as tensors, straight from its Arrow buffers."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    values = array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
+    return Lists(torch.from_numpy(values), torch.from_numpy(offsets - offsets[0]))
+
+
+def looked_up(tokens: Lists, table: Table) -> Lists:
+    """Lists of token hashes as lists of a table's rows.
+
+    A hash embedding takes `table.hashes` rows per token, each by a hash function of its own; their weights say where
+    in the table of importance weights the token's are, by one function more.
+    """
+    hashes, count = tokens.values.numpy(), table.hashes
+    rows = [table_rows(hashes, rows=table.rows, function=number) for number in range(count)]
+    values = torch.from_numpy(np.stack(rows, axis=1).reshape(-1))
+    weights = None
+    if table.importance:
+        weights = places(torch.from_numpy(table_rows(hashes, rows=table.importance, function=count)), count)
+    elif table.weighted:
+        weights = places(values, 1)
+    return Lists(values, tokens.offsets * count, weights)
+
+
+def keyed(features: dict[str, Lists]) -> KeyedJaggedTensor | None:
+    """Features of B rows each as one tensor; None for no feature. All of them have weights, or none has."""
+    if not features:
+        return None
+    first = next(iter(features.values()))
+    return KeyedJaggedTensor(
+        keys=list(features),
+        values=torch.cat([feature.values for feature in features.values()]),
+        lengths=torch.cat([feature.offsets.diff() for feature in features.values()]).int(),
+        weights=None if first.weights is None else torch.cat([f.weights for f in features.values()]),  # type: ignore[misc]
+    )
+
+
+class ItemFeatures:
+    """The item side of a catalogue as a ranker's tables see it, by row of features/items.
+
+    A last row beyond the catalogue stands for "no item": NULL for every list, a NaN embedding. An empty history
+    holds it.
+    """
+
+    def __init__(self, items: pa.Table, embeddings: pa.Table, config: RankerConfig) -> None:
+        """Lay out the tables.
+
+        Args:
+            items: features/items.
+            embeddings: item_id and embedding, in any order.
+            config: of the ranker; its tables but `user` are named like columns of `items`.
+
+        Raises:
+            UserError: an item has no embedding, or the ranker knows other tokens.
+        """
+        if config.hash not in ({}, HASH):
+            raise UserError("The ranker knows tokens of another hash function: run again with --from features.")
+        self._config = config
+        self.item_id: list[str] = items["item_id"].to_pylist()
+        self.embedding = aligned(items["item_id"], embeddings)  # float32 [N, D]
+        if config.content_dim:
+            self._content = functional.pad(self.embedding, (0, 0, 0, 1), value=torch.nan)
+            known = ~self._content.isnan().any(1, keepdim=True)
+            self._known = torch.cat([self._content.where(known, 0.0), known.float()], dim=1)  # to average what is known
+        self._lists: dict[str, Lists] = {}
+        for name, table in config.tables.items():
+            if name == USER:
+                continue
+            column = items[name]
+            if name == ITEM:  # one id per item
+                ids = torch.from_numpy(column.to_numpy().astype(np.int64))
+                tokens = Lists(ids, torch.arange(len(ids) + 1))
+            else:
+                tokens = lists(column)
+            nobody = Lists(functional.pad(tokens.values, (0, 1), value=NULL_ID), _one_more(tokens.offsets))
+            self._lists[name] = looked_up(nobody, table)
+
+    def __len__(self) -> int:
+        return len(self.item_id)
+
+    def inputs(
+        self,
+        *,
+        user: torch.Tensor,
+        history: Lists,
+        rows: torch.Tensor,
+        dense: torch.Tensor,
+        label: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        total: float | None = None,
+    ) -> RankerInputs:
+        """The ranker's input for B pairs.
+
+        Args:
+            user: hashes of user ids, int64 [B]; 0 for an unknown user.
+            history: rows of the users' last items; [] is a user without a history.
+            rows: rows of the candidates, int64 [B].
+            dense: float32 [B, n] in the order of `config.dense`, NaN where unknown.
+            label: float32 [B], for training.
+            keep: boolean [2, B], for user and item ids; ids masked out are given as unknown.
+            total: what the loss is divided by, B unless said.
+        """
+        batch, config = len(rows), self._config
+        lengths = history.offsets.diff()
+        bag = padded(history, nobody=len(self))
+        positions = last_items(history, config.history, nobody=len(self)) if config.history else None
+        features: dict[str, Lists] = {}
+        for name, source in self._lists.items():
+            found = gather(source, rows)
+            features[name] = found if name != ITEM or keep is None else masked(found, keep[1])
+            if name not in config.past:
+                continue
+            if positions is None:
+                past = gather(source, bag.values)
+                features[HISTORY + name] = past._replace(offsets=past.offsets[bag.offsets])
+                continue
+            past = gather(source, positions.flatten())
+            for place in range(config.history):
+                features[f"{HISTORY}{name}.{place}"] = part(past, place * batch, (place + 1) * batch)
+        if USER in config.tables:
+            single = looked_up(Lists(user, torch.arange(batch + 1)), config.tables[USER])
+            features[USER] = single if keep is None else masked(single, keep[0])
+        content = history_content = None
+        if config.content_dim:
+            content = self._content[rows]
+            sums = functional.embedding_bag(bag.values, self._known, bag.offsets[:-1], mode="sum")
+            history_content = sums[:, :-1] / sums[:, -1:]  # 0 / 0 is NaN, unknown
+        return RankerInputs(
+            sparse=keyed({name: feature for name, feature in features.items() if feature.weights is None}),
+            weighted=keyed({name: feature for name, feature in features.items() if feature.weights is not None}),
+            dense=dense,
+            label=torch.zeros(batch) if label is None else label,
+            rows=torch.tensor(float(batch if total is None else total)),
+            content=content,
+            history_content=history_content,
+            history_length=lengths.clamp_max(config.history) if config.history else None,
+        )
+
+
+def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
+    """Embeddings in the order of `item_ids`, float32 [N, D].
+
+    Raises:
+        UserError: an item has none.
+    """
+    where = pc.index_in(item_ids, embeddings["item_id"])
+    if where.null_count:
+        raise UserError(f"{where.null_count} items have no embedding: run again with --from project.")
+    vectors = embeddings["embedding"].combine_chunks().take(where.combine_chunks())
+    content = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
+    return content.reshape(len(vectors), -1)
+
+
+def padded(history: Lists, *, nobody: int) -> Lists:
+    """The lists with `nobody` in the empty ones."""
+    lengths = history.offsets.diff()
+    filled = functional.pad(lengths.clamp_min(1).cumsum(0), (1, 0))
+    values = torch.full((int(filled[-1]),), nobody)
+    at = torch.repeat_interleave(filled[:-1] - history.offsets[:-1], lengths) + torch.arange(len(history.values))
+    values[at] = history.values
+    return Lists(values, filled)
+
+
+def last_items(history: Lists, count: int, *, nobody: int) -> torch.Tensor:
+    """The last `count` entries of every list, the newest first, int64 [count, B]; then `nobody`."""
+    at = history.offsets[1:] - 1 - torch.arange(count)[:, None]
+    known = at >= history.offsets[:-1]
+    values = functional.pad(history.values, (0, 1), value=nobody)
+    return values[torch.where(known, at, len(history.values))]
+
+
+def part(source: Lists, start: int, end: int) -> Lists:
+    """The lists from `start` to `end`."""
+    offsets = source.offsets[start : end + 1]
+    inside = slice(int(offsets[0]), int(offsets[-1]))
+    weights = None if source.weights is None else source.weights[inside]
+    return Lists(source.values[inside], offsets - offsets[0], weights)
+
+
+def masked(source: Lists, keep: torch.Tensor) -> Lists:
+    """The lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
+    count, weights = len(source.values) // max(len(keep), 1), source.weights
+    each = keep.repeat_interleave(count)
+    if weights is not None:
+        weights = weights.where(each, (torch.arange(len(weights)) % count).float())
+    return Lists(source.values.where(each, NULL_ID), source.offsets, weights)
+
+
+def _one_more(offsets: torch.Tensor) -> torch.Tensor:
+    return torch.cat([offsets, offsets[-1:] + 1])
+
+
+class Examples:
+    """A table of examples (features/train, valid or test) as tensors, M rows."""
+
+    def __init__(self, table: pa.Table, dense: Sequence[str]) -> None:
+        self.user = torch.from_numpy(table["user"].to_numpy().astype(np.int64))
+        self.rows = torch.from_numpy(table["row"].to_numpy().astype(np.int64))
+        self.history = lists(table["history"])
+        columns = [table[name].to_numpy().astype(np.float32) for name in dense]
+        self.dense = torch.from_numpy(np.stack(columns, axis=1))
+        self.label = torch.from_numpy(table["label"].to_numpy().astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(
+        self, items: ItemFeatures, at: torch.Tensor, keep: torch.Tensor | None = None, total: float | None = None
+    ) -> RankerInputs:
+        """The input for the examples at positions int64 [B]; `keep` and `total` are those of `ItemFeatures.inputs`."""
+        return items.inputs(
+            user=self.user[at],
+            history=gather(self.history, at),
+            rows=self.rows[at],
+            dense=self.dense[at],
+            label=self.label[at],
+            keep=keep,
+            total=total,
+        )
+
+
+@torch.inference_mode()
+def predict(ranker: Ranker, items: ItemFeatures, examples: Examples, *, batch_size: int = 4096) -> np.ndarray:
+    """Probabilities of all examples, float64 [M]."""
+    logits = [ranker(examples.batch(items, at))[0] for at in torch.arange(len(examples)).split(batch_size)]
+    return torch.cat(logits).double().sigmoid().numpy()

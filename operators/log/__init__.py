@@ -1,0 +1,1 @@
+"""What is computed on the interaction log, without Ray: splits, histories, counts, sequences."""

@@ -1,0 +1,34 @@
+"""What users chose, as item vectors: from the training part of the log alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from models.semantic_ids.collaborative import item_vectors
+from operators.embed import vector_array
+from operators.log.encoding import encode
+from operators.log.split import Split
+from storage import files
+from storage.hashing import hash_order
+from storage.run import RunDir
+
+
+def collaborative_vectors(run: RunDir, split: Split, *, width: int, seed: int) -> pa.Table:
+    """Vectors (item_id, vector) of the items that users chose in the training part of a run's log.
+
+    Args:
+        split: what is training.
+        width: of the vectors.
+        seed: of the factorisation.
+
+    Raises:
+        UserError: the log cannot be split so.
+    """
+    ids = files.dataset(run.uri("embeddings")).to_table(columns=["item_id"])["item_id"]
+    ids = ids.take(hash_order(ids.to_pylist()))  # as the stage features has them: ties are split by this order, too
+    events = encode(run.read_table("catalog", "interactions"), ids).events
+    chosen = events.take((split.numbers(events) == 0) & (events.label > 0))
+    vectors = item_vectors(chosen.user, chosen.item, len(ids), width=width, seed=seed)
+    known = ~np.isnan(vectors).any(axis=1)
+    return pa.table({"item_id": ids.filter(pa.array(known)), "vector": vector_array(vectors[known])})

@@ -1,0 +1,1 @@
+"""Fetching media and decoding them to frames, within limits."""

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from models.common.jagged import gather
+from models.ranking.config import RankerConfig, Table
+from operators.features.ranker_inputs import Examples, ItemFeatures, lists
+from operators.features.tokens import table_rows
+from storage.errors import UserError
+
+LISTS = {
+    "caption": [[11, 12], [0], [13]],
+    "text": [[21], [22, 23], [0]],
+    "sid": [[31, 32], [31, 33], [34, 35]],
+}
+ITEMS = pa.table(
+    {"item_id": ["a", "b", "c"], "item": [7, 0, 9], **{k: pa.array(v, pa.list_(pa.int64())) for k, v in LISTS.items()}}
+)
+VECTORS = np.arange(6, dtype=np.float32)
+EMBEDDINGS = pa.table({"item_id": ["c", "a", "b"], "embedding": pa.FixedSizeListArray.from_arrays(VECTORS, 2)})
+TABLES = {
+    "user": Table(rows=1000, features=("user",)),
+    **{name: Table(rows=1000, features=(name, f"history_{name}")) for name in ("item", *LISTS)},
+}
+CONFIG = RankerConfig(tables=TABLES, dense=("age",), content_dim=2)
+HISTORIES, ROWS = [[0, 2], [], [1], [], [2, 2, 0]], [1, 0, 2, 2, 0]
+
+
+def rows_of(hashes: list[int], table: Table, function: int = 0) -> list[int]:
+    return table_rows(np.array(hashes), rows=table.rows, function=function).tolist()
+
+
+def inputs(histories: list[list[int]], rows: list[int], config: RankerConfig = CONFIG, **extra: object):
+    return ItemFeatures(ITEMS, EMBEDDINGS, config).inputs(
+        user=torch.arange(1, len(rows) + 1),
+        history=lists(pa.array(histories, pa.list_(pa.int32()))),
+        rows=torch.tensor(rows),
+        dense=torch.zeros(len(rows), 1),
+        **extra,
+    )
+
+
+def found(jagged) -> dict[str, list[list[int]]]:
+    return {key: [t.tolist() for t in jagged[key].to_dense()] for key in jagged.keys()}  # noqa: SIM118
+
+
+def test_every_field_of_every_row() -> None:
+    batch = inputs(HISTORIES, ROWS)
+    sparse = found(batch.sparse)
+    ids = ITEMS["item"].to_pylist()
+    assert batch.weighted is None
+    assert set(sparse) == {feature for table in TABLES.values() for feature in table.features}
+    assert sparse["user"] == [rows_of([user], TABLES["user"]) for user in range(1, 6)]
+    assert sparse["item"] == [rows_of([ids[row]], TABLES["item"]) for row in ROWS]
+    assert sparse["history_item"] == [
+        rows_of([ids[row] for row in past], TABLES["item"]) if past else [0] for past in HISTORIES
+    ]
+    for bag, values in LISTS.items():
+        assert sparse[bag] == [rows_of(values[row], TABLES[bag]) for row in ROWS]
+        assert sparse[f"history_{bag}"] == [
+            rows_of([t for row in past for t in values[row]], TABLES[bag]) if past else [0] for past in HISTORIES
+        ]
+
+
+def test_a_ranker_gets_what_its_tables_name() -> None:
+    tables = {"caption": TABLES["caption"], "item": Table(rows=50, features=("item",))}
+    batch = inputs(HISTORIES, ROWS, RankerConfig(tables=tables, dense=("age",)))
+    assert set(found(batch.sparse)) == {"caption", "history_caption", "item"}
+    assert batch.content is None
+    assert batch.history_content is None
+
+
+def test_a_hash_embedding_takes_several_rows_of_every_token_and_knows_their_weights() -> None:
+    table = Table(rows=40, features=("caption", "history_caption"), hashes=2, importance=30)
+    batch = inputs(HISTORIES, ROWS, CONFIG.model_copy(update={"tables": {**TABLES, "caption": table}}))
+    assert set(found(batch.weighted)) == {"caption", "history_caption"}
+    assert "caption" not in found(batch.sparse)
+    for row, values in zip(ROWS, found(batch.weighted)["caption"], strict=True):
+        tokens = LISTS["caption"][row]
+        first, second = (rows_of(tokens, table, function) for function in (0, 1))
+        assert values == [row for pair in zip(first, second, strict=True) for row in pair]
+    importance = table_rows(np.array(LISTS["caption"][ROWS[0]]), rows=30, function=2)
+    expected = [place * 2 + number for place in importance.tolist() for number in (0, 1)]
+    weights = batch.weighted["caption"].weights()
+    assert weights[: len(expected)].tolist() == expected
+    past = batch.weighted["history_caption"]
+    assert past.lengths().tolist() == [6, 2, 2, 2, 8]
+    assert past.to_dense()[1].tolist() == [0, 0]  # an empty history
+
+
+def test_positions_of_a_history_are_its_newest_items_first() -> None:
+    batch = inputs(HISTORIES, ROWS, CONFIG.model_copy(update={"history": 2}))
+    sparse = found(batch.sparse)
+    assert batch.history_length.tolist() == [2, 0, 1, 0, 2]
+    for place in range(2):
+        past = [history[::-1][place] if place < len(history) else None for history in HISTORIES]
+        for bag, values in LISTS.items():
+            assert sparse[f"history_{bag}.{place}"] == [
+                [0] if row is None else rows_of(values[row], TABLES[bag]) for row in past
+            ]
+    assert "history_caption" not in sparse
+
+
+def test_embeddings_follow_their_item_and_an_empty_history_has_none() -> None:
+    batch = inputs([[0, 2], []], [1, 0])
+    assert batch.content.tolist() == [[4, 5], [2, 3]]
+    assert batch.history_content[0].tolist() == [1, 2]  # mean of [2, 3] and [0, 1]
+    assert batch.history_content[1].isnan().all()
+
+
+def test_an_item_without_a_vector_leaves_the_others_of_a_history_as_they_are() -> None:
+    vectors = VECTORS.copy()
+    vectors[4:] = np.nan  # item b
+    embeddings = EMBEDDINGS.set_column(1, "embedding", pa.FixedSizeListArray.from_arrays(vectors, 2))
+    batch = ItemFeatures(ITEMS, embeddings, CONFIG).inputs(
+        user=torch.ones(2, dtype=torch.int64),
+        history=lists(pa.array([[0, 1, 2], [1]], pa.list_(pa.int32()))),
+        rows=torch.tensor([1, 0]),
+        dense=torch.zeros(2, 1),
+    )
+    assert batch.history_content[0].tolist() == [1, 2]
+    assert batch.history_content[1].isnan().all()
+    assert batch.content[0].isnan().all()
+
+
+@pytest.mark.parametrize("hashes", [1, 2])
+def test_ids_masked_out_are_unknown(hashes: int) -> None:
+    importance = 30 if hashes > 1 else 0
+    id_tables = {
+        name: Table(rows=99, features=(name, *past), hashes=hashes, importance=importance)
+        for name, past in (("user", ()), ("item", ("history_item",)))
+    }
+    config = RankerConfig(tables=id_tables, dense=("age",))
+    keep = torch.tensor([[True, False], [False, True]])
+    some, none = inputs([[0], [0]], [0, 2], config, keep=keep), inputs([[0], [0]], [0, 2], config)
+    nobody = inputs([[], []], [1, 1], config)  # item b has hash 0
+    part = "weighted" if hashes > 1 else "sparse"
+    some, none, nobody = (getattr(batch, part) for batch in (some, none, nobody))
+    assert some["history_item"].values().tolist() == none["history_item"].values().tolist()
+    for feature, hidden in (("user", 1), ("item", 0)):
+        parts = [jagged[feature].values().reshape(2, hashes) for jagged in (some, none)]
+        assert parts[0][hidden].tolist() == [0] * hashes
+        assert parts[0][1 - hidden].tolist() == parts[1][1 - hidden].tolist() != [0] * hashes
+    if hashes > 1:
+        weights = some["item"].weights().reshape(2, hashes)
+        assert weights[0].tolist() == nobody["item"].weights().reshape(2, hashes)[0].tolist()
+
+
+def test_batches_of_examples_equal_one_call() -> None:
+    table = pa.table(
+        {
+            "user": [1, 2, 3],
+            "row": pa.array([0, 1, 2], pa.int32()),
+            "history": pa.array([[1], [], [0, 1]], pa.list_(pa.int32())),
+            "age": pa.array([0.5, None, 2], pa.float32()),
+            "label": pa.array([1, 0, 1], pa.float32()),
+        }
+    )
+    items, examples = ItemFeatures(ITEMS, EMBEDDINGS, CONFIG), Examples(table, ["age"])
+    batch = examples.batch(items, torch.tensor([2, 0]), total=8)
+    whole = inputs([[0, 1], [1]], [2, 0])
+    assert batch.sparse["history_caption"].values().tolist() == whole.sparse["history_caption"].values().tolist()
+    assert batch.sparse["user"].values().tolist() == rows_of([3, 1], TABLES["user"])
+    assert batch.dense.tolist() == [[2], [0.5]]
+    assert examples.dense[1].isnan().all()
+    assert (batch.rows, whole.rows) == (8, 2)
+
+
+def test_lists_of_a_slice_and_their_gather() -> None:
+    column = pa.array([[9], [1, 2], [], [3]], pa.list_(pa.int32())).slice(1)
+    values, offsets, _ = gather(lists(column), torch.tensor([2, 1, 0, 0]))
+    assert (values.tolist(), offsets.tolist()) == ([3, 1, 2, 1, 2], [0, 1, 1, 3, 5])
+
+
+def test_an_item_without_an_embedding_is_the_users_to_mend() -> None:
+    with pytest.raises(UserError, match="--from project"):
+        ItemFeatures(ITEMS, EMBEDDINGS.slice(0, 2), CONFIG)

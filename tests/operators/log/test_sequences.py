@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from models.common.jagged import Lists
+from operators.log.events import SPLITS, Events, split_by_time, split_leave_last
+from operators.log.sequences import queries, training_sequences
+from storage.errors import UserError
+
+
+class Event(NamedTuple):
+    """One of a log."""
+
+    user: int
+    item: int
+    time: int
+    label: int
+    split: int
+
+
+def rows(lists: Lists) -> list[list[int]]:
+    return [part.tolist() for part in lists.values.split(lists.offsets.diff().tolist())]
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> tuple[Events, np.ndarray]:
+    """A log in order of time, of few users, items and moments, and one of its splits."""
+    entries = draw(
+        st.lists(
+            st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 9), st.sampled_from([0, 1, 1])),
+            min_size=3,
+            max_size=40,
+        )
+    )
+    columns = np.array(sorted(entries, key=lambda entry: (entry[2], *entry))).T
+    events = Events(columns[0], columns[1], columns[2], columns[3].astype(np.float32))
+    try:
+        if draw(st.booleans()):
+            return events, split_leave_last(events.user, events.time)
+        return events, split_by_time(events.time, valid=0.2, test=0.2)
+    except UserError:
+        assume(False)
+        raise
+
+
+def listed(events: Events, split: np.ndarray) -> list[Event]:
+    columns = (events.user, events.item, events.time, events.label, split)
+    return [Event(*map(int, row)) for row in zip(*columns, strict=True)]
+
+
+@given(logs())
+def test_training_sequences_are_the_positives_of_training_by_user_and_time(log: tuple[Events, np.ndarray]) -> None:
+    events = listed(*log)
+    wanted = []
+    for user in range(4):
+        own = [event.item for event in events if event.user == user and event.label and event.split == 0]
+        if own:
+            wanted.append(own)
+    found = training_sequences(*log)
+    assert (rows(found) if wanted else found.values.tolist()) == wanted
+    assert found.values.dtype == found.offsets.dtype == torch.int64
+
+
+@given(logs(), st.sampled_from(["valid", "test"]), st.integers(1, 4), st.booleans())
+def test_queries_show_what_was_known_strictly_before(
+    log: tuple[Events, np.ndarray], name: str, history: int, repeats: bool
+) -> None:
+    events, number = listed(*log), SPLITS.index(name)
+    users, targets, histories, seen = [], [], [], []
+    for at, event in enumerate(events):
+        if event.split != number or not event.label:
+            continue
+        mine = [(place, other) for place, other in enumerate(events) if other.user == event.user]
+        earlier = [other for place, other in mine if (other.time, place) < (event.time, at)]
+        if not repeats and any(other.item == event.item for other in earlier):
+            continue
+        known = [other for _, other in mine if other.time < event.time and other.split <= number]
+        users.append(event.user)
+        targets.append(event.item)
+        histories.append([other.item for other in known if other.label][-history:])
+        seen.append([other.item for other in known])
+    found = queries(*log, name, history=history, repeats=repeats)
+    assert found.user.tolist() == users
+    assert found.target.tolist() == targets
+    assert rows(found.histories) == histories
+    assert rows(found.seen) == ([[] for _ in seen] if repeats else seen)
+    assert found.histories.values.dtype == found.seen.offsets.dtype == torch.int64
+
+
+@given(logs(), st.randoms(use_true_random=False))
+def test_what_later_splits_hold_changes_nothing(log: tuple[Events, np.ndarray], random: random.Random) -> None:
+    events, split = log
+
+    def changed(later: np.ndarray) -> Events:
+        item, label = events.item.copy(), events.label.copy()
+        for row in np.flatnonzero(later):
+            item[row], label[row] = random.randrange(5), random.randrange(2)
+        return Events(events.user, item, events.time, label)
+
+    logs = events, changed(split == 2)
+    one, two = (queries(part, split, "valid", history=3, repeats=False) for part in logs)
+    assert one.target.tolist() == two.target.tolist()
+    assert rows(one.histories) == rows(two.histories)
+    assert rows(one.seen) == rows(two.seen)
+    first, second = (training_sequences(part, split) for part in (events, changed(split > 0)))
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(first.offsets, second.offsets)
+
+
+def test_a_disliked_item_is_seen_but_no_part_of_a_history() -> None:
+    events = Events(np.zeros(5, np.int64), np.arange(5), np.arange(5), np.array([1, 0, 1, 1, 1], np.float32))
+    split = split_leave_last(events.user, events.time)
+    assert rows(training_sequences(events, split)) == [[0, 2]]
+    found = queries(events, split, "test", history=9, repeats=False)
+    assert found.target.tolist() == [4]
+    assert rows(found.histories) == [[0, 2, 3]]
+    assert rows(found.seen) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_an_item_that_was_met_before_is_asked_for_only_among_repeats(repeats: bool) -> None:
+    events = Events(np.zeros(4, np.int64), np.array([0, 1, 2, 0]), np.arange(4), np.ones(4, np.float32))
+    found = queries(events, split_leave_last(events.user, events.time), "test", history=9, repeats=repeats)
+    assert found.target.tolist() == [0] * repeats
+    assert found.user.shape == (int(repeats),)

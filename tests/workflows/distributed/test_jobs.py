@@ -1,0 +1,191 @@
+"""The demo, small, as a Ray job on a head node of this machine; then what its run looks like from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.evaluation.clicks import log_loss
+from models.ranking.ranker import load_ranker
+from models.semantic_ids.quantizer import Quantizer
+from operators.features.ranker_inputs import Examples, ItemFeatures, predict
+from storage import files
+from storage.manifest import Manifest
+from workflows.catalogs.synthetic.sample import write_sample
+from workflows.distributed import jobs
+
+pytestmark = pytest.mark.long
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.quantize.workers=2"]
+QUICK += ["stages.rank.epochs=2", "stages.rank.workers=2"]
+# one generator is enough to wait for
+QUICK += ["stages.generate.sasrec=null", "stages.generate.sequential=null"]
+QUICK += ["stages.generate.parallel.course.steps=5", "stages.generate.parallel.codewords=32"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def _auth_mode_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call in this process sets would make the next Ray of this process ask for a token."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def dashboard():
+    """The URL of a Ray head that lives as long as this module's tests."""
+    port, board = free_port(), free_port()
+    command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={board}"]
+    command += ["--num-cpus=5", "--object-store-memory=1000000000", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # another Ray of this machine may hold the usual one
+    # The job's `python` is the one on the head's path, as in an activated environment.
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for every fit
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    url = f"http://127.0.0.1:{board}"
+    until = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2)  # noqa: S310 - our own head
+            break
+        except urllib.error.HTTPError:
+            break  # it answers, if only to ask for a token
+        except OSError:
+            assert time.monotonic() < until, "the Ray head did not come up"
+            assert head.poll() is None
+            time.sleep(0.5)
+    yield url
+    os.killpg(head.pid, signal.SIGKILL)  # nothing in it is worth a slow farewell
+    head.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def run(dashboard, tmp_path_factory):
+    """The run directory of the demo as a job, submitted from a folder that is not the repository."""
+    place = tmp_path_factory.mktemp("jobs")
+    write_sample(str(place / "catalog"), items=50, users=60)
+    workflow = REPOSITORY / "workflows" / "definitions" / "demo.yaml"
+    command = [BIN / "tesserec", "submit", workflow, "--address", dashboard, "--run-dir", "run"]
+    for override in ("catalog=catalog", "stages.ingest.max_reject_share=0.5", *QUICK):
+        command += ["--set", override]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=840, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("raysubmit_")
+    return place / "run"
+
+
+def test_submission_waits_for_the_agent_of_a_head_that_has_just_started(monkeypatch):
+    class Client:
+        answers = iter([RuntimeError("status code 500: No available agent to submit job"), "raysubmit_1"])
+
+        def submit_job(self, **_):
+            answer = next(self.answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    assert jobs._submit(Client(), "true") == "raysubmit_1"
+    monkeypatch.setattr(jobs, "AGENT_SECONDS", -1)
+    Client.answers = iter([RuntimeError("No available agent")])
+    with pytest.raises(RuntimeError, match="agent"):
+        jobs._submit(Client(), "true")
+
+
+def test_every_stage_of_the_job_is_complete_and_no_row_is_lost(run):
+    shown = subprocess.run([BIN / "tesserec", "show", run, "--json"], capture_output=True, text=True, check=True).stdout
+    manifest = Manifest.model_validate_json((run / "manifest.json").read_text())
+    stages = json.loads(shown)["stages"]
+    names = ["ingest", "interpret", "project", "quantize", "features", "rank", "generate", "evaluate", "report"]
+    assert list(stages) == names
+    for name, stage in stages.items():
+        assert stage["state"] == "complete", name
+        assert stage["rows_in"] == stage["rows_out"] + stage["rejected"]
+        assert stage["fingerprint"] == manifest.stages[name].fingerprint
+
+
+def test_every_item_has_a_caption_or_a_reason_an_embedding_and_its_own_sid(run):
+    items = files.read_table(str(run / "items"))
+    degraded = {row["item_id"] for row in files.read_table(str(run / "rejects" / "interpret")).to_pylist()}
+    assert {row["item_id"] for row in items.to_pylist() if row["caption"] is None} <= degraded
+    sids = files.read_table(str(run / "sids"))
+    embeddings = files.read_table(str(run / "embeddings"))
+    assert (
+        set(items["item_id"].to_pylist()) == set(sids["item_id"].to_pylist()) == set(embeddings["item_id"].to_pylist())
+    )
+    assert len({tuple(codes) for codes in sids["codes"].to_pylist()}) == items.num_rows
+
+
+def test_both_workers_of_the_quantizer_had_their_rows(run):
+    """Its mean is taken over what all workers hold."""
+    embeddings = np.stack(files.read_table(str(run / "embeddings"))["embedding"].to_pylist())
+    mean = Quantizer.load(str(run / "models" / "quantizer")).mean
+    np.testing.assert_allclose(mean.numpy(), embeddings.mean(0), atol=1e-4)
+
+
+def test_the_exported_ranker_scores_as_the_one_of_two_workers(run):
+    ranker = load_ranker(str(run / "models" / "ranker"))
+    items, valid = (files.read_table(str(run / "features" / name)) for name in ("items", "valid"))
+    examples = Examples(valid, ranker.config.dense)
+    scores = predict(ranker, ItemFeatures(items, files.read_table(str(run / "embeddings")), ranker.config), examples)
+    wanted = json.loads((run / "manifest.json").read_text())["stages"]["rank"]["metrics"]["valid_log_loss"]
+    assert log_loss(examples.label.numpy(), scores) == pytest.approx(wanted, abs=1e-4)  # its tables are rounded to fp16
+
+
+def test_evaluation_compares_ranker_popularity_and_truth(run):
+    metrics = json.loads((run / "manifest.json").read_text())["stages"]["evaluate"]["metrics"]
+    for model in ("ranker", "popularity", "truth"):
+        assert {"auc", "user_auc", "log_loss", "ne", "calibration"} <= set(metrics[model])
+    assert metrics["ranker"]["auc"] < metrics["truth"]["auc"]
+    assert any(key.startswith("recall@") for key in metrics["retriever"])
+    for model in ("generator", "parallel", "itemknn"):
+        assert {"recall@10", "ndcg@10"} <= set(metrics[model])
+
+
+def test_the_report_is_there_and_checkpoints_are_gone(run):
+    assert "<html" in (run / "report" / "index.html").read_text()
+    assert list((run / "checkpoints").glob("*")) == []
+
+
+def test_a_head_that_hangs_up_is_asked_for_the_same_job_again(monkeypatch):
+    """Whether or not it had taken the job, there is one job."""
+
+    class Head:
+        def __init__(self) -> None:
+            self.taken: list[str] = []
+            self.hung_up = 0
+
+        def submit_job(self, *, submission_id: str, **_: object) -> str:
+            if submission_id in self.taken:
+                raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
+            self.taken.append(submission_id)
+            self.hung_up += 1
+            raise OSError("Remote end closed connection without response")
+
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    head = Head()
+    assert jobs._submit(head, "python -c 1") == head.taken[0]
+    assert len(head.taken) == head.hung_up == 1

@@ -1,0 +1,59 @@
+"""Which stages the runner runs anew, and what it hands them; the stages themselves stand still."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from operators.log.split import Split
+from workflows.distributed import cluster
+from workflows.engine.definition import resolve
+from workflows.engine.registry import stage_module
+from workflows.engine.runner import execute
+from workflows.engine.stage import Context, Result, StageConfig
+
+STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")
+METHODS = {"rqvae": ["features", "rank"], "rqvae+collaborative": ["quantize", "features", "rank"]}
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
+    """The split that every stage was handed which ran since this was last cleared."""
+    found: dict[str, Split] = {}
+
+    def stand_in(name: str) -> None:
+        def run(config: StageConfig, context: Context) -> Result:
+            found[name] = context.split
+            return Result(rows_in=1, rows_out=1)
+
+        monkeypatch.setattr(stage_module(name), "run", run)
+
+    for name in STAGES:
+        stand_in(name)
+    monkeypatch.setattr(cluster, "connected", lambda address, cpus: nullcontext())
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_gets_the_split_and_those_that_read_it_run_anew_with_another(
+    tmp_path: Path, ran: dict[str, Split], method: str
+) -> None:
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
+    stages = {name: {} for name in STAGES} | {"quantize": {"method": method}}
+
+    def run(**split: object) -> list[str]:
+        ran.clear()
+        raw = {"name": "w", "catalog": str(tmp_path / "catalog"), "split": split, "stages": stages}
+        definition = resolve(raw, source="w")
+        execute(definition, str(tmp_path / "run"))
+        assert all(handed == definition.split for handed in ran.values())
+        return list(ran)
+
+    assert run(kind="time", valid=0.2) == list(STAGES)
+    assert run(kind="time", valid=0.2, test=0.1) == []  # the default, spelled out
+    assert run(kind="time", valid=0.3) == METHODS[method]
+    assert run(kind="leave_last") == METHODS[method]

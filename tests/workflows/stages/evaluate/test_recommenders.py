@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from models.common.jagged import Lists
+from models.common.recommender import Queries, Recommended, best
+from operators.log.split import SplitLeaveLast
+from storage import files
+from storage.hashing import hash_order
+from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.run import RunDir
+from tests.serving.conftest import ITEMS, write_run
+from workflows.engine.stage import Context, Result
+from workflows.stages.evaluate import recommenders
+from workflows.stages.evaluate import stage as evaluate
+from workflows.stages.evaluate.recommenders import judge
+
+KEYS = [f"{name}@{at}" for at in (5, 10, 20) for name in ("recall", "ndcg")]
+
+
+class Fixed:
+    """Recommends in one random order to everyone, and remembers what it was asked."""
+
+    def __init__(self, seed: int) -> None:
+        self.scores = torch.tensor(np.random.default_rng(seed).random(ITEMS))
+        self.banned: list[Lists | None] = []
+
+    def recommend(
+        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        self.banned.append(banned)
+        return best(self.scores.repeat(len(histories.offsets) - 1, 1), k=k, banned=banned, allowed=allowed)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch) -> RunDir:
+    """A run whose generate stage has fitted two recommenders."""
+    run = write_run(tmp_path, labels=True)
+    fitted = {"parallel": Fixed(0), "sasrec": Fixed(1)}
+    monkeypatch.setattr(recommenders, "load_recommenders", lambda of: fitted)
+    asked = {"history": 5, "repeats": False}
+    history: dict[str, list] = {name: [] for name in fitted}
+    run.write_json({"chosen": "parallel", "queries": asked, "history": history}, "metrics", "generate.json")
+    return run
+
+
+def evaluated(run: RunDir, *stages: str, queries: int | None = None, **changes) -> Result:
+    complete = {stage: StageEntry(state="complete") for stage in stages}
+    write_manifest(run.root, Manifest(name="tiny", stages={**complete, "evaluate": StageEntry(state="running")}))
+    context = Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
+    return evaluate.run(evaluate.Config(bootstrap=20, queries=queries), replace(context, **changes))
+
+
+def brute_popularity(run: RunDir, *, repeats: bool) -> tuple[list[float], list[bool]]:
+    """NDCG@10 of the most popular items per query of a leave-last split, by loops over the log, and who is cold."""
+    log = pl.from_arrow(run.read_table("catalog", "interactions"))
+    names = run.read_table("embeddings")["item_id"].to_pylist()
+    rows = {names[at]: row for row, at in enumerate(hash_order(names))}
+    users: dict[str, list[tuple[int, int, float]]] = {}
+    for event in log.sort("timestamp").iter_rows(named=True):
+        stamp = int(event["timestamp"].timestamp() * 1e6)
+        users.setdefault(event["user_id"], []).append((stamp, rows[event["item_id"]], event["label"]))
+    train = [event for events in users.values() for event in (events[:-2] if len(events) > 2 else events)]
+    positives = np.bincount([item for _, item, label in train if label], minlength=len(names))
+    met = {item for _, item, _ in train}
+    found, cold = [], []
+    for *past, (_, target, label) in (events for events in users.values() if len(events) > 2):
+        seen = set() if repeats else {item for _, item, _ in past}
+        if not label or target in seen:
+            continue
+        order = sorted(set(range(len(names))) - seen, key=lambda item: (-positives[item], item))[:10]
+        found.append(1 / np.log2(order.index(target) + 2) if target in order else 0.0)
+        cold.append(target not in met)
+    return found, cold
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_every_recommender_is_asked_for_the_test_positives(run, repeats):
+    told = {**run.read_json("metrics", "generate.json"), "queries": {"history": 5, "repeats": repeats}}
+    run.write_json(told, "metrics", "generate.json")
+    files.remove(run.uri("features"))
+    files.remove(run.uri("models", "ranker"))
+    result = evaluated(run, "generate", split=SplitLeaveLast(kind="leave_last"))
+    metrics = result.metrics
+    baselines = ("sasrec", "itemknn", "popularity")
+    names = {"generator", "parallel", *baselines}
+    assert set(metrics) == names | {f"generator_over_{name}" for name in baselines}
+    assert metrics["generator"] == metrics["parallel"]
+    assert set(KEYS) < metrics["itemknn"].keys()
+    expected, cold = brute_popularity(run, repeats=repeats)
+    assert metrics["popularity"]["ndcg@10"] == pytest.approx(np.mean(expected))
+    assert {metrics[name]["queries"] for name in names} == {len(expected)} == {result.rows_out}
+    assert metrics["sasrec"]["cold_queries"] == sum(cold)
+    (banned,) = recommenders.load_recommenders(run)["parallel"].banned
+    assert (banned is None) == repeats
+    assert run.read_json("metrics", "evaluate.json")["sasrec"]["recall@20"] == metrics["sasrec"]["recall@20"]
+
+
+def test_a_ranker_and_a_generator_are_scored_as_each_alone(run):
+    def written(*stages: str) -> dict:
+        evaluated(run, *stages)
+        return run.read_json("metrics", "evaluate.json")
+
+    both, ranker, generator = written("rank", "generate"), written("rank"), written("generate")
+    assert {"ranker", "retriever", "slices"} < ranker.keys()
+    assert ranker.keys() & generator.keys() == {"popularity"}
+    assert not ranker["popularity"].keys() & generator["popularity"].keys()
+    assert both == {**ranker, **generator, "popularity": {**ranker["popularity"], **generator["popularity"]}}
+
+
+def test_a_sample_of_the_queries_may_do(run):
+    every, few = (evaluated(run, "generate", queries=queries) for queries in (None, 7))
+    assert few.rows_out == few.metrics["sasrec"]["queries"] == 7 < every.rows_out
+
+
+def test_a_split_without_a_query_scores_nobody(run):
+    log = pl.from_arrow(run.read_table("catalog", "interactions"))
+    last = log["timestamp"].quantile(0.85, "nearest")
+    disliked = pl.when(pl.col("timestamp") > last).then(0.0).otherwise(pl.col("label")).cast(pl.Float32)
+    run.write_table(log.with_columns(label=disliked).to_arrow(), "catalog", "interactions")
+    result = evaluated(run, "generate")
+    assert (result.rows_out, result.metrics) == (0, {})
+
+
+def asked(users: int, items: np.ndarray) -> Queries:
+    """One query per user for the first item of a list."""
+    nothing = Lists(torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1, dtype=torch.int64))
+    return Queries(np.arange(users), nothing, torch.from_numpy(items[:, 0].copy()), nothing)
+
+
+def test_the_generator_is_set_against_baselines_by_paired_ratios():
+    random = np.random.default_rng(0)
+    items = np.stack([random.permutation(50)[:20] for _ in range(40)])
+    late = np.roll(items, 1, axis=1)
+    late[::2] = -1  # every second user gets nothing, the others their item in the second place
+    lists = {"parallel": late, "sasrec": items, "itemknn": late.copy(), "popularity": np.full_like(items, -1)}
+    found = judge(lists, asked(40, items), np.ones(50), np.zeros(50, bool), chosen="parallel", seed=0)
+    over = found["generator_over_sasrec"]
+    assert over["recall@10"] == 0.5
+    assert over["ndcg@10"] == pytest.approx(0.5 / np.log2(3))
+    low, high = over["recall@10_interval"]
+    assert 0.25 < low < 0.5 < high < 0.75
+    assert found["generator_over_itemknn"]["ndcg@10_interval"] == [1.0, 1.0]  # hits and misses are shared
+    assert np.isnan(found["generator_over_popularity"]["recall@10"])
+    assert np.isnan(found["generator_over_popularity"]["recall@10_interval"]).all()
+    assert found["sasrec"]["recall@10_interval"] == [1.0, 1.0]
+
+
+def test_intervals_shrink_with_users():
+    random = np.random.default_rng(0)
+    widths = []
+    for users in (30, 480):
+        items = np.stack([random.permutation(40)[:20] for _ in range(users)])
+        items[random.random(users) < 0.5, 0] = -1
+        test = asked(users, np.where(items < 0, 0, items))
+        found = judge({"parallel": items}, test, np.ones(40), np.zeros(40, bool), chosen="parallel", seed=0)
+        low, high = found["generator"]["ndcg@10_interval"]
+        assert low < found["generator"]["ndcg@10"] < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2

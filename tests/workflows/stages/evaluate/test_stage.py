@@ -1,0 +1,105 @@
+"""Evaluate by slices of the catalogue, on hand-made artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.evaluation.clicks import scorecard
+from storage import files
+from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.run import RunDir
+from tests.serving.conftest import write_run
+from workflows.engine.stage import Context, Result
+from workflows.engine.summary import summary
+from workflows.stages.evaluate import stage as evaluate
+
+PAIRS = (("cold_items", "warm_items"), ("head_items", "tail_items"), ("with_caption", "without_caption"))
+SCORERS = ("ranker", "popularity", "truth")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A finished run with the probabilities that its labels came from."""
+    run = write_run(tmp_path, labels=True)
+    log = run.read_table("catalog", "interactions", columns=["user_id", "item_id", "timestamp"])
+    probability = pa.array(np.random.default_rng(1).uniform(0.05, 0.6, log.num_rows))
+    files.write_part(run.uri("truth.parquet"), log.append_column("probability", probability))
+    write_manifest(run.root, Manifest(name="tiny", stages={"rank": StageEntry(state="complete")}))
+    return run
+
+
+def evaluated(run: RunDir) -> Result:
+    quiet = {"log": lambda line: None, "progress": lambda done, total: None}
+    return evaluate.run(evaluate.Config(recall_at=(5,), bootstrap=10), Context(run, run.root, 0, "f", **quiet))
+
+
+def rewrite(run: RunDir, **columns: pa.Array) -> None:
+    items = run.read_table("features", "items")
+    for name, values in columns.items():
+        items = items.set_column(items.schema.get_field_index(name), name, values)
+    run.write_table(items, "features", "items")
+
+
+def test_no_row_is_dropped_and_each_slice_holds_its_own(run):
+    items = run.read_table("features", "items")
+    number = np.array([int(name.removeprefix("item ")) for name in items["item_id"].to_pylist()])
+    rewrite(run, item=pa.array(np.where(number % 4 == 0, 0, items["item"].to_numpy())))
+    result = evaluated(run)
+    test = run.read_table("features", "test")
+    label, slices = test["label"].to_numpy(), result.metrics["slices"]
+    assert set(slices) == {name for pair in PAIRS for name in pair}
+    for pair in PAIRS:
+        assert sum(slices[name]["rows"] for name in pair) == test.num_rows
+        assert sum(slices[name]["positives"] for name in pair) == (label > 0).sum()
+        assert all(set(slices[name]) == {"rows", "positives", *SCORERS} for name in pair)
+    of_test = number[test["row"].to_numpy()]
+    assert slices["without_caption"]["rows"] == (of_test % 7 == 0).sum()
+    cold = of_test % 4 == 0
+    assert slices["cold_items"]["rows"] == cold.sum()
+    probability = evaluate.true_probability(run.root, test)
+    user = np.unique(test["user_id"].to_pylist(), return_inverse=True)[1]
+    assert slices["cold_items"]["truth"] == pytest.approx(scorecard(user[cold], label[cold], probability[cold]))
+
+
+def test_the_slice_of_everything_scores_as_everything_and_an_empty_one_is_null(run):
+    items = run.read_table("features", "items")
+    rewrite(run, item=pa.array(np.arange(1, items.num_rows + 1)), caption=pa.array([[0]] * items.num_rows))
+    metrics = evaluated(run).metrics
+    for scorer in SCORERS:
+        overall = {name: value for name, value in metrics[scorer].items() if name != "auc_interval"}
+        assert metrics["slices"]["warm_items"][scorer] == overall
+        assert metrics["slices"]["without_caption"][scorer] == overall
+        assert all(np.isnan(value) for value in metrics["slices"]["cold_items"][scorer].values())
+    written = run.read_json("metrics", "evaluate.json")["slices"]
+    assert written["cold_items"]["rows"] == 0
+    assert set(written["cold_items"]["ranker"].values()) == {None}
+    assert written["warm_items"] == metrics["slices"]["warm_items"]
+
+
+def test_the_summary_stays_a_few_lines(run):
+    stages = {"evaluate": StageEntry(state="complete", metrics=evaluated(run).metrics)}
+    shown = summary(Manifest(name="tiny", stages=stages), run.root)
+    assert "popularity" in shown
+    assert "slices" not in shown
+    assert len(shown.splitlines()) < 15
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
+def test_the_head_is_the_fewest_items_with_half_of_the_positives(positives):
+    counts = np.array(positives, float)
+    items = pa.table({"item": np.arange(len(counts)), "caption": [[n % 2, 5] for n in range(len(counts))]})
+    found = evaluate.slices(items, counts)
+    assert found["cold_items"].tolist() == [n == 0 for n in range(len(counts))]
+    assert found["with_caption"].tolist() == [n % 2 == 1 for n in range(len(counts))]
+    for one, other in PAIRS:
+        assert (found[one] ^ found[other]).all()
+    head = counts[found["head_items"]]
+    assert 2 * head.sum() >= counts.sum()
+    assert not len(head) or 2 * (head.sum() - head.min()) < counts.sum()
+    assert not len(head) or found["tail_items"].sum() == 0 or head.min() >= counts[found["tail_items"]].max()

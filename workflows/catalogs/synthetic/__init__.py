@@ -1,0 +1,1 @@
+"""The embedded catalogue: generated, deterministic, with a known truth."""

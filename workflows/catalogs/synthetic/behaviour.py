@@ -1,0 +1,178 @@
+"""Who clicks on what in the embedded catalogue: a known click model and the log it gives.
+
+    P(click) = sigmoid(BIAS + taste . look + QUALITY quality + NOVELTY exp(-age / 5 days) + POSITION (position - 1))
+
+Tastes are over what can be *seen* (category, colour, pattern, material) and lie near a few archetypes, so that users
+can be learnt from one another. Quality belongs to the item alone: identifiers can learn it, pixels cannot. Numbers that
+are stored are rounded when drawn, so the stored tables give back the probabilities exactly.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage import files
+from workflows.catalogs.canonical import TIMESTAMP
+from workflows.catalogs.synthetic.drawing import CATEGORIES, COLOURS, MATERIALS, PATTERNS
+
+DAYS = 90
+START = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+SESSION = 8  # impressions of one visit, at positions 1 to 8
+SESSIONS_PER_USER = 5
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "category": CATEGORIES,
+    "colour": tuple(COLOURS),
+    "pattern": PATTERNS,
+    "material": MATERIALS,
+}
+TASTE_COLUMNS = [f"{attribute}={value}" for attribute, values in ATTRIBUTES.items() for value in values]
+
+# Strength of each attribute's taste, and how many of its values an archetype loves and dislikes.
+TASTES = {"category": (0.5, 2, 2), "colour": (1.3, 3, 3), "pattern": (0.9, 1, 1), "material": (0.3, 1, 1)}
+ARCHETYPES = 6
+OWN_TASTE = 0.2  # standard deviation of what a user adds to the archetype
+BIAS, QUALITY, NOVELTY, POSITION = -1.5, 0.3, 0.5, -0.06
+NOVELTY_DAYS = 5.0
+
+SHARE_FROM_START, SHARE_NEW = 0.55, 0.13  # of the items; the rest arrives in between, the new ones in the last 14 days
+HOURS = np.array([2, 1, 1, 1, 1, 2, 3, 5, 6, 6, 6, 6, 7, 7, 6, 6, 6, 7, 8, 9, 10, 9, 7, 4], dtype=np.float64)
+DAY_US, HOUR_US, SECOND_US = 86_400_000_000, 3_600_000_000, 1_000_000
+
+
+def draw_items(item_ids: list[str], rng: np.random.Generator) -> pa.Table:
+    """The truth about items: a column per visual attribute, `clutter`, `quality` (standard normal), `first_seen`.
+
+    Attributes are independent of each other and balanced. Items listed before the log starts have an age by then.
+    """
+    count = len(item_ids)
+    columns: dict[str, pa.Array] = {"item_id": pa.array(item_ids, pa.string())}
+    for attribute, values in ATTRIBUTES.items():
+        codes = rng.permutation(np.arange(count) % len(values))
+        columns[attribute] = pa.array([values[code] for code in codes], pa.string())
+    start, new = round(SHARE_FROM_START * count), round(SHARE_NEW * count)
+    days = np.concatenate(
+        [
+            rng.integers(-180, 1, start),
+            rng.integers(1, DAYS - 14, count - start - new),
+            rng.integers(DAYS - 14, DAYS - 1, new),
+        ]
+    )
+    columns["clutter"] = pa.array(rng.integers(0, 8, count), pa.int32())
+    columns["quality"] = pa.array(np.round(rng.normal(size=count), 3))
+    columns["first_seen"] = pa.array(_epoch_us() + rng.permutation(days) * DAY_US).cast(TIMESTAMP)
+    return pa.table(columns)
+
+
+def draw_users(user_ids: list[str], rng: np.random.Generator) -> pa.Table:
+    """The truth about users: `user_id` and the taste for each attribute value, in columns named `attribute=value`."""
+    archetypes = np.zeros((ARCHETYPES, len(TASTE_COLUMNS)))
+    strengths, offset = np.empty(len(TASTE_COLUMNS)), 0
+    for attribute, values in ATTRIBUTES.items():
+        strength, loved, disliked = TASTES[attribute]
+        for archetype in archetypes:
+            order = offset + rng.permutation(len(values))
+            archetype[order[:loved]], archetype[order[loved : loved + disliked]] = 1.5, -1.0
+        strengths[offset : offset + len(values)] = strength
+        offset += len(values)
+    archetypes -= 0.2 * archetypes.mean(
+        axis=0
+    )  # a look that many like is popular, but popularity must not stand for taste
+    count = len(user_ids)
+    first, second = rng.integers(0, ARCHETYPES, (2, count))
+    tastes = 0.75 * archetypes[first] + 0.25 * archetypes[second]
+    tastes = strengths * (tastes + OWN_TASTE * rng.normal(size=tastes.shape))
+    columns = {name: pa.array(values) for name, values in zip(TASTE_COLUMNS, np.round(tastes.T, 3), strict=True)}
+    return pa.table({"user_id": pa.array(user_ids, pa.string()), **columns})
+
+
+def click_probability(pairs: pa.Table, users: pa.Table, items: pa.Table) -> np.ndarray:
+    """P(click) of impressions, float64 [N], rounded to six decimals.
+
+    Args:
+        pairs: user_id, item_id, timestamp (UTC), position (from 1); any user may meet any item.
+        users: as of `draw_users`.
+        items: as of `draw_items`.
+
+    Raises:
+        ValueError: a user or an item is not in the tables.
+    """
+    user, item = _rows(pairs["user_id"], users["user_id"]), _rows(pairs["item_id"], items["item_id"])
+    tastes = np.column_stack([users[name].to_numpy() for name in TASTE_COLUMNS])
+    logit, offset = np.full(pairs.num_rows, BIAS), 0
+    for attribute, values in ATTRIBUTES.items():
+        codes = pc.index_in(items[attribute], pa.array(values)).to_numpy()
+        logit += tastes[user, offset + codes[item]]
+        offset += len(values)
+    seen = items["first_seen"].cast(pa.int64()).to_numpy()[item]
+    age = (pairs["timestamp"].cast(TIMESTAMP).cast(pa.int64()).to_numpy() - seen) / DAY_US
+    logit += QUALITY * items["quality"].to_numpy()[item] + NOVELTY * np.exp(-np.maximum(age, 0) / NOVELTY_DAYS)
+    logit += POSITION * (pairs["position"].to_numpy() - 1)
+    return np.round(1 / (1 + np.exp(-logit)), 6)
+
+
+def true_probability(directory: str, pairs: pa.Table) -> np.ndarray:
+    """P(click) of any user x item pairs, read from the truth beside a sample catalogue; only evaluation may ask.
+
+    `pairs` and the result are those of `click_probability`.
+    """
+    users, items = (files.read_table(files.join(directory, f"truth_{name}.parquet")) for name in ("users", "items"))
+    return click_probability(pairs, users, items)
+
+
+def draw_impressions(users: pa.Table, items: pa.Table, rng: np.random.Generator) -> pa.Table:
+    """Sessions of distinct items over the 90 days: user_id, item_id, timestamp, position; 40 rows per user on average.
+
+    Exposure mixes chance with popularity (which follows quality loosely) and favours new items; taste has no part
+    in it. Activity of users is long-tailed; everybody comes at least once.
+    """
+    count = users.num_rows
+    activity = rng.lognormal(sigma=0.8, size=count)
+    visitors = rng.choice(count, count * (SESSIONS_PER_USER - 1), p=activity / activity.sum())
+    visitors = rng.permutation(np.concatenate([np.arange(count), visitors]))
+    days = np.sort(rng.integers(0, DAYS, len(visitors)))
+
+    quality = items["quality"].to_numpy()
+    popularity = np.exp(0.5 * quality + 0.8 * rng.normal(size=items.num_rows))
+    exposure = np.log(0.5 + 0.5 * popularity / popularity.mean())
+    listed = (items["first_seen"].cast(pa.int64()).to_numpy() - _epoch_us()) / DAY_US
+    shown = []
+    for day in range(DAYS):
+        weights = np.where(listed <= day, exposure + np.exp(-(day - listed).clip(0) / NOVELTY_DAYS), -np.inf)
+        # Gumbel top-k draws without replacement in proportion to exp(weights) (Kool et al. 2019).
+        keys = weights + rng.gumbel(size=(int((days == day).sum()), items.num_rows))
+        shown.append(np.argsort(-keys, axis=1)[:, :SESSION])
+
+    start = days * DAY_US + rng.choice(24, len(days), p=HOURS / HOURS.sum()) * HOUR_US
+    start += rng.integers(0, HOUR_US, len(days))
+    pauses = rng.integers(2, 20, (len(days), SESSION)) * SECOND_US
+    timestamps = _epoch_us() + start[:, None] + np.cumsum(pauses, axis=1)
+    impressions = pa.table(
+        {
+            "user_id": users["user_id"].take(pa.array(np.repeat(visitors, SESSION))),
+            "item_id": items["item_id"].take(pa.array(np.concatenate(shown).ravel())),
+            "timestamp": pa.array(timestamps.ravel()).cast(TIMESTAMP),
+            "position": pa.array(np.tile(np.arange(1, SESSION + 1), len(days)), pa.int32()),
+        }
+    )
+    return impressions.sort_by([("timestamp", "ascending"), ("user_id", "ascending")]).combine_chunks()
+
+
+def draw_clicks(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Clicks as float32 [N], 1 or 0."""
+    return (rng.random(len(probability)) < probability).astype(np.float32)
+
+
+def _epoch_us() -> int:
+    return int(START.timestamp()) * SECOND_US
+
+
+def _rows(values: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
+    rows = pc.index_in(values, pa.array(known.to_pylist(), pa.string()))
+    if rows.null_count:
+        raise ValueError(f"{rows.null_count} rows name a user or an item that the truth does not know")
+    return rows.to_numpy()

@@ -1,0 +1,1 @@
+"""Ray Data and Ray Train: pools, streams, training, independent trials, clusters, jobs."""

@@ -1,0 +1,97 @@
+"""Submit a run to a cluster as a Ray job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage import files
+from storage.errors import UserError
+from workflows.distributed.cluster import EXCLUDES, REPOSITORY
+from workflows.engine.definition import Definition, dump, load
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+AGENT_SECONDS = 60.0
+
+
+def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address: str, *, wait: bool) -> int:
+    """Submit and, with `wait`, follow the job's log on stderr; print the job's id on stdout.
+
+    The repository travels as the job's working directory and the resolved definition inside the entry point, so the
+    cluster needs nothing but the dependencies (see cluster/Dockerfile). Local paths are made absolute: the catalogue
+    and the run directory must be reachable under them from every node.
+
+    Returns:
+        0, or 1 where the job did not succeed.
+
+    Raises:
+        UserError: the definition is wrong, or no dashboard answers at the address.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if (Path.home() / ".ray" / "auth_token").exists():  # a head started here asks for it, and a client must be told so
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    definition = load(workflow, overrides)
+    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
+    root = files.absolute(run_dir or f"runs/{definition.name}")
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        job = _submit(client, _entrypoint(definition, root))
+    except AuthenticationError as error:
+        raise UserError(f"{address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"No Ray cluster at {address} took the job ({reason}): is it the dashboard's URL?") from error
+    print(job, flush=True)  # noqa: T201
+    if not wait:
+        return 0
+
+    async def follow() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201
+
+    try:
+        asyncio.run(follow())
+    except KeyboardInterrupt:
+        print(f"Stopped following; the job goes on, and `ray job stop {job}` ends it.", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0 if client.get_job_status(job) == JobStatus.SUCCEEDED else 1
+
+
+def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
+    """The id of the submitted job.
+
+    A head just started answers before the agent that takes jobs is up, and a busy one may hang up: so wait, and ask
+    again under the same id, which makes no second job.
+    """
+    until = time.monotonic() + AGENT_SECONDS
+    job = f"raysubmit_{secrets.token_hex(8)}"
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES},
+            )
+        except (OSError, RuntimeError) as error:
+            if f"{job} already exists" in str(error):
+                return job
+            again = isinstance(error, OSError) or "No available agent" in str(error)
+            if not again or time.monotonic() > until:
+                raise
+            time.sleep(1)
+
+
+def _entrypoint(definition: Definition, root: str) -> str:
+    run = ["python", "-m", "workflows", "run", "submitted.yaml", "--run-dir", root, "--address", "auto"]
+    return f"printf %s {shlex.quote(dump(definition))} > submitted.yaml && {shlex.join(run)}"

@@ -1,0 +1,208 @@
+"""A stream of operators over Ray Data: resumable by row, every row with its outcome.
+
+The recipe is measured; other ways lose rows. Blocks of `commit_rows` are cut right after the read, because a block is
+the unit that commits. Kept and rejected rows leave through one sink, because a second branch would compute everything
+twice. A resumed stream appends behind Ray's row-level checkpoint, which is kept under the stage's fingerprint.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from operators.base import KEPT, REJECTED, Operator, apply, with_outcome
+from storage import files
+from storage.errors import UserError
+from workflows.distributed.pools import Group
+
+if TYPE_CHECKING:
+    import ray.data
+
+TURN_S = 0.2
+
+
+class _Worker:
+    """What an actor holds: operators, set up once. Ray bounds its threads by `num_cpus` (OMP_NUM_THREADS)."""
+
+    def __init__(self, operators: Sequence[Operator], columns: list[str]) -> None:
+        self._operators, self._columns = operators, columns
+        for operator in operators:
+            operator.setup()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if "outcome" not in table.column_names:
+            table = with_outcome(table)
+        for operator in self._operators:
+            table = apply(operator, table)
+        return table.select([name for name in table.column_names if name in self._columns])
+
+
+class _Pace:
+    """Slows the scheduling of a stream down, whose loop turns ten times a second and takes 7 % of a core for that.
+
+    Blocks take seconds, and every actor has the next one waiting. Ray Data calls these methods by name.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(TURN_S)
+
+    def before_execution_starts(self, executor: object) -> None: ...
+
+    def after_execution_succeeds(self, executor: object) -> None: ...
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None: ...
+
+
+def stream(
+    source: str,
+    groups: Sequence[Group],
+    *,
+    sink: str,
+    columns: list[str],
+    commit_rows: int,
+    no_progress_timeout_s: float,
+    on_rows: Callable[[int], None],
+) -> None:
+    """Send the rows of a Parquet folder with unique `item_id` through operators into `sink`/rows.
+
+    What an earlier attempt has committed under `sink` is not computed again.
+
+    Args:
+        source: URI of the Parquet folder.
+        groups: operators in order, in their pools.
+        sink: URI of the stream's own folder: `rows/outcome=kept|rejected/` and `marks/`.
+        columns: what is written, beside `outcome` and `issues`.
+        commit_rows: rows per block, and so the most that one block in flight can lose.
+        no_progress_timeout_s: a stream that commits nothing for so long is ended; loading models is part of it.
+        on_rows: called from time to time with the number of committed rows.
+
+    Raises:
+        UserError: the settings of an operator cannot work, or the stream stood still.
+    """
+    import ray.data
+    import ray.data.exceptions
+    import ray.exceptions
+    from ray.data import SaveMode
+    from ray.data.checkpoint import CheckpointConfig
+
+    context = _settings()  # also for the marks of a resumed stream, which Ray reads
+    context.checkpoint_config = CheckpointConfig(
+        id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
+    )
+    context.execution_no_progress_timeout_s = no_progress_timeout_s
+    context.raise_original_map_exception = True  # so that an operator's UserError is found again
+    context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
+    fs, path = files.filesystem(files.join(sink, "rows"))
+    with ray.data.DataContext.current(context), _watch(sink, on_rows):
+        rows = parquet_rows(source).repartition(target_num_rows_per_block=commit_rows)
+        written = [*columns, "issues", "outcome"]
+        for position, group in enumerate(groups):
+            later = [step.operator for after in groups[position + 1 :] for step in after.steps]
+            needed = {*written, *(name for operator in later for name in operator.input_columns)}
+            rows = rows.map_batches(
+                _Worker,
+                fn_constructor_args=([step.operator for step in group.steps], sorted(needed)),
+                batch_format="pyarrow",
+                batch_size=group.pool.batch_size,
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=group.pool.min,
+                    max_size=group.pool.largest,
+                    max_tasks_in_flight_per_actor=group.pool.max_in_flight,
+                ),
+                num_cpus=group.pool.num_cpus,
+                num_gpus=group.pool.num_gpus or None,
+            )
+        rows = rows.select_columns(written)
+        try:
+            rows.write_parquet(path, filesystem=_arrow_filesystem(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause).partition("\n")[0]) from error  # Ray adds notes on retries
+            raise
+        except ray.data.exceptions.ExecutionTimeoutError as error:
+            raise UserError(
+                f"No rows were finished for {no_progress_timeout_s:g} s: look at the models and endpoints, lower "
+                "batch_size, or raise stages.interpret.no_progress_timeout_s; the same command then goes on."
+            ) from error
+
+
+def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
+    """Rows that are committed under `sink`; `known` remembers the files that were counted before.
+
+    Ray marks a block first as pending, and renames the mark once the rows are written.
+    """
+    fs, path = files.filesystem(files.join(sink, "marks"))
+    fs.invalidate_cache(path)  # remote stores remember listings
+    counts = {} if known is None else known
+    marks = [name for name in fs.glob(f"{path}/*.parquet") if not name.endswith(".pending.parquet")]
+    for name in marks:
+        if name not in counts:
+            try:
+                with fs.open(name, "rb") as stream_:
+                    counts[name] = pq.ParquetFile(stream_).metadata.num_rows
+            except (OSError, pa.ArrowInvalid):  # being written, or withdrawn by a retry
+                continue
+    return sum(counts.get(name, 0) for name in marks)
+
+
+def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The committed rows of one outcome, in batches."""
+    if outcome not in (KEPT, REJECTED):
+        raise ValueError(outcome)
+    uri = files.join(sink, "rows", f"outcome={outcome}")
+    if files.exists(uri):
+        yield from files.dataset(uri).to_batches(columns=columns)
+
+
+@contextmanager
+def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> Iterator[None]:
+    """Report the committed rows while the body runs."""
+    done = threading.Event()
+    known: dict[str, int] = {}
+
+    def poll() -> None:
+        while not done.wait(every_s):
+            on_rows(committed_rows(sink, known))
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        on_rows(committed_rows(sink, known))
+
+
+def parquet_rows(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
+    """The rows of a Parquet folder; Ray has to run, since a sample of them is read at once."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a stream is raised
+    fs, path = files.filesystem(uri)
+    with ray.data.DataContext.current(_settings()):
+        return ray.data.read_parquet(path, filesystem=_arrow_filesystem(fs), columns=columns)
+
+
+def _settings() -> ray.data.DataContext:
+    import ray.data
+
+    context = ray.data.DataContext.get_current().copy()
+    context.use_datasource_v2 = False  # asks for 32 actors to read footers, which cost more than a read of ours
+    context.enable_progress_bars = False
+    return context
+
+
+def _arrow_filesystem(fs: object) -> pyarrow.fs.FileSystem:
+    """An fsspec filesystem for Ray Data."""
+    if getattr(fs, "protocol", None) in ("file", ("file", "local")):
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

@@ -1,0 +1,1 @@
+"""What runs a workflow: stages, the definition, fingerprints, preflight, the console."""

@@ -1,0 +1,216 @@
+"""Workflow definitions: YAML, `--set` overrides, and errors that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
+
+from operators.log.split import Split, SplitTime
+from storage.errors import UserError
+from workflows.engine.registry import ORDER, stage_module
+from workflows.engine.stage import StageConfig
+
+
+class Definition(BaseModel):
+    """A workflow: what to read, which stages to run, and every setting of theirs.
+
+    Attributes:
+        name: of the workflow; the run directory defaults to `runs/<name>`.
+        seed: of every draw in the run.
+        catalog: URI of the catalogue.
+        split: of the log, the same for every stage that learns from it or scores on it.
+        stages: settings by stage name; a stage that is not named does not run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0, lt=2**32)
+    catalog: str = Field(min_length=1)
+    split: Split = SplitTime()
+    stages: Any
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """Where a key, or the nearest one above it that was written, stands: `FILE:LINE`, or its `--set`."""
+        while key and key not in self._places:
+            key = key.rpartition(".")[0]
+        return self._places.get(key, self.name)
+
+    @property
+    def configs(self) -> dict[str, StageConfig]:
+        """The settings of the stages that run, in the order in which they run."""
+        named = {name: getattr(self.stages, name) for name in ORDER}
+        return {name: config for name, config in named.items() if config is not None}
+
+
+def load(path: str, overrides: list[str]) -> Definition:
+    """Read a definition and apply `a.b=c` overrides, whose values are YAML.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, a value is of the wrong kind, or a stage lacks one
+            that it reads from.
+    """
+    text = _read(path)
+    definition = resolve(_apply_overrides(_parse(text, path), overrides), source=path)
+    definition._places.update(_lines(yaml.compose(text), path))
+    for override in overrides:
+        key = override.partition("=")[0]
+        definition._places[key] = f"--set {key}"
+    return definition
+
+
+def resolve(raw: Any, source: str) -> Definition:
+    """Validate a definition that is already parsed."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{source} must be a YAML mapping with the keys name, seed, catalog, split and stages.")
+    if isinstance(raw.get("stages"), dict):  # `ingest:` without settings means its defaults
+        raw = {**raw, "stages": {name: {} if value is None else value for name, value in raw["stages"].items()}}
+    model = _model()
+    try:
+        definition: Definition = model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error, model)}") from error
+    present = definition.configs
+    if not present:
+        raise UserError(f"{source}: stages is empty: name at least ingest.")
+    for name in present:
+        for needed in stage_module(name).INPUTS:
+            if needed not in present:
+                raise UserError(f"{source}: stage {name} reads what {needed} writes: add {needed} to stages.")
+        either = getattr(stage_module(name), "EITHER", ())
+        if either and not any(stage in present for stage in either):
+            wanted = " or ".join(either)
+            raise UserError(f"{source}: stage {name} reads what {wanted} writes: add one of them to stages.")
+    return definition
+
+
+def dump(definition: Definition) -> str:
+    """The resolved definition as YAML, every default spelled out."""
+    stages = {name: config.model_dump(mode="json") for name, config in definition.configs.items()}
+    plain = {**definition.model_dump(mode="json", exclude={"stages"}), "stages": stages}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+@functools.cache
+def _model() -> type[Definition]:
+    stages: dict[str, Any] = {name: (stage_module(name).Config | None, None) for name in ORDER}
+    config = ConfigDict(extra="forbid", frozen=True)
+    return create_model(
+        "Workflow", __base__=Definition, stages=(create_model("Stages", __config__=config, **stages), ...)
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no workflow definition at {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a workflow definition: {error}.") from error
+
+
+def _parse(text: str, path: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _lines(node: yaml.Node | None, path: str, above: str = "") -> dict[str, str]:
+    """`FILE:LINE` of every key of a YAML document, by its dotted path."""
+    found: dict[str, str] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name = f"{above}.{key.value}" if above else str(key.value)
+        found |= {name: f"{path}:{key.start_mark.line + 1}", **_lines(value, path, name)}
+    return found
+
+
+def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"--set {override!r} must have the form key=value, for example stages.rank.epochs=2.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override!r}: the value is not valid YAML.") from error
+        node = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            if not isinstance(node, dict):
+                break
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override!r}: {key} goes deeper than the definition does.")
+        node[last] = value
+    return raw
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem as one sentence; an unknown key names the nearest valid one."""
+    problem = error.errors()[0]
+    parts = _walk(model, problem["loc"])[0]
+    path = ".".join(parts)
+    if problem["type"] == "extra_forbidden":
+        if parts[-1] in model.model_fields:
+            return f"unknown key {path}; write {parts[-1]} at the top of the definition."
+        return f"unknown key {path}; {_nearest(parts[-1], _walk(model, problem['loc'][:-1])[1])}"
+    if problem["type"] == "missing":
+        return f"the key {path} is missing."
+    if problem["type"].startswith("union_tag"):
+        key = path + "." + problem["ctx"]["discriminator"].strip("'")
+        if problem["type"] == "union_tag_not_found":
+            return f"the key {key} is missing."
+        choices = [tag.strip("' ") for tag in problem["ctx"]["expected_tags"].split(",")]
+        return f"{key} is {problem['ctx']['tag']!r}: choose one of {', '.join(choices)}."
+    if problem["type"] in ("variable", "credentials"):  # the value may be a secret
+        return f"{path} {problem['msg']}."
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{path} is {problem['input']!r}: {message}."
+
+
+def _nearest(key: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(valid)}."
+
+
+def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """The keys of a problem's place, without the tags of unions among them, and the keys that are valid there."""
+    current: list[type[BaseModel]] = [model]
+    parts = []
+    for part in loc:
+        fields = {name: field for option in current for name, field in option.model_fields.items()}
+        tagged = [option for option in current if part in _tags(option)]
+        if part in fields or not tagged:
+            parts.append(str(part))
+            current = _models_in(fields[part].annotation, *fields[part].metadata) if part in fields else []
+        else:
+            current = tagged
+    return parts, list(dict.fromkeys(name for option in current or [] for name in option.model_fields))
+
+
+def _models_in(*annotations: Any) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        found += _models_in(*getattr(annotation, "__args__", ()))
+    return found
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What tells a model from the others of its union: the values of the key that names it."""
+    for name in ("backend", "kind", "name"):
+        field = model.model_fields.get(name)
+        if field and get_origin(field.annotation) is Literal:
+            return get_args(field.annotation)
+    return ()

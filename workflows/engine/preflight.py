@@ -1,0 +1,107 @@
+"""What is looked at before any work: the catalogue, the run directory, stage names, and what the pools ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from storage import files, tables
+from storage.errors import UserError
+from storage.manifest import Manifest, read_manifest
+from workflows.distributed import cluster
+from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError
+from workflows.engine.definition import Definition
+from workflows.engine.registry import ORDER, stage_module
+
+LARGE = 1 << 40  # rows of a stream that is to have all the actors it can get
+
+
+def preflight(
+    definition: Definition, root: str, start: str | None = None, until: str | None = None, address: str = "local"
+) -> Manifest:
+    """Find what is wrong before any work; return the run's manifest, a new one where there is none.
+
+    Raises:
+        UserError: the catalogue cannot be read or its timestamps do not suit the split, the run directory belongs to
+            another workflow or cannot be written, a stage name is unknown, a model cannot work on this machine, or
+            there is not what the pools ask for.
+    """
+    for option, stage in (("--from", start), ("--until", until)):
+        if stage is not None and stage not in definition.configs:
+            raise UserError(f"{option} {stage}: the stages of this workflow are {', '.join(definition.configs)}.")
+    if start and until and ORDER.index(start) > ORDER.index(until):
+        raise UserError(f"--from {start} comes after --until {until}: swap them.")
+    _check_log(definition)
+    manifest = read_manifest(root) or Manifest(name=definition.name)
+    if manifest.name != definition.name:
+        raise UserError(
+            f"{root} holds a run of the workflow {manifest.name!r}, not {definition.name!r}: choose another --run-dir."
+        )
+    if not files.writable(root):
+        raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")
+    if address != "local":
+        cluster.check_reachable(address)
+    else:  # a cluster's nodes have models and keys of their own
+        for name, config in definition.configs.items():
+            if hasattr(stage_module(name), "check"):
+                stage_module(name).check(config, root)
+    _check_pools(definition, cluster.nodes(address))
+    return manifest
+
+
+def _check_log(definition: Definition) -> None:
+    """The catalogue has the tables that the stages read, and timestamps that the split can go by."""
+    splits = any(config.reads_split() for config in definition.configs.values())
+    tables.check(definition.catalog, needs_interactions=splits)
+    if splits and definition.split.kind == "time" and tables.timestamps(definition.catalog) == "order":
+        raise UserError(
+            "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} at "
+            "the top of the definition."
+        )
+
+
+def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
+    """CPUs of a Ray on this machine: enough for the workers of every fit, and for readers beside them."""
+    needs = [sum(node.cpus for node in nodes) - READER_CPUS]
+    for name, config in definition.configs.items():
+        if hasattr(stage_module(name), "cpus"):
+            needs.append(stage_module(name).cpus(config))
+    return math.ceil(max(needs)) + READER_CPUS
+
+
+def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
+    """One line for every pool: the operators in it, its actors, and what each of them gets."""
+    lines = []
+    for name, config in definition.configs.items():
+        module = stage_module(name)
+        for group in module.groups(config, definition.catalog, nodes, rows=LARGE) if hasattr(module, "groups") else ():
+            pool = group.pool
+            actors = str(pool.min) if pool.largest == pool.min else f"{pool.min} to {pool.largest}"
+            gpus = f", {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
+            lines.append(
+                f"  {name}: {actors} actors of {pool.num_cpus:g} CPUs{gpus}, batches of {pool.batch_size}: {group.name}"
+            )
+    return lines
+
+
+def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
+    """A pool that waits for what there is not would wait for ever."""
+    for name, config in definition.configs.items():
+        module = stage_module(name)
+        try:
+            if hasattr(module, "groups"):
+                module.groups(config, definition.catalog, nodes, rows=LARGE)
+        except UnschedulableError as error:
+            first = error.group.steps[0].name if error.group else ""
+            written = first and getattr(config, first).pool is not None
+            key = f"stages.{name}.{first}.pool" if written else f"stages.{name}"
+            raise UserError(
+                f"{definition.where(key)}: {key} {error}. Lower what pools ask for, or add CPUs."
+            ) from error
+        gpus, present = module.gpus(config) if hasattr(module, "gpus") else 0, sum(node.gpus for node in nodes)
+        if gpus > present:
+            key = f"stages.{name}"
+            raise UserError(
+                f"{definition.where(key)}: {key} asks for {gpus:g} GPUs and there are {present:g}: lower what it asks "
+                "for, or run on a cluster with --address."
+            )

@@ -1,0 +1,210 @@
+"""The runner: which stages are up to date, which go on, which run anew.
+
+A stage's fingerprint is the hash of its settings, its version and its operators', the split of the log where it reads
+it, and the fingerprints of its inputs.
+Same and complete: skipped. Same and incomplete: gone on from. Different: run anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage import files, tables
+from storage.errors import UserError
+from storage.hashing import fingerprint
+from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.run import RunDir
+from workflows.distributed import cluster
+from workflows.distributed.pools import Node
+from workflows.engine.console import Reporter
+from workflows.engine.definition import Definition, dump
+from workflows.engine.preflight import logical_cpus, preflight
+from workflows.engine.registry import ORDER, stage_module
+from workflows.engine.stage import Context, Result, StageConfig
+
+
+def execute(
+    definition: Definition,
+    root: str,
+    *,
+    start: str | None = None,
+    until: str | None = None,
+    address: str = "local",
+) -> Manifest:
+    """Bring a run up to date with its definition.
+
+    Args:
+        definition: the workflow.
+        root: URI of the run directory.
+        start: run this stage and all after it anew, even where they are complete.
+        until: last stage to run.
+        address: the Ray to use, see `cluster.connect`.
+
+    Raises:
+        UserError: something that the user can mend, found before any work wherever that is possible.
+    """
+    root = files.absolute(root)  # workers stand elsewhere
+    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
+    manifest = preflight(definition, root, start, until, address)
+    fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
+    run, reporter = RunDir(root), Reporter()
+    todo = _stages_to_run(definition, manifest, fingerprints, start, until)
+    if not todo:
+        reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
+        return manifest
+    with ExitStack() as stack:
+        stack.enter_context(_only_driver(root))
+        files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
+        _forget_stale(manifest, fingerprints, forced=start)
+        for name, config in definition.configs.items():
+            if name not in todo:
+                if name in manifest.stages:
+                    reporter.line(f"{name}: complete, skipped")
+                continue
+            if hasattr(stage_module(name), "cpus") or hasattr(stage_module(name), "groups"):
+                stack.enter_context(cluster.connected(address, logical_cpus(definition, nodes)))
+            if start is not None:
+                files.remove(run.uri("checkpoints", name))
+            context = _context(definition, run, reporter, fingerprints[name], nodes)
+            _run_stage(name, config, context, manifest, reporter)
+    return manifest
+
+
+def _stages_to_run(
+    definition: Definition, manifest: Manifest, fingerprints: dict[str, str], start: str | None, until: str | None
+) -> list[str]:
+    todo = []
+    for name in definition.configs:
+        entry = manifest.stages.get(name, StageEntry())
+        current = entry.state == "complete" and entry.fingerprint == fingerprints[name]
+        forced = start is not None and ORDER.index(name) >= ORDER.index(start)
+        if start is not None and not current and not forced:
+            raise UserError(f"--from {start}: stage {name} before it is not complete: start without --from.")
+        if forced or not current:
+            todo.append(name)
+        if name == until:
+            break
+    return todo
+
+
+@contextmanager
+def _only_driver(root: str) -> Iterator[None]:
+    """Hold a local run directory against a second driver, which would append the same rows; death lets go of it.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    fs, path = files.filesystem(root)
+    if "file" not in fs.protocol:
+        yield
+        return
+    Path(path).mkdir(parents=True, exist_ok=True)
+    with (Path(path) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"Another run is at work in {root}: wait for it or choose another --run-dir.") from error
+        yield
+
+
+def _forget_stale(manifest: Manifest, fingerprints: dict[str, str], *, forced: str | None) -> None:
+    """Set stages back to pending whose inputs have changed or are about to: a run that ends early must not hide it."""
+    for name, entry in manifest.stages.items():
+        behind = forced is not None and ORDER.index(name) >= ORDER.index(forced)
+        if entry.state == "complete" and (behind or entry.fingerprint != fingerprints.get(name)):
+            entry.state = "pending"
+
+
+def _fingerprints(definition: Definition) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, config in definition.configs.items():
+        module = stage_module(name)
+        inputs = list(found) if getattr(module, "AFTER_ALL", False) else module.INPUTS
+        identity = {
+            "stage": name,
+            "version": module.VERSION,
+            "operators": {op.__name__: op.version for op in getattr(module, "OPERATORS", ())},
+            "config": config.identity(),
+            "seed": definition.seed if getattr(module, "SEEDED", True) else None,
+            "inputs": [found[needed] for needed in inputs] or tables.signature(definition.catalog),
+        }
+        if config.reads_split():
+            identity["split"] = definition.split.model_dump(mode="json")
+        found[name] = fingerprint(json.dumps(identity, sort_keys=True))
+    return found
+
+
+def _context(
+    definition: Definition, run: RunDir, reporter: Reporter, stage_fingerprint: str, nodes: Sequence[Node]
+) -> Context:
+    return Context(
+        run=run,
+        catalog=definition.catalog,
+        seed=definition.seed,
+        fingerprint=stage_fingerprint,
+        log=reporter.line,
+        progress=lambda done, total: None,
+        nodes=nodes,
+        split=definition.split,
+    )
+
+
+def _run_stage(
+    name: str,
+    config: StageConfig,
+    context: Context,
+    manifest: Manifest,
+    reporter: Reporter,
+) -> None:
+    root, module = context.run.root, stage_module(name)
+    entry = StageEntry(
+        state="running", fingerprint=context.fingerprint, started=datetime.now(UTC).isoformat(timespec="seconds")
+    )
+    manifest.stages = {stage: manifest.stages[stage] for stage in ORDER if stage in manifest.stages}
+    manifest.stages[name] = entry
+    write_manifest(root, manifest)
+    began = time.monotonic()
+    try:
+        with reporter.stage(name) as progress:
+            result: Result = module.run(config, dataclasses.replace(context, progress=progress))
+        _check_result(name, result, config)
+    except BaseException as error:
+        entry.state, entry.error = "failed", f"{type(error).__name__}: {error}"[:1000]
+        entry.seconds = round(time.monotonic() - began, 3)
+        write_manifest(root, manifest)
+        raise
+    entry.seconds = round(time.monotonic() - began, 3)
+    entry.state = "complete"
+    entry.rows_in, entry.rows_out = result.rows_in, result.rows_out
+    entry.rejected, entry.degraded, entry.metrics = result.rejected, result.degraded, result.metrics
+    computed = result.rows_in - result.metrics.get("reused", 0)
+    entry.rows_per_second = round(computed / max(entry.seconds, 1e-3), 1)
+    write_manifest(root, manifest)
+    files.remove(context.run.uri("checkpoints", name))
+    dropped = f", {result.rejected} rejected" if result.rejected else ""
+    dropped += f", {result.degraded} degraded" if result.degraded else ""
+    reporter.line(
+        f"{name}: {result.rows_out} rows{dropped}, {entry.seconds:.1f} s, {entry.rows_per_second:.0f} rows per second"
+    )
+
+
+def _check_result(name: str, result: Result, config: StageConfig) -> None:
+    if result.rows_in != result.rows_out + result.rejected:
+        raise RuntimeError(f"stage {name} lost rows: {result}")
+    for key, count, what in (
+        ("max_reject_share", result.rejected, "rejected"),
+        ("max_degraded_share", result.degraded, "degraded"),
+    ):
+        limit = getattr(config, key, None)
+        if limit is not None and count > limit * result.rows_in:
+            raise UserError(
+                f"Stage {name} {what} {count} of {result.rows_in} rows, more than {key} = {limit} allows: read the "
+                f"reasons in rejects/{name}, then mend them and run with --from {name}, or raise stages.{name}.{key}."
+            )

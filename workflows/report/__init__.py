@@ -1,0 +1,65 @@
+"""The report: a run as one self-contained HTML page, which loads nothing and runs no script but the map's own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from storage import files
+from storage.run import RunDir
+from workflows.report import (
+    ablation,
+    catalogue_map,
+    contents,
+    evidence,
+    gallery,
+    recommendations,
+    semantic_ids,
+    text,
+)
+from workflows.report.source import read_source
+
+FOLDER = Path(__file__).parent
+
+
+def write_report(run: RunDir) -> str:
+    """Write the page of a run in any state.
+
+    Sections whose stage is not complete say so. The page depends on the run alone: written twice, it is the same.
+
+    Returns:
+        URI of the page, `report/index.html` in the run directory.
+
+    Raises:
+        UserError: there is no run.
+    """
+    source = read_source(run)
+    script = (FOLDER / "catalogue_map.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(count=text.count, duration=text.duration, percent=text.percent)
+    page = environment.get_template("report.html.j2").render(
+        source=source,
+        contents=contents,
+        semantic_ids=semantic_ids,
+        evidence=evidence,
+        recommendations=recommendations,
+        ablation=ablation,
+        cards=gallery.sample(source),
+        map=catalogue_map.read_map(source),
+        script=Markup(script),  # noqa: S704 - our own file
+        # the page's policy lets this script run and no other, whatever a title may smuggle in
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+    )
+    uri = run.uri("report", "index.html")
+    files.write_bytes(uri, page.encode())
+    return uri

@@ -1,0 +1,283 @@
+"""What the page says, as plain values for the template; a section without data is empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from markupsafe import Markup
+
+from storage import files
+from storage.manifest import StageEntry
+from workflows.engine.registry import ORDER
+from workflows.report import figures
+from workflows.report.source import Source
+from workflows.report.text import count, decimal, duration, interval, is_number, listing, percent
+
+EXAMPLES = 3
+SCORES = {"auc": "AUC", "user_auc": "per-user AUC", "log_loss": "log-loss", "ne": "NE", "calibration": "calibration"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A key number with what it is and what qualifies it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage and its share of the run's seconds."""
+
+    name: str
+    entry: StageEntry
+    share: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An inline SVG with its title and what it shows in words."""
+
+    title: str
+    text: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of ready text; the first cell of a row names it."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Rows of one stage that were rejected, or kept without a part, for one reason; up to three of them."""
+
+    stage: str
+    severity: str
+    code: str
+    rows: int
+    examples: list[tuple[str, str]]  # item_id, detail
+
+
+def stages(source: Source) -> list[StageRow]:
+    """One row per stage."""
+    total = sum(entry.seconds for entry in source.stages.values()) or 1.0
+    return [StageRow(name, entry, entry.seconds / total) for name, entry in source.stages.items()]
+
+
+def problems(source: Source) -> list[str]:
+    """What keeps the page from being whole, a sentence each."""
+    entries = source.stages
+    found = [
+        f"{name} failed: {entry.error or 'no reason was recorded'}"
+        for name, entry in entries.items()
+        if entry.state == "failed"
+    ]
+    if running := [name for name, entry in entries.items() if entry.state == "running"]:
+        found.append(f"Still running, or killed before the end: {listing(running)}.")
+    if pending := [name for name, entry in entries.items() if entry.state == "pending"]:
+        found.append(f"Not run yet: {listing(pending)}.")
+    newest, stale = "", []
+    for name, entry in entries.items():
+        if entry.state == "complete" and entry.started < newest:
+            stale.append(name)
+        newest = max(newest, entry.started)
+    if stale:
+        found.append(f"Older than a stage before them, so their numbers are of an earlier attempt: {listing(stale)}.")
+    return found
+
+
+def left_out(source: Source) -> str:
+    """Stages that the definition does not name."""
+    names = [name for name in ORDER if name != "report" and name not in source.stages]
+    return listing(names) if names else ""
+
+
+def tiles(source: Source) -> list[Tile]:
+    """The key numbers of what has run."""
+    found = []
+    entries, metrics = source.manifest.stages, source.metrics("evaluate")
+    last = next((name for name in ("interpret", "ingest") if source.complete(name)), None)
+    if last:
+        bad = sum(entries[name].rejected for name in ("ingest", "interpret") if source.complete(name))
+        found.append(
+            Tile(
+                "items",
+                count(entries[last].rows_out),
+                f"{count(bad)} rejected, {count(entries[last].degraded)} degraded",
+            )
+        )
+    if log := source.metrics("ingest").get("interactions"):
+        found.append(Tile("interactions", count(log["rows_out"]), f"{count(sum(log['dropped'].values()))} dropped"))
+    if card := source.fit("quantize").get("scorecard"):
+        found.append(
+            Tile(
+                "SID collisions",
+                percent(card.get("collision_share")),
+                f"{percent(card.get('collision_share_after'))} after deduplication",
+            )
+        )
+    if ranker := metrics.get("ranker"):
+        popularity = decimal(metrics.get("popularity", {}).get("auc"), 3)
+        found.append(Tile("AUC of the ranker", decimal(ranker.get("auc"), 3), f"popularity {popularity}"))
+    if gain := metrics.get("auc_gain"):
+        found.append(
+            Tile(
+                f"AUC gain over {gain['over']}", f"{gain['mean']:+.3f}", f"95% interval {interval(gain['interval'], 3)}"
+            )
+        )
+    if generator := metrics.get("generator"):
+        sasrec = metrics.get("sasrec", {}).get("ndcg@10")
+        note = f"SASRec {decimal(sasrec)}" if is_number(sasrec) else ""
+        found.append(Tile("NDCG@10 of the generator", decimal(generator.get("ndcg@10")), note))
+    if recall := retrieval(source):
+        row = recall.rows[0]
+        found.append(Tile(f"{recall.columns[1].lower()} of the retriever", row[1], f"popularity {recall.rows[1][1]}"))
+    done = sum(entry.state == "complete" for entry in source.stages.values())
+    seconds = sum(entry.seconds for entry in source.stages.values())
+    found.append(Tile("time", duration(seconds), f"{done} of {len(source.stages)} stages complete"))
+    return found
+
+
+def trend(title: str, history: list[dict[str, Any]], x: str, keys: dict[str, str], mark: float | None = None) -> Figure:
+    """A figure of what a fit has reported.
+
+    Args:
+        title: of the figure.
+        history: at least one report, in order.
+        x: key of the positions.
+        keys: of one or two lines, with the names to show them by.
+        mark: position of a vertical line.
+    """
+    ends = [(key.replace("_", " "), *(decimal(row.get(key)) for row in (history[0], history[-1]))) for key in keys]
+    text = "; ".join(f"{name} from {first} to {last}" for name, first, last in ends)
+    positions, *lines = ([row.get(key, float("nan")) for row in history] for key in (x, *keys))
+    svg = figures.curves(positions, dict(zip(keys.values(), lines, strict=True)), x_label=x, mark=mark)
+    return Figure(title, f"{text}; {x} {history[0].get(x)} to {history[-1].get(x)}", svg)
+
+
+def ranker_figures(source: Source) -> list[Figure]:
+    """Training curves of the ranker, with the epoch that was kept."""
+    history = source.fit("rank").get("history") or []
+    names = {"train_log_loss": "training", "valid_log_loss": "validation"}
+    keys = {key: name for key, name in names.items() if history and key in history[0]}
+    if not keys:
+        return []
+    return [trend("Ranker: log-loss per epoch", history, "epoch", keys, source.metrics("rank").get("epoch"))]
+
+
+def splits(source: Source) -> Table | None:
+    """Sizes of the splits, and how much of each is about users and items that training has not seen."""
+    metrics = source.metrics("features")
+    names = [name for name in ("train", "valid", "test") if isinstance(metrics.get(name), dict)]
+    if not names:
+        return None
+    shares = ("positive_rate", "cold_users", "cold_items")
+    rows = [
+        [name, count(metrics[name].get("rows")), *(percent(metrics[name].get(key)) for key in shares)] for name in names
+    ]
+    return Table(["split", "examples", "positives", "unseen users", "unseen items"], rows)
+
+
+def scores(source: Source) -> Table | None:
+    """Every scorer of the test split by every metric."""
+    metrics = _scorers(source)
+    if not metrics:
+        return None
+    with_interval = any("auc_interval" in values for values in metrics.values())
+    rows = [
+        [
+            name,
+            *(decimal(values.get(key)) for key in SCORES),
+            *([interval(values.get("auc_interval"))] if with_interval else []),
+        ]
+        for name, values in metrics.items()
+    ]
+    return Table(["scorer", *SCORES.values(), *(["95% interval of AUC"] if with_interval else [])], rows)
+
+
+def slices(source: Source) -> Table | None:
+    """Every scorer on every slice of the test split."""
+    rows = [
+        [name.replace("_", " "), scorer, *(count(part.get(key)) for key in ("rows", "positives"))]
+        + [decimal(values.get(key)) for key in SCORES]
+        for name, part in (source.metrics("evaluate").get("slices") or {}).items()
+        for scorer, values in part.items()
+        if isinstance(values, dict)
+    ]
+    return Table(["slice", "scorer", "examples", "positives", *SCORES.values()], rows) if rows else None
+
+
+def score_figures(source: Source) -> list[Figure]:
+    """The AUCs with their intervals."""
+    rows = [
+        (name, values["auc"], *values["auc_interval"])
+        for name, values in _scorers(source).items()
+        if all(map(is_number, [values["auc"], *values.get("auc_interval", [None])]))
+    ]
+    if not rows:
+        return []
+    text = "; ".join(f"{name} {decimal(value, 3)} ({interval([low, high], 3)})" for name, value, low, high in rows)
+    return [Figure("AUC on the test split, with 95% intervals", text, figures.intervals(rows, x_label="AUC"))]
+
+
+def retrieval(source: Source) -> Table | None:
+    """recall@K of the retriever and of the popularity order."""
+    metrics = source.metrics("evaluate").get("retriever") or {}
+    cuts = [key for key in metrics if key.startswith("recall@")]
+    if not cuts:
+        return None
+    rows = [
+        [name, *(percent(metrics.get(f"{prefix}{cut}")) for cut in cuts)]
+        for name, prefix in (("retriever", ""), ("popularity", "popularity_"))
+    ]
+    return Table(["candidates from", *(cut.capitalize() for cut in cuts)], rows)
+
+
+def dropped(source: Source) -> Table | None:
+    """Events that ingest has dropped, by reason."""
+    log = source.metrics("ingest").get("interactions")
+    if not log:
+        return None
+    rows = [
+        [reason, count(number), percent(number / max(log["rows_in"], 1))]
+        for reason, number in log["dropped"].items()
+        if number
+    ]
+    return Table(["reason", "events", "of the log"], rows)
+
+
+def rejects(source: Source) -> list[Reason]:
+    """Rejected and degraded rows by stage, severity and code, each with examples; failed stages, too, have theirs."""
+    found = []
+    for stage in source.stages:
+        uri = source.run.uri("rejects", stage)
+        if not files.exists(uri):
+            continue
+        groups = (
+            pl.DataFrame(files.read_table(uri))
+            .sort("severity", "code", "item_id", "detail", descending=[True, False, False, False])
+            .group_by("severity", "code", maintain_order=True)
+            .agg(pl.len().alias("rows"), pl.col("item_id", "detail").head(EXAMPLES))
+        )
+        found += [
+            Reason(
+                stage, row["severity"], row["code"], row["rows"], list(zip(row["item_id"], row["detail"], strict=True))
+            )
+            for row in groups.iter_rows(named=True)
+        ]
+    return found
+
+
+def _scorers(source: Source) -> dict[str, dict[str, Any]]:
+    return {
+        name: values
+        for name, values in source.metrics("evaluate").items()
+        if isinstance(values, dict) and "auc" in values
+    }

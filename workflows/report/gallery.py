@@ -1,0 +1,55 @@
+"""Sample items with their picture, caption and semantic ID."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.semantic_ids.suffixes import sid_string
+from storage.hashing import hash_order
+from storage.media.limits import Limits
+from workflows.report.pictures import Picture, picture
+from workflows.report.source import Source
+
+SIZE = 24
+PREVIEW = Limits(max_side=160, frames=1, fetch_seconds=5)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One item."""
+
+    item_id: str
+    title: str
+    caption: str
+    sid: str
+    picture: Picture
+
+
+def sample(source: Source) -> list[Card]:
+    """The first items in hash order, so always the same ones, set out in the order of their semantic IDs.
+
+    Items with like IDs stand side by side. Empty where no stage has written items yet.
+    """
+    if not source.complete("ingest"):
+        return []
+    interpreted = source.complete("interpret")
+    folder = ("items",) if interpreted else ("catalog", "items")
+    ids = source.run.read_table(*folder, columns=["item_id"])["item_id"].to_pylist()
+    chosen = [ids[row] for row in hash_order(ids)[:SIZE]]
+    items = source.rows(chosen, "catalog", "items", columns=["title", "media"])
+    captions = source.rows(chosen, "items", columns=["caption"]) if interpreted else {}
+    codes = source.rows(chosen, "sids", columns=["codes"]) if source.complete("quantize") else {}
+    chosen = [item_id for item_id in chosen if item_id in items]  # items of an older ingest may be gone
+    chosen.sort(key=lambda item_id: codes.get(item_id, {}).get("codes") or [])
+    return [_card(source, items[item_id], captions.get(item_id, {}), codes.get(item_id, {})) for item_id in chosen]
+
+
+def _card(source: Source, item: dict[str, Any], caption: dict[str, Any], sid: dict[str, Any]) -> Card:
+    return Card(
+        item_id=item["item_id"],
+        title=item["title"] or "",
+        caption=caption.get("caption") or "",
+        sid=sid_string(sid.get("codes") or []),
+        picture=picture(item["media"], source, PREVIEW),
+    )

@@ -1,0 +1,53 @@
+"""Small pictures of untrusted media, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from operators.media.images import decode_image
+from operators.media.video import decode_video
+from storage.media.limits import Limits, MediaError
+from storage.media.sources import Sources, read_limited, resolve
+from workflows.report.source import Source
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The first medium of an item that can be shown; `uri` is empty where none can, and `missing` then says why."""
+
+    uri: str
+    missing: str
+    video: bool
+
+
+def picture(media: list[dict[str, str]] | None, source: Source, limits: Limits) -> Picture:
+    """The picture of an item with these media, within limits."""
+    fetch = source.settings("interpret").get("fetch") or {}
+    allowed = Sources(tuple(fetch.get("roots", ())), fetch.get("http", False), tuple(fetch.get("allow_private", ())))
+    missing = "no media"
+    for medium in media or []:
+        try:
+            return Picture(preview(medium, source.catalog, allowed, limits), "", medium["kind"] == "video")
+        except MediaError as error:
+            missing = error.code.replace("_", " ")
+        except Exception:  # noqa: BLE001 - a store may raise anything, and a preview is not worth the page
+            missing = "unreadable"
+    return Picture("", missing, video=False)
+
+
+def preview(medium: dict[str, Any], catalog: str, sources: Sources, limits: Limits) -> str:
+    """A picture, or a frame from the middle of a video, as a data URI of a small JPEG.
+
+    Raises:
+        MediaError: the medium may not be read or does not decode.
+    """
+    content = read_limited(resolve(medium["uri"] or "", catalog, sources), limits, sources)
+    pixels = decode_video(content, limits)[0] if medium["kind"] == "video" else decode_image(content, limits)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=82, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,0 +1,196 @@
+"""What the recommenders of next items are worth: their lists, what each task has learned, and how they were fitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workflows.report import figures
+from workflows.report.contents import Figure, Table, trend
+from workflows.report.text import DASH, count, decimal, interval, is_number, percent
+
+NAMES = {
+    "parallel": "parallel semantic IDs",
+    "sequential": "sequential semantic IDs",
+    "sasrec": "SASRec",
+    "itemknn": "item-kNN",
+    "popularity": "popularity",
+}
+COLUMNS = {
+    "recall@5": decimal,
+    "ndcg@5": decimal,
+    "recall@10": decimal,
+    "ndcg@10": decimal,
+    "recall@20": decimal,
+    "ndcg@20": decimal,
+    "coverage@10": percent,
+    "popularity_bias@10": lambda value: decimal(value, 2),
+    "cold_recall@10": decimal,
+}
+WITH_INTERVAL = ("recall@10", "ndcg@10")
+TASK_MEASURES = {
+    "exact@1": "the item is first",
+    "exact@10": "the item is among ten",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+    "loss": "loss, nats per token",
+}
+
+
+def scores(found: dict[str, Any], chosen: str | None) -> Table | None:
+    """Every recommender by every metric of its lists.
+
+    Args:
+        found: the metrics of evaluate; here as below any of it may be missing.
+        chosen: the recommender that counts as the generator.
+    """
+    rows = [
+        [
+            f"{name}, chosen on validation" if key == chosen else name,
+            *(cell for metric in COLUMNS for cell in _cells(values, metric)),
+        ]
+        for key, name, values in _recommenders(found)
+    ]
+    columns = [column for metric in COLUMNS for column in (_head(metric), *_interval_head(metric))]
+    return Table(["recommender", *columns], rows) if rows else None
+
+
+def score_figures(found: dict[str, Any]) -> list[Figure]:
+    """Recall and NDCG with their intervals."""
+    drawn = []
+    for metric in WITH_INTERVAL:
+        rows = [
+            (name, values[metric], *values[f"{metric}_interval"])
+            for _, name, values in _recommenders(found)
+            if is_number(values.get(metric)) and interval(values.get(f"{metric}_interval"))
+        ]
+        if rows:
+            text = "; ".join(f"{name} {decimal(value)} ({interval([low, high])})" for name, value, low, high in rows)
+            title = f"{_head(metric)} on the test split, with 95% intervals"
+            drawn.append(Figure(title, text, figures.intervals(rows, x_label=_head(metric))))
+    return drawn
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """What the intervals allow to say of the generator beside each baseline, and what the queries are about."""
+    said = [
+        _beside(NAMES[key], found[f"generator_over_{key}"])
+        for key in ("sasrec", "itemknn", "popularity")
+        if f"generator_over_{key}" in found
+    ]
+    generator = found.get("generator") or {}
+    if is_number(generator.get("queries")):
+        cold = generator.get("cold_queries")
+        rest = f"; {count(cold)} of them ask for an item without an event in training" if is_number(cold) else ""
+        said.append(f"Queries over the whole catalogue: {count(generator['queries'])}{rest}.")
+    return said
+
+
+def tasks(found: dict[str, Any]) -> Table | None:
+    """How well each task is done on what training did not see, beside the control with shuffled captions.
+
+    Args:
+        found: `tasks` of `metrics/evaluate.json`, see `models.generation.heldout`.
+    """
+    rows = [
+        [
+            task,
+            name,
+            count(values.get("examples")),
+            decimal(values[measure]),
+            interval(values.get(f"{measure}_interval")) or DASH,
+            decimal(_part(values, "shuffled").get(measure)),
+            _signed(_part(values, "gain").get(measure)),
+            interval(_part(values, "gain").get(f"{measure}_interval")) or DASH,
+        ]
+        for task, values in found.items()
+        for measure, name in TASK_MEASURES.items()
+        if measure in values
+    ]
+    columns = ["task", "measure", "examples", "value", "95% interval", "captions shuffled", "difference"]
+    return Table([*columns, "95% interval"], rows) if rows else None
+
+
+def task_sentences(found: dict[str, Any]) -> list[str]:
+    """Whether the tasks that read captions are done by reading them."""
+    said = []
+    for task, values in found.items():
+        gain = _part(values, "gain")
+        measure = next((each for each in ("exact@10", "token_f1") if interval(gain.get(f"{each}_interval"))), None)
+        if measure is None:
+            continue
+        low, high = gain[f"{measure}_interval"]
+        bounds = f"{_signed(gain[measure])} ({_signed(low)} to {_signed(high)})"
+        if low > 0:
+            said.append(f"{task} reads its captions: {measure} with the item's own is {bounds} above another's.")
+        else:
+            said.append(f"{task} is not shown to read its captions: {measure} changes by {bounds} with the item's own.")
+    return said
+
+
+def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
+    """Training curves of every recommender that was fitted: the loss, NDCG@10 on validation with its best step, and
+    the held-out loss of each task.
+
+    Args:
+        history: `history` of `metrics/generate.json`, reports by recommender.
+    """
+    drawn = []
+    for name, reports in history.items():
+        title = NAMES.get(name, name)
+        for key, what in (("train_loss", "training loss"), ("valid_ndcg@10", "NDCG@10 on validation")):
+            known = [report for report in reports if is_number(report.get(key)) and is_number(report.get("step"))]
+            if known:
+                best = max(known, key=lambda report: report[key])["step"] if key != "train_loss" else None
+                drawn.append(trend(f"{title}: {what}", known, "step", {key: what}, best))
+        by_task = [{"step": report["step"], **report["losses"]} for report in reports if report.get("losses")]
+        drawn += [
+            trend(f"{title}: held-out loss of {task}", by_task, "step", {task: "nats per token"})
+            for task in (by_task[0] if by_task else ())
+            if task != "step"
+        ]
+    return drawn
+
+
+def _recommenders(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    named = [(key, name, found.get(key) or {}) for key, name in NAMES.items()]
+    return [(key, name, values) for key, name, values in named if any(metric in values for metric in COLUMNS)]
+
+
+def _cells(values: dict[str, Any], metric: str) -> list[str]:
+    shown = [COLUMNS[metric](values.get(metric))]
+    return [*shown, interval(values.get(f"{metric}_interval")) or DASH] if metric in WITH_INTERVAL else shown
+
+
+def _head(metric: str) -> str:
+    return metric.replace("ndcg", "NDCG").replace("_", " ")
+
+
+def _interval_head(metric: str) -> list[str]:
+    return ["95% interval"] if metric in WITH_INTERVAL else []
+
+
+def _beside(baseline: str, over: dict[str, Any]) -> str:
+    """What the intervals of the ratios allow to say.
+
+    >>> _beside("SASRec", {"ndcg@10": 1.2, "ndcg@10_interval": [1.1, 1.3]})
+    'The generator beside SASRec: NDCG@10 is higher, 1.20 times (1.10 to 1.30); too little to compare recall@10.'
+    """
+    parts = []
+    for metric in ("ndcg@10", "recall@10"):
+        ratio, bounds = over.get(metric), over.get(f"{metric}_interval")
+        if not (is_number(ratio) and interval(bounds)):
+            parts.append(f"too little to compare {_head(metric)}")
+            continue
+        low, high = bounds  # type: ignore[misc]
+        verdict = "is higher" if low > 1 else "is lower" if high < 1 else "is not told apart"
+        parts.append(f"{_head(metric)} {verdict}, {decimal(ratio, 2)} times ({interval(bounds, 2)})")
+    return f"The generator beside {baseline}: {'; '.join(parts)}."
+
+
+def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
+    part = values.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _signed(value: Any) -> str:
+    return f"{value:+.4f}" if is_number(value) else DASH

@@ -1,0 +1,85 @@
+"""What a report is written from: a run's manifest, its definition, and the files of its finished stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from storage import files
+from storage.manifest import Manifest, StageEntry, require_manifest
+from storage.run import RunDir
+from workflows.engine.registry import ORDER
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run as a report sees it.
+
+    Artifacts count as written once their stage is complete, so that is asked before any of them is read.
+    """
+
+    run: RunDir
+    manifest: Manifest
+    definition: dict[str, Any]  # the resolved workflow.yaml; empty where a run has none
+
+    @property
+    def catalog(self) -> str:
+        """URI of the catalogue."""
+        return str(self.definition.get("catalog", ""))
+
+    @property
+    def stages(self) -> dict[str, StageEntry]:
+        """Every stage that the definition names or that has run, in order, without the report itself."""
+        named = self.definition.get("stages") or {}
+        entries = self.manifest.stages
+        order = [name for name in ORDER if name != "report" and (name in named or name in entries)]
+        return {name: entries.get(name, StageEntry()) for name in order}
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The settings of a stage."""
+        return (self.definition.get("stages") or {}).get(stage) or {}
+
+    def complete(self, stage: str) -> bool:
+        """Whether a stage has written all its artifacts."""
+        entry = self.manifest.stages.get(stage)
+        return entry is not None and entry.state == "complete"
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        """The metrics of a complete stage; empty for another."""
+        return self.manifest.stages[stage].metrics if self.complete(stage) else {}
+
+    def fit(self, stage: str) -> dict[str, Any]:
+        """What `metrics/STAGE.json` of a complete stage holds; a bare list is its history. Empty for another."""
+        found = self._json(stage, "metrics", f"{stage}.json")
+        return {"history": found} if isinstance(found, list) else found
+
+    def model(self, stage: str, name: str) -> dict[str, Any]:
+        """The config of a model that a complete stage has written; empty for another."""
+        found: dict[str, Any] = self._json(stage, "models", name, "config.json")
+        return found
+
+    def rows(self, ids: list[str], *folder: str, columns: list[str]) -> dict[str, dict[str, Any]]:
+        """Columns of chosen items in one of the run's Parquet folders, by item_id; an item may be missing there."""
+        wanted = pc.field("item_id").isin(pa.array(ids, pa.string()))
+        table = files.dataset(self.run.uri(*folder)).to_table(columns=["item_id", *columns], filter=wanted)
+        return {row["item_id"]: row for row in table.to_pylist()}
+
+    def _json(self, stage: str, *parts: str) -> Any:
+        uri = self.run.uri(*parts)
+        return files.read_json(uri) if self.complete(stage) and files.exists(uri) else {}
+
+
+def read_source(run: RunDir) -> Source:
+    """Read what a report is about.
+
+    Raises:
+        UserError: there is no run.
+    """
+    manifest = require_manifest(run.root)
+    uri = run.uri("workflow.yaml")
+    definition = yaml.safe_load(files.read_bytes(uri)) if files.exists(uri) else {}
+    return Source(run, manifest, definition)

@@ -1,0 +1,245 @@
+"""Semantic IDs for a file of items, by the frozen models of a finished run; in this process, without Ray.
+
+New items pass the run's own operators, with its settings and its cache, and get SIDs beside those that it has given.
+A SID is given for good: whoever asks again, also with changed content, is told the same.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import yaml
+
+from models.semantic_ids.drift import drift
+from models.semantic_ids.suffixes import sid_string
+from operators.assign_sids import (
+    AssignSids,
+    add_sids,
+    added_sids,
+    codes_array,
+    embedding_matrix,
+    known_sids,
+    load_quantizer,
+    quantizer_digest,
+    reference_embeddings,
+)
+from operators.base import KEPT, REJECTED, apply, with_outcome
+from operators.gate import decide
+from operators.project import Project
+from storage import files, tables
+from storage.errors import UserError
+from storage.manifest import first_unfinished
+from storage.run import RunDir
+from workflows.engine.definition import Definition, resolve
+from workflows.stages import ingest
+from workflows.stages.interpret import stage as interpret
+from workflows.stages.quantize import stage as quantize
+
+STAGES = ("ingest", "interpret", "project", "quantize")  # what they wrote is read
+BATCH_ROWS = 64
+VERDICTS = {True: "a refit pays", False: "no refit needed", None: "too early to tell of a refit"}
+SUFFIXES = tuple(f".{name}" for name in tables.FORMATS)
+
+
+class Tokenized(NamedTuple):
+    """What became of a file of items.
+
+    Attributes:
+        sids: item_id string; codes fixed_size_list<int32>[L + 1], the digit last, -1 for none; sid string; known bool,
+            whether the item had its SID before. Rows in the order of the file.
+        issues: item_id, severity, code, detail of rows that were rejected or kept without a part.
+        drift: as `models.semantic_ids.quality.drift` has it, of all items that were ever added; None where none was.
+    """
+
+    sids: pa.Table
+    issues: pl.DataFrame
+    drift: dict[str, Any] | None
+
+    def lines(self) -> list[str]:
+        """One line for each issue, and one about all items."""
+        known = pc.sum(self.sids["known"], min_count=0).as_py()
+        rejected = self.issues.filter(severity=REJECTED)
+        kept = pl.col("item_id").is_in(self.sids["item_id"].to_pylist())
+        degraded = self.issues.filter(kept, pl.col("severity") != REJECTED)
+        verdict = "nothing was added to this run yet"
+        if self.drift is not None:
+            verdict = f"{VERDICTS[self.drift['refit']]}: {self.drift['reason']}"
+        counts = f"{self.sids.num_rows - known} new, {known} known, {len(rejected)} rejected"
+        issues = [f"{severity} {item!r}: {code}, {detail!r}" for item, severity, code, detail in self.issues.rows()]
+        return [*issues, f"sid: {counts}, {degraded['item_id'].n_unique()} degraded; {verdict}"]
+
+
+def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Tokenized:
+    """Give every usable item of a file its SID.
+
+    Writes `RUN/sids_added` (see `operators.assign_sids`) and `RUN/metrics/drift.json`.
+
+    Args:
+        root: URI of the run directory.
+        file: Parquet, CSV or JSON Lines, with the columns of a catalogue's items; media resolve against its folder.
+        progress: called with the number of new items that are done, and of all.
+
+    Raises:
+        UserError: the run or the file cannot be used, too many new items lack a part, or a code prefix is full; then
+            no SID has been given.
+    """
+    run = RunDir(files.absolute(root))
+    definition = finished_definition(run)
+    load_quantizer.cache_clear()  # the run may have been fitted anew since this process read it
+    digest = quantizer_digest(run)
+    load_quantizer(run.uri("models", "quantizer"))
+    items, issues = read_items(file)
+    new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(known_sids(run)[0], pa.string()))))
+    added: set[str] = set()
+    if new.num_rows:
+        coded, found = _coded(definition, run, new, posixpath.dirname(files.absolute(file)), progress)
+        _check_degraded(definition, file, coded, found)
+        issues = pl.concat([issues, found])
+        settings: quantize.Config = definition.stages.quantize
+        always = settings.collisions == "always_digit"
+        added = add_sids(run, coded, quantizer=digest, always=always, max_digits=settings.max_digits)
+    sids = _sids_of(run, items["item_id"], added)
+    if sids.num_rows == 0:
+        raise UserError(f"{file} has no usable item ({_by_code(issues)}): mend its rows.")
+    return Tokenized(sids, issues, _drift(run))
+
+
+def finished_definition(run: RunDir) -> Definition:
+    """The definition of a run that has given its items their SIDs.
+
+    Raises:
+        UserError: there is no run, or it has not come so far.
+    """
+    if found := first_unfinished(run.root, STAGES):
+        stage, state = found
+        raise UserError(
+            f"The run at {run.root} gives no SIDs yet, its stage {stage} is {state}: finish it with `tesserec run "
+            f"WORKFLOW --run-dir {run.root}`, WORKFLOW naming the stages up to quantize."
+        )
+    uri = run.uri("workflow.yaml")
+    try:
+        return resolve(yaml.safe_load(files.read_bytes(uri)), source=uri)
+    except yaml.YAMLError as error:
+        raise UserError(f"{uri} is damaged ({' '.join(str(error).split())}): run the workflow again.") from error
+
+
+def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
+    """The items of a file as `ingest` would have them, without attributes; and its rejects.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or has no usable row.
+    """
+    if not file.endswith(SUFFIXES):
+        raise UserError(f"{file} must be a table of items whose name ends in {', '.join(SUFFIXES)}.")
+    if not files.exists(file):
+        raise UserError(f"There is no file {file}: write the new items there, with the columns of a catalogue's items.")
+    raw = tables.scan(file)
+    if "item_id" not in raw.columns:
+        raise UserError(f"{file} has no column 'item_id': the columns are {', '.join(raw.columns)}.")
+    items, rejects = ingest.split_items(ingest.canonical_items(raw, file))
+    if items.is_empty():
+        raise UserError(f"{file} has no usable item: {'every item_id is empty' if raw.height else 'it has no rows'}.")
+    columns = items.select(ingest.ITEM_TYPES.names).to_arrow(compat_level=pl.CompatLevel.oldest())
+    return columns.cast(ingest.ITEM_TYPES), rejects
+
+
+def check_output(output: str | None) -> None:
+    """Refuse a file that `write` could not write, before any SID is given.
+
+    Raises:
+        UserError: its name ends in nothing that is known.
+    """
+    if output is not None and not output.endswith((".parquet", ".jsonl")):
+        raise UserError(f"{output} must end in .parquet or .jsonl.")
+
+
+def write(sids: pa.Table, output: str | None) -> None:
+    """Write SIDs to a Parquet or JSON Lines file, atomically, or as JSON Lines to stdout."""
+    if output is None:
+        pl.DataFrame(sids).write_ndjson(sys.stdout)
+    elif output.endswith(".parquet"):
+        files.write_part(output, sids)
+    else:
+        files.write_bytes(output, pl.DataFrame(sids).write_ndjson().encode())
+
+
+def _coded(
+    definition: Definition, run: RunDir, items: pa.Table, folder: str, progress: Callable[[int, int], None]
+) -> tuple[pa.Table, pl.DataFrame]:
+    """Send items through the run's operators.
+
+    Returns:
+        item_id, embedding and codes (without the digit) of the items that are kept; issues of all.
+    """
+    config: interpret.Config = definition.stages.interpret
+    interpret.check(config, run.root)
+    # The run's log tells nothing of these items: to the gate they are new and have no events.
+    items = items.append_column("gate", decide(items, config.caption.gate.rule()))
+    steps = interpret.steps(config, folder, interpret.cache_uri(config, run.root))
+    models = (Project(run.uri("models", "projector")), AssignSids(run.uri("models", "quantizer")))
+    operators = [*(step.operator for step in steps), *models]
+    for operator in operators:
+        operator.setup()
+    done = []
+    for start in range(0, items.num_rows, BATCH_ROWS):
+        batch = with_outcome(items.slice(start, BATCH_ROWS))
+        for operator in operators:
+            batch = apply(operator, batch)
+        done.append(batch.select(["item_id", "embedding", "codes", "outcome", "issues"]))
+        progress(min(start + BATCH_ROWS, items.num_rows), items.num_rows)
+    table = pa.concat_tables(done)
+    issues = pl.DataFrame(table.select(["item_id", "issues"])).filter(pl.col("issues").list.len() > 0)
+    kept = table.filter(pc.equal(table["outcome"], KEPT))
+    return kept.select(["item_id", "embedding", "codes"]), issues.explode("issues").unnest("issues")
+
+
+def _check_degraded(definition: Definition, file: str, coded: pa.Table, issues: pl.DataFrame) -> None:
+    """A store or an endpoint that is down must not decide SIDs for good."""
+    degraded = issues.filter(pl.col("item_id").is_in(coded["item_id"].to_pylist()))
+    limit = definition.stages.interpret.max_degraded_share
+    count = degraded["item_id"].n_unique()
+    if count > limit * coded.num_rows:
+        raise UserError(
+            f"{count} of {coded.num_rows} new items of {file} lack a part ({_by_code(degraded)}), more than the run's "
+            f"stages.interpret.max_degraded_share = {limit} allows: mend what is missing, or leave the media out."
+        )
+
+
+def _sids_of(run: RunDir, item_ids: pa.ChunkedArray, added: set[str]) -> pa.Table:
+    """The table of `Tokenized`, without the items that the run does not know."""
+    ids, codes = known_sids(run)
+    where = pc.index_in(item_ids, pa.array(ids, pa.string())).combine_chunks()
+    found = item_ids.filter(where.is_valid()).to_pylist()
+    codes = codes[where.drop_null().to_numpy()]
+    return pa.table(
+        {
+            "item_id": pa.array(found, pa.string()),
+            "codes": codes_array(codes),
+            "sid": pa.array([sid_string(row) for row in codes.tolist()], pa.string()),
+            "known": pa.array([item_id not in added for item_id in found], pa.bool_()),
+        }
+    )
+
+
+def _drift(run: RunDir) -> dict[str, Any] | None:
+    """How well the quantizer fits all items that were added, beside those that it was fitted on."""
+    parts = [embedding_matrix(part) for part in added_sids(run)]
+    if not parts:
+        return None
+    old, new = reference_embeddings(run), torch.cat(parts)
+    found = {"old_items": len(old), "new_items": len(new)}
+    found |= drift(load_quantizer(run.uri("models", "quantizer")), old, new)
+    run.write_json(found, "metrics", "drift.json")
+    return found
+
+
+def _by_code(issues: pl.DataFrame) -> str:
+    return ", ".join(f"{count} {code}" for code, count in sorted(Counter(issues["code"]).items()))

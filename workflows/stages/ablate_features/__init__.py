@@ -1,0 +1,1 @@
+"""Which features help the ranker: variants, controls, seeds and intervals."""

@@ -1,0 +1,1 @@
+"""Which tasks help the language model: variants, seeds and intervals."""

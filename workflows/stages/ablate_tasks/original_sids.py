@@ -1,0 +1,99 @@
+"""Original semantic IDs: the run's own way to them once more, without pictures and without what was read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+
+from operators.base import KEPT
+from operators.cached import Invocation
+from operators.embed import EmbedTexts
+from storage import files
+from storage.run import RunDir
+from storage.sorting import write_in_hash_order
+from workflows.distributed import streams
+from workflows.distributed.pools import Step, plan
+from workflows.engine.stage import Context
+from workflows.sid import finished_definition
+from workflows.stages import project
+from workflows.stages.interpret import stage as interpret
+from workflows.stages.quantize import stage as quantize
+
+TEXTS = ("title", "description")
+
+
+def write_original(context: Context, to: RunDir) -> bool:
+    """Write `items` and `sids` of a run's items, by their titles and descriptions alone.
+
+    The run's text model reads them; the projection and the quantizer are fitted on these vectors with the run's own
+    settings, so that nothing differs but what is known of the items. What a killed attempt has finished is kept.
+
+    Args:
+        context: of a run that has come to quantize.
+        to: what is written, with a projector and a quantizer beside it.
+
+    Returns:
+        False where no item has a title or a description.
+    """
+    texts = context.run.read_table("items", columns=["item_id", *TEXTS])
+    if all(texts[name].null_count == texts.num_rows for name in TEXTS):
+        return False
+    if files.exists(to.uri("sids")):
+        return True
+    configs = finished_definition(context.run).configs
+    read, projected, quantized = (configs[name] for name in ("interpret", "project", "quantize"))
+    assert isinstance(read, interpret.Config)  # noqa: S101 - for the type checker, as the next two
+    assert isinstance(projected, project.Config)  # noqa: S101
+    assert isinstance(quantized, quantize.Config)  # noqa: S101
+    there = replace(context, run=to, progress=lambda done, total: None)
+    _embed(read, context, texts, to)
+    text_alone = {"frozen": None, "weights": project.Weights(image=0, text=1)}
+    project.run(projected.model_copy(update=text_alone), there)
+    sizes = tuple(context.run.read_json("models", "quantizer", "config.json")["codebook_sizes"])
+    _quantize(quantized.model_copy(update={"frozen": None, "codebook_sizes": sizes}), there, context.run)
+    return True
+
+
+def _embed(config: interpret.Config, context: Context, texts: pa.Table, to: RunDir) -> None:
+    """Write `items`: texts, no captions, vectors of the texts and none of pictures."""
+    nothing = context.run.read_table("items", columns=["caption", "interests", "image_vector"]).schema
+    for field in nothing:
+        texts = texts.append_column(field, pa.nulls(texts.num_rows, field.type))
+    folder = to.uri("checkpoints", "texts")
+    source = files.join(folder, "source")
+    files.write_table(source, texts.drop_columns("image_vector"))
+    operator = config.text_embedding.operator()
+    assert isinstance(operator, EmbedTexts)  # noqa: S101 - for the type checker
+    cache = interpret.cache_uri(config, context.run.root)
+    embed = Invocation(replace(operator, joint=False), "text_embedding", cache)
+    step = Step("text_embedding", embed, config.text_embedding.pool, config.text_embedding.place)
+    schema = pa.unify_schemas([texts.schema, operator.output_schema])
+    read = [name for name in schema.names if name != "image_vector"]
+    if streams.committed_rows(folder) < texts.num_rows:
+        streams.stream(
+            source,
+            plan([step], context.nodes, blocks=-(-texts.num_rows // config.commit_rows)),
+            sink=folder,
+            columns=read,
+            commit_rows=config.commit_rows,
+            no_progress_timeout_s=config.no_progress_timeout_s,
+            on_rows=lambda done: None,
+        )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        kind = schema.field("image_vector").type
+        for batch in streams.outcome_batches(folder, KEPT, read):
+            yield batch.append_column("image_vector", pa.nulls(batch.num_rows, kind))
+
+    write_in_hash_order(batches(), to.uri("items"), texts.num_rows, schema)
+
+
+def _quantize(config: quantize.Config, context: Context, run: RunDir) -> None:
+    """Write `models/quantizer` and `sids`."""
+    to = context.run
+    if config.reads_split():
+        to.write_table(run.read_table("catalog", "interactions"), "catalog", "interactions")
+    quantize.fit(config, context, files.dataset(to.uri("embeddings")).count_rows())
+    quantize.write_sids(config, to)

@@ -1,0 +1,1 @@
+"""Measure ranker and recommenders on the test split."""

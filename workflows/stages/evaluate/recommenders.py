@@ -1,0 +1,116 @@
+"""What the lists of every recommender are worth on the test split: generators and baselines, asked the same."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.common.recommender import Queries, Recommender, recommended
+from models.evaluation.bootstrap import bootstrap_means, interval
+from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
+from models.recommenders.content import fit_itemknn
+from models.recommenders.fitting import sample
+from models.recommenders.popularity import MostPopular
+from operators.features.ranker_inputs import aligned
+from workflows.engine.stage import Context
+from workflows.stages.generate.recommenders import load_recommenders, read_data
+
+BASELINES = ("sasrec", "itemknn", "popularity")
+WITH_INTERVAL = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
+
+
+def score_recommenders(context: Context, *, queries: int | None, draws: int) -> dict[str, Any]:
+    """Metrics of the recommenders that the stage generate has fitted, of item-kNN and of popularity, by name.
+
+    Every positive event of the test split that generate asks for is a query over the whole catalogue. What is tuned
+    here is tuned on validation.
+
+    Args:
+        context: of a run whose generate stage is complete.
+        queries: that are asked, a sample, at most; None: all.
+        draws: resamples of users behind every interval.
+
+    Returns:
+        As of `judge`; empty where the test split has no query.
+    """
+    run = context.run
+    generated = run.read_json("metrics", "generate.json")
+    data = read_data(run, context.split, **generated["queries"])
+    if queries is not None:
+        data = data._replace(test=sample(data.test, queries, seed=context.seed))
+    if not len(data.test.user):
+        context.log("no event of the test split asks for a next item: the recommenders have no scores")
+        return {}
+
+    def banned(asked: Queries) -> Any:
+        return None if generated["queries"]["repeats"] else asked.seen
+
+    positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
+    vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
+    recommenders: dict[str, Recommender] = {
+        **load_recommenders(run),
+        "itemknn": fit_itemknn(vectors, valid.histories, valid.target, banned=banned(valid)),
+        "popularity": MostPopular(torch.from_numpy(positives)),
+    }
+    lists = {}
+    for name, recommender in recommenders.items():
+        began = time.monotonic()
+        lists[name] = recommended(recommender, test.histories, k=max(CUTS), banned=banned(test))
+        context.log(f"{name}: {len(test.user)} lists in {time.monotonic() - began:.1f} s")
+    return judge(lists, test, positives, ~data.warm, chosen=generated["chosen"], seed=context.seed, draws=draws)
+
+
+def judge(
+    lists: dict[str, np.ndarray],
+    test: Queries,
+    positives: np.ndarray,
+    cold: np.ndarray,
+    *,
+    chosen: str,
+    seed: int,
+    draws: int = 200,
+) -> dict[str, Any]:
+    """Compare recommenders by their lists.
+
+    Args:
+        lists: by recommender, item rows int64 [Q, 20].
+        test: the queries.
+        positives: events of every item in training, [N].
+        cold: bool [N], the items without a training event of any kind.
+        chosen: the recommender that counts as the generator.
+        seed: of the resamples.
+        draws: number of resamples.
+
+    Returns:
+        For every recommender and for `generator` the scorecard of its lists, with recall@10_interval and
+        ndcg@10_interval; for every baseline `generator_over_…`, the ratios of these two metrics with their intervals,
+        NaN where the baseline hits nothing. All intervals are of the same resampled users.
+    """
+    target = test.target.numpy()
+    place = {name: ranks(items, target) for name, items in lists.items()}
+    values = {(name, key): metric(place[name], CUT) for name in lists for key, metric in WITH_INTERVAL.items()}
+    samples = bootstrap_means(test.user, values, seed=seed, draws=draws)
+    cards: dict[str, Any] = {
+        name: {
+            **scorecard(items, target, positives, cold),
+            **{f"{key}_interval": interval(samples[name, key]) for key in WITH_INTERVAL},
+        }
+        for name, items in lists.items()
+    }
+    over: dict[str, Any] = {}
+    for name in BASELINES:
+        if name in cards:
+            ratios = {key: _ratio(samples[chosen, key], samples[name, key]) for key in WITH_INTERVAL}
+            over[f"generator_over_{name}"] = {
+                **{key: float(_ratio(cards[chosen][key], cards[name][key])) for key in WITH_INTERVAL},
+                **{f"{key}_interval": interval(ratios[key]) for key in WITH_INTERVAL},
+            }
+    return {"generator": cards[chosen], **cards, **over}
+
+
+def _ratio(over: Any, under: Any) -> np.ndarray:
+    over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
+    return np.divide(over, under, out=np.full_like(under, np.nan), where=under > 0)

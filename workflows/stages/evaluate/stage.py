@@ -1,0 +1,214 @@
+"""Evaluate, on the test split: the ranker, the retriever, the recommenders of next items, and their baselines.
+
+Reads what rank or generate wrote, or both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, PositiveInt
+
+from models.evaluation.bootstrap import bootstrap_auc, interval
+from models.evaluation.clicks import scorecard
+from operators.features.tokens import NULL_ID
+from operators.log.encoding import Log, encode
+from operators.log.events import DAY_US
+from storage import files
+from storage.manifest import first_unfinished
+from workflows.engine.stage import Context, Result, StageConfig
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 3
+INPUTS = ("ingest", "project")
+EITHER = ("rank", "generate")  # of these at least one has to be there
+AFTER_ALL = True
+
+
+class Config(StageConfig):
+    """Settings of the evaluate stage."""
+
+    queries: PositiveInt | None = Field(None, description="test events that generators are asked, at most; null: all")
+    recall_at: tuple[PositiveInt, ...] = Field((10, 50), min_length=1)
+    bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
+
+
+def run(config: Config, context: Context) -> Result:
+    """Score the test split and write metrics/evaluate.json."""
+    there = [stage for stage in EITHER if first_unfinished(context.run.root, (stage,)) is None]
+    metrics: dict[str, Any] = {}
+    rows = 0
+    if "rank" in there:
+        rows, metrics = score_ranker(config, context)
+    if "generate" in there:
+        from workflows.stages.evaluate.recommenders import score_recommenders
+        from workflows.stages.evaluate.tasks import score_tasks
+
+        found = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
+        rows += found.get("popularity", {}).get("queries", 0)
+        metrics |= {name: {**metrics.get(name, {}), **values} for name, values in found.items()}
+        metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
+    context.run.write_json(metrics, "metrics", "evaluate.json")
+    for key in ("auc", "ndcg@10"):
+        if scores := [f"{name} {values[key]:.4f}" for name, values in metrics.items() if key in values]:
+            context.log(f"{key.upper()}: {', '.join(scores)}")
+    return Result(rows_in=rows, rows_out=rows, metrics=metrics)
+
+
+def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]:
+    """Metrics of the ranker, of popularity and of the truth where it is known, by slices, too, and of the retriever.
+
+    Returns:
+        The number of test examples and the metrics.
+    """
+    from models.ranking.popularity import fit_popularity
+    from models.ranking.ranker import load_ranker
+    from operators.features.ranker_inputs import Examples, ItemFeatures, predict
+
+    run = context.run
+    spec = run.read_json("features", "spec.json")
+    ranker = load_ranker(run.uri("models", "ranker"))
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
+    tables = {name: run.read_table("features", name) for name in ("train", "valid", "test")}
+    test = tables["test"]
+    log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
+    label = test["label"].to_numpy()
+    user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+
+    valid = tables["valid"]
+    positives, exposure = training_counts(tables["train"], len(items), labelled=spec["labels"])
+    baseline = fit_popularity(
+        positives,
+        exposure,
+        valid=(valid["row"].to_numpy(), valid["label"].to_numpy()),
+    )
+    scores = {
+        "ranker": predict(ranker, items, Examples(test, ranker.config.dense)),
+        "popularity": baseline.probability[test["row"].to_numpy()],
+    }
+    truth = true_probability(context.catalog, test)
+    if truth is not None:
+        scores["truth"] = truth
+    samples = bootstrap_auc((user,), label, scores, seed=context.seed, draws=config.bootstrap)
+    metrics: dict[str, Any] = {
+        name: {**scorecard(user, label, score), "auc_interval": interval(samples[name])}
+        for name, score in scores.items()
+    }
+    metrics["auc_gain"] = {
+        "over": "popularity",
+        "mean": metrics["ranker"]["auc"] - metrics["popularity"]["auc"],
+        "interval": interval(samples["ranker"] - samples["popularity"]),
+    }
+    described = run.read_table("features", "items", columns=["item", "caption"])
+    row, metrics["slices"] = test["row"].to_numpy(), {}
+    for name, members in slices(described, positives).items():
+        rows = members[row]
+        metrics["slices"][name] = {
+            "rows": int(rows.sum()),
+            "positives": int((label[rows] > 0).sum()),
+            **{scorer: scorecard(user[rows], label[rows], score[rows]) for scorer, score in scores.items()},
+        }
+    metrics["retriever"] = retrieval(items.embedding, test, log, positives, config.recall_at)
+    return test.num_rows, metrics
+
+
+def slices(items: pa.Table, positives: np.ndarray) -> dict[str, np.ndarray]:
+    """Pairs of complementary slices of the catalogue, boolean [items] each.
+
+    cold_items, warm_items: no event in training, or some; head_items, tail_items: the fewest items that hold half of
+    the training positives, and the rest; with_caption, without_caption.
+
+    Args:
+        items: `item` and `caption` of features/items.
+        positives: per item in training, [items].
+    """
+    warm = items["item"].to_numpy() != NULL_ID
+    captioned = pc.list_element(items["caption"], 0).to_numpy() != NULL_ID
+    order = np.argsort(-positives, kind="stable")
+    ahead = np.cumsum(positives[order]) - positives[order]  # what more popular items hold
+    head = np.zeros(len(positives), dtype=bool)
+    head[order] = ahead < positives.sum() / 2
+    return {
+        "cold_items": ~warm,
+        "warm_items": warm,
+        "head_items": head,
+        "tail_items": ~head,
+        "with_caption": captioned,
+        "without_caption": ~captioned,
+    }
+
+
+def training_counts(train: pa.Table, items: int, *, labelled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Positives per item in training, and its exposure: impressions, or without labels days on offer; [items] each.
+
+    Without labels an item counts as on offer from its first event, which is no example, to the end of training, for a
+    day at least.
+    """
+    row, positive = train["row"].to_numpy(), train["label"].to_numpy() > 0
+    positives = np.bincount(row[positive], minlength=items).astype(np.float64)
+    rows = np.bincount(row, minlength=items).astype(np.float64)
+    if labelled:
+        return positives, rows
+    time = train["timestamp"].cast(pa.int64()).to_numpy()
+    first = np.full(items, time.max(), dtype=np.float64)
+    np.minimum.at(first, row, time - np.expm1(train["item_age"].to_numpy()) * DAY_US)
+    return positives + (rows > 0), np.maximum((time.max() - first) / DAY_US, 1) * (rows > 0)
+
+
+def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
+    """The probability that generated each label, float64 [M]; None for a catalogue without truth.parquet.
+
+    None, too, where it lacks a row: sampled negatives have no true probability.
+    """
+    uri = files.join(catalog, "truth.parquet")
+    if not files.exists(uri):
+        return None
+    keys = ["user_id", "item_id", "timestamp"]
+    truth = files.read_table(uri, columns=[*keys, "probability"])
+    truth = truth.set_column(2, "timestamp", truth["timestamp"].cast(test["timestamp"].type))
+    asked = test.select(keys).append_column("position", pa.array(np.arange(test.num_rows)))
+    joined = asked.join(truth, keys, join_type="inner").sort_by("position")
+    if not np.array_equal(joined["position"].to_numpy(), np.arange(test.num_rows)):
+        return None
+    return joined["probability"].to_numpy().astype(np.float64)
+
+
+def retrieval(
+    embedding: torch.Tensor, test: pa.Table, log: Log, popularity: np.ndarray, recall_at: tuple[int, ...]
+) -> dict[str, float]:
+    """recall@K of the test positives that were new to their user, in the whole catalogue less what the user had.
+
+    Also `popularity_recall@K`, the same with the popularity order for everyone. NaN where there is no such positive.
+    """
+    import torch
+
+    from models.recommenders.retriever import Retriever
+    from operators.features.ranker_inputs import lists
+    from operators.log.events import histories
+
+    test = test.filter(pc.greater(test["label"], 0))
+    user = pc.index_in(test["user_id"], log.users).to_numpy().astype(np.int64)
+    history = lists(test["history"])
+    time = test["timestamp"].cast(pa.int64()).to_numpy()
+    values, ends = histories(log.events, user, time, length=len(log.events))
+    seen, seen_offsets = torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends.astype(np.int64))
+    target = torch.from_numpy(test["row"].to_numpy().astype(np.int64))
+
+    retriever = Retriever(embedding, torch.from_numpy(popularity))
+    k = max(recall_at)
+    found = retriever.top(history.values, history.offsets, seen, seen_offsets, k=k)
+    nobody = torch.zeros(len(target) + 1, dtype=torch.int64)
+    popular = retriever.top(history.values[:0], nobody, seen, seen_offsets, k=k)
+    owner = torch.repeat_interleave(torch.arange(len(target)), seen_offsets.diff())
+    new = torch.ones(len(target), dtype=torch.bool)
+    new[owner[seen == target[owner]]] = False
+    metrics = {"queries": float(new.sum())}
+    for prefix, best in (("", found), ("popularity_", popular)):
+        hits = (best == target[:, None])[new]
+        metrics |= {f"{prefix}recall@{at}": float(hits[:, :at].any(1).float().mean()) for at in recall_at}
+    return metrics

@@ -1,0 +1,1 @@
+"""Fit the recommenders of next items."""

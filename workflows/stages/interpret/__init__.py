@@ -1,0 +1,1 @@
+"""Fetch, caption, mine and embed every item in one stream."""

@@ -1,0 +1,283 @@
+"""Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from operators.base import KEPT, REJECTED, Operator, rejects_table
+from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, Invocation
+from operators.gate import activity, decide
+from operators.media.fetch import FetchMedia
+from storage import files
+from storage.errors import UserError
+from storage.identity import identity
+from storage.media.limits import Limits
+from storage.media.sources import Sources
+from storage.sorting import write_in_hash_order
+from workflows.distributed import streams
+from workflows.distributed.pools import Group, Node, Step, plan
+from workflows.engine.stage import Context, Result, StageConfig, forget_other_attempts
+from workflows.stages.interpret.settings import (
+    CaptionSection,
+    ImageEmbeddingSection,
+    InterestSection,
+    KeywordInterests,
+    LocalImageEmbedding,
+    LocalTextEmbedding,
+    Section,
+    TaggerCaptions,
+    TextEmbeddingSection,
+    made,
+)
+
+VERSION = 2
+SEEDED = False
+INPUTS = ("ingest",)
+
+KEPT_COLUMNS = ("item_id", "title", "description")
+CACHE = "_cache"  # beside the run directory; no workflow can have this name
+
+
+class LimitsConfig(BaseModel):
+    """What one medium may cost; see `storage.media.limits.Limits`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_bytes: int = Field(Limits.max_bytes, ge=1)
+    max_pixels: int = Field(Limits.max_pixels, ge=1)
+    max_seconds: float = Field(Limits.max_seconds, gt=0)
+    max_side: int = Field(Limits.max_side, ge=32)
+    frames: int = Field(Limits.frames, ge=1)
+    sampling: str = Field(Limits.sampling, pattern="^(uniform|scenes)$")
+    decode_seconds: float = Field(Limits.decode_seconds, gt=0)
+    fetch_seconds: float = Field(Limits.fetch_seconds, gt=0)
+
+
+class Fetch(Section):
+    """Where media may lie, and how much of them is used.
+
+    Attributes:
+        max_media: media used per item.
+        limits: what one medium may cost.
+        roots: further folders that media may lie in, beside the catalogue's own; absolute paths or URIs.
+        http: whether http and https URLs are fetched, from public addresses alone.
+        allow_private: `host:port` pairs that are fetched though their addresses are private.
+    """
+
+    max_media: int = Field(1, ge=1)
+    limits: LimitsConfig = LimitsConfig()
+    roots: tuple[str, ...] = ()
+    http: bool = False
+    allow_private: tuple[str, ...] = ()
+
+    def operator(self, root: str) -> Operator:
+        """The operator for the catalogue at `root`."""
+        limits, sources = made(Limits, self.limits), made(Sources, self)
+        return FetchMedia(root=root, max_media=self.max_media, limits=limits, sources=sources)
+
+
+class Config(StageConfig):
+    """Settings of interpret.
+
+    Attributes:
+        fetch, image_embedding, caption, interests, text_embedding: of each operator of the stream; see
+            `workflows.stages.interpret.settings`.
+        cache: where results are kept for later runs: true for the folder `_cache` beside the run directory, false for
+            nowhere, or a URI.
+        max_reject_share: share of rejected rows past which the run fails.
+        max_degraded_share: likewise of rows that are kept without a part, since a store or an endpoint that is down
+            costs every item its picture or caption, and none of them its place.
+        commit_rows: rows that commit together; a killed run loses at most the blocks in flight.
+        no_progress_timeout_s: the stream ends with an error after standing still for so long.
+    """
+
+    fetch: Fetch = Fetch()
+    image_embedding: ImageEmbeddingSection = LocalImageEmbedding()
+    caption: CaptionSection = TaggerCaptions()
+    interests: InterestSection = KeywordInterests()
+    text_embedding: TextEmbeddingSection = LocalTextEmbedding()
+    cache: bool | str = True
+    max_reject_share: float = Field(0.1, ge=0, le=1)
+    max_degraded_share: float = Field(0.5, ge=0, le=1)
+    commit_rows: int = Field(64, ge=1)
+    no_progress_timeout_s: float = Field(900.0, gt=0)
+
+    resources: ClassVar[frozenset[str]] = frozenset(
+        {"cache", "commit_rows", "no_progress_timeout_s", "max_reject_share", "max_degraded_share"}
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The operators' own, wherever the catalogue lies, and the gate."""
+        operators = [identity(step.operator) for step in steps(self, root="", cache=None)]
+        return {"operators": operators, "gate": self.caption.gate.model_dump(mode="json")}
+
+
+def steps(config: Config, root: str, cache: str | None) -> list[Step]:
+    """The stream's operators, in order.
+
+    A picture passes the default network once: the tagger takes its labels from the image vector, so it comes second.
+    """
+    local = isinstance(config.image_embedding, LocalImageEmbedding)
+    keywords = isinstance(config.interests, KeywordInterests)
+    caption = Invocation(config.caption.operator(local_vectors=local), "caption", cache, gate="gate")
+    images = Invocation(config.image_embedding.operator(), "image_embedding", cache)
+    interests = Invocation(config.interests.operator(), "interests", None if keywords else cache)
+    texts = Invocation(config.text_embedding.operator(), "text_embedding", cache)
+    return [
+        Step("fetch", config.fetch.operator(root), config.fetch.pool),
+        Step("image_embedding", images, config.image_embedding.pool, config.image_embedding.place),
+        Step("caption", caption, config.caption.pool, config.caption.place),
+        Step("interests", interests, config.interests.pool, config.interests.place),
+        Step("text_embedding", texts, config.text_embedding.pool, config.text_embedding.place),
+    ]
+
+
+def check(config: Config, root: str) -> None:
+    """Find what is wrong with models and cache on this machine before anything runs.
+
+    Raises:
+        UserError: one of them cannot work.
+    """
+    for section in (config.image_embedding, config.caption, config.interests, config.text_embedding):
+        section.check()
+    cache = cache_uri(config, root)
+    if cache is not None and not files.writable(cache):
+        raise UserError(f"The cache {cache} cannot be written: give stages.interpret.cache another URI, or false.")
+
+
+def groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cache: str | None = None) -> list[Group]:
+    """The operators in their pools.
+
+    Raises:
+        UnschedulableError: a pool does not fit onto the nodes.
+    """
+    return plan(steps(config, root, cache), nodes, blocks=-(-rows // config.commit_rows))
+
+
+def items_schema(config: Config) -> pa.Schema:
+    """What `items` holds: the item's texts, and what the operators add that later stages read."""
+    added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
+    found = {field.name: field for field in added}
+    names = ("caption", "interests", "image_vector", "text_vector")
+    return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(found[name] for name in names)])
+
+
+def run(config: Config, context: Context) -> Result:
+    """Write `items` and `rejects/interpret`."""
+    folder = context.run.uri("checkpoints", "interpret")
+    sink = files.join(folder, context.fingerprint)
+    forget_other_attempts(context, "interpret")
+    source = files.join(sink, "source")
+    total = write_source(config, context, source)
+    schema = items_schema(config)
+    reused = streams.committed_rows(sink)
+    if reused:
+        context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
+    if reused < total:
+        cache = cache_uri(config, context.run.root)
+        streams.stream(
+            source,
+            groups(config, context.catalog, context.nodes, rows=total - reused, cache=cache),
+            sink=sink,
+            columns=[*schema.names, "work"],
+            commit_rows=config.commit_rows,
+            no_progress_timeout_s=config.no_progress_timeout_s,
+            on_rows=lambda done: context.progress(done, total),
+        )
+    batches = streams.outcome_batches(sink, KEPT, schema.names)
+    kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
+    rejected, degraded, codes = _write_rejects(sink, context)
+    metrics = {"reused": reused, "issues": codes, **_work(sink)}
+    return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
+
+
+def cache_uri(config: Config, root: str) -> str | None:
+    """Where the results of a run at `root` are kept for later ones, or None."""
+    if isinstance(config.cache, str):
+        return files.absolute(config.cache)
+    scheme, separator, path = root.rstrip("/").rpartition("://")
+    above, slash, _ = path.rpartition("/")
+    return f"{scheme}{separator}{above if slash else path}/{CACHE}" if config.cache else None
+
+
+def write_source(config: Config, context: Context, target: str) -> int:
+    """The catalogue's items, each with the caption's gate; return their number."""
+    items = context.run.read_table("catalog", "items")
+    gate = config.caption.gate
+    seen, known = None, []
+    log = context.run.uri("catalog", "interactions")
+    if files.exists(log) and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
+        events = pl.from_arrow(context.run.read_table("catalog", "interactions", columns=["item_id", "timestamp"]))
+        assert isinstance(events, pl.DataFrame)  # noqa: S101 - for the type checker
+        until = events["timestamp"].dt.epoch("us").quantile(gate.log_share, "lower")
+        seen = activity(events.lazy().filter(pl.col("timestamp").dt.epoch("us") <= until))
+    if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
+        last = context.run.read_table("items", columns=["item_id", "caption"])
+        known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
+    files.write_table(target, items.append_column("gate", decide(items, gate.rule(), seen, known)))
+    return int(items.num_rows)
+
+
+def _remembers(config: Config, context: Context) -> bool:
+    """Whether the cache holds captions made with these very settings."""
+    cache = cache_uri(config, context.run.root)
+    caption = next(step.operator for step in steps(config, "", cache) if step.name == "caption")
+    assert isinstance(caption, Invocation)  # noqa: S101 - for the type checker
+    return cache is not None and files.exists(files.join(cache, caption.folder))
+
+
+def _work(sink: str) -> dict[str, Any]:
+    """What every operator behind a gate and a cache did, counted over all committed rows.
+
+    Returns:
+        Per operator the rows that were `computed`, `cached`, `refused` and `empty`; `trigger_rate`, the share of rows
+        that it was asked about and did not leave empty; `cache_hit_rate`, the share of these that it did not have to
+        compute; `seconds_per_row`, of those that it did.
+    """
+    frames = [
+        pl.DataFrame(pl.from_arrow(batch))
+        .explode("work")
+        .unnest("work")
+        .group_by("operator", "source")
+        .agg(rows=pl.len(), seconds=pl.col("seconds").sum())
+        for outcome in (KEPT, REJECTED)
+        for batch in streams.outcome_batches(sink, outcome, ["work"])
+    ]
+    nothing = pl.DataFrame(
+        schema={"operator": pl.String, "source": pl.String, "rows": pl.UInt32, "seconds": pl.Float64}
+    )
+    total = pl.concat([nothing, *frames]).drop_nulls("operator").group_by("operator", "source").sum()
+    found: dict[str, Any] = {}
+    for (operator,), part in total.sort("operator").group_by("operator", maintain_order=True):
+        rows = dict.fromkeys((COMPUTED, CACHED, REFUSED, EMPTY), 0) | dict(part.select("source", "rows").iter_rows())
+        asked = rows[COMPUTED] + rows[CACHED]
+        found[str(operator)] = {
+            **rows,
+            "trigger_rate": round(asked / max(sum(rows.values()), 1), 4),
+            "cache_hit_rate": round(rows[CACHED] / max(asked, 1), 4),
+            "seconds_per_row": round(part["seconds"].sum() / max(rows[COMPUTED], 1), 5),
+        }
+    return found
+
+
+def _write_rejects(sink: str, context: Context) -> tuple[int, int, dict[str, int]]:
+    """Write `rejects/interpret`; return rejected rows, degraded rows, and the number of issues by code."""
+    found, rejected, degraded = [], 0, 0
+    for outcome in (KEPT, REJECTED):
+        for batch in streams.outcome_batches(sink, outcome, ["item_id", "issues"]):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)  # noqa: S101 - for the type checker
+            with_issues = frame.filter(pl.col("issues").list.len() > 0)
+            rejected += frame.height if outcome == REJECTED else 0
+            degraded += with_issues.height if outcome == KEPT else 0
+            found.append(with_issues.explode("issues").unnest("issues"))
+    nothing = pl.DataFrame(schema=dict.fromkeys(("item_id", "severity", "code", "detail"), pl.String))
+    issues = pl.concat([nothing, *found])
+    context.run.write_table(rejects_table(issues.sort("item_id", "code"), stage="interpret"), "rejects", "interpret")
+    return rejected, degraded, dict(sorted(Counter(issues["code"]).items()))

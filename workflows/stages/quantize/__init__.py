@@ -1,0 +1,1 @@
+"""Fit a quantizer and give every item its semantic ID."""

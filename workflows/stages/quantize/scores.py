@@ -1,0 +1,103 @@
+"""What a run's semantic IDs are worth, beside naive ones; and how a quantizer that was taken over fits new items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from models.semantic_ids.drift import drift
+from models.semantic_ids.layout import map_table
+from models.semantic_ids.quality import collisions, scorecard, usage
+from models.semantic_ids.quantizer import RQKMEANS, Architecture, Quantizer
+from models.semantic_ids.rqkmeans import fit_rqkmeans
+from models.semantic_ids.suffixes import allocate_digits
+from models.semantic_ids.training_rows import collect
+from operators.assign_sids import embedding_matrix, reference_embeddings
+from operators.embed import vectors_of
+from storage import files
+from storage.hashing import hash_rows
+from storage.run import RunDir
+
+SCORED_ITEMS = 100_000  # of a larger catalogue, what is decoded, fitted on for comparison, and drawn
+
+
+class Naive(NamedTuple):
+    """Semantic IDs from residual k-means on the text vector alone: no vector of a picture, no fusion, no learning."""
+
+    quantizer: Quantizer
+    vectors: torch.Tensor  # float32 [N, D]; of an item without text the mean of all
+    sids: np.ndarray  # codes with the digit, int32 [N, L + 1]
+
+
+def judge(
+    run: RunDir, quantizer: Quantizer, *, item_ids: Sequence[str], nearest: np.ndarray, sids: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """The scorecard of a run's SIDs and of naive ones, and the map of the catalogue, written to `metrics/map`.
+
+    Args:
+        item_ids: all items, in hash order.
+        nearest: codes as the quantizer gives them, int32 [N, L].
+        sids: codes with the digit as the items have them, int32 [N, L + 1].
+
+    Returns:
+        `scorecard`, and `naive` where the items have text.
+    """
+    drawn = item_ids[:SCORED_ITEMS]
+    codes, digits = sids[:, :-1], sids[:, -1]
+    vectors = embedding_matrix(_rows_of(run.uri("embeddings"), drawn, ["embedding"]))
+    attributes = _rows_of(run.uri("catalog", "items"), drawn, ["attributes"])["attributes"]
+    shown = {"attributes": attributes, "seed": seed}
+    card = scorecard(quantizer, vectors, codes[: len(drawn)], digits[: len(drawn)], **shown)
+    # what needs no embedding is counted over all, and collisions before any code was re-assigned
+    before, after = collisions(nearest), collisions(sids)
+    card |= usage(codes, quantizer.architecture.codebook_sizes)
+    card |= {"collision_share": before["share"], "largest_collision": before["largest"]}
+    card |= {"collision_share_after": after["share"]}
+    found = {"scorecard": card}
+    naive = _naive_sids(run, drawn, quantizer.architecture.codebook_sizes, seed=seed)
+    if naive is not None:
+        found["naive"] = scorecard(naive.quantizer, naive.vectors, naive.sids[:, :-1], naive.sids[:, -1], **shown)
+    other = None if naive is None else naive.sids[:, :-1]
+    table = map_table(drawn, vectors.numpy(), codes[: len(drawn)], other, seed=seed)
+    run.write_table(table, "metrics", "map")
+    return found
+
+
+def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earlier: RunDir) -> dict[str, Any] | None:
+    """How the quantizer of an earlier run fits the items that this one has beyond it; None where it has none."""
+    known = earlier.read_table("sids", columns=["item_id"])["item_id"]
+    ids = pa.array(item_ids, pa.string())
+    new = ids.filter(pc.invert(pc.is_in(ids, known.combine_chunks()))).to_pylist()[:SCORED_ITEMS]
+    if not new:
+        return None
+    vectors = embedding_matrix(_rows_of(run.uri("embeddings"), new, ["embedding"]))
+    return drift(quantizer, reference_embeddings(earlier), vectors)
+
+
+def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:
+    """Naive semantic IDs of these items, unlike each other; None where no item has a text vector."""
+    column = _rows_of(run.uri("items"), item_ids, ["text_vector"])["text_vector"].combine_chunks()
+    known, width = column.is_valid().to_numpy(zero_copy_only=False), column.type.list_size
+    if not known.any():
+        return None
+    texts = np.empty((len(column), width), np.float32)
+    texts[known] = vectors_of(column.drop_null(), width)
+    texts[~known] = texts[known].mean(0)
+    vectors = collect([(texts, np.empty((len(texts), 0), np.float32))], seed=seed)
+    quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, width, sizes, width), seed=seed)
+    embeddings = torch.from_numpy(texts)
+    codes = quantizer.encode(embeddings).numpy()
+    digits = allocate_digits(item_ids, codes, hash_rows(texts), max_digits=len(item_ids))
+    return Naive(quantizer, embeddings, np.column_stack([codes, digits]).astype(np.int32))
+
+
+def _rows_of(uri: str, item_ids: Sequence[str], columns: list[str]) -> pa.Table:
+    """Some columns of a run's table, for these items in this order."""
+    table = files.dataset(uri)
+    ids = table.to_table(columns=["item_id"])["item_id"].combine_chunks()
+    return table.take(pc.index_in(pa.array(item_ids, pa.string()), ids), columns=columns)
