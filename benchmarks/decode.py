@@ -2,7 +2,7 @@
 
 python -m benchmarks.decode --data DIR --out FILE [--json] [--rounds 3] [--models 100]
 
-Speed: Beauty's items with drawn semantic IDs (3 levels of 256 codes and the deduplication digit; speed asks for no
+Speed: Beauty's items with drawn semantic IDs (3 levels of 256 codes and the deduplication suffix; speed asks for no
 quality), histories of 20 items, the backbone `tiny` with drawn weights, 50 beams. `transformers` is `generate` with the
 same weights and scores, see `decode_peers`; both decode the same users in the same batches in turns, and the figures
 are medians over the rounds. `same_items` is the share of users whose ten items are the same in the same order.
@@ -36,7 +36,7 @@ from models.generation.decoding import beam_search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
 from models.generation.vocabulary import Vocabulary, paths
-from models.semantic_ids.suffixes import allocate_digits
+from models.semantic_ids.suffixes import allocate_suffixes
 
 USERS, HISTORY, BEAMS, TOP = 64, 20, 50, 10
 SMALL_ITEMS, SMALL_SIZES = 2_000, (16, 16, 16)
@@ -156,8 +156,8 @@ def draw_paths(items: int, sizes: tuple[int, ...], *, seed: int) -> tuple[torch.
     """Paths of a catalogue with unevenly used codes and with collisions, int64 [items, L], and their levels' sizes."""
     codes = (np.random.default_rng(seed).random((items, len(sizes))) ** 2 * sizes).astype(np.int32)
     names = [str(item) for item in range(items)]
-    digits = allocate_digits(names, codes, np.arange(items, dtype=np.uint64))
-    found, used = paths(np.concatenate([codes, digits[:, None]], axis=1), sizes)
+    suffixes = allocate_suffixes(names, codes, np.arange(items, dtype=np.uint64))
+    found, used = paths(np.concatenate([codes, suffixes[:, None]], axis=1), sizes)
     return torch.from_numpy(found), used
 
 

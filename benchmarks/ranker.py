@@ -34,7 +34,7 @@ import torch.distributed as dist
 from benchmarks import ranker_peers as peers
 from benchmarks.machine import machine, with_peers
 from benchmarks.ranker_data import BAGS, DENSE, TEST_SHARE, VOCABULARIES, prepare, read
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from models.evaluation.clicks import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
@@ -68,7 +68,7 @@ class Data:
         """The ranker's input for the rows at positions int64 [B]."""
         single = torch.arange(len(at) + 1)
         ids = self.ids.index_select(0, at).T.contiguous()
-        features = {name: Lists(column, single) for name, column in zip(self.names, ids, strict=True)}
+        features = {name: Jagged(column, single) for name, column in zip(self.names, ids, strict=True)}
         features |= {name: gather(bag, at) for name, bag in self.bags.items()}
         return RankerInputs(
             sparse=keyed(features),

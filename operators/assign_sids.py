@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from models.semantic_ids.quantizer import Quantizer
-from models.semantic_ids.suffixes import allocate_digits
+from models.semantic_ids.suffixes import allocate_suffixes
 from operators.base import Operator, set_columns
 from storage import files
 from storage.artifacts import model_digest
@@ -62,7 +62,7 @@ def codes_matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AssignSids(Operator):
-    """Embedding to codes, one per level; the deduplication digit is given where all items are known.
+    """Embedding to codes, one per level; the deduplication suffix is given where all items are known.
 
     Attributes:
         artifact: URI of `models/quantizer`.
@@ -101,37 +101,37 @@ def give_sids(
     known_ids: Sequence[str],
     known_codes: np.ndarray,
     always: bool = False,
-    max_digits: int = 256,
+    max_suffixes: int = 256,
 ) -> np.ndarray:
     """SIDs of items beside those that are known; a known item keeps its SID, whatever became of its content.
 
     Args:
         item_ids: N distinct ids.
-        codes: integers [N, L], without the digit.
-        contents, always, max_digits: see `models.semantic_ids.suffixes.allocate_digits`.
+        codes: integers [N, L], without the suffix.
+        contents, always, max_suffixes: see `models.semantic_ids.suffixes.allocate_suffixes`.
         known_ids: M distinct ids that have their SIDs.
         known_codes: these SIDs, int32 [M, L + 1].
 
     Returns:
-        Codes with digits, int32 [N, L + 1].
+        Codes with suffixes, int32 [N, L + 1].
 
     Raises:
-        UserError: a prefix needs more digits than there are.
+        UserError: a prefix needs more suffixes than there are.
     """
     where = pc.index_in(pa.array(item_ids, pa.string()), pa.array(known_ids, pa.string()))
     known = where.is_valid().to_numpy(zero_copy_only=False)
     sids = np.empty((len(codes), known_codes.shape[1]), np.int32)
     sids[known] = known_codes[where.drop_null().to_numpy()]
-    digits = allocate_digits(
+    suffixes = allocate_suffixes(
         list(compress(item_ids, ~known)),
         codes[~known],
         contents[~known],
         always=always,
-        max_digits=max_digits,
+        max_suffixes=max_suffixes,
         known_ids=known_ids,
         known_codes=known_codes,
     )
-    sids[~known] = np.column_stack([codes[~known], digits])
+    sids[~known] = np.column_stack([codes[~known], suffixes])
     return sids
 
 
@@ -139,13 +139,13 @@ def known_sids(run: RunDir) -> tuple[list[str], np.ndarray]:
     """All SIDs of a run: those of its fit, and those that were added since.
 
     Returns:
-        M distinct ids, and their codes with digits, int32 [M, L + 1].
+        M distinct ids, and their codes with suffixes, int32 [M, L + 1].
     """
     return _distinct([run.read_table("sids"), *added_sids(run)])
 
 
 def added_sids(run: RunDir) -> list[pa.Table]:
-    """What `add_sids` has added to a run, part by part: item_id, codes with the digit, embedding."""
+    """What `add_sids` has added to a run, part by part: item_id, codes with the suffix, embedding."""
     folder = _folder(run)
     fs, path = files.filesystem(folder)
     fs.invalidate_cache(path)  # remote stores remember listings
@@ -154,21 +154,21 @@ def added_sids(run: RunDir) -> list[pa.Table]:
 
 
 def add_sids(
-    run: RunDir, items: pa.Table, *, quantizer: str | None, always: bool = False, max_digits: int = 256
+    run: RunDir, items: pa.Table, *, quantizer: str | None, always: bool = False, max_suffixes: int = 256
 ) -> set[str]:
     """Give SIDs to those items that have none, for good; what the run has given already stays as it is.
 
     Args:
         run: with `sids` and `models/quantizer`.
-        items: item_id (distinct), embedding, and codes without the digit, as `AssignSids` gives them.
+        items: item_id (distinct), embedding, and codes without the suffix, as `AssignSids` gives them.
         quantizer: `quantizer_digest` of the run when the codes were made.
-        always, max_digits: see `models.semantic_ids.suffixes.allocate_digits`.
+        always, max_suffixes: see `models.semantic_ids.suffixes.allocate_suffixes`.
 
     Returns:
         The ids that were new.
 
     Raises:
-        UserError: a prefix needs more digits than there are, or the run was fitted anew meanwhile; then nothing is
+        UserError: a prefix needs more suffixes than there are, or the run was fitted anew meanwhile; then nothing is
             added.
     """
     while True:
@@ -187,7 +187,7 @@ def add_sids(
             known_ids=known_ids,
             known_codes=known_codes,
             always=always,
-            max_digits=max_digits,
+            max_suffixes=max_suffixes,
         )
         part = new.select(["item_id", "embedding"]).append_column("codes", codes_array(sids))
         try:

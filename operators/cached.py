@@ -24,7 +24,7 @@ NULL_LENGTH = b"\xff" * 8
 
 
 @dataclass(frozen=True)
-class Invocation(Operator):
+class CachedOperator(Operator):
     """Conditional invocation: an operator behind a gate and a cache.
 
     Each row is `refused`, `cached`, `computed`, or `empty` where the operator had nothing to say, and says so in

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from models.ranking.ranker import load_ranker
 from models.recommenders.retriever import Retriever
 from models.semantic_ids.suffixes import sid_string
@@ -132,7 +132,7 @@ class Recommender:
         return _User(NULL_ID, seen[-self._max_history :], seen, dense)
 
     def _scores(
-        self, users: Sequence[_User], history: Lists, *, owner: torch.Tensor, rows: torch.Tensor
+        self, users: Sequence[_User], history: Jagged, *, owner: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         """Probability of every pair of a user (position in `users`) and an item (row), float64 [M]."""
         item_dense, user_dense = self._item_dense[rows], torch.stack([user.dense for user in users])[owner]
@@ -150,10 +150,10 @@ class Recommender:
         return [{**item, "score": score} for item, score in zip(shown.to_pylist(), scores[known].tolist(), strict=True)]
 
 
-def concatenate(parts: Sequence[torch.Tensor]) -> Lists:
+def concatenate(parts: Sequence[torch.Tensor]) -> Jagged:
     """One list per part."""
     lengths = torch.tensor([0, *(len(part) for part in parts)])
-    return Lists(torch.cat(list(parts)), lengths.cumsum(0))
+    return Jagged(torch.cat(list(parts)), lengths.cumsum(0))
 
 
 def dense_columns(table: pa.Table, names: Sequence[str]) -> torch.Tensor:

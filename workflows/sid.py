@@ -53,7 +53,7 @@ class Tokenized(NamedTuple):
     """What became of a file of items.
 
     Attributes:
-        sids: item_id string; codes fixed_size_list<int32>[L + 1], the digit last, -1 for none; sid string; known bool,
+        sids: item_id string; codes fixed_size_list<int32>[L + 1], the suffix last, -1 for none; sid string; known bool,
             whether the item had its SID before. Rows in the order of the file.
         issues: item_id, severity, code, detail of rows that were rejected or kept without a part.
         drift: as `models.semantic_ids.quality.drift` has it, of all items that were ever added; None where none was.
@@ -104,8 +104,8 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
         _check_degraded(definition, file, coded, found)
         issues = pl.concat([issues, found])
         settings: quantize.Config = definition.stages.quantize
-        always = settings.collisions == "always_digit"
-        added = add_sids(run, coded, quantizer=digest, always=always, max_digits=settings.max_digits)
+        always = settings.collisions == "always_suffix"
+        added = add_sids(run, coded, quantizer=digest, always=always, max_suffixes=settings.max_suffixes)
     sids = _sids_of(run, items["item_id"], added)
     if sids.num_rows == 0:
         raise UserError(f"{file} has no usable item ({_by_code(issues)}): mend its rows.")
@@ -177,7 +177,7 @@ def _coded(
     """Send items through the run's operators.
 
     Returns:
-        item_id, embedding and codes (without the digit) of the items that are kept; issues of all.
+        item_id, embedding and codes (without the suffix) of the items that are kept; issues of all.
     """
     config: interpret.Config = definition.stages.interpret
     interpret.check(config, run.root)

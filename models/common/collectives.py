@@ -8,14 +8,14 @@ import torch
 import torch.distributed as dist
 
 
-def world() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """This worker's rank and the number of workers."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def total(tensors: Sequence[torch.Tensor]) -> None:
+def all_reduce_sum(tensors: Sequence[torch.Tensor]) -> None:
     """Replace each tensor by its sum over all workers: one message, whatever the number of tensors."""
-    if world()[1] == 1 or not tensors:
+    if rank_and_size()[1] == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
@@ -23,13 +23,13 @@ def total(tensors: Sequence[torch.Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def gather(rows: torch.Tensor) -> torch.Tensor:
+def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """The rows [n, …] of all workers, in the order of their ranks; each may have another n, also none."""
-    workers = world()[1]
+    workers = rank_and_size()[1]
     if workers == 1:
         return rows
     counts = torch.zeros(workers, dtype=torch.int64, device=rows.device)
-    counts[world()[0]] = len(rows)
+    counts[rank_and_size()[0]] = len(rows)
     dist.all_reduce(counts)
     padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
     padded[: len(rows)] = rows
@@ -40,6 +40,6 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:
     """Rank 0's values, in place."""
-    if world()[1] > 1:
+    if rank_and_size()[1] > 1:
         dist.broadcast(tensor, src=0)
     return tensor

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.common.collectives import total, world
+from models.common.collectives import all_reduce_sum, rank_and_size
 from models.common.devices import TINY
 
 Strategy = Literal["ddp", "fsdp"]
@@ -102,10 +102,10 @@ def backward(module: nn.Module, batches: Sequence[Any]) -> float:
     weights = [task.learner.weight(batch).float() for batch in batches]
     count = torch.tensor([len(batches)], device=device)
     whole = torch.stack(weights).sum().to(device)
-    if world()[1] > 1:
+    if rank_and_size()[1] > 1:
         dist.all_reduce(count, op=dist.ReduceOp.MAX)
-        total([whole])
-        whole = whole / world()[1]
+        all_reduce_sum([whole])
+        whole = whole / rank_and_size()[1]
     whole, rounds, loss = whole.clamp_min(TINY), int(count), torch.zeros((), device=device)
     for turn in range(rounds):
         batch = batches[min(turn, len(batches) - 1)]
@@ -113,8 +113,8 @@ def backward(module: nn.Module, batches: Sequence[Any]) -> float:
             part = module(batch, whole) * float(turn < len(batches))
             part.backward()
         loss += part.detach()
-    total([loss])
-    return float(loss) / world()[1]
+    all_reduce_sum([loss])
+    return float(loss) / rank_and_size()[1]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Lists of different lengths, one after the other."""
+"""Jagged tensors: lists of different lengths, one after the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 
-class Lists(NamedTuple):
+class Jagged(NamedTuple):
     """N lists one after the other."""
 
     values: torch.Tensor  # int64
@@ -17,18 +17,18 @@ class Lists(NamedTuple):
     weights: torch.Tensor | None = None  # float32, beside the values; see `models.ranking.bags`
 
 
-def gather(source: Lists, rows: torch.Tensor) -> Lists:
+def gather(source: Jagged, rows: torch.Tensor) -> Jagged:
     """The lists at `rows`, int64 [M]."""
     at, offsets = _within(source.offsets[rows], source.offsets[rows + 1])
-    return Lists(source.values[at], offsets, None if source.weights is None else source.weights[at])
+    return Jagged(source.values[at], offsets, None if source.weights is None else source.weights[at])
 
 
-def padded(source: Lists, *, length: int, fill: int) -> torch.Tensor:
+def padded(source: Jagged, *, length: int, fill: int) -> torch.Tensor:
     """The last `length` values of every list, as int64 [N, W]; `fill` stands behind shorter ones.
 
     W is the length of the longest list, at most `length`.
 
-    >>> padded(Lists(torch.tensor([7, 8, 9]), torch.tensor([0, 1, 3])), length=20, fill=-1)
+    >>> padded(Jagged(torch.tensor([7, 8, 9]), torch.tensor([0, 1, 3])), length=20, fill=-1)
     tensor([[ 7, -1],
             [ 8,  9]])
     """
@@ -39,10 +39,10 @@ def padded(source: Lists, *, length: int, fill: int) -> torch.Tensor:
     return values[torch.where(at < ends, at, len(source.values))]
 
 
-def ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Lists:
+def ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Jagged:
     """The values of each range, int64 [M] and [M], as lists."""
     at, offsets = _within(starts, ends)
-    return Lists(values[at], offsets)
+    return Jagged(values[at], offsets)
 
 
 def _within(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,26 +52,26 @@ def _within(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, tor
     return torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1])), offsets
 
 
-def last(source: Lists, length: int) -> Lists:
+def last(source: Jagged, length: int) -> Jagged:
     """The last `length` values of each list."""
     starts, ends = source.offsets[:-1], source.offsets[1:]
     return ranges(source.values, starts.maximum(ends - length), ends)
 
 
-def chosen(source: Lists, among: torch.Tensor) -> Lists:
+def chosen(source: Jagged, among: torch.Tensor) -> Jagged:
     """Each list less the values that are not chosen, bool, beside the values."""
-    return Lists(source.values[among], functional.pad(among.cumsum(0), (1, 0))[source.offsets])
+    return Jagged(source.values[among], functional.pad(among.cumsum(0), (1, 0))[source.offsets])
 
 
-def repeated(values: torch.Tensor, count: int) -> Lists:
+def repeated(values: torch.Tensor, count: int) -> Jagged:
     """`count` lists of the same values."""
-    return Lists(values.repeat(count), torch.arange(count + 1) * len(values))
+    return Jagged(values.repeat(count), torch.arange(count + 1) * len(values))
 
 
-def joined(parts: Sequence[Lists]) -> Lists:
+def joined(parts: Sequence[Jagged]) -> Jagged:
     """The first lists of all sources as one, the second ones, …; weights where every source has them.
 
-    >>> one, two = Lists(torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3])), repeated(torch.tensor([9]), 2)
+    >>> one, two = Jagged(torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3])), repeated(torch.tensor([9]), 2)
     >>> joined([one, two]).values
     tensor([1, 2, 9, 3, 9])
     """
@@ -84,7 +84,7 @@ def joined(parts: Sequence[Lists]) -> Lists:
         return torch.empty_like(column).index_copy_(0, at, column)
 
     weights = [part.weights for part in parts if part.weights is not None]
-    return Lists(
+    return Jagged(
         merged([part.values for part in parts]),
         functional.pad(ends[:, -1], (1, 0)),
         merged(weights) if len(weights) == len(parts) else None,
@@ -96,11 +96,11 @@ def _places(offsets: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     return (ends - offsets[1:]).repeat_interleave(offsets.diff()) + torch.arange(int(offsets[-1]))
 
 
-def chained(parts: Sequence[Lists]) -> Lists:
+def chained(parts: Sequence[Jagged]) -> Jagged:
     """All lists of the first source, then those of the second, …; weights where every source has them."""
     lengths = torch.cat([part.offsets.diff() for part in parts])
     weights = [part.weights for part in parts if part.weights is not None]
-    return Lists(
+    return Jagged(
         torch.cat([part.values for part in parts]),
         functional.pad(lengths.cumsum(0), (1, 0)),
         torch.cat(weights) if len(weights) == len(parts) else None,

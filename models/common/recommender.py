@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 
 BLOCK = 256  # users whose scores of the whole catalogue are held at once
 
@@ -17,9 +17,9 @@ class Queries(NamedTuple):
     """Q questions for the next item; items by row."""
 
     user: np.ndarray  # int64 [Q]
-    histories: Lists  # the user's last positives by then, oldest first
+    histories: Jagged  # the user's last positives by then, oldest first
     target: torch.Tensor  # int64 [Q]
-    seen: Lists  # all that the user had met by then, in order of time; nothing where repeats are asked for
+    seen: Jagged  # all that the user had met by then, in order of time; nothing where repeats are asked for
 
 
 class Recommended(NamedTuple):
@@ -33,7 +33,7 @@ class Recommender(Protocol):
     """Anything that recommends."""
 
     def recommend(
-        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """The k best items of every user.
 
@@ -46,7 +46,7 @@ class Recommender(Protocol):
         ...
 
 
-def recommended(recommender: Recommender, histories: Lists, *, k: int, banned: Lists | None = None) -> np.ndarray:
+def recommended(recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged | None = None) -> np.ndarray:
     """The lists of Q users, made block by block: item rows int64 [Q, k], -1 where there are fewer."""
     found = [np.empty((0, k), np.int64)]
     for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
@@ -56,7 +56,7 @@ def recommended(recommender: Recommender, histories: Lists, *, k: int, banned: L
 
 
 def best(
-    scores: torch.Tensor, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+    scores: torch.Tensor, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
 ) -> Recommended:
     """The k best items by their scores, float [B, N], overwritten here; of equal ones the lower row first."""
     if allowed is not None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import top_columns
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
@@ -36,7 +36,7 @@ def beam_search(
     *,
     beams: int,
     k: int,
-    banned: Lists | None = None,
+    banned: Jagged | None = None,
     allowed: torch.Tensor | None = None,
 ) -> Decoded:
     """The k best items after every prompt.
@@ -96,7 +96,7 @@ def beam_search(
 class _Left:
     """Which nodes have items left for which user."""
 
-    def __init__(self, trie: Trie, users: int, banned: Lists | None, allowed: torch.Tensor | None) -> None:
+    def __init__(self, trie: Trie, users: int, banned: Jagged | None, allowed: torch.Tensor | None) -> None:
         self._spans = trie.spans
         open_ = torch.ones_like(trie.items, dtype=torch.bool) if allowed is None else allowed[trie.items]
         self._before = functional.pad(open_.cumsum(0), (1, 0))  # items that anybody may get before every place

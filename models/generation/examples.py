@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from models.common.jagged import Lists, chained, chosen, gather, joined, last, ranges, repeated
+from models.common.jagged import Jagged, chained, chosen, gather, joined, last, ranges, repeated
 from models.common.seeds import generator
 from models.generation.tasks import Task
 from models.generation.vocabulary import Vocabulary
@@ -35,9 +35,9 @@ class Corpus:
 
     vocabulary: Vocabulary
     paths: torch.Tensor
-    titles: Lists
-    captions: Lists
-    sequences: Lists
+    titles: Jagged
+    captions: Jagged
+    sequences: Jagged
     held_out: torch.Tensor
     history: int = 20
     max_text: int = 32
@@ -52,19 +52,19 @@ class Corpus:
         return found
 
 
-def item_texts(vocabulary: Vocabulary, texts: Sequence[str | None], *, max_tokens: int) -> Lists:
+def item_texts(vocabulary: Vocabulary, texts: Sequence[str | None], *, max_tokens: int) -> Jagged:
     """Texts of items as they stand inside a sentence: a blank before, on one line. No tokens where there is none."""
     lines = [" ".join((text or "").split()) for text in texts]
     present = [index for index, line in enumerate(lines) if line]
     if not present:
-        return Lists(torch.empty(0, dtype=torch.int64), torch.zeros(len(texts) + 1, dtype=torch.int64))
+        return Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(len(texts) + 1, dtype=torch.int64))
     found = vocabulary.encode([" " + lines[index] for index in present], max_tokens=max_tokens)
     lengths = torch.zeros(len(texts) + 1, dtype=torch.int64)
     lengths[torch.tensor(present) + 1] = found.offsets.diff()
-    return Lists(found.values, lengths.cumsum(0))
+    return Jagged(found.values, lengths.cumsum(0))
 
 
-def prompts(corpus: Corpus, task: Task, given: Lists | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def prompts(corpus: Corpus, task: Task, given: Jagged | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts to decode from.
 
     Args:
@@ -79,7 +79,7 @@ def prompts(corpus: Corpus, task: Task, given: Lists | torch.Tensor) -> tuple[to
     return pad_sequence(list(parts), batch_first=True, padding_value=corpus.vocabulary.pad), lengths
 
 
-def documents(corpus: Corpus, task: Task, targets: torch.Tensor, histories: Lists | None = None) -> Lists:
+def documents(corpus: Corpus, task: Task, targets: torch.Tensor, histories: Jagged | None = None) -> Jagged:
     """Prompts and what follows them, to train on; see `models.generation.packing.pack`.
 
     Args:
@@ -135,7 +135,7 @@ class Sampler:
 
     def draw(
         self, step: int, *, documents: int, odds: Sequence[float] | None = None, rank: int = 0, workers: int = 1
-    ) -> Lists:
+    ) -> Jagged:
         """A worker's share of a step's documents, which seed and step decide; dealt out by turns.
 
         Args:
@@ -154,7 +154,7 @@ class Sampler:
             )
         return chained(drawn)
 
-    def _documents(self, task: Task, examples: torch.Tensor) -> Lists:
+    def _documents(self, task: Task, examples: torch.Tensor) -> Jagged:
         if not task.over_histories:
             return documents(self.corpus, task, examples)
         values, offsets, _ = self.corpus.sequences
@@ -178,8 +178,8 @@ def _examples(corpus: Corpus, task: Task) -> torch.Tensor:
     return fits.nonzero()[:, 0]
 
 
-def _prompts(corpus: Corpus, task: Task, given: Lists | torch.Tensor) -> Lists:
-    if isinstance(given, Lists):
+def _prompts(corpus: Corpus, task: Task, given: Jagged | torch.Tensor) -> Jagged:
+    if isinstance(given, Jagged):
         given = last(chosen(given, corpus.has(task.inputs)[given.values]), corpus.history)
         given = given if task.every_position else _fitting(corpus, task, given)
         count = len(given.offsets) - 1
@@ -199,27 +199,27 @@ def _pieces(task: Task) -> list[tuple[str, str | None]]:
     return [(text if name is None else text.rstrip(" "), name) for text, name in task.pieces]
 
 
-def _fitting(corpus: Corpus, task: Task, histories: Lists) -> Lists:
+def _fitting(corpus: Corpus, task: Task, histories: Jagged) -> Jagged:
     """The last items of each history that a row has room for beside the prompt's text and the longest answer."""
     encode, answer = corpus.vocabulary.encode, corpus.paths.shape[1] if task.target == "sid" else corpus.max_text + 1
     room = corpus.tokens_per_row - 1 - answer - sum(len(encode([text]).values) for text, _ in _pieces(task) if text)
     cost = torch.zeros(len(histories.values), dtype=torch.int64)
     for name in task.inputs:
-        cost += _shown(corpus, name, Lists(histories.values, torch.arange(len(cost) + 1))).offsets.diff()
+        cost += _shown(corpus, name, Jagged(histories.values, torch.arange(len(cost) + 1))).offsets.diff()
     before = functional.pad(cost.cumsum(0), (1, 0))
     to_end = before[histories.offsets[1:]].repeat_interleave(histories.offsets.diff()) - before[:-1]
     return chosen(histories, to_end <= room)
 
 
-def _shown(corpus: Corpus, name: str, given: Lists | torch.Tensor) -> Lists:
+def _shown(corpus: Corpus, name: str, given: Jagged | torch.Tensor) -> Jagged:
     """The tokens that stand for a placeholder, for each of some items or histories."""
-    if isinstance(given, Lists):
+    if isinstance(given, Jagged):
         parts = [_shown(corpus, name.removesuffix("s"), given.values)]
         if name == "titles":
             parts.insert(0, repeated(corpus.vocabulary.encode([LINE]).values, len(given.values)))
         items = joined(parts)
-        return Lists(items.values, items.offsets[given.offsets])
+        return Jagged(items.values, items.offsets[given.offsets])
     if name == "sid":
         tokens = corpus.vocabulary.sid_tokens(corpus.paths[given])
-        return Lists(tokens.flatten(), torch.arange(len(tokens) + 1) * tokens.shape[1])
+        return Jagged(tokens.flatten(), torch.arange(len(tokens) + 1) * tokens.shape[1])
     return gather(corpus.titles if name == "title" else corpus.captions, given)

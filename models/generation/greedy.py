@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.generation.language import LanguageModel
 
 
 @torch.no_grad()
-def greedy(model: LanguageModel, prompts: torch.Tensor, lengths: torch.Tensor, *, max_tokens: int) -> Lists:
+def greedy(model: LanguageModel, prompts: torch.Tensor, lengths: torch.Tensor, *, max_tokens: int) -> Jagged:
     """What a model writes after each of B prompts, taking the likeliest text token until that is `eos`.
 
     Args:
@@ -43,4 +43,4 @@ def greedy(model: LanguageModel, prompts: torch.Tensor, lengths: torch.Tensor, *
             break
     written = written.cpu()
     kept = (written == eos).cumsum(1) == 0
-    return Lists(written[kept], functional.pad(kept.sum(1).cumsum(0), (1, 0)))
+    return Jagged(written[kept], functional.pad(kept.sum(1).cumsum(0), (1, 0)))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists, gather, padded
+from models.common.jagged import Jagged, gather, padded
 from models.common.seeds import generator, seed_of
 from models.evaluation.bootstrap import bootstrap_means, interval
 from models.evaluation.lists import ranks, recall
@@ -42,7 +42,7 @@ class HeldOut:
     """
 
     items: torch.Tensor
-    histories: Lists
+    histories: Jagged
     targets: torch.Tensor
 
 
@@ -50,10 +50,10 @@ class Examples(NamedTuple):
     """What one task is asked about."""
 
     targets: torch.Tensor  # int64 [D], the items that are asked for
-    histories: Lists | None  # of D users before that, none empty; None for a task over items
+    histories: Jagged | None  # of D users before that, none empty; None for a task over items
 
     @property
-    def given(self) -> Lists | torch.Tensor:
+    def given(self) -> Jagged | torch.Tensor:
         """What the prompts are about."""
         return self.targets if self.histories is None else self.histories
 
@@ -217,7 +217,7 @@ def _shuffled(corpus: Corpus, items: torch.Tensor, seed: int) -> Corpus:
     return replace(corpus, captions=gather(corpus.captions, source))
 
 
-def _texts(model: LanguageModel, tokens: Lists) -> list[str]:
+def _texts(model: LanguageModel, tokens: Jagged) -> list[str]:
     return [model.vocabulary.decode(part) for part in tokens.values.split(tokens.offsets.diff().tolist())]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from storage.errors import UserError
 
 IGNORED = -100  # no target
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
         return same.tril()[:, None]
 
 
-def pack(documents: Lists, *, tokens_per_row: int, rows: int, pad: int) -> list[Batch]:
+def pack(documents: Jagged, *, tokens_per_row: int, rows: int, pad: int) -> list[Batch]:
     """Put documents into rows, the longest first, each into the first row that has room for it.
 
     A document that is longer than a row keeps its first token and loses the oldest others of its prompt.
@@ -59,7 +59,7 @@ def pack(documents: Lists, *, tokens_per_row: int, rows: int, pad: int) -> list[
     ]
 
 
-def _shortened(documents: Lists, limit: int) -> Lists:
+def _shortened(documents: Jagged, limit: int) -> Jagged:
     """The documents cut to `limit` tokens, from their second token on."""
     lengths, weights = documents.offsets.diff(), documents.weights
     position = torch.arange(len(documents.values)) - documents.offsets[:-1].repeat_interleave(lengths)
@@ -71,7 +71,7 @@ def _shortened(documents: Lists, limit: int) -> Lists:
             "lower history."
         )
     offsets = torch.cat([documents.offsets[:1], (lengths - excess).cumsum(0)])
-    return Lists(documents.values[~dropped], offsets, weights[~dropped])  # type: ignore[index]
+    return Jagged(documents.values[~dropped], offsets, weights[~dropped])  # type: ignore[index]
 
 
 def _first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def _first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     return row
 
 
-def _batch(documents: Lists, row: torch.Tensor, pad: int) -> Batch:
+def _batch(documents: Jagged, row: torch.Tensor, pad: int) -> Batch:
     """Documents, sorted by their rows [M], side by side in them."""
     lengths, starts = documents.offsets.diff(), documents.offsets[:-1]
     _, members = row.unique_consecutive(return_counts=True)

@@ -49,7 +49,7 @@ class Trie:
             first, second = items[int(twice[0]) :][:2].tolist()
             raise UserError(
                 f"Rows {first} and {second} of the catalogue share one semantic ID, so no decoder tells them apart: "
-                "run the stage quantize again with deduplication digits."
+                "run the stage quantize again with deduplication suffixes."
             )
         offsets = [_offsets(numbers[items]) for numbers in prefixes]
         return cls(

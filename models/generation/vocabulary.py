@@ -16,15 +16,15 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from models.common.jagged import Lists
-from models.semantic_ids.suffixes import NO_DIGIT, sid_string
+from models.common.jagged import Jagged
+from models.semantic_ids.suffixes import NO_SUFFIX, sid_string
 from storage import files
 from storage.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-END = "<end>"  # spelling of code 0 at the level of the digits: none
+END = "<end>"  # spelling of code 0 at the level of the suffixes: none
 _SPECIAL, _IDS = ("<pad>", "<bos>", "<eos>"), (0, 1, 2)  # where the tokenizer is our own
 _TOKENIZER, _NUMBERS = "tokenizer.json", "vocabulary.json"
 
@@ -32,7 +32,7 @@ _TOKENIZER, _NUMBERS = "tokenizer.json", "vocabulary.json"
 def paths(codes: np.ndarray, codebook_sizes: Sequence[int] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
     """Semantic IDs as paths of one length, none of which is the beginning of another's.
 
-    Where any item has a deduplication digit, it becomes one more code: 1 + digit, or 0 for none. Where none has one,
+    Where any item has a deduplication suffix, it becomes one more code: 1 + suffix, or 0 for none. Where none has one,
     that level is left out.
 
     >>> paths(np.array([[3, 1, -1], [3, 2, 0], [3, 2, 1]]))
@@ -41,16 +41,16 @@ def paths(codes: np.ndarray, codebook_sizes: Sequence[int] | None = None) -> tup
            [3, 2, 2]]), (4, 3, 3))
 
     Args:
-        codes: integers [N, L + 1], N at least 1: codes, then the digit, -1 for none.
+        codes: integers [N, L + 1], N at least 1: codes, then the suffix, -1 for none.
         codebook_sizes: codes of each of the L levels; as many as are in use where it is None.
 
     Returns:
         Paths, int64 [N, L'], L' being L or L + 1, and the codes of each of their levels.
     """
-    digits = bool((codes[:, -1] != NO_DIGIT).any())
-    found = codes.astype(np.int64) if digits else codes[:, :-1].astype(np.int64)
-    if digits:
-        found[:, -1] -= NO_DIGIT
+    suffixes = bool((codes[:, -1] != NO_SUFFIX).any())
+    found = codes.astype(np.int64) if suffixes else codes[:, :-1].astype(np.int64)
+    if suffixes:
+        found[:, -1] -= NO_SUFFIX
     used = tuple(int(highest) + 1 for highest in found.max(axis=0))
     if codebook_sizes is None:
         return found, used
@@ -68,7 +68,7 @@ class Vocabulary:
         text: tokenizer; None where there are semantic IDs alone.
         sid_start: id of code 0 of level 0.
         pad, bos, eos: fill a row, open a document, end a text.
-        digits: whether the last level is that of the deduplication digits, see `paths`.
+        suffixes: whether the last level is that of the deduplication suffixes, see `paths`.
     """
 
     sizes: tuple[int, ...]
@@ -77,16 +77,16 @@ class Vocabulary:
     pad: int
     bos: int
     eos: int
-    digits: bool = False
+    suffixes: bool = False
 
     @classmethod
-    def sequence_only(cls, sizes: Sequence[int], *, digits: bool = False) -> Vocabulary:
+    def sequence_only(cls, sizes: Sequence[int], *, suffixes: bool = False) -> Vocabulary:
         """Semantic IDs alone."""
-        return cls(tuple(sizes), None, len(_SPECIAL), *_IDS, digits)
+        return cls(tuple(sizes), None, len(_SPECIAL), *_IDS, suffixes)
 
     @classmethod
     def trained(
-        cls, sizes: Sequence[int], texts: Iterable[str], vocab_size: int, *, digits: bool = False
+        cls, sizes: Sequence[int], texts: Iterable[str], vocab_size: int, *, suffixes: bool = False
     ) -> Vocabulary:
         """With a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of the texts.
 
@@ -104,11 +104,11 @@ class Vocabulary:
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        return cls(tuple(sizes), tokenizer, tokenizer.get_vocab_size(), *_IDS, digits)
+        return cls(tuple(sizes), tokenizer, tokenizer.get_vocab_size(), *_IDS, suffixes)
 
     @classmethod
     def extended(
-        cls, sizes: Sequence[int], tokenizer: PreTrainedTokenizerBase, rows: int, *, digits: bool = False
+        cls, sizes: Sequence[int], tokenizer: PreTrainedTokenizerBase, rows: int, *, suffixes: bool = False
     ) -> Vocabulary:
         """With the tokenizer of a pretrained model.
 
@@ -133,7 +133,7 @@ class Vocabulary:
                 f"for {rows:,}: choose a model and a tokenizer that belong together."
             )
         pad, bos = (eos if found is None else found for found in (tokenizer.pad_token_id, tokenizer.bos_token_id))
-        return cls(tuple(sizes), text, rows, pad, bos, eos, digits=digits)
+        return cls(tuple(sizes), text, rows, pad, bos, eos, suffixes=suffixes)
 
     @property
     def size(self) -> int:
@@ -149,7 +149,7 @@ class Vocabulary:
         starts = [self.start(level) for level in range(paths.shape[-1])]
         return paths + torch.tensor(starts, device=paths.device)
 
-    def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Lists:
+    def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Jagged:
         """The tokens of every text, or the first `max_tokens` of them; whatever a text says, they are plain ones.
 
         Raises:
@@ -160,7 +160,7 @@ class Vocabulary:
         self.text.encode_special_tokens = True  # as plain characters; a tokenizer that was read or copied forgets this
         found = [part.ids[:max_tokens] for part in self.text.encode_batch_fast(list(texts), add_special_tokens=False)]
         offsets = torch.tensor([0, *map(len, found)]).cumsum(0)
-        return Lists(torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.int64), offsets)
+        return Jagged(torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.int64), offsets)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text as it reads, semantic IDs as `sid_string` spells them; special tokens are left out."""
@@ -175,9 +175,9 @@ class Vocabulary:
     def _spell(self, token: int) -> str:
         level = max(level for level in range(len(self.sizes)) if self.start(level) <= token)
         code = token - self.start(level)
-        if self.digits and level == len(self.sizes) - 1:
-            code += NO_DIGIT
-        return END if code == NO_DIGIT else sid_string([*[NO_DIGIT] * level, code])
+        if self.suffixes and level == len(self.sizes) - 1:
+            code += NO_SUFFIX
+        return END if code == NO_SUFFIX else sid_string([*[NO_SUFFIX] * level, code])
 
     def save(self, uri: str) -> None:
         """Write the vocabulary into a folder, as `vocabulary.json` and, with text, `tokenizer.json`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Recommended, best, recommended
 from models.evaluation.lists import CUT, ndcg, ranks
 from models.recommenders.retriever import normalise
@@ -31,7 +31,7 @@ class ItemKNN:
     decay: float
 
     def recommend(
-        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
         lengths = histories.offsets.diff()
@@ -46,7 +46,7 @@ class ItemKNN:
 
 
 def fit_itemknn(
-    embeddings: torch.Tensor, histories: Lists, target: torch.Tensor, *, banned: Lists | None = None
+    embeddings: torch.Tensor, histories: Jagged, target: torch.Tensor, *, banned: Jagged | None = None
 ) -> ItemKNN:
     """Choose the decay with the highest NDCG@10 on validation queries.
 

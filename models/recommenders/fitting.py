@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.common.collectives import gather as gather_rows
-from models.common.collectives import world
+from models.common.collectives import all_gather_rows, rank_and_size
 from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
 from models.common.devices import DTYPES
 from models.common.jagged import gather
@@ -108,7 +107,7 @@ def fit(
         step = int(at["step"])
         for group in optimizer.param_groups:
             group["lr"] = course.learning_rate * rate(step, course)
-        torch.manual_seed(seed_of(DROPOUT, seed, step, world()[0]))  # nothing that came before decides on dropout
+        torch.manual_seed(seed_of(DROPOUT, seed, step, rank_and_size()[0]))
         optimizer.zero_grad(set_to_none=True)
         at["total"] += backward(module, [_moved(batch, device) for batch in subject.draw(step)])
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -163,14 +162,14 @@ def validate(
     recommender: Recommender, queries: Queries, *, filter_seen: bool, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """RECALL and NDCG of the queries, shared out among the workers, which tell by way of `device`."""
-    (rank, workers), count = world(), len(queries.target)
+    (rank, workers), count = rank_and_size(), len(queries.target)
     places = torch.arange(rank, -(-count // workers) * workers, workers)
     mine = places % count  # equally many on every worker, as FSDP needs; what is asked twice counts once
     banned = gather(queries.seen, mine) if filter_seen else None
     items = recommender.recommend(gather(queries.histories, mine), k=CUT, banned=banned).items
     places_in_list = ranks(items.numpy(), queries.target[mine].numpy())
     gain = torch.from_numpy(np.stack([recall(places_in_list, CUT), ndcg(places_in_list, CUT)], axis=1)).float()
-    means = gather_rows(gain[places < count].to(device)).mean(0).tolist()
+    means = all_gather_rows(gain[places < count].to(device)).mean(0).tolist()
     return dict(zip((RECALL, NDCG), means, strict=True))
 
 

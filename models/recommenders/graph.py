@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from models.common.recommender import Recommended, best
 from models.common.seeds import generator
 
@@ -103,7 +103,7 @@ def search(
     steps: int = 8,
     starts: int = 8192,
     seed: int = 0,
-    banned: Lists | None = None,
+    banned: Jagged | None = None,
     allowed: torch.Tensor | None = None,
 ) -> Found:
     """The k best items that a walk over the graph comes by; most of the best by `exact`, scoring few items.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from models.common.recommender import Recommended
 from models.generation.decoding import beam_search
 from models.generation.examples import Corpus, prompts
@@ -33,7 +33,7 @@ class SequentialRecommender:
         self._device = device
 
     def recommend(
-        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`.
 
@@ -53,7 +53,7 @@ class SequentialRecommender:
                 sizes.to(self._device),
                 beams=self.beams,
                 k=k,
-                banned=own if own is None else Lists(own.values.to(self._device), own.offsets.to(self._device)),
+                banned=own if own is None else Jagged(own.values.to(self._device), own.offsets.to(self._device)),
                 allowed=None if allowed is None else allowed.to(self._device),
             )
             found.append(Recommended(best.items.cpu(), best.scores.cpu()))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 from torch.nn import functional
 
-from models.common.jagged import Lists, gather, padded
+from models.common.jagged import Jagged, gather, padded
 from models.common.recommender import Recommended, best
 from models.recommenders.encoder import Block, Encoder
 
@@ -82,13 +82,13 @@ class NextItemModel(nn.Module, ABC):
         """How many items that mean is over."""
         return (windows < self.items).sum()
 
-    def windows(self, sequences: Lists, rows: torch.Tensor) -> torch.Tensor:
+    def windows(self, sequences: Jagged, rows: torch.Tensor) -> torch.Tensor:
         """The last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
         return padded(gather(sequences, rows), length=self.config.length + 1, fill=self.items)
 
     @torch.no_grad()
     def recommend(
-        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
         found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
@@ -97,11 +97,11 @@ class NextItemModel(nn.Module, ABC):
             found.append(self.top(self._last(gather(histories, block)), k=k, banned=own, allowed=allowed))
         return Recommended(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    def top(self, hidden: torch.Tensor, *, k: int, banned: Lists | None, allowed: torch.Tensor | None) -> Recommended:
+    def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
         """The k best items for states [B, D]."""
         return best(self.scores(hidden).cpu(), k=k, banned=banned, allowed=allowed)
 
-    def _last(self, histories: Lists) -> torch.Tensor:
+    def _last(self, histories: Jagged) -> torch.Tensor:
         """The state behind every history, [B, D]."""
         read = padded(histories, length=self.config.length, fill=self.items).to(self.start.device)
         lengths = histories.offsets.diff().clamp_max(self.config.length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Recommended, best
 
 
@@ -16,7 +16,7 @@ class MostPopular:
         self.counts = counts.float()
 
     def recommend(
-        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`; an item's score is its number of events."""
         users = len(histories.offsets) - 1

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import nn
 from torch.nn import functional
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Recommended
 from models.recommenders.graph import build_graph, exact, search
 from models.recommenders.next_item import EncoderConfig, NextItemModel, cross_entropy
@@ -107,7 +107,7 @@ class ParallelGenerator(NextItemModel):
         """Sum over an item's digits of their log-probabilities."""
         return exact(self.logits(hidden).float().log_softmax(-1), self.codes)
 
-    def top(self, hidden: torch.Tensor, *, k: int, banned: Lists | None, allowed: torch.Tensor | None) -> Recommended:
+    def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
         """The k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
         if self.items <= self.exact_items:
             return super().top(hidden, k=k, banned=banned, allowed=allowed)

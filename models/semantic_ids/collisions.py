@@ -1,4 +1,4 @@
-"""Fewer collisions before digits are given: items that share their codes are spread over the last level's codewords.
+"""Fewer collisions before suffixes are given: items that share their codes are spread over the last level's codewords.
 
 Zheng et al., "Adapting Large Language Models by Integrating Collaborative Semantics for Recommendation" (LC-Rec, ICDE
 2024), section III-B: balanced assignment by Sinkhorn, for 20 rounds or until no items collide.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
-from models.common.collectives import broadcast, total, world
+from models.common.collectives import all_reduce_sum, broadcast, rank_and_size
 from models.semantic_ids.training_rows import lowest, uniform
 
 BLOCK_ROWS = 1_024  # distances of this many rows are held at a time
@@ -60,10 +60,10 @@ def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torc
     batch_rows = SAMPLE_PER_CENTROID * k
     ranks = uniform(keys, seed)
     sample = lowest(points, ranks, batch_rows)
-    centroids = _lloyd(sample, k, seed) if world()[0] == 0 else points.new_empty(k, points.shape[1])
+    centroids = _lloyd(sample, k, seed) if rank_and_size()[0] == 0 else points.new_empty(k, points.shape[1])
     broadcast(centroids)
     rows = torch.tensor([float(len(points))], dtype=torch.float64, device=points.device)
-    total([rows])
+    all_reduce_sum([rows])
     batches = int(-(-rows.item() // batch_rows))
     if batches == 1:
         return centroids
@@ -98,7 +98,7 @@ def balance(
     k = len(centroids)
     sample = lowest(points, uniform(keys, seed), min(SAMPLE_PER_CENTROID * k, BALANCED_DISTANCES // k))
     offsets = centroids.new_zeros(k)
-    if world()[0] == 0:
+    if rank_and_size()[0] == 0:
         costs = torch.cdist(sample, centroids).square()
         two = costs.topk(min(2, k), largest=False).values
         gap = float((two[:, -1] - two[:, 0]).mean().clamp_min(1e-6))
@@ -129,7 +129,7 @@ def _assign(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor
         labels = nearest(block, centroids)
         sums.index_add_(0, labels, block.double())
         counts += torch.bincount(labels, minlength=len(centroids))
-    total([sums, counts])
+    all_reduce_sum([sums, counts])
     return sums, counts
 
 

@@ -60,7 +60,7 @@ def map_table(
     Args:
         item_ids: N distinct ids.
         vectors: finite float [N, D], by which items stand near each other.
-        codes: integers [N, L], of which the first level is shown, with or without the deduplication digit.
+        codes: integers [N, L], of which the first level is shown, with or without the deduplication suffix.
         naive: the same of IDs to compare with; None where there are none.
         seed: of the layout.
 

@@ -53,7 +53,7 @@ def neighbour_overlap(
 
     Args:
         vectors: float [N, D], in the space where neighbours count.
-        codes: integers [N, L], without the deduplication digit.
+        codes: integers [N, L], without the deduplication suffix.
         decode: codes [G, L] to vectors [G, D] of that space.
         rows: int64 [Q], the items whose neighbours are looked for, each among all N.
 

@@ -21,7 +21,7 @@ def scorecard(
     quantizer: Quantizer,
     embeddings: torch.Tensor,
     codes: np.ndarray,
-    digits: np.ndarray,
+    suffixes: np.ndarray,
     *,
     attributes: pa.Array | pa.ChunkedArray | None = None,
     seed: int = 0,
@@ -30,18 +30,18 @@ def scorecard(
 
     Args:
         embeddings: float [N, D], N ≥ 1.
-        codes: integers [N, L], without the deduplication digit.
-        digits: integers [N], -1 for none.
+        codes: integers [N, L], without the deduplication suffix.
+        suffixes: integers [N], -1 for none.
         attributes: map<string, string> [N], what `category_purity` goes by.
         seed: of the items drawn for `neighbour_overlap`, at most 2,000, and of the shuffles.
 
     Returns:
         What `usage` and `reconstruction` give; `collision_share` and `largest_collision` of the codes alone,
-        `collision_share_after` with their digits; `neighbour_overlap` between the standardised embeddings and the
+        `collision_share_after` with their suffixes; `neighbour_overlap` between the standardised embeddings and the
         codes, {prefix, decoded}; `category_purity`, empty without attributes that serve as categories.
     """
     tensor = torch.from_numpy(codes)
-    before, after = collisions(codes), collisions(np.column_stack([codes, digits]))
+    before, after = collisions(codes), collisions(np.column_stack([codes, suffixes]))
     drawn = np.random.default_rng(seed).choice(len(codes), min(OVERLAP_ROWS, len(codes)), replace=False)
     overlap = neighbour_overlap(
         quantizer.standardise(embeddings),
@@ -64,7 +64,7 @@ def usage(codes: np.ndarray, sizes: tuple[int, ...]) -> dict[str, list[float]]:
     """How much of each codebook is used.
 
     Args:
-        codes: integers [N, L], without the deduplication digit.
+        codes: integers [N, L], without the deduplication suffix.
         sizes: codewords per level.
 
     Returns:
@@ -86,7 +86,7 @@ def collisions(codes: np.ndarray) -> dict[str, float]:
     """Items that share their whole code with another.
 
     Args:
-        codes: integers [N, L], with or without the deduplication digit.
+        codes: integers [N, L], with or without the deduplication suffix.
 
     Returns:
         `share` of such items and the size of the `largest` group (1 where every item is alone).
@@ -122,7 +122,7 @@ def category_purity(
     and `shuffled` says what the same groups would show if their categories were those of random items.
 
     Args:
-        codes: integers [N, L], without the deduplication digit.
+        codes: integers [N, L], without the deduplication suffix.
         attributes: map<string, string> [N]; a key is a category if half the items or more have it, with between 2
             and N / 5 distinct values.
         seed: of the shuffles.

@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Semantic IDs, int32 [N, L], of embeddings [N, D], without the deduplication digit."""
+        """Semantic IDs, int32 [N, L], of embeddings [N, D], without the deduplication suffix."""
         codes = torch.empty(len(embeddings), len(self.codebooks), dtype=torch.int32, device=embeddings.device)
         latents = (self.encoder(self.standardise(block)) for block in embeddings.split(BLOCK_ROWS))
         for into, block in zip(codes.split(BLOCK_ROWS), self._quantized(latents), strict=True):

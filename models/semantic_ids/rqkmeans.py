@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 
-from models.common.collectives import total
+from models.common.collectives import all_reduce_sum
 from models.semantic_ids.kmeans import BLOCK_ROWS, balance, kmeans, nearest
 from models.semantic_ids.quantizer import Architecture, Quantizer
 from models.semantic_ids.training_rows import Vectors
@@ -71,7 +71,7 @@ def set_statistics(quantizer: Quantizer, vectors: Vectors) -> None:
     for block in vectors.values.split(BLOCK_ROWS):
         block = block.double()
         moments += torch.cat([block.sum(0), block.square().sum(0), block.new_tensor([len(block)])])
-    total([moments])
+    all_reduce_sum([moments])
     sums, squares, rows = moments[:width], moments[width:-1], moments[-1]
     quantizer.mean.copy_(sums / rows)
     variance = (squares / rows - (sums / rows).square()).clamp_min(0).mean()
@@ -85,7 +85,7 @@ def subtract_words(residual: torch.Tensor, codebook: torch.Tensor, offsets: torc
     for block in residual.split(BLOCK_ROWS):
         block -= F.embedding(nearest(block, codebook, offsets), codebook)
         parts += parts.new_tensor([float(block.double().square().sum()), block.numel()])
-    total([parts])
+    all_reduce_sum([parts])
     return float(parts[0] / parts[1])
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 
-from models.common.collectives import total
+from models.common.collectives import all_reduce_sum
 from models.semantic_ids.kmeans import BLOCK_ROWS, nearest
 from models.semantic_ids.moving_codebooks import MovingCodebooks
 from models.semantic_ids.quantizer import Architecture, Quantizer
@@ -118,7 +118,7 @@ def fit_rqvae(
         moves = moving.of_batch(codes, residuals)
         told = torch.stack([*(loss.detach() for loss in losses), inputs.new_tensor(float(len(rows)))])
         gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
-        total([*gradients, *moves, told])
+        all_reduce_sum([*gradients, *moves, told])
         for gradient in gradients:
             gradient /= told[-1].clamp_min(1)
         optimizer.step()
@@ -135,7 +135,7 @@ def start(quantizer: Quantizer, inputs: torch.Tensor, keys: np.ndarray, seed: in
     products = torch.zeros(width, width, dtype=torch.float64, device=inputs.device)
     for block in inputs.split(BLOCK_ROWS):
         products += block.double().T @ block.double()
-    total([products])
+    all_reduce_sum([products])
     axes = torch.linalg.eigh(products).eigenvectors.flip(1)[:, : quantizer.architecture.latent_dim]
     peaks = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     axes = (axes * peaks.sign()).float()  # one sign, whatever LAPACK chose
@@ -206,7 +206,7 @@ def reset_dead_codes(
     for level, codebook in enumerate(quantizer.codebooks):
         codes = nearest(residual, codebook)
         used = torch.bincount(codes, minlength=len(codebook))
-        total([used])
+        all_reduce_sum([used])
         dead = (used == 0).nonzero()[:, 0]
         left = residual - F.embedding(codes, codebook)
         if len(dead):
@@ -227,7 +227,7 @@ def _counts(quantizer: Quantizer, inputs: torch.Tensor) -> torch.Tensor:
     sizes = quantizer.architecture.codebook_sizes
     levels = zip(torch.cat(codes).T, sizes, strict=True)
     counts = torch.cat([torch.bincount(level, minlength=size) for level, size in levels]).to(inputs.dtype)
-    total([counts])
+    all_reduce_sum([counts])
     return counts
 
 
@@ -240,7 +240,7 @@ class Deal:
 
     def __init__(self, keys: np.ndarray, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
         rows = torch.tensor([len(keys)], device=device)
-        total([rows])
+        all_reduce_sum([rows])
         self.batches = max(1, round(int(rows) / batch_size))
         self._keys, self._seed, self._epoch = keys, seed, -1
         self._dealt: tuple[torch.Tensor, ...] = ()

@@ -1,6 +1,6 @@
-"""Semantic IDs as they leave the quantizer: the deduplication digit that makes them unique, and their spelling.
+"""Semantic IDs as they leave the quantizer: the deduplication suffix that makes them unique, and their spelling.
 
-A semantic ID is L codes and a digit, integers [L + 1]; the digit -1 stands for none.
+A semantic ID is L codes and a suffix, integers [L + 1]; the suffix -1 stands for none.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ import polars as pl
 from storage.errors import UserError
 from storage.hashing import content_order
 
-NO_DIGIT = -1
+NO_SUFFIX = -1
 
 _TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
 
-def allocate_digits(
+def allocate_suffixes(
     item_ids: Sequence[str],
     codes: np.ndarray,
     contents: np.ndarray,
     *,
     always: bool = False,
-    max_digits: int = 256,
+    max_suffixes: int = 256,
     known_ids: Sequence[str] = (),
     known_codes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Give every item a digit that no other item under its code prefix has, or none where it is alone.
+    """Give every item a suffix that no other item under its code prefix has, or none where it is alone.
 
-    An item that is known under its prefix keeps what it has. The others take the digits after the highest one that was
-    ever given under their prefix, from 0, in the order of their contents: neither numbering nor order of arrival
-    within a call says anything about popularity or age, and an item that is renamed keeps its digit.
+    An item that is known under its prefix keeps what it has. The others take the suffixes after the highest one
+    that was ever given under their prefix, from 0, in the order of their contents: neither numbering nor order of
+    arrival within a call says anything about popularity or age, and an item that is renamed keeps its suffix.
 
     Args:
         item_ids: N distinct ids.
         codes: their code prefixes, integers [N, L].
         contents: the hashes of their embeddings, uint64 [N], as from `storage.hashing.hash_rows`.
-        always: give a digit to items that are alone, too (Rajput et al., "Recommender Systems with Generative
+        always: give a suffix to items that are alone, too (Rajput et al., "Recommender Systems with Generative
             Retrieval", NeurIPS 2023, section 3.1).
-        max_digits: digits are below this.
+        max_suffixes: suffixes are below this.
         known_ids: ids of M items that have their semantic IDs, distinct under each prefix.
         known_codes: these semantic IDs, integers [M, L + 1].
 
     Returns:
-        Digits, int32 [N].
+        Suffixes, int32 [N].
 
     Raises:
-        UserError: a prefix needs more digits than there are.
+        UserError: a prefix needs more suffixes than there are.
     """
     levels = codes.shape[1]
     known = np.empty((0, levels + 1), np.int32) if known_codes is None else known_codes
@@ -58,8 +58,8 @@ def allocate_digits(
     places = np.empty(len(codes), np.int64)
     places[content_order(contents, item_ids)] = np.arange(len(codes))
     table = pl.DataFrame(
-        {"prefix": known_prefixes, "item_id": pl.Series(known_ids, dtype=pl.String), "digit": known[:, levels]},
-        schema_overrides={"digit": pl.Int32},
+        {"prefix": known_prefixes, "item_id": pl.Series(known_ids, dtype=pl.String), "suffix": known[:, levels]},
+        schema_overrides={"suffix": pl.Int32},
     )
     given = (
         pl.DataFrame(
@@ -72,29 +72,29 @@ def allocate_digits(
         )
         .join(table, on=["prefix", "item_id"], how="left", maintain_order="left")
         .join(
-            table.group_by("prefix").agg(known=pl.len(), start=pl.col("digit").max() + 1),
+            table.group_by("prefix").agg(known=pl.len(), start=pl.col("suffix").max() + 1),
             on="prefix",
             how="left",
             maintain_order="left",
         )
-        .with_columns(pl.col("known", "start").fill_null(0), new=pl.col("digit").is_null())
+        .with_columns(pl.col("known", "start").fill_null(0), new=pl.col("suffix").is_null())
         .with_columns(
             items=pl.col("known") + pl.col("new").sum().over("prefix"),
             next=pl.col("start") + pl.col("place").rank("ordinal").over("prefix", "new") - 1,
         )
         .with_columns(
-            digit=pl.coalesce(
-                "digit",
-                pl.when((pl.col("items") > 1) | always).then("next").otherwise(NO_DIGIT),
+            suffix=pl.coalesce(
+                "suffix",
+                pl.when((pl.col("items") > 1) | always).then("next").otherwise(NO_SUFFIX),
             ).cast(pl.Int32)
         )
     )
-    beyond = given.filter(pl.col("new") & (pl.col("digit") >= max_digits))
+    beyond = given.filter(pl.col("new") & (pl.col("suffix") >= max_suffixes))
     if not beyond.is_empty():
         prefix = beyond.sort("items", "prefix", descending=[True, False])["prefix"][0]
         group = given.filter(pl.col("new") & (pl.col("prefix") == prefix)).sort("place")
-        raise UserError(_too_many(group, sid_string(codes[np.argmax(prefixes == prefix)]), max_digits))
-    return given["digit"].to_numpy()
+        raise UserError(_too_many(group, sid_string(codes[np.argmax(prefixes == prefix)]), max_suffixes))
+    return given["suffix"].to_numpy()
 
 
 def number_rows(codes: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ def number_rows(codes: np.ndarray) -> np.ndarray:
 
 
 def sid_string(codes: Iterable[int]) -> str:
-    """Spell a semantic ID, one token per level, and one for the digit where there is one.
+    """Spell a semantic ID, one token per level, and one for the suffix where there is one.
 
     >>> sid_string([12, 3, 7, 0])
     '<a_12><b_3><c_7><d_0>'
@@ -114,11 +114,11 @@ def sid_string(codes: Iterable[int]) -> str:
     '<a_12><b_3><c_7>'
     """
     tokens = zip(string.ascii_lowercase, codes, strict=False)
-    return "".join(f"<{letter}_{int(code)}>" for letter, code in tokens if code != NO_DIGIT)
+    return "".join(f"<{letter}_{int(code)}>" for letter, code in tokens if code != NO_SUFFIX)
 
 
 def parse_sid(text: str, levels: int) -> tuple[int, ...]:
-    """Read a spelled semantic ID back: its codes and its digit, -1 where it has none.
+    """Read a spelled semantic ID back: its codes and its suffix, -1 where it has none.
 
     >>> parse_sid("<a_12><b_3><c_7><d_0>", levels=3)
     (12, 3, 7, 0)
@@ -135,21 +135,23 @@ def parse_sid(text: str, levels: int) -> tuple[int, ...]:
     codes = [int(code) for _, code in _TOKEN.findall(text)]
     if len(codes) not in (levels, levels + 1) or sid_string(codes) != text:
         example = sid_string(range(levels))
-        raise UserError(f"{text!r} is no semantic ID of {levels} levels: write it like {example}, with a digit or not.")
-    return (*codes, NO_DIGIT)[: levels + 1]
+        raise UserError(
+            f"{text!r} is no semantic ID of {levels} levels: write it like {example}, with a suffix or not."
+        )
+    return (*codes, NO_SUFFIX)[: levels + 1]
 
 
-def _too_many(group: pl.DataFrame, sid: str, max_digits: int) -> str:
-    """What to say of a prefix whose new items, in order of place, need more digits than there are."""
-    alike = group.filter(pl.len().over("content") > max_digits)  # no quantizer tells these apart
+def _too_many(group: pl.DataFrame, sid: str, max_suffixes: int) -> str:
+    """What to say of a prefix whose new items, in order of place, need more suffixes than there are."""
+    alike = group.filter(pl.len().over("content") > max_suffixes)  # no quantizer tells these apart
     alike = alike.filter(pl.col("content") == pl.col("content").first())
     shown = ", ".join(map(repr, (group if alike.is_empty() else alike)["item_id"].head(3)))
     if alike.is_empty():
         return (
-            f"{group['items'][0]:,} items share the codes {sid} ({shown}, ...), and max_digits tells only "
-            f"{max_digits:,} apart: raise codebook_sizes, add a level to it, or raise max_digits."
+            f"{group['items'][0]:,} items share the codes {sid} ({shown}, ...), and max_suffixes tells only "
+            f"{max_suffixes:,} apart: raise codebook_sizes, add a level to it, or raise max_suffixes."
         )
     return (
-        f"{alike.height:,} items with one and the same embedding share the codes {sid} ({shown}, ...), and max_digits "
-        f"tells only {max_digits:,} apart: leave the copies out of the catalogue, or raise max_digits."
+        f"{alike.height:,} items with one and the same embedding share the codes {sid} ({shown}, ...), and "
+        f"max_suffixes tells only {max_suffixes:,} apart: leave the copies out of the catalogue, or raise max_suffixes."
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.common.collectives import gather
+from models.common.collectives import all_gather_rows
 from storage.hashing import hash_rows
 
 
@@ -86,7 +86,7 @@ def lowest(values: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tens
     """
     scores, order = scores.sort(stable=True)
     rows = order[:count].to(values.device)
-    candidates, merged = gather(values[rows]), gather(scores[:count].to(values.device))
+    candidates, merged = all_gather_rows(values[rows]), all_gather_rows(scores[:count].to(values.device))
     return candidates[merged.sort(stable=True).indices[:count]]
 
 

@@ -23,7 +23,7 @@ def item_features(items: pa.Table, codes: np.ndarray, tokens: Tokens) -> pa.Tabl
     Args:
         items: `item_id`, `caption`, `title`, `description` (strings), `interests` (list<string>) and `attributes`
             (map<string,string>).
-        codes: semantic IDs without the deduplication digit, integers [N, L].
+        codes: semantic IDs without the deduplication suffix, integers [N, L].
         tokens: how texts become tokens.
 
     Returns:

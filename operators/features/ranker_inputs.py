@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
@@ -19,15 +19,15 @@ from operators.features.tokens import HASH, NULL_ID, table_rows
 from storage.errors import UserError
 
 
-def lists(column: pa.Array | pa.ChunkedArray) -> Lists:
+def lists(column: pa.Array | pa.ChunkedArray) -> Jagged:
     """A list column as tensors, straight from its Arrow buffers."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
-    return Lists(torch.from_numpy(values), torch.from_numpy(offsets - offsets[0]))
+    return Jagged(torch.from_numpy(values), torch.from_numpy(offsets - offsets[0]))
 
 
-def looked_up(tokens: Lists, table: Table) -> Lists:
+def looked_up(tokens: Jagged, table: Table) -> Jagged:
     """Lists of token hashes as lists of a table's rows.
 
     A hash embedding takes `table.hashes` rows per token, each by a hash function of its own; their weights say where
@@ -41,10 +41,10 @@ def looked_up(tokens: Lists, table: Table) -> Lists:
         weights = places(torch.from_numpy(table_rows(hashes, rows=table.importance, function=count)), count)
     elif table.weighted:
         weights = places(values, 1)
-    return Lists(values, tokens.offsets * count, weights)
+    return Jagged(values, tokens.offsets * count, weights)
 
 
-def keyed(features: dict[str, Lists]) -> KeyedJaggedTensor | None:
+def keyed(features: dict[str, Jagged]) -> KeyedJaggedTensor | None:
     """Features of B rows each as one tensor; None for no feature. All of them have weights, or none has."""
     if not features:
         return None
@@ -84,17 +84,17 @@ class ItemFeatures:
             self._content = functional.pad(self.embedding, (0, 0, 0, 1), value=torch.nan)
             known = ~self._content.isnan().any(1, keepdim=True)
             self._known = torch.cat([self._content.where(known, 0.0), known.float()], dim=1)  # to average what is known
-        self._lists: dict[str, Lists] = {}
+        self._lists: dict[str, Jagged] = {}
         for name, table in config.tables.items():
             if name == USER:
                 continue
             column = items[name]
             if name == ITEM:  # one id per item
                 ids = torch.from_numpy(column.to_numpy().astype(np.int64))
-                tokens = Lists(ids, torch.arange(len(ids) + 1))
+                tokens = Jagged(ids, torch.arange(len(ids) + 1))
             else:
                 tokens = lists(column)
-            nobody = Lists(functional.pad(tokens.values, (0, 1), value=NULL_ID), _one_more(tokens.offsets))
+            nobody = Jagged(functional.pad(tokens.values, (0, 1), value=NULL_ID), _one_more(tokens.offsets))
             self._lists[name] = looked_up(nobody, table)
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class ItemFeatures:
         self,
         *,
         user: torch.Tensor,
-        history: Lists,
+        history: Jagged,
         rows: torch.Tensor,
         dense: torch.Tensor,
         label: torch.Tensor | None = None,
@@ -126,7 +126,7 @@ class ItemFeatures:
         lengths = history.offsets.diff()
         bag = padded(history, nobody=len(self))
         positions = last_items(history, config.history, nobody=len(self)) if config.history else None
-        features: dict[str, Lists] = {}
+        features: dict[str, Jagged] = {}
         for name, source in self._lists.items():
             found = gather(source, rows)
             features[name] = found if name != ITEM or keep is None else masked(found, keep[1])
@@ -140,7 +140,7 @@ class ItemFeatures:
             for place in range(config.history):
                 features[f"{HISTORY}{name}.{place}"] = part(past, place * batch, (place + 1) * batch)
         if USER in config.tables:
-            single = looked_up(Lists(user, torch.arange(batch + 1)), config.tables[USER])
+            single = looked_up(Jagged(user, torch.arange(batch + 1)), config.tables[USER])
             features[USER] = single if keep is None else masked(single, keep[0])
         content = history_content = None
         if config.content_dim:
@@ -173,17 +173,17 @@ def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
     return content.reshape(len(vectors), -1)
 
 
-def padded(history: Lists, *, nobody: int) -> Lists:
+def padded(history: Jagged, *, nobody: int) -> Jagged:
     """The lists with `nobody` in the empty ones."""
     lengths = history.offsets.diff()
     filled = functional.pad(lengths.clamp_min(1).cumsum(0), (1, 0))
     values = torch.full((int(filled[-1]),), nobody)
     at = torch.repeat_interleave(filled[:-1] - history.offsets[:-1], lengths) + torch.arange(len(history.values))
     values[at] = history.values
-    return Lists(values, filled)
+    return Jagged(values, filled)
 
 
-def last_items(history: Lists, count: int, *, nobody: int) -> torch.Tensor:
+def last_items(history: Jagged, count: int, *, nobody: int) -> torch.Tensor:
     """The last `count` entries of every list, the newest first, int64 [count, B]; then `nobody`."""
     at = history.offsets[1:] - 1 - torch.arange(count)[:, None]
     known = at >= history.offsets[:-1]
@@ -191,21 +191,21 @@ def last_items(history: Lists, count: int, *, nobody: int) -> torch.Tensor:
     return values[torch.where(known, at, len(history.values))]
 
 
-def part(source: Lists, start: int, end: int) -> Lists:
+def part(source: Jagged, start: int, end: int) -> Jagged:
     """The lists from `start` to `end`."""
     offsets = source.offsets[start : end + 1]
     inside = slice(int(offsets[0]), int(offsets[-1]))
     weights = None if source.weights is None else source.weights[inside]
-    return Lists(source.values[inside], offsets - offsets[0], weights)
+    return Jagged(source.values[inside], offsets - offsets[0], weights)
 
 
-def masked(source: Lists, keep: torch.Tensor) -> Lists:
+def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
     """The lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
     count, weights = len(source.values) // max(len(keep), 1), source.weights
     each = keep.repeat_interleave(count)
     if weights is not None:
         weights = weights.where(each, (torch.arange(len(weights)) % count).float())
-    return Lists(source.values.where(each, NULL_ID), source.offsets, weights)
+    return Jagged(source.values.where(each, NULL_ID), source.offsets, weights)
 
 
 def _one_more(offsets: torch.Tensor) -> torch.Tensor:

@@ -101,7 +101,7 @@ def prefix_tokens(codes: np.ndarray) -> pl.DataFrame:
     arXiv 2504.02137). A token has as many numbers as its level: equal codes of different levels differ.
 
     Args:
-        codes: integers [N, L], without the deduplication digit.
+        codes: integers [N, L], without the deduplication suffix.
     """
     levels = [f"c{level}" for level in range(codes.shape[1])]
     table = pl.DataFrame(codes, schema=levels).with_row_index("row")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Queries
 from operators.log.events import SPLITS, Events, first_interactions, histories
 
 
-def training_sequences(events: Events, split: np.ndarray) -> Lists:
+def training_sequences(events: Events, split: np.ndarray) -> Jagged:
     """The positives of training, user by user, oldest first; users without one are left out.
 
     Args:
@@ -21,7 +21,7 @@ def training_sequences(events: Events, split: np.ndarray) -> Lists:
     order = np.lexsort((chosen.time, chosen.user))
     lengths = np.bincount(chosen.user)
     ends = np.concatenate([[0], np.cumsum(lengths[lengths > 0])])
-    return Lists(torch.from_numpy(chosen.item[order]), torch.from_numpy(ends))
+    return Jagged(torch.from_numpy(chosen.item[order]), torch.from_numpy(ends))
 
 
 def queries(events: Events, split: np.ndarray, name: str, *, history: int, repeats: bool) -> Queries:
@@ -48,5 +48,5 @@ def queries(events: Events, split: np.ndarray, name: str, *, history: int, repea
     )
 
 
-def _lists(values: np.ndarray, offsets: np.ndarray) -> Lists:
-    return Lists(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
+def _lists(values: np.ndarray, offsets: np.ndarray) -> Jagged:
+    return Jagged(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))

@@ -220,8 +220,8 @@ def test_what_a_killed_caller_leaves_is_no_part(tmp_path) -> None:
 
 
 def test_a_full_prefix_adds_nothing_at_all(run: RunDir) -> None:
-    with pytest.raises(UserError, match="max_digits"):
-        give(run, coded({"good": (6, 6), "a": (1, 1), "b": (1, 1)}), max_digits=2)
+    with pytest.raises(UserError, match="max_suffixes"):
+        give(run, coded({"good": (6, 6), "a": (1, 1), "b": (1, 1)}), max_suffixes=2)
     assert spelled(run).keys() == {"alone", "first"}
 
 

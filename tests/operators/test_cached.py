@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.base import Operator, apply, set_columns, with_outcome
-from operators.cached import Invocation, _set_up
+from operators.cached import CachedOperator, _set_up
 from operators.gate import CACHED_ONLY, OPEN
 from storage.cache import Cache
 from storage.errors import UserError
@@ -124,7 +124,7 @@ RESULTS = ["caption", "tags", "v", "outcome", "issues"]
 )
 def test_answers_are_the_operators_own_where_the_gate_lets_through(drawn, before, cached):
     cache = f"memory://{uuid.uuid4().hex}" if cached else None
-    invocation = Invocation(Spell(), "spell", cache=cache, gate="gate")
+    invocation = CachedOperator(Spell(), "spell", cache=cache, gate="gate")
     apply(invocation, table_of(before))
     table = table_of(drawn)
     out = apply(invocation, table)
@@ -144,7 +144,7 @@ def test_answers_are_the_operators_own_where_the_gate_lets_through(drawn, before
 
 @given(st.lists(st.tuples(st.sampled_from([*LASTING, *PASSING]), GATES, DIGESTS), max_size=20), BEFORE)
 def test_the_operator_is_called_on_what_is_open_and_new(drawn, before):
-    invocation = Invocation(Spell(), "spell", cache=f"memory://{uuid.uuid4().hex}", gate="gate")
+    invocation = CachedOperator(Spell(), "spell", cache=f"memory://{uuid.uuid4().hex}", gate="gate")
     apply(invocation, table_of(before))
     known = {(text, digest) for text, _, digest in before}
     keyless = [text for text, gate, digest in drawn if gate == OPEN and digest is None]
@@ -165,10 +165,10 @@ def test_the_operator_is_called_on_what_is_open_and_new(drawn, before):
 
 
 def test_a_cache_that_holds_everything_loads_no_model(tmp_path):
-    invocation = Invocation(Spell("!"), "spell", cache=str(tmp_path))
+    invocation = CachedOperator(Spell("!"), "spell", cache=str(tmp_path))
     first = apply(invocation, rows(["a", "b"]))
     SET_UP.clear()
-    Invocation.setup(invocation)
+    CachedOperator.setup(invocation)
     second = apply(invocation, rows(["b", "a", "b"]))
     assert not SET_UP
     assert second["caption"].to_pylist() == ["b!", "a!", "b!"]
@@ -176,7 +176,7 @@ def test_a_cache_that_holds_everything_loads_no_model(tmp_path):
 
 
 def test_only_the_gates_word_calls_the_model(tmp_path):
-    invocation = Invocation(Spell(), "spell", cache=str(tmp_path), gate="gate")
+    invocation = CachedOperator(Spell(), "spell", cache=str(tmp_path), gate="gate")
     out = apply(invocation, rows(["a", "b", "c"], [CACHED_ONLY, "no_media", None]))
     assert not CALLS
     assert out["caption"].to_pylist() == [None] * 3
@@ -184,7 +184,7 @@ def test_only_the_gates_word_calls_the_model(tmp_path):
 
 
 def test_what_failed_is_tried_again_and_what_worked_is_not(tmp_path):
-    invocation = Invocation(Spell(), "spell", cache=str(tmp_path))
+    invocation = CachedOperator(Spell(), "spell", cache=str(tmp_path))
     table = rows(["a", "ill", "bomb", "mute", "b"])
     apply(invocation, table)
     CALLS.clear()
@@ -193,7 +193,7 @@ def test_what_failed_is_tried_again_and_what_worked_is_not(tmp_path):
 
 
 def test_a_row_that_raises_is_degraded_alone_and_keeps_its_place(tmp_path):
-    invocation = Invocation(Spell(), "spell", cache=str(tmp_path))
+    invocation = CachedOperator(Spell(), "spell", cache=str(tmp_path))
     out = apply(invocation, rows(["a", "bomb", "b", "bomb", "c"]))
     assert out["outcome"].to_pylist() == ["kept"] * 5
     assert out["caption"].to_pylist() == ["a", None, "b", None, "c"]
@@ -205,7 +205,7 @@ def test_rows_that_share_a_failure_keep_their_own_issues():
     table = rows(["ill", "ill", "a"])
     old = {"severity": "degraded", "code": "missing", "detail": "there is no such file"}
     table = set_columns(table, {"issues": pa.array([[], [old], [old]], table.schema.field("issues").type)})
-    out = apply(Invocation(Spell(), "spell"), table)
+    out = apply(CachedOperator(Spell(), "spell"), table)
     assert [[issue["code"] for issue in issues] for issues in out["issues"].to_pylist()] == [
         ["model_timeout"],
         ["missing", "model_timeout"],
@@ -217,7 +217,7 @@ def test_rows_that_share_a_failure_keep_their_own_issues():
 def test_other_settings_and_other_versions_have_other_results(tmp_path):
     newer = type("Spell", (Spell,), {"version": 2})
     for operator in (Spell(), Spell("!"), newer()):
-        apply(Invocation(operator, "spell", cache=str(tmp_path)), rows(["a"]))
+        apply(CachedOperator(operator, "spell", cache=str(tmp_path)), rows(["a"]))
     assert len(CALLS) == 3
     assert len(list(tmp_path.iterdir())) == 3  # a folder each, so that what is old can be deleted
 
@@ -248,13 +248,13 @@ def test_no_two_contents_share_a_key(drawn):
     )
     types = {"x": pa.string(), "y": pa.large_string(), "z": pa.list_(pa.string())}
     table = with_outcome(pa.table({name: pa.array(values, types[name]) for name, values in columns.items()}))
-    out = apply(Invocation(Join(), "join"), table)
+    out = apply(CachedOperator(Join(), "join"), table)
     assert out["joined"].to_pylist() == [repr(row) for row in drawn]
     assert sources(out).count("computed") == len({repr(row) for row in drawn})
 
 
 def test_a_foreign_value_under_the_right_key_is_computed_anew(tmp_path):
-    invocation = Invocation(Spell(), "spell", cache=str(tmp_path))
+    invocation = CachedOperator(Spell(), "spell", cache=str(tmp_path))
     apply(invocation, rows(["a", "b"]))
     (folder,) = (path.name for path in tmp_path.iterdir())
     keys = [bytes.fromhex(path.name) for path in tmp_path.glob("*/*/*")]
@@ -265,7 +265,7 @@ def test_a_foreign_value_under_the_right_key_is_computed_anew(tmp_path):
 
 def test_a_cache_that_fails_stops_nothing(tmp_path, caplog):
     (tmp_path / "file").write_bytes(b"")
-    invocation = Invocation(Spell(), "spell", cache=str(tmp_path / "file"))
+    invocation = CachedOperator(Spell(), "spell", cache=str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
         out = apply(invocation, rows(["a", "b"]))
     assert (out["caption"].to_pylist(), sources(out)) == (["a", "b"], ["computed"] * 2)
@@ -275,7 +275,7 @@ def test_a_cache_that_fails_stops_nothing(tmp_path, caplog):
 @pytest.mark.parametrize(("suffix", "message"), [("missing", "There is no such model"), ("broken", "cut short")])
 def test_a_set_up_that_fails_ends_the_run_and_rejects_no_row(suffix, message):
     with pytest.raises(UserError, match=message):
-        apply(Invocation(Spell(suffix), "spell"), rows(["a", "b"]))
+        apply(CachedOperator(Spell(suffix), "spell"), rows(["a", "b"]))
 
 
 def test_work_is_told_apart_by_operator_and_adds_up():
@@ -284,8 +284,8 @@ def test_work_is_told_apart_by_operator_and_adds_up():
             time.sleep(0.05)
             return super().__call__(table)
 
-    table = apply(Invocation(Spell(), "first", gate="gate"), rows(["a", "b", "a"], [OPEN, "no_media", OPEN]))
-    out = apply(Invocation(Slow("~"), "second"), table)
+    table = apply(CachedOperator(Spell(), "first", gate="gate"), rows(["a", "b", "a"], [OPEN, "no_media", OPEN]))
+    out = apply(CachedOperator(Slow("~"), "second"), table)
     told = [[(entry["operator"], entry["source"]) for entry in entries] for entries in out["work"].to_pylist()]
     assert told == [
         [("first", "computed"), ("second", "computed")],
@@ -298,25 +298,25 @@ def test_work_is_told_apart_by_operator_and_adds_up():
 
 
 def test_rows_rejected_on_the_way_pass_beside_the_work_of_others():
-    first = apply(Invocation(Spell(), "first"), rows(["a", "b"]))
+    first = apply(CachedOperator(Spell(), "first"), rows(["a", "b"]))
     first = set_columns(first, {"outcome": pa.array(["kept", "rejected"])})
-    out = apply(Invocation(Spell("~"), "second"), first)
+    out = apply(CachedOperator(Spell("~"), "second"), first)
     told = zip(out["outcome"].to_pylist(), map(len, out["work"].to_pylist()), strict=True)
     assert sorted(told) == [("kept", 2), ("rejected", 1)]
 
 
 def test_rows_of_equal_content_share_what_there_was_to_say():
-    out = apply(Invocation(Spell(), "spell"), rows(["a", "a", "mute", "mute", "bomb", "bomb"]))
+    out = apply(CachedOperator(Spell(), "spell"), rows(["a", "a", "mute", "mute", "bomb", "bomb"]))
     assert sources(out) == ["computed", "cached", "empty", "empty", "computed", "computed"]
 
 
 def test_a_row_on_which_the_operator_has_nothing_to_work_is_not_counted_as_computed():
-    out = apply(Invocation(Spell(), "spell"), rows(["a", None]))
+    out = apply(CachedOperator(Spell(), "spell"), rows(["a", None]))
     assert sources(out) == ["computed", "empty"]
 
 
 def test_it_travels_to_other_processes_and_is_known_by_what_it_computes():
-    invocation = Invocation(Spell("x"), "spell", cache="memory://c", gate="gate")
+    invocation = CachedOperator(Spell("x"), "spell", cache="memory://c", gate="gate")
     apply(invocation, rows(["a"]))
     assert pickle.loads(pickle.dumps(invocation)) == invocation  # noqa: S301 - our own bytes
     assert identity(invocation) == identity(replace(invocation, cache=None))

@@ -203,7 +203,7 @@ def test_whoever_asks_again_is_told_the_same_whatever_came_between(place, tesser
     found = read_lines(out) | {item: one for item, one in read_lines(other).items() if item != "a"}
     assert read_lines(other)["a"]["codes"] == found["a"]["codes"]
     assert len({one["sid"] for one in found.values()}) == 5
-    assert len({tuple(found[item]["codes"][:2]) for item in "abde"}) == 1  # digits alone tell them apart
+    assert len({tuple(found[item]["codes"][:2]) for item in "abde"}) == 1  # suffixes alone tell them apart
 
 
 def test_a_csv_and_files_to_write_say_the_same(place, tesserec):
@@ -242,16 +242,16 @@ def test_the_command_needs_no_ray_and_says_nothing_but_its_own(place):
     assert all(" sid: " in line for line in done.stderr.splitlines())
 
 
-def test_digits_are_given_as_the_run_gives_them(place, tesserec):
+def test_suffixes_are_given_as_the_run_gives_them(place, tesserec):
     file = write_items(place / "items.jsonl", [row(f"copy-{n}", "iron gate") for n in range(3)])
     path = place / "run" / "workflow.yaml"
-    for name, settings in (("few", {"max_digits": 2}), ("always", {"collisions": "always_digit"})):
+    for name, settings in (("few", {"max_suffixes": 2}), ("always", {"collisions": "always_suffix"})):
         raw = yaml.safe_load(path.read_text())
         raw["stages"]["quantize"] |= settings
         shutil.copytree(place / "run", place / name)
         (place / name / "workflow.yaml").write_text(yaml.safe_dump(raw))
     status, _, err = tesserec("sid", "few", "--items", file)
-    assert (status, "max_digits" in err, (place / "few" / "sids_added").exists()) == (2, True, False)
+    assert (status, "max_suffixes" in err, (place / "few" / "sids_added").exists()) == (2, True, False)
     file = write_items(place / "alone.jsonl", [row(f"item {n}", word) for n, word in enumerate(WORDS)])
     found = tokenize("always", file, no_progress).sids["codes"].to_pylist()
     assert min(codes[-1] for codes in found) >= 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from storage.errors import UserError
 from workflows.distributed.pools import READER_CPUS, Node
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 # What a worker does not need of the repository; .gitignore is honoured beside this.
 EXCLUDES = [".git", ".venv", ".venv-bench", "/runs", "/data", "/tests", "/benchmarks"]
 

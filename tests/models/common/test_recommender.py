@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.common import recommender
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import best, top_columns
 from models.recommenders.popularity import MostPopular
 
@@ -43,7 +43,7 @@ def test_nobody_gets_what_is_banned_or_not_allowed():
     found = best(
         torch.arange(5.0).repeat(2, 1),
         k=2,
-        banned=Lists(torch.tensor([4, 2]), torch.tensor([0, 1, 2])),
+        banned=Jagged(torch.tensor([4, 2]), torch.tensor([0, 1, 2])),
         allowed=torch.tensor([True, True, True, False, True]),
     )
     assert found.items.tolist() == [[2, 1], [4, 1]]
@@ -54,7 +54,7 @@ def test_blocks_are_one_list_of_lists(monkeypatch, users):
     monkeypatch.setattr(recommender, "BLOCK", 4)
     lengths = torch.arange(users) % 3
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    histories = Lists(torch.arange(int(offsets[-1])) % 8, offsets)
+    histories = Jagged(torch.arange(int(offsets[-1])) % 8, offsets)
     model = MostPopular(torch.tensor([0, 3, 1, 4, 1, 5, 9, 2]))
     found = recommender.recommended(model, histories, k=3, banned=histories)
     assert found.tolist() == model.recommend(histories, k=3, banned=histories).items.tolist()

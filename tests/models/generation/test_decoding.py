@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.decode import SMALL, Coarse, draw_model, draw_paths, prompts_of
 from benchmarks.decode_peers import TransformersSearch, item_scores, plain_beam_search
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import best
 from models.generation.decoding import beam_search
 from models.generation.language import LanguageModel
@@ -21,7 +21,7 @@ ITEMS = 60
 
 
 def catalogue(seed: int = 0, kind: type[LanguageModel] = LanguageModel) -> tuple[LanguageModel, torch.Tensor, Trie]:
-    """A model in float64, where the order of a sum does not show in the scores, and 60 items, some with a digit."""
+    """A model in float64, where the order of a sum does not show in the scores, and 60 items, some with a suffix."""
     paths, sizes = draw_paths(ITEMS, (4, 4, 4), seed=seed)
     assert paths[:, 3].max() > 0
     return draw_model(kind, SMALL, sizes, seed=seed).double(), paths, Trie.build(paths, sizes)
@@ -40,9 +40,9 @@ def every_score(
     return torch.stack([item_scores(model, paths, prompt[:length]) for prompt, length in rows])
 
 
-def listed(rows: list[list[int]]) -> Lists:
+def listed(rows: list[list[int]]) -> Jagged:
     offsets = torch.tensor([0, *map(len, rows)]).cumsum(0)
-    return Lists(torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64), offsets)
+    return Jagged(torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64), offsets)
 
 
 user_items = st.lists(st.integers(0, ITEMS - 1), max_size=3 * ITEMS)
@@ -67,7 +67,7 @@ def test_with_beams_for_all_the_best_are_those_of_brute_force(seed, coarse, bann
     expected = best(
         scores,
         k=k,
-        banned=None if seen is None else Lists(trie.ranks[seen.values], seen.offsets),
+        banned=None if seen is None else Jagged(trie.ranks[seen.values], seen.offsets),
         allowed=None if open_ is None else open_[in_order],
     )
     assert torch.equal(found.scores, expected.scores)

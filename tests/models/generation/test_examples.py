@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from models.generation.examples import Corpus, Sampler, documents, item_texts, prompts
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.generation.vocabulary import Vocabulary
@@ -23,9 +23,9 @@ TITLE_TO_SID, CAPTION_TO_TITLE = load_tasks(["title_to_sid", "caption_to_title"]
 VOCABULARY = Vocabulary.trained((3, 3), [*filter(None, TITLES + CAPTIONS), *(task.prompt for task in TASKS)], 400)
 
 
-def as_lists(rows: list[list[int]]) -> Lists:
+def as_lists(rows: list[list[int]]) -> Jagged:
     values = [value for row in rows for value in row]
-    return Lists(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, rows)]).cumsum(0))
+    return Jagged(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 def corpus(vocabulary: Vocabulary = VOCABULARY, **other) -> Corpus:
@@ -52,7 +52,7 @@ def spelled(task: Task, target: int, history: list[int]) -> tuple[str, str]:
     return text, sid[target] if task.target == "sid" else f" {titles[target]}"
 
 
-def read(found: Lists) -> list[tuple[str, str]]:
+def read(found: Jagged) -> list[tuple[str, str]]:
     """The texts of documents: what weighs nothing, and what does."""
     assert found.weights is not None
     ends = found.offsets.diff().tolist()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.generation.backbones import Tiny, build
 from models.generation.examples import Corpus, documents, item_texts
 from models.generation.heldout import Examples, HeldOut, choose, losses, task_losses, task_scores
@@ -29,8 +29,8 @@ PATHS = torch.arange(ITEMS).flip(0)[:, None]  # of one level, so that a beam sea
 VOCABULARY = Vocabulary.trained((ITEMS,), [*TITLES[:-1], *CAPTIONS[1:]], 300)
 
 
-def lists(rows: list[list[int]]) -> Lists:
-    return Lists(torch.tensor([row for one in rows for row in one]), torch.tensor([0, *map(len, rows)]).cumsum(0))
+def lists(rows: list[list[int]]) -> Jagged:
+    return Jagged(torch.tensor([row for one in rows for row in one]), torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 CORPUS = Corpus(

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise
-from models.common.jagged import Lists, gather
+from models.common.jagged import Jagged, gather
 from models.generation.backbones import Lora, Tiny, adapt, build
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
@@ -40,7 +40,7 @@ def model_of(kind: str, dropout: float = 0.0) -> LanguageModel:
     return LanguageModel(backbone, VOCABULARY).eval()
 
 
-def documents(count: int = 7, seed: int = 0) -> Lists:
+def documents(count: int = 7, seed: int = 0) -> Jagged:
     """Prompts of text and of semantic IDs, whose responses are of either kind."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,15 +59,15 @@ def documents(count: int = 7, seed: int = 0) -> Lists:
         for prompt, said in zip(prompts, responses, strict=True)
     ]
     offsets = functional.pad(torch.tensor([len(part) for part in parts]).cumsum(0), (1, 0))
-    return Lists(torch.cat(parts), offsets, torch.cat(weights))
+    return Jagged(torch.cat(parts), offsets, torch.cat(weights))
 
 
-def packed(found: Lists, tokens_per_row: int = 40) -> Batch:
+def packed(found: Jagged, tokens_per_row: int = 40) -> Batch:
     (batch,) = pack(found, tokens_per_row=tokens_per_row, rows=100, pad=VOCABULARY.pad)
     return batch
 
 
-def by_hand(model: LanguageModel, found: Lists) -> torch.Tensor:
+def by_hand(model: LanguageModel, found: Jagged) -> torch.Tensor:
     """The mean over documents of their responses' losses, from the logits that transformers gives."""
     losses = []
     for start, end in zip(found.offsets[:-1], found.offsets[1:], strict=True):

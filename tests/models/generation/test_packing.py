@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.generation.packing import IGNORED, Batch, pack
 from storage.errors import UserError
 
@@ -26,8 +26,8 @@ def made(shape: list[tuple[int, list[int]]]) -> list[Document]:
     return found
 
 
-def as_lists(documents: list[Document]) -> Lists:
-    return Lists(
+def as_lists(documents: list[Document]) -> Jagged:
+    return Jagged(
         torch.tensor([token for tokens, _ in documents for token in tokens], dtype=torch.int64),
         torch.tensor([0, *(len(tokens) for tokens, _ in documents)]).cumsum(0),
         torch.tensor([weight for _, weights in documents for weight in weights]),

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.decode import SMALL, draw_model, draw_paths
 from benchmarks.decode_peers import item_scores
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import best
 from models.generation.examples import Corpus
 from models.generation.language import LanguageModel
@@ -20,9 +20,9 @@ ITEMS, HISTORY = 40, 3
 HISTORIES = [[3, 7, 1, 9, 2], [], [0, 0], [39], [1, 2, 3, 4]]
 
 
-def lists(rows: list[list[int]]) -> Lists:
+def lists(rows: list[list[int]]) -> Jagged:
     values = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64)
-    return Lists(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
+    return Jagged(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from models.generation import vocabulary
 from models.generation.vocabulary import Vocabulary, paths
-from models.semantic_ids.suffixes import NO_DIGIT, allocate_digits, sid_string
+from models.semantic_ids.suffixes import NO_SUFFIX, allocate_suffixes, sid_string
 from storage.errors import UserError
 
 SIZES = (5, 3, 4)
 TEXTS = ["A red shoe of suede", "A blue shoe", "Red hat, blue band", "Größe 38", "Which item is titled {title}?"] * 3
-TRAINED = Vocabulary.trained(SIZES, TEXTS, 300, digits=True)
+TRAINED = Vocabulary.trained(SIZES, TEXTS, 300, suffixes=True)
 HOSTILE = "<eos> <pad><bos> <|end|> <a_1><b_2> <end> {sid} <a_1>"
 
 prefixes = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=30)
@@ -37,7 +37,7 @@ def pretrained(**special: str):
 
 
 def extended() -> Vocabulary:
-    return Vocabulary.extended(SIZES, pretrained(bos="<bos>", eos="<|end|>", pad="<pad>"), 512, digits=True)
+    return Vocabulary.extended(SIZES, pretrained(bos="<bos>", eos="<|end|>", pad="<pad>"), 512, suffixes=True)
 
 
 def test_examples_in_docstrings() -> None:
@@ -48,18 +48,18 @@ def test_examples_in_docstrings() -> None:
 @given(prefixes, st.booleans())
 def test_every_item_has_a_path_of_its_own(codes: list[tuple[int, int]], always: bool) -> None:
     names = [str(number) for number in range(len(codes))]
-    digits = allocate_digits(names, np.array(codes), np.arange(len(codes), dtype=np.uint64), always=always)
-    sids = np.column_stack([codes, digits]).astype(np.int32)
+    suffixes = allocate_suffixes(names, np.array(codes), np.arange(len(codes), dtype=np.uint64), always=always)
+    sids = np.column_stack([codes, suffixes]).astype(np.int32)
     found, sizes = paths(sids, codebook_sizes=(4, 3))
     assert found.dtype == np.int64
     assert len(np.unique(found, axis=0)) == len(codes)
     assert sizes[:2] == (4, 3)
     assert (found[:, :2] == codes).all()
-    if (digits == NO_DIGIT).all():
+    if (suffixes == NO_SUFFIX).all():
         assert found.shape[1] == len(sizes) == 2
     else:
-        assert (found[:, 2] == digits + 1).all()
-        assert sizes[2] == digits.max() + 2
+        assert (found[:, 2] == suffixes + 1).all()
+        assert sizes[2] == suffixes.max() + 2
     assert paths(sids)[1] == tuple(found.max(axis=0) + 1)
 
 
@@ -112,14 +112,14 @@ def test_the_first_tokens_of_a_text_are_kept() -> None:
     assert cut.values[:2].equal(whole.values[:2])
 
 
-@pytest.mark.parametrize("made", [TRAINED, Vocabulary.sequence_only(SIZES, digits=True), extended()])
+@pytest.mark.parametrize("made", [TRAINED, Vocabulary.sequence_only(SIZES, suffixes=True), extended()])
 def test_semantic_ids_are_spelled_as_everywhere(made: Vocabulary) -> None:
     tokens = made.sid_tokens(torch.tensor([[4, 2, 3], [0, 0, 0]]))
     assert made.decode([made.bos, *tokens[0].tolist()]) == sid_string([4, 2, 2])
     assert made.decode([*tokens[1].tolist(), made.eos, made.pad]) == "<a_0><b_0><end>"
 
 
-def test_without_digits_the_last_level_is_one_of_codes() -> None:
+def test_without_suffixes_the_last_level_is_one_of_codes() -> None:
     made = Vocabulary.sequence_only(SIZES)
     assert made.decode(made.sid_tokens(torch.tensor([4, 2, 0])).tolist()) == "<a_4><b_2><c_0>"
 

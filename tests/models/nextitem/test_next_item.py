@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.recommenders import next_item
 from models.recommenders.artifacts import load_next_item, save_next_item
 from models.recommenders.encoder import Encoder
@@ -24,9 +24,9 @@ SIZE = {"dim": 16, "inner": 32, "length": 6, "dropout": 0.3}
 HISTORIES = [[3, 7, 1], [], [0, 0, 5, 6, 7, 8, 9, 2], [29], [1, 2, 3, 4, 5, 6]]
 
 
-def lists(rows: list[list[int]]) -> Lists:
+def lists(rows: list[list[int]]) -> Jagged:
     values = [value for row in rows for value in row]
-    return Lists(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, rows)]).cumsum(0))
+    return Jagged(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 def make(kind: str, **settings) -> NextItemModel:

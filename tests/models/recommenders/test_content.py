@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.recommenders.content import ItemKNN, fit_itemknn
 from models.recommenders.retriever import normalise
 
@@ -14,9 +14,9 @@ ITEMS = 9
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=5), min_size=1, max_size=5)
 
 
-def as_lists(rows: list[list[int]]) -> Lists:
+def as_lists(rows: list[list[int]]) -> Jagged:
     values = torch.tensor([item for row in rows for item in row], dtype=torch.int64)
-    return Lists(values, torch.tensor(np.cumsum([0, *map(len, rows)])))
+    return Jagged(values, torch.tensor(np.cumsum([0, *map(len, rows)])))
 
 
 def brute(embeddings: np.ndarray, history: list[int], decay: float) -> np.ndarray:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.common.collectives import world
+from models.common.collectives import rank_and_size
 from models.common.data_parallel import Strategy
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, best
 from models.recommenders import fitting, next_item
 from models.recommenders.fitting import Keep, State, Subject, fit, rate, sample, validate
@@ -37,9 +37,9 @@ COURSE = Course(
 )
 
 
-def lists(rows: list[list[int]]) -> Lists:
+def lists(rows: list[list[int]]) -> Jagged:
     values = [value for row in rows for value in row]
-    return Lists(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, rows)]).cumsum(0))
+    return Jagged(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 def asked(count: int) -> Queries:
@@ -59,7 +59,7 @@ def make(dropout: float) -> Subject:
     learner = SasRec(EncoderConfig(dim=8, layers=1, inner=16, length=4, dropout=dropout), items=ITEMS)
 
     def draw(step: int) -> list[torch.Tensor]:
-        rank, workers = world()
+        rank, workers = rank_and_size()
         rows = torch.randperm(USERS, generator=torch.Generator().manual_seed(step))[: COURSE.batch_size + 1]
         return list(windows[rows[rank::workers]].split(2))
 
@@ -137,7 +137,7 @@ class Still(nn.Module):
     def weight(self, batch: torch.Tensor) -> torch.Tensor:
         return torch.tensor(1.0)
 
-    def recommend(self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: Any = None) -> Recommended:
+    def recommend(self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: Any = None) -> Recommended:
         items, place = torch.arange(100, 100 + k).repeat(len(histories.offsets) - 1, 1), next(self.places)
         if place is not None:
             items[:, place] = 7
@@ -253,7 +253,7 @@ class Fixed:
         self.scores = torch.rand(4, ITEMS, generator=torch.Generator().manual_seed(3))
 
     def recommend(
-        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         return best(self.scores[histories.offsets.diff()].clone(), k=k, banned=banned, allowed=allowed)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Recommended, best
 from models.recommenders import graph
 from models.recommenders.graph import build_graph, exact, search
@@ -19,9 +19,9 @@ def drawn(users: int, items: int, digits: int, size: int, seed: int = 0) -> tupl
     return logp, torch.randint(size, (items, digits), generator=random, dtype=torch.int32)
 
 
-def lists(values: list[list[int]]) -> Lists:
+def lists(values: list[list[int]]) -> Jagged:
     rows = [row for one in values for row in one]
-    return Lists(torch.tensor(rows, dtype=torch.int64), torch.tensor([0, *map(len, values)]).cumsum(0))
+    return Jagged(torch.tensor(rows, dtype=torch.int64), torch.tensor([0, *map(len, values)]).cumsum(0))
 
 
 def brute(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.evaluation.clicks import calibration, log_loss
 from models.ranking.popularity import Popularity, fit_logistic, fit_popularity
 from models.recommenders.popularity import MostPopular
@@ -49,8 +49,8 @@ def test_an_order_that_turns_round_on_validation_is_dropped() -> None:
 )
 def test_the_most_popular_come_first_and_of_equal_ones_the_lower_rows(counts, k, banned):
     banned = [item for item in banned if item < len(counts)]
-    everyone = Lists(torch.tensor([], dtype=torch.int64), torch.tensor([0, 0, 0]))
-    left_out = Lists(torch.tensor(banned, dtype=torch.int64), torch.tensor([0, 0, len(banned)]))
+    everyone = Jagged(torch.tensor([], dtype=torch.int64), torch.tensor([0, 0, 0]))
+    left_out = Jagged(torch.tensor(banned, dtype=torch.int64), torch.tensor([0, 0, len(banned)]))
     found = MostPopular(torch.tensor(counts)).recommend(everyone, k=k, banned=left_out)
     for items, scores, without in zip(found.items.tolist(), found.scores.tolist(), ([], banned), strict=True):
         expected = sorted(set(range(len(counts))) - set(without), key=lambda item: (-counts[item], item))[:k]

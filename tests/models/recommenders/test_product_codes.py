@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.recommenders import product_codes
 from models.recommenders.graph import build_graph
 from models.recommenders.product_codes import ParallelConfig, ParallelGenerator, _Sums
@@ -25,9 +25,9 @@ def drawn() -> Digits:
     return Digits(codes, torch.randn(DIGITS, CODEWORDS, DIM // DIGITS, generator=random))
 
 
-def lists(rows: list[list[int]]) -> Lists:
+def lists(rows: list[list[int]]) -> Jagged:
     values = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64)
-    return Lists(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
+    return Jagged(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 def make(spread: float = 0.5, **settings) -> ParallelGenerator:
@@ -150,7 +150,7 @@ def test_training_lifts_what_follows() -> None:
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.6 * losses[0]
-    histories = Lists(torch.arange(10), torch.arange(11))
+    histories = Jagged(torch.arange(10), torch.arange(11))
     found = model.eval().recommend(histories, k=5).items
     assert (found == torch.arange(1, 11)[:, None]).any(1).float().mean() > 0.8
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.semantic_ids.suffixes import allocate_digits, number_rows, parse_sid, sid_string
+from models.semantic_ids.suffixes import allocate_suffixes, number_rows, parse_sid, sid_string
 from storage.errors import UserError
 from storage.hashing import content_order
 
@@ -16,8 +16,8 @@ catalogues = st.dictionaries(st.text(max_size=6), items, min_size=1, max_size=30
 
 
 def allocate(catalogue: Catalogue, known: dict[str, tuple[int, ...]] | None = None, **settings) -> dict[str, int]:
-    """The digits of a catalogue beside items that have their semantic IDs."""
-    digits = allocate_digits(
+    """The suffixes of a catalogue beside items that have their semantic IDs."""
+    suffixes = allocate_suffixes(
         list(catalogue),
         np.array([codes for codes, _ in catalogue.values()], np.int32).reshape(-1, 2),
         np.array([content for _, content in catalogue.values()], np.uint64),
@@ -25,24 +25,24 @@ def allocate(catalogue: Catalogue, known: dict[str, tuple[int, ...]] | None = No
         known_codes=np.array(list((known or {}).values()), np.int32).reshape(-1, 3),
         **settings,
     )
-    assert digits.dtype == np.int32
-    return dict(zip(catalogue, digits.tolist(), strict=True))
+    assert suffixes.dtype == np.int32
+    return dict(zip(catalogue, suffixes.tolist(), strict=True))
 
 
 @settings(deadline=None, max_examples=40)
 @given(catalogues)
-def test_colliding_items_count_up_from_zero_and_the_others_have_no_digit(catalogue: Catalogue) -> None:
-    digits = allocate(catalogue)
+def test_colliding_items_count_up_from_zero_and_the_others_have_no_suffix(catalogue: Catalogue) -> None:
+    suffixes = allocate(catalogue)
     for prefix in {codes for codes, _ in catalogue.values()}:
-        under = sorted(digits[item] for item, (codes, _) in catalogue.items() if codes == prefix)
+        under = sorted(suffixes[item] for item, (codes, _) in catalogue.items() if codes == prefix)
         assert under == ([-1] if len(under) == 1 else list(range(len(under))))
 
 
 @settings(deadline=None, max_examples=40)
 @given(catalogues)
-def test_always_gives_every_item_a_digit(catalogue: Catalogue) -> None:
-    digits = allocate(catalogue, always=True)
-    assert digits == {item: max(digit, 0) for item, digit in allocate(catalogue).items()}
+def test_always_gives_every_item_a_suffix(catalogue: Catalogue) -> None:
+    suffixes = allocate(catalogue, always=True)
+    assert suffixes == {item: max(suffix, 0) for item, suffix in allocate(catalogue).items()}
 
 
 @settings(deadline=None, max_examples=40)
@@ -55,7 +55,7 @@ def test_order_of_arrival_does_not_matter(catalogue: Catalogue, random) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=30), st.data())
-def test_renamed_items_keep_their_digits(codes: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_renamed_items_keep_their_suffixes(codes: list[tuple[int, int]], data: st.DataObject) -> None:
     names = st.lists(st.text(max_size=6), min_size=len(codes), max_size=len(codes), unique=True)
     before, after = data.draw(names), data.draw(names)
     contents = [(prefix, content) for content, prefix in enumerate(codes)]
@@ -65,34 +65,34 @@ def test_renamed_items_keep_their_digits(codes: list[tuple[int, int]], data: st.
 
 @settings(deadline=None, max_examples=40)
 @given(catalogues)
-def test_digits_go_by_content(catalogue: Catalogue) -> None:
+def test_suffixes_go_by_content(catalogue: Catalogue) -> None:
     alike = {item: ((0, 0), content) for item, (_, content) in catalogue.items()}
     order = content_order(np.array([content for _, content in alike.values()], np.uint64), list(alike))
-    digits = allocate(alike)
-    ordered = [digits[list(alike)[at]] for at in order]
-    assert ordered == sorted(digits.values())
+    suffixes = allocate(alike)
+    ordered = [suffixes[list(alike)[at]] for at in order]
+    assert ordered == sorted(suffixes.values())
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(catalogues, min_size=1, max_size=4), st.booleans())
 def test_known_items_never_move_and_new_ones_never_collide(arrivals: list[Catalogue], always: bool) -> None:
-    given_ids: dict[tuple[str, tuple[int, int]], tuple[int, ...]] = {}  # (id, codes) -> codes and digit
+    given_ids: dict[tuple[str, tuple[int, int]], tuple[int, ...]] = {}  # (id, codes) -> codes and suffix
     for catalogue in arrivals:
         # of an id that came twice, with other codes, both semantic IDs stay given
         known_ids = [item for item, _ in given_ids]
         known_codes = np.array(list(given_ids.values()), np.int32).reshape(-1, 3)
         codes = np.array([codes for codes, _ in catalogue.values()], np.int32)
         contents = np.array([content for _, content in catalogue.values()], np.uint64)
-        digits = allocate_digits(
+        suffixes = allocate_suffixes(
             list(catalogue), codes, contents, always=always, known_ids=known_ids, known_codes=known_codes
         )
-        for (item, (prefix, _)), digit in zip(catalogue.items(), digits.tolist(), strict=True):
-            sid = (*prefix, digit)
+        for (item, (prefix, _)), suffix in zip(catalogue.items(), suffixes.tolist(), strict=True):
+            sid = (*prefix, suffix)
             assert given_ids.setdefault((item, prefix), sid) == sid
         assert len(set(given_ids.values())) == len(given_ids)
 
 
-def test_an_item_that_joins_one_without_a_digit_gets_the_first() -> None:
+def test_an_item_that_joins_one_without_a_suffix_gets_the_first() -> None:
     known = {"a": (1, 1, -1)}
     assert allocate({"b": ((1, 1), 0)}, known) == {"b": 0}
     assert allocate({"a": ((1, 1), 1), "b": ((1, 1), 0)}, known) == {"a": -1, "b": 0}
@@ -106,22 +106,22 @@ def test_a_gap_is_not_filled() -> None:
 
 def test_a_full_prefix_names_the_codes_and_the_remedy() -> None:
     catalogue = {name: ((4, 2), content) for content, name in enumerate("abcd")}
-    assert sorted(allocate(catalogue, max_digits=4).values()) == [0, 1, 2, 3]
+    assert sorted(allocate(catalogue, max_suffixes=4).values()) == [0, 1, 2, 3]
     with pytest.raises(UserError, match=r"^4 items share the codes <a_4><b_2> \('a', 'b', 'c', .*codebook_sizes"):
-        allocate(catalogue, max_digits=3)
+        allocate(catalogue, max_suffixes=3)
 
 
 def test_a_prefix_full_of_copies_says_so() -> None:
     catalogue = {"other": ((4, 2), 9), **dict.fromkeys("abcd", ((4, 2), 7))}
     with pytest.raises(UserError, match=r"^4 items with one and the same embedding share the codes <a_4><b_2>"):
-        allocate(catalogue, max_digits=3)
+        allocate(catalogue, max_suffixes=3)
     with pytest.raises(UserError, match=r"^5 items share"):  # larger codebooks part the other from the copies
-        allocate(catalogue, max_digits=4)
+        allocate(catalogue, max_suffixes=4)
 
 
 def test_a_prefix_that_arrivals_fill_is_told_and_what_was_given_is_not() -> None:
     known = {"a": (1, 1, 0), "b": (1, 1, 300)}
-    assert allocate({"b": ((1, 1), 0)}, known) == {"b": 300}  # given under a larger max_digits
+    assert allocate({"b": ((1, 1), 0)}, known) == {"b": 300}  # given under a larger max_suffixes
     with pytest.raises(UserError, match=r"^3 items share the codes <a_1><b_1> \('c', \.\.\.\)"):
         allocate({"c": ((1, 1), 0)}, known)
 
@@ -138,10 +138,10 @@ def test_rows_are_numbered_in_their_order(rows: list[list[int]]) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 9999), min_size=1, max_size=25), st.integers(-1, 9999))
-def test_strings_read_back(codes: list[int], digit: int) -> None:
-    text = sid_string([*codes, digit])
-    assert parse_sid(text, len(codes)) == (*codes, digit)
-    assert text.count("<") == len(codes) + (digit >= 0)
+def test_strings_read_back(codes: list[int], suffix: int) -> None:
+    text = sid_string([*codes, suffix])
+    assert parse_sid(text, len(codes)) == (*codes, suffix)
+    assert text.count("<") == len(codes) + (suffix >= 0)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_strings_read_back(codes: list[int], digit: int) -> None:
     ["", "a_1", "<a_1>", "<a_1><c_2>", "<b_1><c_2>", "<a_1> <b_2>", "<a_1><b_-1>", "<a_01><b_1>", "<a_1><b_2>x"],
 )
 def test_other_text_is_a_user_error(text: str) -> None:
-    with pytest.raises(UserError, match=r"write it like <a_0><b_1>, with a digit or not\.$"):
+    with pytest.raises(UserError, match=r"write it like <a_0><b_1>, with a suffix or not\.$"):
         parse_sid(text, levels=2)
 
 

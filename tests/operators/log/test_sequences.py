@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from operators.log.events import SPLITS, Events, split_by_time, split_leave_last
 from operators.log.sequences import queries, training_sequences
 from storage.errors import UserError
@@ -25,7 +25,7 @@ class Event(NamedTuple):
     split: int
 
 
-def rows(lists: Lists) -> list[list[int]]:
+def rows(lists: Jagged) -> list[list[int]]:
     return [part.tolist() for part in lists.values.split(lists.offsets.diff().tolist())]
 
 

@@ -13,7 +13,7 @@ from operators.media import video as module
 from operators.media.video import decode_video
 from storage.media.limits import Limits, MediaError
 
-CLIPS = Path(__file__).parents[3] / "shared" / "data" / "videos"
+CLIPS = Path(__file__).parents[4] / "shared" / "data" / "videos"
 SCENES = Limits(frames=3, sampling="scenes")
 
 

@@ -27,7 +27,7 @@ from workflows.distributed import jobs
 
 pytestmark = pytest.mark.long
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.quantize.workers=2"]
 QUICK += ["stages.rank.epochs=2", "stages.rank.workers=2"]

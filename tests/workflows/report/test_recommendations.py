@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Queries
 from workflows.report import recommendations
 from workflows.stages.evaluate.recommenders import judge
@@ -91,7 +91,7 @@ def test_the_queries_are_counted():
 
 def test_what_the_statistics_find_is_what_the_page_shows():
     items = np.stack([np.random.default_rng(seed).permutation(30)[:20] for seed in range(40)])
-    nothing = Lists(torch.zeros(0, dtype=torch.int64), torch.zeros(41, dtype=torch.int64))
+    nothing = Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(41, dtype=torch.int64))
     test = Queries(np.arange(40), nothing, torch.from_numpy(items[:, 1].copy()), nothing)
     lists = {"parallel": np.roll(items, -1, axis=1), "sasrec": items, "itemknn": items, "popularity": items}
     found = judge(lists, test, np.ones(30), np.zeros(30, bool), chosen="parallel", seed=0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from operators.base import KEPT
-from operators.cached import Invocation
+from operators.cached import CachedOperator
 from operators.embed import EmbedTexts
 from storage import files
 from storage.run import RunDir
@@ -67,7 +67,7 @@ def _embed(config: interpret.Config, context: Context, texts: pa.Table, to: RunD
     operator = config.text_embedding.operator()
     assert isinstance(operator, EmbedTexts)  # noqa: S101 - for the type checker
     cache = interpret.cache_uri(config, context.run.root)
-    embed = Invocation(replace(operator, joint=False), "text_embedding", cache)
+    embed = CachedOperator(replace(operator, joint=False), "text_embedding", cache)
     step = Step("text_embedding", embed, config.text_embedding.pool, config.text_embedding.place)
     schema = pa.unify_schemas([texts.schema, operator.output_schema])
     read = [name for name in schema.names if name != "image_vector"]

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.common.collectives import world
+from models.common.collectives import rank_and_size
 from models.common.devices import own_device
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommender
 from models.common.seeds import generator
 from models.generation.backbones import Tiny, build, load_tokenizer
@@ -55,7 +55,7 @@ class Data(NamedTuple):
     """What next-item models learn from and are asked; items are rows of `item_ids`."""
 
     item_ids: pa.ChunkedArray  # N, in hash order
-    sequences: Lists  # of training
+    sequences: Jagged  # of training
     warm: np.ndarray  # bool [N], items with an event of any kind in training
     valid: Queries
     test: Queries
@@ -132,11 +132,11 @@ def next_item_subject(settings: SasRecSettings | ParallelSettings, run: RunDir, 
 class Shuffled:
     """The users of every step: each once per epoch, beside users of histories about as long."""
 
-    def __init__(self, sequences: Lists, batch_size: int, *, seed: int) -> None:
+    def __init__(self, sequences: Jagged, batch_size: int, *, seed: int) -> None:
         self._lengths, self._size, self._seed = sequences.offsets.diff(), batch_size, seed
         self._epoch = -1
         self._batches: tuple[torch.Tensor, ...] = ()
-        users, workers = len(self._lengths), world()[1]
+        users, workers = len(self._lengths), rank_and_size()[1]
         if users < workers:
             raise UserError(f"{users} users cannot be shared by {workers} workers: lower stages.generate.workers.")
         # users that are left over and too few for a step of their own go along with the last one
@@ -148,7 +148,7 @@ class Shuffled:
         epoch, at = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shuffle(epoch)
-        rank, workers = world()
+        rank, workers = rank_and_size()
         return self._batches[at][rank::workers]
 
     def _shuffle(self, epoch: int) -> tuple[torch.Tensor, ...]:
@@ -169,7 +169,7 @@ def sequential_subject(settings: SequentialSettings, run: RunDir, data: Data, *,
     sampler, course = Sampler(corpus, settings.learned, seed=seed), settings.course
 
     def draw(step: int) -> list[Batch]:
-        rank, workers = world()
+        rank, workers = rank_and_size()
         odds = task_odds(settings, step)
         drawn = sampler.draw(step, documents=course.batch_size, odds=odds, rank=rank, workers=workers)
         return pack(drawn, tokens_per_row=settings.tokens_per_row, rows=settings.rows_per_pass, pad=vocabulary.pad)
@@ -214,14 +214,14 @@ def task_odds(settings: SequentialSettings, step: int) -> list[float] | None:
 
 def make_vocabulary(settings: SequentialSettings, run: RunDir, ids: pa.ChunkedArray) -> Vocabulary:
     """The tokens of a run's items; a decoder from scratch gets a tokenizer trained on their texts."""
-    _, sizes, digits = sid_paths(run, ids)
+    _, sizes, suffixes = sid_paths(run, ids)
     if not settings.tasks:
-        return Vocabulary.sequence_only(sizes, digits=digits)
+        return Vocabulary.sequence_only(sizes, suffixes=suffixes)
     if not isinstance(settings.backbone, Tiny):
-        return Vocabulary.extended(sizes, *load_tokenizer(settings.backbone), digits=digits)
+        return Vocabulary.extended(sizes, *load_tokenizer(settings.backbone), suffixes=suffixes)
     texts = [text for column in texts_of(run, ids) for text in column if text]
     prompts = [task.prompt for task in settings.learned]
-    return Vocabulary.trained(sizes, [*texts, *prompts], settings.text_tokens, digits=digits)
+    return Vocabulary.trained(sizes, [*texts, *prompts], settings.text_tokens, suffixes=suffixes)
 
 
 def make_corpus(settings: SequentialSettings, run: RunDir, data: Data, vocabulary: Vocabulary, *, seed: int) -> Corpus:
@@ -242,13 +242,13 @@ def make_corpus(settings: SequentialSettings, run: RunDir, data: Data, vocabular
 def bare_corpus(settings: SequentialSettings, vocabulary: Vocabulary, found: torch.Tensor) -> Corpus:
     """Paths alone, int64 [N, L]: what recommending from semantic IDs needs."""
     nobody = torch.zeros(1, dtype=torch.int64)
-    nothing = Lists(nobody[:0], nobody.expand(len(found) + 1))
+    nothing = Jagged(nobody[:0], nobody.expand(len(found) + 1))
     return Corpus(
         vocabulary,
         found,
         titles=nothing,
         captions=nothing,
-        sequences=Lists(nobody[:0], nobody),
+        sequences=Jagged(nobody[:0], nobody),
         held_out=torch.zeros(len(found), dtype=torch.bool),
         history=settings.history,
         max_text=settings.max_text,
@@ -264,7 +264,7 @@ def texts_of(run: RunDir, ids: pa.ChunkedArray) -> list[list[str | None]]:
 
 
 def sid_paths(run: RunDir, ids: pa.ChunkedArray) -> tuple[np.ndarray, tuple[int, ...], bool]:
-    """The paths of the items, int64 [N, L], the codes of each level, and whether the last level is that of the digits.
+    """The paths of the items, int64 [N, L], the codes of each level, and whether the last one is the suffix.
 
     Raises:
         UserError: an item has no semantic ID.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.base import KEPT, REJECTED, Operator, rejects_table
-from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, Invocation
+from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, CachedOperator
 from operators.gate import activity, decide
 from operators.media.fetch import FetchMedia
 from storage import files
@@ -125,10 +125,10 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
     """
     local = isinstance(config.image_embedding, LocalImageEmbedding)
     keywords = isinstance(config.interests, KeywordInterests)
-    caption = Invocation(config.caption.operator(local_vectors=local), "caption", cache, gate="gate")
-    images = Invocation(config.image_embedding.operator(), "image_embedding", cache)
-    interests = Invocation(config.interests.operator(), "interests", None if keywords else cache)
-    texts = Invocation(config.text_embedding.operator(), "text_embedding", cache)
+    caption = CachedOperator(config.caption.operator(local_vectors=local), "caption", cache, gate="gate")
+    images = CachedOperator(config.image_embedding.operator(), "image_embedding", cache)
+    interests = CachedOperator(config.interests.operator(), "interests", None if keywords else cache)
+    texts = CachedOperator(config.text_embedding.operator(), "text_embedding", cache)
     return [
         Step("fetch", config.fetch.operator(root), config.fetch.pool),
         Step("image_embedding", images, config.image_embedding.pool, config.image_embedding.place),
@@ -228,7 +228,7 @@ def _remembers(config: Config, context: Context) -> bool:
     """Whether the cache holds captions made with these very settings."""
     cache = cache_uri(config, context.run.root)
     caption = next(step.operator for step in steps(config, "", cache) if step.name == "caption")
-    assert isinstance(caption, Invocation)  # noqa: S101 - for the type checker
+    assert isinstance(caption, CachedOperator)  # noqa: S101 - for the type checker
     return cache is not None and files.exists(files.join(cache, caption.folder))
 
 

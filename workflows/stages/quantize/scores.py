@@ -15,7 +15,7 @@ from models.semantic_ids.layout import map_table
 from models.semantic_ids.quality import collisions, scorecard, usage
 from models.semantic_ids.quantizer import RQKMEANS, Architecture, Quantizer
 from models.semantic_ids.rqkmeans import fit_rqkmeans
-from models.semantic_ids.suffixes import allocate_digits
+from models.semantic_ids.suffixes import allocate_suffixes
 from models.semantic_ids.training_rows import collect
 from operators.assign_sids import embedding_matrix, reference_embeddings
 from operators.embed import vectors_of
@@ -31,7 +31,7 @@ class Naive(NamedTuple):
 
     quantizer: Quantizer
     vectors: torch.Tensor  # float32 [N, D]; of an item without text the mean of all
-    sids: np.ndarray  # codes with the digit, int32 [N, L + 1]
+    sids: np.ndarray  # codes with the suffix, int32 [N, L + 1]
 
 
 def judge(
@@ -42,17 +42,17 @@ def judge(
     Args:
         item_ids: all items, in hash order.
         nearest: codes as the quantizer gives them, int32 [N, L].
-        sids: codes with the digit as the items have them, int32 [N, L + 1].
+        sids: codes with the suffix as the items have them, int32 [N, L + 1].
 
     Returns:
         `scorecard`, and `naive` where the items have text.
     """
     drawn = item_ids[:SCORED_ITEMS]
-    codes, digits = sids[:, :-1], sids[:, -1]
+    codes, suffixes = sids[:, :-1], sids[:, -1]
     vectors = embedding_matrix(_rows_of(run.uri("embeddings"), drawn, ["embedding"]))
     attributes = _rows_of(run.uri("catalog", "items"), drawn, ["attributes"])["attributes"]
     shown = {"attributes": attributes, "seed": seed}
-    card = scorecard(quantizer, vectors, codes[: len(drawn)], digits[: len(drawn)], **shown)
+    card = scorecard(quantizer, vectors, codes[: len(drawn)], suffixes[: len(drawn)], **shown)
     # what needs no embedding is counted over all, and collisions before any code was re-assigned
     before, after = collisions(nearest), collisions(sids)
     card |= usage(codes, quantizer.architecture.codebook_sizes)
@@ -92,8 +92,8 @@ def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *,
     quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, width, sizes, width), seed=seed)
     embeddings = torch.from_numpy(texts)
     codes = quantizer.encode(embeddings).numpy()
-    digits = allocate_digits(item_ids, codes, hash_rows(texts), max_digits=len(item_ids))
-    return Naive(quantizer, embeddings, np.column_stack([codes, digits]).astype(np.int32))
+    suffixes = allocate_suffixes(item_ids, codes, hash_rows(texts), max_suffixes=len(item_ids))
+    return Naive(quantizer, embeddings, np.column_stack([codes, suffixes]).astype(np.int32))
 
 
 def _rows_of(uri: str, item_ids: Sequence[str], columns: list[str]) -> pa.Table:

@@ -67,13 +67,13 @@ class Config(StageConfig):
         steps, batch_size, learning_rate, reset_until, mixup: of rqvae, see `models.semantic_ids.rqvae.Schedule`.
         balanced: of rqkmeans: give all codewords of a level about equally many items.
         collaborative: of rqvae+collaborative.
-        collisions: what makes SIDs unique. `digit`: items that share their codes get a digit; `always_digit`: all get
-            one; `sinkhorn`: the last code of items that share all is re-assigned first, and digits go to what is left.
-        max_digits: digits are below this.
+        collisions: what makes SIDs unique. `suffix` gives one to items that share their codes, `always_suffix` to all;
+            `sinkhorn` re-assigns the last code of items that share all, and gives suffixes to what is left.
+        max_suffixes: upper bound of a suffix, exclusive.
         fit_rows: rows that the fit holds in memory; of a larger catalogue a sample.
         frozen: a finished run whose quantizer and SIDs are taken over: its items keep theirs, new ones get theirs
-            beside them, with digits also where `collisions` is `sinkhorn`; settings of the fit then mean nothing. Take
-            its projection over, too (`project: {frozen: RUN}`).
+            beside them, with suffixes also where `collisions` is `sinkhorn`; settings of the fit then mean nothing.
+            Take its projection over, too (`project: {frozen: RUN}`).
         workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
         checkpoint_s: seconds between two states that a killed fit can go on from.
     """
@@ -95,8 +95,8 @@ class Config(StageConfig):
     mixup: bool = Schedule.mixup
     balanced: bool = False
     collaborative: Collaborative = Collaborative()
-    collisions: Literal["digit", "always_digit", "sinkhorn"] = "digit"
-    max_digits: PositiveInt = 256
+    collisions: Literal["suffix", "always_suffix", "sinkhorn"] = "suffix"
+    max_suffixes: PositiveInt = 256
     fit_rows: PositiveInt = 1_000_000
     frozen: str | None = None
     workers: PositiveInt = 1
@@ -146,7 +146,7 @@ def check(config: Config, root: str) -> None:
 
 
 def run(config: Config, context: Context) -> Result:
-    """Write `models/quantizer`, `sids` (item_id, codes with the digit), `metrics/quantize.json` and `metrics/map`."""
+    """Write `models/quantizer`, `sids` (item_id, codes with the suffix), `metrics/quantize.json` and `metrics/map`."""
     run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
     if rows == 0:
         raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
@@ -260,7 +260,7 @@ def encode(run: RunDir, quantizer: Quantizer) -> Coded:
 def unique(
     config: Config, run: RunDir, quantizer: Quantizer, coded: Coded, known_ids: list[str], known_codes: np.ndarray
 ) -> np.ndarray:
-    """SIDs of all items, codes with the digit, int32 [N, L + 1], beside those that are known."""
+    """SIDs of all items, codes with the suffix, int32 [N, L + 1], beside those that are known."""
     fresh = config.collisions == "sinkhorn" and not config.frozen
     return give_sids(
         coded.item_ids,
@@ -268,8 +268,8 @@ def unique(
         coded.contents,
         known_ids=known_ids,
         known_codes=known_codes,
-        always=config.collisions == "always_digit",
-        max_digits=config.max_digits,
+        always=config.collisions == "always_suffix",
+        max_suffixes=config.max_suffixes,
     )
 
 

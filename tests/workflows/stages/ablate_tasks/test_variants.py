@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Queries
 from models.semantic_ids.quantizer import RQKMEANS, Architecture
 from models.semantic_ids.rqkmeans import fit_rqkmeans
@@ -235,7 +235,7 @@ def write_ranks(folder: Path, arms: dict[str, list[np.ndarray]]) -> None:
 
 
 def judged(folder: Path, users: int) -> dict[str, Any]:
-    nothing = Lists(torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1, dtype=torch.int64))
+    nothing = Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1, dtype=torch.int64))
     test = Queries(np.arange(users), nothing, torch.zeros(users, dtype=torch.int64), nothing)
     return scores.judge(str(folder), Config(), variants.make_arms(Config().sequential), range(3), test, seed=0)
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, best
 from operators.log.split import SplitLeaveLast
 from storage import files
@@ -29,10 +29,10 @@ class Fixed:
 
     def __init__(self, seed: int) -> None:
         self.scores = torch.tensor(np.random.default_rng(seed).random(ITEMS))
-        self.banned: list[Lists | None] = []
+        self.banned: list[Jagged | None] = []
 
     def recommend(
-        self, histories: Lists, *, k: int, banned: Lists | None = None, allowed: torch.Tensor | None = None
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         self.banned.append(banned)
         return best(self.scores.repeat(len(histories.offsets) - 1, 1), k=k, banned=banned, allowed=allowed)
@@ -130,7 +130,7 @@ def test_a_split_without_a_query_scores_nobody(run):
 
 def asked(users: int, items: np.ndarray) -> Queries:
     """One query per user for the first item of a list."""
-    nothing = Lists(torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1, dtype=torch.int64))
+    nothing = Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1, dtype=torch.int64))
     return Queries(np.arange(users), nothing, torch.from_numpy(items[:, 0].copy()), nothing)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from models.recommenders.product_quantizer import Digits
 from models.recommenders.settings import Course, ParallelSettings, SasRecSettings, SequentialSettings
 from operators.assign_sids import codes_array
@@ -72,7 +72,7 @@ def row_of(data: recommenders.Data) -> dict[str, int]:
     return {name: row for row, name in enumerate(data.item_ids.to_pylist())}
 
 
-def rows(lists: Lists) -> list[list[int]]:
+def rows(lists: Jagged) -> list[list[int]]:
     return [part.tolist() for part in lists.values.split(lists.offsets.diff().tolist())]
 
 
@@ -180,11 +180,11 @@ def test_a_sequential_generator_recommends_as_it_did_and_a_damaged_one_is_named(
         recommenders.load_sequential(uri)
 
 
-def sequences(count: int) -> Lists:
+def sequences(count: int) -> Jagged:
     """Of lengths 1 to 9, drawn."""
     lengths = torch.randint(1, 10, (count,), generator=torch.Generator().manual_seed(0))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return Lists(torch.zeros(int(offsets[-1]), dtype=torch.int64), offsets)
+    return Jagged(torch.zeros(int(offsets[-1]), dtype=torch.int64), offsets)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(1000, 16), (1000, 7), (5, 16), (321, 16)])

@@ -36,10 +36,10 @@ WITHOUT_RAY = """
 import json, sys
 sys.modules["ray"] = None  # every import of it fails from now on
 import torch
-from models.common.jagged import Lists
+from models.common.jagged import Jagged
 from storage.run import RunDir
 from workflows.stages.generate.recommenders import load_recommenders
-lists = Lists(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
+lists = Jagged(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
 found = load_recommenders(RunDir(sys.argv[1]))
 print(json.dumps({name: one.recommend(lists, k=6).items.tolist() for name, one in found.items()}))
 """
@@ -154,7 +154,7 @@ def test_artifacts_recommend_where_there_is_no_ray(ended: Ended) -> None:
     command = [sys.executable, "-c", WITHOUT_RAY, ended.run.root]
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert found.returncode == 0, found.stderr
-    lists = recommenders.Lists(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
+    lists = recommenders.Jagged(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
     wanted = {
         name: recommender.recommend(lists, k=6).items.tolist()
         for name, recommender in recommenders.load_recommenders(ended.run).items()

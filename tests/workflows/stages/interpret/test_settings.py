@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from operators.cached import Invocation
+from operators.cached import CachedOperator
 from storage.errors import UserError
 from storage.identity import identity
 from workflows.engine.definition import load, resolve
@@ -41,7 +41,7 @@ def config(**sections):
 
 def operator(found, name):
     step = next(step for step in interpret.steps(found, "c", None) if step.name == name)
-    assert isinstance(step.operator, Invocation)
+    assert isinstance(step.operator, CachedOperator)
     return step.operator.operator
 
 

@@ -13,7 +13,7 @@ import torch
 
 from models.semantic_ids.collaborative import item_vectors
 from models.semantic_ids.quantizer import Quantizer
-from models.semantic_ids.suffixes import NO_DIGIT
+from models.semantic_ids.suffixes import NO_SUFFIX
 from operators.assign_sids import add_sids, codes_array, known_sids, quantizer_digest
 from operators.embed import vector_array
 from operators.log.encoding import encode
@@ -75,7 +75,7 @@ def test_every_item_gets_one_unique_sid(tmp_path: Path, capfd: pytest.CaptureFix
     assert codes["item-0"][:2] == codes["item-1"][:2]
     assert sorted([codes["item-0"][2], codes["item-1"][2]])[0] >= 0
     alone = [sid for sid in codes.values() if sum(other[:2] == sid[:2] for other in codes.values()) == 1]
-    assert {sid[2] for sid in alone} == {NO_DIGIT}
+    assert {sid[2] for sid in alone} == {NO_SUFFIX}
 
     values = torch.from_numpy(np.stack(table["embedding"].to_pylist()).astype(np.float32))
     assigned = Quantizer.load(run.uri("models", "quantizer")).encode(values).tolist()
@@ -133,9 +133,9 @@ def test_sids_follow_the_contents_whatever_items_are_called(tmp_path: Path, fitt
     assert {f"renamed-{item.split('-')[1]}": sid for item, sid in one.items()} == other
 
 
-def test_always_a_digit_and_sinkhorn(tmp_path: Path, fitted: Callable[..., Any]) -> None:
+def test_always_a_suffix_and_sinkhorn(tmp_path: Path, fitted: Callable[..., Any]) -> None:
     shares = {}
-    for policy in ("digit", "always_digit", "sinkhorn"):
+    for policy in ("suffix", "always_suffix", "sinkhorn"):
         run = RunDir(str(tmp_path / policy))
         write_run(run, vectors(20))
         card = fitted(run, collisions=policy).metrics
@@ -143,16 +143,16 @@ def test_always_a_digit_and_sinkhorn(tmp_path: Path, fitted: Callable[..., Any])
         assert len(np.unique(sids, axis=0)) == 20
         assert card["collision_share_after"] == 0
         shares[policy] = card["collision_share"], float((sids[:, -1] >= 0).mean())
-    assert shares["always_digit"][1] == 1
-    assert shares["sinkhorn"][1] < shares["digit"][1] < 1
-    assert shares["sinkhorn"][0] == shares["digit"][0]  # what the quantizer itself leaves
+    assert shares["always_suffix"][1] == 1
+    assert shares["sinkhorn"][1] < shares["suffix"][1] < 1
+    assert shares["sinkhorn"][0] == shares["suffix"][0]  # what the quantizer itself leaves
 
 
 def test_a_full_prefix_names_the_way_out(tmp_path: Path, fitted: Callable[..., Any]) -> None:
     run = RunDir(str(tmp_path))
     write_run(run, vectors(200))
-    with pytest.raises(UserError, match="max_digits"):
-        fitted(run, max_digits=2)
+    with pytest.raises(UserError, match="max_suffixes"):
+        fitted(run, max_suffixes=2)
 
 
 def test_a_quantizer_taken_over_moves_no_sid_and_gives_none_twice(tmp_path: Path, fitted: Callable[..., Any]) -> None:
@@ -246,9 +246,9 @@ def test_what_was_given_since_stands_when_the_same_quantizer_is_fitted_again(
     run = RunDir(str(tmp_path))
     write_run(run, vectors(30))
     fitted(run)
-    alone = next(sid for sid in sids_of(run).values() if sid[2] == NO_DIGIT)
+    alone = next(sid for sid in sids_of(run).values() if sid[2] == NO_SUFFIX)
     assert add_sids(run, new_item("new", alone[:2]), quantizer=quantizer_digest(run)) == {"new"}
-    fitted(run, collisions="always_digit")
+    fitted(run, collisions="always_suffix")
     ids, codes = known_sids(run)
     assert len(ids) == len(np.unique(codes, axis=0)) == 31
 
@@ -259,7 +259,7 @@ def test_a_takeover_is_refused_where_two_runs_gave_one_sid(tmp_path: Path, fitte
         write_run(run, vectors(30))
     fitted(first)
     fitted(second, frozen=first.root)
-    alone = next(sid for sid in sids_of(first).values() if sid[2] == NO_DIGIT)
+    alone = next(sid for sid in sids_of(first).values() if sid[2] == NO_SUFFIX)
     for run in (first, second):
         add_sids(run, new_item(f"new of {run.root}", alone[:2]), quantizer=quantizer_digest(run))
     with pytest.raises(UserError, match="one SID to different items"):
