@@ -23,6 +23,7 @@ from storage import files
 from storage.run import RunDir
 from workflows.distributed import cluster
 from workflows.distributed.pools import READER_CPUS
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import ingest
 from workflows.stages.interpret import stage as interpret
@@ -56,7 +57,7 @@ def canonical(catalog: str, place: Path) -> Context:
     """The catalogue as `ingest` writes it."""
     nodes = cluster.nodes("local")
     context = Context(RunDir(str(place / "run")), catalog, 0, "benchmark", print, lambda done, total: None, nodes)
-    ingest.run(ingest.Config(), context)
+    stage("ingest").run(ingest.Config(), context)
     return context
 
 
@@ -71,7 +72,7 @@ def ray(catalog: str, place: Path, *, cache: bool = True) -> Marks:
     """The stage, as `tesserec run` runs it."""
     context = canonical(catalog, place)
     with cluster.connected("local", CORES + READER_CPUS):
-        interpret.run(interpret.Config(cache=cache), context)
+        stage("interpret").run(interpret.Config(cache=cache), context)
     marks, done = [], 0
     for mark in sorted((place / "run").glob("checkpoints/interpret/*/marks/*.parquet"), key=os.path.getmtime):
         done += pq.ParquetFile(mark).metadata.num_rows

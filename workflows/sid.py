@@ -39,6 +39,7 @@ from storage.errors import UserError
 from storage.manifest import first_unfinished
 from storage.run import RunDir
 from workflows.engine.definition import Definition, resolve
+from workflows.engine.registry import stage
 from workflows.stages import ingest
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.quantize import stage as quantize
@@ -180,7 +181,7 @@ def _coded(
         item_id, embedding and codes (without the suffix) of the items that are kept; issues of all.
     """
     config: interpret.Config = definition.stages.interpret
-    interpret.check(config, run.root)
+    stage("interpret").check(config, run.root)
     # The run's log tells nothing of these items: to the gate they are new and have no events.
     items = items.append_column("gate", decide(items, config.caption.gate.rule()))
     steps = interpret.steps(config, folder, interpret.cache_uri(config, run.root))

@@ -13,7 +13,7 @@ from operators.assign_sids import codes_array
 from operators.features.ranker_inputs import Examples, ItemFeatures
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows.engine.registry import ORDER
+from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import Context
 from workflows.stages import features
 
@@ -59,7 +59,7 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
         log = log.append_column("label", pa.array((random.random(EVENTS) < 0.3).astype(np.float32)))
     run.write_table(log, "catalog", "interactions")
     context = Context(run, str(root), 0, "f", log=lambda line: None, progress=lambda done, total: None)
-    features.run(features.Config(history=5), context)
+    stage("features").run(features.Config(history=5), context)
     write_ranker(run)
     write_manifest(str(root), Manifest(name="tiny", stages={name: StageEntry(state="complete") for name in ORDER}))
     return run

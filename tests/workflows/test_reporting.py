@@ -369,10 +369,10 @@ def test_evidence_is_shown_where_there_is_some(run, page):
         "test": {"arms": {"id": arm, "<caption>": captions}, "sentences": ["Captions < help & more."]},
         "gate_curve": [{"rate": rate, "auc": 0.6 + rate / 10, "interval": [0.5, 0.7]} for rate in (0.0, 1.0)],
     }
-    run.write_json(found, "metrics", "evidence.json")
-    assert read_source(run).fit("evidence") == {}  # no stage has finished it
+    run.write_json(found, "metrics", "ablate_features.json")
+    assert read_source(run).fit("ablate_features") == {}  # no stage has finished it
     manifest = require_manifest(run.root)
-    manifest.stages["evidence"] = entry(7, "evidence")
+    manifest.stages["ablate_features"] = entry(7, "ablate_features")
     write_manifest(run.root, manifest)
     shown = page_of(run)
     assert "Captions < help & more." in shown.text
@@ -477,7 +477,9 @@ def test_a_workflow_without_interactions_names_what_it_leaves_out(run):
     write_states(run, ingest={"metrics": {}}, **dict.fromkeys(STAGES[4:]))
     page = page_of(run)
     assert contents.problems(read_source(run)) == []
-    assert "Not part of this workflow: features, rank, generate, evaluate, evidence and ablation." in page.text
+    assert (
+        "Not part of this workflow: features, rank, generate, evaluate, ablate_features and ablate_tasks." in page.text
+    )
     assert "stage rank is not part of this workflow" in page.text
     assert page.of("img") == []  # the catalogue is out of reach
 

@@ -20,6 +20,7 @@ from storage.run import RunDir
 from tests.workflows.interpreted import interpreted_here
 from workflows.catalogs.synthetic.sample import write_sample
 from workflows.distributed.streams import committed_rows
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import ingest
 
@@ -67,7 +68,7 @@ def undisturbed(place):
     """What is kept of the catalogue where nobody starts a process, much less kills one; by item_id."""
     run, catalog = RunDir(str(place / "undisturbed")), str(place / "catalog")
     context = Context(run, catalog, 0, "f", log=lambda line: None, progress=lambda done, total: None)
-    ingest.run(ingest.Config(max_reject_share=0.5), context)
+    stage("ingest").run(ingest.Config(max_reject_share=0.5), context)
     return interpreted_here(context).select(COLUMNS).to_pylist()
 
 

@@ -26,9 +26,9 @@ from storage.hashing import hash_rows
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.engine import definition
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.sid import tokenize
-from workflows.stages import ingest, project
 from workflows.stages.interpret import stage as interpret
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,14 +63,14 @@ def finished(tmp_path_factory) -> Path:
     run = RunDir(str(place / "run"))
     context = Context(run, settings.catalog, 0, "f", log=lambda line: None, progress=lambda done, total: None)
 
-    ingest.run(settings.stages.ingest, context)
+    stage("ingest").run(settings.stages.ingest, context)
     interpret.write_source(settings.stages.interpret, context, run.uri("source"))
     table = with_outcome(run.read_table("source"))
     for step in interpret.steps(settings.stages.interpret, settings.catalog, None):
         table = apply(step.operator, table)
     run.write_table(table.select(interpret.items_schema(settings.stages.interpret).names), "items")
     files.remove(run.uri("source"))
-    project.run(settings.stages.project, context)
+    stage("project").run(settings.stages.project, context)
     write_sids(run)
 
     files.write_bytes(run.uri("workflow.yaml"), definition.dump(settings).encode())

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from operators.log.split import Split, SplitTime
 from storage.errors import UserError
-from workflows.engine.registry import ORDER, stage_module
+from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import StageConfig
 
 
@@ -80,12 +80,12 @@ def resolve(raw: Any, source: str) -> Definition:
     if not present:
         raise UserError(f"{source}: stages is empty: name at least ingest.")
     for name in present:
-        for needed in stage_module(name).INPUTS:
+        for needed in stage(name).reads:
             if needed not in present:
                 raise UserError(f"{source}: stage {name} reads what {needed} writes: add {needed} to stages.")
-        either = getattr(stage_module(name), "EITHER", ())
-        if either and not any(stage in present for stage in either):
-            wanted = " or ".join(either)
+        one_of = stage(name).reads_one_of
+        if one_of and not any(needed in present for needed in one_of):
+            wanted = " or ".join(one_of)
             raise UserError(f"{source}: stage {name} reads what {wanted} writes: add one of them to stages.")
     return definition
 
@@ -99,7 +99,7 @@ def dump(definition: Definition) -> str:
 
 @functools.cache
 def _model() -> type[Definition]:
-    stages: dict[str, Any] = {name: (stage_module(name).Config | None, None) for name in ORDER}
+    stages: dict[str, Any] = {name: (stage(name).config_type | None, None) for name in ORDER}
     config = ConfigDict(extra="forbid", frozen=True)
     return create_model(
         "Workflow", __base__=Definition, stages=(create_model("Stages", __config__=config, **stages), ...)

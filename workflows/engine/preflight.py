@@ -11,7 +11,7 @@ from storage.manifest import Manifest, read_manifest
 from workflows.distributed import cluster
 from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError
 from workflows.engine.definition import Definition
-from workflows.engine.registry import ORDER, stage_module
+from workflows.engine.registry import ORDER, stage
 
 LARGE = 1 << 40  # rows of a stream that is to have all the actors it can get
 
@@ -26,9 +26,9 @@ def preflight(
             another workflow or cannot be written, a stage name is unknown, a model cannot work on this machine, or
             there is not what the pools ask for.
     """
-    for option, stage in (("--from", start), ("--until", until)):
-        if stage is not None and stage not in definition.configs:
-            raise UserError(f"{option} {stage}: the stages of this workflow are {', '.join(definition.configs)}.")
+    for option, named in (("--from", start), ("--until", until)):
+        if named is not None and named not in definition.configs:
+            raise UserError(f"{option} {named}: the stages of this workflow are {', '.join(definition.configs)}.")
     if start and until and ORDER.index(start) > ORDER.index(until):
         raise UserError(f"--from {start} comes after --until {until}: swap them.")
     _check_log(definition)
@@ -43,8 +43,7 @@ def preflight(
         cluster.check_reachable(address)
     else:  # a cluster's nodes have models and keys of their own
         for name, config in definition.configs.items():
-            if hasattr(stage_module(name), "check"):
-                stage_module(name).check(config, root)
+            stage(name).check(config, root)
     _check_pools(definition, cluster.nodes(address))
     return manifest
 
@@ -64,17 +63,23 @@ def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
     """CPUs of a Ray on this machine: enough for the workers of every fit, and for readers beside them."""
     needs = [sum(node.cpus for node in nodes) - READER_CPUS]
     for name, config in definition.configs.items():
-        if hasattr(stage_module(name), "cpus"):
-            needs.append(stage_module(name).cpus(config))
+        if (resources := stage(name).resources(config)) is not None:
+            needs.append(resources.cpus)
     return math.ceil(max(needs)) + READER_CPUS
+
+
+def needs_ray(definition: Definition, name: str, nodes: Sequence[Node]) -> bool:
+    """Tell whether a stage fits or streams anything on Ray."""
+    config = definition.configs[name]
+    groups = stage(name).groups(config, definition.catalog, nodes, rows=LARGE)
+    return bool(groups) or stage(name).resources(config) is not None
 
 
 def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
     """One line for every pool: the operators in it, its actors, and what each of them gets."""
     lines = []
     for name, config in definition.configs.items():
-        module = stage_module(name)
-        for group in module.groups(config, definition.catalog, nodes, rows=LARGE) if hasattr(module, "groups") else ():
+        for group in stage(name).groups(config, definition.catalog, nodes, rows=LARGE):
             pool = group.pool
             actors = str(pool.min) if pool.largest == pool.min else f"{pool.min} to {pool.largest}"
             gpus = f", {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
@@ -85,12 +90,10 @@ def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
 
 
 def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
-    """A pool that waits for what there is not would wait for ever."""
+    """Refuse now what no node can give: an unsatisfiable pool would block forever."""
     for name, config in definition.configs.items():
-        module = stage_module(name)
         try:
-            if hasattr(module, "groups"):
-                module.groups(config, definition.catalog, nodes, rows=LARGE)
+            stage(name).groups(config, definition.catalog, nodes, rows=LARGE)
         except UnschedulableError as error:
             first = error.group.steps[0].name if error.group else ""
             written = first and getattr(config, first).pool is not None
@@ -98,10 +101,10 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
             raise UserError(
                 f"{definition.where(key)}: {key} {error}. Lower what pools ask for, or add CPUs."
             ) from error
-        gpus, present = module.gpus(config) if hasattr(module, "gpus") else 0, sum(node.gpus for node in nodes)
-        if gpus > present:
+        resources, present = stage(name).resources(config), sum(node.gpus for node in nodes)
+        if resources is not None and resources.gpus > present:
             key = f"stages.{name}"
             raise UserError(
-                f"{definition.where(key)}: {key} asks for {gpus:g} GPUs and there are {present:g}: lower what it asks "
-                "for, or run on a cluster with --address."
+                f"{definition.where(key)}: {key} asks for {resources.gpus:g} GPUs and there are {present:g}: lower "
+                "what it asks for, or run on a cluster with --address."
             )

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from types import ModuleType
+from typing import Any
 
-# Where each stage is defined, as entry points are: `tesserec --help` imports none of them.
+from workflows.engine.stage import Stage
+
+# Where each stage is defined, as entry points are: a command imports only the stages that it needs.
 STAGES = {
-    "ingest": "workflows.stages.ingest",
-    "interpret": "workflows.stages.interpret.stage",
-    "project": "workflows.stages.project",
-    "quantize": "workflows.stages.quantize.stage",
-    "features": "workflows.stages.features",
-    "rank": "workflows.stages.rank",
-    "generate": "workflows.stages.generate.stage",
-    "evaluate": "workflows.stages.evaluate.stage",
-    "evidence": "workflows.stages.ablate_features.stage",
-    "ablation": "workflows.stages.ablate_tasks.stage",
-    "report": "workflows.stages.report",
+    "ingest": "workflows.stages.ingest:IngestStage",
+    "interpret": "workflows.stages.interpret.stage:InterpretStage",
+    "project": "workflows.stages.project:ProjectStage",
+    "quantize": "workflows.stages.quantize.stage:QuantizeStage",
+    "features": "workflows.stages.features:FeaturesStage",
+    "rank": "workflows.stages.rank:RankStage",
+    "generate": "workflows.stages.generate.stage:GenerateStage",
+    "evaluate": "workflows.stages.evaluate.stage:EvaluateStage",
+    "ablate_features": "workflows.stages.ablate_features.stage:AblateFeaturesStage",
+    "ablate_tasks": "workflows.stages.ablate_tasks.stage:AblateTasksStage",
+    "report": "workflows.stages.report:ReportStage",
 }
 ORDER = tuple(STAGES)
 
 
-def stage_module(name: str) -> ModuleType:
-    """The file of a stage; see `workflows.engine.stage` for what it declares."""
-    return importlib.import_module(STAGES[name])
+@functools.cache
+def stage(name: str) -> Stage[Any]:
+    """Return the stage of a name, importing it at the first call."""
+    module, _, kind = STAGES[name].partition(":")
+    found: Stage[Any] = getattr(importlib.import_module(module), kind)()
+    return found

@@ -1,7 +1,7 @@
 """The runner: which stages are up to date, which go on, which run anew.
 
-A stage's fingerprint is the hash of its settings, its version and its operators', the split of the log where it reads
-it, and the fingerprints of its inputs.
+A stage's fingerprint is the hash of its settings, of the versions of its code, of the split of the log where it reads
+it, and of the fingerprints of its inputs.
 Same and complete: skipped. Same and incomplete: gone on from. Different: run anew.
 """
 
@@ -25,8 +25,8 @@ from workflows.distributed import cluster
 from workflows.distributed.pools import Node
 from workflows.engine.console import Reporter
 from workflows.engine.definition import Definition, dump
-from workflows.engine.preflight import logical_cpus, preflight
-from workflows.engine.registry import ORDER, stage_module
+from workflows.engine.preflight import logical_cpus, needs_ray, preflight
+from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import Context, Result, StageConfig
 
 
@@ -68,7 +68,7 @@ def execute(
                 if name in manifest.stages:
                     reporter.line(f"{name}: complete, skipped")
                 continue
-            if hasattr(stage_module(name), "cpus") or hasattr(stage_module(name), "groups"):
+            if needs_ray(definition, name, nodes):
                 stack.enter_context(cluster.connected(address, logical_cpus(definition, nodes)))
             if start is not None:
                 files.remove(run.uri("checkpoints", name))
@@ -125,14 +125,15 @@ def _forget_stale(manifest: Manifest, fingerprints: dict[str, str], *, forced: s
 def _fingerprints(definition: Definition) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, config in definition.configs.items():
-        module = stage_module(name)
-        inputs = list(found) if getattr(module, "AFTER_ALL", False) else module.INPUTS
+        declared = stage(name)
+        inputs = list(found) if declared.reads_all else declared.reads
         identity = {
             "stage": name,
-            "version": module.VERSION,
-            "operators": {op.__name__: op.version for op in getattr(module, "OPERATORS", ())},
+            "version": declared.version,
+            "uses": {used: stage(used).version for used in declared.uses},
+            "operators": {operator.__name__: operator.version for operator in declared.operators},
             "config": config.identity(),
-            "seed": definition.seed if getattr(module, "SEEDED", True) else None,
+            "seed": definition.seed if declared.seeded else None,
             "inputs": [found[needed] for needed in inputs] or tables.signature(definition.catalog),
         }
         if config.reads_split():
@@ -163,17 +164,17 @@ def _run_stage(
     manifest: Manifest,
     reporter: Reporter,
 ) -> None:
-    root, module = context.run.root, stage_module(name)
+    root = context.run.root
     entry = StageEntry(
         state="running", fingerprint=context.fingerprint, started=datetime.now(UTC).isoformat(timespec="seconds")
     )
-    manifest.stages = {stage: manifest.stages[stage] for stage in ORDER if stage in manifest.stages}
+    manifest.stages = {known: manifest.stages[known] for known in ORDER if known in manifest.stages}
     manifest.stages[name] = entry
     write_manifest(root, manifest)
     began = time.monotonic()
     try:
         with reporter.stage(name) as progress:
-            result: Result = module.run(config, dataclasses.replace(context, progress=progress))
+            result = stage(name).run(config, dataclasses.replace(context, progress=progress))
         _check_result(name, result, config)
     except BaseException as error:
         entry.state, entry.error = "failed", f"{type(error).__name__}: {error}"[:1000]

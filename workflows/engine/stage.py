@@ -1,54 +1,32 @@
-"""What every stage file declares and receives.
-
-A stage file in `workflows/stages/` has:
-
-    VERSION: int               raised when results change
-    INPUTS: tuple[str, ...]    stages whose artifacts it reads
-    class Config(StageConfig)  its settings, with defaults; overrides `reads_split` where the stage does
-    def run(config, context) -> Result
-
-and, where it has them:
-
-    SEEDED = False             the seed does not change its results (default: it does)
-    OPERATORS                  operator classes whose `version` counts into the fingerprint
-    EITHER: tuple[str, ...]    of these stages it needs at least one, and reads all that are there
-    AFTER_ALL = True           it looks back on every stage that the definition names before it: all of them count into
-                               its fingerprint, and none of them has to be there
-    def groups(config, root, nodes, rows) -> list[Group]
-                               the operators of its stream in their pools; raises what `pools.plan` raises
-    def check(config, root)    finds what cannot work on this machine for the run at `root`, as a UserError
-    def cpus(config) -> float  CPUs that its workers hold at once on Ray
-    def gpus(config) -> float  GPUs, likewise
-"""
+"""What a stage is: its settings, what it reads, what it takes of the machine, and what it does."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
+from models.common.settings import Settings
+from operators.base import Operator
 from operators.log.split import Split, SplitTime
 from storage import files
 from storage.run import RunDir
-from workflows.distributed.pools import READER_CPUS, Node
+from workflows.distributed.pools import READER_CPUS, Group, Node
 
 
-class StageConfig(BaseModel):
+class StageConfig(Settings):
     """Settings of a stage; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Settings that change speed or limits, never results. A class that names its own names this one's, too.
     resources: ClassVar[frozenset[str]] = frozenset({"max_reject_share"})
 
     def identity(self) -> dict[str, Any]:
-        """The settings that results depend on."""
+        """Return the settings that results depend on."""
         return self.model_dump(mode="json", exclude=set(self.resources))
 
     def reads_split(self) -> bool:
-        """Whether the stage reads the log's split, `Context.split`, which then counts into its fingerprint."""
+        """Tell whether the stage reads the log's split, `Context.split`, which then counts into its fingerprint."""
         return False
 
 
@@ -59,20 +37,11 @@ class Context:
     run: RunDir
     catalog: str  # URI of the catalogue, as the definition names it
     seed: int
-    fingerprint: str  # work that is left under it by a killed attempt may be gone on from
+    fingerprint: str  # a killed attempt leaves its work under this name, and the next one resumes it
     log: Callable[[str], None]  # one line for the user
     progress: Callable[[int, int], None]  # done, total
     nodes: Sequence[Node] = (Node(cpus=1 + READER_CPUS, gpus=0),)  # what streams may use
     split: Split = field(default_factory=SplitTime)  # of the log, one for all who learn from it
-
-
-def forget_other_attempts(context: Context, stage: str) -> None:
-    """Remove what attempts with other settings have left under `checkpoints/STAGE`."""
-    fs, path = files.filesystem(context.run.uri("checkpoints", stage))
-    if fs.exists(path):
-        for name in fs.ls(path, detail=False):
-            if name.rstrip("/").rsplit("/", 1)[-1] != context.fingerprint:
-                fs.rm(name, recursive=True)
 
 
 @dataclass(frozen=True)
@@ -84,3 +53,75 @@ class Result:
     rejected: int = 0
     degraded: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """CPUs and GPUs that the workers of a fit hold at once on Ray."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+Config = TypeVar("Config", bound=StageConfig)
+
+
+class Stage(ABC, Generic[Config]):
+    """One step of a workflow; a stream of operators, a pass over the log, a fit, or an evaluation.
+
+    Attributes:
+        config_type: class of its settings.
+        version: of the code that makes the results; raised when they change.
+        reads: stages whose artifacts it reads; they must be in the definition.
+        reads_one_of: of these stages at least one must be there; it reads all that are.
+        reads_all: it looks back on every stage before it, so that all of them count into its fingerprint.
+        uses: stages whose code it calls, so that their versions count into its fingerprint.
+        operators: operator classes whose versions count into its fingerprint.
+        seeded: whether the seed of the workflow changes its results.
+    """
+
+    config_type: type[Config]
+    version: ClassVar[int]
+    reads: ClassVar[tuple[str, ...]] = ()
+    reads_one_of: ClassVar[tuple[str, ...]] = ()
+    reads_all: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ()
+    operators: ClassVar[tuple[type[Operator], ...]] = ()
+    seeded: ClassVar[bool] = True
+
+    def check(self, config: Config, root: str) -> None:
+        """Find what cannot work on this machine for the run at `root`, before any stage runs.
+
+        Raises:
+            UserError: with what to change.
+        """
+
+    def resources(self, config: Config) -> Resources | None:
+        """Return what its workers hold on Ray; None for a stage that fits nothing there."""
+        return None
+
+    def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
+        """Return the operators of its stream in their pools; none for a stage that streams nothing.
+
+        Args:
+            root: URI of the catalogue.
+            nodes: what the pools may use.
+            rows: of the stream.
+
+        Raises:
+            UnschedulableError: a pool does not fit onto the nodes.
+        """
+        return []
+
+    @abstractmethod
+    def run(self, config: Config, context: Context) -> Result:
+        """Read what earlier stages wrote under the run directory, and write its own artifacts there."""
+
+
+def forget_other_attempts(context: Context, stage: str) -> None:
+    """Remove what attempts with other settings have left under `checkpoints/STAGE`."""
+    fs, path = files.filesystem(context.run.uri("checkpoints", stage))
+    if fs.exists(path):
+        for name in fs.ls(path, detail=False):
+            if name.rstrip("/").rsplit("/", 1)[-1] != context.fingerprint:
+                fs.rm(name, recursive=True)

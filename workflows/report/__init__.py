@@ -12,10 +12,10 @@ from markupsafe import Markup
 from storage import files
 from storage.run import RunDir
 from workflows.report import (
-    ablation,
+    ablate_features,
+    ablate_tasks,
     catalogue_map,
     contents,
-    evidence,
     gallery,
     recommendations,
     semantic_ids,
@@ -51,9 +51,9 @@ def write_report(run: RunDir) -> str:
         source=source,
         contents=contents,
         semantic_ids=semantic_ids,
-        evidence=evidence,
+        ablate_features=ablate_features,
         recommendations=recommendations,
-        ablation=ablation,
+        ablate_tasks=ablate_tasks,
         cards=gallery.sample(source),
         map=catalogue_map.read_map(source),
         script=Markup(script),  # noqa: S704 - our own file

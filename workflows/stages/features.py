@@ -29,10 +29,7 @@ from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.engine.stage import Context, Result, StageConfig
-
-VERSION = 2
-INPUTS = ("ingest", "interpret", "quantize")
+from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 
 class Config(StageConfig):
@@ -47,86 +44,95 @@ class Config(StageConfig):
         return True
 
 
-def run(config: Config, context: Context) -> Result:
-    """Write the features of a run whose items are interpreted and quantized.
+class FeaturesStage(Stage[Config]):
+    """Features: split the log, and write what the ranker learns from, as known at each event's time."""
 
-    Raises:
-        UserError: there are no interactions, labels are missing in part or all 0, or a split would be empty.
-    """
-    run = context.run
-    if not files.exists(run.uri("catalog", "interactions")):
-        raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
-    items = read_items(context, config.tokens)
-    interactions = run.read_table("catalog", "interactions")
-    log = encode(interactions, items["item_id"])
-    events = log.events
-    split = context.split.numbers(events)
-    if "label" in interactions.column_names and not log.labelled:
-        context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
-    context.log(f"{len(events)} events, split by {'time' if context.split.kind == 'time' else 'last event'}")
-    # Without labels the task is discovery, as in serving: an item is an example when a user first meets it.
-    eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
+    config_type = Config
+    version = 2
+    reads = ("ingest", "interpret", "quantize")
 
-    train = split == 0
-    users = np.where(np.isin(np.arange(len(log.users)), events.user[train]), log.user_ids(), NULL_ID)
-    warm = np.isin(np.arange(items.num_rows), events.item[train])
-    # the log names its columns as it likes: the prefix keeps them off the table's own
-    context_columns = {f"context_{name}": log.context[name] for name in log.context.column_names}
-    metrics: dict[str, Any] = {"labels": log.labelled, "repeats": int((~eligible).sum())}
-    for number, name in enumerate(SPLITS):
-        known = events.take(split <= number)
-        rows = np.flatnonzero((split == number) & eligible)
-        examples = events.take(rows)
-        left_out = 0
-        if not log.labelled:
-            # Negatives are drawn from items that had an event, so one without would give its label away.
-            known_item = known_items(known, examples.item, examples.time)
-            left_out = int((~known_item).sum())
-            rows, examples = rows[known_item], examples.take(known_item)
-            if not len(rows):
-                raise UserError(
-                    f"No event of the {name} split is about an item that had an event before: give a longer log."
+    def run(self, config: Config, context: Context) -> Result:
+        """Write the features of a run whose items are interpreted and quantized.
+
+        Raises:
+            UserError: there are no interactions, labels are missing in part or all 0, or a split would be empty.
+        """
+        run = context.run
+        if not files.exists(run.uri("catalog", "interactions")):
+            raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
+        items = read_items(context, config.tokens)
+        interactions = run.read_table("catalog", "interactions")
+        log = encode(interactions, items["item_id"])
+        events = log.events
+        split = context.split.numbers(events)
+        if "label" in interactions.column_names and not log.labelled:
+            context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
+        context.log(f"{len(events)} events, split by {'time' if context.split.kind == 'time' else 'last event'}")
+        # Without labels the task is discovery, as in serving: an item is an example when a user first meets it.
+        eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
+
+        train = split == 0
+        users = np.where(np.isin(np.arange(len(log.users)), events.user[train]), log.user_ids(), NULL_ID)
+        warm = np.isin(np.arange(items.num_rows), events.item[train])
+        # the log names its columns as it likes: the prefix keeps them off the table's own
+        context_columns = {f"context_{name}": log.context[name] for name in log.context.column_names}
+        metrics: dict[str, Any] = {"labels": log.labelled, "repeats": int((~eligible).sum())}
+        for number, name in enumerate(SPLITS):
+            known = events.take(split <= number)
+            rows = np.flatnonzero((split == number) & eligible)
+            examples = events.take(rows)
+            left_out = 0
+            if not log.labelled:
+                # Negatives are drawn from items that had an event, so one without would give its label away.
+                known_item = known_items(known, examples.item, examples.time)
+                left_out = int((~known_item).sum())
+                rows, examples = rows[known_item], examples.take(known_item)
+                if not len(rows):
+                    raise UserError(
+                        f"No event of the {name} split is about an item that had an event before: give a longer log."
+                    )
+                seed = context.seed * len(SPLITS) + number
+                negatives, source = draw_negatives(
+                    examples, known, items=items.num_rows, ratio=config.negatives, seed=seed
                 )
-            seed = context.seed * len(SPLITS) + number
-            negatives, source = draw_negatives(examples, known, items=items.num_rows, ratio=config.negatives, seed=seed)
-            examples, rows = examples.extend(negatives), np.concatenate([rows, rows[source]])
-        table = pa.table(
-            {
-                "user_id": log.users.take(pa.array(examples.user)),
-                "item_id": items["item_id"].take(pa.array(examples.item)),
-                "row": examples.item.astype(np.int32),
-                "user": users[examples.user],
-                "history": history_column(known, examples.user, examples.time, config.history),
-                **counts(known, examples.item, examples.user, examples.time, rates=log.labelled),
-                **{column: values.take(pa.array(rows)) for column, values in context_columns.items()},
-                "label": examples.label,
-                "timestamp": pa.array(examples.time, pa.timestamp("us", tz="UTC")),
+                examples, rows = examples.extend(negatives), np.concatenate([rows, rows[source]])
+            table = pa.table(
+                {
+                    "user_id": log.users.take(pa.array(examples.user)),
+                    "item_id": items["item_id"].take(pa.array(examples.item)),
+                    "row": examples.item.astype(np.int32),
+                    "user": users[examples.user],
+                    "history": history_column(known, examples.user, examples.time, config.history),
+                    **counts(known, examples.item, examples.user, examples.time, rates=log.labelled),
+                    **{column: values.take(pa.array(rows)) for column, values in context_columns.items()},
+                    "label": examples.label,
+                    "timestamp": pa.array(examples.time, pa.timestamp("us", tz="UTC")),
+                }
+            )
+            run.write_table(table, "features", name)
+            metrics[name] = {
+                "rows": len(examples),
+                "first_of_item": left_out,
+                "positive_rate": float(examples.label.mean()),
+                "cold_users": float((users[examples.user] == NULL_ID).mean()),
+                "cold_items": float((~warm[examples.item]).mean()),
             }
-        )
-        run.write_table(table, "features", name)
-        metrics[name] = {
-            "rows": len(examples),
-            "first_of_item": left_out,
-            "positive_rate": float(examples.label.mean()),
-            "cold_users": float((users[examples.user] == NULL_ID).mean()),
-            "cold_items": float((~warm[examples.item]).mean()),
+        now = events.time.max() + 1
+        dense = write_state(run, items, warm, log, users, history=config.history, now=int(now))
+        spec = {
+            "hash": HASH,
+            "tokens": config.tokens.model_dump(),
+            "history": config.history,
+            "labels": log.labelled,
+            "dense": [*dense, *context_columns],
         }
-    now = events.time.max() + 1
-    dense = write_state(run, items, warm, log, users, history=config.history, now=int(now))
-    spec = {
-        "hash": HASH,
-        "tokens": config.tokens.model_dump(),
-        "history": config.history,
-        "labels": log.labelled,
-        "dense": [*dense, *context_columns],
-    }
-    run.write_json(spec, "features", "spec.json")
-    return Result(
-        rows_in=interactions.num_rows,
-        rows_out=len(events),
-        rejected=interactions.num_rows - len(events),
-        metrics=metrics,
-    )
+        run.write_json(spec, "features", "spec.json")
+        return Result(
+            rows_in=interactions.num_rows,
+            rows_out=len(events),
+            rejected=interactions.num_rows - len(events),
+            metrics=metrics,
+        )
 
 
 def read_items(context: Context, tokens: Tokens) -> pa.Table:

@@ -12,11 +12,7 @@ from pydantic import Field
 from operators.base import REJECTED, rejects_table
 from storage import files, tables
 from storage.errors import UserError
-from workflows.engine.stage import Context, Result, StageConfig
-
-VERSION = 2
-SEEDED = False
-INPUTS: tuple[str, ...] = ()
+from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
@@ -58,41 +54,50 @@ class Config(StageConfig):
     resources: ClassVar[frozenset[str]] = StageConfig.resources | {"max_dropped_share"}
 
 
-def run(config: Config, context: Context) -> Result:
-    """Write `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
+class IngestStage(Stage[Config]):
+    """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
-    Raises:
-        UserError: a table has nothing that can be used, or the log loses more events than allowed.
-    """
-    uri = tables.find(context.catalog, "items")
-    assert uri is not None  # noqa: S101 - preflight has seen it
-    raw = tables.scan(uri)
-    items, rejects = split_items(canonical_items(raw, uri))
-    if items.is_empty():
-        raise UserError(f"{uri} has no usable item: every item_id is empty.")
-    metrics: dict[str, object] = {}
-    timestamps = tables.timestamps(context.catalog)
-    if timestamps is not None:
-        metrics["timestamps"] = timestamps
-    if timestamps == "order":
-        context.log("ingest: the timestamps tell the order of a user's events, not the time: they do not compare users")
-    log_uri = tables.find(context.catalog, "interactions")
-    if log_uri is not None:
-        events, dropped = clean_events(canonical_events(tables.scan(log_uri), log_uri), items["item_id"])
-        check_dropped(log_uri, events.height, dropped, config.max_dropped_share)
-        context.run.write_table(_to_arrow_events(events), "catalog", "interactions")
-        metrics["interactions"] = {
-            "rows_in": events.height + sum(dropped.values()),
-            "rows_out": events.height,
-            "dropped": dropped,
-        }
-        if any(dropped.values()):
-            context.log(f"ingest: dropped of {context.catalog}'s interactions {_counts(dropped)}")
-    else:
-        files.remove(context.run.uri("catalog", "interactions"))  # of an earlier state of the catalogue
-    context.run.write_table(_to_arrow_items(items), "catalog", "items")
-    context.run.write_table(rejects_table(rejects, stage="ingest"), "rejects", "ingest")
-    return Result(rows_in=raw.height, rows_out=items.height, rejected=rejects.height, metrics=metrics)
+    config_type = Config
+    version = 2
+    seeded = False
+
+    def run(self, config: Config, context: Context) -> Result:
+        """Write `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
+
+        Raises:
+            UserError: a table has nothing that can be used, or the log loses more events than allowed.
+        """
+        uri = tables.find(context.catalog, "items")
+        assert uri is not None  # noqa: S101 - preflight has seen it
+        raw = tables.scan(uri)
+        items, rejects = split_items(canonical_items(raw, uri))
+        if items.is_empty():
+            raise UserError(f"{uri} has no usable item: every item_id is empty.")
+        metrics: dict[str, object] = {}
+        timestamps = tables.timestamps(context.catalog)
+        if timestamps is not None:
+            metrics["timestamps"] = timestamps
+        if timestamps == "order":
+            context.log(
+                "ingest: the timestamps tell the order of a user's events, not the time: they do not compare users"
+            )
+        log_uri = tables.find(context.catalog, "interactions")
+        if log_uri is not None:
+            events, dropped = clean_events(canonical_events(tables.scan(log_uri), log_uri), items["item_id"])
+            check_dropped(log_uri, events.height, dropped, config.max_dropped_share)
+            context.run.write_table(_to_arrow_events(events), "catalog", "interactions")
+            metrics["interactions"] = {
+                "rows_in": events.height + sum(dropped.values()),
+                "rows_out": events.height,
+                "dropped": dropped,
+            }
+            if any(dropped.values()):
+                context.log(f"ingest: dropped of {context.catalog}'s interactions {_counts(dropped)}")
+        else:
+            files.remove(context.run.uri("catalog", "interactions"))  # of an earlier state of the catalogue
+        context.run.write_table(_to_arrow_items(items), "catalog", "items")
+        context.run.write_table(rejects_table(rejects, stage="ingest"), "rejects", "ingest")
+        return Result(rows_in=raw.height, rows_out=items.height, rejected=rejects.height, metrics=metrics)
 
 
 def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:

@@ -14,12 +14,8 @@ from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
 from workflows.engine.frozen import check_frozen, frozen_identity
-from workflows.engine.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, Result, Stage, StageConfig
 
-VERSION = 1
-SEEDED = False
-INPUTS = ("interpret",)
-OPERATORS = (Project,)
 BATCH_ROWS = 8_192
 
 
@@ -50,36 +46,44 @@ class Config(StageConfig):
         return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/projector")}
 
 
-def check(config: Config, root: str) -> None:
-    """Find a run to take over that is none, or is this one."""
-    if config.frozen is not None:
-        check_frozen(config.frozen, root, "project")
-        Projector.load(RunDir(config.frozen).uri("models", "projector"))
+class ProjectStage(Stage[Config]):
+    """Fit the projection of raw vectors once, freeze it, and write every item's embedding."""
 
+    config_type = Config
+    version = 1
+    seeded = False
+    reads = ("interpret",)
+    operators = (Project,)
 
-def run(config: Config, context: Context) -> Result:
-    """Write `models/projector` and `embeddings` (item_id, embedding)."""
-    items = files.dataset(context.run.uri("items"))
+    def check(self, config: Config, root: str) -> None:
+        """Find a run to take over that is none, or is this one."""
+        if config.frozen is not None:
+            check_frozen(config.frozen, root, "project")
+            Projector.load(RunDir(config.frozen).uri("models", "projector"))
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        return items.to_batches(columns=["item_id", *BLOCKS], batch_size=BATCH_ROWS)
+    def run(self, config: Config, context: Context) -> Result:
+        """Write `models/projector` and `embeddings` (item_id, embedding)."""
+        items = files.dataset(context.run.uri("items"))
 
-    def blocks() -> Iterator[list[Blocks]]:
-        return (blocks_of(batch) for batch in batches())
+        def batches() -> Iterator[pa.RecordBatch]:
+            return items.to_batches(columns=["item_id", *BLOCKS], batch_size=BATCH_ROWS)
 
-    if config.frozen is not None:
-        projector = taken_over(config.frozen, context.run)
-    else:
-        weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
-        projector = fit_projector(blocks, weights, config.width)
-    artifact = context.run.uri("models", "projector")
-    projector.save(artifact)
-    project = Project(artifact)
-    parts = (project(pa.Table.from_batches([batch])).select(["item_id", "embedding"]) for batch in batches())
-    embeddings = pa.concat_tables(parts)
-    context.run.write_table(embeddings, "embeddings")
-    metrics = {"width": projector.components.shape[1], "explained_variance": round(projector.explained, 4)}
-    return Result(rows_in=items.count_rows(), rows_out=embeddings.num_rows, metrics=metrics)
+        def blocks() -> Iterator[list[Blocks]]:
+            return (blocks_of(batch) for batch in batches())
+
+        if config.frozen is not None:
+            projector = taken_over(config.frozen, context.run)
+        else:
+            weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
+            projector = fit_projector(blocks, weights, config.width)
+        artifact = context.run.uri("models", "projector")
+        projector.save(artifact)
+        project = Project(artifact)
+        parts = (project(pa.Table.from_batches([batch])).select(["item_id", "embedding"]) for batch in batches())
+        embeddings = pa.concat_tables(parts)
+        context.run.write_table(embeddings, "embeddings")
+        metrics = {"width": projector.components.shape[1], "explained_variance": round(projector.explained, 4)}
+        return Result(rows_in=items.count_rows(), rows_out=embeddings.num_rows, metrics=metrics)
 
 
 def taken_over(frozen: str, run: RunDir) -> Projector:

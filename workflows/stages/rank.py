@@ -8,15 +8,12 @@ from pydantic import Field, model_validator
 
 from models.ranking.config import TableDtype
 from models.ranking.settings import RankerSettings
-from workflows.engine.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig
 
 if TYPE_CHECKING:
     from models.ranking.fitting import Data
     from models.ranking.training import Trainer
     from storage.run import RunDir
-
-VERSION = 2
-INPUTS = ("project", "features")
 
 
 class Config(RankerSettings, StageConfig):
@@ -36,32 +33,38 @@ class Config(RankerSettings, StageConfig):
         return self
 
 
-def cpus(config: Config) -> float:
-    """CPUs that the fit holds at once."""
-    return float(config.workers)
+class RankStage(Stage[Config]):
+    """Rank: fit the TorchRec ranker on Ray Train and write models/ranker."""
 
+    config_type = Config
+    version = 2
+    reads = ("project", "features")
 
-def run(config: Config, context: Context) -> Result:
-    """Fit the ranker of a run whose features are written."""
-    from workflows.distributed.training import fit
+    def resources(self, config: Config) -> Resources | None:
+        """Count the workers of the fit, one CPU each."""
+        return Resources(float(config.workers), float(config.workers if config.use_gpu else 0))
 
-    def progress(metrics: dict[str, Any]) -> None:
-        context.progress(int(metrics["epoch"]), config.epochs)
+    def run(self, config: Config, context: Context) -> Result:
+        """Fit the ranker of a run whose features are written."""
+        from workflows.distributed.training import fit
 
-    outcome = fit(
-        train_loop,
-        {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
-        workers=config.workers,
-        run=context.run,
-        name=f"rank/{context.fingerprint}",
-        progress=progress,
-        use_gpu=config.use_gpu,
-    )
-    epochs = [metrics for metrics in outcome.history if "valid_log_loss" in metrics]
-    context.run.write_json(epochs, "metrics", "rank.json")
-    best = min(epochs, key=lambda epoch: epoch["valid_log_loss"])
-    rows = epochs[-1]["rows"]
-    return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs)})
+        def progress(metrics: dict[str, Any]) -> None:
+            context.progress(int(metrics["epoch"]), config.epochs)
+
+        outcome = fit(
+            train_loop,
+            {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
+            workers=config.workers,
+            run=context.run,
+            name=f"rank/{context.fingerprint}",
+            progress=progress,
+            use_gpu=config.use_gpu,
+        )
+        epochs = [metrics for metrics in outcome.history if "valid_log_loss" in metrics]
+        context.run.write_json(epochs, "metrics", "rank.json")
+        best = min(epochs, key=lambda epoch: epoch["valid_log_loss"])
+        rows = epochs[-1]["rows"]
+        return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs)})
 
 
 def train_loop(task: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from operators.log.split import Split
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
-from workflows.engine.registry import stage_module
+from workflows.engine.registry import stage
 from workflows.engine.runner import execute
 from workflows.engine.stage import Context, Result, StageConfig
 
@@ -28,7 +28,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
             found[name] = context.split
             return Result(rows_in=1, rows_out=1)
 
-        monkeypatch.setattr(stage_module(name), "run", run)
+        monkeypatch.setattr(stage(name), "run", run)
 
     for name in STAGES:
         stand_in(name)

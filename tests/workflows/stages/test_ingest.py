@@ -10,6 +10,7 @@ import pytest
 from storage import tables
 from storage.errors import UserError
 from storage.run import RunDir
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import ingest
 
@@ -29,7 +30,7 @@ def context(tmp_path):
 
 def run(context: Context, **config):
     tables.check(context.catalog, needs_interactions=False)
-    return ingest.run(ingest.Config(**config), context)
+    return stage("ingest").run(ingest.Config(**config), context)
 
 
 def test_csv_jsonl_and_parquet_of_the_same_catalogue_come_out_equal(context, tmp_path):
@@ -189,8 +190,8 @@ def test_a_log_that_loses_more_than_its_share_is_refused(context, tmp_path, reas
     log = tmp_path / "catalog" / "interactions.csv"
     log.write_text("\n".join(["user_id,item_id,timestamp,label", "u,a,2,1", "u,a,3,1", *[LOSSES[reason]] * 2]) + "\n")
     assert run(context).metrics["interactions"]["dropped"][reason] == 2  # a half is allowed
-    for stage in ("catalog", "rejects"):
-        shutil.rmtree(tmp_path / "run" / stage)
+    for folder in ("catalog", "rejects"):
+        shutil.rmtree(tmp_path / "run" / folder)
     with log.open("a") as file:
         file.write(LOSSES[reason] + "\n")
     with pytest.raises(UserError) as caught:

@@ -14,6 +14,7 @@ import pytest
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.catalogs.synthetic.sample import write_sample
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import features, ingest, rank
 from workflows.stages.evaluate import stage as evaluate
@@ -36,13 +37,13 @@ def test_given_true_captions_the_ranker_beats_popularity_without_labels(tmp_path
         log=lambda line: None,
         progress=lambda done, total: None,
     )
-    ingest.run(ingest.Config(), context)
+    stage("ingest").run(ingest.Config(), context)
     write_items_from_truth(truth, context.run)
 
-    features.run(features.Config(), context)
-    rank.run(rank.Config(epochs=3), context)
+    stage("features").run(features.Config(), context)
+    stage("rank").run(rank.Config(epochs=3), context)
     write_manifest(context.run.root, Manifest(name="label-free", stages={"rank": StageEntry(state="complete")}))
-    metrics = evaluate.run(evaluate.Config(bootstrap=50), context).metrics
+    metrics = stage("evaluate").run(evaluate.Config(bootstrap=50), context).metrics
 
     assert "truth" not in metrics  # sampled negatives have no true probability
     assert 0.5 < metrics["popularity"]["auc"] < metrics["ranker"]["auc"]

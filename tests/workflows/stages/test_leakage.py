@@ -23,6 +23,7 @@ from operators.log.events import SPLITS
 from operators.log.split import SplitLeaveLast, SplitTime
 from storage.hashing import hash_order
 from storage.run import RunDir
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import features
 
@@ -87,7 +88,7 @@ def drawn_anew(rows: pl.DataFrame, random: np.random.Generator, *, later_than: p
 def write(context: Context, log: pl.DataFrame, kind: str) -> Written:
     run = context.run
     run.write_table(log.to_arrow(), "catalog", "interactions")
-    features.run(features.Config(history=HISTORY, negatives=2), replace(context, split=KINDS[kind]))
+    stage("features").run(features.Config(history=HISTORY, negatives=2), replace(context, split=KINDS[kind]))
     tables = [pl.from_arrow(run.read_table("features", name)) for name in (*SPLITS, "items", "users")]
     return Written(dict(zip(SPLITS, tables, strict=False)), *tables[3:])
 

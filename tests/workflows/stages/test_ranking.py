@@ -20,6 +20,7 @@ from storage import files
 from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import features, rank
 from workflows.stages.evaluate import stage as evaluate
@@ -104,7 +105,7 @@ def read(context: Context, name: str) -> pl.DataFrame:
 
 def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> None:
     context = write_run(tmp_path)
-    result = features.run(features.Config(history=5), context)
+    result = stage("features").run(features.Config(history=5), context)
     assert (result.rows_in, result.rows_out, result.rejected) == (EVENTS, EVENTS, 0)
     log = pl.from_arrow(context.run.read_table("catalog", "interactions")).sort("timestamp")
     parts = [read(context, name) for name in ("train", "valid", "test")]
@@ -141,7 +142,7 @@ def test_columns_of_the_log_never_take_the_place_of_features(tmp_path: Path) -> 
         log = log.append_column(name, log["hour"])
     named.run.write_table(log, "catalog", "interactions")
     for context in (plain, named):
-        features.run(features.Config(), context)
+        stage("features").run(features.Config(), context)
     for name in ("train", "valid", "test"):
         expected, found = read(plain, name), read(named, name)
         assert found.select(expected.columns).equals(expected)
@@ -157,14 +158,14 @@ def test_the_order_of_the_input_does_not_matter(tmp_path: Path) -> None:
         tables = []
         for shuffled in (None, 7):
             context = write_run(tmp_path / f"{labels}-{shuffled}", labels=labels, shuffled=shuffled)
-            features.run(features.Config(), context)
+            stage("features").run(features.Config(), context)
             tables.append([read(context, name) for name in ("items", "users", "train", "valid", "test")])
         assert all(a.equals(b) for a, b in zip(*tables, strict=True))
 
 
 def test_without_labels_negatives_join_the_first_interactions(tmp_path: Path) -> None:
     context = write_run(tmp_path, labels=False)
-    result = features.run(features.Config(negatives=2), context)
+    result = stage("features").run(features.Config(negatives=2), context)
     log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
     rows = pl.concat([read(context, name) for name in ("train", "valid", "test")])
     positives, negatives = rows.filter(pl.col("label") == 1), rows.filter(pl.col("label") == 0)
@@ -187,7 +188,7 @@ def test_without_labels_newness_does_not_tell_the_label(tmp_path: Path) -> None:
     newest = event * ITEMS // len(event)
     items = pa.array([f"i{n}" for n in np.maximum(newest - event % 3, 0)])
     context.run.write_table(log.set_column(1, "item_id", items), "catalog", "interactions")
-    features.run(features.Config(), context)
+    stage("features").run(features.Config(), context)
     for name in ("train", "valid", "test"):
         rows = read(context, name)
         assert rows["item_events"].min() > 0
@@ -205,7 +206,7 @@ def test_a_log_of_likes_alone_is_a_log_without_labels(tmp_path: Path) -> None:
         elif name == "null":
             log = log.append_column("label", pa.nulls(log.num_rows, pa.float32()))
         context.run.write_table(log, "catalog", "interactions")
-        assert features.run(features.Config(), context).metrics["labels"] is False
+        assert stage("features").run(features.Config(), context).metrics["labels"] is False
         tables.append([read(context, part) for part in ("items", "users", "train", "valid", "test")])
     for other in tables[1:]:
         assert all(a.equals(b) for a, b in zip(tables[0], other, strict=True))
@@ -214,7 +215,7 @@ def test_a_log_of_likes_alone_is_a_log_without_labels(tmp_path: Path) -> None:
 
 def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     context = replace(write_run(tmp_path), split=SplitLeaveLast(kind="leave_last"))
-    features.run(features.Config(), context)
+    stage("features").run(features.Config(), context)
     log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
     heavy = log.group_by("user_id").len().filter(pl.col("len") >= 3)
     train, valid, test = (read(context, name) for name in ("train", "valid", "test"))
@@ -243,7 +244,7 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
         foreign = pa.array(["?"] * log.num_rows)
         context.run.write_table(log.set_column(1, "item_id", foreign), "catalog", "interactions")
     with pytest.raises(UserError, match=r"^[^.]+\.$"):
-        features.run(features.Config(), context)
+        stage("features").run(features.Config(), context)
     assert not files.exists(context.run.uri("features", "train"))
 
 
@@ -251,8 +252,8 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
 def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     context = replace(write_run(tmp_path), progress=lambda done, total: steps.append((done, total)))
-    features.run(features.Config(), context)
-    result = rank.run(SETTINGS, context)
+    stage("features").run(features.Config(), context)
+    result = stage("rank").run(SETTINGS, context)
     assert steps[-1] == (result.metrics["epochs"], SETTINGS.epochs)
     run = context.run
     ranker = load_ranker(run.uri("models", "ranker"))
@@ -262,7 +263,7 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
 
     write_manifest(run.root, Manifest(name="ranking", stages={"rank": StageEntry(state="complete")}))
-    metrics = evaluate.run(evaluate.Config(recall_at=(5,)), context).metrics
+    metrics = stage("evaluate").run(evaluate.Config(recall_at=(5,)), context).metrics
     assert run.read_json("metrics", "evaluate.json")["ranker"] == metrics["ranker"]
     assert metrics["popularity"]["auc"] + 0.05 < metrics["ranker"]["auc"]
     assert metrics["auc_gain"]["interval"][0] > 0
@@ -274,7 +275,7 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
 
 def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
     context = write_run(tmp_path)
-    features.run(features.Config(), context)
+    stage("features").run(features.Config(), context)
     run = context.run
     items = run.read_table("features", "items")["item_id"]
     embedding = aligned(items, run.read_table("embeddings"))

@@ -4,6 +4,7 @@ from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.engine.definition import resolve
+from workflows.engine.registry import stage
 from workflows.engine.runner import _fingerprints
 from workflows.engine.stage import Context
 from workflows.stages import report
@@ -32,7 +33,7 @@ def test_it_writes_the_page_while_its_own_entry_is_running(tmp_path):
     write_manifest(run.root, Manifest(name="tiny", stages={"report": StageEntry(state="running")}))
     lines: list[str] = []
     context = Context(run=run, catalog="", seed=0, fingerprint="", log=lines.append, progress=lambda done, total: None)
-    result = report.run(report.Config(), context)
+    result = stage("report").run(report.Config(), context)
     assert result.rows_in == result.rows_out
     page = files.read_bytes(run.uri("report", "index.html")).decode()
     assert "Still running" not in page

@@ -167,7 +167,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
 def judge(
     context: Context, scores: str, arms: Sequence[str], seeds: Sequence[int], *, users: int, draws: int
 ) -> dict[str, Any]:
-    """What the scores of all arms show, in the form of metrics/evidence.json.
+    """What the scores of all arms show, in the form of metrics/ablate_features.json.
 
     `test` is by the clicks of the test split, `test_cold` by those on items that training never saw, `truth_cold` by
     the true probabilities of clicks on them. The gate curve is of the best of these that there is.

@@ -12,16 +12,12 @@ from pydantic import Field, field_validator
 
 from models.evaluation.variants import TRUTH
 from models.ranking.settings import RankerSettings
-from workflows.engine.stage import Context, Result, StageConfig
-from workflows.stages import rank
+from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig
 from workflows.stages.ablate_features.variants import ARMS, ID, require_truth, told_nothing, truth_of_items
-
-VERSION = 10 * rank.VERSION + 2  # its rankers are fitted as those of rank
-INPUTS = ("ingest", "interpret", "project", "features")
 
 
 class Config(StageConfig):
-    """Settings of the evidence stage."""
+    """Settings of the ablate_features stage."""
 
     resources: ClassVar[frozenset[str]] = frozenset({"workers"})
 
@@ -53,47 +49,54 @@ class Config(StageConfig):
         return arms
 
 
-def cpus(config: Config) -> float:
-    """CPUs that the fits hold at once."""
-    return float(config.workers)
+class AblateFeaturesStage(Stage[Config]):
+    """Fits rankers that differ in the features they read, with controls and seeds, and compares them by intervals."""
 
+    config_type = Config
+    version = 2
+    uses = ("rank",)  # its rankers are fitted as those of rank
+    reads = ("ingest", "interpret", "project", "features")
 
-def run(config: Config, context: Context) -> Result:
-    """Fit every arm from every seed, and write metrics/evidence.json."""
-    from workflows.distributed.training import fit
-    from workflows.stages.ablate_features import scores
+    def resources(self, config: Config) -> Resources | None:
+        """Count the fits that run side by side, one CPU each."""
+        return Resources(float(config.workers))
 
-    if TRUTH in (config.arms or ()):
-        require_truth(context.catalog)  # now, and not when its turn comes
-    told = truth_of_items(context.catalog) is not None
-    arms = config.arms or tuple(name for name in ARMS if told or name != TRUTH)
-    items = context.run.read_table("features", "items")
-    silent = [name for name in arms if told_nothing(ARMS[name], items, context.run)]
-    if silent:
-        context.log(f"left out, since no item has what they read: {', '.join(silent)}")
-    arms = tuple(name for name in arms if name not in silent)
-    seeds = [context.seed + number for number in range(config.seeds)]
-    folder = context.run.uri("checkpoints", "evidence", context.fingerprint, "scores")
-    jobs = [(arm, seed) for seed in seeds for arm in arms]
-    fit(
-        scores.loop,
-        {
-            "root": context.run.root,
-            "catalog": context.catalog,
-            "scores": folder,
-            "settings": config.ranker.model_dump(mode="json"),
-            "jobs": jobs,
-            "users": config.users,
-            "seed": context.seed,
-        },
-        workers=config.workers,
-        run=context.run,
-        name=f"evidence/{context.fingerprint}",
-        progress=lambda metrics: context.progress(metrics["done"], len(jobs)),
-    )
-    metrics = scores.judge(context, folder, arms, seeds, users=config.users, draws=config.bootstrap)
-    context.run.write_json(metrics, "metrics", "evidence.json")
-    for part in ("test", "test_cold", "truth_cold"):
-        for sentence in metrics.get(part, {}).get("sentences", ()):
-            context.log(f"{part}: {sentence}")
-    return Result(rows_in=len(jobs), rows_out=len(jobs), metrics=metrics)
+    def run(self, config: Config, context: Context) -> Result:
+        """Fit every arm from every seed, and write metrics/ablate_features.json."""
+        from workflows.distributed.training import fit
+        from workflows.stages.ablate_features import scores
+
+        if TRUTH in (config.arms or ()):
+            require_truth(context.catalog)  # now, and not when its turn comes
+        told = truth_of_items(context.catalog) is not None
+        arms = config.arms or tuple(name for name in ARMS if told or name != TRUTH)
+        items = context.run.read_table("features", "items")
+        silent = [name for name in arms if told_nothing(ARMS[name], items, context.run)]
+        if silent:
+            context.log(f"left out, since no item has what they read: {', '.join(silent)}")
+        arms = tuple(name for name in arms if name not in silent)
+        seeds = [context.seed + number for number in range(config.seeds)]
+        folder = context.run.uri("checkpoints", "ablate_features", context.fingerprint, "scores")
+        jobs = [(arm, seed) for seed in seeds for arm in arms]
+        fit(
+            scores.loop,
+            {
+                "root": context.run.root,
+                "catalog": context.catalog,
+                "scores": folder,
+                "settings": config.ranker.model_dump(mode="json"),
+                "jobs": jobs,
+                "users": config.users,
+                "seed": context.seed,
+            },
+            workers=config.workers,
+            run=context.run,
+            name=f"ablate_features/{context.fingerprint}",
+            progress=lambda metrics: context.progress(metrics["done"], len(jobs)),
+        )
+        metrics = scores.judge(context, folder, arms, seeds, users=config.users, draws=config.bootstrap)
+        context.run.write_json(metrics, "metrics", "ablate_features.json")
+        for part in ("test", "test_cold", "truth_cold"):
+            for sentence in metrics.get(part, {}).get("sentences", ()):
+                context.log(f"{part}: {sentence}")
+        return Result(rows_in=len(jobs), rows_out=len(jobs), metrics=metrics)

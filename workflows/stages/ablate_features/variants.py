@@ -69,7 +69,9 @@ def require_truth(catalog: str) -> str:
     """
     uri = truth_of_items(catalog)
     if uri is None:
-        raise UserError(f"{catalog} does not tell the truth about its items: take truth out of stages.evidence.arms.")
+        raise UserError(
+            f"{catalog} does not tell the truth about its items: take truth out of stages.ablate_features.arms."
+        )
     return uri
 
 

@@ -15,6 +15,7 @@ from storage.run import RunDir
 from storage.sorting import write_in_hash_order
 from workflows.distributed import streams
 from workflows.distributed.pools import Step, plan
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.sid import finished_definition
 from workflows.stages import project
@@ -50,7 +51,7 @@ def write_original(context: Context, to: RunDir) -> bool:
     there = replace(context, run=to, progress=lambda done, total: None)
     _embed(read, context, texts, to)
     text_alone = {"frozen": None, "weights": project.Weights(image=0, text=1)}
-    project.run(projected.model_copy(update=text_alone), there)
+    stage("project").run(projected.model_copy(update=text_alone), there)
     sizes = tuple(context.run.read_json("models", "quantizer", "config.json")["codebook_sizes"])
     _quantize(quantized.model_copy(update={"frozen": None, "codebook_sizes": sizes}), there, context.run)
     return True

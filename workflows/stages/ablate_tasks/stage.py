@@ -14,17 +14,13 @@ from pydantic import Field, field_validator
 
 from models.generation.tasks import load_tasks
 from models.recommenders.settings import SequentialSettings, check_backbone
-from workflows.engine.stage import Context, Result, StageConfig
-from workflows.stages.generate import stage as generate
-
-VERSION = 10 * generate.VERSION + 1  # its models are fitted as the sequential one of generate
-INPUTS = ("ingest", "interpret", "project", "quantize")
+from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig
 
 Budget = Literal["steps", "main"]
 
 
 class Config(StageConfig):
-    """Settings of the ablation stage.
+    """Settings of the ablate_tasks stage.
 
     Attributes:
         sequential: the language model with all tasks, in the order in which they are added: the main one first, those
@@ -67,53 +63,59 @@ class Config(StageConfig):
         return True
 
 
-def cpus(config: Config) -> float:
-    """CPUs that the fits hold at once."""
-    return float(config.workers)
+class AblateTasksStage(Stage[Config]):
+    """Fits language models that differ in their tasks and semantic IDs, and compares how they recommend."""
 
+    config_type = Config
+    version = 1
+    uses = ("generate",)  # its models are fitted as the language model of generate
+    reads = ("ingest", "interpret", "project", "quantize")
 
-def check(config: Config, root: str) -> None:
-    """Find a backbone that is not there."""
-    check_backbone(config.sequential)
+    def check(self, config: Config, root: str) -> None:
+        """Find a backbone that is not there."""
+        check_backbone(config.sequential)
 
+    def resources(self, config: Config) -> Resources | None:
+        """Count the fits that run side by side, one CPU each."""
+        return Resources(float(config.workers))
 
-def run(config: Config, context: Context) -> Result:
-    """Fit every arm from every seed, and write metrics/ablation.json."""
-    from models.recommenders.fitting import require_queries
-    from workflows.distributed.training import fit
-    from workflows.stages.ablate_tasks import scores, variants
-    from workflows.stages.ablate_tasks.original_sids import write_original
-    from workflows.stages.generate.recommenders import require_learnable
+    def run(self, config: Config, context: Context) -> Result:
+        """Fit every arm from every seed, and write metrics/ablate_tasks.json."""
+        from models.recommenders.fitting import require_queries
+        from workflows.distributed.training import fit
+        from workflows.stages.ablate_tasks import scores, variants
+        from workflows.stages.ablate_tasks.original_sids import write_original
+        from workflows.stages.generate.recommenders import require_learnable
 
-    run = context.run
-    data = variants.read_queries(config, run, context.split, seed=context.seed)
-    for name, queries in (("validation", data.valid), ("test", data.test)):
-        require_queries(queries, name)
-    require_learnable(config.sequential, run, data, seed=context.seed)
-    folder = run.uri("checkpoints", "ablation", context.fingerprint, "scores")
-    arms = variants.make_arms(config.sequential)
-    if not write_original(context, variants.original_of(folder)):
-        context.log("left out, since no item has a title or a description: semantic IDs of text alone")
-        arms = tuple(arm for arm in arms if arm.sids == variants.OWN)
-    seeds = [context.seed + number for number in range(config.seeds)]
-    jobs = [(arm.name, seed) for seed in seeds for arm in arms]
-    fit(
-        variants.loop,
-        {
-            "root": run.root,
-            "split": context.split.model_dump(mode="json"),
-            "settings": config.model_dump(mode="json"),
-            "folder": folder,
-            "jobs": jobs,
-            "seed": context.seed,
-        },
-        workers=config.workers,
-        run=run,
-        name=f"ablation/{context.fingerprint}",
-        progress=lambda metrics: context.progress(metrics["done"], len(jobs)),
-    )
-    metrics = scores.judge(folder, config, arms, seeds, data.test, seed=context.seed)
-    run.write_json(metrics, "metrics", "ablation.json")
-    for sentence in metrics["sentences"]:
-        context.log(sentence)
-    return Result(rows_in=len(jobs), rows_out=len(jobs), metrics=metrics)
+        run = context.run
+        data = variants.read_queries(config, run, context.split, seed=context.seed)
+        for name, queries in (("validation", data.valid), ("test", data.test)):
+            require_queries(queries, name)
+        require_learnable(config.sequential, run, data, seed=context.seed)
+        folder = run.uri("checkpoints", "ablate_tasks", context.fingerprint, "scores")
+        arms = variants.make_arms(config.sequential)
+        if not write_original(context, variants.original_of(folder)):
+            context.log("left out, since no item has a title or a description: semantic IDs of text alone")
+            arms = tuple(arm for arm in arms if arm.sids == variants.OWN)
+        seeds = [context.seed + number for number in range(config.seeds)]
+        jobs = [(arm.name, seed) for seed in seeds for arm in arms]
+        fit(
+            variants.loop,
+            {
+                "root": run.root,
+                "split": context.split.model_dump(mode="json"),
+                "settings": config.model_dump(mode="json"),
+                "folder": folder,
+                "jobs": jobs,
+                "seed": context.seed,
+            },
+            workers=config.workers,
+            run=run,
+            name=f"ablate_tasks/{context.fingerprint}",
+            progress=lambda metrics: context.progress(metrics["done"], len(jobs)),
+        )
+        metrics = scores.judge(folder, config, arms, seeds, data.test, seed=context.seed)
+        run.write_json(metrics, "metrics", "ablate_tasks.json")
+        for sentence in metrics["sentences"]:
+            context.log(sentence)
+        return Result(rows_in=len(jobs), rows_out=len(jobs), metrics=metrics)

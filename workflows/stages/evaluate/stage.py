@@ -19,15 +19,10 @@ from operators.log.encoding import Log, encode
 from operators.log.events import DAY_US
 from storage import files
 from storage.manifest import first_unfinished
-from workflows.engine.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 if TYPE_CHECKING:
     import torch
-
-VERSION = 3
-INPUTS = ("ingest", "project")
-EITHER = ("rank", "generate")  # of these at least one has to be there
-AFTER_ALL = True
 
 
 class Config(StageConfig):
@@ -38,26 +33,35 @@ class Config(StageConfig):
     bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
 
 
-def run(config: Config, context: Context) -> Result:
-    """Score the test split and write metrics/evaluate.json."""
-    there = [stage for stage in EITHER if first_unfinished(context.run.root, (stage,)) is None]
-    metrics: dict[str, Any] = {}
-    rows = 0
-    if "rank" in there:
-        rows, metrics = score_ranker(config, context)
-    if "generate" in there:
-        from workflows.stages.evaluate.recommenders import score_recommenders
-        from workflows.stages.evaluate.tasks import score_tasks
+class EvaluateStage(Stage[Config]):
+    """Measures the ranker, the recommenders and their baselines on the test split."""
 
-        found = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
-        rows += found.get("popularity", {}).get("queries", 0)
-        metrics |= {name: {**metrics.get(name, {}), **values} for name, values in found.items()}
-        metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
-    context.run.write_json(metrics, "metrics", "evaluate.json")
-    for key in ("auc", "ndcg@10"):
-        if scores := [f"{name} {values[key]:.4f}" for name, values in metrics.items() if key in values]:
-            context.log(f"{key.upper()}: {', '.join(scores)}")
-    return Result(rows_in=rows, rows_out=rows, metrics=metrics)
+    config_type = Config
+    version = 3
+    reads = ("ingest", "project")
+    reads_one_of = ("rank", "generate")
+    reads_all = True
+
+    def run(self, config: Config, context: Context) -> Result:
+        """Score the test split and write metrics/evaluate.json."""
+        there = [stage for stage in self.reads_one_of if first_unfinished(context.run.root, (stage,)) is None]
+        metrics: dict[str, Any] = {}
+        rows = 0
+        if "rank" in there:
+            rows, metrics = score_ranker(config, context)
+        if "generate" in there:
+            from workflows.stages.evaluate.recommenders import score_recommenders
+            from workflows.stages.evaluate.tasks import score_tasks
+
+            found = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
+            rows += found.get("popularity", {}).get("queries", 0)
+            metrics |= {name: {**metrics.get(name, {}), **values} for name, values in found.items()}
+            metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
+        context.run.write_json(metrics, "metrics", "evaluate.json")
+        for key in ("auc", "ndcg@10"):
+            if scores := [f"{name} {values[key]:.4f}" for name, values in metrics.items() if key in values]:
+                context.log(f"{key.upper()}: {', '.join(scores)}")
+        return Result(rows_in=rows, rows_out=rows, metrics=metrics)
 
 
 def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]:

@@ -14,10 +14,8 @@ from models.common.data_parallel import Strategy
 from models.recommenders.settings import ParallelSettings, SasRecSettings, SequentialSettings, check_backbone
 from storage import files
 from storage.errors import UserError
-from workflows.engine.stage import Context, Result, StageConfig, forget_other_attempts
+from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig, forget_other_attempts
 
-VERSION = 1
-INPUTS = ("ingest", "interpret", "project", "quantize")
 GENERATORS = ("parallel", "sequential")
 
 
@@ -68,56 +66,59 @@ class Config(StageConfig):
         return True
 
 
-def cpus(config: Config) -> float:
-    """CPUs that the fits hold."""
-    return config.workers * config.cpus_per_worker
+class GenerateStage(Stage[Config]):
+    """Generate: fit the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
+    config_type = Config
+    version = 1
+    reads = ("ingest", "interpret", "project", "quantize")
 
-def gpus(config: Config) -> float:
-    """GPUs that the fits hold."""
-    return float(config.workers) if config.use_gpu else 0.0
+    def check(self, config: Config, root: str) -> None:
+        """Find a backbone that is not there."""
+        if config.sequential is not None:
+            check_backbone(config.sequential)
 
+    def resources(self, config: Config) -> Resources | None:
+        """Count the workers of the fits, which run one after the other."""
+        return Resources(config.workers * config.cpus_per_worker, float(config.workers if config.use_gpu else 0))
 
-def check(config: Config, root: str) -> None:
-    """Find a backbone that is not there."""
-    if config.sequential is not None:
-        check_backbone(config.sequential)
+    def run(self, config: Config, context: Context) -> Result:
+        """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
+        from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
+        from workflows.stages.generate.recommenders import (
+            load_recommender,
+            read_data,
+            require_learnable,
+            save_items,
+            write_digits,
+        )
 
-
-def run(config: Config, context: Context) -> Result:
-    """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
-    from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
-    from workflows.stages.generate.recommenders import (
-        load_recommender,
-        read_data,
-        require_learnable,
-        save_items,
-        write_digits,
-    )
-
-    run = context.run
-    if not files.exists(run.uri("catalog", "interactions")):
-        raise UserError("The catalogue has no interactions: leave generate and evaluate out of the stages.")
-    data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
-    require_queries(data.valid, "validation")
-    if config.sequential is not None:
-        require_learnable(config.sequential, run, data, seed=context.seed)
-    forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
-    save_items(run, data.item_ids)
-    if config.parallel is not None:
-        write_digits(run, config.parallel, data.item_ids, context.split, seed=context.seed)
-    history = _fit([name for name in ("sasrec", *GENERATORS) if getattr(config, name) is not None], config, context)
-    compared = sample(data.valid, config.compared, seed=context.seed)
-    valid = {name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history}
-    chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
-    found = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
-    run.write_json({**found, "valid": valid, "history": history}, "metrics", "generate.json")
-    rows = len(data.sequences.values)
-    best = {
-        name: {**valid[name], "step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]}
-        for name, curve in history.items()
-    }
-    return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **best})
+        run = context.run
+        if not files.exists(run.uri("catalog", "interactions")):
+            raise UserError("The catalogue has no interactions: leave generate and evaluate out of the stages.")
+        data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
+        require_queries(data.valid, "validation")
+        if config.sequential is not None:
+            require_learnable(config.sequential, run, data, seed=context.seed)
+        forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
+        save_items(run, data.item_ids)
+        if config.parallel is not None:
+            write_digits(run, config.parallel, data.item_ids, context.split, seed=context.seed)
+        names = [name for name in ("sasrec", *GENERATORS) if getattr(config, name) is not None]
+        history = _fit(names, config, context)
+        compared = sample(data.valid, config.compared, seed=context.seed)
+        valid = {
+            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history
+        }
+        chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
+        found = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
+        run.write_json({**found, "valid": valid, "history": history}, "metrics", "generate.json")
+        rows = len(data.sequences.values)
+        best = {
+            name: {**valid[name], "step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]}
+            for name, curve in history.items()
+        }
+        return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **best})
 
 
 def _fit(names: list[str], config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:

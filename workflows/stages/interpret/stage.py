@@ -22,7 +22,7 @@ from storage.media.sources import Sources
 from storage.sorting import write_in_hash_order
 from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
-from workflows.engine.stage import Context, Result, StageConfig, forget_other_attempts
+from workflows.engine.stage import Context, Result, Stage, StageConfig, forget_other_attempts
 from workflows.stages.interpret.settings import (
     CaptionSection,
     ImageEmbeddingSection,
@@ -35,10 +35,6 @@ from workflows.stages.interpret.settings import (
     TextEmbeddingSection,
     made,
 )
-
-VERSION = 2
-SEEDED = False
-INPUTS = ("ingest",)
 
 KEPT_COLUMNS = ("item_id", "title", "description")
 CACHE = "_cache"  # beside the run directory; no workflow can have this name
@@ -138,25 +134,7 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
     ]
 
 
-def check(config: Config, root: str) -> None:
-    """Find what is wrong with models and cache on this machine before anything runs.
-
-    Raises:
-        UserError: one of them cannot work.
-    """
-    for section in (config.image_embedding, config.caption, config.interests, config.text_embedding):
-        section.check()
-    cache = cache_uri(config, root)
-    if cache is not None and not files.writable(cache):
-        raise UserError(f"The cache {cache} cannot be written: give stages.interpret.cache another URI, or false.")
-
-
-def groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cache: str | None = None) -> list[Group]:
-    """The operators in their pools.
-
-    Raises:
-        UnschedulableError: a pool does not fit onto the nodes.
-    """
+def _groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cache: str | None) -> list[Group]:
     return plan(steps(config, root, cache), nodes, blocks=-(-rows // config.commit_rows))
 
 
@@ -168,33 +146,61 @@ def items_schema(config: Config) -> pa.Schema:
     return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(found[name] for name in names)])
 
 
-def run(config: Config, context: Context) -> Result:
-    """Write `items` and `rejects/interpret`."""
-    folder = context.run.uri("checkpoints", "interpret")
-    sink = files.join(folder, context.fingerprint)
-    forget_other_attempts(context, "interpret")
-    source = files.join(sink, "source")
-    total = write_source(config, context, source)
-    schema = items_schema(config)
-    reused = streams.committed_rows(sink)
-    if reused:
-        context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
-    if reused < total:
-        cache = cache_uri(config, context.run.root)
-        streams.stream(
-            source,
-            groups(config, context.catalog, context.nodes, rows=total - reused, cache=cache),
-            sink=sink,
-            columns=[*schema.names, "work"],
-            commit_rows=config.commit_rows,
-            no_progress_timeout_s=config.no_progress_timeout_s,
-            on_rows=lambda done: context.progress(done, total),
-        )
-    batches = streams.outcome_batches(sink, KEPT, schema.names)
-    kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
-    rejected, degraded, codes = _write_rejects(sink, context)
-    metrics = {"reused": reused, "issues": codes, **_work(sink)}
-    return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
+class InterpretStage(Stage[Config]):
+    """Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
+
+    config_type = Config
+    version = 2
+    seeded = False
+    reads = ("ingest",)
+
+    def check(self, config: Config, root: str) -> None:
+        """Find what is wrong with models and cache on this machine before anything runs.
+
+        Raises:
+            UserError: one of them cannot work.
+        """
+        for section in (config.image_embedding, config.caption, config.interests, config.text_embedding):
+            section.check()
+        cache = cache_uri(config, root)
+        if cache is not None and not files.writable(cache):
+            raise UserError(f"The cache {cache} cannot be written: give stages.interpret.cache another URI, or false.")
+
+    def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
+        """The operators in their pools.
+
+        Raises:
+            UnschedulableError: a pool does not fit onto the nodes.
+        """
+        return _groups(config, root, nodes, rows=rows, cache=None)
+
+    def run(self, config: Config, context: Context) -> Result:
+        """Write `items` and `rejects/interpret`."""
+        folder = context.run.uri("checkpoints", "interpret")
+        sink = files.join(folder, context.fingerprint)
+        forget_other_attempts(context, "interpret")
+        source = files.join(sink, "source")
+        total = write_source(config, context, source)
+        schema = items_schema(config)
+        reused = streams.committed_rows(sink)
+        if reused:
+            context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
+        if reused < total:
+            cache = cache_uri(config, context.run.root)
+            streams.stream(
+                source,
+                _groups(config, context.catalog, context.nodes, rows=total - reused, cache=cache),
+                sink=sink,
+                columns=[*schema.names, "work"],
+                commit_rows=config.commit_rows,
+                no_progress_timeout_s=config.no_progress_timeout_s,
+                on_rows=lambda done: context.progress(done, total),
+            )
+        batches = streams.outcome_batches(sink, KEPT, schema.names)
+        kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
+        rejected, degraded, codes = _write_rejects(sink, context)
+        metrics = {"reused": reused, "issues": codes, **_work(sink)}
+        return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
 
 
 def cache_uri(config: Config, root: str) -> str | None:

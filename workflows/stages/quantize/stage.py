@@ -21,11 +21,9 @@ from storage.errors import UserError
 from storage.hashing import content_order, hash_order, hash_rows
 from storage.run import RunDir
 from workflows.engine.frozen import check_frozen, frozen_identity
-from workflows.engine.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig
 from workflows.stages.quantize import scores
 
-VERSION = 2
-INPUTS = ("project",)
 COLLABORATIVE = "rqvae+collaborative"
 PRESETS = {"trialigngr": (4096, 2048, 1024)}  # codebook sizes of arXiv 2605.05249
 BATCH_ROWS = 8_192
@@ -128,42 +126,44 @@ class Coded(NamedTuple):
     contents: np.ndarray  # uint64 [N], hashes of the embeddings
 
 
-def cpus(config: Config) -> float:
-    """CPUs that the fit holds at once."""
-    return 0.0 if config.frozen else config.workers * config.cpus_per_worker
+class QuantizeStage(Stage[Config]):
+    """Fit a quantizer on all embeddings, or take one over, and give every item its semantic ID."""
 
+    config_type = Config
+    version = 2
+    reads = ("project",)
 
-def gpus(config: Config) -> float:
-    """GPUs that the fit holds at once."""
-    return float(config.workers) if config.use_gpu and not config.frozen else 0.0
+    def check(self, config: Config, root: str) -> None:
+        """Find a run to take over that is none, or is this one."""
+        if config.frozen is not None:
+            check_frozen(config.frozen, root, "quantize")
+            Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
 
+    def resources(self, config: Config) -> Resources | None:
+        """Count the workers of the fit; a quantizer that is taken over needs none."""
+        if config.frozen:
+            return None
+        return Resources(config.workers * config.cpus_per_worker, float(config.workers if config.use_gpu else 0))
 
-def check(config: Config, root: str) -> None:
-    """Find a run to take over that is none, or is this one."""
-    if config.frozen is not None:
-        check_frozen(config.frozen, root, "quantize")
-        Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
-
-
-def run(config: Config, context: Context) -> Result:
-    """Write `models/quantizer`, `sids` (item_id, codes with the suffix), `metrics/quantize.json` and `metrics/map`."""
-    run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
-    if rows == 0:
-        raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
-    history = take_over(config.frozen, run) if config.frozen else fit(config, context, rows)
-    quantizer, coded, sids = write_sids(config, run)
-    found = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
-    if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
-        found["drift"] = new
-        context.log(f"quantize: {new['reason']}")
-    run.write_json({**found, "history": history}, "metrics", "quantize.json")
-    metrics = found["scorecard"]
-    context.log(
-        f"quantize: codebooks used {', '.join(f'{share:.0%}' for share in metrics['usage'])}; "
-        f"{metrics['collision_share']:.1%} of the items share their codes before deduplication; "
-        f"reconstruction cosine {metrics['reconstruction_cosine'][-1]:.3f}"
-    )
-    return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
+    def run(self, config: Config, context: Context) -> Result:
+        """Write models/quantizer, sids (item_id, codes with the suffix), metrics/quantize.json and metrics/map."""
+        run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
+        if rows == 0:
+            raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
+        history = take_over(config.frozen, run) if config.frozen else fit(config, context, rows)
+        quantizer, coded, sids = write_sids(config, run)
+        found = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
+        if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
+            found["drift"] = new
+            context.log(f"quantize: {new['reason']}")
+        run.write_json({**found, "history": history}, "metrics", "quantize.json")
+        metrics = found["scorecard"]
+        context.log(
+            f"quantize: codebooks used {', '.join(f'{share:.0%}' for share in metrics['usage'])}; "
+            f"{metrics['collision_share']:.1%} of the items share their codes before deduplication; "
+            f"reconstruction cosine {metrics['reconstruction_cosine'][-1]:.3f}"
+        )
+        return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
 
 
 def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:

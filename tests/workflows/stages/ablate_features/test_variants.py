@@ -15,10 +15,11 @@ from storage.errors import UserError
 from storage.run import RunDir
 from tests.models.workers import on_ranks
 from workflows.catalogs.synthetic.sample import write_sample
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import features, ingest
 from workflows.stages.ablate_features import scores
-from workflows.stages.ablate_features import stage as evidence
+from workflows.stages.ablate_features import stage as ablate_features
 from workflows.stages.ablate_features.variants import ARMS, arm_items, arm_settings, told_nothing
 
 ARMS_RUN, SEEDS = ("id", "image", "truth", "shuffled"), (0, 1)
@@ -32,7 +33,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     write_sample(str(catalog), items=60, users=150, seed=1)
     said: list[str] = []
     context = Context(RunDir(str(folder / "run")), str(catalog), 0, "f", said.append, lambda done, total: None)
-    ingest.run(ingest.Config(), context)
+    stage("ingest").run(ingest.Config(), context)
     colours = dict(pl.read_parquet(catalog / "truth_items.parquet").select("item_id", "colour").iter_rows())
     items = context.run.read_table("catalog", "items").select(["item_id", "title", "description"])
     ids = items["item_id"].to_pylist()
@@ -47,7 +48,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     context.run.write_table(interpreted.append_column("image_vector", pictures), "items")
     context.run.write_table(pa.table({"item_id": ids, "embedding": vectors}), "embeddings")
     context.run.write_table(pa.table({"item_id": ids, "codes": codes}), "sids")
-    features.run(features.Config(), context)
+    stage("features").run(features.Config(), context)
     return context
 
 
@@ -185,10 +186,10 @@ def test_two_workers_share_the_arms_and_what_they_score_is_judged(context: Conte
 
 
 def test_settings_of_the_evidence_name_arms_that_there_are() -> None:
-    assert evidence.Config(arms=["id", None]).arms == ("id", "null")  # as YAML reads [id, null]
+    assert ablate_features.Config(arms=["id", None]).arms == ("id", "null")  # as YAML reads [id, null]
     with pytest.raises(ValueError, match="choose from id, caption"):
-        evidence.Config(arms=("id", "captions"))
+        ablate_features.Config(arms=("id", "captions"))
     with pytest.raises(ValueError, match="named twice"):
-        evidence.Config(arms=("id", "id"))
+        ablate_features.Config(arms=("id", "id"))
     with pytest.raises(ValueError, match="add it"):
-        evidence.Config(arms=("caption",))
+        ablate_features.Config(arms=("caption",))

@@ -28,9 +28,9 @@ from storage.run import RunDir
 from tests.models.workers import on_ranks
 from workflows.distributed import training
 from workflows.engine import definition
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.ablate_tasks import original_sids, scores, variants
-from workflows.stages.ablate_tasks import stage as ablation
 from workflows.stages.ablate_tasks.stage import Config
 from workflows.stages.ablate_tasks.variants import ORIGINAL, OWN, Arm
 
@@ -55,7 +55,7 @@ class KilledError(Exception):
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run up to quantize."""
     random = np.random.default_rng(0)
-    run = RunDir(str(tmp_path_factory.mktemp("ablation") / "run"))
+    run = RunDir(str(tmp_path_factory.mktemp("ablate_tasks") / "run"))
     ids = [f"item {n}" for n in range(ITEMS)]
     pictured = random.normal(size=(2, ITEMS, WIDTH)).astype(np.float32)
     titles = pa.array([None if n % 9 == 0 else f"film {n}" for n in range(ITEMS)], pa.string())
@@ -198,21 +198,21 @@ def test_means_over_seeds_stand_with_intervals_and_changes(run: RunDir, fitted: 
 
 
 def test_the_stage_fits_what_is_left_and_writes_what_it_found(run: RunDir, fitted: Path, monkeypatch) -> None:
-    scores = run.uri("checkpoints", "ablation", "print", "scores")
+    scores = run.uri("checkpoints", "ablate_tasks", "print", "scores")
     shutil.copytree(fitted, scores, ignore=shutil.ignore_patterns("own-2-1.json", "original"))
     shown: list[tuple[int, int]] = []
 
     def fit(loop: Any, task: dict[str, Any], *, progress: Any, name: str, **_: Any) -> None:
-        assert (loop, name) == (variants.loop, "ablation/print")
+        assert (loop, name) == (variants.loop, "ablate_tasks/print")
         variants.fit_arms(task, progress)
 
     monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(original_sids, "write_original", lambda context, to: write_original(context.run, to))
     said: list[str] = []
     context = Context(run, "c", 0, "print", said.append, lambda done, total: shown.append((done, total)))
-    result = ablation.run(CONFIG, context)
+    result = stage("ablate_tasks").run(CONFIG, context)
     assert (result.rows_in, result.rows_out, shown[-1]) == (6, 6, (6, 6))
-    written = run.read_json("metrics", "ablation.json")
+    written = run.read_json("metrics", "ablate_tasks.json")
     assert written["arms"].keys() == result.metrics["arms"].keys() == {"own-1", "own-2", "original-2"}
     assert said == written["sentences"]
     alone = scores.judge(
@@ -285,7 +285,7 @@ def test_a_task_that_nothing_is_learned_from_is_found_before_any_fit(run: RunDir
     sequential = {**SEQUENTIAL, "tasks": ["sids_to_sid", "caption_to_sid"]}
     config = Config(sequential=sequential)
     with pytest.raises(UserError, match="nothing to learn task caption_to_sid from"):
-        ablation.run(config, Context(run, "c", 0, "print", lambda line: None, lambda done, total: None))
+        stage("ablate_tasks").run(config, Context(run, "c", 0, "print", lambda line: None, lambda done, total: None))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_task_that_nothing_is_learned_from_is_found_before_any_fit(run: RunDir
     ],
 )
 def test_tasks_can_be_added_in_the_order_in_which_they_are_named(tasks: list[str], says: str) -> None:
-    stages = dict.fromkeys(ablation.INPUTS) | {"ablation": {"sequential": {"tasks": tasks}}}
+    stages = dict.fromkeys(stage("ablate_tasks").reads) | {"ablate_tasks": {"sequential": {"tasks": tasks}}}
     with pytest.raises(UserError, match=says):
         definition.resolve({"name": "w", "catalog": "c", "stages": stages}, source="w.yaml")
 

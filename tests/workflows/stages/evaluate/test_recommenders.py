@@ -16,6 +16,7 @@ from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.serving.conftest import ITEMS, write_run
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
 from workflows.stages.evaluate import recommenders
 from workflows.stages.evaluate import stage as evaluate
@@ -54,7 +55,7 @@ def evaluated(run: RunDir, *stages: str, queries: int | None = None, **changes) 
     complete = {stage: StageEntry(state="complete") for stage in stages}
     write_manifest(run.root, Manifest(name="tiny", stages={**complete, "evaluate": StageEntry(state="running")}))
     context = Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
-    return evaluate.run(evaluate.Config(bootstrap=20, queries=queries), replace(context, **changes))
+    return stage("evaluate").run(evaluate.Config(bootstrap=20, queries=queries), replace(context, **changes))
 
 
 def brute_popularity(run: RunDir, *, repeats: bool) -> tuple[list[float], list[bool]]:

@@ -15,6 +15,7 @@ from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.serving.conftest import write_run
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
 from workflows.engine.summary import summary
 from workflows.stages.evaluate import stage as evaluate
@@ -36,7 +37,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def evaluated(run: RunDir) -> Result:
     quiet = {"log": lambda line: None, "progress": lambda done, total: None}
-    return evaluate.run(evaluate.Config(recall_at=(5,), bootstrap=10), Context(run, run.root, 0, "f", **quiet))
+    return stage("evaluate").run(evaluate.Config(recall_at=(5,), bootstrap=10), Context(run, run.root, 0, "f", **quiet))
 
 
 def rewrite(run: RunDir, **columns: pa.Array) -> None:

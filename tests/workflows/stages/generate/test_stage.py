@@ -21,6 +21,7 @@ from storage.errors import UserError
 from storage.run import RunDir
 from tests.workflows.stages.generate.test_recommenders import PARALLEL, SASREC, SEQUENTIAL, SPLIT, read, write_run
 from workflows.distributed import training
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
 from workflows.stages.generate import loop, recommenders
 from workflows.stages.generate import stage as generate
@@ -81,10 +82,10 @@ class Ended:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "loop", killed)
             with pytest.raises(UserError, match="Killed"):
-                generate.run(CONFIG, context_of(self.run))
+                stage("generate").run(CONFIG, context_of(self.run))
             self.unfinished = not files.exists(self.run.uri("metrics", "generate.json"))
             patch.setattr(loop, "loop", going_on)
-            self.result: Result = generate.run(CONFIG, context_of(self.run, self.said.append))
+            self.result: Result = stage("generate").run(CONFIG, context_of(self.run, self.said.append))
         self.metrics: dict[str, Any] = self.run.read_json("metrics", "generate.json")
 
 
@@ -176,7 +177,7 @@ def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, mon
     other = CONFIG.model_copy(update={"sasrec": CONFIG.sasrec.model_copy(update={"model": EncoderConfig(dim=32)})})
     for config, fingerprint in ((CONFIG, "a"), (CONFIG, "a"), (other, "b"), (CONFIG, "a")):
         with pytest.raises(UserError, match="Killed"):
-            generate.run(config, replace(context_of(run), fingerprint=fingerprint))
+            stage("generate").run(config, replace(context_of(run), fingerprint=fingerprint))
     own = CONFIG.sasrec.model.dim
     assert fitted == [(own, False), (own, True), (32, False), (own, False)]
 
@@ -192,13 +193,13 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, m
     ):
         settings = CONFIG.sequential.model_validate({**SEQUENTIAL, **wrong})
         with pytest.raises(UserError, match=told):
-            generate.run(CONFIG.model_copy(update={"sequential": settings}), context_of(run))
+            stage("generate").run(CONFIG.model_copy(update={"sequential": settings}), context_of(run))
     many = CONFIG.model_copy(update={"parallel": CONFIG.parallel.model_copy(update={"codewords": 64})})
     with pytest.raises(UserError, match=r"lower stages\.generate\.parallel\.codewords"):
-        generate.run(many, context_of(run))
+        stage("generate").run(many, context_of(run))
     files.remove(run.uri("catalog", "interactions"))
     with pytest.raises(UserError, match="leave generate and evaluate out"):
-        generate.run(CONFIG, context_of(run))
+        stage("generate").run(CONFIG, context_of(run))
 
 
 def test_settings_that_do_not_fit_and_what_results_depend_on() -> None:

@@ -15,6 +15,7 @@ from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
 from tests.workflows.interpreted import interpreted_here
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import ingest, project
 from workflows.stages.interpret import stage as interpret
@@ -51,13 +52,13 @@ def context(tmp_path_factory):
         log=lambda line: None,
         progress=lambda done, total: None,
     )
-    ingest.run(ingest.Config(), context)
+    stage("ingest").run(ingest.Config(), context)
     return context
 
 
 @pytest.fixture(scope="module")
 def streamed(context, ray_cluster):
-    return interpret.run(SETTINGS, context)
+    return stage("interpret").run(SETTINGS, context)
 
 
 def test_the_stream_equals_the_operators_called_without_ray(context, streamed):
@@ -93,13 +94,13 @@ def test_every_row_has_its_outcome(context, streamed):
 def test_a_second_attempt_computes_nothing_again(context, streamed, monkeypatch):
     before = [files.read_bytes(context.run.uri("items", "part-00000.parquet"))]
     monkeypatch.setattr(interpret.streams, "stream", lambda *args, **kwargs: pytest.fail("computed again"))
-    again = interpret.run(SETTINGS, context)
+    again = stage("interpret").run(SETTINGS, context)
     assert again.metrics["reused"] == ITEMS
     assert [files.read_bytes(context.run.uri("items", "part-00000.parquet"))] == before
 
 
 def test_projection_reads_what_the_stream_wrote(context, streamed):
-    result = project.run(project.Config(width=8), context)
+    result = stage("project").run(project.Config(width=8), context)
     assert (result.rows_in, result.rows_out) == (ITEMS - 2, ITEMS - 2)
     embeddings = context.run.read_table("embeddings")
     assert embeddings["item_id"].to_pylist() == context.run.read_table("items")["item_id"].to_pylist()
@@ -125,9 +126,9 @@ def test_a_later_run_computes_what_is_new_and_takes_the_rest_from_the_cache(cont
     )
     pl.concat([items, new]).write_parquet(root / "later" / "items.parquet")
     later = dataclasses.replace(context, run=RunDir(str(root / "run-2")), catalog=str(root / "later"))
-    ingest.run(ingest.Config(), later)
+    stage("ingest").run(ingest.Config(), later)
 
-    metrics = interpret.run(interpret.Config(max_reject_share=1.0), later).metrics
+    metrics = stage("interpret").run(interpret.Config(max_reject_share=1.0), later).metrics
 
     pictures = ITEMS - 4  # every sixth is broken
     assert (metrics["caption"]["computed"], metrics["caption"]["cached"]) == (1, pictures)
@@ -174,13 +175,13 @@ def test_settings_that_only_loading_finds_wrong_end_the_stream_with_a_sentence(c
     caption = {"backend": "huggingface", "model": str(Path(context.catalog)), "pool": {"num_cpus": 0.5}}
     wrong = dataclasses.replace(context, fingerprint="wrong")
     with pytest.raises(UserError, match=r"^transformers does not know .*: choose another\.$"):
-        interpret.run(interpret.Config(caption=caption, cache=False), wrong)
+        stage("interpret").run(interpret.Config(caption=caption, cache=False), wrong)
 
 
 def test_rows_that_change_processes_on_the_way_are_the_same(context, streamed):
     pools = {"caption": {"pool": {"num_cpus": 0.5}}}
     right = dataclasses.replace(context, fingerprint="pools", run=RunDir(str(Path(context.run.root).parent / "run-3")))
-    ingest.run(ingest.Config(), right)
-    assert interpret.run(interpret.Config(**pools, cache=False), right).rows_out == ITEMS - 2
+    stage("ingest").run(ingest.Config(), right)
+    assert stage("interpret").run(interpret.Config(**pools, cache=False), right).rows_out == ITEMS - 2
     first, second = (c.run.read_table("items").drop_columns(["image_vector", "text_vector"]) for c in (context, right))
     assert first.equals(second)

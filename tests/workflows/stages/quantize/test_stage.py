@@ -23,6 +23,7 @@ from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.quantize import stage as quantize
 
@@ -65,7 +66,7 @@ def test_every_item_gets_one_unique_sid(tmp_path: Path, capfd: pytest.CaptureFix
     table = write_run(run, vectors(301))
     steps: list[tuple[int, int]] = []
     context = replace(context_of(run), progress=lambda done, total: steps.append((done, total)))
-    result = quantize.run(SETTINGS, context)
+    result = stage("quantize").run(SETTINGS, context)
 
     assert (result.rows_in, result.rows_out, result.rejected) == (301, 301, 0)
     assert run.read_table("sids").schema.field("codes").type == pa.list_(pa.int32(), 3)
@@ -113,7 +114,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def run_stage(run: RunDir, **settings: Any) -> Any:
         config = quantize.Config(method="rqkmeans", codebook_sizes=(6, 4), **settings)
-        result = quantize.run(config, context_of(run))
+        result = stage("quantize").run(config, context_of(run))
         write_manifest(run.root, Manifest(name="w", stages={"quantize": StageEntry(state="complete")}))
         return result
 
@@ -180,7 +181,7 @@ def test_a_quantizer_of_another_width_is_refused(tmp_path: Path, fitted: Callabl
     with pytest.raises(UserError, match="take that over, too"):
         fitted(second, frozen=first.root)
     with pytest.raises(UserError, match="this very run"):
-        quantize.check(quantize.Config(frozen=first.root), first.root)
+        stage("quantize").check(quantize.Config(frozen=first.root), first.root)
 
 
 def test_results_do_not_depend_on_what_a_worker_gets() -> None:

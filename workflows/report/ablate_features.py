@@ -27,7 +27,7 @@ class Comparison:
 
 
 def comparisons(found: dict[str, Any]) -> list[Comparison]:
-    """What `metrics/evidence.json` compares; any of it may be missing."""
+    """What `metrics/ablate_features.json` compares; any of it may be missing."""
     scopes = [(title, found.get(key) or {}) for key, title in SCOPES.items()]
     return [
         Comparison(title, list(scope.get("sentences") or []), _table(scope["arms"]), _gains(title, scope["arms"]))

@@ -18,7 +18,7 @@ def budget(found: dict[str, Any]) -> str:
     """What all arms have alike.
 
     Args:
-        found: `metrics/ablation.json`, see `ablate_tasks.scores.judge`; here as below any of it may be missing.
+        found: `metrics/ablate_tasks.json`, see `ablate_tasks.scores.judge`; here as below any of it may be missing.
     """
     documents = f"{count(found.get('steps'))} steps of {count(found.get('batch_size'))} documents"
     if found.get("budget") == "main":

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from models.evaluation.variants import by_probability, conclude
 from tests.models.evaluation.test_variants import SUBJECTS, world
-from workflows.report import evidence
+from workflows.report import ablate_features
 
 NOTHING = [None, None]
 ARMS = {
@@ -27,7 +27,7 @@ ARMS = {
 
 
 def test_arms_stand_with_what_is_known_of_them():
-    (found,) = evidence.comparisons({"test": {"arms": ARMS, "sentences": ["Captions help."]}})
+    (found,) = ablate_features.comparisons({"test": {"arms": ARMS, "sentences": ["Captions help."]}})
     assert found.sentences == ["Captions help."]
     assert found.table.columns[4] == "gain over id"
     assert found.table.rows == [
@@ -43,21 +43,21 @@ def test_arms_stand_with_what_is_known_of_them():
 
 def test_without_a_truth_arm_no_share_is_spoken_of():
     arms = {"id": ARMS["id"], "caption": {key: value for key, value in ARMS["caption"].items() if "share" not in key}}
-    (found,) = evidence.comparisons({"test": {"arms": arms}})
+    (found,) = ablate_features.comparisons({"test": {"arms": arms}})
     assert len(found.table.columns) == len(found.table.rows[1]) == 6
 
 
 def test_the_scopes_that_are_there_are_shown_cold_items_first():
     scope = {"arms": ARMS, "sentences": []}
-    titles = [part.title for part in evidence.comparisons({"test": scope, "truth_cold": scope, "test_cold": {}})]
-    assert titles == [evidence.SCOPES["truth_cold"], evidence.SCOPES["test"]]
-    assert evidence.comparisons({}) == []
+    titles = [part.title for part in ablate_features.comparisons({"test": scope, "truth_cold": scope, "test_cold": {}})]
+    assert titles == [ablate_features.SCOPES["truth_cold"], ablate_features.SCOPES["test"]]
+    assert ablate_features.comparisons({}) == []
 
 
 def test_what_the_statistics_conclude_is_what_the_page_shows():
     probability, scores = world()
     concluded = conclude(by_probability(probability, scores, seed=0, draws=20), SUBJECTS, "on cold items")
-    (found,) = evidence.comparisons({"truth_cold": concluded})
+    (found,) = ablate_features.comparisons({"truth_cold": concluded})
     assert [row[0] for row in found.table.rows] == list(scores)
     assert found.sentences == concluded["sentences"]
     assert len(found.figures) == 1
@@ -69,9 +69,9 @@ def test_the_gate_curve_has_a_row_for_each_rate_and_a_line_for_those_with_interv
         {"rate": 0.5, "auc": 0.62, "interval": NOTHING},
         {"rate": 1.0, "auc": 0.63, "interval": [0.61, 0.65]},
     ]
-    table, (figure,) = evidence.gate({"gate_curve": points})
+    table, (figure,) = ablate_features.gate({"gate_curve": points})
     assert [row[0] for row in table.rows] == ["0.0%", "50.0%", "100.0%"]
     assert table.rows[1] == ["50.0%", "0.6200", "–"]
     assert figure.text == "0.0% 0.600; 100.0% 0.630"
-    assert evidence.gate({"gate_curve": points[:1]})[1] == []
-    assert evidence.gate({}) is None
+    assert ablate_features.gate({"gate_curve": points[:1]})[1] == []
+    assert ablate_features.gate({}) is None

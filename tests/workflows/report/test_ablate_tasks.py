@@ -9,7 +9,7 @@ import pytest
 from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from workflows.report import ablation, write_report
+from workflows.report import ablate_tasks, write_report
 
 NOTHING = [None, None]
 TASKS = ["sids_to_sid", "title_to_sid", "caption_to_title"]
@@ -59,7 +59,7 @@ FOUND = {
 
 
 def test_every_arm_stands_with_what_its_last_task_changed() -> None:
-    table = ablation.arms(FOUND)
+    table = ablate_tasks.arms(FOUND)
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert [row[:4] for row in table.rows] == [
         ["1 task", "the run's", "sids_to_sid", "6,000"],
@@ -80,19 +80,19 @@ def test_every_arm_stands_with_what_its_last_task_changed() -> None:
 
 
 def test_what_arms_have_alike_is_said_and_counted() -> None:
-    assert "300 steps of 20 documents, drawn evenly from its tasks" in ablation.budget(FOUND)
+    assert "300 steps of 20 documents, drawn evenly from its tasks" in ablate_tasks.budget(FOUND)
     main = {**FOUND, "budget": "main"}
-    assert "300 steps of 20 documents of the main task" in ablation.budget(main)
-    assert {row[3] for row in ablation.arms(main).rows} == {"6,000"}
+    assert "300 steps of 20 documents of the main task" in ablate_tasks.budget(main)
+    assert {row[3] for row in ablate_tasks.arms(main).rows} == {"6,000"}
 
 
 def test_the_curve_has_every_seed_and_the_arms_of_text_alone_stand_beside_their_likes() -> None:
-    curve, beside = ablation.curves(FOUND)
+    curve, beside = ablate_tasks.curves(FOUND)
     assert curve.text == "1: 0.0200; 2: 0.0300; 3: 0.0250"
     without = copy.deepcopy(FOUND)
     for each in without["arms"].values():
         each["seeds"]["ndcg@10"] = []
-    assert curve.svg.count("<use") == ablation.curves(without)[0].svg.count("<use") + 2 * 3
+    assert curve.svg.count("<use") == ablate_tasks.curves(without)[0].svg.count("<use") + 2 * 3
     assert [part.split(" 0.")[0] for part in beside.text.split("; ")] == [
         "SIDs of text alone, 2 tasks",
         "SIDs the run's, 2 tasks",
@@ -102,14 +102,14 @@ def test_the_curve_has_every_seed_and_the_arms_of_text_alone_stand_beside_their_
 
 def test_without_text_alone_the_curve_stands_by_itself_and_without_intervals_nothing_is_drawn() -> None:
     own = {name: each for name, each in FOUND["arms"].items() if name != "original-2"}
-    assert len(ablation.curves({**FOUND, "arms": own})) == 1
+    assert len(ablate_tasks.curves({**FOUND, "arms": own})) == 1
     blind = {name: {**each, "ndcg@10_interval": NOTHING} for name, each in own.items()}
-    assert ablation.curves({**FOUND, "arms": blind}) == []
-    assert ablation.arms({**FOUND, "arms": blind}).rows[0][7] == "–"
+    assert ablate_tasks.curves({**FOUND, "arms": blind}) == []
+    assert ablate_tasks.arms({**FOUND, "arms": blind}).rows[0][7] == "–"
 
 
 def test_a_task_has_scores_of_the_arms_that_learned_it_and_its_control() -> None:
-    table = ablation.held_out(FOUND)
+    table = ablate_tasks.held_out(FOUND)
     assert table.columns == ["task", "measure", "1", "2", "3", "2, text alone"]
     assert table.rows == [
         ["sids_to_sid", "the item is among ten", "0.200", "0.300", "–", "0.100"],
@@ -118,17 +118,19 @@ def test_a_task_has_scores_of_the_arms_that_learned_it_and_its_control() -> None
     ]
 
 
-@pytest.mark.parametrize("function", [ablation.arms, ablation.compared, ablation.held_out, ablation.curves])
+@pytest.mark.parametrize(
+    "function", [ablate_tasks.arms, ablate_tasks.compared, ablate_tasks.held_out, ablate_tasks.curves]
+)
 def test_what_is_absent_is_left_out(function) -> None:
     assert not function({})
 
 
 def test_the_page_has_a_section_once_the_stage_is_complete(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
-    run.write_json(FOUND, "metrics", "ablation.json")
+    run.write_json(FOUND, "metrics", "ablate_tasks.json")
     pages = []
     for state in ("running", "complete"):
-        write_manifest(run.root, Manifest(name="tiny", stages={"ablation": StageEntry(state=state)}))
+        write_manifest(run.root, Manifest(name="tiny", stages={"ablate_tasks": StageEntry(state=state)}))
         pages.append(files.read_bytes(write_report(run)).decode())
     assert "All &lt; nothing" not in pages[0]
     assert "All &lt; nothing &amp; more." in pages[1]

@@ -1,6 +1,6 @@
 """What finished runs of evidence.yaml show of captions: shares of the gap that the true attributes open, or gains.
 
-python -m benchmarks.evidence RUN [RUN ...] [--out FILE]
+python -m benchmarks.ablate_features RUN [RUN ...] [--out FILE]
 
 Where a catalogue knows the truth, captions have to close half of the gap on cold items, and the interval of no control
 may reach a quarter of it.
@@ -34,7 +34,7 @@ def main() -> None:
 
 def shown(run: RunDir) -> dict[str, Any]:
     """The evidence of one run, without its sentences, and its verdict."""
-    evidence = run.read_json("metrics", "evidence.json")
+    evidence = run.read_json("metrics", "ablate_features.json")
     found = {part: evidence[part]["arms"] for part in ("test", "test_cold", "truth_cold") if part in evidence}
     result: dict[str, Any] = {**found, "gate_curve": evidence["gate_curve"]}
     if "truth_cold" in found:
