@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def sample(
     """Write the embedded catalogue: generated, deterministic, with a known truth."""
     from workflows.catalogs.synthetic.sample import write_sample
 
-    _print(write_sample(directory, items=items, users=users, seed=seed, style=style))
+    _written(directory, write_sample(directory, items=items, users=users, seed=seed, style=style))
 
 
 @app.command("import")
@@ -54,14 +54,14 @@ def import_(
     from workflows.catalogs.fashion import import_fashion
     from workflows.catalogs.movielens import import_movielens
 
-    importers: dict[str, Callable[..., dict[str, object]]] = {
+    importers: dict[str, Callable[..., dict[str, Any]]] = {
         "movielens": import_movielens,
         "fashion": import_fashion,
         "amazon": import_amazon,
     }
     if source_name not in importers:
         raise UserError(f"There is no importer {source_name!r}: choose one of {', '.join(importers)}.")
-    _print(importers[source_name](source, directory))
+    _written(directory, importers[source_name](source, directory))
 
 
 @app.command()
@@ -205,6 +205,11 @@ def main() -> None:
 
 def _run_dir(name: str, given: str | None) -> str:
     return given or f"runs/{name}"
+
+
+def _written(directory: str, summary: dict[str, Any]) -> None:
+    events = f" and {summary['interactions']:,} interactions" if summary["interactions"] else ""
+    typer.echo(f"{directory}: {summary['items']:,} items{events}; catalog.json there says what they are.")
 
 
 def _print(value: object) -> None:

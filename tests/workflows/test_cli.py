@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
-from storage.manifest import Manifest, write_manifest
+from storage.manifest import Manifest, require_manifest, write_manifest
 
 OPENAI = "stages.interpret={caption: {backend: openai, model: x, api_key_env: NO_SUCH_KEY}}"
 LOCAL_MODEL = "stages.interpret={caption: {backend: huggingface, model: /no/such}}"
@@ -151,3 +151,25 @@ def test_a_stage_that_rejects_too_much_fails_and_says_so(place, tesserec):
     assert "rejected 1 of 3 rows" in err
     status, out, _ = tesserec("show", "runs/w", "--json")
     assert yaml.safe_load(out)["stages"]["ingest"]["state"] == "failed"
+
+
+def test_a_failed_stage_that_the_definition_no_longer_names_is_pending(place, tesserec):
+    pl.DataFrame({"item_id": ["a", "a", "b"]}).write_csv(place / "good" / "items.csv")
+    tesserec("run", "w.yaml", "--set", "stages.report={}", "--set", "stages.ingest.max_reject_share=1")
+    manifest = require_manifest("runs/w")
+    manifest.stages["report"].state, manifest.stages["report"].error = "failed", "no room"
+    write_manifest("runs/w", manifest)
+    assert "report failed: no room" in tesserec("show", "runs/w")[1]
+    _, out, err = tesserec("run", "w.yaml", "--set", "stages.ingest.max_reject_share=1")
+    assert "Nothing to do" in err
+    assert "no room" not in out
+    stages = yaml.safe_load(tesserec("show", "runs/w", "--json")[1])["stages"]
+    assert {name: entry["state"] for name, entry in stages.items()} == {"ingest": "complete", "report": "pending"}
+
+
+def test_a_sample_is_summed_up_in_one_line(place, tesserec):
+    status, out, _ = tesserec("sample", "new", "--items", "40", "--users", "20")
+    assert status == 0
+    assert out.startswith("new: 55 items and ")
+    assert out.count("\n") == 1
+    assert yaml.safe_load(Path("new/catalog.json").read_text())["name"] == "sample"

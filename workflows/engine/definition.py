@@ -15,6 +15,24 @@ from storage.errors import UserError
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import StageConfig
 
+# Keys and values of earlier versions, and what to write in their place.
+RENAMED = {
+    "stages.evidence": "stages.ablate_features",
+    "stages.ablation": "stages.ablate_tasks",
+    "stages.ablate_features.arms": "variants",
+    "stages.ablate_tasks.sequential": "language_model",
+    "stages.ablate_tasks.language_model.course": "fit",
+    "stages.generate.parallel": "product_codes",
+    "stages.generate.sequential": "language_model",
+    "stages.generate.product_codes.digits": "codes",
+    "stages.generate.product_codes.course": "fit",
+    "stages.generate.language_model.course": "fit",
+    "stages.generate.sasrec.course": "fit",
+    "stages.quantize.max_digits": "max_suffixes",
+    "stages.quantize.collisions: digit": "suffix",
+    "stages.quantize.collisions: always_digit": "always_suffix",
+}
+
 
 class Definition(BaseModel):
     """A workflow: what to read, which stages to run, and every setting of theirs.
@@ -159,6 +177,9 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     problem = error.errors()[0]
     parts = _walk(model, problem["loc"])[0]
     path = ".".join(parts)
+    for old in (path, f"{path}: {problem['input']}"):
+        if old in RENAMED:
+            return f"{old} is of an earlier version; write {RENAMED[old]} in its place."
     if problem["type"] == "extra_forbidden":
         if parts[-1] in model.model_fields:
             return f"unknown key {path}; write {parts[-1]} at the top of the definition."

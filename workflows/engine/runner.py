@@ -56,13 +56,14 @@ def execute(
     fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
     run, reporter = RunDir(root), Reporter()
     todo = _stages_to_run(definition, manifest, fingerprints, start, until)
-    if not todo:
-        reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
-        return manifest
     with ExitStack() as stack:
         stack.enter_context(_only_driver(root))
-        files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
         _forget_stale(manifest, fingerprints, forced=start)
+        write_manifest(root, manifest)
+        if not todo:
+            reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
+            return manifest
+        files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
         for name, config in definition.configs.items():
             if name not in todo:
                 if name in manifest.stages:
@@ -115,11 +116,16 @@ def _only_driver(root: str) -> Iterator[None]:
 
 
 def _forget_stale(manifest: Manifest, fingerprints: dict[str, str], *, forced: str | None) -> None:
-    """Set stages back to pending whose inputs have changed or are about to: a run that ends early must not hide it."""
+    """Set stages back to pending whose inputs have changed or are about to, or that the definition no longer names.
+
+    A run that ends early must not hide it.
+    """
+    manifest.stages = {name: manifest.stages[name] for name in ORDER if name in manifest.stages}
     for name, entry in manifest.stages.items():
         behind = forced is not None and ORDER.index(name) >= ORDER.index(forced)
-        if entry.state == "complete" and (behind or entry.fingerprint != fingerprints.get(name)):
-            entry.state = "pending"
+        stale = entry.state == "complete" and (behind or entry.fingerprint != fingerprints.get(name))
+        if stale or name not in fingerprints:
+            entry.state, entry.error = "pending", ""
 
 
 def _fingerprints(definition: Definition) -> dict[str, str]:
@@ -168,8 +174,8 @@ def _run_stage(
     entry = StageEntry(
         state="running", fingerprint=context.fingerprint, started=datetime.now(UTC).isoformat(timespec="seconds")
     )
-    manifest.stages = {known: manifest.stages[known] for known in ORDER if known in manifest.stages}
     manifest.stages[name] = entry
+    manifest.stages = {known: manifest.stages[known] for known in ORDER if known in manifest.stages}
     write_manifest(root, manifest)
     began = time.monotonic()
     try:

@@ -70,6 +70,21 @@ def test_a_stage_that_is_not_named_does_not_run(write):
             ["stages.quantize.collaborative.split.kind=leave_last"],
             "unknown key stages.quantize.collaborative.split; write split at the top of the definition",
         ),
+        (
+            MINIMAL,
+            ["stages.evidence.seeds=2"],
+            "stages.evidence is of an earlier version; write stages.ablate_features in",
+        ),
+        (
+            {**MINIMAL, "stages": FEATURES},
+            ["stages.quantize.max_digits=9"],
+            "stages.quantize.max_digits is of an earlier version; write max_suffixes in its place.",
+        ),
+        (
+            {**MINIMAL, "stages": FEATURES},
+            ["stages.quantize.collisions=always_digit"],
+            "stages.quantize.collisions: always_digit is of an earlier version; write always_suffix in its place.",
+        ),
         (MINIMAL, ["seed"], "must have the form key=value"),
         (MINIMAL, ["seed=[1"], "not valid YAML"),
         (MINIMAL, ["seed=abc"], "seed is 'abc'"),
