@@ -113,14 +113,18 @@ def flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
     if isinstance(value, dict):
         for key, part in value.items():
             if not IGNORED.search(key):
-                yield from flatten(part, path if key in UNNESTED else (*path, RENAMED.get(key, key)))
+                yield from flatten(part, path if key in UNNESTED else (*path, _renamed(key)))
     elif isinstance(value, list):
         for number, part in enumerate(value):
             yield from flatten(part, (*path, str(number)))
     elif not isinstance(value, str):
         yield path, value
     elif not PATH.search(value):
-        yield path, RENAMED.get(value, value)
+        yield path, _renamed(value)
+
+
+def _renamed(word: str) -> str:
+    return RENAMED.get(word, word)
 
 
 def _finished(root: str) -> str:
@@ -140,7 +144,7 @@ def _metrics(run: RunDir) -> Values:
     fs, folder = files.filesystem(run.uri("metrics"))
     for file in sorted(fs.glob(f"{folder}/*.json")):
         stem = file.rsplit("/", 1)[-1].removesuffix(".json")
-        found = flatten(run.read_json("metrics", f"{stem}.json"), (RENAMED.get(stem, stem),))
+        found = flatten(run.read_json("metrics", f"{stem}.json"), (_renamed(stem),))
         values |= dict(found)
     return values
 
