@@ -182,9 +182,14 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the job's log until it ends.")] = True,
 ) -> None:
     """Run a workflow as a Ray job; catalogue and run directory must be reachable from the cluster."""
+    from storage import files
     from workflows.distributed.jobs import submit_run
+    from workflows.engine.definition import dump, load
 
-    raise typer.Exit(submit_run(workflow, set_ or [], run_dir, address, wait=wait))
+    definition = load(workflow, set_ or [])
+    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
+    root = files.absolute(_run_dir(definition.name, run_dir))
+    raise typer.Exit(submit_run(dump(definition), root, address, wait=wait))
 
 
 def main() -> None:

@@ -11,10 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage import files
 from storage.errors import UserError
 from workflows.distributed.cluster import EXCLUDES, REPOSITORY
-from workflows.engine.definition import Definition, dump, load
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -22,25 +20,27 @@ if TYPE_CHECKING:
 AGENT_SECONDS = 60.0
 
 
-def submit_run(workflow: str, overrides: list[str], run_dir: str | None, address: str, *, wait: bool) -> int:
+def submit_run(definition: str, root: str, address: str, *, wait: bool) -> int:
     """Submit and, with `wait`, follow the job's log on stderr; print the job's id on stdout.
 
-    The repository travels as the job's working directory and the resolved definition inside the entry point, so the
-    cluster needs nothing but the dependencies (see cluster/Dockerfile). Local paths are made absolute: the catalogue
-    and the run directory must be reachable under them from every node.
+    The repository travels as the job's working directory and the definition inside the entry point, so the cluster
+    needs nothing but the dependencies (see cluster/Dockerfile).
+
+    Args:
+        definition: the resolved definition as YAML; every node must reach the catalogue that it names.
+        root: URI of the run directory; every node must reach it, too.
+        address: URL of the cluster's dashboard.
+        wait: follow the job until it ends.
 
     Returns:
         0, or 1 where the job did not succeed.
 
     Raises:
-        UserError: the definition is wrong, or no dashboard answers at the address.
+        UserError: no dashboard answers at the address.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if (Path.home() / ".ray" / "auth_token").exists():  # a head started here asks for it, and a client must be told so
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    definition = load(workflow, overrides)
-    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
-    root = files.absolute(run_dir or f"runs/{definition.name}")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -92,6 +92,6 @@ def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
             time.sleep(1)
 
 
-def _entrypoint(definition: Definition, root: str) -> str:
+def _entrypoint(definition: str, root: str) -> str:
     run = ["python", "-m", "workflows", "run", "submitted.yaml", "--run-dir", root, "--address", "auto"]
-    return f"printf %s {shlex.quote(dump(definition))} > submitted.yaml && {shlex.join(run)}"
+    return f"printf %s {shlex.quote(definition)} > submitted.yaml && {shlex.join(run)}"
