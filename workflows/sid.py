@@ -16,7 +16,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import yaml
 
 from models.semantic_ids.drift import drift
 from models.semantic_ids.suffixes import sid_string
@@ -36,15 +35,13 @@ from operators.gate import decide
 from operators.project import Project
 from storage import files, tables
 from storage.errors import UserError
-from storage.manifest import first_unfinished
 from storage.run import RunDir
-from workflows.engine.definition import Definition, resolve
+from workflows.engine.definition import Definition, finished_definition
 from workflows.engine.registry import stage
 from workflows.stages import ingest
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.quantize import stage as quantize
 
-STAGES = ("ingest", "interpret", "project", "quantize")  # what they wrote is read
 BATCH_ROWS = 64
 VERDICTS = {True: "a refit pays", False: "no refit needed", None: "too early to tell of a refit"}
 SUFFIXES = tuple(f".{name}" for name in tables.FORMATS)
@@ -111,25 +108,6 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
     if sids.num_rows == 0:
         raise UserError(f"{file} has no usable item ({_by_code(issues)}): mend its rows.")
     return Tokenized(sids, issues, _drift(run))
-
-
-def finished_definition(run: RunDir) -> Definition:
-    """The definition of a run that has given its items their SIDs.
-
-    Raises:
-        UserError: there is no run, or it has not come so far.
-    """
-    if found := first_unfinished(run.root, STAGES):
-        stage, state = found
-        raise UserError(
-            f"The run at {run.root} gives no SIDs yet, its stage {stage} is {state}: finish it with `tesserec run "
-            f"WORKFLOW --run-dir {run.root}`, WORKFLOW naming the stages up to quantize."
-        )
-    uri = run.uri("workflow.yaml")
-    try:
-        return resolve(yaml.safe_load(files.read_bytes(uri)), source=uri)
-    except yaml.YAMLError as error:
-        raise UserError(f"{uri} is damaged ({' '.join(str(error).split())}): run the workflow again.") from error
 
 
 def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs
 import ray.data
 import ray.train
@@ -114,6 +115,22 @@ def fit(
     except ray.train.WorkerGroupError as error:
         raise one_cause(name, error.worker_failures) from error
     return Fit(history[-1] if history else {}, history)
+
+
+def device() -> torch.device:
+    """Returns the device that Ray gave this worker."""
+    found: torch.device = ray.train.torch.get_device()
+    return found
+
+
+def is_first() -> bool:
+    """Tells whether this worker is rank 0, which writes the artifact."""
+    return ray.train.get_context().get_world_rank() == 0
+
+
+def shard(name: str, batch_rows: int) -> Iterator[pa.Table]:
+    """Yields this worker's share of a data set of the fit, in batches."""
+    yield from ray.train.get_dataset_shard(name).iter_batches(batch_size=batch_rows, batch_format="pyarrow")
 
 
 def report(metrics: dict[str, Any], save: Callable[[Path], None] | None = None, *, every_s: float = 30.0) -> None:

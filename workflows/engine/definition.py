@@ -11,7 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from operators.log.split import Split, SplitTime
+from storage import files
 from storage.errors import UserError
+from storage.manifest import first_unfinished
+from storage.run import RunDir
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import StageConfig
 
@@ -32,6 +35,9 @@ RENAMED = {
     "stages.quantize.collisions: digit": "suffix",
     "stages.quantize.collisions: always_digit": "always_suffix",
 }
+
+
+GIVES_SIDS = ("ingest", "interpret", "project", "quantize")  # stages after which a run gives semantic IDs
 
 
 class Definition(BaseModel):
@@ -106,6 +112,25 @@ def resolve(raw: Any, source: str) -> Definition:
             wanted = " or ".join(one_of)
             raise UserError(f"{source}: stage {name} reads what {wanted} writes: add one of them to stages.")
     return definition
+
+
+def finished_definition(run: RunDir) -> Definition:
+    """The definition of a run that has given its items their SIDs.
+
+    Raises:
+        UserError: there is no run, or it has not come so far.
+    """
+    if found := first_unfinished(run.root, GIVES_SIDS):
+        stage, state = found
+        raise UserError(
+            f"The run at {run.root} gives no SIDs yet, its stage {stage} is {state}: finish it with `tesserec run "
+            f"WORKFLOW --run-dir {run.root}`, WORKFLOW naming the stages up to quantize."
+        )
+    uri = run.uri("workflow.yaml")
+    try:
+        return resolve(yaml.safe_load(files.read_bytes(uri)), source=uri)
+    except yaml.YAMLError as error:
+        raise UserError(f"{uri} is damaged ({' '.join(str(error).split())}): run the workflow again.") from error
 
 
 def dump(definition: Definition) -> str:

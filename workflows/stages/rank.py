@@ -69,9 +69,6 @@ class RankStage(Stage[Config]):
 
 def train_loop(task: dict[str, Any]) -> None:
     """The loop of one worker; the first one writes the artifact after every epoch that is the best so far."""
-    import ray.train
-    import ray.train.torch
-
     from models.ranking import fitting
     from models.ranking.ranker import save_ranker
     from models.ranking.training import Trainer
@@ -80,9 +77,7 @@ def train_loop(task: dict[str, Any]) -> None:
 
     settings, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     data = read_data(run, settings)
-    trainer = Trainer(
-        fitting.make_ranker(data), device=ray.train.torch.get_device(), seed=task["seed"], **settings.optimisation()
-    )
+    trainer = Trainer(fitting.make_ranker(data), device=training.device(), seed=task["seed"], **settings.optimisation())
 
     def improved(trainer: Trainer) -> None:
         state = trainer.gather()

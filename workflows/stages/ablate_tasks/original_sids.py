@@ -15,9 +15,9 @@ from storage.run import RunDir
 from storage.sorting import write_in_hash_order
 from workflows.distributed import streams
 from workflows.distributed.pools import Step, plan
+from workflows.engine.definition import finished_definition
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.sid import finished_definition
 from workflows.stages import project
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.quantize import stage as quantize

@@ -6,7 +6,6 @@ import gc
 from functools import partial
 from typing import Any
 
-import ray.train.torch
 from pydantic import TypeAdapter
 
 from models.recommenders import fitting
@@ -74,7 +73,7 @@ def _fit(
         fitting.Keep(report, improved),
         seed=seed,
         strategy=config.strategy,
-        device=ray.train.torch.get_device(),
+        device=training.device(),
         filter_seen=config.filter_seen,
         state=state,
     )

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.train
-import ray.train.torch
 import torch
 
 from models.semantic_ids.quantizer import RQKMEANS, Architecture
@@ -85,9 +83,9 @@ def train(config: dict[str, Any]) -> None:
     """The fit on one worker, over its share of the rows; rank 0 writes the artifact."""
     architecture, schedule = Architecture(**config["architecture"]), Schedule(**config["schedule"])
     signals = None if config["signals"] is None else files.read_table(config["signals"])
-    rows = ray.train.get_dataset_shard("embeddings").iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow")
+    rows = training.shard("embeddings", BATCH_ROWS)
     batches = with_signals(rows, architecture.input_dim, signals)
-    vectors = collect(batches, share=config["share"], seed=config["seed"]).to(ray.train.torch.get_device())
+    vectors = collect(batches, share=config["share"], seed=config["seed"]).to(training.device())
     state = training.restored(training.load_tensors)
 
     def report(metrics: dict[str, float], snapshot: Callable[[], dict[str, torch.Tensor]]) -> None:
@@ -99,7 +97,7 @@ def train(config: dict[str, Any]) -> None:
         )
     else:
         quantizer = fit_rqvae(vectors, architecture, schedule, seed=config["seed"], report=report, state=state)
-    if ray.train.get_context().get_world_rank() == 0:
+    if training.is_first():
         quantizer.save(RunDir(config["run"]).uri("models", "quantizer"))
 
 
