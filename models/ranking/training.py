@@ -63,7 +63,7 @@ class Trainer:
         """
         self.model.train()
         pipeline = TrainPipelineSparseDist(self.model, self.optimizer, self.device, execute_all_batches=True)
-        source = iter(batches)
+        source = (batch.pin_memory() for batch in batches) if self.device.type == "cuda" else iter(batches)
         try:
             while True:
                 try:

@@ -40,7 +40,7 @@ def nearest(points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor
 
 def argmin(scores: torch.Tensor) -> torch.Tensor:
     """The place of the least of each row [N, K], int64 [N]; on a CPU numpy's, in a quarter of the time of torch's."""
-    return scores.argmin(1) if scores.is_cuda else torch.from_numpy(scores.numpy().argmin(1))
+    return torch.from_numpy(scores.numpy().argmin(1)) if scores.device.type == "cpu" else scores.argmin(1)
 
 
 def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torch.Tensor:

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,37 +9,38 @@ import torch
 from benchmarks import gpu_check, gpu_paths
 from benchmarks.gpu_check import Measured, compare, measure
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.parametrize("name", gpu_paths.PATHS)
-def test_every_path_runs_on_the_cpu_and_gives_what_it_gave(name: str) -> None:
-    first = measure([name], "cpu", small=True)[name]
-    assert first.error is None
-    assert first.arrays
-    setting = gpu_paths.Setting(torch.device("cpu"), Path("unused"), gpu_paths.SMALL)
-    if name in ("chat", "embedding"):  # these write their models
-        assert compare(first, first)["ok"]
-        return
-    again = {key: gpu_check._array(value) for key, value in gpu_paths.PATHS[name](setting).items()}
-    found = compare(Measured(1.0, None, again), first)
+def test_every_path_runs_on_the_cpu_and_gives_the_same_again(name: str, tmp_path) -> None:
+    setting = gpu_paths.Setting(torch.device("cpu"), tmp_path, gpu_paths.SMALL)
+    first, again = (
+        Measured(1.0, None, {key: gpu_check._array(value) for key, value in gpu_paths.PATHS[name](setting).items()})
+        for _ in range(2)
+    )
+    found = compare(first, again)
     assert found["ok"], found
     assert found["difference"] == 0.0
 
 
-def test_the_command_compares_two_processes_and_prints_one_object() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "rqkmeans", "--device", "cpu", "--small"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["gpu"] is None
-    assert found["paths"].keys() == {"rqkmeans"}
-    path = found["paths"]["rqkmeans"]
-    assert path["ok"]
-    assert path["difference"] == 0.0
-    assert path["seconds"] > 0
-    assert path["times_as_fast"] == pytest.approx(path["cpu_seconds"] / path["seconds"], rel=0.05)
+def test_a_device_is_measured_in_a_process_of_its_own() -> None:
+    found = gpu_check._in_process(["rqkmeans"], "cpu", small=True)["rqkmeans"]
+    assert found.error is None
+    assert found.seconds > 0
+    assert found.arrays.keys() == {"fit_plain", "fit_balanced"}
+
+
+def test_the_command_prints_one_object_and_tells_by_its_status_whether_all_is_ok(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(gpu_check, "PATHS", {"rows": lambda setting: {"ones": torch.ones(2)}})
+    monkeypatch.setattr(gpu_check, "_in_process", lambda names, device, small: measure(names, device, small=small))
+    monkeypatch.setattr("sys.argv", ["gpu_check", "--device", "cpu", "--small"])
+    for status in (0, 1):
+        with pytest.raises(SystemExit) as ended:
+            gpu_check.main()
+        assert ended.value.code == status
+        found = json.loads(capsys.readouterr().out)
+        assert found["gpu"] is None
+        assert found["paths"]["rows"]["ok"] is (status == 0)
+        monkeypatch.setattr(gpu_check, "PATHS", {"rows": lambda setting: {"ones": torch.rand(2)}})
 
 
 def test_without_a_gpu_it_says_so_and_ends_well(monkeypatch, capsys) -> None:
