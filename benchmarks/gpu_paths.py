@@ -178,7 +178,7 @@ def product_codes(setting: Setting) -> Results:
 
 def language_model(setting: Setting) -> Results:
     """The language model over semantic IDs: constrained decoding, greedy titles, held-out losses, and a fit."""
-    from models.common.jagged import Lists
+    from models.common.jagged import Jagged
     from models.generation.backbones import Tiny, build
     from models.generation.examples import Corpus, Sampler, item_texts, prompts
     from models.generation.greedy import greedy
@@ -198,7 +198,7 @@ def language_model(setting: Setting) -> Results:
     paths = torch.cat([paths, torch.arange(sizes.items)[:, None]], dim=1)  # the last level tells all items apart
     titles = item_texts(vocabulary, texts, max_tokens=8)
     asked = _queries(setting)
-    sequences = Lists(asked.histories.values, asked.histories.offsets)
+    sequences = Jagged(asked.histories.values, asked.histories.offsets)
     held_out = torch.arange(sizes.items) % 10 == 0
     corpus = Corpus(vocabulary, paths, titles, titles, sequences, held_out, tokens_per_row=160)
     backbone = build(Tiny(layers=2, dim=sizes.dim, heads=2, mlp=2 * sizes.dim, dropout=0.0), vocabulary, seed=SEED)
@@ -319,13 +319,13 @@ def _fit(subject: Subject, asked: Queries, setting: Setting) -> torch.Tensor:
 
 def _queries(setting: Setting) -> Queries:
     """Histories of 2 to 20 items, some of which may not be recommended again."""
-    from models.common.jagged import Lists
+    from models.common.jagged import Jagged
     from models.common.recommender import Queries
 
     random, (_, _, _, _, items, users, _, _) = _random(), setting.sizes
     lengths = torch.randint(2, 21, (users,), generator=random)
     offsets = functional.pad(lengths.cumsum(0), (1, 0))
-    histories = Lists(torch.randint(items, (int(offsets[-1]),), generator=random), offsets)
+    histories = Jagged(torch.randint(items, (int(offsets[-1]),), generator=random), offsets)
     return Queries(np.arange(users), histories, torch.randint(items, (users,), generator=random), histories)
 
 
