@@ -84,7 +84,7 @@ def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
         (["check", "w.yaml", "--set", "stages.interpret={cache: w.yaml/x}"], "The cache"),
         (["check", "w.yaml", "--set", "stages.interpret.caption.backend=taggr"], "choose one of tagger, huggingface"),
         (["check", "w.yaml", "--set", "stages.interpret={fetch: {pool: {min: 999}}}"], "asks for 999 actors of 1 CPUs"),
-        (["run", "w.yaml", "--set", "stages.interpret={}", "--address", "127.0.0.1:1"], "Nobody answers at"),
+        (["run", "w.yaml", "--set", "stages.interpret={}", "--address", "127.0.0.1:1"], "No Ray cluster answers at"),
         (["sample", "w.yaml/x"], "w.yaml/x"),
         (["run", "w.yaml", "--set", "stages.ingest.max_reject_share"], "form key=value"),
         (["run", "w.yaml", "--run-dir", "other"], "a run of the workflow 'other'"),

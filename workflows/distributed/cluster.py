@@ -1,4 +1,4 @@
-"""The Ray that a run works on: one of its own on this machine, or a cluster that is there already."""
+"""The Ray cluster of a run: a local one started for it, or an existing one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from storage.errors import UserError
 from workflows.distributed.pools import READER_CPUS, Node
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# What a worker does not need of the repository; .gitignore is honoured beside this.
+# Paths of the repository that workers do not need; .gitignore applies as well.
 EXCLUDES = [".git", ".venv", ".venv-bench", "/runs", "/data", "/tests", "/benchmarks"]
 
 
 def connect(address: str, cpus: int) -> None:
-    """Join a Ray cluster, or start one for this process; a second call is a no-op.
+    """Joins a Ray cluster, or starts one for this process; a second call does nothing.
 
-    Workers get the repository as working directory: it stands first on their path, so that a folder `models/` where
-    the user happens to stand shadows nothing.
+    Workers get the repository as working directory. It comes first on their import path, so that a folder `models/` in
+    the user's current directory shadows nothing.
 
     Args:
         address: `local`, `auto` (the cluster of this machine, or of the job that runs this), or `host:port`.
-        cpus: logical CPUs of a local Ray: those of the machine, or what the workers of a fit ask for, and
-            `READER_CPUS` on top. Pool sizes and torch threads bound what really runs at once.
+        cpus: logical CPUs of a local Ray: the machine's, or as many as the workers of a fit request, plus
+            `READER_CPUS`. Pool sizes and torch threads bound what really runs at once.
 
     Raises:
-        UserError: there is no cluster at the address, or none can be started.
+        UserError: there is no cluster at the address, or Ray does not start.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # on by default, and can hang a start
     if address == "local":
@@ -49,7 +49,7 @@ def connect(address: str, cpus: int) -> None:
                 init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
         except Exception as error:  # Ray raises plain ones
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"Ray did not start here ({reason}): run again when less is at work.") from error
+            raise UserError(f"Ray did not start here ({reason}): retry when the machine is less busy.") from error
         return
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # a job brings its own working directory
     check_reachable(address)
@@ -60,9 +60,9 @@ def connect(address: str, cpus: int) -> None:
 
 
 def nodes(address: str) -> list[Node]:
-    """What there is to run on. Of a local Ray the CPUs for readers come on top of the machine's, see `connect`.
+    """Returns the CPUs and GPUs of every node; a local node counts `READER_CPUS` in addition, see `connect`.
 
-    A cluster is joined for that, and stays joined.
+    Joins a remote cluster to list its nodes, and stays connected.
 
     Raises:
         UserError: there is no cluster at the address.
@@ -73,7 +73,7 @@ def nodes(address: str) -> list[Node]:
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0)) for found in alive]
+    return [Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0)) for resources in alive]
 
 
 def _local_gpus() -> int:
@@ -85,10 +85,10 @@ def _local_gpus() -> int:
 
 
 def check_reachable(address: str) -> None:
-    """Knock at host:port; Ray itself would end the process where nobody listens.
+    """Tries to connect to host:port, because Ray itself would end the process if nothing listens there.
 
     Raises:
-        UserError: nobody does.
+        UserError: the connection fails.
     """
     host, _, port = address.partition(":")
     if not port.isdigit():
@@ -96,12 +96,12 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise UserError(f"Nobody answers at {address} ({error}): start a cluster with `ray start --head`.") from error
+        raise UserError(f"No Ray cluster answers at {address} ({error}): run `ray start --head` there.") from error
 
 
 def local_settings(cpus: int) -> dict[str, str]:
-    """Ray's own settings for one machine: no idle workers at the start, no metrics that nobody collects, and no process
-    that asks in every fit whether some of the nodes are to be taken away."""
+    """Returns Ray's environment variables for one machine: no idle workers at the start, no metrics collection, and no
+    watcher for preempted nodes in every fit."""
     return {
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_maximum_startup_concurrency": str(cpus),
@@ -115,7 +115,7 @@ def local_settings(cpus: int) -> dict[str, str]:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Keep Ray's C++ from announcing its log level on the terminal; its errors come as exceptions."""
+    """Hides the log level line that Ray's C++ prints on the terminal; errors are raised as exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
@@ -129,7 +129,7 @@ def _no_stderr() -> Iterator[None]:
 
 @contextmanager
 def connected(address: str, cpus: int) -> Iterator[None]:
-    """`connect` for the length of a block; a Ray that was there before stays."""
+    """Connects for the length of a block; leaves a Ray running that was connected before."""
     import ray
 
     was_there = ray.is_initialized()

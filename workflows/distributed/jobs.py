@@ -1,4 +1,4 @@
-"""Submit a run to a cluster as a Ray job."""
+"""Runs submitted to a cluster as Ray jobs."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ AGENT_SECONDS = 60.0
 
 
 def submit_run(definition: str, root: str, address: str, *, wait: bool) -> int:
-    """Submit and, with `wait`, follow the job's log on stderr; print the job's id on stdout.
+    """Submits a run, prints the job's id on stdout and, with `wait`, follows its log on stderr.
 
-    The repository travels as the job's working directory and the definition inside the entry point, so the cluster
-    needs nothing but the dependencies (see cluster/Dockerfile).
+    The repository is sent as the job's working directory and the definition inside the entry point, so the cluster
+    needs only the dependencies (see cluster/Dockerfile).
 
     Args:
-        definition: the resolved definition as YAML; every node must reach the catalogue that it names.
-        root: URI of the run directory; every node must reach it, too.
+        definition: the resolved definition as YAML; its catalogue must be reachable from every node.
+        root: URI of the run directory, reachable from every node.
         address: URL of the cluster's dashboard.
         wait: follow the job until it ends.
 
     Returns:
-        0, or 1 where the job did not succeed.
+        0; 1 if the job did not succeed; 130 if the user stopped following it.
 
     Raises:
         UserError: no dashboard answers at the address.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if (Path.home() / ".ray" / "auth_token").exists():  # a head started here asks for it, and a client must be told so
+    if (Path.home() / ".ray" / "auth_token").exists():  # a head started on this machine requires it
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -48,7 +48,7 @@ def submit_run(definition: str, root: str, address: str, *, wait: bool) -> int:
         client = JobSubmissionClient(address)
         job = _submit(client, _entrypoint(definition, root))
     except AuthenticationError as error:
-        raise UserError(f"{address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from error
+        raise UserError(f"{address} requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from error
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"No Ray cluster at {address} took the job ({reason}): is it the dashboard's URL?") from error
@@ -63,16 +63,16 @@ def submit_run(definition: str, root: str, address: str, *, wait: bool) -> int:
     try:
         asyncio.run(follow())
     except KeyboardInterrupt:
-        print(f"Stopped following; the job goes on, and `ray job stop {job}` ends it.", file=sys.stderr)  # noqa: T201
+        print(f"Stopped following; the job still runs, `ray job stop {job}` stops it.", file=sys.stderr)  # noqa: T201
         return 130
     return 0 if client.get_job_status(job) == JobStatus.SUCCEEDED else 1
 
 
 def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
-    """The id of the submitted job.
+    """Submits the job and returns its id.
 
-    A head just started answers before the agent that takes jobs is up, and a busy one may hang up: so wait, and ask
-    again under the same id, which makes no second job.
+    A new head answers before its job agent is up, and a busy one may drop the connection. So it retries for
+    `AGENT_SECONDS` with the same id, which never creates a second job.
     """
     until = time.monotonic() + AGENT_SECONDS
     job = f"raysubmit_{secrets.token_hex(8)}"

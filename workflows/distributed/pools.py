@@ -1,4 +1,4 @@
-"""Pools of actors: what an operator may ask for, what it gets when it asks for nothing, and whether all of it fits."""
+"""Actor pools: their settings, their defaults, and the check that all of them fit onto the cluster."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from operators.base import Operator
 from storage.errors import UserError
 
-# A stream's reads and writes, and the filter of a resumed one, need CPUs of their own: pools that fill all of them
-# leave a stream that waits for ever.
+# Reads, writes and the filter of a resumed stream need CPUs of their own: a stream whose pools take all CPUs blocks
+# forever.
 READER_CPUS = 2
 GPU_BATCH = 16
-SHARES = (0.5, 0.25, 0.1)  # of a CPU, for actors that share what larger pools have left
+SHARES = (0.5, 0.25, 0.1)  # CPUs per actor, tried in order where larger pools leave less than one CPU
 
 
 class Pool(BaseModel):
-    """Actors that run one operator.
+    """Settings of the actors that run one operator.
 
     Attributes:
-        min: actors that are started.
-        max: actors that the pool may grow to; `min` where it is left out.
-        num_cpus: CPUs, and torch threads, per actor; a GPU actor takes less than one CPU.
+        min: actors at the start.
+        max: actors that the pool may grow to; `min` by default.
+        num_cpus: CPUs, and torch threads, per actor; below 1 for a GPU actor.
         num_gpus: GPUs per actor; may be a fraction.
         batch_size: rows per call.
-        max_in_flight: blocks that wait at one actor, the one at work included.
+        max_in_flight: blocks queued at one actor, including the one in work.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +52,7 @@ class Pool(BaseModel):
 
     @property
     def largest(self) -> int:
-        """Actors at the most."""
+        """Returns the maximum number of actors."""
         return self.min if self.max is None else self.max
 
 
@@ -61,7 +61,7 @@ REMOTE = Pool(min=2, num_cpus=0.1, batch_size=64)
 
 
 class Node(NamedTuple):
-    """What one machine has for actors and tasks."""
+    """CPUs and GPUs of one machine."""
 
     cpus: float
     gpus: float
@@ -73,10 +73,10 @@ class Step:
 
     Attributes:
         name: its section of the definition.
-        operator: what it does.
-        pool: what it asks for; None leaves that to `plan`.
-        place: where its work is done: on a `cpu`, on a `gpu` where there is one, or `remote`, so that it mostly waits.
-            A `model` is like `gpu`, but too large to be held once per CPU where there is none.
+        operator: the operator itself.
+        pool: its actor pool; None lets `plan` choose one.
+        place: `cpu`; `gpu` if the cluster has one; `remote` for an operator that mostly waits for a server; or `model`,
+            which is like `gpu` but too large to be loaded once per CPU if there is no GPU.
     """
 
     name: str
@@ -94,29 +94,29 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The names of its operators."""
+        """Returns the names of its operators, joined by `+`."""
         return "+".join(step.name for step in self.steps)
 
 
 def plan(steps: Sequence[Step], nodes: Sequence[Node], *, blocks: int) -> list[Group]:
-    """Give every operator a pool.
+    """Assigns every operator to a pool.
 
-    An operator with a pool of its own runs there. One that a GPU would serve gets an equal share of the GPUs, and one
-    that waits for a server gets `REMOTE`, so that no CPU waits with it; a large model without a GPU gets one actor with
-    half the CPUs of a node. All others run beside their neighbours: one actor per free CPU holds the whole run of them,
-    so that pixels never leave the process that decoded them, and every CPU has work, whichever operator is slow.
+    An operator with a configured pool keeps it. GPU operators share the GPUs equally. Remote operators get `REMOTE`, so
+    that they occupy no whole CPU. A large model without a GPU gets one actor with half the CPUs of a node. Neighbouring
+    operators without a pool run together, in one actor per free CPU: pixels never leave the process that decoded them,
+    and every CPU has work, whichever operator is slow.
 
     Args:
-        steps: of the stream, in order.
-        nodes: what there is.
-        blocks: of rows to compute; actors beyond their number would have nothing to do.
+        steps: operators of the stream, in order.
+        nodes: machines of the cluster.
+        blocks: blocks of rows to compute, an upper bound for the number of shared actors.
 
     Raises:
-        UnschedulableError: there is no room for what the definition asks for.
+        UnschedulableError: the configured pools do not fit onto the nodes.
     """
     try:
         return _plan([_with_pool(step, steps, nodes) for step in steps], nodes, blocks)
-    except UnschedulableError:  # GPUs that lie where no CPU is free
+    except UnschedulableError:  # the GPUs are on nodes without a free CPU
         without = [Node(node.cpus, 0) for node in nodes]
         return _plan([_with_pool(step, steps, without) for step in steps], nodes, blocks)
 
@@ -128,8 +128,8 @@ def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Gro
             runs[-1].append(step)
         else:
             runs.append([step])
-    asked = [Group(tuple(run), run[0].pool) for run in runs if run[0].pool]
-    check_fits(asked, nodes)
+    fixed = [Group(tuple(run), run[0].pool) for run in runs if run[0].pool]
+    check_fits(fixed, nodes)
     cpus = int(sum(node.cpus for node in nodes))
     sizes = [Pool(min=actors) for actors in range(max(1, min(cpus - READER_CPUS, blocks)), 0, -1)]
     for shared in [*sizes, *(Pool(num_cpus=share) for share in SHARES)]:
@@ -140,10 +140,10 @@ def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Gro
             continue
         return groups
     others = ", ".join(step.name for step in steps if step.pool is None)
-    if not asked:
+    if not fixed:
         raise UnschedulableError(None, f"finds no CPU for {others}: {_room(nodes)}")
-    largest = max(asked, key=lambda group: group.pool.largest * group.pool.num_cpus)
-    raise UnschedulableError(largest, f"{_wish(largest.pool)} and leaves no CPU to {others}: {_room(nodes)}")
+    largest = max(fixed, key=lambda group: group.pool.largest * group.pool.num_cpus)
+    raise UnschedulableError(largest, f"{_request(largest.pool)} and leaves no CPU to {others}: {_room(nodes)}")
 
 
 def _with_pool(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step:
@@ -162,7 +162,7 @@ def _with_pool(step: Step, steps: Sequence[Step], nodes: Sequence[Node]) -> Step
 
 
 def check_fits(groups: Sequence[Group], nodes: Sequence[Node]) -> None:
-    """Pack every actor of every pool onto the nodes, the largest first, and keep CPUs for the readers.
+    """Checks that all actors fit onto the nodes beside the readers, placing the largest first.
 
     Raises:
         UnschedulableError: a pool cannot be placed.
@@ -178,20 +178,20 @@ def check_fits(groups: Sequence[Group], nodes: Sequence[Node]) -> None:
         for placed in range(pool.largest):
             room_ = next((n for n in free if n[0] >= pool.num_cpus - 1e-9 and n[1] >= pool.num_gpus - 1e-9), None)
             if room_ is None:
-                raise UnschedulableError(group, f"{_wish(pool)} and there is room for {placed}: {_room(nodes)}")
+                raise UnschedulableError(group, f"{_request(pool)} and there is room for {placed}: {_room(nodes)}")
             room_[0] -= pool.num_cpus
             room_[1] -= pool.num_gpus
 
 
 class UnschedulableError(UserError):
-    """A pool that cannot be scheduled; `group` is None where there is no room even for the readers."""
+    """A pool cannot be scheduled; `group` is None if even the readers do not fit."""
 
     def __init__(self, group: Group | None, reason: str) -> None:
         super().__init__(reason)
         self.group = group
 
 
-def _wish(pool: Pool) -> str:
+def _request(pool: Pool) -> str:
     gpus = f" and {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
     return f"asks for {pool.largest} actors of {pool.num_cpus:g} CPUs{gpus} each"
 

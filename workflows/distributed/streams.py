@@ -1,8 +1,8 @@
-"""A stream of operators over Ray Data: resumable by row, every row with its outcome.
+"""Streams of operators on Ray Data: resumable by row, every row with its outcome.
 
-The recipe is measured; other ways lose rows. Blocks of `commit_rows` are cut right after the read, because a block is
-the unit that commits. Kept and rejected rows leave through one sink, because a second branch would compute everything
-twice. A resumed stream appends behind Ray's row-level checkpoint, which is kept under the stage's fingerprint.
+This recipe was measured; other ways lose rows. Blocks of `commit_rows` are cut right after the read, because a block is
+the unit that commits. Kept and rejected rows go to one sink, because a second branch would compute everything twice. A
+resumed stream appends, using Ray's row-level checkpoint, which is kept under the stage's fingerprint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TURN_S = 0.2
 
 
 class _Worker:
-    """What an actor holds: operators, set up once. Ray bounds its threads by `num_cpus` (OMP_NUM_THREADS)."""
+    """Applies operators in an actor and sets them up once. Ray bounds its threads by `num_cpus` (OMP_NUM_THREADS)."""
 
     def __init__(self, operators: Sequence[Operator], columns: list[str]) -> None:
         self._operators, self._columns = operators, columns
@@ -46,9 +46,10 @@ class _Worker:
 
 
 class _Pace:
-    """Slows the scheduling of a stream down, whose loop turns ten times a second and takes 7 % of a core for that.
+    """Slows down the scheduling loop of a stream, which would run ten times a second and take 7 % of a core.
 
-    Blocks take seconds, and every actor has the next one waiting. Ray Data calls these methods by name.
+    This costs no throughput: blocks take seconds, and every actor has the next one queued. Ray Data calls these methods
+    by name.
     """
 
     def on_execution_step(self, executor: object) -> None:
@@ -71,21 +72,21 @@ def stream(
     no_progress_timeout_s: float,
     on_rows: Callable[[int], None],
 ) -> None:
-    """Send the rows of a Parquet folder with unique `item_id` through operators into `sink`/rows.
+    """Applies operators to the rows of a Parquet folder with unique `item_id` and writes them to `sink`/rows.
 
-    What an earlier attempt has committed under `sink` is not computed again.
+    Rows that an earlier attempt committed under `sink` are not computed again.
 
     Args:
         source: URI of the Parquet folder.
         groups: operators in order, in their pools.
         sink: URI of the stream's own folder: `rows/outcome=kept|rejected/` and `marks/`.
-        columns: what is written, beside `outcome` and `issues`.
-        commit_rows: rows per block, and so the most that one block in flight can lose.
-        no_progress_timeout_s: a stream that commits nothing for so long is ended; loading models is part of it.
-        on_rows: called from time to time with the number of committed rows.
+        columns: columns to write, beside `outcome` and `issues`.
+        commit_rows: rows per block; a block in flight is lost when the run is killed.
+        no_progress_timeout_s: seconds without a committed row, the loading of models included, that end the stream.
+        on_rows: called every few seconds with the number of committed rows.
 
     Raises:
-        UserError: the settings of an operator cannot work, or the stream stood still.
+        UserError: the settings of an operator cannot work, or the stream made no progress.
     """
     import ray.data
     import ray.data.exceptions
@@ -93,12 +94,12 @@ def stream(
     from ray.data import SaveMode
     from ray.data.checkpoint import CheckpointConfig
 
-    context = _settings()  # also for the marks of a resumed stream, which Ray reads
+    context = _settings()  # applies to the marks of a resumed stream, too, which Ray reads
     context.checkpoint_config = CheckpointConfig(
         id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
     )
     context.execution_no_progress_timeout_s = no_progress_timeout_s
-    context.raise_original_map_exception = True  # so that an operator's UserError is found again
+    context.raise_original_map_exception = True  # keeps an operator's UserError as the cause
     context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
     fs, path = files.filesystem(files.join(sink, "rows"))
     with ray.data.DataContext.current(context), _watch(sink, on_rows):
@@ -129,18 +130,18 @@ def stream(
             raise
         except ray.data.exceptions.ExecutionTimeoutError as error:
             raise UserError(
-                f"No rows were finished for {no_progress_timeout_s:g} s: look at the models and endpoints, lower "
-                "batch_size, or raise stages.interpret.no_progress_timeout_s; the same command then goes on."
+                f"No rows were finished for {no_progress_timeout_s:g} s: check the models and endpoints, lower "
+                "batch_size, or raise stages.interpret.no_progress_timeout_s; the same command then resumes."
             ) from error
 
 
 def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
-    """Rows that are committed under `sink`; `known` remembers the files that were counted before.
+    """Counts the rows committed under `sink`; `known` caches the counts of files between calls.
 
-    Ray marks a block first as pending, and renames the mark once the rows are written.
+    Ray first marks a block as pending and renames the mark once the rows are written.
     """
     fs, path = files.filesystem(files.join(sink, "marks"))
-    fs.invalidate_cache(path)  # remote stores remember listings
+    fs.invalidate_cache(path)  # remote stores cache listings
     counts = {} if known is None else known
     marks = [name for name in fs.glob(f"{path}/*.parquet") if not name.endswith(".pending.parquet")]
     for name in marks:
@@ -148,13 +149,13 @@ def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
             try:
                 with fs.open(name, "rb") as stream_:
                     counts[name] = pq.ParquetFile(stream_).metadata.num_rows
-            except (OSError, pa.ArrowInvalid):  # being written, or withdrawn by a retry
+            except (OSError, pa.ArrowInvalid):  # still being written, or removed by a retry
                 continue
     return sum(counts.get(name, 0) for name in marks)
 
 
 def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The committed rows of one outcome, in batches."""
+    """Yields the committed rows of one outcome in batches."""
     if outcome not in (KEPT, REJECTED):
         raise ValueError(outcome)
     uri = files.join(sink, "rows", f"outcome={outcome}")
@@ -164,7 +165,7 @@ def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.
 
 @contextmanager
 def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> Iterator[None]:
-    """Report the committed rows while the body runs."""
+    """Reports the number of committed rows while the body runs."""
     done = threading.Event()
     known: dict[str, int] = {}
 
@@ -183,10 +184,10 @@ def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> I
 
 
 def parquet_rows(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
-    """The rows of a Parquet folder; Ray has to run, since a sample of them is read at once."""
+    """Returns the rows of a Parquet folder; requires a running Ray, which reads a sample at once."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a stream is raised
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
     fs, path = files.filesystem(uri)
     with ray.data.DataContext.current(_settings()):
         return ray.data.read_parquet(path, filesystem=_arrow_filesystem(fs), columns=columns)
@@ -196,13 +197,13 @@ def _settings() -> ray.data.DataContext:
     import ray.data
 
     context = ray.data.DataContext.get_current().copy()
-    context.use_datasource_v2 = False  # asks for 32 actors to read footers, which cost more than a read of ours
+    context.use_datasource_v2 = False  # would start 32 actors to read footers, which costs more than the whole read
     context.enable_progress_bars = False
     return context
 
 
 def _arrow_filesystem(fs: object) -> pyarrow.fs.FileSystem:
-    """An fsspec filesystem for Ray Data."""
+    """Wraps an fsspec filesystem for Ray Data."""
     if getattr(fs, "protocol", None) in ("file", ("file", "local")):
         return pyarrow.fs.LocalFileSystem()
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

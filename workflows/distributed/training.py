@@ -1,8 +1,8 @@
-"""Fits on Ray Train: one training loop on every worker, its reported metrics back.
+"""Fits on Ray Train: runs one training loop on every worker and returns its reported metrics.
 
 A loop is a module-level function `loop(config)`. It runs once per worker inside a torch process group (gloo on CPU,
-nccl on GPU), reports with `report(...)` and writes its artifact on rank 0. A loop that reports its state goes on from
-the last one that was kept when a killed run is started again: `restored()` gives it back.
+nccl on GPU), reports with `report(...)` and writes its artifact on rank 0. A loop that reports its state resumes from
+the last saved one, `restored()`, when a killed run is started again.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from storage.errors import UserError
 from storage.run import RunDir
 
 POLL_S = 1.0
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what the user can mend
-STATE, HISTORY = "state.safetensors", "history.json"  # of a checkpoint
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that the user can fix
+STATE, HISTORY = "state.safetensors", "history.json"  # files of a checkpoint
 T = TypeVar("T")
 
-_history: list[dict[str, Any]] = []  # what this worker has reported
-_kept_at = 0.0  # when a state was kept last
+_history: list[dict[str, Any]] = []  # reports of this worker
+_kept_at = 0.0  # monotonic time of the last saved state, in seconds
 
 
 class Fit(NamedTuple):
-    """What rank 0 reported: the last metrics, and all of them in order."""
+    """Reports of rank 0: the last metrics, and all of them in order."""
 
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
 
 
 class TrainingError(RuntimeError):
-    """A worker failed; the message names the fit, the rank and what was raised there."""
+    """A worker failed; the message names the fit, the rank and the exception."""
 
 
 def fit(
@@ -68,20 +68,20 @@ def fit(
     datasets: dict[str, ray.data.Dataset] | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda metrics: None,
 ) -> Fit:
-    """Run `loop(config)` on every worker of the running Ray cluster and wait for the end.
+    """Runs `loop(config)` on every worker of the running Ray cluster and waits until it ends.
 
     Python, NumPy and torch are seeded with `config["seed"]` + rank and torch gets `cpus_per_worker` threads before
     the loop starts. A worker's exception ends the fit.
 
     Args:
         loop: module-level function, called as `loop(config)`.
-        config: plain values only, among them `seed`; they travel to every worker, so pass the URIs of data.
-        workers: processes, each with `cpus_per_worker` CPUs and, with `use_gpu`, one GPU.
-        run: checkpoints that the loop reports go to its `checkpoints/` folder.
-        name: folder in there, `stage/fingerprint`. A fit goes on from the checkpoints it finds under its name: the
-            stage's fingerprint tells one configuration from the next, and the stage's end clears the stage's folder.
-        datasets: whose rows are shared out among the workers, as `ray.train.get_dataset_shard(name)`.
-        progress: called in this process, on a thread of its own, with rank 0's newest report about once a second.
+        config: plain values only, including `seed`; they are sent to every worker, so pass the URIs of data.
+        workers: number of processes, each with `cpus_per_worker` CPUs and, with `use_gpu`, one GPU.
+        run: the run whose `checkpoints/` folder receives the reported states.
+        name: subfolder for them, `stage/fingerprint`. A fit resumes from the checkpoints under its name; the
+            fingerprint separates configurations, and the runner removes the stage's folder when the stage ends.
+        datasets: Ray Data sets to split among the workers, read by `ray.train.get_dataset_shard(name)`.
+        progress: called in this process, on a separate thread, with rank 0's latest report about once a second.
 
     Raises:
         UserError: a worker raised one.
@@ -89,7 +89,7 @@ def fit(
     """
     fs, path = files.filesystem(run.uri("checkpoints"))
     newest = run.uri("checkpoints", name, "newest.json")
-    # type checkers see the older Train V1 behind these names, hence the ignores
+    # type checkers see the older Train V1 under these names, hence the ignores
     trainer = TorchTrainer(
         _per_worker,  # type: ignore[arg-type]
         train_loop_config={"loop": loop, "config": config, "threads": max(1, int(cpus_per_worker))},
@@ -99,7 +99,7 @@ def fit(
             resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         datasets=dict(datasets or {}),
-        dataset_config=_AllRows() if datasets else None,  # its process would import torch only to unpickle this
+        dataset_config=_AllRows() if datasets else None,  # unpickling it imports torch in another process
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=path,
@@ -134,12 +134,12 @@ def shard(name: str, batch_rows: int) -> Iterator[pa.Table]:
 
 
 def report(metrics: dict[str, Any], save: Callable[[Path], None] | None = None, *, every_s: float = 30.0) -> None:
-    """Report plain numbers from inside a loop. Every rank has to call it equally often.
+    """Reports plain numbers from inside a loop. Every rank must call it equally often.
 
     Args:
         metrics: plain values.
-        save: writes the state to go on from into a folder, on every rank its own part; called where the last state is
-            `every_s` seconds old.
+        save: writes the state to resume from into a folder, each rank its own part.
+        every_s: seconds after the last saved state until `save` is called again.
     """
     global _kept_at
     _history.append(metrics)
@@ -157,18 +157,18 @@ def report(metrics: dict[str, Any], save: Callable[[Path], None] | None = None, 
 
 
 def _due(every_s: float) -> bool:
-    """Whether rank 0's last state is old enough: every rank has to write its part of the same state."""
+    """Returns rank 0's decision whether to save now, because every rank must write its part of the same state."""
     due = torch.tensor(time.monotonic() - _kept_at >= every_s, device=ray.train.torch.get_device())
     return bool(broadcast(due))
 
 
 def restored(load: Callable[[Path], T]) -> T | None:
-    """What `load` makes of the last state that a killed attempt has kept, on every rank; None where there is none.
+    """Returns `load(folder)` of the last state that a killed attempt saved, on every rank; None without one.
 
-    The reports that led to it count as this attempt's.
+    The reports up to that state become part of this attempt's history.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the state is damaged.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
@@ -182,27 +182,27 @@ def restored(load: Callable[[Path], T]) -> T | None:
 
 
 def reported() -> list[dict[str, Any]]:
-    """What the loop has reported on this worker so far, with what had led to the state that it goes on from."""
+    """Returns the reports of this worker so far, including those before the state that it resumed from."""
     return list(_history)
 
 
 def save_tensors(snapshot: Callable[[], dict[str, torch.Tensor]], folder: Path) -> None:
-    """Write rank 0's tensors as a state; the other ranks write nothing."""
+    """Writes rank 0's tensors as a state; the other ranks write nothing."""
     if ray.train.get_context().get_world_rank() == 0:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot().items()}
         safetensors.torch.save_file(plain, folder / STATE)
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Read what `save_tensors` wrote."""
+    """Reads the state that `save_tensors` wrote."""
     return safetensors.torch.load_file(folder / STATE)
 
 
 class _AllRows(ray.train.DataConfig):
-    """Shares out all rows, also where that is unevenly, and in every attempt the same to each worker.
+    """Splits all rows among the workers, unevenly if needed, and the same way in every attempt.
 
-    Ray Train's own cuts what is too much for equal shares; and what a worker adds up would differ by rounding. On
-    another number of CPUs Ray Data cuts other blocks, and the shares differ.
+    Ray Train's default drops the rows beyond equal shares, and shares that vary would change sums by rounding. The
+    split depends on the number of CPUs, from which Ray Data derives its blocks.
     """
 
     def __init__(self) -> None:
@@ -211,7 +211,7 @@ class _AllRows(ray.train.DataConfig):
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """One iterator per worker and data set."""
+        """Returns one iterator per worker and data set."""
         shares: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             rows = dataset.copy(dataset)
@@ -235,7 +235,7 @@ def _per_worker(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class _Newest(UserCallback):
-    """Keeps rank 0's newest report in a file; Ray Train calls it in its controller, a process elsewhere."""
+    """Writes rank 0's latest report to a file; Ray Train calls it in its controller, a separate process."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -246,18 +246,18 @@ class _Newest(UserCallback):
 
 @contextmanager
 def _followed(uri: str, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `progress` with every content of a JSON file that a look once a second finds, the last one included."""
-    files.remove(uri)  # a killed attempt may have left it
+    """Polls a JSON file once a second and calls `progress` with each new content, the last one included."""
+    files.remove(uri)  # a killed attempt may have left one
     done = threading.Event()
 
     def follow() -> None:
         last = None
         while True:
             ended = done.wait(POLL_S)
-            found = files.read_json(uri) if files.exists(uri) else None
-            if found is not None and found != last:
-                progress(found)
-                last = found
+            newest = files.read_json(uri) if files.exists(uri) else None
+            if newest is not None and newest != last:
+                progress(newest)
+                last = newest
             if ended:
                 return
 
@@ -271,7 +271,7 @@ def _followed(uri: str, progress: Callable[[dict[str, Any]], None]) -> Iterator[
 
 
 def one_cause(name: str, failures: dict[int, Exception]) -> Exception:
-    """The first failed rank's exception; the other ranks mostly fail because of it."""
+    """Returns the exception to raise for failed ranks: one that the user can fix, or the first rank's by number."""
     causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
     for cause in causes.values():
         if isinstance(cause, UserError) or (isinstance(cause, OSError) and cause.errno in NO_ROOM):
@@ -282,7 +282,7 @@ def one_cause(name: str, failures: dict[int, Exception]) -> Exception:
 
 @contextmanager
 def _interrupts_restored() -> Iterator[None]:
-    """Ray Train leaves its own Ctrl-C handler behind, which calls a controller that is gone."""
+    """Restores the Ctrl-C handler: Ray Train leaves its own behind, which calls a controller that has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

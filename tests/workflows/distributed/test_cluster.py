@@ -16,6 +16,6 @@ def test_a_ray_that_does_not_start_is_told_in_a_sentence(monkeypatch: pytest.Mon
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster, "local_settings", lambda cpus: {})
-    told = r"^Ray did not start here \(The current node timed out during startup\.\): run again when less is at work\.$"
-    with pytest.raises(UserError, match=told):
+    said = r"did not start here \(The current node timed out during startup\.\): retry when the machine is less busy\.$"
+    with pytest.raises(UserError, match=f"^Ray {said}"):
         cluster.connect("local", 2)
