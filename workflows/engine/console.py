@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar on a terminal, plain lines in a log; all of it on stderr."""
+"""The output of a running workflow on stderr: a progress bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ LINE_EVERY_S = 10.0
 
 
 class Reporter:
-    """Lines and progress of one run."""
+    """Prints the lines and the progress of one run."""
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
-        """Say one line."""
+        """Prints one line, with the time of day if stderr is not a terminal."""
         stamp = "" if self._console.is_terminal else time.strftime("%H:%M:%S ")
         self._console.print(f"{stamp}{text}", markup=False)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageProgress]:
-        """Progress of one stage."""
+        """Yields the progress of one stage."""
         if not self._console.is_terminal:
             yield StageProgress(self, name, None)
             return
@@ -36,7 +36,7 @@ class Reporter:
 
 
 class StageProgress:
-    """Counts steps of a known total: rows, batches or epochs."""
+    """Shows how many steps (rows, batches or epochs) of a total are done."""
 
     def __init__(self, reporter: Reporter, name: str, bar: Progress | None) -> None:
         self._reporter, self._name, self._bar = reporter, name, bar
@@ -44,7 +44,7 @@ class StageProgress:
         self._last = self._started = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
+        """Shows `done` of `total`; in a log at most every `LINE_EVERY_S` seconds."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
         elif time.monotonic() - self._last >= LINE_EVERY_S:

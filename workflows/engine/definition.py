@@ -1,4 +1,4 @@
-"""Workflow definitions: YAML, `--set` overrides, and errors that say what to write instead."""
+"""Workflow definitions: YAML, `--set` overrides, and errors that name the correction."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ GIVES_SIDS = ("ingest", "interpret", "project", "quantize")  # stages after whic
 
 
 class Definition(BaseModel):
-    """A workflow: what to read, which stages to run, and every setting of theirs.
+    """A workflow: its catalogue, its stages and their settings.
 
     Attributes:
-        name: of the workflow; the run directory defaults to `runs/<name>`.
-        seed: of every draw in the run.
+        name: name of the workflow; the run directory defaults to `runs/<name>`.
+        seed: seed of all random draws in the run.
         catalog: URI of the catalogue.
-        split: of the log, the same for every stage that learns from it or scores on it.
+        split: split of the log, the same for every stage that trains or evaluates on it.
         stages: settings by stage name; a stage that is not named does not run.
     """
 
@@ -61,24 +61,24 @@ class Definition(BaseModel):
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def where(self, key: str) -> str:
-        """Where a key, or the nearest one above it that was written, stands: `FILE:LINE`, or its `--set`."""
+        """Returns the `FILE:LINE` or the `--set` of a key, or of its nearest parent that was written."""
         while key and key not in self._places:
             key = key.rpartition(".")[0]
         return self._places.get(key, self.name)
 
     @property
     def configs(self) -> dict[str, StageConfig]:
-        """The settings of the stages that run, in the order in which they run."""
+        """Returns the settings of the stages that run, in the order in which they run."""
         named = {name: getattr(self.stages, name) for name in ORDER}
         return {name: config for name, config in named.items() if config is not None}
 
 
 def load(path: str, overrides: list[str]) -> Definition:
-    """Read a definition and apply `a.b=c` overrides, whose values are YAML.
+    """Reads a definition and applies `a.b=c` overrides, whose values are YAML.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown, a value is of the wrong kind, or a stage lacks one
-            that it reads from.
+        UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type, or a stage that
+            another one reads from is missing.
     """
     text = _read(path)
     definition = resolve(_apply_overrides(_parse(text, path), overrides), source=path)
@@ -90,7 +90,7 @@ def load(path: str, overrides: list[str]) -> Definition:
 
 
 def resolve(raw: Any, source: str) -> Definition:
-    """Validate a definition that is already parsed."""
+    """Validates a parsed definition; `source` names it in errors."""
     if not isinstance(raw, dict):
         raise UserError(f"{source} must be a YAML mapping with the keys name, seed, catalog, split and stages.")
     if isinstance(raw.get("stages"), dict):  # `ingest:` without settings means its defaults
@@ -134,7 +134,7 @@ def finished_definition(run: RunDir) -> Definition:
 
 
 def dump(definition: Definition) -> str:
-    """The resolved definition as YAML, every default spelled out."""
+    """Returns the resolved definition as YAML, including all defaults."""
     stages = {name: config.model_dump(mode="json") for name, config in definition.configs.items()}
     plain = {**definition.model_dump(mode="json", exclude={"stages"}), "stages": stages}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
@@ -166,12 +166,12 @@ def _parse(text: str, path: str) -> Any:
 
 
 def _lines(node: yaml.Node | None, path: str, above: str = "") -> dict[str, str]:
-    """`FILE:LINE` of every key of a YAML document, by its dotted path."""
-    found: dict[str, str] = {}
+    """Returns the `FILE:LINE` of every key of a YAML document, by dotted path."""
+    places: dict[str, str] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         name = f"{above}.{key.value}" if above else str(key.value)
-        found |= {name: f"{path}:{key.start_mark.line + 1}", **_lines(value, path, name)}
-    return found
+        places |= {name: f"{path}:{key.start_mark.line + 1}", **_lines(value, path, name)}
+    return places
 
 
 def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
@@ -198,7 +198,7 @@ def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem as one sentence; an unknown key names the nearest valid one."""
+    """Returns the first problem as one sentence; for an unknown key it suggests the nearest valid one."""
     problem = error.errors()[0]
     parts = _walk(model, problem["loc"])[0]
     path = ".".join(parts)
@@ -230,7 +230,7 @@ def _nearest(key: str, valid: list[str]) -> str:
 
 
 def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
-    """The keys of a problem's place, without the tags of unions among them, and the keys that are valid there."""
+    """Returns the keys of a problem's location, without the tags of unions, and the keys that are valid there."""
     current: list[type[BaseModel]] = [model]
     parts = []
     for part in loc:
@@ -245,16 +245,16 @@ def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list
 
 
 def _models_in(*annotations: Any) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
+    models: list[type[BaseModel]] = []
     for annotation in annotations:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
-        found += _models_in(*getattr(annotation, "__args__", ()))
-    return found
+            models.append(annotation)
+        models += _models_in(*getattr(annotation, "__args__", ()))
+    return models
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    """What tells a model from the others of its union: the values of the key that names it."""
+    """Returns the values of a model's discriminator key, which tell it from the others of its union."""
     for name in ("backend", "kind", "name"):
         field = model.model_fields.get(name)
         if field and get_origin(field.annotation) is Literal:

@@ -1,4 +1,4 @@
-"""Artifacts that a run takes over from an earlier one instead of fitting its own."""
+"""Artifacts that a run copies from an earlier one instead of fitting its own."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from storage.run import RunDir
 
 
 def check_frozen(frozen: str, root: str, stage: str) -> None:
-    """Find an earlier run that cannot be taken over from.
+    """Checks that the artifacts of an earlier run can be used.
 
     Raises:
-        UserError: it is this very run, or there is none, or it has not finished the stage.
+        UserError: the run is this very run, does not exist, or has not finished the stage.
     """
     if files.absolute(frozen) == files.absolute(root):
         raise UserError(f"stages.{stage}.frozen names this very run: name an earlier one.")
-    if found := first_unfinished(frozen, [stage]):
+    if unfinished := first_unfinished(frozen, [stage]):
         raise UserError(
-            f"stages.{stage}.frozen names {frozen}, whose stage {stage} is {found[1]}: finish that run first."
+            f"stages.{stage}.frozen names {frozen}, whose stage {stage} is {unfinished[1]}: finish that run first."
         )
 
 
 def frozen_identity(frozen: str | None, *parts: str) -> dict[str, Any] | None:
-    """What a stage takes over, by content: digests of all files in some folders of an earlier run."""
+    """Returns digests of all files in the given folders of an earlier run; None without a run."""
     if frozen is None:
         return None
-    found: dict[str, Any] = {}
+    digests: dict[str, Any] = {}
     for part in parts:
         fs, path = files.filesystem(RunDir(frozen).uri(*part.split("/")))
         names = sorted(fs.find(path)) if fs.exists(path) else []
-        found[part] = [xxhash.xxh3_64_hexdigest(fs.cat_file(name)) for name in names]
-    return found
+        digests[part] = [xxhash.xxh3_64_hexdigest(fs.cat_file(name)) for name in names]
+    return digests

@@ -1,4 +1,4 @@
-"""What is looked at before any work: the catalogue, the run directory, stage names, and what the pools ask for."""
+"""Checks before any work: the catalogue, the run directory, stage names, models and pools."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError
 from workflows.engine.definition import Definition
 from workflows.engine.registry import ORDER, stage
 
-LARGE = 1 << 40  # rows of a stream that is to have all the actors it can get
+LARGE = 1 << 40  # rows of a stream that gets as many actors as fit
 
 
 def preflight(
     definition: Definition, root: str, start: str | None = None, until: str | None = None, address: str = "local"
 ) -> Manifest:
-    """Find what is wrong before any work; return the run's manifest, a new one where there is none.
+    """Checks a workflow before any work and returns the run's manifest, or a new one.
 
     Raises:
         UserError: the catalogue cannot be read or its timestamps do not suit the split, the run directory belongs to
-            another workflow or cannot be written, a stage name is unknown, a model cannot work on this machine, or
-            there is not what the pools ask for.
+            another workflow or cannot be written, a stage name is unknown, a model cannot work on this machine, or the
+            pools do not fit.
     """
     for option, named in (("--from", start), ("--until", until)):
         if named is not None and named not in definition.configs:
@@ -41,7 +41,7 @@ def preflight(
         raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")
     if address != "local":
         cluster.check_reachable(address)
-    else:  # a cluster's nodes have models and keys of their own
+    else:  # on a cluster, models and keys are on its nodes
         for name, config in definition.configs.items():
             stage(name).check(config, root)
     _check_pools(definition, cluster.nodes(address))
@@ -49,7 +49,7 @@ def preflight(
 
 
 def _check_log(definition: Definition) -> None:
-    """The catalogue has the tables that the stages read, and timestamps that the split can go by."""
+    """Checks that the catalogue has the tables that the stages read and timestamps that suit the split."""
     splits = any(config.reads_split() for config in definition.configs.values())
     tables.check(definition.catalog, needs_interactions=splits)
     if splits and definition.split.kind == "time" and tables.timestamps(definition.catalog) == "order":
@@ -60,7 +60,7 @@ def _check_log(definition: Definition) -> None:
 
 
 def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
-    """CPUs of a Ray on this machine: enough for the workers of every fit, and for readers beside them."""
+    """Returns the CPUs of a local Ray: enough for the workers of every fit, plus those for the readers."""
     needs = [sum(node.cpus for node in nodes) - READER_CPUS]
     for name, config in definition.configs.items():
         if (resources := stage(name).resources(config)) is not None:
@@ -69,14 +69,14 @@ def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
 
 
 def needs_ray(definition: Definition, name: str, nodes: Sequence[Node]) -> bool:
-    """Tell whether a stage fits or streams anything on Ray."""
+    """Returns whether a stage fits or streams anything on Ray."""
     config = definition.configs[name]
     groups = stage(name).groups(config, definition.catalog, nodes, rows=LARGE)
     return bool(groups) or stage(name).resources(config) is not None
 
 
 def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
-    """One line for every pool: the operators in it, its actors, and what each of them gets."""
+    """Returns one line per pool: its actors, their CPUs, GPUs and batch size, and its operators."""
     lines = []
     for name, config in definition.configs.items():
         for group in stage(name).groups(config, definition.catalog, nodes, rows=LARGE):
@@ -90,7 +90,7 @@ def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
 
 
 def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
-    """Refuse now what no node can give: an unsatisfiable pool would block forever."""
+    """Fails now if pools or fits do not fit onto the nodes: an unsatisfiable pool would block forever."""
     for name, config in definition.configs.items():
         try:
             stage(name).groups(config, definition.catalog, nodes, rows=LARGE)
@@ -98,13 +98,11 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
             first = error.group.steps[0].name if error.group else ""
             written = first and getattr(config, first).pool is not None
             key = f"stages.{name}.{first}.pool" if written else f"stages.{name}"
-            raise UserError(
-                f"{definition.where(key)}: {key} {error}. Lower what pools ask for, or add CPUs."
-            ) from error
+            raise UserError(f"{definition.where(key)}: {key} {error}. Make the pools smaller, or add CPUs.") from error
         resources, present = stage(name).resources(config), sum(node.gpus for node in nodes)
         if resources is not None and resources.gpus > present:
             key = f"stages.{name}"
             raise UserError(
-                f"{definition.where(key)}: {key} asks for {resources.gpus:g} GPUs and there are {present:g}: lower "
-                "what it asks for, or run on a cluster with --address."
+                f"{definition.where(key)}: {key} asks for {resources.gpus:g} GPUs and there are {present:g}: use "
+                "fewer GPUs, or run on a cluster with --address."
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from workflows.engine.stage import Stage
 
-# Where each stage is defined, as entry points are: a command imports only the stages that it needs.
+# Entry points of the stages, so that a command imports only the stages that it needs.
 STAGES = {
     "ingest": "workflows.stages.ingest:IngestStage",
     "interpret": "workflows.stages.interpret.stage:InterpretStage",
@@ -27,7 +27,7 @@ ORDER = tuple(STAGES)
 
 @functools.cache
 def stage(name: str) -> Stage[Any]:
-    """Return the stage of a name, importing it at the first call."""
+    """Returns the stage of a name and imports it at the first call."""
     module, _, kind = STAGES[name].partition(":")
-    found: Stage[Any] = getattr(importlib.import_module(module), kind)()
-    return found
+    instance: Stage[Any] = getattr(importlib.import_module(module), kind)()
+    return instance

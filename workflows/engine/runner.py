@@ -1,8 +1,7 @@
-"""The runner: which stages are up to date, which go on, which run anew.
+"""The runner: skips, resumes or reruns each stage of a workflow.
 
-A stage's fingerprint is the hash of its settings, of the versions of its code, of the split of the log where it reads
-it, and of the fingerprints of its inputs.
-Same and complete: skipped. Same and incomplete: gone on from. Different: run anew.
+A stage's fingerprint is the hash of its settings, of the versions of its code, of the split of the log if it reads it,
+and of the fingerprints of its inputs. Same and complete: skipped. Same and incomplete: resumed. Different: run anew.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ def execute(
     until: str | None = None,
     address: str = "local",
 ) -> Manifest:
-    """Bring a run up to date with its definition.
+    """Brings a run up to date with its definition and returns its manifest.
 
     Args:
         definition: the workflow.
         root: URI of the run directory.
-        start: run this stage and all after it anew, even where they are complete.
+        start: run this stage and all after it anew, even if they are complete.
         until: last stage to run.
-        address: the Ray to use, see `cluster.connect`.
+        address: the Ray cluster to use, see `cluster.connect`.
 
     Raises:
-        UserError: something that the user can mend, found before any work wherever that is possible.
+        UserError: an error that the user can fix, raised before any work if possible.
     """
-    root = files.absolute(root)  # workers stand elsewhere
+    root = files.absolute(root)  # workers have another current directory
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
     manifest = preflight(definition, root, start, until, address)
     fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
@@ -97,10 +96,10 @@ def _stages_to_run(
 
 @contextmanager
 def _only_driver(root: str) -> Iterator[None]:
-    """Hold a local run directory against a second driver, which would append the same rows; death lets go of it.
+    """Locks a local run directory against a second driver, which would append the same rows, until this process ends.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds the lock.
     """
     fs, path = files.filesystem(root)
     if "file" not in fs.protocol:
@@ -116,9 +115,9 @@ def _only_driver(root: str) -> Iterator[None]:
 
 
 def _forget_stale(manifest: Manifest, fingerprints: dict[str, str], *, forced: str | None) -> None:
-    """Set stages back to pending whose inputs have changed or are about to, or that the definition no longer names.
+    """Sets stages to pending that are out of date, are about to be, or are no longer in the definition.
 
-    A run that ends early must not hide it.
+    This comes before any work, so that a run that ends early does not show them as complete.
     """
     manifest.stages = {name: manifest.stages[name] for name in ORDER if name in manifest.stages}
     for name, entry in manifest.stages.items():
@@ -129,10 +128,10 @@ def _forget_stale(manifest: Manifest, fingerprints: dict[str, str], *, forced: s
 
 
 def _fingerprints(definition: Definition) -> dict[str, str]:
-    found: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     for name, config in definition.configs.items():
         declared = stage(name)
-        inputs = list(found) if declared.reads_all else declared.reads
+        inputs = list(fingerprints) if declared.reads_all else declared.reads
         identity = {
             "stage": name,
             "version": declared.version,
@@ -140,12 +139,12 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
             "operators": {operator.__name__: operator.version for operator in declared.operators},
             "config": config.identity(),
             "seed": definition.seed if declared.seeded else None,
-            "inputs": [found[needed] for needed in inputs] or tables.signature(definition.catalog),
+            "inputs": [fingerprints[needed] for needed in inputs] or tables.signature(definition.catalog),
         }
         if config.reads_split():
             identity["split"] = definition.split.model_dump(mode="json")
-        found[name] = fingerprint(json.dumps(identity, sort_keys=True))
-    return found
+        fingerprints[name] = fingerprint(json.dumps(identity, sort_keys=True))
+    return fingerprints
 
 
 def _context(
@@ -213,5 +212,5 @@ def _check_result(name: str, result: Result, config: StageConfig) -> None:
         if limit is not None and count > limit * result.rows_in:
             raise UserError(
                 f"Stage {name} {what} {count} of {result.rows_in} rows, more than {key} = {limit} allows: read the "
-                f"reasons in rejects/{name}, then mend them and run with --from {name}, or raise stages.{name}.{key}."
+                f"reasons in rejects/{name}, then fix them and run with --from {name}, or raise stages.{name}.{key}."
             )

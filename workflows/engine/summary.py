@@ -1,4 +1,4 @@
-"""A manifest as lines for a person."""
+"""A manifest as text for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from storage import files
 from storage.manifest import Manifest
 
-KINDS = (  # what a table is about, the metric that its rows have, and its columns
+KINDS = (  # title of a table, the metric that selects its rows, and its columns
     ("clicks, test", "auc", ("auc", "user_auc", "log_loss", "ne", "calibration")),
     (
         "next items, test",
@@ -23,7 +23,7 @@ KINDS = (  # what a table is about, the metric that its rows have, and its colum
 
 
 def summary(manifest: Manifest, root: str) -> str:
-    """Stages with their counts and speeds, the headline metrics, and where the report is."""
+    """Returns the stages with counts and speeds, the headline metrics, errors, and the path of the report."""
     table = Table(title=f"{manifest.name} — {root}", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "state", "rows in", "rows out", "rejected", "degraded", "seconds", "rows/s"):
         table.add_column(column, justify="left" if column in ("stage", "state") else "right")
@@ -36,8 +36,8 @@ def summary(manifest: Manifest, root: str) -> str:
     console.print(table)
     evaluate = manifest.stages.get("evaluate")
     if evaluate is not None and evaluate.state == "complete":
-        for found in _tables(evaluate.metrics):
-            console.print(found)
+        for metrics in _tables(evaluate.metrics):
+            console.print(metrics)
     for name, entry in manifest.stages.items():
         if entry.error:
             console.print(f"{name} failed: {entry.error}", markup=False)
@@ -48,7 +48,7 @@ def summary(manifest: Manifest, root: str) -> str:
 
 
 def _tables(metrics: dict[str, dict[str, Any]]) -> Iterator[Table]:
-    """Scorers of clicks, then recommenders; slices and ratios are tables of the report."""
+    """Yields the tables of click models and of recommenders; slices and ratios are in the report only."""
     for title, decisive, columns in KINDS:
         rows = {name: values for name, values in metrics.items() if decisive in values}
         if not rows:
