@@ -1,6 +1,6 @@
 # Two commands tell the story: `make demo` and `make test`. Both set up what they need.
 PYTHON ?= python3.11
-# Address of PyTorch's own CPU index, needed where no other index offers torch's CPU build; see README, "Set-up".
+# Address of PyTorch's own CPU index, needed where no other index offers torch's CPU build; see docs/quickstart.md, "Set-up".
 TORCH_INDEX ?=
 
 VENV := .venv
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO := runs/demo
 
-.PHONY: setup demo test lint soak bench bench-setup lock clean
+.PHONY: setup demo test lint docs soak bench bench-setup lock clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+# The documentation at http://127.0.0.1:8001, rebuilt as its pages change.
+docs: setup
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
@@ -51,4 +56,4 @@ lock: setup
 	$(BIN)/python requirements/lock.py
 
 clean:
-	rm -rf $(VENV) .venv-bench runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-bench runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
