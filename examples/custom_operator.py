@@ -1,6 +1,6 @@
 """An operator of one's own, applied to a table without Ray: one bad row costs itself alone.
 
-    python examples/custom_operator.py
+python examples/custom_operator.py
 """
 
 from __future__ import annotations
