@@ -33,6 +33,7 @@ class Price(Operator):
         return pa.schema([("amount", pa.float64()), ("currency", pa.string())])
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """Add the columns to a table, rows in the same order."""
         parts = pc.split_pattern_regex(pc.utf8_trim_whitespace(table["price"]), r"\s+", max_splits=1)
         padded = [(*row, self.default_currency)[:2] for row in parts.to_pylist()]
         amounts = pa.array([float(amount) for amount, _ in padded], pa.float64())

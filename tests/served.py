@@ -1,4 +1,4 @@
-"""The routes of a finished run on a local port, in a thread of this process: what `tesserec serve` answers, without Ray."""
+"""The routes of a finished run on a local port, in a thread of this process, without Ray."""
 
 from __future__ import annotations
 

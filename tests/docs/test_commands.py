@@ -101,16 +101,15 @@ def test_a_command_works(
             assert done.stdout
         case ["curl", "-s", url, *rest] if url.startswith("localhost:8000/"):
             known = [part.replace("user-748393", "user 4").replace("item-430802", "item 2") for part in rest]
-            done = subprocess.run(
-                ["curl", "-s", "--fail", url.replace("localhost:8000", address), *known], capture_output=True, text=True
-            )
+            url = url.replace("localhost:8000", address).replace("item-430802", "item%202")
+            done = subprocess.run(["curl", "-s", "--fail", url, *known], capture_output=True, text=True)
             assert done.returncode == 0, command
             answer = json.loads(done.stdout)
             if "/recommend" in url:
                 assert len(answer["items"]) == 5
                 assert answer["unknown"] == []
             else:
-                assert answer["status"] == "ok"
+                assert answer.get("status") == "ok" or answer["item_id"] == "item 2"
         case [".venv/bin/tesserec", "sample", _, *options]:
             assert tesserec("sample", "fresh", *options)[0] == 0
         case [".venv/bin/tesserec", "import", name, source, folder]:

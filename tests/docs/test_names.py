@@ -58,7 +58,7 @@ def test_definitions_validate(page: Path) -> None:
         assert "stages" in raw, block.text
         stages = {name: settings or {} for name, settings in raw["stages"].items()}
         missing = [needed for name in stages for needed in _needs(name) if needed not in stages]
-        stages = {**dict.fromkeys(missing, {}), **stages}
+        stages = {name: {} for name in missing} | stages
         ordered = {name: stages[name] for name in ORDER if name in stages} | stages
         resolve({"name": "x", "catalog": "x", **raw, "stages": ordered}, source=name_of(page))
 
