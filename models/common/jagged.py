@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -15,6 +16,11 @@ class Jagged(NamedTuple):
     values: torch.Tensor  # int64
     offsets: torch.Tensor  # int64 [N+1]
     weights: torch.Tensor | None = None  # float32, beside the values; see `models.ranking.bags`
+
+
+def from_arrays(values: np.ndarray, offsets: np.ndarray) -> Jagged:
+    """Return integers [V] and offsets [N+1] as lists."""
+    return Jagged(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
 
 
 def gather(source: Jagged, rows: torch.Tensor) -> Jagged:

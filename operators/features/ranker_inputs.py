@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -15,16 +14,9 @@ from models.common.jagged import Jagged, gather
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
+from operators.columns import jagged_of, matrix_of, rows_of
 from operators.features.tokens import HASH, NULL_ID, table_rows
 from storage.errors import UserError
-
-
-def lists(column: pa.Array | pa.ChunkedArray) -> Jagged:
-    """A list column as tensors, straight from its Arrow buffers."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
-    return Jagged(torch.from_numpy(values), torch.from_numpy(offsets - offsets[0]))
 
 
 def looked_up(tokens: Jagged, table: Table) -> Jagged:
@@ -93,7 +85,7 @@ class ItemFeatures:
                 ids = torch.from_numpy(column.to_numpy().astype(np.int64))
                 tokens = Jagged(ids, torch.arange(len(ids) + 1))
             else:
-                tokens = lists(column)
+                tokens = jagged_of(column)
             nobody = Jagged(functional.pad(tokens.values, (0, 1), value=NULL_ID), _one_more(tokens.offsets))
             self._lists[name] = looked_up(nobody, table)
 
@@ -160,17 +152,12 @@ class ItemFeatures:
 
 
 def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
-    """Embeddings in the order of `item_ids`, float32 [N, D].
+    """Return the embeddings in the order of `item_ids`, float32 [N, D].
 
     Raises:
-        UserError: an item has none.
+        ArtifactError: an item has none.
     """
-    where = pc.index_in(item_ids, embeddings["item_id"])
-    if where.null_count:
-        raise UserError(f"{where.null_count} items have no embedding: run again with --from project.")
-    vectors = embeddings["embedding"].combine_chunks().take(where.combine_chunks())
-    content = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
-    return content.reshape(len(vectors), -1)
+    return torch.tensor(matrix_of(rows_of(item_ids, embeddings, "embeddings")["embedding"]))
 
 
 def padded(history: Jagged, *, nobody: int) -> Jagged:
@@ -218,7 +205,7 @@ class Examples:
     def __init__(self, table: pa.Table, dense: Sequence[str]) -> None:
         self.user = torch.from_numpy(table["user"].to_numpy().astype(np.int64))
         self.rows = torch.from_numpy(table["row"].to_numpy().astype(np.int64))
-        self.history = lists(table["history"])
+        self.history = jagged_of(table["history"])
         columns = [table[name].to_numpy().astype(np.float32) for name in dense]
         self.dense = torch.from_numpy(np.stack(columns, axis=1))
         self.label = torch.from_numpy(table["label"].to_numpy().astype(np.float32))

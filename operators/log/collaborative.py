@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.semantic_ids.collaborative import item_vectors
-from operators.embed import vector_array
+from operators.columns import matrix_column
 from operators.log.encoding import encode
 from operators.log.split import Split
 from storage import files
@@ -31,4 +31,4 @@ def collaborative_vectors(run: RunDir, split: Split, *, width: int, seed: int) -
     chosen = events.take((split.numbers(events) == 0) & (events.label > 0))
     vectors = item_vectors(chosen.user, chosen.item, len(ids), width=width, seed=seed)
     known = ~np.isnan(vectors).any(axis=1)
-    return pa.table({"item_id": ids.filter(pa.array(known)), "vector": vector_array(vectors[known])})
+    return pa.table({"item_id": ids.filter(pa.array(known)), "vector": matrix_column(vectors[known])})

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
+from operators.columns import matrix_of, rows_of
 from operators.features.items import item_features
 from operators.features.tokens import HASH, NULL_ID, Tokens
 from operators.log.encoding import Log, encode
@@ -142,22 +142,9 @@ def read_items(context: Context, tokens: Tokens) -> pa.Table:
     attributes = run.read_table("catalog", "items", columns=["item_id", "attributes"])
     sids = run.read_table("sids", columns=["item_id", "codes"])
     items = items.take(pa.array(hash_order(items["item_id"].to_pylist())))
-    items = align(items, attributes, "attributes", "ingest")
-    codes = align(items, sids, "codes", "quantize")["codes"].combine_chunks()
-    matrix = codes.flatten().to_numpy(zero_copy_only=False).reshape(len(codes), -1)
-    return item_features(items, matrix[:, :-1], tokens)
-
-
-def align(items: pa.Table, other: pa.Table, column: str, stage: str) -> pa.Table:
-    """Append the column of the row with the same item_id.
-
-    Raises:
-        UserError: an item is missing there.
-    """
-    where = pc.index_in(items["item_id"], other["item_id"])
-    if where.null_count:
-        raise UserError(f"{where.null_count} items have no {column}: run again with --from {stage}.")
-    return items.append_column(column, other[column].take(where))
+    attributes = rows_of(items["item_id"], attributes, "catalog/items")["attributes"]
+    codes = matrix_of(rows_of(items["item_id"], sids, "sids")["codes"])
+    return item_features(items.append_column("attributes", attributes), codes[:, :-1], tokens)
 
 
 def history_column(known: Events, user: np.ndarray, time: np.ndarray, length: int) -> pa.ListArray:

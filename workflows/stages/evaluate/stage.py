@@ -192,12 +192,12 @@ def retrieval(
     import torch
 
     from models.recommenders.retriever import Retriever
-    from operators.features.ranker_inputs import lists
+    from operators.columns import jagged_of, positions
     from operators.log.events import histories
 
     test = test.filter(pc.greater(test["label"], 0))
-    user = pc.index_in(test["user_id"], log.users).to_numpy().astype(np.int64)
-    history = lists(test["history"])
+    user = positions(test["user_id"], log.users)
+    history = jagged_of(test["history"])
     time = test["timestamp"].cast(pa.int64()).to_numpy()
     values, ends = histories(log.events, user, time, length=len(log.events))
     seen, seen_offsets = torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends.astype(np.int64))

@@ -13,8 +13,9 @@ from models.semantic_ids.collisions import reassign_last_level
 from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
 from models.semantic_ids.rqvae import Schedule
 from models.semantic_ids.suffixes import number_rows
-from operators.assign_sids import codes_array, embedding_matrix, give_sids, inherited_sids
+from operators.columns import matrix_column, matrix_of
 from operators.log.collaborative import collaborative_vectors
+from operators.sid_registry import give_sids, inherited_sids
 from storage import files
 from storage.artifacts import model_digest
 from storage.errors import UserError
@@ -219,7 +220,7 @@ def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarra
     gone = ~np.isin(known_ids, coded.item_ids) if config.frozen else np.zeros(len(known_ids), bool)
     ids = [*coded.item_ids, *np.array(known_ids, object)[gone].tolist()]
     given = np.concatenate([sids, known_codes[gone]])
-    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": codes_array(given)}), "sids")
+    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": matrix_column(given)}), "sids")
     return quantizer, coded, sids
 
 
@@ -249,7 +250,7 @@ def encode(run: RunDir, quantizer: Quantizer) -> Coded:
     ids: list[str] = []
     codes, contents = [np.empty((0, len(quantizer.codebooks)), np.int32)], [np.empty(0, np.uint64)]
     for part in embeddings.to_batches(columns=["item_id", "embedding"], batch_size=BATCH_ROWS):
-        vectors = embedding_matrix(pa.table(part))
+        vectors = torch.tensor(matrix_of(part["embedding"]))
         ids += part["item_id"].to_pylist()
         codes.append(quantizer.encode(vectors).numpy())
         contents.append(hash_rows(vectors.numpy()))
@@ -278,7 +279,7 @@ def spread(run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:
     groups = number_rows(coded.codes)
     colliding = np.flatnonzero(np.bincount(groups)[groups] > 1)
     found = files.dataset(run.uri("embeddings")).take(coded.positions[colliding], columns=["embedding"])
-    vectors = embedding_matrix(found)
+    vectors = torch.tensor(matrix_of(found["embedding"]))
 
     def distances(rows: np.ndarray) -> torch.Tensor:
         return quantizer.last_distances(vectors[np.searchsorted(colliding, rows)])
