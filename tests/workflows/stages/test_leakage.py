@@ -59,6 +59,7 @@ def context(tmp_path_factory) -> Context:
     run.write_table(pa.table({"item_id": IDS, "attributes": attributes}), "catalog", "items")
     texts = {"title": text, "description": text, "caption": text, "interests": interests}
     run.write_table(pa.table({"item_id": IDS, **texts}), "items")
+    run.write_table(pa.table({"item_id": IDS, "embedding": matrix_column(np.zeros((ITEMS, 2)))}), "embeddings")
     run.write_table(pa.table({"item_id": IDS, "codes": matrix_column(codes)}), "sids")
     return Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
 

@@ -34,7 +34,7 @@ from models.recommenders.settings import ParallelSettings, SasRecSettings, Seque
 from operators.columns import matrix_column, matrix_of, positions, rows_of
 from operators.features.ranker_inputs import aligned
 from operators.log.collaborative import collaborative_vectors
-from operators.log.encoding import encode
+from operators.log.encoding import read_log
 from operators.log.sequences import queries, training_sequences
 from operators.log.split import Split
 from storage import files
@@ -65,8 +65,8 @@ def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data
     Raises:
         UserError: the log cannot be split so, or nobody has two positives in training.
     """
-    ids = item_ids(run)
-    events = encode(run.read_table("catalog", "interactions"), ids).events
+    log = read_log(run)
+    ids, events = log.items, log.events
     numbers = split.numbers(events)
     sequences = training_sequences(events, numbers)
     if not (sequences.offsets.diff() > 1).any():
