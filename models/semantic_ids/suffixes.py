@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import polars as pl
 
+from models.semantic_ids.prefixes import number_rows
 from storage.errors import UserError
 from storage.hashing import content_order
 
@@ -95,14 +96,6 @@ def allocate_suffixes(
         group = given.filter(pl.col("new") & (pl.col("prefix") == prefix)).sort("place")
         raise UserError(_too_many(group, sid_string(codes[np.argmax(prefixes == prefix)]), max_suffixes))
     return given["suffix"].to_numpy()
-
-
-def number_rows(codes: np.ndarray) -> np.ndarray:
-    """Number the distinct rows of codes, integers [N, L], from 0 in their order: int64 [N]; L may be 0."""
-    numbers = np.zeros(len(codes), np.int64)
-    for level in codes.T:  # renumbered at each level, so that the product stays below N times the codebook's size
-        numbers = np.unique(numbers * (level.max(initial=0) + 1) + level, return_inverse=True)[1]
-    return numbers
 
 
 def sid_string(codes: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.common.jagged import Jagged, gather
+from models.common.jagged import Jagged, chained, filled, gather, newest, sliced
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
@@ -86,8 +86,8 @@ class ItemFeatures:
                 tokens = Jagged(ids, torch.arange(len(ids) + 1))
             else:
                 tokens = jagged_of(column)
-            nobody = Jagged(functional.pad(tokens.values, (0, 1), value=NULL_ID), _one_more(tokens.offsets))
-            self._lists[name] = looked_up(nobody, table)
+            no_item = Jagged(torch.tensor([NULL_ID]), torch.tensor([0, 1]))
+            self._lists[name] = looked_up(chained([tokens, no_item]), table)
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -116,8 +116,8 @@ class ItemFeatures:
         """
         batch, config = len(rows), self._config
         lengths = history.offsets.diff()
-        bag = padded(history, nobody=len(self))
-        positions = last_items(history, config.history, nobody=len(self)) if config.history else None
+        bag = filled(history, len(self))
+        positions = newest(history, length=config.history, fill=len(self)) if config.history else None
         features: dict[str, Jagged] = {}
         for name, source in self._lists.items():
             found = gather(source, rows)
@@ -130,7 +130,7 @@ class ItemFeatures:
                 continue
             past = gather(source, positions.flatten())
             for place in range(config.history):
-                features[f"{HISTORY}{name}.{place}"] = part(past, place * batch, (place + 1) * batch)
+                features[f"{HISTORY}{name}.{place}"] = sliced(past, place * batch, (place + 1) * batch)
         if USER in config.tables:
             single = looked_up(Jagged(user, torch.arange(batch + 1)), config.tables[USER])
             features[USER] = single if keep is None else masked(single, keep[0])
@@ -160,32 +160,6 @@ def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
     return torch.tensor(matrix_of(rows_of(item_ids, embeddings, "embeddings")["embedding"]))
 
 
-def padded(history: Jagged, *, nobody: int) -> Jagged:
-    """The lists with `nobody` in the empty ones."""
-    lengths = history.offsets.diff()
-    filled = functional.pad(lengths.clamp_min(1).cumsum(0), (1, 0))
-    values = torch.full((int(filled[-1]),), nobody)
-    at = torch.repeat_interleave(filled[:-1] - history.offsets[:-1], lengths) + torch.arange(len(history.values))
-    values[at] = history.values
-    return Jagged(values, filled)
-
-
-def last_items(history: Jagged, count: int, *, nobody: int) -> torch.Tensor:
-    """The last `count` entries of every list, the newest first, int64 [count, B]; then `nobody`."""
-    at = history.offsets[1:] - 1 - torch.arange(count)[:, None]
-    known = at >= history.offsets[:-1]
-    values = functional.pad(history.values, (0, 1), value=nobody)
-    return values[torch.where(known, at, len(history.values))]
-
-
-def part(source: Jagged, start: int, end: int) -> Jagged:
-    """The lists from `start` to `end`."""
-    offsets = source.offsets[start : end + 1]
-    inside = slice(int(offsets[0]), int(offsets[-1]))
-    weights = None if source.weights is None else source.weights[inside]
-    return Jagged(source.values[inside], offsets - offsets[0], weights)
-
-
 def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
     """The lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
     count, weights = len(source.values) // max(len(keep), 1), source.weights
@@ -193,10 +167,6 @@ def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
     if weights is not None:
         weights = weights.where(each, (torch.arange(len(weights)) % count).float())
     return Jagged(source.values.where(each, NULL_ID), source.offsets, weights)
-
-
-def _one_more(offsets: torch.Tensor) -> torch.Tensor:
-    return torch.cat([offsets, offsets[-1:] + 1])
 
 
 class Examples:

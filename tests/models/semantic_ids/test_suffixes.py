@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.semantic_ids.suffixes import allocate_suffixes, number_rows, parse_sid, sid_string
+from models.semantic_ids.suffixes import allocate_suffixes, parse_sid, sid_string
 from storage.errors import UserError
 from storage.hashing import content_order
 
@@ -124,16 +124,6 @@ def test_a_prefix_that_arrivals_fill_is_told_and_what_was_given_is_not() -> None
     assert allocate({"b": ((1, 1), 0)}, known) == {"b": 300}  # given under a larger max_suffixes
     with pytest.raises(UserError, match=r"^3 items share the codes <a_1><b_1> \('c', \.\.\.\)"):
         allocate({"c": ((1, 1), 0)}, known)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    st.integers(0, 5).flatmap(lambda levels: st.lists(st.lists(st.integers(0, 3), min_size=levels, max_size=levels)))
-)
-def test_rows_are_numbered_in_their_order(rows: list[list[int]]) -> None:
-    codes = np.array(rows, np.int32).reshape(len(rows), -1 if rows and rows[0] else 0)
-    distinct = sorted({tuple(row) for row in rows})
-    assert number_rows(codes).tolist() == [distinct.index(tuple(row)) for row in rows]
 
 
 @settings(deadline=None, max_examples=40)

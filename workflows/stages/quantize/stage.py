@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from models.semantic_ids.collisions import reassign_last_level
+from models.semantic_ids.prefixes import number_rows
 from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
 from models.semantic_ids.rqvae import Schedule
-from models.semantic_ids.suffixes import number_rows
 from operators.columns import matrix_column, matrix_of
 from operators.log.collaborative import collaborative_vectors
 from operators.sid_registry import give_sids, inherited_sids
