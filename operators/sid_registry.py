@@ -120,7 +120,7 @@ def add_sids(
     """
     while True:
         if quantizer_digest(run) != quantizer or not files.exists(run.uri("sids")):
-            raise UserError(f"The quantizer of {run.root} was fitted anew meanwhile: run the command again.")
+            raise UserError(f"The quantizer of {run.root} was fitted anew meanwhile: try once more.")
         added = added_sids(run)
         known_ids, known_codes = _distinct([run.read_table("sids"), *added])
         new = items.filter(positions(items["item_id"], known_ids) < 0)
@@ -165,8 +165,8 @@ def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple
     ids, codes = _distinct(own)
     if earlier is not None and len(np.unique(codes, axis=0)) < len(codes):
         raise UserError(
-            f"{run.root} and {earlier.root} have given one SID to different items: begin with a new --run-dir, and "
-            "give SIDs with `tesserec sid` in the newest run alone."
+            f"{run.root} and {earlier.root} have given one SID to different items: begin with a new run directory, and "
+            "give SIDs to further items in the newest run alone."
         )
     return ids, codes
 

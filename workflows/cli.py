@@ -218,6 +218,9 @@ def main() -> None:
 
 def _remedy(path: str) -> str:
     """Say what writes a file or folder of a run anew."""
+    root, _, name = path.rpartition("/")
+    if name == "manifest.json":
+        return f"start one with `tesserec run WORKFLOW --run-dir {root}`"
     stage = next((stage for part, stage in WRITTEN_BY.items() if f"/{part}/" in f"/{path}/"), None)
     return f"run again with --from {stage}" if stage else "write it anew, or name another"
 

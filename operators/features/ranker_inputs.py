@@ -16,7 +16,7 @@ from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from operators.columns import jagged_of, matrix_of, rows_of
 from operators.features.tokens import HASH, NULL_ID, table_rows
-from storage.errors import UserError
+from storage.errors import ArtifactError
 
 
 def looked_up(tokens: Jagged, table: Table) -> Jagged:
@@ -65,10 +65,10 @@ class ItemFeatures:
             config: of the ranker; its tables but `user` are named like columns of `items`.
 
         Raises:
-            UserError: an item has no embedding, or the ranker knows other tokens.
+            ArtifactError: an item has no embedding, or the ranker knows other tokens.
         """
         if config.hash not in ({}, HASH):
-            raise UserError("The ranker knows tokens of another hash function: run again with --from features.")
+            raise ArtifactError("The ranker knows tokens of another hash function than the features have", "features")
         self._config = config
         self.item_id: list[str] = items["item_id"].to_pylist()
         self.embedding = aligned(items["item_id"], embeddings)  # float32 [N, D]

@@ -62,6 +62,14 @@ def test_a_changed_table_runs_anew_and_a_changed_limit_does_not(place, tesserec)
             "s3://a/items/models/ranker",
             "run again with --from rank",
         ),
+        ("The ranker at r/models/ranker is damaged", "r/models/ranker", "run again with --from rank"),
+        ("The ranker has values that are no numbers in w", "r/models/ranker", "run again with --from rank"),
+        ("There is no language model there", "r/models/generator/sequential", "run again with --from generate"),
+        (
+            "There is no run at runs/x",
+            "runs/x/manifest.json",
+            "start one with `tesserec run WORKFLOW --run-dir runs/x`",
+        ),
         ("x is damaged", "elsewhere/x", "write it anew, or name another"),
     ],
 )

@@ -62,7 +62,6 @@ class Config(StageConfig):
         latent_dim, hidden_dims: of rqvae: width of the codewords (null: that of the embeddings) and of the layers
             before them.
         commitment: of rqvae: weight of the pull of latents towards their codewords (β).
-        gradient: of rqvae: how it passes the codewords, see `models.semantic_ids.rqvae`.
         steps, batch_size, learning_rate, reset_until, mixup: of rqvae, see `models.semantic_ids.rqvae.Schedule`.
         balanced: of rqkmeans: give all codewords of a level about equally many items.
         collaborative: of rqvae+collaborative.
@@ -86,7 +85,6 @@ class Config(StageConfig):
     latent_dim: PositiveInt | None = None
     hidden_dims: tuple[PositiveInt, ...] = (128,)
     commitment: PositiveFloat = Schedule.commitment
-    gradient: Literal["straight_through", "rotation"] = "straight_through"
     steps: PositiveInt = Schedule.steps
     batch_size: PositiveInt = Schedule.batch_size
     learning_rate: PositiveFloat = Schedule.learning_rate
@@ -186,7 +184,6 @@ def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
         learning_rate=config.learning_rate,
         commitment=config.commitment,
         reset_until=config.reset_until,
-        rotation=config.gradient == "rotation",
         mixup=config.mixup,
         alignment=config.collaborative.weight if config.method == COLLABORATIVE else 0.0,
     )

@@ -164,7 +164,7 @@ def test_a_sequential_generator_recommends_as_it_did_and_a_damaged_one_is_named(
     recommender = subject.recommender(subject.learner.eval())
     assert subject.losses(subject.learner).keys() == {task.name for task in settings.tasks}
     uri = run.uri("models", "generator", "sequential")
-    with pytest.raises(UserError, match="run the stage"):
+    with pytest.raises(UserError, match="There is no "):
         recommenders.load_sequential(uri)
     recommenders.save_sequential(
         run, uri, settings, subject.learner, subject.learner.state_dict(), recommenders.item_ids(run)
