@@ -125,7 +125,7 @@ def split(vectors: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def ours(
     train: torch.Tensor, held_out: torch.Tensor, seed: int, *, sizes: tuple[int, ...] = SIZES, **options: Any
 ) -> Arm:
-    """Our quantizers; without `rotation`, `balanced` and the like the defaults."""
+    """Our quantizers; without `balanced` and the like the defaults."""
     method = options.pop("method")
     width = train.shape[1]
     clock = Clock(held_out)
@@ -170,7 +170,6 @@ ARMS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Arm]] = {
     "vq_pytorch_in_mlps": partial(peer, fit=peers.fit_vq_pytorch),
     "semantic_id": partial(peer, fit=peers.fit_semantic_id),
     "semantic_id_rqvae": partial(peer, fit=peers.fit_semantic_id_rqvae),
-    "rqvae_rotation": partial(ours, method=RQVAE, rotation=True),
     "rqkmeans_balanced": partial(ours, method=RQKMEANS, balanced=True),
 }
 

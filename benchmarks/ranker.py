@@ -39,7 +39,8 @@ from models.evaluation.clicks import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.training import Trainer
-from operators.features.ranker_inputs import keyed, lists
+from operators.columns import jagged_of
+from operators.features.ranker_inputs import keyed
 
 BIG_ROWS = 10_000_000
 BIG_STEPS, BIG_WARM_UP = 60, 5
@@ -60,7 +61,7 @@ class Data:
     def __init__(self, rows: pa.Table, settings: peers.Settings) -> None:
         columns = [rows[name].to_numpy() for name in settings.vocabularies]
         self.names, self.ids = list(settings.vocabularies), torch.from_numpy(np.stack(columns, 1, dtype=np.int64))
-        self.bags = {name: lists(rows[name]) for name in settings.bags}
+        self.bags = {name: jagged_of(rows[name]) for name in settings.bags}
         self.dense = torch.from_numpy(np.stack([rows[name].to_numpy() for name in settings.dense], axis=1))
         self.label = torch.tensor(rows["label"].to_numpy())
 

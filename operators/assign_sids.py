@@ -1,63 +1,23 @@
-"""Embeddings to the codes of their semantic IDs, with the catalogue's frozen quantizer, and the SIDs given so far.
-
-`RUN/sids` is written with the fit. SIDs that are given later are added under `RUN/sids_added/DIGEST/`, DIGEST being the
-quantizer's, so that a refit starts afresh. Parts are numbered without a gap. A part is only ever created, by a caller
-that has read all parts before it; of two callers at a time one fails to create its part, reads the other's and tries
-again. So no SID is given twice and none ever changes, wherever files can be created exclusively (local disks, S3, GCS),
-and no dead process leaves a lock behind.
-"""
+"""Embeddings to the codes of their semantic IDs, with the catalogue's frozen quantizer."""
 
 from __future__ import annotations
 
 import functools
-import os
-import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
-from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from models.semantic_ids.quantizer import Quantizer
-from models.semantic_ids.suffixes import allocate_suffixes
 from operators.base import Operator, set_columns
-from storage import files
-from storage.artifacts import model_digest
-from storage.errors import UserError
-from storage.hashing import hash_order, hash_rows
-from storage.run import RunDir
-
-REFERENCE_ROWS = 20_000  # of a run's items, that new ones are compared with
+from operators.columns import matrix_column, matrix_of
 
 
 @functools.cache
 def load_quantizer(uri: str) -> Quantizer:
-    """The quantizer at a URI, loaded once per process."""
+    """Return the quantizer at a URI, loaded once per process."""
     return Quantizer.load(uri)
-
-
-def embedding_matrix(table: pa.Table) -> torch.Tensor:
-    """The column `embedding` as float32 [N, D]."""
-    column = table["embedding"].combine_chunks()
-    values = np.array(column.flatten(), dtype=np.float32)
-    return torch.from_numpy(values.reshape(len(column), column.type.list_size))
-
-
-def codes_array(codes: np.ndarray) -> pa.FixedSizeListArray:
-    """Codes, integers [N, L], as fixed_size_list<int32>[L]."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
-
-
-def codes_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of codes as int32 [N, L], the inverse of `codes_array`."""
-    return np.asarray(column.combine_chunks().flatten(), np.int32).reshape(len(column), column.type.list_size)
 
 
 @dataclass(frozen=True)
@@ -82,185 +42,5 @@ class AssignSids(Operator):
         load_quantizer(self.artifact)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        codes = load_quantizer(self.artifact).encode(embedding_matrix(table))
-        return set_columns(table, {"codes": codes_array(codes.numpy())})
-
-
-def reference_embeddings(run: RunDir) -> torch.Tensor:
-    """Embeddings of at most `REFERENCE_ROWS` items of a run, float32 [M, D], chosen by the hash of their ids."""
-    embeddings = files.dataset(run.uri("embeddings"))
-    order = hash_order(embeddings.to_table(columns=["item_id"])["item_id"].to_pylist())
-    return embedding_matrix(embeddings.take(np.sort(order[:REFERENCE_ROWS]), columns=["embedding"]))
-
-
-def give_sids(
-    item_ids: Sequence[str],
-    codes: np.ndarray,
-    contents: np.ndarray,
-    *,
-    known_ids: Sequence[str],
-    known_codes: np.ndarray,
-    always: bool = False,
-    max_suffixes: int = 256,
-) -> np.ndarray:
-    """SIDs of items beside those that are known; a known item keeps its SID, whatever became of its content.
-
-    Args:
-        item_ids: N distinct ids.
-        codes: integers [N, L], without the suffix.
-        contents, always, max_suffixes: see `models.semantic_ids.suffixes.allocate_suffixes`.
-        known_ids: M distinct ids that have their SIDs.
-        known_codes: these SIDs, int32 [M, L + 1].
-
-    Returns:
-        Codes with suffixes, int32 [N, L + 1].
-
-    Raises:
-        UserError: a prefix needs more suffixes than there are.
-    """
-    where = pc.index_in(pa.array(item_ids, pa.string()), pa.array(known_ids, pa.string()))
-    known = where.is_valid().to_numpy(zero_copy_only=False)
-    sids = np.empty((len(codes), known_codes.shape[1]), np.int32)
-    sids[known] = known_codes[where.drop_null().to_numpy()]
-    suffixes = allocate_suffixes(
-        list(compress(item_ids, ~known)),
-        codes[~known],
-        contents[~known],
-        always=always,
-        max_suffixes=max_suffixes,
-        known_ids=known_ids,
-        known_codes=known_codes,
-    )
-    sids[~known] = np.column_stack([codes[~known], suffixes])
-    return sids
-
-
-def known_sids(run: RunDir) -> tuple[list[str], np.ndarray]:
-    """All SIDs of a run: those of its fit, and those that were added since.
-
-    Returns:
-        M distinct ids, and their codes with suffixes, int32 [M, L + 1].
-    """
-    return _distinct([run.read_table("sids"), *added_sids(run)])
-
-
-def added_sids(run: RunDir) -> list[pa.Table]:
-    """What `add_sids` has added to a run, part by part: item_id, codes with the suffix, embedding."""
-    folder = _folder(run)
-    fs, path = files.filesystem(folder)
-    fs.invalidate_cache(path)  # remote stores remember listings
-    names = [name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)] if fs.exists(path) else []
-    return [files.read_table(files.join(folder, name)) for name in sorted(names) if name.startswith("part-")]
-
-
-def add_sids(
-    run: RunDir, items: pa.Table, *, quantizer: str | None, always: bool = False, max_suffixes: int = 256
-) -> set[str]:
-    """Give SIDs to those items that have none, for good; what the run has given already stays as it is.
-
-    Args:
-        run: with `sids` and `models/quantizer`.
-        items: item_id (distinct), embedding, and codes without the suffix, as `AssignSids` gives them.
-        quantizer: `quantizer_digest` of the run when the codes were made.
-        always, max_suffixes: see `models.semantic_ids.suffixes.allocate_suffixes`.
-
-    Returns:
-        The ids that were new.
-
-    Raises:
-        UserError: a prefix needs more suffixes than there are, or the run was fitted anew meanwhile; then nothing is
-            added.
-    """
-    while True:
-        if quantizer_digest(run) != quantizer or not files.exists(run.uri("sids")):
-            raise UserError(f"The quantizer of {run.root} was fitted anew meanwhile: run the command again.")
-        added = added_sids(run)
-        known_ids, known_codes = _distinct([run.read_table("sids"), *added])
-        new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(known_ids, pa.string()))))
-        ids = new["item_id"].to_pylist()
-        if not ids:
-            return set()
-        sids = give_sids(
-            ids,
-            codes_matrix(new["codes"]),
-            hash_rows(embedding_matrix(new).numpy()),
-            known_ids=known_ids,
-            known_codes=known_codes,
-            always=always,
-            max_suffixes=max_suffixes,
-        )
-        part = new.select(["item_id", "embedding"]).append_column("codes", codes_array(sids))
-        try:
-            _create(files.join(_folder(run), f"part-{len(added):05d}.parquet"), part)
-        except FileExistsError:  # another caller was faster
-            continue
-        return set(ids)
-
-
-def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple[list[str], np.ndarray]:
-    """What the items of a run, whose quantizer of so many levels is there, get their SIDs beside.
-
-    Of a fresh fit, what was added under the very same quantizer before; of one taken over, all SIDs of the earlier run
-    and those that this run has given under it.
-
-    Returns:
-        As `known_sids`.
-
-    Raises:
-        UserError: both runs have given one SID to different items.
-    """
-    own = added_sids(run)
-    if earlier is not None:
-        before = [run.read_table("sids")] if files.exists(run.uri("sids")) else []
-        own = [earlier.read_table("sids"), *added_sids(earlier), *before, *own]
-    if not own:
-        return [], np.empty((0, levels + 1), np.int32)
-    ids, codes = _distinct(own)
-    if earlier is not None and len(np.unique(codes, axis=0)) < len(codes):
-        raise UserError(
-            f"{run.root} and {earlier.root} have given one SID to different items: begin with a new --run-dir, and "
-            "give SIDs with `tesserec sid` in the newest run alone."
-        )
-    return ids, codes
-
-
-def _distinct(tables: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
-    """Of an item that was added and then taken into the catalogue, one row."""
-    table = pa.concat_tables([part.select(["item_id", "codes"]) for part in tables])
-    ids = table["item_id"].combine_chunks()
-    table = table.filter(pl.Series(ids).is_first_distinct().to_arrow())
-    return table["item_id"].to_pylist(), codes_matrix(table["codes"])
-
-
-def quantizer_digest(run: RunDir) -> str | None:
-    """What tells one fit of a run's quantizer from another."""
-    return model_digest(run.uri("models", "quantizer"))
-
-
-def _folder(run: RunDir) -> str:
-    return run.uri("sids_added", quantizer_digest(run) or "none")
-
-
-def _create(uri: str, table: pa.Table) -> None:
-    """Write a Parquet file that must not be there yet; it appears whole.
-
-    Raises:
-        FileExistsError: it is there.
-    """
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    fs, path = files.filesystem(uri)
-    if "file" not in fs.protocol:
-        fs.pipe_file(path, buffer.getvalue().to_pybytes(), mode="create")
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        os.link(temporary, target)  # unlike a move, it refuses a name that is taken
-    except PermissionError:  # a filesystem without hard links; a reader may then see a part that is half-written
-        with target.open("xb") as file:
-            file.write(buffer.getvalue())
-    finally:
-        temporary.unlink(missing_ok=True)
+        codes = load_quantizer(self.artifact).encode(torch.tensor(matrix_of(table["embedding"])))
+        return set_columns(table, {"codes": matrix_column(codes.numpy())})

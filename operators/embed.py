@@ -12,21 +12,8 @@ from models.chat.base import Failure
 from models.embedding.embedder import ImageEmbedder, TextEmbedder
 from models.embedding.local import LocalImages, LocalTexts
 from operators.base import Operator, set_columns, with_failures
+from operators.columns import matrix_column
 from operators.media.fetch import frame_arrays
-
-
-def vector_array(vectors: np.ndarray, valid: np.ndarray | None = None) -> pa.FixedSizeListArray:
-    """float32 [N, D] as an Arrow column; rows that are not `valid` (bool [N]) become NULL."""
-    width = vectors.shape[1]
-    values = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-    mask = None if valid is None else pa.array(~valid)
-    return pa.FixedSizeListArray.from_arrays(values, type=pa.list_(pa.float32(), width), mask=mask)
-
-
-def vectors_of(column: pa.ChunkedArray | pa.Array, width: int) -> np.ndarray:
-    """A vector column without nulls as float32 [N, width]."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.asarray(array.flatten(), dtype=np.float32).reshape(-1, width)
 
 
 @dataclass(frozen=True)
@@ -129,7 +116,7 @@ def _with_vectors(
     for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
         failures[row] = Failure("vector_not_finite", f"the {name} of the model has NaN or infinite components")
     failed = np.isin(np.arange(len(vectors)), list(failures))
-    columns = {name: vector_array(np.where(failed[:, None], 0, vectors), valid & ~failed)}
+    columns = {name: matrix_column(np.where(failed[:, None], 0, vectors), valid & ~failed)}
     if failures:
         columns["issues"] = with_failures(table["issues"], {row: [failure] for row, failure in failures.items()})
     return set_columns(table, columns)

@@ -6,27 +6,18 @@ import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from models.embedding.projector import Blocks, Projector
 from operators.base import Operator, set_columns
-from operators.embed import vector_array
+from operators.columns import filled_matrix, matrix_column
 
 BLOCKS = ("image_vector", "text_vector")
 
 
 def blocks_of(table: pa.Table | pa.RecordBatch) -> list[Blocks]:
     """The raw vectors of a table as blocks of a projector, nulls marked."""
-    return [_block(table[name]) for name in BLOCKS]
-
-
-def _block(column: pa.ChunkedArray | pa.Array) -> Blocks:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    known = array.is_valid().to_numpy(zero_copy_only=False)
-    values = np.zeros((len(array), array.type.list_size), np.float32)
-    values[known] = np.asarray(array.flatten(), np.float32).reshape(-1, array.type.list_size)
-    return values, known
+    return [filled_matrix(table[name]) for name in BLOCKS]
 
 
 @dataclass(frozen=True)
@@ -54,4 +45,4 @@ class Project(Operator):
         return Projector.load(self.artifact)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return set_columns(table, {"embedding": vector_array(self._projector.transform(blocks_of(table)))})
+        return set_columns(table, {"embedding": matrix_column(self._projector.transform(blocks_of(table)))})

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from models.common.jagged import Jagged, gather
 from models.ranking.ranker import load_ranker
 from models.recommenders.retriever import Retriever
 from models.semantic_ids.suffixes import sid_string
-from operators.features.ranker_inputs import ItemFeatures, lists
+from operators.columns import jagged_of, rows_of
+from operators.features.ranker_inputs import ItemFeatures
 from operators.features.tokens import NULL_ID
-from storage.errors import UserError
 from storage.run import RunDir
 
 HISTORY = "history"  # candidates are the neighbours of the user's last items
@@ -75,7 +74,7 @@ class Recommender:
         self._display = display_table(run, table["item_id"])
         self._user_row = {user_id: row for row, user_id in enumerate(users["user_id"].to_pylist())}
         self._user_ids = users["user"].to_pylist()
-        self._histories, self._seen = lists(users["history"]), lists(users["seen"])
+        self._histories, self._seen = jagged_of(users["history"]), jagged_of(users["seen"])
         self._max_history: int = spec["history"]
         self._labels: bool = spec["labels"]
         self._dense = list(self.ranker.config.dense)
@@ -176,20 +175,18 @@ def display_table(run: RunDir, item_ids: pa.ChunkedArray) -> pa.Table:
         item_id, title, description, caption, sid (spelled), attributes, media.
 
     Raises:
-        UserError: an item is missing in an artifact.
+        ArtifactError: an item is missing in an artifact.
     """
     sources = (
-        (("items",), ["title", "description", "caption"], "interpret"),
-        (("sids",), ["codes"], "quantize"),
-        (("catalog", "items"), ["attributes", "media"], "ingest"),
+        (("items",), ["title", "description", "caption"]),
+        (("sids",), ["codes"]),
+        (("catalog", "items"), ["attributes", "media"]),
     )
     shown = pa.table({"item_id": item_ids})
-    for parts, columns, stage in sources:
+    for parts, columns in sources:
         table = run.read_table(*parts, columns=["item_id", *columns])
-        where = pc.index_in(item_ids, table["item_id"])
-        if where.null_count:
-            raise UserError(f"{where.null_count} items are missing in {parts[-1]}: run again with --from {stage}.")
+        table = rows_of(item_ids, table, "/".join(parts))
         for column in columns:
-            shown = shown.append_column(column, table[column].take(where))
+            shown = shown.append_column(column, table[column])
     codes = pa.array([sid_string(codes) for codes in shown["codes"].to_pylist()], pa.string())
     return shown.set_column(shown.column_names.index("codes"), "sid", codes).combine_chunks()

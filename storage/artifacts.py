@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from storage import files
-from storage.errors import UserError
+from storage.errors import ArtifactError
 
 
 def save_model(uri: str, kind: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -25,23 +25,21 @@ def load_model(uri: str, kind: str) -> tuple[dict[str, Any], dict[str, torch.Ten
     """Read an artifact back as (config, tensors).
 
     Raises:
-        UserError: there is none, it is damaged, or it is of another kind.
+        ArtifactError: there is none, it is damaged, or it is of another kind.
     """
     try:
         config = files.read_json(files.join(uri, "config.json"))
         tensors = load(files.read_bytes(files.join(uri, "model.safetensors")))
     except FileNotFoundError as error:
-        raise UserError(f"There is no {kind} at {uri}: run the stage that fits it first.") from error
+        raise ArtifactError(f"There is no {kind} at {uri}", uri) from error
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise UserError(f"The {kind} at {uri} is damaged ({error}): run the stage that fits it again.") from error
+        raise ArtifactError(f"The {kind} at {uri} is damaged ({error})", uri) from error
     found = config.pop("kind", None) if isinstance(config, dict) else None
     if found != kind:
-        raise UserError(f"{uri} holds a {found or 'foreign file'}, not a {kind}: point to the right folder.")
+        raise ArtifactError(f"{uri} holds a {found or 'foreign file'}, not a {kind}", uri)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(
-                f"The {kind} at {uri} has values that are no numbers in {name}: run the stage that fits it again."
-            )
+            raise ArtifactError(f"The {kind} at {uri} has values that are no numbers in {name}", uri)
     return config, tensors
 
 

@@ -28,7 +28,7 @@ class Cache:
     write at once and die at any moment: an object appears whole, and one whose checksum is wrong counts as missing.
 
     A store that fails costs time and not the run, for what it holds can be computed again: reads that fail are misses,
-    writes that fail are counted and left. Either is said once per process through `logging`.
+    writes that fail are left out. Either is said once per process through `logging`.
 
     Attributes:
         uri: a folder at any fsspec URI; it need not exist.
@@ -57,8 +57,8 @@ class Cache:
                 found[key] = content[CHECKSUM_BYTES:]
         return found
 
-    def put_many(self, namespace: str, values: Mapping[bytes, bytes]) -> int:
-        """Store values; return how many of them may be missing because the store failed.
+    def put_many(self, namespace: str, values: Mapping[bytes, bytes]) -> None:
+        """Store values; what cannot be written is left out.
 
         Raises:
             UserError: the scheme of the URI is unknown or its package is not installed.
@@ -72,10 +72,9 @@ class Cache:
                 fs.pipe(objects)  # object stores put whole objects, concurrently
                 failures = []
             except Exception as error:  # noqa: BLE001 - object stores raise what they like
-                failures = [error] * len(objects)
+                failures = [error]
         if failures:
             _warn_once(root, "written, so new results are lost for later runs", failures[0])
-        return len(failures)
 
 
 def _path(root: str, namespace: str, key: bytes) -> str:

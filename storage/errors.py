@@ -1,4 +1,4 @@
-"""The one exception that users cause."""
+"""The exceptions that users cause or can mend."""
 
 from __future__ import annotations
 
@@ -8,3 +8,21 @@ class UserError(Exception):
 
     The command line prints the message on stderr and exits with status 2, without a traceback.
     """
+
+
+class ArtifactError(UserError):
+    """A file or folder of a run that is missing, incomplete, damaged or of another version.
+
+    Says what is wrong with it. What to do depends on what wrote it, and is added by the command line.
+
+    Attributes:
+        problem: what is wrong, a sentence without its full stop.
+        path: of the file or folder, its URI or its path in the run.
+    """
+
+    def __init__(self, problem: str, path: str) -> None:
+        super().__init__(problem, path)  # both, so that the exception can be pickled
+        self.problem, self.path = problem, path
+
+    def __str__(self) -> str:
+        return f"{self.problem}."

@@ -114,6 +114,13 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return dataset(uri).to_table(columns=columns)
 
 
+def signature(uri: str) -> tuple[str, ...]:
+    """Return what tells one state of a file, or of a folder of files, from another: sizes, times of change, tags."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)  # remote stores remember listings
+    return tuple(f"{name}:{fs.ukey(name)}" for name in sorted(fs.find(path)))
+
+
 def write_table(uri: str, table: pa.Table, *, part_rows: int = 65_536) -> None:
     """Replace a folder of Parquet parts by a table.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage import files
-from storage.errors import UserError
+from storage.errors import ArtifactError, UserError
 
 State = Literal["pending", "running", "complete", "failed"]
 
@@ -54,18 +54,19 @@ def read_manifest(root: str) -> Manifest | None:
     try:
         return Manifest.model_validate(files.read_json(uri))
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{uri} is not a tesserec manifest: choose another --run-dir or remove that folder.") from error
+        raise UserError(f"{uri} is not a tesserec manifest: name another folder, or remove that one.") from error
 
 
 def require_manifest(root: str) -> Manifest:
     """The manifest of a run that must be there.
 
     Raises:
-        UserError: it is not, or it is damaged.
+        ArtifactError: it is not.
+        UserError: it is damaged.
     """
     manifest = read_manifest(root)
     if manifest is None:
-        raise UserError(f"There is no run at {root}: start one with `tesserec run WORKFLOW --run-dir {root}`.")
+        raise ArtifactError(f"There is no run at {root}", files.join(root, "manifest.json"))
     return manifest
 
 

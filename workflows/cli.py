@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from storage.errors import UserError
+from storage.errors import ArtifactError, UserError
 from storage.manifest import require_manifest, shown
 
 app = typer.Typer(
@@ -27,6 +27,17 @@ Run = Annotated[str, typer.Argument(help="Run directory, a path or an fsspec URI
 RunDirOption = Annotated[str | None, typer.Option("--run-dir", help="Where the run lives; runs/NAME by default.")]
 Address = Annotated[str, typer.Option(help="local, auto, or host:port of a Ray cluster.")]
 Directory = Annotated[str, typer.Argument(help="Folder to write the catalogue to; it must be empty or new.")]
+WRITTEN_BY = {  # the first that a path contains counts
+    "models/projector": "project",
+    "models/quantizer": "quantize",
+    "models/ranker": "rank",
+    "models/generator": "generate",
+    "catalog": "ingest",
+    "features": "features",
+    "embeddings": "project",
+    "sids": "quantize",
+    "items": "interpret",
+}
 
 
 @app.command()
@@ -196,6 +207,8 @@ def main() -> None:
     """Entry point of `tesserec` and `python -m workflows`."""
     try:
         status = app(standalone_mode=False)
+    except ArtifactError as error:
+        _fail(f"{error.problem}: {_remedy(error.path)}.")
     except UserError as error:
         _fail(str(error))
     except typer.TyperException as error:
@@ -206,6 +219,15 @@ def main() -> None:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _remedy(path: str) -> str:
+    """Say what writes a file or folder of a run anew."""
+    root, _, name = path.rpartition("/")
+    if name == "manifest.json":
+        return f"start one with `tesserec run WORKFLOW --run-dir {root}`"
+    stage = next((stage for part, stage in WRITTEN_BY.items() if f"/{part}/" in f"/{path}/"), None)
+    return f"run again with --from {stage}" if stage else "write it anew, or name another"
 
 
 def _run_dir(name: str, given: str | None) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,20 +20,12 @@ import torch
 
 from models.semantic_ids.drift import drift
 from models.semantic_ids.suffixes import sid_string
-from operators.assign_sids import (
-    AssignSids,
-    add_sids,
-    added_sids,
-    codes_array,
-    embedding_matrix,
-    known_sids,
-    load_quantizer,
-    quantizer_digest,
-    reference_embeddings,
-)
+from operators.assign_sids import AssignSids, load_quantizer
 from operators.base import KEPT, REJECTED, apply, with_outcome
+from operators.columns import matrix_column, matrix_of, positions
 from operators.gate import decide
 from operators.project import Project
+from operators.sid_registry import add_sids, added_sids, known_sids, quantizer_digest, reference_embeddings
 from storage import files, tables
 from storage.errors import UserError
 from storage.run import RunDir
@@ -78,7 +71,7 @@ class Tokenized(NamedTuple):
 def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Tokenized:
     """Give every usable item of a file its SID.
 
-    Writes `RUN/sids_added` (see `operators.assign_sids`) and `RUN/metrics/drift.json`.
+    Writes `RUN/sids_added` (see `operators.sid_registry`) and `RUN/metrics/drift.json`.
 
     Args:
         root: URI of the run directory.
@@ -95,7 +88,7 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
     digest = quantizer_digest(run)
     load_quantizer(run.uri("models", "quantizer"))
     items, issues = read_items(file)
-    new = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(known_sids(run)[0], pa.string()))))
+    new = items.filter(positions(items["item_id"], known_sids(run)[0]) < 0)
     added: set[str] = set()
     if new.num_rows:
         coded, found = _coded(definition, run, new, posixpath.dirname(files.absolute(file)), progress)
@@ -195,13 +188,12 @@ def _check_degraded(definition: Definition, file: str, coded: pa.Table, issues: 
 def _sids_of(run: RunDir, item_ids: pa.ChunkedArray, added: set[str]) -> pa.Table:
     """The table of `Tokenized`, without the items that the run does not know."""
     ids, codes = known_sids(run)
-    where = pc.index_in(item_ids, pa.array(ids, pa.string())).combine_chunks()
-    found = item_ids.filter(where.is_valid()).to_pylist()
-    codes = codes[where.drop_null().to_numpy()]
+    at = positions(item_ids, ids)
+    found, codes = item_ids.filter(at >= 0).to_pylist(), codes[at[at >= 0]]
     return pa.table(
         {
             "item_id": pa.array(found, pa.string()),
-            "codes": codes_array(codes),
+            "codes": matrix_column(codes),
             "sid": pa.array([sid_string(row) for row in codes.tolist()], pa.string()),
             "known": pa.array([item_id not in added for item_id in found], pa.bool_()),
         }
@@ -210,10 +202,10 @@ def _sids_of(run: RunDir, item_ids: pa.ChunkedArray, added: set[str]) -> pa.Tabl
 
 def _drift(run: RunDir) -> dict[str, Any] | None:
     """How well the quantizer fits all items that were added, beside those that it was fitted on."""
-    parts = [embedding_matrix(part) for part in added_sids(run)]
+    parts = [matrix_of(part["embedding"]) for part in added_sids(run)]
     if not parts:
         return None
-    old, new = reference_embeddings(run), torch.cat(parts)
+    old, new = reference_embeddings(run), torch.tensor(np.concatenate(parts))
     found = {"old_items": len(old), "new_items": len(new)}
     found |= drift(load_quantizer(run.uri("models", "quantizer")), old, new)
     run.write_json(found, "metrics", "drift.json")

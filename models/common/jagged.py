@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -15,6 +16,11 @@ class Jagged(NamedTuple):
     values: torch.Tensor  # int64
     offsets: torch.Tensor  # int64 [N+1]
     weights: torch.Tensor | None = None  # float32, beside the values; see `models.ranking.bags`
+
+
+def from_arrays(values: np.ndarray, offsets: np.ndarray) -> Jagged:
+    """Return integers [V] and offsets [N+1] as lists."""
+    return Jagged(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
 
 
 def gather(source: Jagged, rows: torch.Tensor) -> Jagged:
@@ -32,11 +38,32 @@ def padded(source: Jagged, *, length: int, fill: int) -> torch.Tensor:
     tensor([[ 7, -1],
             [ 8,  9]])
     """
-    ends = source.offsets[1:, None]
-    starts = torch.maximum(source.offsets[:-1, None], ends - length)
-    at = starts + torch.arange(int((ends - starts).max()) if len(ends) else 0)
-    values = torch.cat([source.values, source.values.new_tensor([fill])])
-    return values[torch.where(at < ends, at, len(source.values))]
+    starts, ends = _ends(source, length)
+    at = starts[:, None] + torch.arange(int((ends - starts).max()) if len(ends) else 0)
+    return _values_or(source, at, at < ends[:, None], fill)
+
+
+def newest(source: Jagged, *, length: int, fill: int) -> torch.Tensor:
+    """The last `length` values of every list, the last one first, as int64 [length, N]; `fill` behind shorter ones.
+
+    >>> newest(Jagged(torch.tensor([7, 8, 9]), torch.tensor([0, 1, 3])), length=2, fill=-1)
+    tensor([[ 7,  9],
+            [-1,  8]])
+    """
+    starts, ends = _ends(source, length)
+    at = ends - 1 - torch.arange(length)[:, None]
+    return _values_or(source, at, at >= starts, fill)
+
+
+def filled(source: Jagged, fill: int) -> Jagged:
+    """The lists with `fill` in the empty ones.
+
+    >>> filled(Jagged(torch.tensor([7, 8]), torch.tensor([0, 0, 2])), fill=-1)[:2]
+    (tensor([-1,  7,  8]), tensor([0, 1, 3]))
+    """
+    empty = source.offsets.diff() == 0
+    fills = Jagged(source.values.new_full((int(empty.sum()),), fill), functional.pad(empty.cumsum(0), (1, 0)))
+    return joined([source, fills])
 
 
 def ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Jagged:
@@ -54,8 +81,26 @@ def _within(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def last(source: Jagged, length: int) -> Jagged:
     """The last `length` values of each list."""
-    starts, ends = source.offsets[:-1], source.offsets[1:]
-    return ranges(source.values, starts.maximum(ends - length), ends)
+    return ranges(source.values, *_ends(source, length))
+
+
+def _ends(source: Jagged, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the last `length` values of each list begin and end, int64 [N] each."""
+    ends = source.offsets[1:]
+    return source.offsets[:-1].maximum(ends - length), ends
+
+
+def _values_or(source: Jagged, at: torch.Tensor, known: torch.Tensor, fill: int) -> torch.Tensor:
+    """The values at places where these are known, else `fill`."""
+    return functional.pad(source.values, (0, 1), value=fill)[torch.where(known, at, len(source.values))]
+
+
+def sliced(source: Jagged, start: int, end: int) -> Jagged:
+    """The lists from `start` to `end`, without a copy."""
+    offsets = source.offsets[start : end + 1]
+    inside = slice(int(offsets[0]), int(offsets[-1]))
+    weights = None if source.weights is None else source.weights[inside]
+    return Jagged(source.values[inside], offsets - offsets[0], weights)
 
 
 def chosen(source: Jagged, among: torch.Tensor) -> Jagged:

@@ -7,21 +7,19 @@ import numpy as np
 EPSILON = 1e-7
 
 
-def expected_auc(probability: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+def expected_auc(probability: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve of a score, from the rows' probabilities of being a positive, [N].
 
-    Of two rows drawn by weight, of which the first turns out positive and the second negative: the chance that the
-    score puts them in order, where a tie counts half (the Mann-Whitney statistic). The pair (i, j) thus weighs
-    w_i p_i w_j (1 - p_j). NaN where there is no such pair.
+    Of two rows, of which the first turns out positive and the second negative: the chance that the score puts them in
+    order, where a tie counts half (the Mann-Whitney statistic). The pair (i, j) thus weighs p_i (1 - p_j). NaN where
+    there is no such pair.
 
     Args:
         probability: true probabilities; labels are those that are 0 or 1.
         score: any numbers that order the rows.
-        weight: float [N], all 1 if not given.
     """
     order, first, last = tied_ranks(score)
-    mass = np.ones(len(score)) if weight is None else weight[order]
-    return area(mass * probability[order], mass * (1 - probability[order]), first, last)
+    return area(probability[order], 1 - probability[order], first, last)
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:

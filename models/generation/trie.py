@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from models.semantic_ids.prefixes import number_prefixes
 from storage.errors import UserError
 
 
@@ -39,9 +40,7 @@ class Trie:
         Raises:
             UserError: two items share a path.
         """
-        prefixes = [torch.zeros(len(paths), dtype=torch.int64)]  # of every item, their numbers by depth
-        for codes, size in zip(paths.T, sizes, strict=True):
-            prefixes.append(torch.unique(prefixes[-1] * size + codes, return_inverse=True)[1])
+        prefixes = number_prefixes(paths)
         ranks = prefixes[-1]
         items = ranks.argsort(stable=True)
         twice = ranks[items].diff().eq(0).nonzero()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from models.evaluation.clicks import log_loss
 
@@ -40,19 +41,15 @@ def fit_popularity(positives: np.ndarray, exposure: np.ndarray, valid: tuple[np.
     return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
-def fit_logistic(score: np.ndarray, label: np.ndarray, *, steps: int = 25) -> tuple[float, float]:
-    """Slope (≥ 0) and intercept of a logistic regression on one score, by Newton's method with a slight ridge."""
+def fit_logistic(score: np.ndarray, label: np.ndarray) -> tuple[float, float]:
+    """Fit a logistic regression on one score, with a slight ridge; return its slope (at least 0) and intercept."""
     centre, scale = float(score.mean()), float(score.std()) or 1.0
-    features = np.stack([(score - centre) / scale, np.ones(len(score))], axis=1)
-    target = (label > 0).astype(np.float64)
-    ridge = np.eye(2)
-    weights = np.zeros(2)
-    for _ in range(steps):
-        p = 1 / (1 + np.exp(-(features @ weights)))
-        gradient = features.T @ (p - target) + ridge @ weights * 1e-3
-        hessian = (features * (p * (1 - p))[:, None]).T @ features + ridge * 1e-3
-        weights -= np.linalg.solve(hessian, gradient)
-    if weights[0] < 0:  # fewer clicks on popular items: the order would turn round, so the mean rate is left
+    target = label > 0
+    slope = -1.0
+    if 0 < target.sum() < len(target):
+        model = LogisticRegression(C=1e3, tol=1e-8).fit((score[:, None] - centre) / scale, target)
+        slope, intercept = float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
+    if slope < 0:  # fewer clicks on popular items: the order would turn round, so the mean rate is left
         rate = (target.sum() + 1) / (len(target) + 2)
         return 0.0, float(np.log(rate / (1 - rate)))
-    return float(weights[0] / scale), float(weights[1] - weights[0] * centre / scale)
+    return slope, intercept - slope * centre

@@ -18,7 +18,7 @@ from models.ranking.bags import EmbeddingBags
 from models.ranking.config import HISTORY, RankerConfig, Table, TableDtype
 from models.ranking.quantized import QuantizedBags, quantize_bags
 from storage.artifacts import load_model, save_model
-from storage.errors import UserError
+from storage.errors import ArtifactError
 
 
 @dataclass
@@ -192,12 +192,12 @@ def load_ranker(uri: str) -> Ranker:
     """A ranker as one plain module on the CPU, in evaluation mode; needs no process group.
 
     Raises:
-        UserError: there is none at `uri`, or it is damaged.
+        ArtifactError: there is none at `uri`, or it is damaged.
     """
     config, tensors = load_model(uri, "ranker")
     try:
         ranker = Ranker(RankerConfig.model_validate(config))
         ranker.load_state_dict(tensors, assign=True)
     except (ValidationError, RuntimeError) as error:
-        raise UserError(f"The ranker at {uri} is damaged or of another version: run the stage rank again.") from error
+        raise ArtifactError(f"The ranker at {uri} is damaged or of another version", uri) from error
     return ranker.eval()

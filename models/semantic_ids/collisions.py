@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from models.semantic_ids.suffixes import number_rows
+from models.semantic_ids.prefixes import number_rows
 
 EPSILON = 0.003  # for costs in a range of 2
 COST_RANGE = 2.0

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional
 
+from models.semantic_ids.prefixes import number_prefixes
+
 NEIGHBOURS = 10
 BLOCK_SCORES = 1 << 24  # scores of queries against candidates that are held at a time
 BLOCK_ROWS = 16_384  # codes decoded at a time
@@ -65,27 +67,11 @@ def neighbour_overlap(
     if k < 1 or not len(rows):
         return {"prefix": math.nan, "decoded": math.nan}
     truth = nearest_neighbours(vectors[rows], vectors, k, exclude=rows)
-    groups = prefix_groups(codes)
+    groups = torch.stack(number_prefixes(codes)[1:])  # [L, N]
     return {
         "prefix": float(_prefix_overlap(groups, rows, truth).mean()),
         "decoded": float(_decoded_overlap(codes, groups[-1], decode, rows, truth).mean()),
     }
-
-
-def prefix_groups(codes: torch.Tensor) -> torch.Tensor:
-    """Number the groups of items with equal first h codes, for h = 1 … L.
-
-    Args:
-        codes: integers [N, L], N ≥ 1.
-
-    Returns:
-        The group of every item at every depth, int64 [L, N], counted from 0.
-    """
-    groups = [torch.zeros(len(codes), dtype=torch.int64, device=codes.device)]
-    for level in codes.T.long():
-        code = level - level.min()
-        groups.append(torch.unique(groups[-1] * (code.max() + 1) + code, return_inverse=True)[1])
-    return torch.stack(groups[1:])
 
 
 def _prefix_overlap(groups: torch.Tensor, rows: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from models.semantic_ids.neighbours import neighbour_overlap, prefix_groups
+from models.semantic_ids.neighbours import neighbour_overlap
+from models.semantic_ids.prefixes import number_prefixes
 from models.semantic_ids.quantizer import Quantizer
 
 OVERLAP_ROWS = 2_000  # items whose neighbours are looked for
@@ -194,7 +195,7 @@ def reconstruction_errors(
 
 
 def _groups(codes: np.ndarray) -> np.ndarray:
-    return prefix_groups(torch.from_numpy(codes)).numpy()
+    return torch.stack(number_prefixes(torch.from_numpy(codes))[1:]).numpy()
 
 
 def code_counts(codes: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from models.semantic_ids.kmeans import BLOCK_ROWS, argmin
 from storage.artifacts import load_model, save_model
-from storage.errors import UserError
+from storage.errors import ArtifactError
 
 RQKMEANS, RQVAE = "rqkmeans", "rqvae"
 
@@ -133,7 +133,7 @@ class Quantizer(nn.Module):
         """Read the artifact, ready to assign.
 
         Raises:
-            UserError: there is none, it is damaged, or it is another thing.
+            ArtifactError: there is none, it is damaged, or it is another thing.
         """
         config, tensors = load_model(uri, "quantizer")
         try:
@@ -145,9 +145,7 @@ class Quantizer(nn.Module):
             quantizer.load_state_dict(tensors, assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"The quantizer at {uri} does not fit this version ({reason}): run the stage that fits it again."
-            ) from error
+            raise ArtifactError(f"The quantizer at {uri} does not fit this version ({reason})", uri) from error
         return quantizer.requires_grad_(False).eval()
 
 

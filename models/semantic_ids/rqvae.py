@@ -39,7 +39,6 @@ class Schedule:
         learning_rate: of Adam at the start; it falls to zero along half a cosine.
         commitment: weight β of the pull of latents towards their codewords.
         reset_until: share of the steps after which dead codes stay as they are.
-        rotation: gradient of the latent through the codewords by the rotation trick, else straight through.
         mixup: train on mixtures of two rows, which is worth most to small catalogues.
         alignment: weight of the collaborative alignment.
     """
@@ -49,7 +48,6 @@ class Schedule:
     learning_rate: float = 1e-3
     commitment: float = 0.1
     reset_until: float = 0.6
-    rotation: bool = False
     mixup: bool = True
     alignment: float = 0.0
 
@@ -150,7 +148,7 @@ def losses_of(
     """Losses of standardised inputs [n, D], with the codes and residuals that move the codebooks.
 
     ‖x − x̂‖² and Σ_h ‖r_h − sg[c_h]‖² (van den Oord et al. 2017, equation 3, at every level). The decoder's gradient
-    reaches the latent straight through the codewords, or by the rotation trick (Fifty et al., ICLR 2025, section 4).
+    reaches the latent straight through the codewords.
     Where `schedule.alignment` is positive, the contrastive loss of LETTER (Wang et al., CIKM 2024, equation 4) between
     the codewords' sum, seen through `head`, and the rows' collaborative vectors, on cosines with a temperature.
 
@@ -164,7 +162,7 @@ def losses_of(
     )
     left = latents - words.cumsum(0)  # after each level
     quantized = words.sum(0)
-    through = _rotated(latents, quantized) if schedule.rotation else latents + (quantized - latents).detach()
+    through = latents + (quantized - latents).detach()
     alignment = _alignment(head(through), signals) if schedule.alignment else inputs.new_zeros(())
     reconstruction = (inputs - quantizer.decoder(through)).square().sum()
     return Losses(reconstruction, left.square().sum(), alignment), codes, (left + words).detach()
@@ -174,15 +172,6 @@ def _weighted(losses: Losses, schedule: Schedule) -> torch.Tensor:
     """The loss."""
     weighted = schedule.commitment * losses.quantization + schedule.alignment * losses.alignment
     return losses.reconstruction + weighted
-
-
-def _rotated(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`quantized` by a rotation and a stretch of each latent, which the gradient takes for constants."""
-    lengths = [vectors.detach().norm(dim=1, keepdim=True).clamp_min(1e-6) for vectors in (latents, quantized)]
-    start, end = latents.detach() / lengths[0], quantized / lengths[1]
-    middle = F.normalize(start + end, dim=1)
-    reflected = latents - 2 * (latents * middle).sum(1, keepdim=True) * middle
-    return (reflected + 2 * (latents * start).sum(1, keepdim=True) * end) * (lengths[1] / lengths[0])
 
 
 def _alignment(seen: torch.Tensor, signals: torch.Tensor) -> torch.Tensor:

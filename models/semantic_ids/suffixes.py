@@ -5,19 +5,17 @@ A semantic ID is L codes and a suffix, integers [L + 1]; the suffix -1 stands fo
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
 
+from models.semantic_ids.prefixes import number_rows
 from storage.errors import UserError
 from storage.hashing import content_order
 
 NO_SUFFIX = -1
-
-_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
 
 def allocate_suffixes(
@@ -97,14 +95,6 @@ def allocate_suffixes(
     return given["suffix"].to_numpy()
 
 
-def number_rows(codes: np.ndarray) -> np.ndarray:
-    """Number the distinct rows of codes, integers [N, L], from 0 in their order: int64 [N]; L may be 0."""
-    numbers = np.zeros(len(codes), np.int64)
-    for level in codes.T:  # renumbered at each level, so that the product stays below N times the codebook's size
-        numbers = np.unique(numbers * (level.max(initial=0) + 1) + level, return_inverse=True)[1]
-    return numbers
-
-
 def sid_string(codes: Iterable[int]) -> str:
     """Spell a semantic ID, one token per level, and one for the suffix where there is one.
 
@@ -115,30 +105,6 @@ def sid_string(codes: Iterable[int]) -> str:
     """
     tokens = zip(string.ascii_lowercase, codes, strict=False)
     return "".join(f"<{letter}_{int(code)}>" for letter, code in tokens if code != NO_SUFFIX)
-
-
-def parse_sid(text: str, levels: int) -> tuple[int, ...]:
-    """Read a spelled semantic ID back: its codes and its suffix, -1 where it has none.
-
-    >>> parse_sid("<a_12><b_3><c_7><d_0>", levels=3)
-    (12, 3, 7, 0)
-    >>> parse_sid("<a_12><b_3><c_7>", levels=3)
-    (12, 3, 7, -1)
-
-    Args:
-        text: as from `sid_string`.
-        levels: L of the quantizer.
-
-    Raises:
-        UserError: it is not one, its levels are not in order, or they are not L.
-    """
-    codes = [int(code) for _, code in _TOKEN.findall(text)]
-    if len(codes) not in (levels, levels + 1) or sid_string(codes) != text:
-        example = sid_string(range(levels))
-        raise UserError(
-            f"{text!r} is no semantic ID of {levels} levels: write it like {example}, with a suffix or not."
-        )
-    return (*codes, NO_SUFFIX)[: levels + 1]
 
 
 def _too_many(group: pl.DataFrame, sid: str, max_suffixes: int) -> str:

@@ -6,25 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.common.jagged import Jagged, gather
+from models.common.jagged import Jagged, chained, filled, gather, newest, sliced
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
+from operators.columns import jagged_of, matrix_of, rows_of
 from operators.features.tokens import HASH, NULL_ID, table_rows
-from storage.errors import UserError
-
-
-def lists(column: pa.Array | pa.ChunkedArray) -> Jagged:
-    """A list column as tensors, straight from its Arrow buffers."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
-    return Jagged(torch.from_numpy(values), torch.from_numpy(offsets - offsets[0]))
+from storage.errors import ArtifactError
 
 
 def looked_up(tokens: Jagged, table: Table) -> Jagged:
@@ -73,10 +65,10 @@ class ItemFeatures:
             config: of the ranker; its tables but `user` are named like columns of `items`.
 
         Raises:
-            UserError: an item has no embedding, or the ranker knows other tokens.
+            ArtifactError: an item has no embedding, or the ranker knows other tokens.
         """
         if config.hash not in ({}, HASH):
-            raise UserError("The ranker knows tokens of another hash function: run again with --from features.")
+            raise ArtifactError("The ranker knows tokens of another hash function than the features have", "features")
         self._config = config
         self.item_id: list[str] = items["item_id"].to_pylist()
         self.embedding = aligned(items["item_id"], embeddings)  # float32 [N, D]
@@ -93,9 +85,9 @@ class ItemFeatures:
                 ids = torch.from_numpy(column.to_numpy().astype(np.int64))
                 tokens = Jagged(ids, torch.arange(len(ids) + 1))
             else:
-                tokens = lists(column)
-            nobody = Jagged(functional.pad(tokens.values, (0, 1), value=NULL_ID), _one_more(tokens.offsets))
-            self._lists[name] = looked_up(nobody, table)
+                tokens = jagged_of(column)
+            no_item = Jagged(torch.tensor([NULL_ID]), torch.tensor([0, 1]))
+            self._lists[name] = looked_up(chained([tokens, no_item]), table)
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -124,8 +116,8 @@ class ItemFeatures:
         """
         batch, config = len(rows), self._config
         lengths = history.offsets.diff()
-        bag = padded(history, nobody=len(self))
-        positions = last_items(history, config.history, nobody=len(self)) if config.history else None
+        bag = filled(history, len(self))
+        positions = newest(history, length=config.history, fill=len(self)) if config.history else None
         features: dict[str, Jagged] = {}
         for name, source in self._lists.items():
             found = gather(source, rows)
@@ -138,7 +130,7 @@ class ItemFeatures:
                 continue
             past = gather(source, positions.flatten())
             for place in range(config.history):
-                features[f"{HISTORY}{name}.{place}"] = part(past, place * batch, (place + 1) * batch)
+                features[f"{HISTORY}{name}.{place}"] = sliced(past, place * batch, (place + 1) * batch)
         if USER in config.tables:
             single = looked_up(Jagged(user, torch.arange(batch + 1)), config.tables[USER])
             features[USER] = single if keep is None else masked(single, keep[0])
@@ -160,43 +152,12 @@ class ItemFeatures:
 
 
 def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
-    """Embeddings in the order of `item_ids`, float32 [N, D].
+    """Return the embeddings in the order of `item_ids`, float32 [N, D].
 
     Raises:
-        UserError: an item has none.
+        ArtifactError: an item has none.
     """
-    where = pc.index_in(item_ids, embeddings["item_id"])
-    if where.null_count:
-        raise UserError(f"{where.null_count} items have no embedding: run again with --from project.")
-    vectors = embeddings["embedding"].combine_chunks().take(where.combine_chunks())
-    content = torch.from_numpy(vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
-    return content.reshape(len(vectors), -1)
-
-
-def padded(history: Jagged, *, nobody: int) -> Jagged:
-    """The lists with `nobody` in the empty ones."""
-    lengths = history.offsets.diff()
-    filled = functional.pad(lengths.clamp_min(1).cumsum(0), (1, 0))
-    values = torch.full((int(filled[-1]),), nobody)
-    at = torch.repeat_interleave(filled[:-1] - history.offsets[:-1], lengths) + torch.arange(len(history.values))
-    values[at] = history.values
-    return Jagged(values, filled)
-
-
-def last_items(history: Jagged, count: int, *, nobody: int) -> torch.Tensor:
-    """The last `count` entries of every list, the newest first, int64 [count, B]; then `nobody`."""
-    at = history.offsets[1:] - 1 - torch.arange(count)[:, None]
-    known = at >= history.offsets[:-1]
-    values = functional.pad(history.values, (0, 1), value=nobody)
-    return values[torch.where(known, at, len(history.values))]
-
-
-def part(source: Jagged, start: int, end: int) -> Jagged:
-    """The lists from `start` to `end`."""
-    offsets = source.offsets[start : end + 1]
-    inside = slice(int(offsets[0]), int(offsets[-1]))
-    weights = None if source.weights is None else source.weights[inside]
-    return Jagged(source.values[inside], offsets - offsets[0], weights)
+    return torch.tensor(matrix_of(rows_of(item_ids, embeddings, "embeddings")["embedding"]))
 
 
 def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
@@ -208,17 +169,13 @@ def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
     return Jagged(source.values.where(each, NULL_ID), source.offsets, weights)
 
 
-def _one_more(offsets: torch.Tensor) -> torch.Tensor:
-    return torch.cat([offsets, offsets[-1:] + 1])
-
-
 class Examples:
     """A table of examples (features/train, valid or test) as tensors, M rows."""
 
     def __init__(self, table: pa.Table, dense: Sequence[str]) -> None:
         self.user = torch.from_numpy(table["user"].to_numpy().astype(np.int64))
         self.rows = torch.from_numpy(table["row"].to_numpy().astype(np.int64))
-        self.history = lists(table["history"])
+        self.history = jagged_of(table["history"])
         columns = [table[name].to_numpy().astype(np.float32) for name in dense]
         self.dense = torch.from_numpy(np.stack(columns, axis=1))
         self.label = torch.from_numpy(table["label"].to_numpy().astype(np.float32))

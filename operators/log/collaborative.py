@@ -6,11 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from models.semantic_ids.collaborative import item_vectors
-from operators.embed import vector_array
-from operators.log.encoding import encode
+from operators.columns import matrix_column
+from operators.log.encoding import read_log
 from operators.log.split import Split
-from storage import files
-from storage.hashing import hash_order
 from storage.run import RunDir
 
 
@@ -25,10 +23,9 @@ def collaborative_vectors(run: RunDir, split: Split, *, width: int, seed: int) -
     Raises:
         UserError: the log cannot be split so.
     """
-    ids = files.dataset(run.uri("embeddings")).to_table(columns=["item_id"])["item_id"]
-    ids = ids.take(hash_order(ids.to_pylist()))  # as the stage features has them: ties are split by this order, too
-    events = encode(run.read_table("catalog", "interactions"), ids).events
+    log = read_log(run)
+    events, ids = log.events, log.items
     chosen = events.take((split.numbers(events) == 0) & (events.label > 0))
     vectors = item_vectors(chosen.user, chosen.item, len(ids), width=width, seed=seed)
     known = ~np.isnan(vectors).any(axis=1)
-    return pa.table({"item_id": ids.filter(pa.array(known)), "vector": vector_array(vectors[known])})
+    return pa.table({"item_id": ids.filter(pa.array(known)), "vector": matrix_column(vectors[known])})

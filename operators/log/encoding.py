@@ -1,17 +1,21 @@
-"""The interaction log in numbers, and how a definition splits it: one way for all who learn from it."""
+"""The interaction log of a run in numbers: `read_log` is the one way to it."""
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from operators.columns import positions
 from operators.features.tokens import token_hashes
 from operators.log.events import Events
+from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
+from storage.run import RunDir
 
 
 class Log(NamedTuple):
@@ -21,14 +25,33 @@ class Log(NamedTuple):
     users: pa.Array  # user_id of every user code, in hash order
     context: pa.Table  # the remaining numeric columns, float32, one row per event
     labelled: bool
+    items: pa.ChunkedArray  # item_id of every item code, in hash order; also of items without an event
 
     def user_ids(self) -> np.ndarray:
         """Hash of the id of every user code, int64."""
         return token_hashes(self.users.to_pylist())
 
 
+def read_log(run: RunDir) -> Log:
+    """Return the log of a run in numbers; its items are those that have an embedding.
+
+    The process remembers the last one: most stages read the same log.
+
+    Raises:
+        UserError: as of `encode`.
+    """
+    tables = (run.uri("catalog", "interactions"), run.uri("embeddings"))
+    return _read(*tables, *map(files.signature, tables))
+
+
+@functools.lru_cache(maxsize=1)
+def _read(interactions: str, embeddings: str, *_signatures: tuple[str, ...]) -> Log:
+    ids = files.read_table(embeddings, ["item_id"])["item_id"]
+    return encode(files.read_table(interactions), ids.take(hash_order(ids.to_pylist())))
+
+
 def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
-    """Give users and items integer codes; drop events whose item has no features (its interpretation failed).
+    """Number users and items, and drop events whose item has no features (its interpretation failed).
 
     A log whose labels are all 1 says as little as one without labels, and counts as such.
 
@@ -43,8 +66,7 @@ def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
         raise UserError("No interaction names an item of the catalogue: check that both use the same item_id.")
     users = pc.unique(interactions["user_id"])
     users = users.take(pa.array(hash_order(users.to_pylist())))
-    user = pc.index_in(interactions["user_id"], users).to_numpy().astype(np.int64)
-    item = pc.index_in(interactions["item_id"], item_ids).to_numpy().astype(np.int64)
+    user, item = positions(interactions["user_id"], users), positions(interactions["item_id"], item_ids)
     time = interactions["timestamp"].cast(pa.int64()).to_numpy()
     label = np.ones(len(user), np.float32)
     if labelled:
@@ -55,4 +77,4 @@ def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
     order = np.lexsort((label, item, user, time))
     columns = [name for name in interactions.column_names if name not in ("user_id", "item_id", "timestamp", "label")]
     dense = pa.table({name: interactions[name].cast(pa.float32()).take(pa.array(order)) for name in columns})
-    return Log(Events(user, item, time, label).take(order), users, dense, labelled)
+    return Log(Events(user, item, time, label).take(order), users, dense, labelled, item_ids)

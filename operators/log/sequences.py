@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.common.jagged import Jagged
+from models.common.jagged import Jagged, from_arrays
 from models.common.recommender import Queries
 from operators.log.events import SPLITS, Events, first_interactions, histories
 
@@ -42,11 +42,7 @@ def queries(events: Events, split: np.ndarray, name: str, *, history: int, repea
     met = Events(known.user, known.item, known.time, np.ones_like(known.label))
     return Queries(
         targets.user,
-        _lists(*histories(known, targets.user, targets.time, length=history)),
+        from_arrays(*histories(known, targets.user, targets.time, length=history)),
         torch.from_numpy(targets.item),
-        _lists(*histories(met, targets.user, targets.time, length=0 if repeats else len(met))),
+        from_arrays(*histories(met, targets.user, targets.time, length=0 if repeats else len(met))),
     )
-
-
-def _lists(values: np.ndarray, offsets: np.ndarray) -> Jagged:
-    return Jagged(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))

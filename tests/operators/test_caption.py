@@ -16,7 +16,7 @@ from models.chat.base import Failure
 from models.common.encoders import image_encoder, imagenet_labels
 from operators.base import apply, with_outcome
 from operators.caption import GRID_SIDE, Caption, merge, tile
-from operators.embed import vector_array
+from operators.columns import matrix_column
 from operators.media.fetch import FRAME
 
 
@@ -31,7 +31,7 @@ def items(rows: list[list[np.ndarray] | None], vectors: dict[int, np.ndarray] | 
     if vectors is not None:
         dense = np.stack([vectors.get(n, np.zeros(1280, np.float32)) for n in range(len(rows))])
         valid = np.array([n in vectors for n in range(len(rows))])
-        table = table.append_column("image_vector", vector_array(dense, valid))
+        table = table.append_column("image_vector", matrix_column(dense, valid))
     return with_outcome(table)
 
 

@@ -12,7 +12,8 @@ from models.chat.base import Failure
 from models.common.encoders import image_encoder, text_encoder
 from models.embedding.embedder import Embeddings
 from operators.base import apply, with_outcome
-from operators.embed import EmbedImages, EmbedTexts, vectors_of
+from operators.columns import matrix_of
+from operators.embed import EmbedImages, EmbedTexts
 from operators.media.fetch import FRAME
 from storage.errors import UserError
 
@@ -61,7 +62,7 @@ def test_the_image_vector_is_the_mean_of_the_frames():
     assert found.is_valid().to_pylist() == [True, False, False, True]
     each = image_encoder().encode(PICTURES)
     np.testing.assert_array_equal(
-        vectors_of(found.drop_null(), 1280), np.stack([(each[0] + each[1] + each[2]) / np.float32(3), each[3]])
+        matrix_of(found.drop_null()), np.stack([(each[0] + each[1] + each[2]) / np.float32(3), each[3]])
     )
 
 
@@ -73,7 +74,7 @@ def test_a_text_without_interests_is_embedded_as_title_caption_and_description()
     ]
     out = EmbedTexts()(table(rows))
     texts = ["A hat. Red.. Wool", "A hat", "A hat. Red.. red hats, winter. Wool"]
-    np.testing.assert_array_equal(vectors_of(out["text_vector"], 384), text_encoder().encode(texts))
+    np.testing.assert_array_equal(matrix_of(out["text_vector"]), text_encoder().encode(texts))
 
 
 def test_rows_without_a_text_are_not_embedded():

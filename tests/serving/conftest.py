@@ -9,7 +9,7 @@ import torch
 
 from models.ranking.ranker import Ranker, save_ranker
 from models.ranking.settings import RankerSettings
-from operators.assign_sids import codes_array
+from operators.columns import matrix_column
 from operators.features.ranker_inputs import Examples, ItemFeatures
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
@@ -43,7 +43,7 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
     embeddings = pa.table({"item_id": ids, "embedding": pa.FixedSizeListArray.from_arrays(vectors, WIDTH)})
     run.write_table(embeddings.take(random.permutation(ITEMS)), "embeddings")
     codes = np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) % 5, np.arange(ITEMS)], axis=1)
-    run.write_table(pa.table({"item_id": ids, "codes": codes_array(codes)}), "sids")
+    run.write_table(pa.table({"item_id": ids, "codes": matrix_column(codes)}), "sids")
 
     item = random.integers(0, ITEMS - 3, EVENTS)  # the last three items are new
     users = [f"user {n}" for n in random.integers(0, USERS, EVENTS - 20)] + ["late user"] * 20  # not in training

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
+from storage.errors import ArtifactError
 from storage.manifest import Manifest, require_manifest, write_manifest
 
 OPENAI = "stages.interpret={caption: {backend: openai, model: x, api_key_env: NO_SUCH_KEY}}"
@@ -48,6 +49,36 @@ def test_a_changed_table_runs_anew_and_a_changed_limit_does_not(place, tesserec)
     assert "ingest: 1 rows" in tesserec("run", "w.yaml")[2]
     assert "Nothing to do" in tesserec("run", "w.yaml")[2]
     assert "ingest: 1 rows" in tesserec("run", "w.yaml", "--from", "ingest")[2]
+
+
+@pytest.mark.parametrize(
+    ("problem", "path", "remedy"),
+    [
+        ("1 items are missing in embeddings", "embeddings", "run again with --from project"),
+        ("3 items are missing in sids", "sids", "run again with --from quantize"),
+        ("1 items are missing in catalog/items", "catalog/items", "run again with --from ingest"),
+        (
+            "There is no ranker at s3://a/items/models/ranker",
+            "s3://a/items/models/ranker",
+            "run again with --from rank",
+        ),
+        ("The ranker at r/models/ranker is damaged", "r/models/ranker", "run again with --from rank"),
+        ("The ranker has values that are no numbers in w", "r/models/ranker", "run again with --from rank"),
+        ("There is no language model there", "r/models/generator/sequential", "run again with --from generate"),
+        (
+            "There is no run at runs/x",
+            "runs/x/manifest.json",
+            "start one with `tesserec run WORKFLOW --run-dir runs/x`",
+        ),
+        ("x is damaged", "elsewhere/x", "write it anew, or name another"),
+    ],
+)
+def test_an_artifact_that_cannot_be_used_is_named_with_what_writes_it(tesserec, monkeypatch, problem, path, remedy):
+    def load(*_):
+        raise ArtifactError(problem, path)
+
+    monkeypatch.setattr("workflows.engine.definition.load", load)
+    assert tesserec("check", "w.yaml")[::2] == (2, f"tesserec: {problem}: {remedy}.\n")
 
 
 def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):

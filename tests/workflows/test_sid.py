@@ -18,8 +18,9 @@ import yaml
 from PIL import Image
 
 from models.semantic_ids.quantizer import Architecture, Quantizer
-from operators.assign_sids import codes_array, embedding_matrix, give_sids
 from operators.base import apply, with_outcome
+from operators.columns import matrix_column, matrix_of
+from operators.sid_registry import give_sids
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_rows
@@ -81,7 +82,7 @@ def finished(tmp_path_factory) -> Path:
 def write_sids(run: RunDir) -> None:
     """In place of the stage quantize: codewords drawn from the embeddings themselves."""
     embeddings = run.read_table("embeddings")
-    vectors = embedding_matrix(embeddings)
+    vectors = torch.tensor(matrix_of(embeddings["embedding"]))
     quantizer = Quantizer(Architecture("rqkmeans", 8, codebook_sizes=(4, 4), latent_dim=8))
     with torch.no_grad():
         quantizer.codebooks[0].copy_(vectors[:4])
@@ -90,7 +91,7 @@ def write_sids(run: RunDir) -> None:
     ids, codes = embeddings["item_id"].to_pylist(), quantizer.encode(vectors).numpy()
     nothing = {"known_ids": [], "known_codes": np.empty((0, 3), np.int32)}
     sids = give_sids(ids, codes, hash_rows(vectors.numpy()), **nothing)
-    run.write_table(pa.table({"item_id": ids, "codes": codes_array(sids)}), "sids")
+    run.write_table(pa.table({"item_id": ids, "codes": matrix_column(sids)}), "sids")
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
+from operators.columns import matrix_of, rows_of
 from operators.features.items import item_features
 from operators.features.tokens import HASH, NULL_ID, Tokens
-from operators.log.encoding import Log, encode
+from operators.log.encoding import Log, read_log
 from operators.log.events import (
     SPLITS,
     Events,
@@ -27,7 +27,6 @@ from operators.log.events import (
 )
 from storage import files
 from storage.errors import UserError
-from storage.hashing import hash_order
 from storage.run import RunDir
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 
@@ -60,12 +59,12 @@ class FeaturesStage(Stage[Config]):
         run = context.run
         if not files.exists(run.uri("catalog", "interactions")):
             raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
-        items = read_items(context, config.tokens)
-        interactions = run.read_table("catalog", "interactions")
-        log = encode(interactions, items["item_id"])
-        events = log.events
+        log = read_log(run)
+        events, items = log.events, read_items(run, log.items, config.tokens)
+        interactions = files.dataset(run.uri("catalog", "interactions"))
+        given = interactions.count_rows()
         split = context.split.numbers(events)
-        if "label" in interactions.column_names and not log.labelled:
+        if "label" in interactions.schema.names and not log.labelled:
             context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
         context.log(f"{len(events)} events, split by {'time' if context.split.kind == 'time' else 'last event'}")
         # Without labels the task is discovery, as in serving: an item is an example when a user first meets it.
@@ -128,36 +127,25 @@ class FeaturesStage(Stage[Config]):
         }
         run.write_json(spec, "features", "spec.json")
         return Result(
-            rows_in=interactions.num_rows,
+            rows_in=given,
             rows_out=len(events),
-            rejected=interactions.num_rows - len(events),
+            rejected=given - len(events),
             metrics=metrics,
         )
 
 
-def read_items(context: Context, tokens: Tokens) -> pa.Table:
-    """The item features of every interpreted item, in hash order."""
-    run = context.run
+def read_items(run: RunDir, ids: pa.ChunkedArray, tokens: Tokens) -> pa.Table:
+    """Return the features of these items, in their order.
+
+    Raises:
+        ArtifactError: a table of the run lacks an item.
+    """
     items = run.read_table("items", columns=["item_id", "title", "description", "caption", "interests"])
     attributes = run.read_table("catalog", "items", columns=["item_id", "attributes"])
     sids = run.read_table("sids", columns=["item_id", "codes"])
-    items = items.take(pa.array(hash_order(items["item_id"].to_pylist())))
-    items = align(items, attributes, "attributes", "ingest")
-    codes = align(items, sids, "codes", "quantize")["codes"].combine_chunks()
-    matrix = codes.flatten().to_numpy(zero_copy_only=False).reshape(len(codes), -1)
-    return item_features(items, matrix[:, :-1], tokens)
-
-
-def align(items: pa.Table, other: pa.Table, column: str, stage: str) -> pa.Table:
-    """Append the column of the row with the same item_id.
-
-    Raises:
-        UserError: an item is missing there.
-    """
-    where = pc.index_in(items["item_id"], other["item_id"])
-    if where.null_count:
-        raise UserError(f"{where.null_count} items have no {column}: run again with --from {stage}.")
-    return items.append_column(column, other[column].take(where))
+    items, attributes = rows_of(ids, items, "items"), rows_of(ids, attributes, "catalog/items")["attributes"]
+    codes = matrix_of(rows_of(ids, sids, "sids")["codes"])
+    return item_features(items.append_column("attributes", attributes), codes[:, :-1], tokens)
 
 
 def history_column(known: Events, user: np.ndarray, time: np.ndarray, length: int) -> pa.ListArray:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.semantic_ids import collisions
 from models.semantic_ids.collisions import reassign_last_level
-from models.semantic_ids.suffixes import number_rows
+from models.semantic_ids.prefixes import number_rows
 from storage.hashing import content_order, hash_rows
 
 CODEWORDS = 8

@@ -49,20 +49,6 @@ def test_losses_and_gradients_are_those_of_the_formula() -> None:
     assert torch.allclose(found, straight.T @ inputs, atol=1e-2)
 
 
-def test_the_rotation_trick_changes_the_gradient_alone() -> None:
-    inputs = embeddings(40)
-    quantizer, head = started(inputs), torch.nn.Identity()
-    weight = quantizer.encoder.get_parameter("linear.weight")
-    plain, rotated = (
-        losses_of(quantizer, inputs, Schedule(rotation=rotation), head, torch.empty(40, 0))[0].reconstruction
-        for rotation in (False, True)
-    )
-    assert torch.allclose(plain, rotated, rtol=1e-4)
-    gradients = [torch.autograd.grad(loss, weight)[0].flatten() for loss in (plain, rotated)]
-    cosine = torch.cosine_similarity(*gradients, dim=0)
-    assert 0.5 < float(cosine) < 0.9999
-
-
 def test_a_fit_starts_at_residual_k_means_in_the_principal_axes() -> None:
     data = embeddings(400)
     quantizer = fit_rqvae(vectors(data), SHAPE, Schedule(steps=1, learning_rate=1e-12), seed=0)
@@ -73,18 +59,14 @@ def test_a_fit_starts_at_residual_k_means_in_the_principal_axes() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
-@pytest.mark.parametrize("rotation", [False, True])
-def test_a_fit_uses_its_codebooks_and_loses_less_of_unseen_rows_than_where_it_starts(
-    scale: float, rotation: bool
-) -> None:
+def test_a_fit_uses_its_codebooks_and_loses_less_of_unseen_rows_than_where_it_starts(scale: float) -> None:
     data, history = embeddings(1_200, scale), []
     seen, unseen = data[:600], data[600:]
-    schedule = Schedule(steps=600, batch_size=128, commitment=0.25, rotation=rotation)
+    schedule = Schedule(steps=600, batch_size=128, commitment=0.25)
     before = fit_rqvae(vectors(seen), SHAPE, Schedule(steps=1, learning_rate=1e-12), seed=0)
     after = fit_rqvae(vectors(seen), SHAPE, schedule, seed=0, report=lambda metrics, _: history.append(metrics))
     assert all(len(level.unique()) >= 15 for level in after.encode(data).T)
-    limit = 1.3 if rotation else 0.99  # the trick does not collapse, and is no gain here
-    assert errors(after, unseen)[2] < limit * errors(before, unseen)[2]
+    assert errors(after, unseen)[2] < 0.99 * errors(before, unseen)[2]
     assert [point["step"] for point in history] == list(range(50, 601, 50))
     assert history[-1]["loss"] < history[0]["loss"]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.semantic_ids.suffixes import allocate_suffixes, number_rows, parse_sid, sid_string
+from models.semantic_ids.suffixes import allocate_suffixes, sid_string
 from storage.errors import UserError
 from storage.hashing import content_order
 
@@ -126,33 +126,6 @@ def test_a_prefix_that_arrivals_fill_is_told_and_what_was_given_is_not() -> None
         allocate({"c": ((1, 1), 0)}, known)
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    st.integers(0, 5).flatmap(lambda levels: st.lists(st.lists(st.integers(0, 3), min_size=levels, max_size=levels)))
-)
-def test_rows_are_numbered_in_their_order(rows: list[list[int]]) -> None:
-    codes = np.array(rows, np.int32).reshape(len(rows), -1 if rows and rows[0] else 0)
-    distinct = sorted({tuple(row) for row in rows})
-    assert number_rows(codes).tolist() == [distinct.index(tuple(row)) for row in rows]
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(0, 9999), min_size=1, max_size=25), st.integers(-1, 9999))
-def test_strings_read_back(codes: list[int], suffix: int) -> None:
-    text = sid_string([*codes, suffix])
-    assert parse_sid(text, len(codes)) == (*codes, suffix)
-    assert text.count("<") == len(codes) + (suffix >= 0)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "a_1", "<a_1>", "<a_1><c_2>", "<b_1><c_2>", "<a_1> <b_2>", "<a_1><b_-1>", "<a_01><b_1>", "<a_1><b_2>x"],
-)
-def test_other_text_is_a_user_error(text: str) -> None:
-    with pytest.raises(UserError, match=r"write it like <a_0><b_1>, with a suffix or not\.$"):
-        parse_sid(text, levels=2)
-
-
-def test_a_semantic_id_of_other_depth_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="of 2 levels"):
-        parse_sid("<a_1><b_2><c_3><d_4>", levels=2)
+def test_a_spelled_semantic_id_has_a_token_per_level_and_one_for_a_suffix() -> None:
+    assert sid_string([12, 3, 7, 0]) == "<a_12><b_3><c_7><d_0>"
+    assert sid_string([12, 3, 7, -1]) == "<a_12><b_3><c_7>"

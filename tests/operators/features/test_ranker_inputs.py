@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.common.jagged import gather
 from models.ranking.config import RankerConfig, Table
-from operators.features.ranker_inputs import Examples, ItemFeatures, lists
+from operators.columns import jagged_of
+from operators.features.ranker_inputs import Examples, ItemFeatures
 from operators.features.tokens import table_rows
 from storage.errors import UserError
 
@@ -36,7 +36,7 @@ def rows_of(hashes: list[int], table: Table, function: int = 0) -> list[int]:
 def inputs(histories: list[list[int]], rows: list[int], config: RankerConfig = CONFIG, **extra: object):
     return ItemFeatures(ITEMS, EMBEDDINGS, config).inputs(
         user=torch.arange(1, len(rows) + 1),
-        history=lists(pa.array(histories, pa.list_(pa.int32()))),
+        history=jagged_of(pa.array(histories, pa.list_(pa.int32()))),
         rows=torch.tensor(rows),
         dense=torch.zeros(len(rows), 1),
         **extra,
@@ -117,7 +117,7 @@ def test_an_item_without_a_vector_leaves_the_others_of_a_history_as_they_are() -
     embeddings = EMBEDDINGS.set_column(1, "embedding", pa.FixedSizeListArray.from_arrays(vectors, 2))
     batch = ItemFeatures(ITEMS, embeddings, CONFIG).inputs(
         user=torch.ones(2, dtype=torch.int64),
-        history=lists(pa.array([[0, 1, 2], [1]], pa.list_(pa.int32()))),
+        history=jagged_of(pa.array([[0, 1, 2], [1]], pa.list_(pa.int32()))),
         rows=torch.tensor([1, 0]),
         dense=torch.zeros(2, 1),
     )
@@ -169,12 +169,6 @@ def test_batches_of_examples_equal_one_call() -> None:
     assert (batch.rows, whole.rows) == (8, 2)
 
 
-def test_lists_of_a_slice_and_their_gather() -> None:
-    column = pa.array([[9], [1, 2], [], [3]], pa.list_(pa.int32())).slice(1)
-    values, offsets, _ = gather(lists(column), torch.tensor([2, 1, 0, 0]))
-    assert (values.tolist(), offsets.tolist()) == ([3, 1, 2, 1, 2], [0, 1, 1, 3, 5])
-
-
 def test_an_item_without_an_embedding_is_the_users_to_mend() -> None:
-    with pytest.raises(UserError, match="--from project"):
+    with pytest.raises(UserError, match=r"1 items are missing in embeddings\.$"):
         ItemFeatures(ITEMS, EMBEDDINGS.slice(0, 2), CONFIG)

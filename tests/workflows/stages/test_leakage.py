@@ -16,7 +16,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from models.ranking.config import BAGS
-from operators.assign_sids import codes_array
+from operators.columns import matrix_column
 from operators.features.tokens import NULL_ID, token_hashes
 from operators.log.encoding import encode
 from operators.log.events import SPLITS
@@ -59,7 +59,8 @@ def context(tmp_path_factory) -> Context:
     run.write_table(pa.table({"item_id": IDS, "attributes": attributes}), "catalog", "items")
     texts = {"title": text, "description": text, "caption": text, "interests": interests}
     run.write_table(pa.table({"item_id": IDS, **texts}), "items")
-    run.write_table(pa.table({"item_id": IDS, "codes": codes_array(codes)}), "sids")
+    run.write_table(pa.table({"item_id": IDS, "embedding": matrix_column(np.zeros((ITEMS, 2)))}), "embeddings")
+    run.write_table(pa.table({"item_id": IDS, "codes": matrix_column(codes)}), "sids")
     return Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
 
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
@@ -16,7 +15,7 @@ from models.ranking import fitting
 from models.ranking.ranker import Ranker
 from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
-from operators.embed import vectors_of
+from operators.columns import filled_matrix, matrix_column, positions
 from operators.features.ranker_inputs import Examples, ItemFeatures, predict
 from operators.features.tokens import NULL_ID
 from operators.log.events import Events, counts, histories
@@ -101,12 +100,9 @@ def score(
 def image_vectors(run: RunDir) -> pa.Table:
     """The items' pooled image embeddings in the form of embeddings/, NaN where an item has none."""
     items = run.read_table("items", columns=["item_id", "image_vector"])
-    column = items["image_vector"].combine_chunks()
-    width = column.type.list_size
-    values = np.full((len(column), width), np.nan, dtype=np.float32)
-    values[column.is_valid().to_numpy(zero_copy_only=False)] = vectors_of(column.drop_null(), width)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
-    return pa.table({"item_id": items["item_id"], "embedding": vectors})
+    values, known = filled_matrix(items["image_vector"])
+    values[~known] = np.nan
+    return pa.table({"item_id": items["item_id"], "embedding": matrix_column(values)})
 
 
 def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pairs | None:
@@ -123,8 +119,8 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
         run.read_table("features", "items", columns=["item_id", "item"]),
     )
     seen = files.read_table(uri, columns=["item_id", "first_seen"])
-    where = pc.index_in(items["item_id"], seen["item_id"])
-    cold = np.flatnonzero((items["item"].to_numpy() == NULL_ID) & where.is_valid().to_numpy())
+    at = positions(items["item_id"], seen["item_id"])
+    cold = np.flatnonzero((items["item"].to_numpy() == NULL_ID) & (at >= 0))
     if not len(cold):
         return None
     known = train["user_id"].combine_chunks().dictionary_encode()
@@ -157,7 +153,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
         {
             "user_id": known.dictionary.take(pa.array(user)),
             "item_id": items["item_id"].take(pa.array(row)),
-            "timestamp": seen["first_seen"].take(where.combine_chunks().take(pa.array(row))),
+            "timestamp": seen["first_seen"].take(pa.array(at[row])),
             "position": np.ones(len(user), dtype=np.int32),
         }
     )

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from models.evaluation.variants import TRUTH
 from models.ranking.config import ITEM, USER
 from models.ranking.settings import RankerSettings, TableConfig, Tables
+from operators.columns import rows_of
 from operators.features.tokens import NULL_ID, token_hashes
 from storage import files
 from storage.errors import UserError
@@ -127,7 +128,7 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
     )
 
     truth = files.read_table(require_truth(catalog))
-    truth = truth.take(pc.index_in(item_ids, truth["item_id"]).combine_chunks())
+    truth = rows_of(item_ids, truth, "truth.parquet")
     columns = [
         token_hashes([f"{name}={value}" if value is not None else name for value in truth[name].to_pylist()])
         for name in ATTRIBUTES
@@ -139,7 +140,7 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
 def thin_first(run: RunDir, item_ids: pa.ChunkedArray, rate: float) -> np.ndarray:
     """Mask [N] of the share of items with the least text, for which a caption is most."""
     items = run.read_table("items", columns=["item_id", "title", "description"])
-    items = items.take(pc.index_in(item_ids, items["item_id"]).combine_chunks())
+    items = rows_of(item_ids, items, "items")
     lengths = [pc.fill_null(pc.utf8_length(items[name]), 0).to_numpy() for name in ("title", "description")]
     order = hash_order(item_ids.to_pylist())  # equal lengths in an order that tells nothing
     order = order[np.argsort(sum(lengths)[order], kind="stable")]

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt
 from models.evaluation.bootstrap import bootstrap_auc, interval
 from models.evaluation.clicks import scorecard
 from operators.features.tokens import NULL_ID
-from operators.log.encoding import Log, encode
+from operators.log.encoding import Log, read_log
 from operators.log.events import DAY_US
 from storage import files
 from storage.manifest import first_unfinished
@@ -80,7 +80,7 @@ def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
     tables = {name: run.read_table("features", name) for name in ("train", "valid", "test")}
     test = tables["test"]
-    log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
+    log = read_log(run)
     label = test["label"].to_numpy()
     user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
 
@@ -192,12 +192,12 @@ def retrieval(
     import torch
 
     from models.recommenders.retriever import Retriever
-    from operators.features.ranker_inputs import lists
+    from operators.columns import jagged_of, positions
     from operators.log.events import histories
 
     test = test.filter(pc.greater(test["label"], 0))
-    user = pc.index_in(test["user_id"], log.users).to_numpy().astype(np.int64)
-    history = lists(test["history"])
+    user = positions(test["user_id"], log.users)
+    history = jagged_of(test["history"])
     time = test["timestamp"].cast(pa.int64()).to_numpy()
     values, ends = histories(log.events, user, time, length=len(log.events))
     seen, seen_offsets = torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends.astype(np.int64))

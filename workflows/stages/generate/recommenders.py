@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from models.common.collectives import rank_and_size
@@ -32,11 +31,10 @@ from models.recommenders.product_codes import ParallelGenerator
 from models.recommenders.product_quantizer import Digits, fit_digits
 from models.recommenders.sasrec import SasRec
 from models.recommenders.settings import ParallelSettings, SasRecSettings, SequentialSettings
-from operators.assign_sids import codes_array, codes_matrix
-from operators.embed import vectors_of
+from operators.columns import matrix_column, matrix_of, positions, rows_of
 from operators.features.ranker_inputs import aligned
 from operators.log.collaborative import collaborative_vectors
-from operators.log.encoding import encode
+from operators.log.encoding import read_log
 from operators.log.sequences import queries, training_sequences
 from operators.log.split import Split
 from storage import files
@@ -67,8 +65,8 @@ def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data
     Raises:
         UserError: the log cannot be split so, or nobody has two positives in training.
     """
-    ids = item_ids(run)
-    events = encode(run.read_table("catalog", "interactions"), ids).events
+    log = read_log(run)
+    ids, events = log.items, log.events
     numbers = split.numbers(events)
     sequences = training_sequences(events, numbers)
     if not (sequences.offsets.diff() > 1).any():
@@ -103,7 +101,7 @@ def write_digits(run: RunDir, settings: ParallelSettings, ids: pa.ChunkedArray, 
     if settings.collaborative:
         chosen = collaborative_vectors(run, split, width=settings.width, seed=seed)
         vectors = np.zeros((len(ids), chosen["vector"].type.list_size), np.float32)
-        vectors[pc.index_in(chosen["item_id"], ids).to_numpy()] = vectors_of(chosen["vector"], vectors.shape[1])
+        vectors[positions(chosen["item_id"], ids)] = matrix_of(chosen["vector"])
         parts.append(settings.collaborative * _scaled(vectors))
     found = fit_digits(
         np.hstack(parts), dim=settings.model.dim, digits=settings.digits, codewords=settings.codewords, seed=seed
@@ -259,7 +257,7 @@ def bare_corpus(settings: SequentialSettings, vocabulary: Vocabulary, found: tor
 def texts_of(run: RunDir, ids: pa.ChunkedArray) -> list[list[str | None]]:
     """Titles and captions of the items, None where there is none."""
     items = run.read_table("items", columns=["item_id", "title", "caption"])
-    items = items.take(pc.index_in(ids, items["item_id"]))
+    items = rows_of(ids, items, "items")
     return [items[name].to_pylist() for name in ("title", "caption")]
 
 
@@ -267,14 +265,11 @@ def sid_paths(run: RunDir, ids: pa.ChunkedArray) -> tuple[np.ndarray, tuple[int,
     """The paths of the items, int64 [N, L], the codes of each level, and whether the last one is the suffix.
 
     Raises:
-        UserError: an item has no semantic ID.
+        ArtifactError: an item has no semantic ID.
     """
     sids = run.read_table("sids", columns=["item_id", "codes"])
-    where = pc.index_in(ids, sids["item_id"])
-    if where.null_count:
-        raise UserError(f"{where.null_count} items have no semantic ID: run again with --from quantize.")
     codebooks = run.read_json("models", "quantizer", "config.json")["codebook_sizes"]
-    found, sizes = paths(codes_matrix(sids["codes"].take(where)), codebooks)
+    found, sizes = paths(matrix_of(rows_of(ids, sids, "sids")["codes"]), codebooks)
     return found, sizes, len(sizes) > len(codebooks)
 
 
@@ -294,7 +289,7 @@ def save_sequential(
     """Write the language model and what recommends by it: its settings, and the paths of all items."""
     save_generator(uri, model, tensors)
     files.write_json(files.join(uri, "settings.json"), settings.model_dump(mode="json"))
-    files.write_table(files.join(uri, "paths"), pa.table({"path": codes_array(sid_paths(run, ids)[0])}))
+    files.write_table(files.join(uri, "paths"), pa.table({"path": matrix_column(sid_paths(run, ids)[0])}))
 
 
 def load_sequential(uri: str) -> tuple[SequentialSettings, SequentialRecommender]:
@@ -306,7 +301,7 @@ def load_sequential(uri: str) -> tuple[SequentialSettings, SequentialRecommender
     model = load_generator(uri).to(own_device())
     try:
         settings = SequentialSettings.model_validate(files.read_json(files.join(uri, "settings.json")))
-        found = codes_matrix(files.read_table(files.join(uri, "paths"))["path"]).astype(np.int64)
+        found = matrix_of(files.read_table(files.join(uri, "paths"))["path"]).astype(np.int64)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise UserError(f"The generator at {uri} is damaged: run the stage generate again.") from error
     corpus = bare_corpus(settings, model.vocabulary, torch.from_numpy(found))

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from models.semantic_ids.quantizer import RQKMEANS, Architecture
 from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.rqvae import Schedule, fit_rqvae
 from models.semantic_ids.training_rows import collect
-from operators.embed import vectors_of
+from operators.columns import matrix_of, positions
 from storage import files
 from storage.run import RunDir
 from workflows.distributed import training
@@ -108,15 +107,11 @@ def with_signals(
 
     An empty batch comes first, for a worker that gets no row.
     """
-    known = np.empty((0, 0), np.float32) if signals is None else _matrix(signals["vector"])
+    known = np.empty((0, 0), np.float32) if signals is None else matrix_of(signals["vector"])
     yield np.empty((0, width), np.float32), np.empty((0, known.shape[1]), np.float32)
     for batch in batches:
         beside = np.full((batch.num_rows, known.shape[1]), np.nan, np.float32)
         if signals is not None:
-            where = pc.index_in(batch["item_id"], signals["item_id"].combine_chunks()).combine_chunks()
-            beside[where.is_valid().to_numpy(zero_copy_only=False)] = known[where.drop_null().to_numpy()]
-        yield _matrix(batch["embedding"]), beside
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    return vectors_of(column, column.type.list_size)
+            at = positions(batch["item_id"], signals["item_id"])
+            beside[at >= 0] = known[at[at >= 0]]
+        yield matrix_of(batch["embedding"]), beside

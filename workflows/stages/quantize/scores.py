@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from models.semantic_ids.drift import drift
@@ -17,8 +17,8 @@ from models.semantic_ids.quantizer import RQKMEANS, Architecture, Quantizer
 from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.suffixes import allocate_suffixes
 from models.semantic_ids.training_rows import collect
-from operators.assign_sids import embedding_matrix, reference_embeddings
-from operators.embed import vectors_of
+from operators.columns import filled_matrix, matrix_of, positions
+from operators.sid_registry import reference_embeddings
 from storage import files
 from storage.hashing import hash_rows
 from storage.run import RunDir
@@ -49,8 +49,8 @@ def judge(
     """
     drawn = item_ids[:SCORED_ITEMS]
     codes, suffixes = sids[:, :-1], sids[:, -1]
-    vectors = embedding_matrix(_rows_of(run.uri("embeddings"), drawn, ["embedding"]))
-    attributes = _rows_of(run.uri("catalog", "items"), drawn, ["attributes"])["attributes"]
+    vectors = _embeddings(run, drawn)
+    attributes = _column_of(run.uri("catalog", "items"), drawn, "attributes")
     shown = {"attributes": attributes, "seed": seed}
     card = scorecard(quantizer, vectors, codes[: len(drawn)], suffixes[: len(drawn)], **shown)
     # what needs no embedding is counted over all, and collisions before any code was re-assigned
@@ -71,33 +71,33 @@ def judge(
 def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earlier: RunDir) -> dict[str, Any] | None:
     """How the quantizer of an earlier run fits the items that this one has beyond it; None where it has none."""
     known = earlier.read_table("sids", columns=["item_id"])["item_id"]
-    ids = pa.array(item_ids, pa.string())
-    new = ids.filter(pc.invert(pc.is_in(ids, known.combine_chunks()))).to_pylist()[:SCORED_ITEMS]
+    new = list(compress(item_ids, positions(item_ids, known) < 0))[:SCORED_ITEMS]
     if not new:
         return None
-    vectors = embedding_matrix(_rows_of(run.uri("embeddings"), new, ["embedding"]))
+    vectors = _embeddings(run, new)
     return drift(quantizer, reference_embeddings(earlier), vectors)
 
 
 def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:
     """Naive semantic IDs of these items, unlike each other; None where no item has a text vector."""
-    column = _rows_of(run.uri("items"), item_ids, ["text_vector"])["text_vector"].combine_chunks()
-    known, width = column.is_valid().to_numpy(zero_copy_only=False), column.type.list_size
+    texts, known = filled_matrix(_column_of(run.uri("items"), item_ids, "text_vector"))
     if not known.any():
         return None
-    texts = np.empty((len(column), width), np.float32)
-    texts[known] = vectors_of(column.drop_null(), width)
     texts[~known] = texts[known].mean(0)
     vectors = collect([(texts, np.empty((len(texts), 0), np.float32))], seed=seed)
-    quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, width, sizes, width), seed=seed)
+    quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, texts.shape[1], sizes, texts.shape[1]), seed=seed)
     embeddings = torch.from_numpy(texts)
     codes = quantizer.encode(embeddings).numpy()
     suffixes = allocate_suffixes(item_ids, codes, hash_rows(texts), max_suffixes=len(item_ids))
     return Naive(quantizer, embeddings, np.column_stack([codes, suffixes]).astype(np.int32))
 
 
-def _rows_of(uri: str, item_ids: Sequence[str], columns: list[str]) -> pa.Table:
-    """Some columns of a run's table, for these items in this order."""
+def _embeddings(run: RunDir, item_ids: Sequence[str]) -> torch.Tensor:
+    return torch.tensor(matrix_of(_column_of(run.uri("embeddings"), item_ids, "embedding")))
+
+
+def _column_of(uri: str, item_ids: Sequence[str], column: str) -> pa.ChunkedArray:
+    """Read a column of a run's table for these items alone, in this order."""
     table = files.dataset(uri)
-    ids = table.to_table(columns=["item_id"])["item_id"].combine_chunks()
-    return table.take(pc.index_in(pa.array(item_ids, pa.string()), ids), columns=columns)
+    at = positions(item_ids, table.to_table(columns=["item_id"])["item_id"])
+    return table.take(at, columns=[column])[column]

@@ -10,11 +10,12 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from models.semantic_ids.collisions import reassign_last_level
+from models.semantic_ids.prefixes import number_rows
 from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
 from models.semantic_ids.rqvae import Schedule
-from models.semantic_ids.suffixes import number_rows
-from operators.assign_sids import codes_array, embedding_matrix, give_sids, inherited_sids
+from operators.columns import matrix_column, matrix_of
 from operators.log.collaborative import collaborative_vectors
+from operators.sid_registry import give_sids, inherited_sids
 from storage import files
 from storage.artifacts import model_digest
 from storage.errors import UserError
@@ -61,7 +62,6 @@ class Config(StageConfig):
         latent_dim, hidden_dims: of rqvae: width of the codewords (null: that of the embeddings) and of the layers
             before them.
         commitment: of rqvae: weight of the pull of latents towards their codewords (β).
-        gradient: of rqvae: how it passes the codewords, see `models.semantic_ids.rqvae`.
         steps, batch_size, learning_rate, reset_until, mixup: of rqvae, see `models.semantic_ids.rqvae.Schedule`.
         balanced: of rqkmeans: give all codewords of a level about equally many items.
         collaborative: of rqvae+collaborative.
@@ -85,7 +85,6 @@ class Config(StageConfig):
     latent_dim: PositiveInt | None = None
     hidden_dims: tuple[PositiveInt, ...] = (128,)
     commitment: PositiveFloat = Schedule.commitment
-    gradient: Literal["straight_through", "rotation"] = "straight_through"
     steps: PositiveInt = Schedule.steps
     batch_size: PositiveInt = Schedule.batch_size
     learning_rate: PositiveFloat = Schedule.learning_rate
@@ -185,7 +184,6 @@ def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
         learning_rate=config.learning_rate,
         commitment=config.commitment,
         reset_until=config.reset_until,
-        rotation=config.gradient == "rotation",
         mixup=config.mixup,
         alignment=config.collaborative.weight if config.method == COLLABORATIVE else 0.0,
     )
@@ -219,7 +217,7 @@ def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarra
     gone = ~np.isin(known_ids, coded.item_ids) if config.frozen else np.zeros(len(known_ids), bool)
     ids = [*coded.item_ids, *np.array(known_ids, object)[gone].tolist()]
     given = np.concatenate([sids, known_codes[gone]])
-    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": codes_array(given)}), "sids")
+    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": matrix_column(given)}), "sids")
     return quantizer, coded, sids
 
 
@@ -249,7 +247,7 @@ def encode(run: RunDir, quantizer: Quantizer) -> Coded:
     ids: list[str] = []
     codes, contents = [np.empty((0, len(quantizer.codebooks)), np.int32)], [np.empty(0, np.uint64)]
     for part in embeddings.to_batches(columns=["item_id", "embedding"], batch_size=BATCH_ROWS):
-        vectors = embedding_matrix(pa.table(part))
+        vectors = torch.tensor(matrix_of(part["embedding"]))
         ids += part["item_id"].to_pylist()
         codes.append(quantizer.encode(vectors).numpy())
         contents.append(hash_rows(vectors.numpy()))
@@ -278,7 +276,7 @@ def spread(run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:
     groups = number_rows(coded.codes)
     colliding = np.flatnonzero(np.bincount(groups)[groups] > 1)
     found = files.dataset(run.uri("embeddings")).take(coded.positions[colliding], columns=["embedding"])
-    vectors = embedding_matrix(found)
+    vectors = torch.tensor(matrix_of(found["embedding"]))
 
     def distances(rows: np.ndarray) -> torch.Tensor:
         return quantizer.last_distances(vectors[np.searchsorted(colliding, rows)])

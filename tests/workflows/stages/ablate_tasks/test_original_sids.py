@@ -11,8 +11,7 @@ import pytest
 from models.semantic_ids.quantizer import RQKMEANS, Architecture
 from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.training_rows import collect
-from operators.assign_sids import codes_matrix
-from operators.embed import vector_array
+from operators.columns import matrix_column, matrix_of
 from storage.run import RunDir
 from workflows.engine.definition import resolve
 from workflows.engine.stage import Context
@@ -58,7 +57,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     }
     for name in ("image_vector", "text_vector"):
         vectors = random.normal(size=(len(TITLES), schema.field(name).type.list_size)).astype(np.float32)
-        columns[name] = vector_array(vectors, some)
+        columns[name] = matrix_column(vectors, some)
     run.write_table(pa.table(columns, schema=schema), "items")
     vectors = collect([(random.normal(size=(8, 6)).astype(np.float32), np.empty((8, 0), np.float32))], seed=0)
     fit_rqkmeans(vectors, Architecture(RQKMEANS, 6, SIZES, 6), seed=0).save(run.uri("models", "quantizer"))
@@ -81,7 +80,7 @@ def test_they_come_from_titles_alone_and_tell_all_items_apart(context: Context, 
     assert items["caption"].null_count == items["image_vector"].null_count == len(TITLES)
     assert items["text_vector"].null_count == 1  # of the film without a title
     sids = to.read_table("sids")
-    codes = dict(zip(sids["item_id"].to_pylist(), codes_matrix(sids["codes"]).tolist(), strict=True))
+    codes = dict(zip(sids["item_id"].to_pylist(), matrix_of(sids["codes"]).tolist(), strict=True))
     assert len(codes) == len(set(map(tuple, codes.values()))) == len(TITLES)
     assert codes["film 0"][:-1] == codes["film 3"][:-1]
     assert len({tuple(each[:-1]) for each in codes.values()}) >= 4

@@ -19,8 +19,7 @@ from models.common.recommender import Queries
 from models.semantic_ids.quantizer import RQKMEANS, Architecture
 from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.training_rows import collect
-from operators.assign_sids import codes_array, codes_matrix
-from operators.embed import vector_array
+from operators.columns import matrix_column, matrix_of
 from operators.log.split import SplitTime
 from storage import files
 from storage.errors import UserError
@@ -59,16 +58,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     ids = [f"item {n}" for n in range(ITEMS)]
     pictured = random.normal(size=(2, ITEMS, WIDTH)).astype(np.float32)
     titles = pa.array([None if n % 9 == 0 else f"film {n}" for n in range(ITEMS)], pa.string())
-    texts = vector_array(pictured[0], np.arange(ITEMS) % 9 != 0)
+    texts = matrix_column(pictured[0], np.arange(ITEMS) % 9 != 0)
     captions = pa.nulls(ITEMS, pa.string())
     run.write_table(pa.table({"item_id": ids, "title": titles, "caption": captions, "text_vector": texts}), "items")
-    embeddings = vector_array(pictured[1], np.ones(ITEMS, bool))
+    embeddings = matrix_column(pictured[1], np.ones(ITEMS, bool))
     run.write_table(pa.table({"item_id": ids, "embedding": embeddings}), "embeddings")
     vectors = collect([(pictured[1], np.empty((ITEMS, 0), np.float32))], seed=0)
     quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, WIDTH, SIZES, WIDTH), seed=0)
     quantizer.save(run.uri("models", "quantizer"))
     codes = quantizer.encode(torch.from_numpy(pictured[1])).numpy()
-    run.write_table(pa.table({"item_id": ids, "codes": codes_array(np.column_stack([codes, range(ITEMS)]))}), "sids")
+    run.write_table(pa.table({"item_id": ids, "codes": matrix_column(np.column_stack([codes, range(ITEMS)]))}), "sids")
     log = {
         "user_id": [f"user {n}" for n in random.integers(0, USERS, EVENTS)],
         "item_id": [ids[n] for n in random.integers(0, ITEMS, EVENTS)],
@@ -82,8 +81,8 @@ def write_original(run: RunDir, to: RunDir) -> bool:
     """Semantic IDs unlike the run's own in the place of the original ones."""
     items, sids = run.read_table("items"), run.read_table("sids")
     to.write_table(items, "items")
-    turned = codes_matrix(sids["codes"])[::-1]
-    to.write_table(pa.table({"item_id": sids["item_id"], "codes": codes_array(turned)}), "sids")
+    turned = matrix_of(sids["codes"])[::-1]
+    to.write_table(pa.table({"item_id": sids["item_id"], "codes": matrix_column(turned)}), "sids")
     to.write_json({"codebook_sizes": list(SIZES)}, "models", "quantizer", "config.json")
     return True
 

@@ -14,10 +14,10 @@ import torch
 from models.semantic_ids.collaborative import item_vectors
 from models.semantic_ids.quantizer import Quantizer
 from models.semantic_ids.suffixes import NO_SUFFIX
-from operators.assign_sids import add_sids, codes_array, known_sids, quantizer_digest
-from operators.embed import vector_array
+from operators.columns import matrix_column
 from operators.log.encoding import encode
 from operators.log.split import Split, SplitLeaveLast, SplitTime
+from operators.sid_registry import add_sids, known_sids, quantizer_digest
 from storage.artifacts import save_model
 from storage.errors import UserError
 from storage.hashing import hash_order
@@ -41,10 +41,10 @@ def write_run(run: RunDir, values: np.ndarray, ids: list[str] | None = None) -> 
     ids = ids or [f"item-{n}" for n in range(len(values))]
     colours = [[("colour", "red" if n % 2 else "blue")] for n in range(len(values))]
     attributes = pa.array(colours, pa.map_(pa.string(), pa.string()))
-    table = pa.table({"item_id": ids, "embedding": vector_array(values)})
+    table = pa.table({"item_id": ids, "embedding": matrix_column(values)})
     run.write_table(table, "embeddings")
     save_model(run.uri("models", "projector"), "projector", {"width": values.shape[1]}, {})
-    run.write_table(pa.table({"item_id": ids, "text_vector": vector_array(values[:, :6])}), "items")
+    run.write_table(pa.table({"item_id": ids, "text_vector": matrix_column(values[:, :6])}), "items")
     run.write_table(pa.table({"item_id": ids, "attributes": attributes}), "catalog", "items")
     return table
 
@@ -237,8 +237,8 @@ def test_only_a_fit_that_goes_by_the_log_reads_the_split() -> None:
 
 
 def new_item(item_id: str, codes: list[int]) -> pa.Table:
-    table = pa.table({"item_id": [item_id], "embedding": vector_array(vectors(2, seed=9)[:1])})
-    return table.append_column("codes", codes_array(np.array([codes])))
+    table = pa.table({"item_id": [item_id], "embedding": matrix_column(vectors(2, seed=9)[:1])})
+    return table.append_column("codes", matrix_column(np.array([codes])))
 
 
 def test_what_was_given_since_stands_when_the_same_quantizer_is_fitted_again(
