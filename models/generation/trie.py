@@ -29,18 +29,18 @@ class Trie:
     spans: tuple[torch.Tensor, ...]  # int64 [nodes + 1] per depth from 1: offsets into `items`
 
     @classmethod
-    def build(cls, paths: torch.Tensor, sizes: Sequence[int]) -> Trie:
+    def build(cls, sid_codes: torch.Tensor, sizes: Sequence[int]) -> Trie:
         """The trie of a catalogue.
 
         Args:
-            paths: int64 [N, L], as from `models.generation.vocabulary.paths`.
+            sid_codes: int64 [N, L], as from `models.generation.vocabulary.sid_codes`.
             sizes: codes of every level.
 
         Raises:
             UserError: two items share a path.
         """
-        prefixes = [torch.zeros(len(paths), dtype=torch.int64)]  # of every item, their numbers by depth
-        for codes, size in zip(paths.T, sizes, strict=True):
+        prefixes = [torch.zeros(len(sid_codes), dtype=torch.int64)]  # of every item, their numbers by depth
+        for codes, size in zip(sid_codes.T, sizes, strict=True):
             prefixes.append(torch.unique(prefixes[-1] * size + codes, return_inverse=True)[1])
         ranks = prefixes[-1]
         items = ranks.argsort(stable=True)
@@ -56,7 +56,7 @@ class Trie:
             sizes=tuple(sizes),
             items=items,
             ranks=ranks,
-            codes=tuple(codes[items][span[:-1]] for codes, span in zip(paths.T, offsets[1:], strict=True)),
+            codes=tuple(codes[items][span[:-1]] for codes, span in zip(sid_codes.T, offsets[1:], strict=True)),
             children=tuple(torch.searchsorted(below, above) for above, below in itertools.pairwise(offsets)),
             spans=tuple(offsets[1:]),
         )
