@@ -35,7 +35,7 @@ from models.generation.backbones import Tiny, build
 from models.generation.decoding import beam_search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
-from models.generation.vocabulary import Vocabulary, paths
+from models.generation.vocabulary import Vocabulary, sid_codes
 from models.semantic_ids.suffixes import allocate_suffixes
 
 USERS, HISTORY, BEAMS, TOP = 64, 20, 50, 10
@@ -157,7 +157,7 @@ def draw_paths(items: int, sizes: tuple[int, ...], *, seed: int) -> tuple[torch.
     codes = (np.random.default_rng(seed).random((items, len(sizes))) ** 2 * sizes).astype(np.int32)
     names = [str(item) for item in range(items)]
     suffixes = allocate_suffixes(names, codes, np.arange(items, dtype=np.uint64))
-    found, used = paths(np.concatenate([codes, suffixes[:, None]], axis=1), sizes)
+    found, used = sid_codes(np.concatenate([codes, suffixes[:, None]], axis=1), sizes)
     return torch.from_numpy(found), used
 
 

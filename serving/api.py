@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from serving.recommender import Query, Recommendation, Recommender
+from serving.pipeline import Pipeline, Query, Recommendation
 from serving.settings import MAX_K
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -83,11 +83,11 @@ class Problem(BaseModel):
     detail: str
 
 
-def http_api(recommender: Recommender, recommend: Callable[[Query], Awaitable[Recommendation]]) -> FastAPI:
+def http_api(pipeline: Pipeline, recommend: Callable[[Query], Awaitable[Recommendation]]) -> FastAPI:
     """The application over a loaded run.
 
     Args:
-        recommender: what knows the items.
+        pipeline: what knows the items.
         recommend: answers one query; given apart, so that the server may gather queries into batches.
     """
     api = FastAPI(title="tesserec", description="Recommendations from a finished run.")
@@ -101,7 +101,7 @@ def http_api(recommender: Recommender, recommend: Callable[[Query], Awaitable[Re
     @api.get("/v1/items/{item_id:path}", responses={404: {"model": Problem}})
     async def item(item_id: str) -> Item:
         """One item of the catalogue."""
-        found = recommender.item(item_id)
+        found = pipeline.item(item_id)
         if found is None:
             raise HTTPException(404, f"There is no item {item_id!r} in this catalogue.")
         return Item.model_validate(found)
@@ -109,7 +109,7 @@ def http_api(recommender: Recommender, recommend: Callable[[Query], Awaitable[Re
     @api.get("/healthz")
     async def healthz() -> Health:
         """Whether the service is up, and over how much."""
-        return Health(items=len(recommender.items), users=recommender.users)
+        return Health(items=len(pipeline.items), users=pipeline.users)
 
     api.add_exception_handler(RequestValidationError, explain)
     return api

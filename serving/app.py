@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from serving.api import http_api
-from serving.recommender import Query, Recommendation, Recommender
+from serving.pipeline import Pipeline, Query, Recommendation
 from serving.settings import Settings
 from storage.run import RunDir
 
@@ -22,17 +22,17 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
-        self.recommender = Recommender(RunDir(settings.run), candidates=settings.candidates)
+        self.pipeline = Pipeline(RunDir(settings.run), candidates=settings.candidates)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve asks for the routes once the replica has loaded."""
-        return http_api(self.recommender, self.recommend)
+        return http_api(self.pipeline, self.recommend)
 
     # Takes what has come in meanwhile and never waits for more.
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
     async def recommend(self, queries: list[Query]) -> list[Recommendation]:
         """Answer queries in one pass of the model."""
-        return self.recommender.recommend_all(queries)
+        return self.pipeline.recommend_all(queries)
 
 
 def application(args: dict[str, Any]) -> Application:

@@ -22,7 +22,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Annotated[str, Field(min_length=1, description="URI of the run directory, the same from every node")]
-    candidates: Annotated[int, Field(ge=MAX_K, description="items that the retriever hands to the ranker")] = 200
+    candidates: Annotated[int, Field(ge=MAX_K, description="candidates that content hands to the ranker")] = 200
     threads: Annotated[int, Field(ge=1, description="torch threads of a replica")] = 1
 
 

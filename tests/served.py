@@ -10,19 +10,19 @@ from contextlib import contextmanager
 import uvicorn
 
 from serving.api import http_api
-from serving.recommender import Query, Recommendation, Recommender
+from serving.pipeline import Pipeline, Query, Recommendation
 from storage.run import RunDir
 
 
 @contextmanager
 def served(run: RunDir) -> Iterator[str]:
     """Serve a run until the block ends; gives the address, such as `http://127.0.0.1:40123`."""
-    recommender = Recommender(run)
+    pipeline = Pipeline(run)
 
     async def recommend(query: Query) -> Recommendation:
-        return recommender.recommend(query)
+        return pipeline.recommend(query)
 
-    server = uvicorn.Server(uvicorn.Config(http_api(recommender, recommend), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(http_api(pipeline, recommend), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -1,6 +1,6 @@
-"""A model trained by one worker or by many alike: DDP keeps it whole on each, FSDP shares it out layer by layer.
+"""Trains a model on one worker or on many: DDP keeps it whole on each, FSDP shards it layer by layer.
 
-Without a process group there is one worker, and every function does what it says for that one.
+Without a process group there is one worker, and every function works for that one.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Learner(Protocol):
     layers: Sequence[str]
 
     def loss(self, batch: Any) -> torch.Tensor:
-        """Mean loss of a batch, float32 []; of one that weighs nothing 0, with gradients."""
+        """Return the mean loss of a batch, float32 []; 0, with gradients, for one that weighs nothing."""
         ...
 
     def weight(self, batch: Any) -> torch.Tensor:
-        """What the mean is over."""
+        """Return what the mean is over."""
         ...
 
 
-class TrainingTask(nn.Module):
+class LearnerLoss(nn.Module):
     """A learner's loss in the form that DDP and FSDP wrap."""
 
     def __init__(self, learner: Any, precision: torch.dtype = torch.float32) -> None:
@@ -55,7 +55,7 @@ class TrainingTask(nn.Module):
         self.learner, self.precision = learner, precision
 
     def forward(self, batch: Any, whole: torch.Tensor) -> torch.Tensor:
-        """The batch's part of a step's loss, float32 [], when `whole` is what a worker's batches weigh on average.
+        """Return the batch's part of a step's loss, float32 []; `whole`: what a worker's batches weigh on average.
 
         The sum over a worker's batches, averaged over the workers, is the mean over all that the step weighs.
         """
@@ -77,7 +77,7 @@ def parallelise(
         strategy: `ddp`, or `fsdp`, which shares out weights, gradients and the optimizer's state.
         precision: of the activations, under autocast; the weights keep theirs.
     """
-    task = TrainingTask(learner.to(device), precision)
+    task = LearnerLoss(learner.to(device), precision)
     if not dist.is_initialized():
         return task
     if strategy == "ddp":
@@ -93,7 +93,7 @@ def parallelise(
 
 
 def backward(module: nn.Module, batches: Sequence[Any]) -> float:
-    """Gradients of one step over this worker's batches; gives the mean loss of the step over all workers.
+    """Add the gradients of one step over this worker's batches; return the mean loss of the step over all workers.
 
     Workers may have different numbers of batches: one that has fewer goes through its last one again, without weight.
     """
@@ -119,7 +119,7 @@ def backward(module: nn.Module, batches: Sequence[Any]) -> float:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[Any]:
-    """The learner, in evaluation mode and without gradients.
+    """Yield the learner, in evaluation mode and without gradients.
 
     Under FSDP its layers are gathered as they are called: all workers have to call them equally often.
     """
@@ -134,12 +134,12 @@ def evaluating(module: nn.Module) -> Iterator[Any]:
 
 
 def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The learner's plain state dict, whole and on the CPU, on the first worker; empty elsewhere. All call it."""
+    """Return the learner's plain state dict, whole and on the CPU, on rank 0; empty elsewhere. All ranks call it."""
     return {name.removeprefix("learner."): value for name, value in _whole(module).items()}
 
 
 def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All that a fit goes on from, on the first worker; empty elsewhere. All have to call it."""
+    """Return all that a fit resumes from, on rank 0; empty elsewhere. All ranks call it."""
     state = {f"model.{name}": value for name, value in _whole(module).items()}
     if optimizer.state:  # torch would make one before the first step, and count that as a step
         found: Any = get_optimizer_state_dict(module, optimizer, options=WHOLE).get("state", {})
@@ -148,7 +148,7 @@ def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, t
 
 
 def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Take over what `snapshot` gave; every worker has it all."""
+    """Load what `snapshot` returned; every rank has it all."""
     model, state = dict[str, Any](), dict[str, Any]()
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
@@ -170,13 +170,13 @@ def _whole(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plain_task(module: nn.Module) -> Any:
-    """The task within what `parallelise` gave."""
+    """Return the task within what `parallelise` returned."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
 
 
 @contextmanager
 def _alone(module: nn.Module) -> Iterator[None]:
-    """Gradients of batches before the last one stay with their worker."""
+    """Keep gradients of batches before the last one on their rank."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         with module.no_sync():
             yield

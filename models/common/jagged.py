@@ -24,13 +24,13 @@ def from_arrays(values: np.ndarray, offsets: np.ndarray) -> Jagged:
 
 
 def gather(source: Jagged, rows: torch.Tensor) -> Jagged:
-    """The lists at `rows`, int64 [M]."""
+    """Return the lists at `rows`, int64 [M]."""
     at, offsets = _within(source.offsets[rows], source.offsets[rows + 1])
     return Jagged(source.values[at], offsets, None if source.weights is None else source.weights[at])
 
 
 def padded(source: Jagged, *, length: int, fill: int) -> torch.Tensor:
-    """The last `length` values of every list, as int64 [N, W]; `fill` stands behind shorter ones.
+    """Return the last `length` values of every list as int64 [N, W]; `fill` stands behind shorter ones.
 
     W is the length of the longest list, at most `length`.
 
@@ -67,20 +67,20 @@ def filled(source: Jagged, fill: int) -> Jagged:
 
 
 def ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Jagged:
-    """The values of each range, int64 [M] and [M], as lists."""
+    """Return the values of each range, int64 [M] and [M], as lists."""
     at, offsets = _within(starts, ends)
     return Jagged(values[at], offsets)
 
 
 def _within(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places of all ranges one after the other, and the offsets of the ranges in them."""
+    """Return the positions of all ranges one after the other, and the offsets of the ranges in them."""
     lengths = ends - starts
     offsets = functional.pad(lengths.cumsum(0), (1, 0))
     return torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1])), offsets
 
 
 def last(source: Jagged, length: int) -> Jagged:
-    """The last `length` values of each list."""
+    """Return the last `length` values of each list."""
     return ranges(source.values, *_ends(source, length))
 
 
@@ -104,17 +104,17 @@ def sliced(source: Jagged, start: int, end: int) -> Jagged:
 
 
 def chosen(source: Jagged, among: torch.Tensor) -> Jagged:
-    """Each list less the values that are not chosen, bool, beside the values."""
+    """Return each list without the values that are not chosen; `among` is bool, beside the values."""
     return Jagged(source.values[among], functional.pad(among.cumsum(0), (1, 0))[source.offsets])
 
 
 def repeated(values: torch.Tensor, count: int) -> Jagged:
-    """`count` lists of the same values."""
+    """Return `count` lists of the same values."""
     return Jagged(values.repeat(count), torch.arange(count + 1) * len(values))
 
 
 def joined(parts: Sequence[Jagged]) -> Jagged:
-    """The first lists of all sources as one, the second ones, …; weights where every source has them.
+    """Concatenate list by list: the first lists of all sources as one, …; weights where every source has them.
 
     >>> one, two = Jagged(torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3])), repeated(torch.tensor([9]), 2)
     >>> joined([one, two]).values
@@ -137,12 +137,12 @@ def joined(parts: Sequence[Jagged]) -> Jagged:
 
 
 def _places(offsets: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Where the values of lists go, when list i is to end before place ends[i]."""
+    """Return where the values of lists go when list i is to end before position ends[i]."""
     return (ends - offsets[1:]).repeat_interleave(offsets.diff()) + torch.arange(int(offsets[-1]))
 
 
 def chained(parts: Sequence[Jagged]) -> Jagged:
-    """All lists of the first source, then those of the second, …; weights where every source has them."""
+    """Return all lists of the first source, then those of the second, …; weights where every source has them."""
     lengths = torch.cat([part.offsets.diff() for part in parts])
     weights = [part.weights for part in parts if part.weights is not None]
     return Jagged(

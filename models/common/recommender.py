@@ -1,7 +1,8 @@
-"""What every recommender of next items gives: the best items of the catalogue for users given by their histories."""
+"""The protocol of recommenders: the best items of the catalogue for users given by their histories."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ BLOCK = 256  # users whose scores of the whole catalogue are held at once
 
 
 class Queries(NamedTuple):
-    """Q questions for the next item; items by row."""
+    """Q queries for the next item; items are rows of the catalogue."""
 
     user: np.ndarray  # int64 [Q]
     histories: Jagged  # the user's last positives by then, oldest first
@@ -27,15 +28,16 @@ class Recommended(NamedTuple):
 
     items: torch.Tensor  # int64 [B, k], rows of the catalogue; -1 where fewer are left
     scores: torch.Tensor  # float32 [B, k], -inf there
+    exact: torch.Tensor | None = None  # bool [B], whether a search is proved to miss nothing; None: all were scored
 
 
 class Recommender(Protocol):
-    """Anything that recommends."""
+    """Anything that answers which items come next."""
 
     def recommend(
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
-        """The k best items of every user.
+        """Return the k best items of every user.
 
         Args:
             histories: item rows of B users, oldest first; may be empty. All that is given or returned is on the CPU.
@@ -46,19 +48,46 @@ class Recommender(Protocol):
         ...
 
 
-def recommended(recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged | None = None) -> np.ndarray:
-    """The lists of Q users, made block by block: item rows int64 [Q, k], -1 where there are fewer."""
-    found = [np.empty((0, k), np.int64)]
+class FittedRecommender(Recommender, Protocol):
+    """A recommender with an artifact."""
+
+    def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
+        """Write the artifact from the learner's whole state dict."""
+        ...
+
+
+def recommend_blocks(
+    recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged | None = None
+) -> Recommended:
+    """Return the lists of Q users, computed block by block so that memory is bounded."""
+    found = []
     for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
         left_out = None if banned is None else gather(banned, rows)
-        found.append(recommender.recommend(gather(histories, rows), k=k, banned=left_out).items.numpy())
-    return np.concatenate(found)
+        found.append(recommender.recommend(gather(histories, rows), k=k, banned=left_out))
+    return concatenate(found, k=k)
+
+
+def recommended(recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged | None = None) -> np.ndarray:
+    """Return the items of `recommend_blocks`: rows int64 [Q, k], -1 where there are fewer."""
+    return recommend_blocks(recommender, histories, k=k, banned=banned).items.numpy()
+
+
+def concatenate(parts: Sequence[Recommended], *, k: int) -> Recommended:
+    """Return the lists of several blocks of users as one; of none where there is no block."""
+    if not parts:
+        return Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))
+    exact = [part.exact for part in parts if part.exact is not None]
+    return Recommended(
+        torch.cat([part.items for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat(exact) if exact else None,
+    )
 
 
 def best(
     scores: torch.Tensor, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
 ) -> Recommended:
-    """The k best items by their scores, float [B, N], overwritten here; of equal ones the lower row first."""
+    """Return the k best items by their scores, float [B, N], overwritten here; of equal ones the lower row first."""
     if allowed is not None:
         scores.masked_fill_(~allowed, -torch.inf)
     if banned is not None:
@@ -76,9 +105,9 @@ def best(
 
 
 def top_columns(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the best `count` of every row are, in ascending order, of equal ones the first; and the best of the others.
+    """Return where the best `count` of every row are, and the best of the others.
 
-    `topk` alone leaves open which of equal scores it takes.
+    Columns are in ascending order; of equal scores the first ones are taken, which `topk` alone leaves open.
 
     Args:
         scores: float [B, N].

@@ -24,7 +24,7 @@ class Corpus:
     """What documents are made of; item rows are those of the catalogue, N in all.
 
     Attributes:
-        paths: int64 [N, L'], see `models.generation.vocabulary.paths`.
+        sid_codes: int64 [N, L'], see `models.generation.vocabulary.sid_codes`.
         titles, captions: tokens of every item, none where it has none; see `item_texts`.
         sequences: item rows of each user's training history, oldest first.
         held_out: bool [N], items that the tasks over items do not train on.
@@ -34,7 +34,7 @@ class Corpus:
     """
 
     vocabulary: Vocabulary
-    paths: torch.Tensor
+    sid_codes: torch.Tensor
     titles: Jagged
     captions: Jagged
     sequences: Jagged
@@ -45,7 +45,7 @@ class Corpus:
 
     def has(self, names: Iterable[str]) -> torch.Tensor:
         """Items that have all of some placeholders of prompts, bool [N]; a semantic ID is what every item has."""
-        found = torch.ones(len(self.paths), dtype=torch.bool)
+        found = torch.ones(len(self.sid_codes), dtype=torch.bool)
         for name, texts in (("title", self.titles), ("titles", self.titles), ("caption", self.captions)):
             if name in names:
                 found &= texts.offsets.diff() > 0
@@ -89,7 +89,7 @@ def documents(corpus: Corpus, task: Task, targets: torch.Tensor, histories: Jagg
     prompt = _prompts(corpus, task, targets if histories is None else histories)
     weights = torch.zeros(len(prompt.values))
     if task.every_position:
-        levels = corpus.paths.shape[1]
+        levels = corpus.sid_codes.shape[1]
         position = torch.arange(len(weights)) - prompt.offsets[:-1].repeat_interleave(prompt.offsets.diff())
         weights[position > levels] = 1 / levels  # all items but the first, which is behind `bos`
     response = _shown(corpus, task.target, targets)
@@ -122,7 +122,7 @@ class Sampler:
         self._examples = [_examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
         self.counts = tuple(map(len, self._examples))
         lengths = corpus.sequences.offsets.diff().tolist()
-        longest = min(corpus.history + 1, max(lengths, default=0)) * corpus.paths.shape[1] + 1
+        longest = min(corpus.history + 1, max(lengths, default=0)) * corpus.sid_codes.shape[1] + 1
         if longest > corpus.tokens_per_row and any(task.every_position for task in tasks):
             raise UserError(
                 f"Rows of {corpus.tokens_per_row} tokens are too short for histories of {longest}: raise "
@@ -201,7 +201,10 @@ def _pieces(task: Task) -> list[tuple[str, str | None]]:
 
 def _fitting(corpus: Corpus, task: Task, histories: Jagged) -> Jagged:
     """The last items of each history that a row has room for beside the prompt's text and the longest answer."""
-    encode, answer = corpus.vocabulary.encode, corpus.paths.shape[1] if task.target == "sid" else corpus.max_text + 1
+    encode, answer = (
+        corpus.vocabulary.encode,
+        corpus.sid_codes.shape[1] if task.target == "sid" else corpus.max_text + 1,
+    )
     room = corpus.tokens_per_row - 1 - answer - sum(len(encode([text]).values) for text, _ in _pieces(task) if text)
     cost = torch.zeros(len(histories.values), dtype=torch.int64)
     for name in task.inputs:
@@ -220,6 +223,6 @@ def _shown(corpus: Corpus, name: str, given: Jagged | torch.Tensor) -> Jagged:
         items = joined(parts)
         return Jagged(items.values, items.offsets[given.offsets])
     if name == "sid":
-        tokens = corpus.vocabulary.sid_tokens(corpus.paths[given])
+        tokens = corpus.vocabulary.sid_tokens(corpus.sid_codes[given])
         return Jagged(tokens.flatten(), torch.arange(len(tokens) + 1) * tokens.shape[1])
     return gather(corpus.titles if name == "title" else corpus.captions, given)

@@ -150,7 +150,7 @@ def losses(model: LanguageModel, corpus: Corpus, task: Task, examples: Examples)
     Args:
         model: in evaluation mode.
     """
-    device, levels, found = _device(model), corpus.paths.shape[1], []
+    device, levels, found = _device(model), corpus.sid_codes.shape[1], []
     for part in _batches(examples):
         written = documents(corpus, task, part.targets, part.histories)
         lengths = written.offsets.diff().to(device)
@@ -164,7 +164,7 @@ def losses(model: LanguageModel, corpus: Corpus, task: Task, examples: Examples)
             states = hidden[torch.arange(count, device=device)[:, None], asked]
             by_level = [
                 functional.cross_entropy(model.level_logits(states[:, level], level), code, reduction="none")
-                for level, code in enumerate(corpus.paths[part.targets].to(device).T)
+                for level, code in enumerate(corpus.sid_codes[part.targets].to(device).T)
             ]
             found.append(torch.stack(by_level).mean(0).cpu())
             continue
@@ -187,7 +187,7 @@ def _scores(model: LanguageModel, trie: Trie, corpus: Corpus, task: Task, exampl
         items = [beam_search(model, trie, *prompt, beams=most, k=most).items.cpu() for prompt in asked]
         rank = ranks(torch.cat(items).numpy(), examples.targets.numpy())
         exact = {f"exact@{at}": recall(rank, at) for at in CUTS}
-        return {"loss": loss, "log_probability": -loss * corpus.paths.shape[1], **exact}
+        return {"loss": loss, "log_probability": -loss * corpus.sid_codes.shape[1], **exact}
     titles = gather(corpus.titles, examples.targets)
     longest = int(titles.offsets.diff().max())
     answers = [text for prompt in asked for text in _texts(model, greedy(model, *prompt, max_tokens=longest))]
@@ -212,7 +212,7 @@ def _summary(scores: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
 def _shuffled(corpus: Corpus, items: torch.Tensor, seed: int) -> Corpus:
     """The corpus with the captions of some items passed on round a random circle, so that each has another's."""
     circle = items[torch.randperm(len(items), generator=generator(CAPTIONS, seed))]
-    source = torch.arange(len(corpus.paths))
+    source = torch.arange(len(corpus.sid_codes))
     source[circle] = circle.roll(1)
     return replace(corpus, captions=gather(corpus.captions, source))
 

@@ -30,17 +30,17 @@ class Trie:
     spans: tuple[torch.Tensor, ...]  # int64 [nodes + 1] per depth from 1: offsets into `items`
 
     @classmethod
-    def build(cls, paths: torch.Tensor, sizes: Sequence[int]) -> Trie:
+    def build(cls, sid_codes: torch.Tensor, sizes: Sequence[int]) -> Trie:
         """The trie of a catalogue.
 
         Args:
-            paths: int64 [N, L], as from `models.generation.vocabulary.paths`.
+            sid_codes: int64 [N, L], as from `models.generation.vocabulary.sid_codes`.
             sizes: codes of every level.
 
         Raises:
             UserError: two items share a path.
         """
-        prefixes = number_prefixes(paths)
+        prefixes = number_prefixes(sid_codes)
         ranks = prefixes[-1]
         items = ranks.argsort(stable=True)
         twice = ranks[items].diff().eq(0).nonzero()
@@ -55,7 +55,7 @@ class Trie:
             sizes=tuple(sizes),
             items=items,
             ranks=ranks,
-            codes=tuple(codes[items][span[:-1]] for codes, span in zip(paths.T, offsets[1:], strict=True)),
+            codes=tuple(codes[items][span[:-1]] for codes, span in zip(sid_codes.T, offsets[1:], strict=True)),
             children=tuple(torch.searchsorted(below, above) for above, below in itertools.pairwise(offsets)),
             spans=tuple(offsets[1:]),
         )

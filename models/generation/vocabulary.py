@@ -29,13 +29,13 @@ _SPECIAL, _IDS = ("<pad>", "<bos>", "<eos>"), (0, 1, 2)  # where the tokenizer i
 _TOKENIZER, _NUMBERS = "tokenizer.json", "vocabulary.json"
 
 
-def paths(codes: np.ndarray, codebook_sizes: Sequence[int] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Semantic IDs as paths of one length, none of which is the beginning of another's.
+def sid_codes(codes: np.ndarray, codebook_sizes: Sequence[int] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return semantic IDs as codes of one length, none of which is the beginning of another's.
 
     Where any item has a deduplication suffix, it becomes one more code: 1 + suffix, or 0 for none. Where none has one,
     that level is left out.
 
-    >>> paths(np.array([[3, 1, -1], [3, 2, 0], [3, 2, 1]]))
+    >>> sid_codes(np.array([[3, 1, -1], [3, 2, 0], [3, 2, 1]]))
     (array([[3, 1, 0],
            [3, 2, 1],
            [3, 2, 2]]), (4, 3, 3))
@@ -45,7 +45,7 @@ def paths(codes: np.ndarray, codebook_sizes: Sequence[int] | None = None) -> tup
         codebook_sizes: codes of each of the L levels; as many as are in use where it is None.
 
     Returns:
-        Paths, int64 [N, L'], L' being L or L + 1, and the codes of each of their levels.
+        int64 [N, L'], L' being L or L + 1, and the number of codes of each of their levels.
     """
     suffixes = bool((codes[:, -1] != NO_SUFFIX).any())
     found = codes.astype(np.int64) if suffixes else codes[:, :-1].astype(np.int64)
@@ -68,7 +68,7 @@ class Vocabulary:
         text: tokenizer; None where there are semantic IDs alone.
         sid_start: id of code 0 of level 0.
         pad, bos, eos: fill a row, open a document, end a text.
-        suffixes: whether the last level is that of the deduplication suffixes, see `paths`.
+        suffixes: whether the last level is that of the deduplication suffixes, see `sid_codes`.
     """
 
     sizes: tuple[int, ...]
@@ -144,10 +144,10 @@ class Vocabulary:
         """The id of code 0 of a level."""
         return self.sid_start + sum(self.sizes[:level])
 
-    def sid_tokens(self, paths: torch.Tensor) -> torch.Tensor:
-        """The tokens of paths, or of their beginnings, int64 [..., up to L']."""
-        starts = [self.start(level) for level in range(paths.shape[-1])]
-        return paths + torch.tensor(starts, device=paths.device)
+    def sid_tokens(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of semantic IDs, or of their beginnings, int64 [..., up to L']."""
+        starts = [self.start(level) for level in range(codes.shape[-1])]
+        return codes + torch.tensor(starts, device=codes.device)
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Jagged:
         """The tokens of every text, or the first `max_tokens` of them; whatever a text says, they are plain ones.

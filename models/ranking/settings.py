@@ -6,8 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from models.common.devices import Precision
-from models.common.settings import Settings
+from models.common.settings import Precision, Settings
 from models.ranking.config import (
     BAGS,
     HISTORY,

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from models.common.devices import DTYPES, Precision
+from models.common.devices import DTYPES
+from models.common.settings import Precision
 from models.ranking import checkpoints
 from models.ranking.config import EmbeddingOptimizer, Sharding
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask

@@ -1,51 +1,44 @@
-"""Next-item models on disk."""
+"""Fitted recommenders on disk, told apart by `kind` in their config.json."""
 
 from __future__ import annotations
 
-import torch
-
-from models.recommenders.next_item import EncoderConfig, NextItemModel
-from models.recommenders.product_codes import ParallelConfig, ParallelGenerator
-from models.recommenders.product_quantizer import Digits
+from models.common.devices import own_device
+from models.common.recommender import Recommender
+from models.recommenders.language_model import LanguageModelRecommender
+from models.recommenders.next_item import NextItemModel
+from models.recommenders.product_codes import ProductCodes
 from models.recommenders.sasrec import SasRec
-from storage.artifacts import load_model, save_model
+from storage import files
+from storage.artifacts import load_model
 from storage.errors import UserError
 
-KIND = "next-item model"
+NEXT_ITEM_MODELS: dict[str, type[SasRec] | type[ProductCodes]] = {model.kind: model for model in (SasRec, ProductCodes)}
 
 
-def save_next_item(uri: str, model: NextItemModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Write an artifact.
+def load(uri: str) -> Recommender:
+    """Load a fitted recommender, on the GPU of this process where it has one, ready to recommend.
 
     Args:
-        uri: a folder.
-        model: that was trained.
-        tensors: of its state dict, whole.
-    """
-    config = {"config": model.config.model_dump(mode="json"), "items": model.items}
-    if isinstance(model, ParallelGenerator):
-        config["digits"] = list(model.digit.shape[:2])
-    save_model(uri, KIND, config, tensors)
-
-
-def load_next_item(uri: str) -> NextItemModel:
-    """A model on the CPU, in evaluation mode.
+        uri: the artifact's folder; nothing else of the run is read.
 
     Raises:
-        UserError: there is none at `uri`, or it is damaged.
+        UserError: there is none at `uri`, it is damaged, or it is of another kind or version.
     """
-    config, tensors = load_model(uri, KIND)
     try:
-        model: NextItemModel
-        if "digits" in config:
-            settings, (digits, codewords) = ParallelConfig.model_validate(config["config"]), config["digits"]
-            words = torch.zeros(digits, codewords, settings.dim // digits)
-            model = ParallelGenerator(settings, Digits(tensors["codes"], words))
-        else:
-            model = SasRec(EncoderConfig.model_validate(config["config"]), items=config["items"])
-        model.load_state_dict(tensors, assign=True)
+        kind = files.read_json(files.join(uri, "config.json")).get("kind")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no recommender at {uri}: run the stage generate first.") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"The recommender at {uri} is damaged: run the stage generate again.") from error
+    if kind not in (*NEXT_ITEM_MODELS, LanguageModelRecommender.kind):
+        raise UserError(f"{uri} holds a {kind}, which is no recommender of this version: run the stage generate again.")
+    config, tensors = load_model(uri, kind)
+    try:
+        if kind == LanguageModelRecommender.kind:
+            return LanguageModelRecommender.from_artifact(uri, config, tensors, own_device())
+        model: NextItemModel = NEXT_ITEM_MODELS[kind].from_artifact(config, tensors)
     except (ValueError, RuntimeError, LookupError, TypeError) as error:
         raise UserError(
-            f"The next-item model at {uri} is damaged or of another version: run the stage generate again."
+            f"The recommender at {uri} is damaged or of another version: run the stage generate again."
         ) from error
-    return model.eval()
+    return model.eval().to(own_device())

@@ -1,4 +1,4 @@
-"""Item-kNN on embeddings: items that are like a user's last ones, the latest weighing most."""
+"""Recommending by content: items whose embeddings are like those of a user's last items."""
 
 from __future__ import annotations
 
@@ -10,25 +10,33 @@ from torch.nn import functional
 from models.common.jagged import Jagged
 from models.common.recommender import Recommended, best, recommended
 from models.evaluation.lists import CUT, ndcg, ranks
-from models.recommenders.retriever import normalise
 
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)  # from the last item alone to the mean of the history
+# What the most popular item has over the least popular one, in units of cosine. Content alone finds fewer of the next
+# items than popularity does, and the two together more than either (benchmarks/RESULTS.md).
+POPULARITY_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
-class ItemKNN:
-    """An item's score is the sum of its cosines to the items of the history, each weighted by decay ** age.
+class Content:
+    """Item-kNN on embeddings.
 
-    The similarity of Sarwar et al. 2001 (doi 10.1145/371920.372071), taken between embeddings. The last item has age
-    0, the one before 1. Who has no history gets no item.
+    The user's vector is the sum of the vectors of their items, each weighted by decay ** age: the last item has age 0,
+    the one before 1. An item's score is its product with that: the similarity of Sarwar et al. 2001 (doi
+    10.1145/371920.372071), taken between embeddings. Who has no history gets no item.
+
+    With a bonus the user's vector is scaled to unit length and an item's score is its cosine and its bonus, so that who
+    has no history gets the items with the highest one: candidates for a ranker.
 
     Attributes:
         vectors: float32 [N, D], unit length.
         decay: 0 to 1.
+        bonus: float32 [N], in units of cosine; see `popularity_bonus`.
     """
 
     vectors: torch.Tensor
     decay: float
+    bonus: torch.Tensor | None = None
 
     def recommend(
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
@@ -40,15 +48,46 @@ class ItemKNN:
         users = functional.embedding_bag(
             histories.values, self.vectors, histories.offsets[:-1], mode="sum", per_sample_weights=weights
         )
-        scores = users @ self.vectors.T
-        scores[lengths == 0] = -torch.inf
+        if self.bonus is None:
+            scores = users @ self.vectors.T
+            scores[lengths == 0] = -torch.inf
+        else:
+            scores = functional.normalize(users) @ self.vectors.T + self.bonus
         return best(scores, k=k, banned=banned, allowed=allowed)
 
 
-def fit_itemknn(
+def normalise(embeddings: torch.Tensor) -> torch.Tensor:
+    """Standardise every dimension over the catalogue, then scale every item to unit length; float32 [N, D]."""
+    centred = embeddings - embeddings.mean(0)
+    return functional.normalize(centred / centred.std(0, correction=0).clamp_min(1e-6), dim=1)
+
+
+def popularity_bonus(popularity: torch.Tensor) -> torch.Tensor:
+    """Return POPULARITY_WEIGHT for the most popular item down to 0 for the least, by ranks; float32 [N].
+
+    Args:
+        popularity: float [N], higher first.
+    """
+    order = popularity.argsort(descending=True, stable=True)
+    bonus = torch.empty(len(order))
+    bonus[order] = torch.linspace(POPULARITY_WEIGHT, 0, len(order))
+    return bonus
+
+
+def content_and_popularity(embeddings: torch.Tensor, popularity: torch.Tensor) -> Content:
+    """Return what finds candidates for a ranker: items near the mean of the history, the popular ones first.
+
+    Args:
+        embeddings: float32 [N, D].
+        popularity: float [N], higher first.
+    """
+    return Content(normalise(embeddings), decay=1.0, bonus=popularity_bonus(popularity))
+
+
+def fit_content(
     embeddings: torch.Tensor, histories: Jagged, target: torch.Tensor, *, banned: Jagged | None = None
-) -> ItemKNN:
-    """Choose the decay with the highest NDCG@10 on validation queries.
+) -> Content:
+    """Choose the decay with the highest NDCG@10 on validation queries; without a bonus.
 
     Args:
         embeddings: float32 [N, D].
@@ -58,8 +97,8 @@ def fit_itemknn(
     """
     vectors = normalise(embeddings)
 
-    def score(model: ItemKNN) -> float:
+    def score(model: Content) -> float:
         rank = ranks(recommended(model, histories, k=CUT, banned=banned), target.numpy())
         return float(ndcg(rank, CUT).sum())
 
-    return max((ItemKNN(vectors, decay) for decay in DECAYS), key=score)
+    return max((Content(vectors, decay) for decay in DECAYS), key=score)

@@ -1,4 +1,4 @@
-"""Fitting a next-item model: the loop of one worker. Knows nothing of Ray."""
+"""Fits a recommender: the loop of one worker. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from models.common.collectives import all_gather_rows, rank_and_size
 from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
 from models.common.devices import DTYPES
 from models.common.jagged import gather
-from models.common.recommender import Queries, Recommender
+from models.common.recommender import FittedRecommender, Queries, Recommender
 from models.common.seeds import generator, seed_of
+from models.common.settings import FitConfig
 from models.evaluation.lists import CUT, ndcg, ranks, recall
-from models.recommenders.settings import Course
 from storage.errors import UserError
 
 VALID, DROPOUT = 31, 32  # what is drawn
 RECALL, NDCG = f"valid_recall@{CUT}", f"valid_ndcg@{CUT}"  # of a validation; the second one decides
-LOOK_EVERY = 10  # steps between two chances to keep a state
+REPORT_EVERY = 10  # steps between two reports, each a chance to keep a state
 
 State = dict[str, torch.Tensor]
 
 
-class Subject(NamedTuple):
+class TrainingTask(NamedTuple):
     """What is fitted, and from what."""
 
     learner: Any  # see `models.common.data_parallel.Learner`
     draw: Callable[[int], Sequence[Any]]  # this worker's batches of a step
-    recommender: Callable[[Any], Recommender]  # of the learner
+    recommender: Callable[[Any], FittedRecommender]  # of the learner
     losses: Callable[[Any], dict[str, float]] = lambda learner: {}  # held-out loss of each of its tasks
     patience_from: int = 0  # the step up to which validations do not count against it
 
 
-class Keep(NamedTuple):
-    """What a loop does with what it has reached."""
+class Callbacks(NamedTuple):
+    """What a loop calls with what it has reached."""
 
     report: Callable[[dict[str, Any], Callable[[], State]], None]  # metrics, and what takes the state on all workers
     improved: Callable[[Any, State], None]  # the learner and, on the first worker, its best tensors so far
 
 
 def fit(
-    course: Course,
-    subject: Subject,
+    config: FitConfig,
+    task: TrainingTask,
     queries: Queries,
-    keep: Keep,
+    callbacks: Callbacks,
     *,
     seed: int,
     strategy: Strategy = "ddp",
@@ -59,26 +59,26 @@ def fit(
     """Train until validation gets no better.
 
     Args:
-        course: of the fit.
-        subject: the same on every worker, but for what it draws.
-        queries: that validation asks, all workers together.
-        keep: what to do with what was reached.
+        config: of the fit.
+        task: the same on every worker, but for what it draws.
+        queries: of validation, for all workers together.
+        callbacks: called with what was reached.
         seed: of all draws.
         filter_seen: whether lists leave out what a user has met.
-        state: of a killed attempt, to go on from; is emptied.
+        state: of a killed attempt, to resume from; is emptied.
 
     Raises:
-        UserError: validation asks nothing, the loss is not a number, or the state is of another model.
+        UserError: validation has no query, the loss is not a number, or the state is of another model.
     """
     require_queries(queries, "validation")
-    module = parallelise(subject.learner, strategy, torch.device(device), DTYPES[course.precision])
+    module = parallelise(task.learner, strategy, torch.device(device), DTYPES[config.precision])
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [part for part in trained if part.ndim > 1], "weight_decay": course.weight_decay},
+            {"params": [part for part in trained if part.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [part for part in trained if part.ndim <= 1], "weight_decay": 0.0},
         ],
-        lr=course.learning_rate,
+        lr=config.learning_rate,
         betas=(0.9, 0.98),
     )
     at = {"step": 0.0, "best": -1.0, "stale": 0.0, "total": 0.0, "seconds": 0.0}
@@ -93,57 +93,58 @@ def fit(
             ) from error
     started = time.perf_counter() - at["seconds"]
 
-    def kept() -> State:
+    def resumable() -> State:
+        """Return all that a killed attempt resumes from; every worker calls it."""
         numbers = {**at, "seconds": time.perf_counter() - started}
         exact = {f"at.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         return snapshot(module, optimizer) | exact
 
     if state is None:
         with evaluating(module) as learner:
-            losses = subject.losses(learner)
-        keep.report({"step": 0, **({"losses": losses} if losses else {})}, kept)
+            losses = task.losses(learner)
+        callbacks.report({"step": 0, **({"losses": losses} if losses else {})}, resumable)
     module.train()
-    while at["step"] < course.steps and at["stale"] < course.patience:
+    while at["step"] < config.steps and at["stale"] < config.patience:
         step = int(at["step"])
         for group in optimizer.param_groups:
-            group["lr"] = course.learning_rate * rate(step, course)
+            group["lr"] = config.learning_rate * rate(step, config)
         torch.manual_seed(seed_of(DROPOUT, seed, step, rank_and_size()[0]))
         optimizer.zero_grad(set_to_none=True)
-        at["total"] += backward(module, [_moved(batch, device) for batch in subject.draw(step)])
+        at["total"] += backward(module, [_moved(batch, device) for batch in task.draw(step)])
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         at["step"] += 1
-        if at["step"] % course.validate_every and at["step"] < course.steps:
-            if at["step"] % LOOK_EVERY == 0:
-                keep.report({"step": int(at["step"])}, kept)
+        if at["step"] % config.validate_every and at["step"] < config.steps:
+            if at["step"] % REPORT_EVERY == 0:
+                callbacks.report({"step": int(at["step"])}, resumable)
             continue
         if not math.isfinite(at["total"]):
-            raise UserError("The loss is not a number: lower learning_rate under course.")
+            raise UserError("The loss is not a number: lower learning_rate under fit.")
         with evaluating(module) as learner:
-            found = validate(subject.recommender(learner), queries, filter_seen=filter_seen, device=device)
-            losses = subject.losses(learner)
-        steps = (step % course.validate_every) + 1
+            found = validate(task.recommender(learner), queries, filter_seen=filter_seen, device=device)
+            losses = task.losses(learner)
+        steps = (step % config.validate_every) + 1
         metrics: dict[str, Any] = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
         metrics |= {"losses": losses} if losses else {}
         better = found[NDCG] > at["best"]
         at |= {
             "best": max(at["best"], found[NDCG]),
-            "stale": 0.0 if better or at["step"] <= subject.patience_from else at["stale"] + 1,
+            "stale": 0.0 if better or at["step"] <= task.patience_from else at["stale"] + 1,
             "total": 0.0,
         }
         if better:
             tensors = gather_state(module)
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                raise UserError("The weights are not numbers: lower learning_rate under course.")
-            keep.improved(subject.learner, tensors)
-        keep.report({**metrics, "seconds": time.perf_counter() - started}, kept)
+                raise UserError("The weights are not numbers: lower learning_rate under fit.")
+            callbacks.improved(task.learner, tensors)
+        callbacks.report({**metrics, "seconds": time.perf_counter() - started}, resumable)
 
 
 def require_queries(queries: Queries, split: str) -> None:
-    """Look for what a split asks.
+    """Make sure that a split asks for something.
 
     Raises:
-        UserError: nothing.
+        UserError: it has no query.
     """
     if not len(queries.target):
         raise UserError(
@@ -152,16 +153,16 @@ def require_queries(queries: Queries, split: str) -> None:
         )
 
 
-def rate(step: int, course: Course) -> float:
-    """Share of the learning rate at a step: linear warm-up, then half a cosine down to a tenth."""
-    warm = min(1.0, (step + 1) / max(course.warmup, 1))
-    return warm * (0.55 + 0.45 * math.cos(math.pi * step / course.steps))
+def rate(step: int, config: FitConfig) -> float:
+    """Return the share of the learning rate at a step: linear warm-up, then half a cosine down to a tenth."""
+    warm = min(1.0, (step + 1) / max(config.warmup, 1))
+    return warm * (0.55 + 0.45 * math.cos(math.pi * step / config.steps))
 
 
 def validate(
     recommender: Recommender, queries: Queries, *, filter_seen: bool, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """RECALL and NDCG of the queries, shared out among the workers, which tell by way of `device`."""
+    """Return RECALL and NDCG of the queries, which are shared out among the workers; `device` is for their messages."""
     (rank, workers), count = rank_and_size(), len(queries.target)
     places = torch.arange(rank, -(-count // workers) * workers, workers)
     mine = places % count  # equally many on every worker, as FSDP needs; what is asked twice counts once
@@ -174,12 +175,12 @@ def validate(
 
 
 def best_of(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The report of the validation that was kept."""
+    """Return the report of the best validation."""
     return max(curve, key=lambda point: point.get(NDCG, -1.0))
 
 
 def sample(queries: Queries, count: int, *, seed: int) -> Queries:
-    """So many of the queries, or all where there are fewer."""
+    """Return a random sample of so many queries in their order, or all where there are fewer."""
     rows = torch.randperm(len(queries.target), generator=generator(VALID, seed))[:count].sort().values
     return Queries(
         queries.user[rows.numpy()], gather(queries.histories, rows), queries.target[rows], gather(queries.seen, rows)

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 
 from models.common.jagged import Jagged, gather
-from models.common.recommender import Recommended
+from models.common.recommender import Recommended, concatenate
 from models.generation.decoding import beam_search
 from models.generation.examples import Corpus, prompts
-from models.generation.language import LanguageModel
-from models.generation.tasks import Task
+from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.trie import Trie
+from models.generation.vocabulary import Vocabulary
+from models.recommenders.settings import LanguageModelSettings
+from storage import files
+from storage.artifacts import save_model
 
 USERS = 64  # per search
 
 
-class SequentialRecommender:
-    """The best items that a beam search finds behind the prompt of a task."""
+class LanguageModelRecommender:
+    """Returns the best items that a beam search finds behind the prompt of the recommending task."""
 
-    def __init__(self, model: LanguageModel, corpus: Corpus, task: Task, *, beams: int) -> None:
-        """Index a catalogue.
+    kind: ClassVar[str] = "language_model"
+
+    def __init__(self, model: LanguageModel, corpus: Corpus, trie: Trie, settings: LanguageModelSettings) -> None:
+        """Take a model and its catalogue.
 
         Args:
             model: in evaluation mode when it is asked.
-            corpus: of which the vocabulary, the paths and the length of histories are used.
-            task: that reads semantic IDs of histories and writes one.
-            beams: of the search.
+            corpus: of which the vocabulary, the semantic IDs and the length of histories are used.
+            trie: of the corpus's semantic IDs.
+            settings: whose recommending task and beams are used.
         """
-        self.model, self.corpus, self.task, self.beams = model, corpus, task, beams
-        device = next(model.parameters()).device
-        self.trie = Trie.build(corpus.paths, corpus.vocabulary.sizes).to(device)
-        self._device = device
+        self.model, self.corpus, self.settings = model, corpus, settings
+        self._device = next(model.parameters()).device
+        self.trie = trie.to(self._device)
 
     def recommend(
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
@@ -40,23 +46,61 @@ class SequentialRecommender:
         Raises:
             UserError: k is beyond the number of beams.
         """
-        found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
+        found = []
         lengths = histories.offsets.diff().clamp_max(self.corpus.history)
         order = lengths.argsort(stable=True)  # prompts of about one length share a block
         for block in order.split(USERS) if len(order) else ():
-            tokens, sizes = prompts(self.corpus, self.task, gather(histories, block))
+            tokens, sizes = prompts(self.corpus, self.settings.recommending_task, gather(histories, block))
             own = None if banned is None else gather(banned, block)
             best = beam_search(
                 self.model,
                 self.trie,
                 tokens.to(self._device),
                 sizes.to(self._device),
-                beams=self.beams,
+                beams=self.settings.beams,
                 k=k,
                 banned=own if own is None else Jagged(own.values.to(self._device), own.offsets.to(self._device)),
                 allowed=None if allowed is None else allowed.to(self._device),
             )
-            found.append(Recommended(best.items.cpu(), best.scores.cpu()))
-        items, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
-        back = order.argsort()
-        return Recommended(items[back], scores[back])
+            found.append(Recommended(best.items.cpu(), best.scores.cpu(), best.certified.cpu()))
+        lists, back = concatenate(found, k=k), order.argsort()
+        exact = lists.exact if lists.exact is None else lists.exact[back]
+        return Recommended(lists.items[back], lists.scores[back], exact)
+
+    def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
+        """Write an artifact for `models.recommenders.artifacts.load`: the model, and all that decoding needs.
+
+        Args:
+            uri: a folder.
+            state: the model's whole state dict, as `models.common.data_parallel.gather_state` returns it.
+        """
+        save_generator(files.join(uri, "model"), self.model, state)
+        settings = self.settings.model_dump(mode="json")
+        save_model(uri, self.kind, {"settings": settings}, {"sid_codes": self.corpus.sid_codes})
+
+    @classmethod
+    def from_artifact(
+        cls, uri: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], device: torch.device
+    ) -> LanguageModelRecommender:
+        """Rebuild from what `save` wrote; reads nothing of the run."""
+        settings = LanguageModelSettings.model_validate(config["settings"])
+        model = load_generator(files.join(uri, "model")).to(device)
+        corpus = corpus_of_ids(settings, model.vocabulary, tensors["sid_codes"])
+        return cls(model, corpus, Trie.build(corpus.sid_codes, model.vocabulary.sizes), settings)
+
+
+def corpus_of_ids(settings: LanguageModelSettings, vocabulary: Vocabulary, codes: torch.Tensor) -> Corpus:
+    """Return a corpus of semantic IDs alone, int64 [N, L']: what recommending from them needs."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    no_texts = Jagged(zero[:0], zero.expand(len(codes) + 1))
+    return Corpus(
+        vocabulary,
+        codes,
+        titles=no_texts,
+        captions=no_texts,
+        sequences=Jagged(zero[:0], zero),
+        held_out=torch.zeros(len(codes), dtype=torch.bool),
+        history=settings.history,
+        max_text=settings.max_text,
+        tokens_per_row=settings.tokens_per_row,
+    )

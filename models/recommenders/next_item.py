@@ -1,8 +1,9 @@
-"""What SASRec and the parallel generator share: how histories are read, learned from and answered."""
+"""What SASRec and product codes share: how histories are read, learned from and answered, and the artifact."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -10,10 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from models.common.jagged import Jagged, gather, padded
-from models.common.recommender import Recommended, best
+from models.common.recommender import Recommended, best, concatenate
 from models.recommenders.encoder import Block, Encoder
+from storage.artifacts import save_model
 
-USERS = 512  # per block of answers
+USERS = 512  # per block of answers, at most
+BLOCK_VALUES = 1 << 27  # scores that are held at once
 POSITIONS = 256  # per block of the loss: their logits stay in the processor's cache
 
 
@@ -46,6 +49,7 @@ class EncoderConfig(BaseModel):
 class NextItemModel(nn.Module, ABC):
     """Predicts each item of a history from those before it; the first one from a learned start."""
 
+    kind: ClassVar[str]  # of the artifact, and the recommender's name
     layers = (Block.__name__,)  # see `models.common.data_parallel.Learner`
 
     def __init__(self, config: EncoderConfig, *, items: int) -> None:
@@ -63,27 +67,27 @@ class NextItemModel(nn.Module, ABC):
 
     @abstractmethod
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """What the encoder reads of items, int64 [n]: [n, D]."""
+        """Return what the encoder reads of items, int64 [n]: [n, D]."""
 
     @abstractmethod
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
+        """Return the mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
 
     @abstractmethod
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores of all items, float32 [B, N], for states [B, D]."""
+        """Return the scores of all items, float32 [B, N], for states [B, D]."""
 
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
+        """Return the mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
         keep = windows < self.items
         return self.mean_loss(self._states(windows[:, :-1])[keep], windows[keep])
 
     def weight(self, windows: torch.Tensor) -> torch.Tensor:
-        """How many items that mean is over."""
+        """Return how many items that mean is over."""
         return (windows < self.items).sum()
 
     def windows(self, sequences: Jagged, rows: torch.Tensor) -> torch.Tensor:
-        """The last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
+        """Return the last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
         return padded(gather(sequences, rows), length=self.config.length + 1, fill=self.items)
 
     @torch.no_grad()
@@ -91,18 +95,31 @@ class NextItemModel(nn.Module, ABC):
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
-        found = [Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))]
-        for block in torch.arange(len(histories.offsets) - 1).split(USERS):
+        found = []
+        for block in torch.arange(len(histories.offsets) - 1).split(max(1, min(USERS, BLOCK_VALUES // self.items))):
             own = None if banned is None else gather(banned, block)
             found.append(self.top(self._last(gather(histories, block)), k=k, banned=own, allowed=allowed))
-        return Recommended(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        return concatenate(found, k=k)
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
-        """The k best items for states [B, D]."""
+        """Return the k best items for states [B, D]."""
         return best(self.scores(hidden).cpu(), k=k, banned=banned, allowed=allowed)
 
+    def artifact_config(self) -> dict[str, Any]:
+        """Return what rebuilds the module beside its tensors."""
+        return {"config": self.config.model_dump(mode="json"), "items": self.items}
+
+    def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
+        """Write an artifact for `models.recommenders.artifacts.load`.
+
+        Args:
+            uri: a folder.
+            state: the whole state dict, as `models.common.data_parallel.gather_state` returns it.
+        """
+        save_model(uri, self.kind, self.artifact_config(), state)
+
     def _last(self, histories: Jagged) -> torch.Tensor:
-        """The state behind every history, [B, D]."""
+        """Return the state behind every history, [B, D]."""
         read = padded(histories, length=self.config.length, fill=self.items).to(self.start.device)
         lengths = histories.offsets.diff().clamp_max(self.config.length)
         return self._states(read)[torch.arange(len(lengths)), lengths]

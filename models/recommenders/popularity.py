@@ -1,4 +1,4 @@
-"""The baselines that every ranker and every recommender has to beat: how popular an item was in training."""
+"""The baseline that every recommender has to beat: how popular an item was in training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class MostPopular:
     """Recommends the items with the most events in training to everyone; of equal ones the lower row first."""
 
     def __init__(self, counts: torch.Tensor) -> None:
-        """Of a catalogue's training events, [N]."""
+        """Take the number of training events of every item, [N]."""
         self.counts = counts.float()
 
     def recommend(

@@ -1,8 +1,14 @@
-"""Parallel semantic IDs: all digits of the next item at once (after RPG; Hou et al., KDD 2025, arXiv 2506.05781)."""
+"""Product codes: an item is many unordered codes, and all codes of the next item are predicted at once.
+
+After RPG (Hou et al., "Generating Long Semantic IDs in Parallel for Recommendation", KDD 2025, arXiv 2506.05781), with
+two differences. RPG trains each code by itself; here the loss is normalised over the catalogue (`objective: codes` is
+RPG's). RPG walks a graph of items with like codewords; here all items are scored, or, beyond `exact_items`, searched as
+vectors. The name `rpg` is reserved for RPG as published.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -11,69 +17,83 @@ from torch.nn import functional
 
 from models.common.jagged import Jagged
 from models.common.recommender import Recommended
-from models.recommenders.graph import build_graph, exact, search
+from models.recommenders.inner_product import InnerProductIndex
 from models.recommenders.next_item import EncoderConfig, NextItemModel, cross_entropy
-from models.recommenders.product_quantizer import Digits
+from models.recommenders.product_quantizer import Quantized
 from storage.errors import UserError
 
-SCALE, NOISE = 0.03, 0.002  # root mean square of the digits' own dimensions, and of the others, at the start
-NEIGHBOURS = 50  # of an item in the graph
+SCALE, NOISE = 0.03, 0.002  # root mean square of the codes' own dimensions, and of the others, at the start
 
 
-class ParallelConfig(EncoderConfig):
-    """Size of the parallel generator.
+class ProductCodesConfig(EncoderConfig):
+    """Size of the model of product codes.
 
     Attributes:
-        objective: `catalogue`: see `ParallelGenerator`; `digits`: each digit by itself, as in the paper, for catalogues
-            too large for products of states with all items.
-        exact_items: a larger catalogue is not scored as a whole but searched, see `models.recommenders.graph`.
+        objective: `catalogue`: cross-entropy over all items; `codes`: over the codewords of each code by itself, for
+            catalogues too large for products of states with all items.
+        exact_items: a larger catalogue is searched approximately instead of scored as a whole.
     """
 
     dim: PositiveInt = 128
-    objective: Literal["catalogue", "digits"] = "catalogue"
+    objective: Literal["catalogue", "codes"] = "catalogue"
     exact_items: PositiveInt = 1_000_000
 
 
-class ParallelGenerator(NextItemModel):
-    """An item is M unordered digits; its score is the sum of their log-probabilities, each over its own C codewords.
+class ProductCodes(NextItemModel):
+    """An item is M unordered codes; its score is the sum of their log-probabilities, each over its own C codewords.
 
-    A digit's logits are the products of its vectors with the state; the encoder reads the sum of an item's digit
-    vectors. Each digit has dimensions of its own in which its vectors begin as its codewords, so that the sum is what
-    was quantised: training begins with neighbours in place instead of finding them.
+    A code's logits are the products of its codewords' vectors with the state; the encoder reads the sum of the vectors
+    of an item's codes. Each code has dimensions of its own in which its vectors begin as its codewords, so that the sum
+    is what was quantised: training begins with neighbours in place instead of finding them.
 
-    The paper trains each digit by itself. Of the C^M combinations only N are items, so that here the scores are
-    normalised over the catalogue: the loss is minus the log-probability of the target given that some item of the
-    catalogue is meant. The digits' own normalisers are the same for all items and cancel.
+    Of the C^M combinations only N are items, so the loss is minus the log-probability of the target given that some
+    item of the catalogue is meant. The normalisers of the codes are the same for all items and cancel; so the order of
+    items is that of the inner products of the state with their vectors.
     """
 
-    def __init__(self, config: ParallelConfig, digits: Digits) -> None:
-        """Make a generator of N items.
+    kind: ClassVar[str] = "product_codes"
+
+    def __init__(self, config: ProductCodesConfig, quantized: Quantized) -> None:
+        """Make a model of N items.
 
         Raises:
-            UserError: the dimensions are not those of the digits.
+            UserError: the dimensions are not those of the codewords.
         """
-        super().__init__(config, items=len(digits.codes))
-        parts, codewords, width = digits.codewords.shape
+        super().__init__(config, items=len(quantized.codes))
+        parts, codewords, width = quantized.codewords.shape
         if parts * width != config.dim:
-            raise UserError(f"The digits are of {parts * width} dimensions: set model.dim to that.")
+            raise UserError(f"The codewords are of {parts * width} dimensions: set model.dim to that.")
         self.objective, self.exact_items = config.objective, config.exact_items
-        self._graph: torch.Tensor | None = None
+        self._index: InnerProductIndex | None = None
         self.codes: torch.Tensor
-        self.register_buffer("codes", digits.codes)
-        self._index(codewords)
-        self.digit = nn.Parameter(torch.randn(parts, codewords, config.dim) * NOISE)
-        scaled = digits.codewords * (SCALE / digits.codewords.square().mean().sqrt().clamp_min(1e-12))
+        self.register_buffer("codes", quantized.codes)
+        self._add_rows(codewords)
+        self.codeword = nn.Parameter(torch.randn(parts, codewords, config.dim) * NOISE)
+        scaled = quantized.codewords * (SCALE / quantized.codewords.square().mean().sqrt().clamp_min(1e-12))
         with torch.no_grad():
             for part in range(parts):
-                self.digit[part, :, part * width : (part + 1) * width] += scaled[part]
+                self.codeword[part, :, part * width : (part + 1) * width] += scaled[part]
 
-    def train(self, mode: bool = True) -> ParallelGenerator:
-        """Forget the graph, which is of the vectors as they were."""
-        self._graph = None
+    @classmethod
+    def from_artifact(cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ProductCodes:
+        """Rebuild a model from its `artifact_config` and its tensors."""
+        settings, (parts, codewords) = ProductCodesConfig.model_validate(config["config"]), config["codewords"]
+        words = torch.zeros(parts, codewords, settings.dim // parts)
+        model = cls(settings, Quantized(tensors["codes"], words))
+        model.load_state_dict(tensors, assign=True)
+        return model
+
+    def artifact_config(self) -> dict[str, Any]:
+        """Return what rebuilds the module beside its tensors."""
+        return {**super().artifact_config(), "codewords": list(self.codeword.shape[:2])}
+
+    def train(self, mode: bool = True) -> ProductCodes:
+        """Set the mode, and forget the index, which is of the weights as they were."""
+        self._index = None
         return super().train(mode)
 
-    def _index(self, codewords: int) -> None:
-        """Derive what sums need: items to rows of all digits' vectors, and such a row to its items."""
+    def _add_rows(self, codewords: int) -> None:
+        """Derive what sums need: items to rows of all codes' vectors, and such a row to its items."""
         rows = self.codes + torch.arange(self.codes.shape[1]) * codewords
         counts = rows.flatten().bincount(minlength=self.codes.shape[1] * codewords)
         found = (rows, rows.flatten().argsort(stable=True) // rows.shape[1], counts.cumsum(0) - counts)
@@ -84,41 +104,45 @@ class ParallelGenerator(NextItemModel):
             self.register_buffer(name, tensor.int(), persistent=False)
 
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """Sum of the digits' vectors."""
-        return functional.embedding_bag(self.rows[items], self.digit.flatten(0, 1), mode="sum")
+        """Return the sums of the vectors of items' codes, [n, D]."""
+        return functional.embedding_bag(self.rows[items], self.codeword.flatten(0, 1), mode="sum")
 
     def every_vector(self) -> torch.Tensor:
-        """Those of all items, [N, D]."""
-        return _Sums.apply(self.digit.flatten(0, 1), self.rows, self.members, self.starts)
+        """Return those of all items, [N, D]."""
+        return _Sums.apply(self.codeword.flatten(0, 1), self.rows, self.members, self.starts)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of every digit, [B, M, C], for states [B, D]."""
-        return (hidden @ self.digit.flatten(0, 1).T).unflatten(1, self.digit.shape[:2])
+        """Return the logits of every code, [B, M, C], for states [B, D]."""
+        return (hidden @ self.codeword.flatten(0, 1).T).unflatten(1, self.codeword.shape[:2])
 
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the catalogue, or of each digit; the mean."""
+        """Return the cross-entropy over the catalogue, or the mean of that of each code."""
         if self.objective == "catalogue":
             return cross_entropy(hidden, self.every_vector(), target)
         codes = self.codes[target]
-        parts = zip(self.digit, codes.T, strict=True)
+        parts = zip(self.codeword, codes.T, strict=True)
         return torch.stack([cross_entropy(hidden, words, wanted) for words, wanted in parts]).mean()
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Sum over an item's digits of their log-probabilities."""
-        return exact(self.logits(hidden).float().log_softmax(-1), self.codes)
+        """Return the sums of the log-probabilities of items' codes, float32 [B, N]."""
+        return (hidden @ self.every_vector().T).float() - self._normaliser(hidden)
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
-        """The k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
+        """Return the k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
         if self.items <= self.exact_items:
             return super().top(hidden, k=k, banned=banned, allowed=allowed)
-        if self._graph is None:
-            self._graph = build_graph(self.codes.cpu(), self.digit.detach().cpu(), NEIGHBOURS)
-        logp = self.logits(hidden).float().log_softmax(-1).cpu()
-        return search(logp, self.codes.cpu(), self._graph, k=k, banned=banned, allowed=allowed).best
+        if self._index is None:
+            self._index = InnerProductIndex(self.every_vector())
+        found = self._index.search(hidden.float().cpu(), k=k, banned=banned, allowed=allowed)
+        return found._replace(scores=found.scores - self._normaliser(hidden).cpu())
+
+    def _normaliser(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the sum of an item's logits has above that of its log-probabilities, float32 [B, 1]."""
+        return self.logits(hidden).float().logsumexp(-1).sum(1, keepdim=True)
 
 
 class _Sums(torch.autograd.Function):
-    """The sum of every item's digit vectors; the gradient sums the items of every digit vector in the same way.
+    """The sum of the vectors of every item's codes; the gradient sums the items of every vector in the same way.
 
     torch's own backward of an embedding bag adds row by row and takes ten times as long on a CPU.
     """

@@ -11,20 +11,20 @@ import torch
 ROUNDS = 8  # of rotation and k-means by turns; the error hardly falls after them
 
 
-class Digits(NamedTuple):
-    """Items in digits."""
+class Quantized(NamedTuple):
+    """Items as M unordered codes each."""
 
     codes: torch.Tensor  # int64 [N, M]
     codewords: torch.Tensor  # float32 [M, C, D / M], in the rotated space
 
 
-def fit_digits(vectors: np.ndarray, *, dim: int, digits: int, codewords: int, seed: int) -> Digits:
+def quantize(vectors: np.ndarray, *, dim: int, codes: int, codewords: int, seed: int) -> Quantized:
     """Reduce to the main directions, rotate, cut into parts and quantise each by k-means (Ge et al., CVPR 2013).
 
     Args:
         vectors: float32 [N, W], N at least C.
         dim: D, to which wider vectors are reduced by PCA; narrower ones are filled up with zeros.
-        digits: M, number of parts; divides D.
+        codes: M, number of parts; divides D.
         codewords: C of each part, a power of two.
         seed: of every draw.
     """
@@ -35,17 +35,16 @@ def fit_digits(vectors: np.ndarray, *, dim: int, digits: int, codewords: int, se
     wide = np.zeros((len(vectors), dim), np.float32)
     wide[:, : centred.shape[1]] = centred
     faiss.omp_set_num_threads(torch.get_num_threads())
-    quantizer = faiss.ProductQuantizer(dim, digits, codewords.bit_length() - 1)
+    quantizer = faiss.ProductQuantizer(dim, codes, codewords.bit_length() - 1)
     quantizer.cp.seed = seed % 2**31  # an int of C
     quantizer.cp.min_points_per_centroid = 1
-    rotation = faiss.OPQMatrix(dim, digits)
+    rotation = faiss.OPQMatrix(dim, codes)
     rotation.niter = ROUNDS
     rotation.pq = quantizer
-    rotation.train(
-        np.tile(wide, (-(-dim // len(wide)), 1))
-    )  # with fewer rows than dimensions faiss writes past its memory
+    # with fewer rows than dimensions faiss writes past its memory
+    rotation.train(np.tile(wide, (-(-dim // len(wide)), 1)))
     rotated = rotation.apply(wide)
     quantizer.train(rotated)
-    codes = faiss.unpack_bitstrings(quantizer.compute_codes(rotated), digits, quantizer.nbits)
-    words = faiss.vector_to_array(quantizer.centroids).reshape(digits, codewords, -1)
-    return Digits(torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(words.copy()))
+    found = faiss.unpack_bitstrings(quantizer.compute_codes(rotated), codes, quantizer.nbits)
+    words = faiss.vector_to_array(quantizer.centroids).reshape(codes, codewords, -1)
+    return Quantized(torch.from_numpy(found.astype(np.int64)), torch.from_numpy(words.copy()))

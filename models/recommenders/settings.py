@@ -1,4 +1,4 @@
-"""What a definition says of next-item models and of the way they are fitted."""
+"""Settings of the recommenders that are fitted, as a definition gives them."""
 
 from __future__ import annotations
 
@@ -6,81 +6,55 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from models.common.devices import Precision
-from models.common.settings import Settings
+from models.common.settings import FitConfig, Settings
 from models.generation.backbones import Backbone, Tiny, load_tokenizer
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.recommenders.next_item import EncoderConfig
-from models.recommenders.product_codes import ParallelConfig
-
-
-class Course(Settings):
-    """The way of a fit.
-
-    Attributes:
-        steps: at most; the state with the best validation NDCG@10 is kept.
-        batch_size: users, or documents, per step, over all workers together.
-        learning_rate: of AdamW, reached after `warmup` steps, falling to a tenth of it by a half cosine over `steps`.
-        weight_decay: of matrices.
-        validate_every: steps between two validations; also what `patience` counts in.
-        valid_queries: questions of each validation, at most.
-        patience: validations without a better NDCG@10 before the end.
-        precision: of activations.
-    """
-
-    steps: int = Field(10_000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup: int = Field(100, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    validate_every: int = Field(500, ge=1)
-    valid_queries: int = Field(2_000, ge=1)
-    patience: int = Field(5, ge=1)
-    precision: Precision = "bf16"
+from models.recommenders.product_codes import ProductCodesConfig
 
 
 class SasRecSettings(Settings):
     """The baseline: SASRec with full cross-entropy."""
 
     model: EncoderConfig = EncoderConfig()
-    course: Course = Course()
+    fit: FitConfig = FitConfig()
 
 
-class ParallelSettings(Settings):
-    """The parallel generator.
+class ProductCodesSettings(Settings):
+    """The recommender by product codes.
 
     Attributes:
-        digits: of an item; `codewords`: of each digit, a power of two.
+        codes: of an item; `codewords`: of each code, a power of two.
         collaborative: weight of what users chose in training beside the embeddings, in what is quantised; 0: none.
         width: of the vectors of what users chose.
     """
 
-    model: ParallelConfig = ParallelConfig()
-    digits: int = Field(16, ge=1)
+    model: ProductCodesConfig = ProductCodesConfig()
+    codes: int = Field(16, ge=1)
     codewords: int = Field(256, ge=2, le=256)
     collaborative: float = Field(1.0, ge=0)
     width: int = Field(128, ge=1)
-    course: Course = Course()
+    fit: FitConfig = FitConfig()
 
     @model_validator(mode="after")
-    def _even_shares(self) -> ParallelSettings:
+    def _even_shares(self) -> ProductCodesSettings:
         if self.codewords & (self.codewords - 1):
             raise ValueError("codewords must be a power of two: write 16, 32, 64, 128 or 256")
-        if self.model.dim % self.digits:
-            even = max(digits for digits in range(1, self.digits) if self.model.dim % digits == 0)
-            raise ValueError(f"each digit has as many of the model's {self.model.dim} dimensions: write digits: {even}")
+        if self.model.dim % self.codes:
+            even = max(codes for codes in range(1, self.codes) if self.model.dim % codes == 0)
+            raise ValueError(f"each code has as many of the model's {self.model.dim} dimensions: write codes: {even}")
         return self
 
 
 def _of_registry(tasks: object) -> object:
-    """Tasks in the place of their names, so that settings hold what is learned and not where it was read."""
+    """Tasks in the place of their names, so that settings hold what is trained and not where it was read."""
     if isinstance(tasks, str):
         raise ValueError(f"write a list: [{tasks}]")
     named = isinstance(tasks, list | tuple) and len(tasks) > 0 and all(isinstance(each, str) for each in tasks)
     return load_tasks(tasks) if named else tasks  # type: ignore[arg-type]
 
 
-class SequentialSettings(Settings):
+class LanguageModelSettings(Settings):
     """The language model over semantic IDs.
 
     Attributes:
@@ -108,21 +82,21 @@ class SequentialSettings(Settings):
     tokens_per_row: int = Field(128, ge=8)
     rows_per_pass: int = Field(64, ge=1)
     beams: int = Field(50, ge=20)
-    course: Course = Course()
+    fit: FitConfig = FitConfig()
 
     @property
-    def learned(self) -> tuple[Task, ...]:
-        """The tasks."""
+    def trained_tasks(self) -> tuple[Task, ...]:
+        """The tasks that are trained: the named ones, or the one over semantic IDs alone."""
         return self.tasks or (SEQUENCE,)
 
     @property
-    def main(self) -> Task:
-        """The one that recommends."""
-        return next(task for task in self.learned if task.inputs == ("sids",) and task.target == "sid")
+    def recommending_task(self) -> Task:
+        """The first task that reads the SIDs of a history and writes a SID."""
+        return next(task for task in self.trained_tasks if task.inputs == ("sids",) and task.target == "sid")
 
     @model_validator(mode="after")
-    def _tasks_suit(self) -> SequentialSettings:
-        if not any(task.inputs == ("sids",) and task.target == "sid" for task in self.learned):
+    def _tasks_suit(self) -> LanguageModelSettings:
+        if not any(task.inputs == ("sids",) and task.target == "sid" for task in self.trained_tasks):
             raise ValueError("none of the tasks recommends: name sids_to_sid among them")
         if not self.tasks and not isinstance(self.backbone, Tiny):
             raise ValueError("a pretrained backbone without text has nothing to build on: name tasks, or take tiny")
@@ -131,7 +105,7 @@ class SequentialSettings(Settings):
         return self
 
 
-def check_backbone(settings: SequentialSettings) -> None:
+def check_backbone(settings: LanguageModelSettings) -> None:
     """Look for a model that was trained before, as far as that is cheap.
 
     Raises:

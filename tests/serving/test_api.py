@@ -4,29 +4,29 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.api import http_api
-from serving.recommender import Query, Recommendation, Recommender
+from serving.pipeline import Pipeline, Query, Recommendation
 
 
 @pytest.fixture(scope="module")
-def recommender(finished_run) -> Recommender:
-    return Recommender(finished_run)
+def pipeline(finished_run) -> Pipeline:
+    return Pipeline(finished_run)
 
 
 @pytest.fixture(scope="module")
-def client(recommender) -> TestClient:
+def client(pipeline) -> TestClient:
     async def recommend(query: Query) -> Recommendation:
-        return recommender.recommend(query)
+        return pipeline.recommend(query)
 
-    return TestClient(http_api(recommender, recommend))
+    return TestClient(http_api(pipeline, recommend))
 
 
 @pytest.mark.parametrize(
     "body", [{"user_id": "user 3"}, {"history": ["item 5", "?"], "k": 3}, {"history": []}, {"user_id": "new", "k": 100}]
 )
-def test_an_answer_is_the_recommenders(client, recommender, body) -> None:
+def test_an_answer_is_the_recommenders(client, pipeline, body) -> None:
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 200
-    assert answer.json() == recommender.recommend(Query(**body))._asdict()
+    assert answer.json() == pipeline.recommend(Query(**body))._asdict()
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_a_body_that_is_no_request(client, content) -> None:
     assert list(answer.json()) == ["detail"]
 
 
-def test_an_item(client, recommender) -> None:
+def test_an_item(client, pipeline) -> None:
     answer = client.get("/v1/items/item 7")
-    assert (answer.status_code, answer.json()) == (200, recommender.item("item 7"))
+    assert (answer.status_code, answer.json()) == (200, pipeline.item("item 7"))
     missing = client.get("/v1/items/item/7")
     assert (missing.status_code, missing.json()) == (404, {"detail": "There is no item 'item/7' in this catalogue."})
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from serving.local import check_port, user_mistake
-from serving.recommender import Query, Recommender
+from serving.pipeline import Pipeline, Query
 from storage.errors import UserError
 from storage.run import RunDir
 
@@ -56,17 +56,17 @@ def service(finished_run: RunDir, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_answers_over_http(service, finished_run, port) -> None:
-    recommender = Recommender(finished_run)
+    pipeline = Pipeline(finished_run)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert client.get("/healthz").json()["status"] == "ok"
         for query in (Query(user_id="user 4", k=5), Query(history=["item 2", "?"])):
             body = {"k": query.k} | ({"user_id": query.user_id} if query.user_id else {"history": query.history})
-            answer, expected = client.post("/v1/recommend", json=body).json(), recommender.recommend(query)
+            answer, expected = client.post("/v1/recommend", json=body).json(), pipeline.recommend(query)
             assert [i["item_id"] for i in answer["items"]] == [i["item_id"] for i in expected.items]
             assert [i["score"] for i in answer["items"]] == pytest.approx([i["score"] for i in expected.items])
             assert (answer["source"], answer["unknown"]) == expected[1:]
         assert client.post("/v1/recommend", json={}).status_code == 422
-        assert client.get("/v1/items/item 6").json() == recommender.item("item 6")
+        assert client.get("/v1/items/item 6").json() == pipeline.item("item 6")
         assert client.get("/v1/items/none").status_code == 404
 
 

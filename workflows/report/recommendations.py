@@ -9,11 +9,15 @@ from workflows.report.contents import Figure, Table, trend
 from workflows.report.text import DASH, count, decimal, interval, is_number, percent
 
 NAMES = {
-    "parallel": "parallel semantic IDs",
-    "sequential": "sequential semantic IDs",
+    "product_codes": "product codes",
+    "language_model": "language model",
     "sasrec": "SASRec",
-    "itemknn": "item-kNN",
+    "content": "content",
     "popularity": "popularity",
+    # what runs of earlier versions call three of them
+    "parallel": "product codes",
+    "sequential": "language model",
+    "itemknn": "content",
 }
 COLUMNS = {
     "recall@5": decimal,
@@ -37,7 +41,7 @@ TASK_MEASURES = {
 
 
 def scores(found: dict[str, Any], chosen: str | None) -> Table | None:
-    """Every recommender by every metric of its lists.
+    """Return every recommender by every metric of its lists.
 
     Args:
         found: the metrics of evaluate; here as below any of it may be missing.
@@ -74,7 +78,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     """What the intervals allow to say of the generator beside each baseline, and what the queries are about."""
     said = [
         _beside(NAMES[key], found[f"generator_over_{key}"])
-        for key in ("sasrec", "itemknn", "popularity")
+        for key in ("sasrec", "content", "itemknn", "popularity")
         if f"generator_over_{key}" in found
     ]
     generator = found.get("generator") or {}
@@ -83,6 +87,16 @@ def sentences(found: dict[str, Any]) -> list[str]:
         rest = f"; {count(cold)} of them ask for an item without an event in training" if is_number(cold) else ""
         said.append(f"Queries over the whole catalogue: {count(generator['queries'])}{rest}.")
     return said
+
+
+def footnotes(found: dict[str, Any]) -> list[str]:
+    """Return what is to be known of lists that come from a search."""
+    return [
+        f"{name[:1].upper()}{name[1:]}: {percent(values['exact_lists'])} of its lists are proved to hold the best "
+        "items of the whole catalogue; in the others its search may have missed some."
+        for _, name, values in _recommenders(found)
+        if is_number(values.get("exact_lists"))
+    ]
 
 
 def tasks(found: dict[str, Any]) -> Table | None:

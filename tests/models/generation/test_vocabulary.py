@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.generation import vocabulary
-from models.generation.vocabulary import Vocabulary, paths
+from models.generation.vocabulary import Vocabulary, sid_codes
 from models.semantic_ids.suffixes import NO_SUFFIX, allocate_suffixes, sid_string
 from storage.errors import UserError
 
@@ -50,7 +50,7 @@ def test_every_item_has_a_path_of_its_own(codes: list[tuple[int, int]], always: 
     names = [str(number) for number in range(len(codes))]
     suffixes = allocate_suffixes(names, np.array(codes), np.arange(len(codes), dtype=np.uint64), always=always)
     sids = np.column_stack([codes, suffixes]).astype(np.int32)
-    found, sizes = paths(sids, codebook_sizes=(4, 3))
+    found, sizes = sid_codes(sids, codebook_sizes=(4, 3))
     assert found.dtype == np.int64
     assert len(np.unique(found, axis=0)) == len(codes)
     assert sizes[:2] == (4, 3)
@@ -60,7 +60,7 @@ def test_every_item_has_a_path_of_its_own(codes: list[tuple[int, int]], always: 
     else:
         assert (found[:, 2] == suffixes + 1).all()
         assert sizes[2] == suffixes.max() + 2
-    assert paths(sids)[1] == tuple(found.max(axis=0) + 1)
+    assert sid_codes(sids)[1] == tuple(found.max(axis=0) + 1)
 
 
 def test_groups_of_tokens_lie_one_after_the_other() -> None:

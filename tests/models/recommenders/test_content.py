@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.common.jagged import Jagged
-from models.recommenders.content import ItemKNN, fit_itemknn
-from models.recommenders.retriever import normalise
+from models.recommenders.content import Content, content_and_popularity, fit_content, normalise
 
 ITEMS = 9
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=5), min_size=1, max_size=5)
@@ -31,7 +30,7 @@ def brute(embeddings: np.ndarray, history: list[int], decay: float) -> np.ndarra
 @given(HISTORIES, st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 3))
 def test_scores_are_sums_of_cosines_and_lists_hold_the_highest(histories, decay, seed):
     embeddings = np.random.default_rng(seed).normal(size=(ITEMS, 4)).astype(np.float32)
-    model = ItemKNN(normalise(torch.tensor(embeddings)), decay)
+    model = Content(normalise(torch.tensor(embeddings)), decay)
     found = model.recommend(as_lists(histories), k=4, banned=as_lists(histories))
     for history, items, scores in zip(histories, found.items.tolist(), found.scores.tolist(), strict=True):
         if not history:
@@ -45,7 +44,7 @@ def test_scores_are_sums_of_cosines_and_lists_hold_the_highest(histories, decay,
 
 
 def test_an_item_outside_of_the_allowed_ones_is_not_recommended():
-    model = ItemKNN(normalise(torch.eye(4)), 1.0)
+    model = Content(normalise(torch.eye(4)), 1.0)
     allowed = torch.tensor([True, False, True, False])
     found = model.recommend(as_lists([[0], [1, 3]]), k=4, allowed=allowed)
     assert [set(row) for row in found.items.tolist()] == [{0, 2, -1}, {0, 2, -1}]
@@ -62,7 +61,40 @@ def test_the_decay_follows_what_tells_the_next_item(place, decays):
         for first, others in zip(random.permutation(30), random.integers(0, 30, (30, 2)), strict=True)
     ]
     target = torch.tensor([30 + history[place] for history in histories])
-    model = fit_itemknn(embeddings, as_lists(histories), target, banned=as_lists(histories))
+    model = fit_content(embeddings, as_lists(histories), target, banned=as_lists(histories))
     assert model.decay in decays
     found = model.recommend(as_lists(histories), k=1, banned=as_lists(histories)).items[:, 0]
     assert (found == target).float().mean() > 0.9
+
+
+def brute_with_popularity(
+    embeddings: np.ndarray, popularity: np.ndarray, history: list[int], seen: list[int], k: int
+) -> list[int]:
+    z = (embeddings - embeddings.mean(0)) / embeddings.std(0)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    user = z[history].mean(0) if history else np.zeros(z.shape[1])
+    rank = np.argsort(np.argsort(-popularity, kind="stable"), kind="stable")
+    scores = z @ (user / max(np.linalg.norm(user), 1e-12)) + 1 - rank / (len(rank) - 1)
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if i not in seen][:k]
+    return order + [-1] * (k - len(order))
+
+
+def test_candidates_are_those_of_the_cosine_to_the_mean_and_of_the_popularity() -> None:
+    random = np.random.default_rng(0)
+    embeddings, popularity = random.normal(size=(20, 5)).astype(np.float32), random.random(20)
+    histories = [[1, 2], [], [3], [4, 4, 5], list(range(18)), [], [7]]
+    seen = [[1, 2, 9], [0], [], [4, 5], list(range(18)), [], [7]]
+    model = content_and_popularity(torch.tensor(embeddings), torch.tensor(popularity))
+    found = model.recommend(as_lists(histories), k=4, banned=as_lists(seen)).items
+    wanted = [brute_with_popularity(embeddings, popularity, h, s, 4) for h, s in zip(histories, seen, strict=True)]
+    assert found.tolist() == wanted
+
+
+def test_who_has_no_history_gets_the_popular_items_also_beyond_the_catalogue() -> None:
+    model = content_and_popularity(torch.eye(3), torch.tensor([1.0, 3, 2]))
+    assert model.recommend(as_lists([[]]), k=9).items.tolist() == [[1, 2, 0, *[-1] * 6]]
+
+
+def test_no_user_gets_no_list() -> None:
+    model = content_and_popularity(torch.eye(3), torch.tensor([1.0, 3, 2]))
+    assert model.recommend(as_lists([]), k=2, banned=as_lists([])).items.shape == (0, 2)

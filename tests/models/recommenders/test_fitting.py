@@ -16,16 +16,16 @@ from models.common.collectives import rank_and_size
 from models.common.data_parallel import Strategy
 from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, best
+from models.common.settings import FitConfig
 from models.recommenders import fitting, next_item
-from models.recommenders.fitting import Keep, State, Subject, fit, rate, sample, validate
+from models.recommenders.fitting import Callbacks, State, TrainingTask, fit, rate, sample, validate
 from models.recommenders.next_item import EncoderConfig
 from models.recommenders.sasrec import SasRec
-from models.recommenders.settings import Course
 from storage.errors import UserError
 from tests.models.workers import on_ranks
 
 ITEMS, USERS = 24, 20
-COURSE = Course(
+CONFIG = FitConfig(
     steps=7,
     batch_size=6,
     learning_rate=0.01,
@@ -51,7 +51,7 @@ def asked(count: int) -> Queries:
     return Queries(np.arange(count), lists(histories), targets, lists(seen))
 
 
-def make(dropout: float) -> Subject:
+def make(dropout: float) -> TrainingTask:
     """SASRec over random chains of items, each step's users dealt out by turns."""
     random = torch.Generator().manual_seed(0)
     windows = (torch.randint(ITEMS, (USERS, 1), generator=random) + torch.arange(4)) % ITEMS
@@ -60,10 +60,10 @@ def make(dropout: float) -> Subject:
 
     def draw(step: int) -> list[torch.Tensor]:
         rank, workers = rank_and_size()
-        rows = torch.randperm(USERS, generator=torch.Generator().manual_seed(step))[: COURSE.batch_size + 1]
+        rows = torch.randperm(USERS, generator=torch.Generator().manual_seed(step))[: CONFIG.batch_size + 1]
         return list(windows[rows[rank::workers]].split(2))
 
-    return Subject(learner, draw, lambda trained: trained)
+    return TrainingTask(learner, draw, lambda trained: trained)
 
 
 class Kept:
@@ -74,30 +74,30 @@ class Kept:
         self.states: list[State] = []
         self.bests: list[State] = []
 
-    def keep(self, *, states: bool = True) -> Keep:
+    def callbacks(self, *, states: bool = True) -> Callbacks:
         def report(metrics: dict[str, Any], state: Any) -> None:
             self.metrics.append({name: value for name, value in metrics.items() if name != "seconds"})
             if states:
                 self.states.append(state())
 
-        return Keep(report, lambda learner, tensors: self.bests.append({k: v.clone() for k, v in tensors.items()}))
+        return Callbacks(report, lambda learner, tensors: self.bests.append({k: v.clone() for k, v in tensors.items()}))
 
 
 def test_a_fit_that_goes_on_from_any_report_ends_as_if_undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "LOOK_EVERY", 2)
+    monkeypatch.setattr(fitting, "REPORT_EVERY", 2)
     whole = Kept()
-    fit(COURSE, make(0.3), asked(9), whole.keep(), seed=5)
+    fit(CONFIG, make(0.3), asked(9), whole.callbacks(), seed=5)
     validated = [metrics["step"] for metrics in whole.metrics if "train_loss" in metrics]
     assert validated == [3, 6, 7]
     assert [metrics["step"] for metrics in whole.metrics] == [0, 2, 3, 4, 6, 7]
     for at, metrics in enumerate(whole.metrics):
-        subject, after = make(0.3), Kept()
+        task, after = make(0.3), Kept()
         with torch.no_grad():
-            for parameter in subject.learner.parameters():
+            for parameter in task.learner.parameters():
                 parameter.zero_()  # nothing that a new process begins with counts
         torch.manual_seed(at)
         state = {name: value.clone() for name, value in whole.states[at].items()}
-        fit(COURSE, subject, asked(9), after.keep(), seed=5, state=state)
+        fit(CONFIG, task, asked(9), after.callbacks(), seed=5, state=state)
         assert after.metrics == whole.metrics[at + 1 :], metrics
         last, other = (
             {name: part for name, part in kept.items() if name != "at.seconds"}
@@ -115,9 +115,16 @@ def test_a_fit_that_goes_on_from_any_report_ends_as_if_undisturbed(monkeypatch: 
 
 def test_time_goes_on_as_well() -> None:
     kept, told = Kept(), list[float]()
-    fit(COURSE, make(0.0), asked(3), kept.keep(), seed=0)
+    fit(CONFIG, make(0.0), asked(3), kept.callbacks(), seed=0)
     state = kept.states[0] | {"at.seconds": torch.tensor(1000.0)}
-    fit(COURSE, make(0.0), asked(3), Keep(lambda m, _: told.append(m["seconds"]), lambda *_: None), seed=0, state=state)
+    fit(
+        CONFIG,
+        make(0.0),
+        asked(3),
+        Callbacks(lambda m, _: told.append(m["seconds"]), lambda *_: None),
+        seed=0,
+        state=state,
+    )
     assert all(1000 < seconds < 2000 for seconds in told)
 
 
@@ -144,8 +151,8 @@ class Still(nn.Module):
         return Recommended(items, torch.zeros(items.shape))
 
 
-def still(learner: Still) -> Subject:
-    return Subject(learner, lambda step: [torch.zeros(1)], lambda trained: trained)
+def still(learner: Still) -> TrainingTask:
+    return TrainingTask(learner, lambda step: [torch.zeros(1)], lambda trained: trained)
 
 
 def one_query() -> Queries:
@@ -154,9 +161,9 @@ def one_query() -> Queries:
 
 def test_the_best_state_is_kept_and_patience_ends_the_fit() -> None:
     """Even a first validation that finds nothing is the best so far: whatever happens, there is an artifact."""
-    course = COURSE.model_copy(update={"steps": 100, "validate_every": 1, "patience": 3})
+    config = CONFIG.model_copy(update={"steps": 100, "validate_every": 1, "patience": 3})
     learner, kept = Still([None, 5, 2, 3, 2, None, 0]), Kept()
-    fit(course, still(learner), one_query(), kept.keep(), seed=0)
+    fit(config, still(learner), one_query(), kept.callbacks(), seed=0)
     assert kept.metrics.pop(0) == {"step": 0}
     found = [metrics["valid_ndcg@10"] for metrics in kept.metrics]
     assert found == pytest.approx([0, 1 / math.log2(7), 1 / 2, 1 / math.log2(5), 1 / 2, 0])
@@ -168,82 +175,82 @@ def test_the_best_state_is_kept_and_patience_ends_the_fit() -> None:
 
 
 def test_validations_may_count_from_a_later_step_on() -> None:
-    course = COURSE.model_copy(update={"steps": 100, "validate_every": 1, "patience": 2})
+    config = CONFIG.model_copy(update={"steps": 100, "validate_every": 1, "patience": 2})
     kept = Kept()
-    fit(course, still(Still([0, *[None] * 5]))._replace(patience_from=4), one_query(), kept.keep(), seed=0)
+    fit(config, still(Still([0, *[None] * 5]))._replace(patience_from=4), one_query(), kept.callbacks(), seed=0)
     assert [metrics["step"] for metrics in kept.metrics] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_weights_that_are_no_numbers_are_not_kept() -> None:
     kept, learner = Kept(), Still([0])
     learner.vector.data[1] = torch.inf
-    course = COURSE.model_copy(update={"steps": 1})
-    subject = still(learner)._replace(draw=lambda step: [torch.zeros(1)])
+    config = CONFIG.model_copy(update={"steps": 1})
+    task = still(learner)._replace(draw=lambda step: [torch.zeros(1)])
     learner.loss = lambda batch: learner.matrix.sum() * 0.0  # type: ignore[method-assign]
     with pytest.raises(UserError, match="weights are not numbers: lower learning_rate"):
-        fit(course, subject, one_query(), kept.keep(), seed=0)
+        fit(config, task, one_query(), kept.callbacks(), seed=0)
     assert not kept.bests
 
 
 def test_the_state_of_another_model_is_refused() -> None:
     kept = Kept()
-    fit(COURSE, make(0.0), asked(3), kept.keep(), seed=0)
+    fit(CONFIG, make(0.0), asked(3), kept.callbacks(), seed=0)
     for state in ({}, kept.states[0] | {"model.learner.start": torch.zeros(3)}):
         with pytest.raises(UserError, match="run again with --from generate"):
-            fit(COURSE, make(0.0), asked(3), Kept().keep(), seed=0, state=dict(state))
+            fit(CONFIG, make(0.0), asked(3), Kept().callbacks(), seed=0, state=dict(state))
 
 
 def test_a_finished_fit_has_nothing_left_to_do() -> None:
-    course = COURSE.model_copy(update={"validate_every": 1, "patience": 1})
+    config = CONFIG.model_copy(update={"validate_every": 1, "patience": 1})
     kept, after = Kept(), Kept()
-    fit(course, still(Still([0, 1])), one_query(), kept.keep(), seed=0)
-    fit(course, still(Still()), one_query(), after.keep(), seed=0, state=kept.states[-1])
+    fit(config, still(Still([0, 1])), one_query(), kept.callbacks(), seed=0)
+    fit(config, still(Still()), one_query(), after.callbacks(), seed=0, state=kept.states[-1])
     assert len(kept.metrics) == 3
     assert not after.metrics
 
 
 def test_matrices_decay_and_nothing_else_does() -> None:
-    course = COURSE.model_copy(update={"steps": 1, "warmup": 0, "learning_rate": 0.1, "weight_decay": 0.5})
+    config = CONFIG.model_copy(update={"steps": 1, "warmup": 0, "learning_rate": 0.1, "weight_decay": 0.5})
     learner = Still([0])
-    fit(course, still(learner), one_query(), Kept().keep(), seed=0)
+    fit(config, still(learner), one_query(), Kept().callbacks(), seed=0)
     torch.testing.assert_close(learner.matrix.detach(), torch.full((2, 3), 0.95))
     assert torch.equal(learner.vector.detach(), torch.ones(3))
 
 
 def test_losses_of_tasks_are_told_before_the_first_step_and_at_every_validation() -> None:
     kept, told = Kept(), iter([{"a": 3.0}, {"a": 2.0}, {"a": 1.0}])
-    course = COURSE.model_copy(update={"steps": 4, "validate_every": 2})
-    fit(course, still(Still([0, 1]))._replace(losses=lambda learner: next(told)), one_query(), kept.keep(), seed=0)
+    config = CONFIG.model_copy(update={"steps": 4, "validate_every": 2})
+    fit(config, still(Still([0, 1]))._replace(losses=lambda learner: next(told)), one_query(), kept.callbacks(), seed=0)
     assert kept.metrics[0] == {"step": 0, "losses": {"a": 3.0}}
     assert [(metrics["step"], metrics["losses"]) for metrics in kept.metrics[1:]] == [(2, {"a": 2.0}), (4, {"a": 1.0})]
 
 
 def test_the_rate_rises_in_a_line_and_falls_by_half_a_cosine() -> None:
-    course = Course(steps=1000, warmup=10)
-    rates = [rate(step, course) for step in range(1000)]
+    config = FitConfig(steps=1000, warmup=10)
+    rates = [rate(step, config) for step in range(1000)]
     assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5], rel=1e-3)
     assert rates[9] == pytest.approx(1, rel=1e-3)
     assert rates[500] == pytest.approx(0.55, abs=1e-3)
     assert rates[-1] == pytest.approx(0.1, abs=1e-4)
     assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert rate(0, Course(warmup=0)) == 1
+    assert rate(0, FitConfig(warmup=0)) == 1
 
 
 def test_the_first_step_goes_as_far_as_its_rate() -> None:
-    course = COURSE.model_copy(update={"steps": 1, "warmup": 4, "weight_decay": 0.0})
-    subject = make(0.0)
-    before = subject.learner.item.detach().clone()
-    fit(course, subject, asked(2), Kept().keep(), seed=0)
-    moved = (subject.learner.item.detach() - before).abs().max()
-    assert float(moved) == pytest.approx(course.learning_rate / 4, rel=1e-2)  # Adam's first step has a rate's length
+    config = CONFIG.model_copy(update={"steps": 1, "warmup": 4, "weight_decay": 0.0})
+    task = make(0.0)
+    before = task.learner.item.detach().clone()
+    fit(config, task, asked(2), Kept().callbacks(), seed=0)
+    moved = (task.learner.item.detach() - before).abs().max()
+    assert float(moved) == pytest.approx(config.learning_rate / 4, rel=1e-2)  # Adam's first step has a rate's length
 
 
 def test_what_cannot_be_fitted_is_explained() -> None:
-    course = COURSE.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(UserError, match="lower learning_rate under course"):
-        fit(course, make(0.0), asked(2), Kept().keep(states=False), seed=0)
+    config = CONFIG.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(UserError, match="lower learning_rate under fit"):
+        fit(config, make(0.0), asked(2), Kept().callbacks(states=False), seed=0)
     with pytest.raises(UserError, match="validation split"):
-        fit(COURSE, make(0.0), asked(0), Kept().keep(), seed=0)
+        fit(CONFIG, make(0.0), asked(0), Kept().callbacks(), seed=0)
 
 
 class Fixed:
@@ -279,7 +286,7 @@ def on_two(rank: int | None, strategy: Strategy) -> dict[str, Any]:
     """A fit, and validations of one, two and nine queries; blocks of two, so that shares differ in blocks, too."""
     next_item.USERS = 2
     kept = Kept()
-    fit(COURSE, make(0.0), asked(5), kept.keep(states=False), seed=5, strategy=strategy)
+    fit(CONFIG, make(0.0), asked(5), kept.callbacks(states=False), seed=5, strategy=strategy)
     return {
         "metrics": kept.metrics,
         "bests": kept.bests,

@@ -9,20 +9,20 @@ from torch.nn import functional
 
 from models.common.jagged import Jagged
 from models.recommenders import product_codes
-from models.recommenders.graph import build_graph
-from models.recommenders.product_codes import ParallelConfig, ParallelGenerator, _Sums
-from models.recommenders.product_quantizer import Digits
+from models.recommenders.inner_product import InnerProductIndex
+from models.recommenders.product_codes import ProductCodes, ProductCodesConfig, _Sums
+from models.recommenders.product_quantizer import Quantized
 from storage.errors import UserError
 
-ITEMS, DIGITS, CODEWORDS, DIM = 40, 4, 8, 16
+ITEMS, CODES, CODEWORDS, DIM = 40, 4, 8, 16
 
 
-def drawn() -> Digits:
+def drawn() -> Quantized:
     """Codes of which some are nobody's, the last ones among them."""
     random = torch.Generator().manual_seed(2)
-    codes = torch.randint(CODEWORDS - 1, (ITEMS, DIGITS), generator=random)
+    codes = torch.randint(CODEWORDS - 1, (ITEMS, CODES), generator=random)
     codes[:, 1] = codes[:, 1].clamp_min(2)
-    return Digits(codes, torch.randn(DIGITS, CODEWORDS, DIM // DIGITS, generator=random))
+    return Quantized(codes, torch.randn(CODES, CODEWORDS, DIM // CODES, generator=random))
 
 
 def lists(rows: list[list[int]]) -> Jagged:
@@ -30,22 +30,22 @@ def lists(rows: list[list[int]]) -> Jagged:
     return Jagged(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
-def make(spread: float = 0.5, **settings) -> ParallelGenerator:
+def make(spread: float = 0.5, **settings) -> ProductCodes:
     torch.manual_seed(0)
-    model = ParallelGenerator(ParallelConfig(dim=DIM, inner=32, length=5, **settings), drawn())
+    model = ProductCodes(ProductCodesConfig(dim=DIM, inner=32, length=5, **settings), drawn())
     with torch.no_grad():
-        model.digit.add_(torch.randn_like(model.digit) * spread)
+        model.codeword.add_(torch.randn_like(model.codeword) * spread)
     return model.eval()
 
 
-def test_a_score_is_the_sum_of_the_log_probabilities_of_an_items_digits() -> None:
+def test_a_score_is_the_sum_of_the_log_probabilities_of_an_items_codes() -> None:
     model, hidden = make().requires_grad_(False), torch.randn(3, DIM)
     scores = model.scores(hidden)
     assert scores.shape == (3, ITEMS)
     for user, item in itertools.product(range(3), range(ITEMS)):
         total = 0.0
-        for digit, code in enumerate(drawn().codes[item].tolist()):
-            logits = [float(hidden[user] @ model.digit[digit, other]) for other in range(CODEWORDS)]
+        for place, code in enumerate(drawn().codes[item].tolist()):
+            logits = [float(hidden[user] @ model.codeword[place, other]) for other in range(CODEWORDS)]
             total += logits[code] - float(torch.tensor(logits).logsumexp(0))
         assert float(scores[user, item]) == pytest.approx(total, abs=1e-4)
 
@@ -53,7 +53,7 @@ def test_a_score_is_the_sum_of_the_log_probabilities_of_an_items_digits() -> Non
 def test_the_order_is_that_of_products_with_the_vectors_that_are_read() -> None:
     model, hidden = make(), torch.randn(5, DIM)
     vectors = model.vectors(torch.arange(ITEMS))
-    by_hand = torch.stack([sum(model.digit[d, c] for d, c in enumerate(row)) for row in drawn().codes.tolist()])
+    by_hand = torch.stack([sum(model.codeword[d, c] for d, c in enumerate(row)) for row in drawn().codes.tolist()])
     torch.testing.assert_close(vectors, by_hand)
     torch.testing.assert_close(model.every_vector(), by_hand)
     scores, products = model.scores(hidden), hidden @ by_hand.T
@@ -63,8 +63,8 @@ def test_the_order_is_that_of_products_with_the_vectors_that_are_read() -> None:
     assert torch.equal(order, products[:, distinct].argsort(dim=1, descending=True))
 
 
-@pytest.mark.parametrize("objective", ["catalogue", "digits"])
-def test_the_loss_is_the_cross_entropy_over_the_catalogue_or_of_each_digit(objective: str) -> None:
+@pytest.mark.parametrize("objective", ["catalogue", "codes"])
+def test_the_loss_is_the_cross_entropy_over_the_catalogue_or_of_each_code(objective: str) -> None:
     model, hidden = make(objective=objective), torch.randn(6, DIM)
     target = torch.tensor([0, 3, 3, 39, 7, 20])
     if objective == "catalogue":
@@ -73,34 +73,37 @@ def test_the_loss_is_the_cross_entropy_over_the_catalogue_or_of_each_digit(objec
         scores = model.scores(hidden).log_softmax(1)[torch.arange(6), target]  # how likely it is among the items
         torch.testing.assert_close(-scores.mean(), wanted)
     else:
-        wanted = -model.scores(hidden)[torch.arange(6), target].mean() / DIGITS
+        wanted = -model.scores(hidden)[torch.arange(6), target].mean() / CODES
         logits = model.logits(hidden)
-        parts = [functional.cross_entropy(logits[:, digit], drawn().codes[target, digit]) for digit in range(DIGITS)]
+        parts = [functional.cross_entropy(logits[:, place], drawn().codes[target, place]) for place in range(CODES)]
         torch.testing.assert_close(torch.stack(parts).mean(), wanted)
         wanted = torch.stack(parts).mean()
     loss = model.mean_loss(hidden, target)
     torch.testing.assert_close(loss, wanted)
-    gradients = (torch.autograd.grad(one, model.digit)[0] for one in (loss, wanted))
+    gradients = (torch.autograd.grad(one, model.codeword)[0] for one in (loss, wanted))
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
-def test_a_large_catalogue_is_searched_along_a_graph_of_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so few items the walk starts from all, so that it finds what scoring all finds."""
+def test_a_large_catalogue_is_searched_in_an_index_of_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so few items the search looks at all, so that it finds what scoring all finds."""
     made = list[int]()
 
-    def build(*arguments: Any) -> torch.Tensor:
+    def index(vectors: torch.Tensor) -> Any:
         made.append(len(made))
-        return build_graph(*arguments)
+        return InnerProductIndex(vectors)
 
-    monkeypatch.setattr(product_codes, "build_graph", build)
+    monkeypatch.setattr(product_codes, "InnerProductIndex", index)
     exact, searched = make(), make(exact_items=ITEMS - 1)
     histories, banned = lists([[1, 2], [], [7]]), lists([[], [3, 4, 5], [0]])
     allowed = torch.arange(ITEMS) % 5 > 0
     wanted = exact.recommend(histories, k=6, banned=banned, allowed=allowed)
+    assert wanted.exact is None
     for _ in range(2):
         found = searched.recommend(histories, k=6, banned=banned, allowed=allowed)
         torch.testing.assert_close(found.scores, wanted.scores)
         assert torch.equal(found.items.sort().values, wanted.items.sort().values)
+        assert found.exact is not None
+        assert not found.exact.any()
     assert len(made) == 1
     searched.train()
     searched.eval().recommend(histories, k=6)
@@ -110,7 +113,7 @@ def test_a_large_catalogue_is_searched_along_a_graph_of_its_vectors(monkeypatch:
 def test_the_gradient_of_sums_is_that_of_an_embedding_bag() -> None:
     model = make()
     index = model.rows, model.members, model.starts
-    table = model.digit.detach().flatten(0, 1).double().requires_grad_()
+    table = model.codeword.detach().flatten(0, 1).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda part: _Sums.apply(part, *index), (table,), fast_mode=True)
     weights = torch.randn(ITEMS, DIM, dtype=torch.float64)
     plain = functional.embedding_bag(model.rows, table, mode="sum")
@@ -126,20 +129,20 @@ def test_the_gradient_of_sums_is_that_of_an_embedding_bag() -> None:
 def test_it_begins_with_what_was_quantised() -> None:
     torch.manual_seed(0)
     codes, codewords = drawn()
-    model = ParallelGenerator(ParallelConfig(dim=DIM), drawn())
-    quantised = torch.cat([codewords[digit, codes[:, digit]] for digit in range(DIGITS)], dim=1)
+    model = ProductCodes(ProductCodesConfig(dim=DIM), drawn())
+    quantised = torch.cat([codewords[place, codes[:, place]] for place in range(CODES)], dim=1)
     assert functional.cosine_similarity(model.every_vector(), quantised).min() > 0.9
-    own = torch.eye(DIGITS).repeat_interleave(DIM // DIGITS, 1)[:, None]  # each digit's own dimensions
-    begun, others = model.digit * own, model.digit * (1 - own)
-    assert functional.cosine_similarity(begun.flatten(), (codewords.repeat(1, 1, DIGITS) * own).flatten(), 0) > 0.99
+    own = torch.eye(CODES).repeat_interleave(DIM // CODES, 1)[:, None]  # each code's own dimensions
+    begun, others = model.codeword * own, model.codeword * (1 - own)
+    assert functional.cosine_similarity(begun.flatten(), (codewords.repeat(1, 1, CODES) * own).flatten(), 0) > 0.99
     assert 0 < others.square().mean() < 0.05 * begun.square().mean()
-    nothing = ParallelGenerator(ParallelConfig(dim=DIM), Digits(codes, torch.zeros_like(codewords)))
-    assert nothing.digit.isfinite().all()
+    nothing = ProductCodes(ProductCodesConfig(dim=DIM), Quantized(codes, torch.zeros_like(codewords)))
+    assert nothing.codeword.isfinite().all()
 
 
 def test_training_lifts_what_follows() -> None:
     torch.manual_seed(0)
-    model = ParallelGenerator(ParallelConfig(dim=DIM, inner=32, length=5, dropout=0.0), drawn())
+    model = ProductCodes(ProductCodesConfig(dim=DIM, inner=32, length=5, dropout=0.0), drawn())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     windows = torch.arange(ITEMS).unfold(0, 4, 1)
     losses = []
@@ -155,6 +158,6 @@ def test_training_lifts_what_follows() -> None:
     assert (found == torch.arange(1, 11)[:, None]).any(1).float().mean() > 0.8
 
 
-def test_digits_of_other_dimensions_are_refused() -> None:
+def test_codewords_of_other_dimensions_are_refused() -> None:
     with pytest.raises(UserError, match=r"of 16 dimensions: set model\.dim"):
-        ParallelGenerator(ParallelConfig(dim=32), drawn())
+        ProductCodes(ProductCodesConfig(dim=32), drawn())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.recommenders.product_quantizer import Digits, fit_digits
+from models.recommenders.product_quantizer import Quantized, quantize
 
 
 def clusters(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -19,7 +19,7 @@ def clusters(count: int, width: int, seed: int = 0) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def reconstructed(found: Digits) -> torch.Tensor:
+def reconstructed(found: Quantized) -> torch.Tensor:
     """What the codes say, in the rotated space."""
     return torch.cat([words[codes] for words, codes in zip(found.codewords, found.codes.T, strict=True)], dim=1)
 
@@ -29,27 +29,27 @@ def distances(vectors: np.ndarray | torch.Tensor) -> torch.Tensor:
     return torch.cdist(*[torch.as_tensor(vectors).double()] * 2).square()
 
 
-def error(vectors: np.ndarray, found: Digits) -> float:
+def error(vectors: np.ndarray, found: Quantized) -> float:
     """How far distances among reconstructions are from those among the vectors."""
     return float((distances(reconstructed(found)) - distances(vectors)).abs().mean())
 
 
 def test_every_item_gets_the_codes_of_near_codewords() -> None:
     vectors = clusters(200, 16)
-    found = fit_digits(vectors, dim=16, digits=4, codewords=16, seed=0)
+    found = quantize(vectors, dim=16, codes=4, codewords=16, seed=0)
     assert found.codes.shape == (200, 4)
     assert found.codewords.shape == (4, 16, 4)
     assert (found.codes.dtype, found.codewords.dtype) == (torch.int64, torch.float32)
     assert 0 <= int(found.codes.min()) <= int(found.codes.max()) < 16
     random = found._replace(codes=torch.randint(16, (200, 4), generator=torch.Generator().manual_seed(0)))
     assert error(vectors, found) < 0.2 * error(vectors, random)
-    more = fit_digits(vectors, dim=16, digits=8, codewords=16, seed=0)
+    more = quantize(vectors, dim=16, codes=8, codewords=16, seed=0)
     assert error(vectors, more) < error(vectors, found)
 
 
 def test_as_many_codewords_as_items_lose_nothing() -> None:
     vectors = clusters(16, 8)
-    found = fit_digits(vectors, dim=8, digits=2, codewords=16, seed=0)
+    found = quantize(vectors, dim=8, codes=2, codewords=16, seed=0)
     torch.testing.assert_close(distances(reconstructed(found)), distances(vectors), atol=1e-3, rtol=1e-3)
 
 
@@ -57,9 +57,9 @@ def test_as_many_codewords_as_items_lose_nothing() -> None:
 def test_a_catalogue_may_have_fewer_items_than_dimensions(items: int, dim: int) -> None:
     """faiss wrote past its memory then: what is fitted here is fitted in a process that this would end."""
     code = (
-        "import numpy as np; from models.recommenders.product_quantizer import fit_digits;"
+        "import numpy as np; from models.recommenders.product_quantizer import quantize;"
         f"vectors = np.random.default_rng(0).normal(size=({items}, 20)).astype('float32');"
-        f"found = fit_digits(vectors, dim={dim}, digits=4, codewords=2, seed=2**32 - 1);"
+        f"found = quantize(vectors, dim={dim}, codes=4, codewords=2, seed=2**32 - 1);"
         f"assert found.codes.shape == ({items}, 4); assert found.codewords.isfinite().all()"
     )
     checked = {**os.environ, "MALLOC_CHECK_": "3"}
@@ -73,7 +73,7 @@ def test_narrower_and_wider_vectors_are_brought_to_the_width(width: int) -> None
     if width > 8:
         axes, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(width, 8)))
         vectors = (vectors @ axes.T).astype(np.float32)
-    found = fit_digits(vectors, dim=8, digits=4, codewords=16, seed=0)
+    found = quantize(vectors, dim=8, codes=4, codewords=16, seed=0)
     assert found.codewords.shape == (4, 16, 2)
     torch.testing.assert_close(distances(reconstructed(found)), distances(vectors), atol=1e-2, rtol=1e-3)
 
@@ -82,16 +82,16 @@ def test_the_main_directions_are_those_that_are_kept() -> None:
     random = np.random.default_rng(0)
     main = random.normal(size=(16, 4)).astype(np.float32) * 10
     vectors = np.hstack([random.normal(size=(16, 30)).astype(np.float32) * 0.01, main])
-    found = fit_digits(vectors, dim=4, digits=2, codewords=16, seed=0)
+    found = quantize(vectors, dim=4, codes=2, codewords=16, seed=0)
     torch.testing.assert_close(distances(reconstructed(found)), distances(main), atol=1.0, rtol=1e-2)
 
 
-def test_the_same_seed_gives_the_same_digits_and_the_vectors_stay() -> None:
+def test_the_same_seed_gives_the_same_codes_and_the_vectors_stay() -> None:
     vectors = clusters(100, 8)
     before = vectors.copy()
-    first, second = (fit_digits(vectors, dim=8, digits=2, codewords=8, seed=3) for _ in range(2))
+    first, second = (quantize(vectors, dim=8, codes=2, codewords=8, seed=3) for _ in range(2))
     assert torch.equal(first.codes, second.codes)
     assert torch.equal(first.codewords, second.codewords)
     assert np.array_equal(vectors, before)
-    other = fit_digits(vectors, dim=8, digits=2, codewords=8, seed=4)
+    other = quantize(vectors, dim=8, codes=2, codewords=8, seed=4)
     assert not torch.equal(first.codewords, other.codewords)

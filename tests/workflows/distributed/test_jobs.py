@@ -32,8 +32,8 @@ BIN = Path(sys.executable).parent
 QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.quantize.workers=2"]
 QUICK += ["stages.rank.epochs=2", "stages.rank.workers=2"]
 # one generator is enough to wait for
-QUICK += ["stages.generate.sasrec=null", "stages.generate.sequential=null"]
-QUICK += ["stages.generate.parallel.course.steps=5", "stages.generate.parallel.codewords=32"]
+QUICK += ["stages.generate.sasrec=null", "stages.generate.language_model=null"]
+QUICK += ["stages.generate.product_codes.fit.steps=5", "stages.generate.product_codes.codewords=32"]
 
 
 def free_port() -> int:
@@ -161,7 +161,7 @@ def test_evaluation_compares_ranker_popularity_and_truth(run):
         assert {"auc", "user_auc", "log_loss", "ne", "calibration"} <= set(metrics[model])
     assert metrics["ranker"]["auc"] < metrics["truth"]["auc"]
     assert any(key.startswith("recall@") for key in metrics["retriever"])
-    for model in ("generator", "parallel", "itemknn"):
+    for model in ("generator", "product_codes", "content"):
         assert {"recall@10", "ndcg@10"} <= set(metrics[model])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.common.jagged import Jagged
-from models.common.recommender import Queries
+from models.common.recommender import Queries, Recommended
 from workflows.report import recommendations
 from workflows.stages.evaluate.recommenders import judge
 
@@ -27,7 +27,7 @@ CARD = {
 }
 FOUND = {
     "generator": CARD,
-    "parallel": CARD,
+    "product_codes": CARD,
     "popularity": {"auc": 0.6, "recall@10": 0.01, "ndcg@10": 0.005, "ndcg@10_interval": [None, None]},
     "retriever": {"recall@10": 0.2},
     "generator_over_popularity": {"ndcg@10": 8.0, "ndcg@10_interval": [6.0, 10.0], "recall@10": None},
@@ -51,8 +51,8 @@ TASKS = {
 
 
 def test_every_recommender_stands_with_its_intervals_and_what_is_missing_is_a_dash():
-    table = recommendations.scores(FOUND, "parallel")
-    assert [row[0] for row in table.rows] == ["parallel semantic IDs, chosen on validation", "popularity"]
+    table = recommendations.scores(FOUND, "product_codes")
+    assert [row[0] for row in table.rows] == ["product codes, chosen on validation", "popularity"]
     shown = [dict(zip(table.columns[:9], row[:9], strict=True)) for row in table.rows]
     assert shown[0]["recall@10"] == "0.0800"
     assert table.rows[0][4:9] == ["0.0700 to 0.0900", "0.0400", "0.0300 to 0.0500", "0.1200", "0.0500"]
@@ -63,7 +63,7 @@ def test_every_recommender_stands_with_its_intervals_and_what_is_missing_is_a_da
 
 def test_a_dot_is_drawn_where_there_is_an_interval():
     recall, ndcg = recommendations.score_figures(FOUND)
-    assert recall.text == "parallel semantic IDs 0.0800 (0.0700 to 0.0900)"
+    assert recall.text == "product codes 0.0800 (0.0700 to 0.0900)"
     assert "popularity" not in ndcg.svg
     assert "NDCG@10" in ndcg.title
 
@@ -93,10 +93,11 @@ def test_what_the_statistics_find_is_what_the_page_shows():
     items = np.stack([np.random.default_rng(seed).permutation(30)[:20] for seed in range(40)])
     nothing = Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(41, dtype=torch.int64))
     test = Queries(np.arange(40), nothing, torch.from_numpy(items[:, 1].copy()), nothing)
-    lists = {"parallel": np.roll(items, -1, axis=1), "sasrec": items, "itemknn": items, "popularity": items}
-    found = judge(lists, test, np.ones(30), np.zeros(30, bool), chosen="parallel", seed=0)
-    table = recommendations.scores(found, "parallel")
-    assert [row[0] for row in table.rows][1:] == ["SASRec", "item-kNN", "popularity"]
+    by_name = {"product_codes": np.roll(items, -1, axis=1), "sasrec": items, "content": items, "popularity": items}
+    lists = {name: Recommended(torch.from_numpy(rows), torch.zeros(rows.shape)) for name, rows in by_name.items()}
+    found = judge(lists, test, np.ones(30), np.zeros(30, bool), chosen="product_codes", seed=0)
+    table = recommendations.scores(found, "product_codes")
+    assert [row[0] for row in table.rows][1:] == ["SASRec", "content", "popularity"]
     assert all("–" not in row[:-1] for row in table.rows)
     said = recommendations.sentences(found)
     assert len(said) == 4
@@ -123,10 +124,10 @@ def test_curves_are_those_of_what_was_reported():
         {"step": 10, "valid_ndcg@10": 0.25},
         {"step": 20, "valid_ndcg@10": 0.125},
     ]
-    loss, ndcg = recommendations.training({"parallel": reports, "other": [{"step": 1}]})
+    loss, ndcg = recommendations.training({"product_codes": reports, "other": [{"step": 1}]})
     assert (loss.title, ndcg.title) == (
-        "parallel semantic IDs: training loss",
-        "parallel semantic IDs: NDCG@10 on validation",
+        "product codes: training loss",
+        "product codes: NDCG@10 on validation",
     )
     assert ndcg.text == "valid ndcg@10 from 0.2500 to 0.1250; step 10 to 20"
     assert "kept" in ndcg.svg
@@ -139,3 +140,20 @@ def test_what_is_absent_is_left_out():
     assert recommendations.tasks({}) is None
     assert recommendations.task_sentences({"title_to_sid": {"examples": 0}}) == []
     assert recommendations.training({}) == []
+    assert recommendations.footnotes({}) == []
+
+
+def test_the_share_of_exact_lists_stands_below_the_table():
+    (said,) = recommendations.footnotes({"language_model": {**CARD, "exact_lists": 0.925}, "sasrec": CARD})
+    assert said.startswith("Language model: 92.5% of its lists are proved to hold the best items")
+
+
+def test_a_run_of_an_earlier_version_is_shown_under_the_names_of_today():
+    over = {"ndcg@10": 1.2, "ndcg@10_interval": [1.1, 1.3]}
+    old = {"generator": CARD, "parallel": CARD, "sequential": CARD, "itemknn": CARD, "generator_over_itemknn": over}
+    table = recommendations.scores(old, "sequential")
+    names = ["product codes", "language model, chosen on validation", "content"]
+    assert [row[0] for row in table.rows] == names
+    assert recommendations.sentences(old)[0].startswith("The generator beside content: NDCG@10 is higher, 1.20 times")
+    (curve,) = recommendations.training({"sequential": [{"step": 5, "train_loss": 3.0}]})
+    assert curve.title == "language model: training loss"

@@ -60,7 +60,7 @@ def judge(
     for arm in arms:
         cards[arm.name] = card = {
             "sids": arm.sids,
-            "tasks": [task.name for task in config.sequential.learned[: arm.tasks]],
+            "tasks": [task.name for task in config.sequential.trained_tasks[: arm.tasks]],
             **{key: float(means[arm, key].mean()) for key in WITH_INTERVAL},
             **{f"{key}_interval": interval(drawn[arm, key]) for key in WITH_INTERVAL},
             "seeds": {key: means[arm, key].tolist() for key in WITH_INTERVAL},
@@ -71,11 +71,11 @@ def judge(
         before = Arm(OWN, arm.tasks - 1)
         if arm.sids == OWN and before in arms:
             card["added"] = change(arm, before)
-    course, compared = config.sequential.course, {what: change(*pair) for pair, what in _pairs(config, arms).items()}
+    fit, compared = config.sequential.fit, {what: change(*pair) for pair, what in _pairs(config, arms).items()}
     return {
         "budget": config.budget,
-        "steps": course.steps,
-        "batch_size": course.batch_size,
+        "steps": fit.steps,
+        "batch_size": fit.batch_size,
         "queries": len(test.user),
         "users": len(np.unique(test.user)),
         "arms": cards,

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from models.generation.tasks import load_tasks
-from models.recommenders.settings import SequentialSettings, check_backbone
+from models.recommenders.settings import LanguageModelSettings, check_backbone
 from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig
 
 Budget = Literal["steps", "main"]
@@ -37,7 +37,7 @@ class Config(StageConfig):
 
     resources: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    sequential: SequentialSettings = Field(default_factory=lambda: SequentialSettings(tasks=load_tasks()))
+    sequential: LanguageModelSettings = Field(default_factory=lambda: LanguageModelSettings(tasks=load_tasks()))
     budget: Budget = "steps"
     seeds: int = Field(3, ge=2)
     filter_seen: bool = True
@@ -48,12 +48,12 @@ class Config(StageConfig):
 
     @field_validator("sequential")
     @classmethod
-    def _adds_tasks_to_the_main_one(cls, settings: SequentialSettings) -> SequentialSettings:
+    def _adds_tasks_to_the_main_one(cls, settings: LanguageModelSettings) -> LanguageModelSettings:
         if len(settings.tasks) < 2:
             raise ValueError("tasks are added to the main one: name two or more under tasks")
-        if settings.learned[0] != settings.main:
+        if settings.trained_tasks[0] != settings.recommending_task:
             raise ValueError("the first task is in every arm and has to recommend: name sids_to_sid first")
-        reads = ["caption" in task.inputs for task in settings.learned]
+        reads = ["caption" in task.inputs for task in settings.trained_tasks]
         if reads != sorted(reads):
             raise ValueError("the arm of text alone has the first tasks: name those that read captions last")
         return settings
@@ -85,7 +85,7 @@ class AblateTasksStage(Stage[Config]):
         from workflows.distributed.training import fit
         from workflows.stages.ablate_tasks import scores, variants
         from workflows.stages.ablate_tasks.original_sids import write_original
-        from workflows.stages.generate.recommenders import require_learnable
+        from workflows.stages.generate.build import require_learnable
 
         run = context.run
         data = variants.read_queries(config, run, context.split, seed=context.seed)

@@ -13,14 +13,15 @@ from models.common.recommender import recommended
 from models.evaluation.lists import CUT, ranks
 from models.generation.heldout import HeldOut, task_scores
 from models.recommenders import fitting
-from models.recommenders.language_model import SequentialRecommender
-from models.recommenders.settings import SequentialSettings
+from models.recommenders.language_model import LanguageModelRecommender
+from models.recommenders.settings import LanguageModelSettings
 from operators.log.split import Split
 from storage import files
 from storage.run import RunDir
 from workflows.distributed import training
 from workflows.stages.ablate_tasks.stage import Config
-from workflows.stages.generate.recommenders import Data, read_data, sequential_subject
+from workflows.stages.generate.build import training_task
+from workflows.stages.generate.data import Data, read_data
 
 OWN, ORIGINAL = "own", "original"  # semantic IDs of the run; those of text alone
 
@@ -37,23 +38,23 @@ class Arm(NamedTuple):
         return f"{self.sids}-{self.tasks}"
 
 
-def text_tasks(settings: SequentialSettings) -> int:
+def text_tasks(settings: LanguageModelSettings) -> int:
     """The number of tasks before the first one that reads captions."""
-    reads = ["caption" in task.inputs for task in settings.learned]
+    reads = ["caption" in task.inputs for task in settings.trained_tasks]
     return reads.index(True) if True in reads else len(reads)
 
 
-def make_arms(settings: SequentialSettings) -> tuple[Arm, ...]:
+def make_arms(settings: LanguageModelSettings) -> tuple[Arm, ...]:
     """One task on the run's semantic IDs, two, … all; and on the original ones those that read no captions."""
     return (*(Arm(OWN, count + 1) for count in range(len(settings.tasks))), Arm(ORIGINAL, text_tasks(settings)))
 
 
-def arm_settings(config: Config, arm: Arm) -> SequentialSettings:
+def arm_settings(config: Config, arm: Arm) -> LanguageModelSettings:
     """The language model of an arm, and its fit."""
-    settings, course = config.sequential, config.sequential.course
+    settings, fit = config.sequential, config.sequential.fit
     if config.budget == "main":
-        course = course.model_copy(update={"batch_size": course.batch_size * arm.tasks})
-    return settings.model_copy(update={"tasks": settings.tasks[: arm.tasks], "course": course})
+        fit = fit.model_copy(update={"batch_size": fit.batch_size * arm.tasks})
+    return settings.model_copy(update={"tasks": settings.tasks[: arm.tasks], "fit": fit})
 
 
 def read_queries(config: Config, run: RunDir, split: Split, *, seed: int) -> Data:
@@ -61,7 +62,7 @@ def read_queries(config: Config, run: RunDir, split: Split, *, seed: int) -> Dat
     settings = config.sequential
     data = read_data(run, split, history=settings.history, repeats=not config.filter_seen)
     return data._replace(
-        valid=fitting.sample(data.valid, settings.course.valid_queries, seed=seed),
+        valid=fitting.sample(data.valid, settings.fit.valid_queries, seed=seed),
         test=fitting.sample(data.test, config.queries, seed=seed),
     )
 
@@ -105,7 +106,7 @@ def score(config: Config, arm: Arm, run: RunDir, data: Data, *, seed: int) -> di
         the first ten; `tasks`, see `models.generation.heldout.task_scores`.
     """
     settings = arm_settings(config, arm)
-    subject = sequential_subject(settings, run, data, seed=seed)
+    subject = training_task(settings, run, data, seed=seed)
     subject = subject._replace(losses=lambda learner: {})  # tasks are asked once, at the end
     curve: list[dict[str, Any]] = []
     best: dict[str, torch.Tensor] = {}
@@ -113,11 +114,11 @@ def score(config: Config, arm: Arm, run: RunDir, data: Data, *, seed: int) -> di
     def improved(learner: Any, tensors: fitting.State) -> None:
         best.update({name: tensor.clone() for name, tensor in tensors.items()})
 
-    keep = fitting.Keep(lambda metrics, state: curve.append(metrics), improved)
-    fitting.fit(settings.course, subject, data.valid, keep, seed=seed, filter_seen=config.filter_seen)
+    keep = fitting.Callbacks(lambda metrics, state: curve.append(metrics), improved)
+    fitting.fit(settings.fit, subject, data.valid, keep, seed=seed, filter_seen=config.filter_seen)
     subject.learner.load_state_dict(best)
     recommender = subject.recommender(subject.learner.eval())
-    assert isinstance(recommender, SequentialRecommender)  # noqa: S101 - for the type checker
+    assert isinstance(recommender, LanguageModelRecommender)  # noqa: S101 - for the type checker
     test = data.test
     lists = recommended(recommender, test.histories, k=CUT, banned=test.seen if config.filter_seen else None)
     corpus = recommender.corpus
@@ -127,7 +128,13 @@ def score(config: Config, arm: Arm, run: RunDir, data: Data, *, seed: int) -> di
         "seconds": curve[-1]["seconds"],
         "rank": ranks(lists, test.target.numpy()).tolist(),
         "tasks": task_scores(
-            recommender.model, recommender.trie, corpus, settings.learned, held_out, most=config.examples, seed=seed
+            recommender.model,
+            recommender.trie,
+            corpus,
+            settings.trained_tasks,
+            held_out,
+            most=config.examples,
+            seed=seed,
         ),
     }
 

@@ -1,4 +1,4 @@
-"""What the lists of every recommender are worth on the test split: generators and baselines, asked the same."""
+"""Measures the lists of every recommender on the test split: generators and baselines, by the same queries."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.common.recommender import Queries, Recommender, recommended
+from models.common.recommender import Queries, Recommended, Recommender, recommend_blocks
 from models.evaluation.bootstrap import bootstrap_means, interval
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
-from models.recommenders.content import fit_itemknn
+from models.recommenders.content import fit_content
 from models.recommenders.fitting import sample
 from models.recommenders.popularity import MostPopular
 from operators.features.ranker_inputs import aligned
 from workflows.engine.stage import Context
-from workflows.stages.generate.recommenders import load_recommenders, read_data
+from workflows.stages.generate.build import load_recommenders
+from workflows.stages.generate.data import read_data
 
-BASELINES = ("sasrec", "itemknn", "popularity")
+BASELINES = ("sasrec", "content", "popularity")
 WITH_INTERVAL = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
 
 
 def score_recommenders(context: Context, *, queries: int | None, draws: int) -> dict[str, Any]:
-    """Metrics of the recommenders that the stage generate has fitted, of item-kNN and of popularity, by name.
+    """Return metrics of the recommenders that the stage generate has fitted, of content and of popularity, by name.
 
     Every positive event of the test split that generate asks for is a query over the whole catalogue. What is tuned
     here is tuned on validation.
@@ -34,7 +35,7 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
         draws: resamples of users behind every interval.
 
     Returns:
-        As of `judge`; empty where the test split has no query.
+        See `judge`; empty where the test split has no query.
     """
     run = context.run
     generated = run.read_json("metrics", "generate.json")
@@ -45,26 +46,26 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
         context.log("no event of the test split asks for a next item: the recommenders have no scores")
         return {}
 
-    def banned(asked: Queries) -> Any:
-        return None if generated["queries"]["repeats"] else asked.seen
+    def banned(queries: Queries) -> Any:
+        return None if generated["queries"]["repeats"] else queries.seen
 
     positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
     vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
     recommenders: dict[str, Recommender] = {
-        **load_recommenders(run),
-        "itemknn": fit_itemknn(vectors, valid.histories, valid.target, banned=banned(valid)),
+        **load_recommenders(run, generated["history"]),
+        "content": fit_content(vectors, valid.histories, valid.target, banned=banned(valid)),
         "popularity": MostPopular(torch.from_numpy(positives)),
     }
-    lists = {}
+    lists: dict[str, Recommended] = {}
     for name, recommender in recommenders.items():
         began = time.monotonic()
-        lists[name] = recommended(recommender, test.histories, k=max(CUTS), banned=banned(test))
+        lists[name] = recommend_blocks(recommender, test.histories, k=max(CUTS), banned=banned(test))
         context.log(f"{name}: {len(test.user)} lists in {time.monotonic() - began:.1f} s")
     return judge(lists, test, positives, ~data.warm, chosen=generated["chosen"], seed=context.seed, draws=draws)
 
 
 def judge(
-    lists: dict[str, np.ndarray],
+    lists: dict[str, Recommended],
     test: Queries,
     positives: np.ndarray,
     cold: np.ndarray,
@@ -73,10 +74,10 @@ def judge(
     seed: int,
     draws: int = 200,
 ) -> dict[str, Any]:
-    """Compare recommenders by their lists.
+    """Compare recommenders by their lists of 20 items.
 
     Args:
-        lists: by recommender, item rows int64 [Q, 20].
+        lists: by recommender, of Q users.
         test: the queries.
         positives: events of every item in training, [N].
         cold: bool [N], the items without a training event of any kind.
@@ -86,19 +87,21 @@ def judge(
 
     Returns:
         For every recommender and for `generator` the scorecard of its lists, with recall@10_interval and
-        ndcg@10_interval; for every baseline `generator_over_…`, the ratios of these two metrics with their intervals,
-        NaN where the baseline hits nothing. All intervals are of the same resampled users.
+        ndcg@10_interval, and exact_lists where they come from a search: the share of lists that are proved to miss
+        nothing of the catalogue. For every baseline `generator_over_…`, the ratios of these two metrics with their
+        intervals, NaN where the baseline hits nothing. All intervals are of the same resampled users.
     """
     target = test.target.numpy()
-    place = {name: ranks(items, target) for name, items in lists.items()}
+    place = {name: ranks(found.items.numpy(), target) for name, found in lists.items()}
     values = {(name, key): metric(place[name], CUT) for name in lists for key, metric in WITH_INTERVAL.items()}
     samples = bootstrap_means(test.user, values, seed=seed, draws=draws)
     cards: dict[str, Any] = {
         name: {
-            **scorecard(items, target, positives, cold),
+            **scorecard(found.items.numpy(), target, positives, cold),
             **{f"{key}_interval": interval(samples[name, key]) for key in WITH_INTERVAL},
+            **({} if found.exact is None else {"exact_lists": float(found.exact.float().mean())}),
         }
-        for name, items in lists.items()
+        for name, found in lists.items()
     }
     over: dict[str, Any] = {}
     for name in BASELINES:

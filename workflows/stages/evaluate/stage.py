@@ -1,4 +1,4 @@
-"""Evaluate, on the test split: the ranker, the retriever, the recommenders of next items, and their baselines.
+"""Evaluate, on the test split: the ranker, its candidates, the recommenders of next items, and their baselines.
 
 Reads what rank or generate wrote, or both.
 """
@@ -37,7 +37,7 @@ class EvaluateStage(Stage[Config]):
     """Measures the ranker, the recommenders and their baselines on the test split."""
 
     config_type = Config
-    version = 3
+    version = 4
     reads = ("ingest", "project")
     reads_one_of = ("rank", "generate")
     reads_all = True
@@ -191,7 +191,10 @@ def retrieval(
     """
     import torch
 
-    from models.recommenders.retriever import Retriever
+    from models.common import jagged
+    from models.common.jagged import Jagged
+    from models.common.recommender import recommended
+    from models.recommenders.content import content_and_popularity
     from operators.columns import jagged_of, positions
     from operators.log.events import histories
 
@@ -200,19 +203,18 @@ def retrieval(
     history = jagged_of(test["history"])
     time = test["timestamp"].cast(pa.int64()).to_numpy()
     values, ends = histories(log.events, user, time, length=len(log.events))
-    seen, seen_offsets = torch.from_numpy(values.astype(np.int64)), torch.from_numpy(ends.astype(np.int64))
+    seen = jagged.from_arrays(values, ends)
     target = torch.from_numpy(test["row"].to_numpy().astype(np.int64))
 
-    retriever = Retriever(embedding, torch.from_numpy(popularity))
-    k = max(recall_at)
-    found = retriever.top(history.values, history.offsets, seen, seen_offsets, k=k)
-    nobody = torch.zeros(len(target) + 1, dtype=torch.int64)
-    popular = retriever.top(history.values[:0], nobody, seen, seen_offsets, k=k)
-    owner = torch.repeat_interleave(torch.arange(len(target)), seen_offsets.diff())
+    content, k = content_and_popularity(embedding, torch.from_numpy(popularity)), max(recall_at)
+    found = recommended(content, history, k=k, banned=seen)
+    no_history = Jagged(history.values[:0], torch.zeros(len(target) + 1, dtype=torch.int64))
+    popular = recommended(content, no_history, k=k, banned=seen)
+    owner = torch.repeat_interleave(torch.arange(len(target)), seen.offsets.diff())
     new = torch.ones(len(target), dtype=torch.bool)
-    new[owner[seen == target[owner]]] = False
+    new[owner[seen.values == target[owner]]] = False
     metrics = {"queries": float(new.sum())}
     for prefix, best in (("", found), ("popularity_", popular)):
-        hits = (best == target[:, None])[new]
+        hits = (torch.from_numpy(best) == target[:, None])[new]
         metrics |= {f"{prefix}recall@{at}": float(hits[:, :at].any(1).float().mean()) for at in recall_at}
     return metrics

@@ -1,4 +1,4 @@
-"""What every worker of generate does on Ray Train: fit one model after the other."""
+"""What every worker of generate does on Ray Train: fit one recommender after the other."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from models.recommenders import fitting
-from models.recommenders.artifacts import save_next_item
 from operators.log.split import Split
 from storage.run import RunDir
 from workflows.distributed import training
-from workflows.stages.generate import recommenders
-from workflows.stages.generate.stage import Config
+from workflows.stages.generate.build import artifact_uri, training_task
+from workflows.stages.generate.data import Data, read_data
+from workflows.stages.generate.settings import Config
 
 
 def loop(task: dict[str, Any]) -> None:
-    """The loop of one worker: one model after the other, but for those that a killed attempt has finished."""
+    """Fit one recommender after the other, but for those that a killed attempt has finished."""
     config, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     split: Split = TypeAdapter(Split).validate_python(task["split"])
-    data = recommenders.read_data(run, split, history=config.history, repeats=not config.filter_seen)
+    data = read_data(run, split, history=config.history, repeats=not config.filter_seen)
     state = training.restored(training.load_tensors)  # of the model that comes next; empty where it has not begun
     finished = {report["name"] for report in training.reported() if "best" in report}
     for name in task["names"]:
@@ -37,27 +37,19 @@ def loop(task: dict[str, Any]) -> None:
 
 
 def curve_of(reports: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The validations of one model's fit, in order, and what its tasks lost before the first step."""
+    """Return the validations of one fit, in order, and the held-out losses of its tasks before the first step."""
     points = [report for report in reports if fitting.NDCG in report or "losses" in report]
     return [{key: point[key] for key in point if key != "name"} for point in points if point["name"] == name]
 
 
-def _fit(
-    name: str, config: Config, run: RunDir, data: recommenders.Data, *, seed: int, state: fitting.State | None
-) -> None:
-    """Fit a model; the first worker writes its artifact after every validation that is the best so far."""
-    settings, uri = getattr(config, name), run.uri("models", "generator", name)
-    sequential = name == recommenders.SEQUENTIAL
-    make = recommenders.sequential_subject if sequential else recommenders.next_item_subject
-    subject = make(settings, run, data, seed=seed)
+def _fit(name: str, config: Config, run: RunDir, data: Data, *, seed: int, state: fitting.State | None) -> None:
+    """Fit a recommender; the first worker writes its artifact after every validation that is the best so far."""
+    settings, uri = getattr(config, name), artifact_uri(run, name)
+    task = training_task(settings, run, data, seed=seed)
 
     def improved(learner: Any, tensors: fitting.State) -> None:
-        if not tensors:
-            return
-        if sequential:
-            recommenders.save_sequential(run, uri, settings, learner, tensors, data.item_ids)
-        else:
-            save_next_item(uri, learner, tensors)
+        if tensors:
+            task.recommender(learner).save(uri, tensors)
 
     def report(metrics: dict[str, Any], take: Any) -> None:
         def save(folder: Any) -> None:
@@ -67,10 +59,10 @@ def _fit(
         training.report({"name": name, **metrics}, save, every_s=config.checkpoint_s)
 
     fitting.fit(
-        settings.course,
-        subject,
-        fitting.sample(data.valid, settings.course.valid_queries, seed=seed),
-        fitting.Keep(report, improved),
+        settings.fit,
+        task,
+        fitting.sample(data.valid, settings.fit.valid_queries, seed=seed),
+        fitting.Callbacks(report, improved),
         seed=seed,
         strategy=config.strategy,
         device=training.device(),

@@ -1,82 +1,31 @@
-"""Generate: fit the generators of next items, and the baseline that they have to beat, on Ray Train.
+"""Generate: fit the recommenders of next items on Ray Train, and choose the generator among them.
 
-Writes models/generator/{parallel,sequential,sasrec}, models/generator/items (which item every row is),
-models/generator/digits (the parallel semantic IDs) and metrics/generate.json.
+Writes models/generator/{sasrec,product_codes,language_model}, models/generator/items (which item every row is),
+models/generator/codes (the items' product codes) and metrics/generate.json.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from models.common.data_parallel import Strategy
-from models.recommenders.settings import ParallelSettings, SasRecSettings, SequentialSettings, check_backbone
+from models.recommenders.settings import check_backbone
 from storage import files
 from storage.errors import UserError
-from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig, forget_other_attempts
-
-GENERATORS = ("parallel", "sequential")
-
-
-class Config(StageConfig):
-    """Settings of the generate stage.
-
-    Attributes:
-        parallel, sequential: the generators; null leaves one out.
-        sasrec: the baseline; null leaves it out.
-        filter_seen: leave what a user has met out of their lists, and out of what is asked.
-        compared: validation questions by which one of the generators is chosen, at most.
-        workers, cpus_per_worker, use_gpu: processes that fit one model after the other, and what each of them gets.
-        strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.
-        checkpoint_s: seconds between two states that a killed fit can go on from.
-    """
-
-    resources: ClassVar[frozenset[str]] = frozenset({"cpus_per_worker", "use_gpu", "strategy", "checkpoint_s"})
-
-    parallel: ParallelSettings | None = ParallelSettings()
-    sequential: SequentialSettings | None = SequentialSettings()
-    sasrec: SasRecSettings | None = SasRecSettings()
-    filter_seen: bool = True
-    compared: int = Field(5_000, ge=1)
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(2, gt=0)
-    use_gpu: bool = False
-    strategy: Strategy = "ddp"
-    checkpoint_s: float = Field(60.0, ge=0)
-
-    @model_validator(mode="after")
-    def _some_generator(self) -> Config:
-        if self.parallel is None and self.sequential is None:
-            raise ValueError("both generators are left out: keep parallel, or sequential")
-        for name in ("sasrec", *GENERATORS):
-            if (part := getattr(self, name)) is not None and part.course.batch_size < self.workers:
-                least = f"set {name}.course.batch_size to {self.workers} or more"
-                raise ValueError(f"a step is shared by {self.workers} workers: {least}")
-        return self
-
-    @property
-    def history(self) -> int:
-        """Items of a history that any of them reads."""
-        lengths = [part.model.length for part in (self.parallel, self.sasrec) if part is not None]
-        return max([*lengths, *([self.sequential.history] if self.sequential else [])])
-
-    def reads_split(self) -> bool:
-        """They learn from its training part."""
-        return True
+from workflows.engine.stage import Context, Resources, Result, Stage, forget_other_attempts
+from workflows.stages.generate.settings import GENERATORS, Config
 
 
 class GenerateStage(Stage[Config]):
-    """Generate: fit the generators of next items, and the baseline that they have to beat, on Ray Train."""
+    """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 1
+    version = 2
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
         """Find a backbone that is not there."""
-        if config.sequential is not None:
-            check_backbone(config.sequential)
+        if config.language_model is not None:
+            check_backbone(config.language_model)
 
     def resources(self, config: Config) -> Resources | None:
         """Count the workers of the fits, which run one after the other."""
@@ -84,31 +33,26 @@ class GenerateStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
+        from models.recommenders.artifacts import load
         from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
-        from workflows.stages.generate.recommenders import (
-            load_recommender,
-            read_data,
-            require_learnable,
-            save_items,
-            write_digits,
-        )
+        from workflows.stages.generate.build import artifact_uri, require_learnable, write_codes
+        from workflows.stages.generate.data import read_data, save_items
 
         run = context.run
         if not files.exists(run.uri("catalog", "interactions")):
             raise UserError("The catalogue has no interactions: leave generate and evaluate out of the stages.")
         data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
         require_queries(data.valid, "validation")
-        if config.sequential is not None:
-            require_learnable(config.sequential, run, data, seed=context.seed)
+        if config.language_model is not None:
+            require_learnable(config.language_model, run, data, seed=context.seed)
         forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
         save_items(run, data.item_ids)
-        if config.parallel is not None:
-            write_digits(run, config.parallel, data.item_ids, context.split, seed=context.seed)
-        names = [name for name in ("sasrec", *GENERATORS) if getattr(config, name) is not None]
-        history = _fit(names, config, context)
+        if config.product_codes is not None:
+            write_codes(run, config.product_codes, data.item_ids, context.split, seed=context.seed)
+        history = _fit(config, context)
         compared = sample(data.valid, config.compared, seed=context.seed)
         valid = {
-            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history
+            name: validate(load(artifact_uri(run, name)), compared, filter_seen=config.filter_seen) for name in history
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
         found = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
@@ -121,25 +65,25 @@ class GenerateStage(Stage[Config]):
         return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **best})
 
 
-def _fit(names: list[str], config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
-    """The validations of every model's fit, in order; one start of Ray Train does for all of them."""
+def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
+    """Return the validations of every fit, in order; one start of Ray Train does for all of them."""
     from models.recommenders.fitting import NDCG
     from workflows.distributed.training import fit
     from workflows.stages.generate.loop import curve_of, loop
 
-    steps = {name: getattr(config, name).course.steps for name in names}
-    told: set[str] = set()
+    steps = {name: getattr(config, name).fit.steps for name in config.names}
+    logged: set[str] = set()
 
-    def tell(report: dict[str, Any]) -> None:
-        if "best" in report and report["name"] not in told:
-            told.add(report["name"])
+    def log_best(report: dict[str, Any]) -> None:
+        if "best" in report and report["name"] not in logged:
+            logged.add(report["name"])
             context.log(
                 f"generate: {report['name']} is best at step {report['best']['step']} of {report['step']}, "
                 f"validation NDCG@10 {report['best'][NDCG]:.4f}, {report['seconds']:.0f} s"
             )
 
     def progress(report: dict[str, Any]) -> None:
-        tell(report)
+        log_best(report)
         context.progress(int(report["step"]), steps[report["name"]])
 
     outcome = fit(
@@ -147,7 +91,7 @@ def _fit(names: list[str], config: Config, context: Context) -> dict[str, list[d
         {
             "root": context.run.root,
             "seed": context.seed,
-            "names": names,
+            "names": config.names,
             "settings": config.model_dump(mode="json"),
             "split": context.split.model_dump(mode="json"),
         },
@@ -159,5 +103,5 @@ def _fit(names: list[str], config: Config, context: Context) -> dict[str, list[d
         progress=progress,
     )
     for report in outcome.history:  # progress may have missed it
-        tell(report)
-    return {name: curve_of(outcome.history, name) for name in names}
+        log_best(report)
+    return {name: curve_of(outcome.history, name) for name in config.names}

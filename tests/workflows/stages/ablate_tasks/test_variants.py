@@ -41,7 +41,7 @@ SEQUENTIAL = {
     "held_out": 0.25,
     "history": 3,
     "beams": 20,
-    "course": {"steps": 4, "batch_size": 8, "warmup": 1, "validate_every": 2, "valid_queries": 10, "precision": "fp32"},
+    "fit": {"steps": 4, "batch_size": 8, "warmup": 1, "validate_every": 2, "valid_queries": 10, "precision": "fp32"},
 }
 CONFIG = Config(sequential=SEQUENTIAL, seeds=2, queries=20, examples=4, bootstrap=20)
 
@@ -125,9 +125,9 @@ def test_tasks_are_added_one_by_one_and_text_alone_has_those_without_captions() 
 @pytest.mark.parametrize(("budget", "documents"), [("steps", [8, 8]), ("main", [8, 16])])
 def test_arms_share_their_steps_and_either_all_documents_or_those_of_the_main_task(budget, documents) -> None:
     config = CONFIG.model_copy(update={"budget": budget})
-    courses = [variants.arm_settings(config, Arm(OWN, count)).course for count in (1, 2)]
-    assert [course.batch_size for course in courses] == documents
-    assert {course.steps for course in courses} == {4}
+    fits = [variants.arm_settings(config, Arm(OWN, count)).fit for count in (1, 2)]
+    assert [fit.batch_size for fit in fits] == documents
+    assert {fit.steps for fit in fits} == {4}
 
 
 def test_a_killed_ablation_fits_no_arm_twice_and_ends_alike(run: RunDir, fitted: Path, tmp_path: Path) -> None:

@@ -43,11 +43,11 @@ class Fixed:
 def run(tmp_path: Path, monkeypatch) -> RunDir:
     """A run whose generate stage has fitted two recommenders."""
     run = write_run(tmp_path, labels=True)
-    fitted = {"parallel": Fixed(0), "sasrec": Fixed(1)}
-    monkeypatch.setattr(recommenders, "load_recommenders", lambda of: fitted)
+    fitted = {"product_codes": Fixed(0), "sasrec": Fixed(1)}
+    monkeypatch.setattr(recommenders, "load_recommenders", lambda of, names: {name: fitted[name] for name in names})
     asked = {"history": 5, "repeats": False}
     history: dict[str, list] = {name: [] for name in fitted}
-    run.write_json({"chosen": "parallel", "queries": asked, "history": history}, "metrics", "generate.json")
+    run.write_json({"chosen": "product_codes", "queries": asked, "history": history}, "metrics", "generate.json")
     return run
 
 
@@ -89,16 +89,16 @@ def test_every_recommender_is_asked_for_the_test_positives(run, repeats):
     files.remove(run.uri("models", "ranker"))
     result = evaluated(run, "generate", split=SplitLeaveLast(kind="leave_last"))
     metrics = result.metrics
-    baselines = ("sasrec", "itemknn", "popularity")
-    names = {"generator", "parallel", *baselines}
+    baselines = ("sasrec", "content", "popularity")
+    names = {"generator", "product_codes", *baselines}
     assert set(metrics) == names | {f"generator_over_{name}" for name in baselines}
-    assert metrics["generator"] == metrics["parallel"]
-    assert set(KEYS) < metrics["itemknn"].keys()
+    assert metrics["generator"] == metrics["product_codes"]
+    assert set(KEYS) < metrics["content"].keys()
     expected, cold = brute_popularity(run, repeats=repeats)
     assert metrics["popularity"]["ndcg@10"] == pytest.approx(np.mean(expected))
     assert {metrics[name]["queries"] for name in names} == {len(expected)} == {result.rows_out}
     assert metrics["sasrec"]["cold_queries"] == sum(cold)
-    (banned,) = recommenders.load_recommenders(run)["parallel"].banned
+    (banned,) = recommenders.load_recommenders(run, ["product_codes"])["product_codes"].banned
     assert (banned is None) == repeats
     assert run.read_json("metrics", "evaluate.json")["sasrec"]["recall@20"] == metrics["sasrec"]["recall@20"]
 
@@ -135,19 +135,28 @@ def asked(users: int, items: np.ndarray) -> Queries:
     return Queries(np.arange(users), nothing, torch.from_numpy(items[:, 0].copy()), nothing)
 
 
+def as_recommended(lists: dict[str, np.ndarray]) -> dict[str, Recommended]:
+    return {
+        name: Recommended(torch.from_numpy(items), torch.zeros(items.shape), exact=None)
+        for name, items in lists.items()
+    }
+
+
 def test_the_generator_is_set_against_baselines_by_paired_ratios():
     random = np.random.default_rng(0)
     items = np.stack([random.permutation(50)[:20] for _ in range(40)])
     late = np.roll(items, 1, axis=1)
     late[::2] = -1  # every second user gets nothing, the others their item in the second place
-    lists = {"parallel": late, "sasrec": items, "itemknn": late.copy(), "popularity": np.full_like(items, -1)}
-    found = judge(lists, asked(40, items), np.ones(50), np.zeros(50, bool), chosen="parallel", seed=0)
+    lists = {"product_codes": late, "sasrec": items, "content": late.copy(), "popularity": np.full_like(items, -1)}
+    found = judge(
+        as_recommended(lists), asked(40, items), np.ones(50), np.zeros(50, bool), chosen="product_codes", seed=0
+    )
     over = found["generator_over_sasrec"]
     assert over["recall@10"] == 0.5
     assert over["ndcg@10"] == pytest.approx(0.5 / np.log2(3))
     low, high = over["recall@10_interval"]
     assert 0.25 < low < 0.5 < high < 0.75
-    assert found["generator_over_itemknn"]["ndcg@10_interval"] == [1.0, 1.0]  # hits and misses are shared
+    assert found["generator_over_content"]["ndcg@10_interval"] == [1.0, 1.0]  # hits and misses are shared
     assert np.isnan(found["generator_over_popularity"]["recall@10"])
     assert np.isnan(found["generator_over_popularity"]["recall@10_interval"]).all()
     assert found["sasrec"]["recall@10_interval"] == [1.0, 1.0]
@@ -160,8 +169,18 @@ def test_intervals_shrink_with_users():
         items = np.stack([random.permutation(40)[:20] for _ in range(users)])
         items[random.random(users) < 0.5, 0] = -1
         test = asked(users, np.where(items < 0, 0, items))
-        found = judge({"parallel": items}, test, np.ones(40), np.zeros(40, bool), chosen="parallel", seed=0)
+        lists = as_recommended({"product_codes": items})
+        found = judge(lists, test, np.ones(40), np.zeros(40, bool), chosen="product_codes", seed=0)
         low, high = found["generator"]["ndcg@10_interval"]
         assert low < found["generator"]["ndcg@10"] < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
+
+
+def test_lists_of_a_search_tell_how_many_are_proved_to_be_exact():
+    items = np.stack([np.random.default_rng(seed).permutation(30)[:20] for seed in range(4)])
+    lists = as_recommended({"language_model": items, "sasrec": items})
+    lists["language_model"] = lists["language_model"]._replace(exact=torch.tensor([True, False, True, True]))
+    found = judge(lists, asked(4, items), np.ones(30), np.zeros(30, bool), chosen="language_model", seed=0)
+    assert found["language_model"]["exact_lists"] == found["generator"]["exact_lists"] == 0.75
+    assert "exact_lists" not in found["sasrec"]

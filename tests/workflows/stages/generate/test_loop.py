@@ -10,10 +10,10 @@ import torch
 
 from models.recommenders import fitting
 from workflows.distributed import training
-from workflows.stages.generate import loop, recommenders
-from workflows.stages.generate.stage import Config
+from workflows.stages.generate import loop
+from workflows.stages.generate.settings import Config
 
-NAMES = ["sasrec", "parallel", "sequential"]
+NAMES = ["sasrec", "product_codes", "language_model"]
 NDCG = fitting.NDCG
 STATE = {"weight": torch.ones(2)}
 
@@ -42,7 +42,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], lis
             fits.append((name, state))
             reports.extend(fit_of(name)[len([report for report in reports if report["name"] == name]) :])
 
-        monkeypatch.setattr(recommenders, "read_data", lambda *_, **__: None)
+        monkeypatch.setattr(loop, "read_data", lambda *_, **__: None)
         monkeypatch.setattr(loop, "_fit", fit)
         monkeypatch.setattr(training, "restored", lambda load: state)
         monkeypatch.setattr(training, "reported", lambda: list(reports))
@@ -58,7 +58,7 @@ def test_every_model_is_fitted_and_tells_its_best(start: Callable[..., Any]) -> 
     fits, reports = start([], None)
     assert fits == [(name, None) for name in NAMES]
     assert [report for report in reports if "best" in report] == [{**END, "name": name} for name in NAMES]
-    assert loop.curve_of(reports, "parallel") == [
+    assert loop.curve_of(reports, "product_codes") == [
         {"step": 0, "losses": {"task": 2.0}},
         {"step": 10, NDCG: 0.2, "seconds": 10.0},
         {"step": 20, NDCG: 0.1, "seconds": 20.0},
@@ -68,11 +68,19 @@ def test_every_model_is_fitted_and_tells_its_best(start: Callable[..., Any]) -> 
 @pytest.mark.parametrize(
     ("kept", "state", "expected"),
     [
-        (fit_of("sasrec")[:2], STATE, [("sasrec", STATE), ("parallel", None), ("sequential", None)]),
-        (fit_of("sasrec"), STATE, [("sasrec", STATE), ("parallel", None), ("sequential", None)]),
-        ([*fit_of("sasrec"), END], {}, [("parallel", None), ("sequential", None)]),
-        ([*fit_of("sasrec"), END, *fit_of("parallel")[:2]], STATE, [("parallel", STATE), ("sequential", None)]),
-        ([*fit_of("sasrec"), END, *fit_of("parallel"), {**END, "name": "parallel"}], {}, [("sequential", None)]),
+        (fit_of("sasrec")[:2], STATE, [("sasrec", STATE), ("product_codes", None), ("language_model", None)]),
+        (fit_of("sasrec"), STATE, [("sasrec", STATE), ("product_codes", None), ("language_model", None)]),
+        ([*fit_of("sasrec"), END], {}, [("product_codes", None), ("language_model", None)]),
+        (
+            [*fit_of("sasrec"), END, *fit_of("product_codes")[:2]],
+            STATE,
+            [("product_codes", STATE), ("language_model", None)],
+        ),
+        (
+            [*fit_of("sasrec"), END, *fit_of("product_codes"), {**END, "name": "product_codes"}],
+            {},
+            [("language_model", None)],
+        ),
     ],
     ids=["in the first", "at its end", "behind it", "in the second", "behind that"],
 )

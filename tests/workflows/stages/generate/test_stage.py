@@ -14,35 +14,42 @@ import pyarrow as pa
 import pytest
 import torch
 
+from models.common.jagged import Jagged
 from models.recommenders import fitting
+from models.recommenders.artifacts import load
 from models.recommenders.next_item import EncoderConfig
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from tests.workflows.stages.generate.test_recommenders import PARALLEL, SASREC, SEQUENTIAL, SPLIT, read, write_run
+from tests.workflows.stages.generate.test_build import LANGUAGE_MODEL, PRODUCT_CODES, SASREC, SPLIT, read, write_run
 from workflows.distributed import training
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
-from workflows.stages.generate import loop, recommenders
-from workflows.stages.generate import stage as generate
+from workflows.stages.generate import build, loop
+from workflows.stages.generate.settings import GENERATORS, Config
 
 pytestmark = pytest.mark.long
 
-CONFIG = generate.Config.model_validate(
-    {"parallel": PARALLEL, "sequential": SEQUENTIAL, "sasrec": SASREC, "cpus_per_worker": 1, "checkpoint_s": 0}
+CONFIG = Config.model_validate(
+    {
+        "product_codes": PRODUCT_CODES,
+        "language_model": LANGUAGE_MODEL,
+        "sasrec": SASREC,
+        "cpus_per_worker": 1,
+        "checkpoint_s": 0,
+    }
     | {"filter_seen": False}
 )
+NAMES = ["sasrec", "product_codes", "language_model"]
 METRICS = ("valid_recall@10", "valid_ndcg@10")
 WITHOUT_RAY = """
 import json, sys
 sys.modules["ray"] = None  # every import of it fails from now on
 import torch
 from models.common.jagged import Jagged
-from storage.run import RunDir
-from workflows.stages.generate.recommenders import load_recommenders
+from models.recommenders.artifacts import load
 lists = Jagged(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
-found = load_recommenders(RunDir(sys.argv[1]))
-print(json.dumps({name: one.recommend(lists, k=6).items.tolist() for name, one in found.items()}))
+print(json.dumps([load(uri).recommend(lists, k=6).items.tolist() for uri in sys.argv[1:]]))
 """
 
 
@@ -51,11 +58,11 @@ def context_of(run: RunDir, log: Callable[[str], None] = lambda line: None) -> C
 
 
 def killed(task: dict[str, Any]) -> None:
-    """The stage's loop, which ends behind the first validation of the parallel generator."""
+    """The stage's loop, which ends behind the first validation of product codes."""
 
     def report(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
         training_report(metrics, save, every_s=every_s)
-        if metrics["name"] == "parallel" and metrics["step"] == 20:
+        if metrics["name"] == "product_codes" and metrics["step"] == 20:
             raise UserError("Killed.")
 
     training_report, training.report = training.report, report
@@ -63,10 +70,10 @@ def killed(task: dict[str, Any]) -> None:
 
 
 def going_on(task: dict[str, Any]) -> None:
-    """The stage's loop, for a process that must not fit SASRec, nor begin anew with the parallel generator."""
+    """The stage's loop, for a process that must not fit SASRec, nor begin anew with product codes."""
 
     def report(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
-        if metrics["name"] == "sasrec" or (metrics["name"] == "parallel" and metrics["step"] == 0):
+        if metrics["name"] == "sasrec" or (metrics["name"] == "product_codes" and metrics["step"] == 0):
             raise UserError(f"The fit of {metrics['name']} begins anew.")
         training_report(metrics, save, every_s=every_s)
 
@@ -96,22 +103,22 @@ def ended(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Ended:
 
 def test_what_was_fitted_is_not_fitted_again(ended: Ended) -> None:
     assert ended.unfinished
-    assert list(ended.metrics["history"]) == ["sasrec", "parallel", "sequential"]
+    assert list(ended.metrics["history"]) == ["sasrec", "product_codes", "language_model"]
     said = [line.split(" is best")[0] for line in ended.said]  # of what an earlier attempt has fitted at the end
     assert sorted(said) == sorted(f"generate: {name}" for name in ended.metrics["history"])
 
 
 def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -> None:
     data = read(ended.run)
-    assert CONFIG.parallel is not None
-    subject = recommenders.next_item_subject(CONFIG.parallel, ended.run, data, seed=3)
+    assert CONFIG.product_codes is not None
+    task = build.training_task(CONFIG.product_codes, ended.run, data, seed=3)
     wanted: list[dict[str, Any]] = []
     best: list[dict[str, torch.Tensor]] = []
     fitting.fit(
-        CONFIG.parallel.course,
-        subject,
+        CONFIG.product_codes.fit,
+        task,
         data.valid,
-        fitting.Keep(
+        fitting.Callbacks(
             lambda metrics, _: wanted.append(metrics),
             lambda _, tensors: best.append({name: value.clone() for name, value in tensors.items()}),
         ),
@@ -119,24 +126,24 @@ def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -
         filter_seen=False,
     )
     wanted = [metrics for metrics in wanted if "train_loss" in metrics]
-    found = ended.metrics["history"]["parallel"]
+    found = ended.metrics["history"]["product_codes"]
     assert [metrics["step"] for metrics in found] == [20, 40, 60]
     for one, other in zip(found, wanted, strict=True):
         for name in ("train_loss", *METRICS):
             assert one[name] == pytest.approx(other[name], rel=1e-4), name
-    loaded = recommenders.load_recommender(ended.run, "parallel")
+    loaded = load(build.artifact_uri(ended.run, "product_codes"))
     torch.testing.assert_close(dict(loaded.state_dict()), best[-1], rtol=1e-3, atol=1e-5)
 
 
 def test_the_generator_with_the_better_lists_is_chosen(ended: Ended) -> None:
     valid, data = ended.metrics["valid"], read(ended.run)
-    assert set(valid) == {"sasrec", "parallel", "sequential"}
-    for name, recommender in recommenders.load_recommenders(ended.run).items():
+    assert set(valid) == {"sasrec", "product_codes", "language_model"}
+    for name, recommender in build.load_recommenders(ended.run, NAMES).items():
         again = fitting.validate(recommender, data.valid, filter_seen=False)
         assert valid[name] == pytest.approx({key: again[key] for key in METRICS})
         best = max(ended.metrics["history"][name], key=lambda point: point.get(METRICS[1], -1.0))
         assert valid[name] == pytest.approx({key: best[key] for key in METRICS})
-    chosen = max(generate.GENERATORS, key=lambda name: valid[name][METRICS[1]])
+    chosen = max(GENERATORS, key=lambda name: valid[name][METRICS[1]])
     assert ended.metrics["chosen"] == ended.result.metrics["chosen"] == chosen
     assert ended.metrics["queries"] == {"history": 8, "repeats": True}
     assert ended.result.rows_in == ended.result.rows_out == len(data.sequences.values)
@@ -145,21 +152,18 @@ def test_the_generator_with_the_better_lists_is_chosen(ended: Ended) -> None:
 
 
 def test_tasks_are_followed_from_before_the_first_step(ended: Ended) -> None:
-    curve = ended.metrics["history"]["sequential"]
+    curve = ended.metrics["history"]["language_model"]
     assert [point["step"] for point in curve] == [0, 20, 40, 60]
-    assert all(set(point["losses"]) == set(SEQUENTIAL["tasks"]) for point in curve)
+    assert all(set(point["losses"]) == set(LANGUAGE_MODEL["tasks"]) for point in curve)
     assert curve[-1]["losses"]["sids_to_sid"] < curve[0]["losses"]["sids_to_sid"]
 
 
 def test_artifacts_recommend_where_there_is_no_ray(ended: Ended) -> None:
-    command = [sys.executable, "-c", WITHOUT_RAY, ended.run.root]
+    command = [sys.executable, "-c", WITHOUT_RAY, *(build.artifact_uri(ended.run, name) for name in NAMES)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert found.returncode == 0, found.stderr
-    lists = recommenders.Jagged(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
-    wanted = {
-        name: recommender.recommend(lists, k=6).items.tolist()
-        for name, recommender in recommenders.load_recommenders(ended.run).items()
-    }
+    lists = Jagged(torch.tensor([3, 5, 7]), torch.tensor([0, 2, 2, 3]))
+    wanted = [one.recommend(lists, k=6).items.tolist() for one in build.load_recommenders(ended.run, NAMES).values()]
     assert json.loads(found.stdout) == wanted
 
 
@@ -188,14 +192,14 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, m
     run.write_table(items.set_column(2, "caption", pa.nulls(len(items), pa.string())), "items")
     monkeypatch.setattr(training, "fit", None)
     for wrong, told in (
-        ({"tasks": [*SEQUENTIAL["tasks"], "caption_to_title"]}, "nothing to learn task caption_to_title from"),
+        ({"tasks": [*LANGUAGE_MODEL["tasks"], "caption_to_title"]}, "nothing to learn task caption_to_title from"),
         ({"tasks": [], "tokens_per_row": 8}, "Rows of 8 tokens are too short"),
     ):
-        settings = CONFIG.sequential.model_validate({**SEQUENTIAL, **wrong})
+        settings = CONFIG.language_model.model_validate({**LANGUAGE_MODEL, **wrong})
         with pytest.raises(UserError, match=told):
-            stage("generate").run(CONFIG.model_copy(update={"sequential": settings}), context_of(run))
-    many = CONFIG.model_copy(update={"parallel": CONFIG.parallel.model_copy(update={"codewords": 64})})
-    with pytest.raises(UserError, match=r"lower stages\.generate\.parallel\.codewords"):
+            stage("generate").run(CONFIG.model_copy(update={"language_model": settings}), context_of(run))
+    many = CONFIG.model_copy(update={"product_codes": CONFIG.product_codes.model_copy(update={"codewords": 64})})
+    with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords"):
         stage("generate").run(many, context_of(run))
     files.remove(run.uri("catalog", "interactions"))
     with pytest.raises(UserError, match="leave generate and evaluate out"):
@@ -203,14 +207,14 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, m
 
 
 def test_settings_that_do_not_fit_and_what_results_depend_on() -> None:
-    with pytest.raises(ValueError, match="keep parallel, or sequential"):
-        generate.Config(parallel=None, sequential=None)
-    with pytest.raises(ValueError, match=r"set sasrec\.course\.batch_size to 65 or more"):
-        generate.Config(workers=65)
+    with pytest.raises(ValueError, match="keep product_codes, or language_model"):
+        Config(product_codes=None, language_model=None)
+    with pytest.raises(ValueError, match=r"set sasrec\.fit\.batch_size to 65 or more"):
+        Config(workers=65)
     quick = CONFIG.model_copy(update={"cpus_per_worker": 4, "use_gpu": True, "strategy": "fsdp", "checkpoint_s": 9})
     assert quick.identity() == CONFIG.identity()
     assert CONFIG.model_copy(update={"filter_seen": True}).identity() != CONFIG.identity()
     assert CONFIG.reads_split()
     assert CONFIG.history == 8
-    long = CONFIG.model_copy(update={"sequential": CONFIG.sequential.model_copy(update={"history": 30})})
+    long = CONFIG.model_copy(update={"language_model": CONFIG.language_model.model_copy(update={"history": 30})})
     assert long.history == 30

@@ -1,4 +1,4 @@
-"""The recommender of a finished run: candidates near the user's history, ranked by the trained ranker."""
+"""How a finished run answers: candidates near the user's history, ranked by the trained ranker. No Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from models.common.jagged import Jagged, gather
 from models.ranking.ranker import load_ranker
-from models.recommenders.retriever import Retriever
+from models.recommenders.content import content_and_popularity
 from models.semantic_ids.suffixes import sid_string
 from operators.columns import jagged_of, rows_of
 from operators.features.ranker_inputs import ItemFeatures
@@ -41,7 +41,7 @@ class Recommendation(NamedTuple):
 
 
 class _User(NamedTuple):
-    """What the ranker and the retriever have to know of one query's user."""
+    """What the ranker and the retrieval of candidates have to know of one query's user."""
 
     id: int  # hashed, NULL_ID for a user that training has not seen
     history: torch.Tensor  # int64, rows of the last positives
@@ -49,7 +49,7 @@ class _User(NamedTuple):
     dense: torch.Tensor  # float32 [n], NaN where unknown
 
 
-class Recommender:
+class Pipeline:
     """Answers queries from memory. It takes Arrow columns and tensors, no object per user or per item but their ids."""
 
     def __init__(self, run: RunDir, *, candidates: int = 200) -> None:
@@ -57,7 +57,7 @@ class Recommender:
 
         Args:
             run: the run.
-            candidates: items that the retriever hands to the ranker per query.
+            candidates: candidates that content hands to the ranker per query.
 
         Raises:
             UserError: the ranker is missing or damaged, or an artifact lacks items.
@@ -68,7 +68,7 @@ class Recommender:
         embeddings = run.read_table("embeddings", columns=["item_id", "embedding"])
         self.ranker = load_ranker(run.uri("models", "ranker"))
         self.items = ItemFeatures(table, embeddings, self.ranker.config)
-        self.retriever = Retriever(self.items.embedding, popularity(table))
+        self.content = content_and_popularity(self.items.embedding, popularity(table))
         self.candidates = candidates
         self._row = {item_id: row for row, item_id in enumerate(self.items.item_id)}
         self._display = display_table(run, table["item_id"])
@@ -91,7 +91,7 @@ class Recommender:
         users = [self._user(query) for query in queries]
         history = concatenate([user.history for user in users])
         seen = concatenate([user.seen for user in users])
-        found = self.retriever.top(history.values, history.offsets, seen.values, seen.offsets, k=self.candidates)
+        found = self.content.recommend(history, k=self.candidates, banned=seen).items
         usable = found >= 0
         scores = torch.full(found.shape, -torch.inf, dtype=torch.float64)
         if usable.any():  # TorchRec takes no empty batch

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from models.common.jagged import Jagged
 from models.ranking.ranker import load_ranker
 from operators.features.ranker_inputs import Examples, ItemFeatures, predict
 from operators.features.tokens import NULL_ID, token_hashes
 from operators.log.encoding import encode
 from operators.log.events import Events, counts, histories
-from serving.recommender import Query, Recommender, popularity
+from serving.pipeline import Pipeline, Query, popularity
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
@@ -26,12 +27,12 @@ def run(request) -> RunDir:
 
 
 @pytest.fixture(scope="module")
-def recommender(run) -> Recommender:
-    return Recommender(run)
+def pipeline(run) -> Pipeline:
+    return Pipeline(run)
 
 
-def items_of(recommender: Recommender, **query: object) -> list[str]:
-    return [item["item_id"] for item in recommender.recommend(Query(**query)).items]
+def items_of(pipeline: Pipeline, **query: object) -> list[str]:
+    return [item["item_id"] for item in pipeline.recommend(Query(**query)).items]
 
 
 def liked(run: RunDir, user_id: str) -> list[str]:
@@ -63,8 +64,8 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
 
 
 @pytest.mark.parametrize("user_id", WHO)
-def test_scores_equal_those_of_the_offline_path(run, recommender, user_id) -> None:
-    answer = recommender.recommend(Query(user_id=user_id, k=20))
+def test_scores_equal_those_of_the_offline_path(run, pipeline, user_id) -> None:
+    answer = pipeline.recommend(Query(user_id=user_id, k=20))
     scores = np.array([item["score"] for item in answer.items])
     np.testing.assert_allclose(scores, offline_scores(run, user_id, [i["item_id"] for i in answer.items]), rtol=1e-5)
     assert scores.std() > 0.001
@@ -72,34 +73,33 @@ def test_scores_equal_those_of_the_offline_path(run, recommender, user_id) -> No
 
 
 @pytest.mark.parametrize("user_id", WHO)
-def test_a_user_gets_exactly_what_they_have_not_liked(run, recommender, user_id) -> None:
-    found = items_of(recommender, user_id=user_id, k=100)
+def test_a_user_gets_exactly_what_they_have_not_liked(run, pipeline, user_id) -> None:
+    found = items_of(pipeline, user_id=user_id, k=100)
     assert len(found) == len(set(found))
-    assert set(found) == set(recommender.items.item_id) - set(liked(run, user_id))
+    assert set(found) == set(pipeline.items.item_id) - set(liked(run, user_id))
 
 
 def test_only_the_retrieved_candidates_are_ranked(finished_run) -> None:
-    recommender = Recommender(finished_run, candidates=4)
+    pipeline = Pipeline(finished_run, candidates=4)
     history = ["item 3", "item 8"]
-    ids = recommender.items.item_id
-    rows = torch.tensor([ids.index(item) for item in history])
-    ends = torch.tensor([0, 2])
-    candidates = recommender.retriever.top(rows, ends, rows, ends, k=4)[0]
-    found = items_of(recommender, history=history)
+    ids = pipeline.items.item_id
+    rows = Jagged(torch.tensor([ids.index(item) for item in history]), torch.tensor([0, 2]))
+    candidates = pipeline.content.recommend(rows, k=4, banned=rows).items[0]
+    found = items_of(pipeline, history=history)
     assert set(found) == {ids[row] for row in candidates}
-    assert found[:2] == items_of(recommender, history=history, k=2)
+    assert found[:2] == items_of(pipeline, history=history, k=2)
 
 
 def test_who_is_unknown_gets_popular_items(finished_run) -> None:
-    recommender = Recommender(finished_run, candidates=5)
+    pipeline = Pipeline(finished_run, candidates=5)
     items = finished_run.read_table("features", "items")
     positives = np.expm1(items["item_events"].to_numpy()) * items["item_rate"].to_numpy()
     popular = [items["item_id"][row].as_py() for row in np.argsort(-positives)[:5].tolist()]
     for query in (Query(user_id="nobody"), Query(), Query(history=["nothing"])):
-        answer = recommender.recommend(query)
+        answer = pipeline.recommend(query)
         assert answer.source == "popularity"
         assert {item["item_id"] for item in answer.items} == set(popular)
-    assert recommender.recommend(Query(user_id="user 1")).source == "history"
+    assert pipeline.recommend(Query(user_id="user 1")).source == "history"
 
 
 def test_popular_without_labels_is_frequent() -> None:
@@ -108,10 +108,10 @@ def test_popular_without_labels_is_frequent() -> None:
     np.testing.assert_allclose(popularity(items).numpy(), events, rtol=1e-4, atol=1e-6)
 
 
-def test_unknown_ids_of_a_history_are_named_and_change_nothing(recommender) -> None:
-    answer = recommender.recommend(Query(history=["x", "item 3", "y", "item 4", "x"]))
+def test_unknown_ids_of_a_history_are_named_and_change_nothing(pipeline) -> None:
+    answer = pipeline.recommend(Query(history=["x", "item 3", "y", "item 4", "x"]))
     assert answer.unknown == ["x", "y"]
-    assert answer.items == recommender.recommend(Query(history=["item 3", "item 4"])).items
+    assert answer.items == pipeline.recommend(Query(history=["item 3", "item 4"])).items
     assert answer.source == "history"
 
 
@@ -119,22 +119,22 @@ def test_what_a_visitor_did_counts_only_where_it_is_known(finished_run, unlabell
     """In a labelled log user_events counts impressions; of those a history of likes says nothing."""
     visitor = Query(history=["item 1", "item 2", "?"])
     for run, known in ((finished_run, np.nan), (unlabelled_run, np.log1p(2))):
-        recommender = Recommender(run)
-        dense = dict(zip(recommender._dense, recommender._user(visitor).dense.tolist(), strict=True))
+        pipeline = Pipeline(run)
+        dense = dict(zip(pipeline._dense, pipeline._user(visitor).dense.tolist(), strict=True))
         assert dense.pop("user_events") == pytest.approx(known, nan_ok=True)
         assert np.isnan(list(dense.values())).all()
 
 
-def test_a_long_history_is_left_out_whole_and_ranks_by_its_end(recommender) -> None:
+def test_a_long_history_is_left_out_whole_and_ranks_by_its_end(pipeline) -> None:
     history = [f"item {n}" for n in range(40)]
-    answer = recommender.recommend(Query(history=history, k=100))
-    assert {item["item_id"] for item in answer.items} == set(recommender.items.item_id) - set(history)
-    assert recommender.recommend(Query(history=recommender.items.item_id, k=100)).items == []
-    turned = recommender.recommend(Query(history=history[::-1], k=100))
+    answer = pipeline.recommend(Query(history=history, k=100))
+    assert {item["item_id"] for item in answer.items} == set(pipeline.items.item_id) - set(history)
+    assert pipeline.recommend(Query(history=pipeline.items.item_id, k=100)).items == []
+    turned = pipeline.recommend(Query(history=history[::-1], k=100))
     assert turned.items != answer.items
 
 
-def test_together_as_alone(recommender) -> None:
+def test_together_as_alone(pipeline) -> None:
     queries = [
         Query(user_id="user 2", k=3),
         Query(user_id="nobody", k=1),
@@ -142,16 +142,16 @@ def test_together_as_alone(recommender) -> None:
         Query(history=["item 9", "?"]),
         Query(user_id="late user", k=100),
     ]
-    for query, together in zip(queries, recommender.recommend_all(queries), strict=True):
-        alone = recommender.recommend(query)
+    for query, together in zip(queries, pipeline.recommend_all(queries), strict=True):
+        alone = pipeline.recommend(query)
         assert together[1:] == alone[1:]
         assert len(together.items) == len(alone.items)
         for left, right in zip(together.items, alone.items, strict=True):
             assert left == {**right, "score": pytest.approx(right["score"], rel=1e-5)}
 
 
-def test_an_item_and_what_is_missing_of_it(recommender) -> None:
-    assert recommender.item("item 8") == {
+def test_an_item_and_what_is_missing_of_it(pipeline) -> None:
+    assert pipeline.item("item 8") == {
         "item_id": "item 8",
         "title": "title 8",
         "description": "title 8",
@@ -160,10 +160,10 @@ def test_an_item_and_what_is_missing_of_it(recommender) -> None:
         "attributes": {"kind": "0"},
         "media": [{"uri": "media/8.jpg", "kind": "image"}],
     }
-    bare = recommender.item("item 0")
+    bare = pipeline.item("item 0")
     assert bare is not None
     assert [name for name, value in bare.items() if value is None] == ["title", "description", "caption", "attributes"]
-    assert recommender.item("item") is None
+    assert pipeline.item("item") is None
 
 
 def test_an_artifact_that_lacks_items_is_the_users_to_mend(finished_run, tmp_path) -> None:
@@ -172,4 +172,4 @@ def test_an_artifact_that_lacks_items_is_the_users_to_mend(finished_run, tmp_pat
     broken = RunDir(str(tmp_path / "run"))
     broken.write_table(broken.read_table("sids").slice(2), "sids")
     with pytest.raises(UserError, match="2 items are missing in sids"):
-        Recommender(broken)
+        Pipeline(broken)

@@ -1,4 +1,4 @@
-"""SASRec, and what it shares with the parallel generator."""
+"""SASRec, and what it shares with product codes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from models.common.jagged import Jagged
 from models.recommenders import next_item
-from models.recommenders.artifacts import load_next_item, save_next_item
+from models.recommenders.artifacts import load
 from models.recommenders.encoder import Encoder
 from models.recommenders.next_item import EncoderConfig, NextItemModel, cross_entropy
-from models.recommenders.product_codes import ParallelConfig, ParallelGenerator
-from models.recommenders.product_quantizer import Digits
+from models.recommenders.product_codes import ProductCodes, ProductCodesConfig
+from models.recommenders.product_quantizer import Quantized
 from models.recommenders.sasrec import SasRec
 from storage.errors import UserError
 
@@ -35,15 +35,15 @@ def make(kind: str, **settings) -> NextItemModel:
     if kind == "sasrec":
         model: NextItemModel = SasRec(EncoderConfig(**{**SIZE, **settings}), items=ITEMS)
     else:
-        digits = Digits(torch.randint(8, (ITEMS, 4)), torch.randn(4, 8, 4))
-        model = ParallelGenerator(ParallelConfig(**{**SIZE, **settings}), digits)
+        quantized = Quantized(torch.randint(8, (ITEMS, 4)), torch.randn(4, 8, 4))
+        model = ProductCodes(ProductCodesConfig(**{**SIZE, **settings}), quantized)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()
 
 
-@pytest.fixture(params=["sasrec", "parallel"])
+@pytest.fixture(params=["sasrec", "product_codes"])
 def model(request: pytest.FixtureRequest) -> NextItemModel:
     return make(request.param)
 
@@ -148,7 +148,7 @@ def test_the_blocks_of_a_loss_have_the_gradients_of_one(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("sasrec", {}), ("parallel", {}), ("parallel", {"objective": "digits"})]
+    ("kind", "settings"), [("sasrec", {}), ("product_codes", {}), ("product_codes", {"objective": "codes"})]
 )
 def test_a_batch_without_items_costs_nothing_and_has_all_gradients(kind: str, settings: dict[str, str]) -> None:
     model = make(kind, **settings)
@@ -181,9 +181,9 @@ def test_a_chain_of_items_is_learned() -> None:
 
 
 def test_an_artifact_recommends_as_what_was_trained(model: NextItemModel, tmp_path: Path) -> None:
-    save_next_item(str(tmp_path), model, model.state_dict())
+    model.save(str(tmp_path), model.state_dict())
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
-    loaded = load_next_item(str(tmp_path))
+    loaded = load(str(tmp_path))
     assert type(loaded) is type(model)
     assert loaded.config == model.config
     assert not loaded.training
@@ -199,29 +199,38 @@ def test_an_artifact_recommends_as_what_was_trained(model: NextItemModel, tmp_pa
     [
         {"config": {"dim": 7, "heads": 2}},
         {"config": {"dim": 16, "hidden": 3}},
-        {"items": ITEMS + 1, "digits": [4, 9]},
-        {"items": "many", "digits": [4]},
+        {"items": ITEMS + 1, "codewords": [4, 9]},
+        {"items": "many", "codewords": [4]},
         {"config": None},
     ],
 )
 def test_a_damaged_artifact_is_named(model: NextItemModel, tmp_path: Path, damage: dict) -> None:
-    with pytest.raises(UserError, match="There is no next-item model"):
-        load_next_item(str(tmp_path))
-    save_next_item(str(tmp_path), model, model.state_dict())
+    with pytest.raises(UserError, match="There is no recommender"):
+        load(str(tmp_path))
+    model.save(str(tmp_path), model.state_dict())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {key: damage[key] for key in damage if key in config}))
     with pytest.raises(UserError, match="run the stage generate again"):
-        load_next_item(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_missing_weights_are_named(model: NextItemModel, tmp_path: Path) -> None:
-    for name in ("start", "codes" if isinstance(model, ParallelGenerator) else "item"):
-        save_next_item(str(tmp_path), model, {key: value for key, value in model.state_dict().items() if key != name})
+    for name in ("start", "codes" if isinstance(model, ProductCodes) else "item"):
+        model.save(str(tmp_path), {key: value for key, value in model.state_dict().items() if key != name})
         with pytest.raises(UserError, match="run the stage generate again"):
-            load_next_item(str(tmp_path))
+            load(str(tmp_path))
 
 
 def test_heads_that_do_not_share_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="write dim: 20"):
         EncoderConfig(dim=18, heads=4)
     assert EncoderConfig(dim=20, heads=4).dim == 20
+
+
+def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"kind": "next-item model"}')
+    with pytest.raises(UserError, match="holds a next-item model, which is no recommender of this version"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="is damaged: run the stage generate again"):
+        load(str(tmp_path))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,13 @@ from models.common.jagged import Jagged
 from models.common.recommender import best
 from models.generation.examples import Corpus
 from models.generation.language import LanguageModel
-from models.generation.tasks import SEQUENCE
+from models.generation.trie import Trie
+from models.generation.vocabulary import Vocabulary
 from models.recommenders import language_model
-from models.recommenders.language_model import SequentialRecommender
+from models.recommenders.artifacts import load
+from models.recommenders.language_model import LanguageModelRecommender
+from models.recommenders.settings import LanguageModelSettings
+from storage import files
 from storage.errors import UserError
 
 ITEMS, HISTORY = 40, 3
@@ -39,10 +45,15 @@ def every_score(model: LanguageModel, corpus: Corpus) -> torch.Tensor:
     """By brute force, one user after the other, of the last items of each history."""
     rows = []
     for history in HISTORIES:
-        shown = corpus.paths[torch.tensor(history[-HISTORY:], dtype=torch.int64)]
+        shown = corpus.sid_codes[torch.tensor(history[-HISTORY:], dtype=torch.int64)]
         tokens = model.vocabulary.sid_tokens(shown).flatten()
-        rows.append(item_scores(model, corpus.paths, torch.cat([torch.tensor([model.vocabulary.bos]), tokens])))
+        rows.append(item_scores(model, corpus.sid_codes, torch.cat([torch.tensor([model.vocabulary.bos]), tokens])))
     return torch.stack(rows)
+
+
+def recommender(model: LanguageModel, corpus: Corpus, beams: int) -> LanguageModelRecommender:
+    trie = Trie.build(corpus.sid_codes, corpus.vocabulary.sizes)
+    return LanguageModelRecommender(model, corpus, trie, LanguageModelSettings(beams=beams, history=HISTORY))
 
 
 @pytest.mark.parametrize("block", [64, 2])
@@ -51,7 +62,7 @@ def test_everybody_gets_the_best_of_brute_force_in_the_order_asked(
 ) -> None:
     monkeypatch.setattr(language_model, "USERS", block)
     model, corpus = made
-    asked = SequentialRecommender(model, corpus, SEQUENCE, beams=ITEMS + 5)
+    asked = recommender(model, corpus, ITEMS + 5)
     banned = lists([[5, 5, 6], [], list(range(38)), [0], [1, 2]])
     allowed = torch.rand(ITEMS, generator=torch.Generator().manual_seed(0)) < 0.8
     every = every_score(model, corpus)
@@ -62,11 +73,44 @@ def test_everybody_gets_the_best_of_brute_force_in_the_order_asked(
         assert torch.equal(found.items.sort().values, wanted.items.sort().values)
         own = every.gather(1, found.items.clamp_min(0)).masked_fill(found.items < 0, -torch.inf)
         torch.testing.assert_close(found.scores, own)
+        assert found.exact is not None
+        assert found.exact.tolist() == [True] * len(HISTORIES)  # every item is in the beams
 
 
 def test_nobody_gets_nothing_and_too_few_beams_are_explained(made: tuple[LanguageModel, Corpus]) -> None:
-    asked = SequentialRecommender(*made, SEQUENCE, beams=20)
+    asked = recommender(*made, 20)
     found = asked.recommend(lists([]), k=3, banned=lists([]))
     assert found.items.shape == found.scores.shape == (0, 3)
     with pytest.raises(UserError, match="set beams to at least 21"):
         asked.recommend(lists(HISTORIES), k=21)
+
+
+def test_a_list_is_exact_where_no_pruned_prefix_could_hold_a_better_item(made: tuple[LanguageModel, Corpus]) -> None:
+    model, corpus = made
+    found, every = recommender(model, corpus, 20).recommend(lists(HISTORIES), k=2), every_score(model, corpus)
+    assert found.exact is not None
+    right = best(every, k=2).items == found.items
+    assert right[found.exact].all()
+    assert recommender(model, corpus, 20).recommend(lists([]), k=2).items.shape == (0, 2)
+
+
+def test_an_artifact_holds_all_that_decoding_needs(
+    made: tuple[LanguageModel, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, corpus = made
+    fitted = recommender(copy.deepcopy(model).float(), corpus, 20)
+    with pytest.raises(UserError, match="There is no recommender"):
+        load(str(tmp_path))
+    fitted.save(str(tmp_path), fitted.model.state_dict())
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    monkeypatch.setattr(files, "read_table", None)  # no Parquet is read
+    monkeypatch.setattr(Vocabulary, "trained", None)  # and no tokenizer trained
+    loaded = load(str(tmp_path))
+    assert isinstance(loaded, LanguageModelRecommender)
+    assert loaded.settings == fitted.settings
+    wanted, found = (one.recommend(lists(HISTORIES), k=5) for one in (fitted, loaded))
+    assert torch.equal(found.items, wanted.items)
+    torch.testing.assert_close(found.scores, wanted.scores)
+    (tmp_path / "model" / "vocabulary.json").unlink()
+    with pytest.raises(UserError, match="run the stage generate"):
+        load(str(tmp_path))

@@ -1,0 +1,208 @@
+"""Builds what is fitted from settings and data: models, their batches and their vocabularies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from models.common.collectives import rank_and_size
+from models.common.jagged import Jagged
+from models.common.recommender import Queries
+from models.common.seeds import generator
+from models.generation.backbones import Tiny, build, load_tokenizer
+from models.generation.examples import Corpus, Sampler, item_texts
+from models.generation.heldout import HeldOut, task_losses
+from models.generation.language import LanguageModel
+from models.generation.packing import Batch, pack
+from models.generation.trie import Trie
+from models.generation.vocabulary import Vocabulary
+from models.recommenders.fitting import TrainingTask
+from models.recommenders.language_model import LanguageModelRecommender, corpus_of_ids
+from models.recommenders.next_item import NextItemModel
+from models.recommenders.product_quantizer import Quantized, quantize
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings
+from storage.errors import UserError
+
+ORDER, HELD_OUT = 41, 42  # what is drawn
+VALID_EXAMPLES = 100  # of each task, at most, for its loss at every validation
+BUCKET = 20  # batches whose users are sorted by the length of their histories, so that little is padded
+
+
+def quantize_items(
+    settings: ProductCodesSettings, embeddings: np.ndarray, collaborative: np.ndarray | None, *, seed: int
+) -> Quantized:
+    """Quantise items into product codes.
+
+    What is quantised are the embeddings and, beside them, what users chose, each centred and of mean square 1 per item.
+
+    Args:
+        embeddings: float32 [N, D].
+        collaborative: float32 [N, W], vectors of what users chose in training; None for none.
+        seed: of every draw.
+
+    Raises:
+        UserError: the catalogue has one item, or fewer than codewords.
+    """
+    items = len(embeddings)
+    if items < 2:
+        raise UserError("There is one item alone and nothing to choose from: leave generate out of the stages.")
+    if items < settings.codewords:
+        raise UserError(
+            f"{items} items are too few for {settings.codewords} codewords: lower stages.generate.product_codes."
+            f"codewords to {1 << (items.bit_length() - 1)} or less."
+        )
+    parts = [_scaled(embeddings)]
+    if collaborative is not None:
+        parts.append(settings.collaborative * _scaled(collaborative))
+    return quantize(
+        np.hstack(parts), dim=settings.model.dim, codes=settings.codes, codewords=settings.codewords, seed=seed
+    )
+
+
+def _scaled(vectors: np.ndarray) -> np.ndarray:
+    centred = vectors - vectors.mean(0)
+    return (centred / max(float(np.sqrt((centred**2).sum(1).mean())), 1e-12)).astype(np.float32)
+
+
+def next_item_task(model: NextItemModel, sequences: Jagged, batch_size: int, *, seed: int) -> TrainingTask:
+    """Return the fit of a model of whole items to training sequences."""
+    users = ShuffledUsers(sequences, batch_size, seed=seed)
+    return TrainingTask(model, lambda step: [model.windows(sequences, users.rows(step))], lambda learner: learner)
+
+
+class ShuffledUsers:
+    """Yields every user once per epoch, bucketed by history length."""
+
+    def __init__(self, sequences: Jagged, batch_size: int, *, seed: int) -> None:
+        self._lengths, self._size, self._seed = sequences.offsets.diff(), batch_size, seed
+        self._epoch = -1
+        self._batches: tuple[torch.Tensor, ...] = ()
+        users, workers = len(self._lengths), rank_and_size()[1]
+        if users < workers:
+            raise UserError(f"{users} users cannot be shared by {workers} workers: lower stages.generate.workers.")
+        # users that are left over and too few for a step of their own go along with the last one
+        self._joined = users > batch_size and 0 < users % batch_size < workers
+        self.per_epoch = -(-users // batch_size) - self._joined
+
+    def rows(self, step: int) -> torch.Tensor:
+        """Return this worker's users of a step, at least one."""
+        epoch, at = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._shuffle(epoch)
+        rank, workers = rank_and_size()
+        return self._batches[at][rank::workers]
+
+    def _shuffle(self, epoch: int) -> tuple[torch.Tensor, ...]:
+        random = generator(ORDER, self._seed, epoch)
+        users = torch.randperm(len(self._lengths), generator=random)
+        blocks = [block[self._lengths[block].argsort(stable=True)] for block in users.split(self._size * BUCKET)]
+        batches = [batch for block in blocks for batch in block.split(self._size)]
+        if self._joined:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return tuple(batches[at] for at in torch.randperm(len(batches), generator=random).tolist())
+
+
+def make_vocabulary(
+    settings: LanguageModelSettings, sizes: Sequence[int], texts: Sequence[Sequence[str | None]], *, suffixes: bool
+) -> Vocabulary:
+    """Return the tokens of a catalogue; a decoder from scratch gets a tokenizer trained on the texts.
+
+    Args:
+        sizes: codes of each level of semantic IDs; suffixes: whether the last one is that of the suffixes.
+        texts: titles and captions of the items, None where there is none; not read without tasks over text.
+    """
+    if not settings.tasks:
+        return Vocabulary.sequence_only(sizes, suffixes=suffixes)
+    if not isinstance(settings.backbone, Tiny):
+        return Vocabulary.extended(sizes, *load_tokenizer(settings.backbone), suffixes=suffixes)
+    given = [text for column in texts for text in column if text]
+    prompts = [task.prompt for task in settings.trained_tasks]
+    return Vocabulary.trained(sizes, [*given, *prompts], settings.text_tokens, suffixes=suffixes)
+
+
+def make_corpus(
+    settings: LanguageModelSettings,
+    vocabulary: Vocabulary,
+    codes: torch.Tensor,
+    texts: Sequence[Sequence[str | None]],
+    sequences: Jagged,
+    *,
+    seed: int,
+) -> Corpus:
+    """Return a catalogue and its training sequences in tokens of a vocabulary.
+
+    Args:
+        codes: int64 [N, L'], see `models.generation.vocabulary.sid_codes`.
+        texts: titles and captions of the N items; not read without tasks over text.
+        sequences: item rows of each user's training history.
+        seed: of the choice of held-out items.
+    """
+    corpus = replace(corpus_of_ids(settings, vocabulary, codes), sequences=sequences)
+    if not settings.tasks:
+        return corpus
+    titles, captions = (item_texts(vocabulary, column, max_tokens=settings.max_text) for column in texts)
+    order = torch.randperm(len(codes), generator=generator(HELD_OUT, seed))
+    held_out = torch.zeros(len(codes), dtype=torch.bool)
+    held_out[order[: math.ceil(settings.held_out * len(order))]] = True
+    return replace(corpus, titles=titles, captions=captions, held_out=held_out)
+
+
+def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: Queries, *, seed: int) -> TrainingTask:
+    """Return the fit of the language model to a corpus.
+
+    Raises:
+        UserError: there is nothing to learn a task from, a row has no room for a history, or two items share their
+            semantic ID.
+    """
+    vocabulary, config = corpus.vocabulary, settings.fit
+    model = LanguageModel(build(settings.backbone, vocabulary, seed=seed), vocabulary)
+    sampler, trie = check_learnable(settings, corpus, seed=seed)
+
+    def draw(step: int) -> list[Batch]:
+        rank, workers = rank_and_size()
+        odds = task_odds(settings, step)
+        drawn = sampler.draw(step, documents=config.batch_size, odds=odds, rank=rank, workers=workers)
+        return pack(drawn, tokens_per_row=settings.tokens_per_row, rows=settings.rows_per_pass, pad=vocabulary.pad)
+
+    recommender = partial(LanguageModelRecommender, corpus=corpus, trie=trie, settings=settings)
+    if not settings.tasks:
+        return TrainingTask(model, draw, recommender)
+    patience_from = config.steps // 2 if settings.schedule == "staged" else 0  # all tasks are drawn from there on
+    held_out = HeldOut(corpus.held_out.nonzero()[:, 0], valid.histories, valid.target)
+    losses = partial(
+        task_losses,
+        corpus=corpus,
+        tasks=settings.trained_tasks,
+        held_out=held_out,
+        most=min(VALID_EXAMPLES, config.valid_queries),
+        seed=seed,
+    )
+    return TrainingTask(model, draw, recommender, losses, patience_from)
+
+
+def check_learnable(settings: LanguageModelSettings, corpus: Corpus, *, seed: int) -> tuple[Sampler, Trie]:
+    """Return what draws documents and what decodes, and find what cannot be learned.
+
+    Raises:
+        UserError: there is nothing to learn a task from, a row has no room for a history, or two items share their
+            semantic ID.
+    """
+    sampler = Sampler(corpus, settings.trained_tasks, seed=seed)
+    return sampler, Trie.build(corpus.sid_codes, corpus.vocabulary.sizes)
+
+
+def task_odds(settings: LanguageModelSettings, step: int) -> list[float] | None:
+    """Return the odds of the tasks at a step: even ones, but for the first half of a staged schedule.
+
+    After arXiv 2602.06654.
+    """
+    if settings.schedule == "joint" or step >= settings.fit.steps // 2:
+        return None
+    recommend = step >= settings.fit.steps // 4
+    odds = [float(task.over_histories == recommend) for task in settings.trained_tasks]
+    return odds if any(odds) else None

@@ -1,0 +1,46 @@
+"""What a definition may say of recommenders, and what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings
+
+
+def test_settings_hold_tasks_and_not_where_they_were_read(tmp_path: Path) -> None:
+    (own := tmp_path / "own.yaml").write_text("name: own\nprompt: 'Shown: {title}?'\ntarget: sid\n")
+    settings = LanguageModelSettings(tasks=["sids_to_sid", str(own)])
+    own.write_text("name: own\nprompt: 'Another: {title}?'\ntarget: sid\n")
+    other = LanguageModelSettings(tasks=["sids_to_sid", str(own)])
+    assert settings.model_dump(mode="json") != other.model_dump(mode="json")
+    own.unlink()
+    assert LanguageModelSettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert [task.name for task in settings.trained_tasks] == ["sids_to_sid", "own"]
+
+
+def test_the_first_task_that_recommends_by_semantic_ids_recommends() -> None:
+    assert LanguageModelSettings(tasks=("title_to_sid", "sids_to_sid")).recommending_task.name == "sids_to_sid"
+    assert LanguageModelSettings().recommending_task.every_position
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tasks": ("title_to_sid", "titles_to_sid")}, "name sids_to_sid among them"),
+        ({"schedule": "staged"}, "set schedule to joint"),
+        ({"backbone": {"name": "smollm2"}}, "name tasks, or take tiny"),
+    ],
+)
+def test_settings_of_the_language_model_that_do_not_fit(settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LanguageModelSettings.model_validate(settings)
+
+
+def test_settings_of_the_product_codes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="must be a power of two"):
+        ProductCodesSettings(codewords=100)
+    for codes, even in ((24, 16), (200, 128), (3, 2)):
+        with pytest.raises(ValueError, match=f"write codes: {even}$|write codes: {even} "):
+            ProductCodesSettings(codes=codes)

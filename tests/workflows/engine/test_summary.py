@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+
+from storage.manifest import Manifest, StageEntry
+from workflows.engine.summary import summary
+
+CARD = {"recall@5": 0.1, "ndcg@5": 0.05, "recall@10": 0.2, "ndcg@10": 0.0625, "coverage@10": 0.5}
+
+
+@pytest.mark.parametrize(
+    "names", [("product_codes", "language_model", "content"), ("parallel", "sequential", "itemknn")]
+)
+def test_recommenders_stand_under_the_names_that_the_run_gave_them(names, tmp_path) -> None:
+    """Those of a run of an earlier version, too."""
+    metrics = {"generator": CARD, **dict.fromkeys(names, CARD), "generator_over_content": {"ndcg@10": 1.5}}
+    stages = {"evaluate": StageEntry(state="complete", metrics=metrics)}
+    shown = summary(Manifest(name="tiny", stages=stages), str(tmp_path))
+    assert "next items, test" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    for name in ("generator", *names):
+        assert [name, "0.1000", "0.0500", "0.2000", "0.0625", "0.5000"] in rows
+    assert "generator_over" not in shown

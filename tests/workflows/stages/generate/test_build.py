@@ -1,0 +1,168 @@
+"""The recommenders of a run: what they learn from, how they are built, and what the language model's artifact holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from models.common.jagged import Jagged
+from models.generation.trie import Trie
+from models.recommenders.artifacts import load
+from models.recommenders.language_model import LanguageModelRecommender
+from models.recommenders.product_quantizer import Quantized
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from operators.columns import matrix_column
+from operators.log.encoding import read_log
+from operators.log.split import SplitLeaveLast
+from storage import files
+from storage.artifacts import load_model
+from storage.errors import UserError
+from storage.run import RunDir
+from workflows.stages.generate import build
+from workflows.stages.generate.data import Data, read_data
+
+ITEMS, USERS, EVENTS = 40, 50, 8
+SPLIT = SplitLeaveLast(kind="leave_last")
+FIT = {"steps": 60, "batch_size": 16, "validate_every": 20, "learning_rate": 0.01, "warmup": 5, "precision": "fp32"}
+SASREC = {"model": {"dim": 16, "inner": 32, "length": 8}, "fit": FIT}
+PRODUCT_CODES = {**SASREC, "codes": 4, "codewords": 16, "width": 4}
+LANGUAGE_MODEL = {
+    "backbone": {"name": "tiny", "layers": 1, "dim": 16, "heads": 2, "mlp": 32},
+    "tasks": ["sids_to_sid", "title_to_sid"],
+    "text_tokens": 300,
+    "held_out": 0.25,
+    "history": 8,
+    "beams": 20,
+    "fit": FIT,
+}
+
+
+def write_run(root: Path) -> RunDir:
+    """A run up to quantize, in which every user goes from item to item by the same chain."""
+    run, random = RunDir(str(root)), np.random.default_rng(0)
+    ids = [f"item {n}" for n in range(ITEMS)]
+    titles = [None if n % 10 == 3 else f"Thing of kind {n % 4}" for n in range(ITEMS)]
+    captions = [None if n % 10 == 4 else f"a picture of {n}" for n in range(ITEMS)]
+    run.write_table(pa.table({"item_id": ids, "title": titles, "caption": captions}), "items")
+    vectors = matrix_column(random.normal(size=(ITEMS, 6)).astype(np.float32))
+    run.write_table(pa.table({"item_id": ids, "embedding": vectors}), "embeddings")
+    codes = np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) // 4 % 5, np.arange(ITEMS) // 20], axis=1)
+    run.write_table(pa.table({"item_id": ids, "codes": matrix_column(codes)}), "sids")
+    run.write_json({"codebook_sizes": [4, 5]}, "models", "quantizer", "config.json")
+    user, step = np.divmod(np.arange(USERS * EVENTS), EVENTS)
+    log = pa.table(
+        {
+            "user_id": [f"user {n}" for n in user],
+            "item_id": [ids[n] for n in (7 * user + step) % ITEMS],
+            "timestamp": pa.array(step * 1_000_000 + user, pa.timestamp("us", tz="UTC")),
+        }
+    )
+    run.write_table(log.take(random.permutation(log.num_rows)), "catalog", "interactions")
+    return run
+
+
+def read(run: RunDir) -> Data:
+    return read_data(run, SPLIT, history=8, repeats=True)
+
+
+def row_of(data: Data) -> dict[str, int]:
+    return {name: row for row, name in enumerate(data.item_ids.to_pylist())}
+
+
+def rows(lists: Jagged) -> list[list[int]]:
+    return [part.tolist() for part in lists.values.split(lists.offsets.diff().tolist())]
+
+
+def test_codes_say_how_items_look_and_who_chose_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    ids, settings = read_log(run).items, ProductCodesSettings.model_validate(PRODUCT_CODES)
+    found = {}
+    for weight in (0.0, 1.0, 1.0):
+        changed = settings.model_copy(update={"collaborative": weight})
+        build.write_codes(run, changed, ids, SPLIT, seed=3)
+        _, tensors = load_model(run.uri("models", "generator", "codes"), build.CODES)
+        quantized = Quantized(**tensors)
+        assert quantized.codes.shape == (ITEMS, 4)
+        assert quantized.codewords.shape == (4, 16, 4)
+        if weight in found:
+            assert torch.equal(found[weight].codes, quantized.codes)  # the same again
+        found[weight] = quantized
+    assert not torch.equal(found[0.0].codes, found[1.0].codes)
+    with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords to 32 or less"):
+        build.write_codes(run, settings.model_copy(update={"codewords": 64}), ids, SPLIT, seed=3)
+
+
+def test_a_task_begins_the_same_and_draws_windows_of_its_sequences(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    data, settings = read(run), SasRecSettings.model_validate(SASREC)
+    tasks = [build.training_task(settings, run, data, seed=1) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*(one.learner.parameters() for one in tasks), strict=True))
+    chains = {tuple(row) for row in rows(data.sequences)}
+    for step in range(5):
+        (windows,), (again,) = (one.draw(step) for one in tasks)
+        assert torch.equal(windows, again)
+        assert {tuple(row) for row in windows.tolist()} <= chains
+
+
+def test_the_corpus_says_what_the_run_says_and_holds_some_items_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    data, settings = read(run), LanguageModelSettings.model_validate(LANGUAGE_MODEL)
+    corpus, again = (build.read_corpus(settings, run, data, seed=1) for _ in range(2))
+    vocabulary = corpus.vocabulary
+    assert vocabulary.sizes == (4, 5, 3)
+    assert torch.equal(corpus.held_out, again.held_out)
+    assert int(corpus.held_out.sum()) == ITEMS // 4
+    titles, captions = rows(corpus.titles), rows(corpus.captions)
+    for name, row in row_of(data).items():
+        n = int(name.removeprefix("item "))
+        assert corpus.sid_codes[row].tolist() == [n % 4, n // 4 % 5, 1 + n // 20]
+        assert vocabulary.decode(titles[row]).strip() == ("" if n % 10 == 3 else f"Thing of kind {n % 4}")
+        assert vocabulary.decode(captions[row]).strip() == ("" if n % 10 == 4 else f"a picture of {n}")
+    bare = settings.model_copy(update={"tasks": ()})
+    corpus = build.read_corpus(bare, run, data, seed=1)
+    assert corpus.vocabulary.text is None
+    assert not corpus.held_out.any()
+
+
+def test_a_language_model_recommends_as_it_did_without_the_run_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    data, settings = read(run), LanguageModelSettings.model_validate(LANGUAGE_MODEL)
+    task = build.training_task(settings, run, data, seed=1)
+    recommender = task.recommender(task.learner.eval())
+    assert task.losses(task.learner).keys() == {task.name for task in settings.tasks}
+    uri = build.artifact_uri(run, "language_model")
+    with pytest.raises(UserError, match="run the stage"):
+        load(uri)
+    recommender.save(uri, task.learner.state_dict())
+    files.filesystem(uri)[0].mv(uri, str(tmp_path / "moved"), recursive=True)
+    files.remove(run.root)
+    loaded = load(str(tmp_path / "moved"))
+    assert isinstance(loaded, LanguageModelRecommender)
+    assert loaded.settings == settings
+    wanted, found = (one.recommend(data.test.histories, k=5) for one in (recommender, loaded))
+    assert torch.equal(found.items, wanted.items)
+    torch.testing.assert_close(found.scores, wanted.scores)
+    assert found.exact is not None
+    assert found.exact.shape == (len(data.test.target),)
+    files.remove(str(tmp_path / "moved" / "model.safetensors"))
+    with pytest.raises(UserError, match="run the stage"):
+        load(str(tmp_path / "moved"))
+
+
+def test_a_fit_builds_its_trie_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path)
+    task = build.training_task(LanguageModelSettings.model_validate(LANGUAGE_MODEL), run, read(run), seed=1)
+    monkeypatch.setattr(Trie, "build", None)
+    assert task.recommender(task.learner.eval()).recommend(read(run).valid.histories, k=3).items.shape == (USERS, 3)
+
+
+def test_content_alone_does_not_use_up_the_patience(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    for schedule, at in (("staged", 30), ("joint", 0)):
+        settings = LanguageModelSettings.model_validate({**LANGUAGE_MODEL, "schedule": schedule})
+        assert settings.fit.steps == 60
+        assert build.training_task(settings, run, read(run), seed=1).patience_from == at

@@ -1,0 +1,101 @@
+"""Builds a run's recommenders: what is fitted from its tables, and what was fitted from its artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models.common.recommender import Recommender
+from models.generation.examples import Corpus
+from models.generation.vocabulary import Vocabulary
+from models.recommenders import build
+from models.recommenders.artifacts import load
+from models.recommenders.fitting import TrainingTask
+from models.recommenders.product_codes import ProductCodes
+from models.recommenders.product_quantizer import Quantized
+from models.recommenders.sasrec import SasRec
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from operators.columns import matrix_of, positions
+from operators.features.ranker_inputs import aligned
+from operators.log.collaborative import collaborative_vectors
+from operators.log.split import Split
+from storage.artifacts import load_model, save_model
+from storage.run import RunDir
+from workflows.stages.generate.data import Data, read_sids, read_texts
+
+CODES = "codes"  # kind and folder of the quantised items
+
+
+def write_codes(run: RunDir, settings: ProductCodesSettings, ids: pa.ChunkedArray, split: Split, *, seed: int) -> None:
+    """Quantise the items into product codes, and write them with their codewords to models/generator/codes.
+
+    Raises:
+        UserError: the catalogue has fewer items than codewords.
+    """
+    chosen = None
+    if settings.collaborative and len(ids) >= settings.codewords:
+        table = collaborative_vectors(run, split, width=settings.width, seed=seed)
+        chosen = np.zeros((len(ids), table["vector"].type.list_size), np.float32)
+        chosen[positions(table["item_id"], ids)] = matrix_of(table["vector"])
+    embeddings = aligned(ids, run.read_table("embeddings")).numpy()
+    found = build.quantize_items(settings, embeddings, chosen, seed=seed)
+    save_model(run.uri("models", "generator", CODES), CODES, {}, found._asdict())
+
+
+def training_task(
+    settings: SasRecSettings | ProductCodesSettings | LanguageModelSettings, run: RunDir, data: Data, *, seed: int
+) -> TrainingTask:
+    """Return the fit of a recommender by its settings."""
+    if isinstance(settings, LanguageModelSettings):
+        return build.language_model_task(settings, read_corpus(settings, run, data, seed=seed), data.valid, seed=seed)
+    torch.manual_seed(seed)
+    if isinstance(settings, SasRecSettings):
+        sasrec = SasRec(settings.model, items=len(data.item_ids))
+        return build.next_item_task(sasrec, data.sequences, settings.fit.batch_size, seed=seed)
+    _, quantized = load_model(run.uri("models", "generator", CODES), CODES)
+    product_codes = ProductCodes(settings.model, Quantized(**quantized))
+    return build.next_item_task(product_codes, data.sequences, settings.fit.batch_size, seed=seed)
+
+
+def read_corpus(
+    settings: LanguageModelSettings, run: RunDir, data: Data, *, seed: int, vocabulary: Vocabulary | None = None
+) -> Corpus:
+    """Return what the language model learns from: a run's semantic IDs, texts and training sequences.
+
+    Args:
+        vocabulary: of a model that was fitted; None makes one.
+
+    Raises:
+        UserError: an item has no semantic ID, or a model that was trained before is not there.
+    """
+    sids, texts = read_sids(run, data.item_ids), read_texts(run, data.item_ids) if settings.tasks else []
+    if vocabulary is None:
+        vocabulary = build.make_vocabulary(settings, sids.sizes, texts, suffixes=sids.suffixes)
+    return build.make_corpus(settings, vocabulary, sids.codes, texts, data.sequences, seed=seed)
+
+
+def require_learnable(settings: LanguageModelSettings, run: RunDir, data: Data, *, seed: int) -> None:
+    """Find what the language model cannot be learned from, before anything is fitted.
+
+    Raises:
+        UserError: there is nothing to learn a task from, a row has no room for a history, two items share their
+            semantic ID, or a model that was trained before is not there.
+    """
+    build.check_learnable(settings, read_corpus(settings, run, data, seed=seed), seed=seed)
+
+
+def load_recommenders(run: RunDir, names: Iterable[str]) -> dict[str, Recommender]:
+    """Load recommenders that a run has fitted, by name.
+
+    Raises:
+        UserError: one of them is damaged, or was not fitted.
+    """
+    return {name: load(artifact_uri(run, name)) for name in names}
+
+
+def artifact_uri(run: RunDir, name: str) -> str:
+    """Return where a recommender's artifact is."""
+    return run.uri("models", "generator", name)

@@ -1,0 +1,66 @@
+"""Settings of the generate stage."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from models.common.data_parallel import Strategy
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from workflows.engine.stage import StageConfig
+
+GENERATORS = ("product_codes", "language_model")  # of which the better one on validation is chosen
+RECOMMENDERS = ("sasrec", *GENERATORS)  # in the order in which they are fitted
+
+
+class Config(StageConfig):
+    """Settings of the generate stage.
+
+    Attributes:
+        product_codes, language_model: the generators; null leaves one out.
+        sasrec: the baseline; null leaves it out.
+        filter_seen: leave what a user has met out of their lists, and out of what is asked.
+        compared: validation queries by which one of the generators is chosen, at most.
+        workers, cpus_per_worker, use_gpu: processes that fit one model after the other, and what each of them gets.
+        strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.
+        checkpoint_s: seconds between two states that a killed fit can resume from.
+    """
+
+    resources: ClassVar[frozenset[str]] = frozenset({"cpus_per_worker", "use_gpu", "strategy", "checkpoint_s"})
+
+    product_codes: ProductCodesSettings | None = ProductCodesSettings()
+    language_model: LanguageModelSettings | None = LanguageModelSettings()
+    sasrec: SasRecSettings | None = SasRecSettings()
+    filter_seen: bool = True
+    compared: int = Field(5_000, ge=1)
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(2, gt=0)
+    use_gpu: bool = False
+    strategy: Strategy = "ddp"
+    checkpoint_s: float = Field(60.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some_generator(self) -> Config:
+        if self.product_codes is None and self.language_model is None:
+            raise ValueError("both generators are left out: keep product_codes, or language_model")
+        for name in self.names:
+            if getattr(self, name).fit.batch_size < self.workers:
+                least = f"set {name}.fit.batch_size to {self.workers} or more"
+                raise ValueError(f"a step is shared by {self.workers} workers: {least}")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The recommenders that are fitted, in order."""
+        return [name for name in RECOMMENDERS if getattr(self, name) is not None]
+
+    @property
+    def history(self) -> int:
+        """Items of a history that any of them reads."""
+        lengths = [part.model.length for part in (self.product_codes, self.sasrec) if part is not None]
+        return max([*lengths, *([self.language_model.history] if self.language_model else [])])
+
+    def reads_split(self) -> bool:
+        """Tell that they learn from the split's training part."""
+        return True
