@@ -1,1 +1,1 @@
-"""One script per claim; each prints one JSON object. RESULTS.md holds dated tables."""
+"""One script per claim, which prints one JSON object. RESULTS.md holds dated tables."""

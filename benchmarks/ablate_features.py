@@ -1,9 +1,9 @@
-"""What finished runs of evidence.yaml show of captions: shares of the gap that the true attributes open, or gains.
+"""Results of finished feature ablations: the gains of captions, or their shares of the gain by true attributes.
 
 python -m benchmarks.ablate_features RUN [RUN ...] [--out FILE]
 
-Where a catalogue knows the truth, captions have to close half of the gap on cold items, and the interval of no control
-may reach a quarter of it.
+If the catalogue has a known truth, captions must reach half of the gain by the true attributes on cold items, and no
+control's interval may reach a quarter of it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from benchmarks.machine import machine
 from storage.run import RunDir
 
 CONTROLS = ("null", "random", "shuffled")
-LEAST, MOST = 0.5, 0.25  # of the gap: what captions have to close, and what a control may reach
+LEAST, MOST = 0.5, 0.25  # shares of the gain: minimum for captions, maximum for a control
 
 
 def main() -> None:
-    """Print the arms of every run and, where the truth is known, whether what has to hold holds."""
+    """Prints the variants of every run and, if the truth is known, whether the two limits hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--out", help="file for the JSON object, beside stdout")
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def shown(run: RunDir) -> dict[str, Any]:
-    """The evidence of one run, without its sentences, and its verdict."""
+    """Returns the ablation of one run, without its sentences, and its verdict."""
     evidence = run.read_json("metrics", "ablate_features.json")
     found = {part: evidence[part]["arms"] for part in ("test", "test_cold", "truth_cold") if part in evidence}
     result: dict[str, Any] = {**found, "gate_curve": evidence["gate_curve"]}

@@ -1,17 +1,17 @@
-"""Constrained decoding beside transformers' beam search: users per second, and whether the results are exact.
+"""Compares constrained decoding with transformers' beam search: users per second, and exactness of the results.
 
 python -m benchmarks.decode --data DIR --out FILE [--json] [--rounds 3] [--models 100]
 
-Speed: Beauty's items with drawn semantic IDs (3 levels of 256 codes and the deduplication suffix; speed asks for no
-quality), histories of 20 items, the backbone `tiny` with drawn weights, 50 beams. `transformers` is `generate` with the
-same weights and scores, see `decode_peers`; both decode the same users in the same batches in turns, and the figures
-are medians over the rounds. `same_items` is the share of users whose ten items are the same in the same order.
+Speed: Beauty's items with random semantic IDs (3 levels of 256 codes and the deduplication suffix, because quality does
+not matter here), histories of 20 items, the backbone `tiny` with random weights, 50 beams. `transformers` is `generate`
+with the same weights and scores, see `decode_peers`. Both decode the same users in the same batches, alternating; the
+figures are medians over the rounds. `same_items` is the share of users with the same ten items in the same order.
 
-Exactness: for each of many drawn models, a history over 2,000 items. With as many beams as items the result has to be
-the order by the score of every item; with 50 it has to be that of a plain beam search. These models compute in float64,
-where the order in which a sum is added does not show in the float32 scores; every second model rounds its logits to
-whole numbers, so that items have equal scores: `with_ties` counts the models with such items among the best 50.
-`certified` is the share of searches with 50 beams that proved that no other item belongs among the best ten.
+Exactness: many random models, with a history over 2,000 items. With as many beams as items, the result must be the
+order by the score of every item; with 50 beams, it must be that of a plain beam search. These models compute in
+float64, so that the order of summation does not affect the float32 scores. Every second model rounds its logits to
+integers, so that items have equal scores: `with_ties` counts the models with such items among the best 50. `certified`
+is the share of searches with 50 beams that proved that no other item belongs among the best ten.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from models.semantic_ids.suffixes import allocate_suffixes
 USERS, HISTORY, BEAMS, TOP = 64, 20, 50, 10
 SMALL_ITEMS, SMALL_SIZES = 2_000, (16, 16, 16)
 SMALL = Tiny(layers=2, dim=32, heads=2, mlp=64)
-SPREAD = 0.3  # of drawn weights; with the usual 0.02 all items would have nearly one score
+SPREAD = 0.3  # standard deviation of random weights; with the usual 0.02 all items would have nearly the same score
 
 
 class Coarse(LanguageModel):
-    """A model whose logits are whole numbers."""
+    """A model whose logits are integers."""
 
     def level_logits(self, hidden: torch.Tensor, level: int) -> torch.Tensor:
-        """See `LanguageModel.level_logits`."""
+        """Returns the rounded logits of `LanguageModel.level_logits`."""
         return super().level_logits(hidden, level).round()
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Prints the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder with items.tsv and sequences.txt")
     parser.add_argument("--rounds", type=int, default=3, help="in which the two decoders take turns")
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def speed(data: Path, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Users per second of both decoders, and whether they find the same items."""
+    """Measures the users per second of both decoders, and whether they return the same items."""
     items, histories = read(data)
     catalogue, sizes = draw_paths(items, (256, 256, 256), seed=0)
     model = draw_model(LanguageModel, Tiny(), sizes, seed=0)
@@ -108,13 +108,13 @@ def speed(data: Path, rounds: int, say: Callable[[str], None]) -> dict[str, Any]
 
 
 def agreement(items: torch.Tensor, scores: torch.Tensor, other: Recommended) -> dict[str, float]:
-    """Share of users with the same list, and how far the scores are apart at most."""
+    """Returns the share of users with the same list, and the largest difference of scores."""
     same = (items == other.items).all(1).double().mean()
     return {"same_items": float(same), "largest_score_difference": float((scores - other.scores).abs().max())}
 
 
 def exactness(models: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Whether all results are those of brute force, and those of a plain beam search; which were proved."""
+    """Counts the results equal to brute force and to a plain beam search, and the certified ones."""
     exhaustive, same, ties, certified = 0, 0, 0, 0
     for seed in range(models):
         catalogue, sizes = draw_paths(SMALL_ITEMS, SMALL_SIZES, seed=seed)
@@ -144,7 +144,7 @@ def exactness(models: int, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def read(data: Path) -> tuple[int, np.ndarray]:
-    """The number of items, and the last items of the first users with enough of them, rows int64 [USERS, HISTORY]."""
+    """Reads the number of items, and the last items of the first users with enough of them, int64 [USERS, HISTORY]."""
     names = [line.split("\t")[0] for line in (data / "items.tsv").read_text(encoding="utf-8").splitlines()]
     row = {name: place for place, name in enumerate(names)}
     lines = (data / "sequences.txt").read_text(encoding="utf-8").splitlines()
@@ -153,7 +153,7 @@ def read(data: Path) -> tuple[int, np.ndarray]:
 
 
 def draw_paths(items: int, sizes: tuple[int, ...], *, seed: int) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Paths of a catalogue with unevenly used codes and with collisions, int64 [items, L], and their levels' sizes."""
+    """Draws SIDs with unevenly used codes and with collisions, int64 [items, L], and returns them with level sizes."""
     codes = (np.random.default_rng(seed).random((items, len(sizes))) ** 2 * sizes).astype(np.int32)
     names = [str(item) for item in range(items)]
     suffixes = allocate_suffixes(names, codes, np.arange(items, dtype=np.uint64))
@@ -162,7 +162,7 @@ def draw_paths(items: int, sizes: tuple[int, ...], *, seed: int) -> tuple[torch.
 
 
 def draw_model(kind: type[LanguageModel], settings: Tiny, sizes: tuple[int, ...], *, seed: int) -> LanguageModel:
-    """A model with wide weights, in evaluation mode."""
+    """Returns a model with widely spread random weights, in evaluation mode."""
     vocabulary = Vocabulary.sequence_only(sizes)
     model = kind(build(settings, vocabulary), vocabulary)
     generator = torch.Generator().manual_seed(seed)
@@ -174,7 +174,7 @@ def draw_model(kind: type[LanguageModel], settings: Tiny, sizes: tuple[int, ...]
 
 
 def prompts_of(vocabulary: Vocabulary, catalogue: torch.Tensor, histories: np.ndarray) -> torch.Tensor:
-    """Histories of one length, item rows [B, H], as tokens int64 [B, 1 + H * L]."""
+    """Returns histories of one length, item rows [B, H], as tokens int64 [B, 1 + H * L]."""
     tokens = vocabulary.sid_tokens(catalogue[torch.from_numpy(histories)]).flatten(1)
     return torch.nn.functional.pad(tokens, (1, 0), value=vocabulary.bos)
 

@@ -1,4 +1,4 @@
-"""What the decoder is held against: transformers' beam search, and searches that are too plain to be wrong."""
+"""References for the decoder: transformers' beam search, and searches simple enough to be evidently correct."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Path = tuple[int, ...]
 
 
 class TransformersSearch:
-    """Beam search by transformers' `generate`, kept on the catalogue's paths by a dict of prefixes."""
+    """Beam search by transformers' `generate`, constrained to the catalogue's SIDs by a dict of prefixes."""
 
     def __init__(self, model: LanguageModel, paths: torch.Tensor) -> None:
         self._model, self._levels = model, paths.shape[1]
@@ -21,7 +21,7 @@ class TransformersSearch:
         self._items, self._next = {path: row for row, path in enumerate(tokens)}, children(tokens)
 
     def __call__(self, prompts: torch.Tensor, *, beams: int, k: int) -> Recommended:
-        """The k best items after every prompt, int64 [B, T], all of one length."""
+        """Returns the k best items after every prompt, int64 [B, T], all of one length."""
         from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
         width, vocabulary = prompts.shape[1], self._model.vocabulary
@@ -55,7 +55,7 @@ class TransformersSearch:
 
 
 def children(paths: list[Path]) -> dict[Path, list[int]]:
-    """What may follow each proper prefix of the paths, ascending."""
+    """Returns the codes that may follow every proper prefix of the SIDs, ascending."""
     found: dict[Path, list[int]] = {}
     for prefix, code in sorted({(path[:level], path[level]) for path in paths for level in range(len(path))}):
         found.setdefault(prefix, []).append(code)
@@ -64,7 +64,7 @@ def children(paths: list[Path]) -> dict[Path, list[int]]:
 
 @torch.no_grad()
 def item_scores(model: LanguageModel, paths: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-    """The score of every item after one prompt, float32 [N]: each as a sequence of its own, without a cache.
+    """Returns the score of every item after one prompt, float32 [N], from one full sequence per item without a cache.
 
     Args:
         paths: int64 [N, L].
@@ -83,7 +83,7 @@ def item_scores(model: LanguageModel, paths: torch.Tensor, prompt: torch.Tensor)
 
 @torch.no_grad()
 def plain_beam_search(model: LanguageModel, paths: torch.Tensor, prompt: torch.Tensor, *, beams: int) -> list[Path]:
-    """The paths that a beam search ends with, best first, of equal ones the lower first; a loop over prefixes."""
+    """Returns the SIDs of a beam search, best first, ties in ascending order; a plain loop over prefixes."""
     following = children(list(map(tuple, paths.tolist())))
     kept: list[tuple[np.float32, Path]] = [(np.float32(0), ())]
     for level in range(paths.shape[1]):
@@ -99,7 +99,7 @@ def plain_beam_search(model: LanguageModel, paths: torch.Tensor, prompt: torch.T
 
 
 def _hidden(model: LanguageModel, prompt: torch.Tensor, prefixes: torch.Tensor) -> torch.Tensor:
-    """Hidden states of a prompt with each of the prefixes, int64 [n, up to L], behind it."""
+    """Returns the hidden states of a prompt followed by one of the prefixes, int64 [n, up to L], per row."""
     tokens = torch.cat([prompt.expand(len(prefixes), -1), model.vocabulary.sid_tokens(prefixes).long()], dim=1)
     places = torch.arange(tokens.shape[1])
     causal = (places <= places[:, None]).expand(len(tokens), 1, -1, -1)

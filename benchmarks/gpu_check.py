@@ -2,12 +2,11 @@
 
 python -m benchmarks.gpu_check [--device cuda|cpu] [--small] [PATH …]
 
-Prints one JSON object: by path whether it is ok or the error, seconds on the device and on the CPU, how many times as
-fast the device is, and the largest difference between their results. Without a GPU it says so and ends with 0. With
-`--device cpu` the CPU is compared with itself, which shows that every path runs. Needs neither Ray nor a network.
+Prints one JSON object: per path ok or the error, seconds on the device and on the CPU, the speedup of the device, and
+the largest difference between the results. Without a GPU it says so and exits with 0. With `--device cpu` the CPU is
+compared with itself, which shows that every path runs. Needs neither Ray nor a network.
 
-Each device has a process of its own, in which the models choose where they compute as they do in a run: the CPU's
-process sees no GPU.
+Every device has a separate process, in which the models choose their device as in a run; the CPU's process sees no GPU.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ import torch
 from benchmarks.gpu_paths import FULL, PATHS, SMALL, Setting
 from benchmarks.machine import machine
 
-# The largest difference that passes; see `compare`. A fit adds up what rounding changes, and bfloat16 keeps few digits.
+# The largest difference that passes, see `compare`. A fit accumulates rounding, and bfloat16 has few digits.
 TOLERANCE = 0.02
-LOOSE, LOOSE_TOLERANCE = ("fit_", "bf16_"), 0.1  # results that are called so
+LOOSE, LOOSE_TOLERANCE = ("fit_", "bf16_"), 0.1  # prefixes of results, and their tolerance
 
 
 class Measured(NamedTuple):
-    """What one device made of a path."""
+    """The result of a path on one device."""
 
-    seconds: float = 0.0  # of the second time, when all is loaded
+    seconds: float = 0.0  # of the second call, when all is loaded
     error: str | None = None
     arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - never changed
 
 
 def main() -> None:
-    """Print what was found, and exit with 1 where a path is not ok."""
+    """Prints the comparison, and exits with 1 if a path is not ok."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", metavar="PATH", help=f"of {', '.join(PATHS)}; all unless named")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def measure(names: Iterable[str], device: str, *, small: bool) -> dict[str, Measured]:
-    """Runs paths on a device, each twice; an error of one leaves the others alone."""
+    """Runs paths on a device, twice; an error in one does not affect the others."""
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(torch.device(device), Path(folder), SMALL if small else FULL)
@@ -82,7 +81,7 @@ def measure(names: Iterable[str], device: str, *, small: bool) -> dict[str, Meas
                 _wait(device)
                 seconds = time.perf_counter() - began
                 results[name] = Measured(seconds, None, {key: _array(value) for key, value in found.items()})
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
+            except Exception as error:  # noqa: BLE001 - any error is a result of the check
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{place.filename}:{place.lineno}"
                 results[name] = Measured(error=f"{type(error).__name__}: {error} ({where})"[:500])
@@ -92,8 +91,8 @@ def measure(names: Iterable[str], device: str, *, small: bool) -> dict[str, Meas
 def compare(device: Measured, cpu: Measured) -> dict[str, Any]:
     """Compares one path: `ok`, `error`, `seconds`, `cpu_seconds`, `times_as_fast`, `difference` and the result with it.
 
-    A difference of floats is relative to the largest absolute value on the CPU; of integers it is the share that
-    differs.
+    The difference of floats is relative to the largest absolute value on the CPU; that of integers is the share of
+    different ones.
     """
     if error := device.error or (cpu.error and f"on the CPU: {cpu.error}"):
         return {"ok": False, "error": error}
@@ -120,7 +119,7 @@ def write(folder: Path, results: dict[str, Measured]) -> None:
 
 
 def read(folder: Path) -> dict[str, Measured]:
-    """Reads what `write` wrote."""
+    """Reads the results that `write` wrote."""
     told = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     with np.load(folder / "arrays.npz") as arrays:
         return {
@@ -132,7 +131,7 @@ def read(folder: Path) -> dict[str, Measured]:
 
 
 def _in_process(names: list[str], device: str, small: bool) -> dict[str, Measured]:
-    """Measures in a process of its own, which sees no GPU where the device is the CPU."""
+    """Measures in a separate process, which sees no GPU if the device is the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.gpu_check", *names, "--device", device, "--measure", folder]
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}

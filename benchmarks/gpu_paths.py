@@ -1,8 +1,8 @@
-"""What `benchmarks.gpu_check` runs: each path of models/ that may use a GPU, by name, on random data.
+"""The paths of `benchmarks.gpu_check`: everything in models/ that may use a GPU, by name, on random data.
 
-A path returns its results as tensors by name, the same for the same setting; what comes out of a fit is named `fit_…`,
-what was computed in bfloat16 `bf16_…`. Draws are made on the CPU. Every import of a path is its own, so that one that
-is missing costs one path.
+A path returns its results as tensors by name, the same for the same setting; results of a fit are named `fit_…`, those
+in bfloat16 `bf16_…`. Random numbers are drawn on the CPU. Every path has its own imports, so that a missing library
+fails only that path.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SPECIAL = ["<pad>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<glob
 
 
 class Sizes(NamedTuple):
-    """How much data, and how wide models."""
+    """Sizes of the data and of the models."""
 
-    pictures: int  # and texts
-    rows: int  # that quantizers and rankers read
+    pictures: int  # number of pictures, and of texts
+    rows: int  # rows of quantizers and rankers
     width: int
-    codes: int  # of a level
+    codes: int  # codes per level
     items: int
     users: int
-    dim: int  # of recommenders
-    steps: int  # of a fit
+    dim: int  # width of recommenders
+    steps: int  # steps of a fit
 
 
 FULL = Sizes(pictures=128, rows=20_000, width=256, codes=256, items=5_000, users=512, dim=128, steps=20)
@@ -43,7 +43,7 @@ SMALL = Sizes(pictures=3, rows=300, width=16, codes=8, items=60, users=24, dim=1
 
 
 class Setting(NamedTuple):
-    """Where a path runs, how large, and where it may write."""
+    """The device of a path, its sizes, and the folder that it may write to."""
 
     device: torch.device
     folder: Path
@@ -54,7 +54,7 @@ Results = dict[str, torch.Tensor]
 
 
 def image_encoder(setting: Setting) -> Results:
-    """EfficientNet-Lite0."""
+    """Runs EfficientNet-Lite0."""
     from models.common import encoders
 
     encoder = encoders.image_encoder()
@@ -64,14 +64,14 @@ def image_encoder(setting: Setting) -> Results:
 
 
 def text_encoder(setting: Setting) -> Results:
-    """MiniLM."""
+    """Runs MiniLM."""
     from models.common import encoders
 
     return {"vectors": torch.from_numpy(encoders.text_encoder().encode(_texts(setting.sizes.pictures)))}
 
 
 def chat(setting: Setting) -> Results:
-    """A tiny vision-language model of random weights, with and without pictures, in float32 and as `auto` has it."""
+    """Runs a tiny random vision-language model with and without pictures, in float32 and in the precision of `auto`."""
     from models.chat.base import Prompt
     from models.chat.huggingface import HuggingFaceChat
 
@@ -82,12 +82,12 @@ def chat(setting: Setting) -> Results:
     prompts = [Prompt(text, images=(picture,)) for text, picture in zip(texts, pictures, strict=True)]
     prompts += [Prompt(text) for text in texts]
     answers = HuggingFaceChat(str(folder), dtype="float32", max_new_tokens=8).complete(prompts)
-    HuggingFaceChat(str(folder), max_new_tokens=8).complete(prompts)  # in another precision it may say other things
+    HuggingFaceChat(str(folder), max_new_tokens=8).complete(prompts)  # another precision may change the text
     return {"answers": torch.tensor([_number(str(answer)) for answer in answers])}
 
 
 def embedding(setting: Setting) -> Results:
-    """A tiny BERT of random weights through sentence-transformers, in float32 and bfloat16."""
+    """Runs a tiny random BERT through sentence-transformers, in float32 and bfloat16."""
     from models.embedding.sentence_transformers import SentenceTransformers
 
     folder = setting.folder / "embedding"
@@ -103,7 +103,7 @@ def embedding(setting: Setting) -> Results:
 
 
 def rqvae(setting: Setting) -> Results:
-    """Codes and reconstructions of a quantizer of random weights; a fit with all its parts, and its rest again."""
+    """Runs a random quantizer's codes and reconstructions, a fit with all its parts, and a resumed fit."""
     from models.semantic_ids.quantizer import RQVAE, Architecture, Quantizer
     from models.semantic_ids.rqvae import RESET_EVERY, Schedule, fit_rqvae
     from models.semantic_ids.training_rows import collect
@@ -135,7 +135,7 @@ def rqvae(setting: Setting) -> Results:
 
 
 def rqkmeans(setting: Setting) -> Results:
-    """Residual k-means, plain and balanced."""
+    """Runs residual k-means, plain and balanced."""
     from models.semantic_ids.quantizer import RQKMEANS, Architecture
     from models.semantic_ids.rqkmeans import fit_rqkmeans
     from models.semantic_ids.training_rows import collect
@@ -154,7 +154,7 @@ def rqkmeans(setting: Setting) -> Results:
 
 
 def sasrec(setting: Setting) -> Results:
-    """SASRec: lists, and a fit."""
+    """Runs SASRec: recommendations, and a fit."""
     from models.recommenders.next_item import EncoderConfig
     from models.recommenders.sasrec import SasRec
 
@@ -164,7 +164,7 @@ def sasrec(setting: Setting) -> Results:
 
 
 def product_codes(setting: Setting) -> Results:
-    """The generator over product codes: lists, and a fit."""
+    """Runs the generator over product codes: recommendations, and a fit."""
     from models.recommenders.product_codes import ParallelConfig, ParallelGenerator
     from models.recommenders.product_quantizer import Digits
 
@@ -177,7 +177,7 @@ def product_codes(setting: Setting) -> Results:
 
 
 def language_model(setting: Setting) -> Results:
-    """The language model over semantic IDs: constrained decoding, greedy titles, held-out losses, and a fit."""
+    """Runs the language model over semantic IDs: constrained decoding, greedy titles, held-out losses, and a fit."""
     from models.common.jagged import Jagged
     from models.generation.backbones import Tiny, build
     from models.generation.examples import Corpus, Sampler, item_texts, prompts
@@ -195,7 +195,7 @@ def language_model(setting: Setting) -> Results:
     texts = _texts(sizes.items)
     vocabulary = Vocabulary.trained((sizes.codes,) * 2 + (sizes.items,), [*texts, *(t.prompt for t in tasks)], 400)
     paths = torch.randint(sizes.codes, (sizes.items, 2), generator=_random())
-    paths = torch.cat([paths, torch.arange(sizes.items)[:, None]], dim=1)  # the last level tells all items apart
+    paths = torch.cat([paths, torch.arange(sizes.items)[:, None]], dim=1)  # the last level makes all items unique
     titles = item_texts(vocabulary, texts, max_tokens=8)
     asked = _queries(setting)
     sequences = Jagged(asked.histories.values, asked.histories.offsets)
@@ -228,7 +228,7 @@ def language_model(setting: Setting) -> Results:
 
 
 def ranker(setting: Setting) -> Results:
-    """What is dense in a ranker: each architecture forward and backward, in float32 and bfloat16; target attention."""
+    """Runs a ranker's dense part: every architecture forward and backward, float32 and bfloat16; target attention."""
     from models.ranking.architectures import build
     from models.ranking.attention import TargetAttention
     from models.ranking.config import Dcnv2, Dlrm, RankMixer
@@ -275,7 +275,7 @@ PATHS: dict[str, Callable[[Setting], Results]] = {
 
 
 def _next_item(model: NextItemModel, setting: Setting) -> Results:
-    """Lists of a model of random weights, and its fit."""
+    """Returns the recommendations of a random model, and its fit."""
     from models.recommenders.fitting import Subject
 
     asked, users = _queries(setting), setting.sizes.users
@@ -290,7 +290,7 @@ def _next_item(model: NextItemModel, setting: Setting) -> Results:
 
 
 def _fit(subject: Subject, asked: Queries, setting: Setting) -> torch.Tensor:
-    """The training losses of a fit in bfloat16, and of one that goes on from its first state."""
+    """Returns the training losses of a fit in bfloat16, and of one that resumes from its first state."""
     from models.recommenders.fitting import Keep, fit
     from models.recommenders.settings import Course
 
@@ -318,7 +318,7 @@ def _fit(subject: Subject, asked: Queries, setting: Setting) -> torch.Tensor:
 
 
 def _queries(setting: Setting) -> Queries:
-    """Histories of 2 to 20 items, some of which may not be recommended again."""
+    """Draws histories of 2 to 20 items, some of which may not be recommended again."""
     from models.common.jagged import Jagged
     from models.common.recommender import Queries
 
@@ -330,7 +330,7 @@ def _queries(setting: Setting) -> Queries:
 
 
 def _usage(codes: torch.Tensor) -> torch.Tensor:
-    """The share of rows that have the most frequent code of each level, float32 [L]."""
+    """Returns the share of rows with the most frequent code, per level, float32 [L]."""
     return torch.stack([level.bincount().max() / len(level) for level in codes.T])
 
 
@@ -349,14 +349,14 @@ def _texts(count: int) -> list[str]:
 
 
 def _number(text: str) -> int:
-    """A number for a text, so that texts are compared as integers are."""
+    """Returns a number for a text, so that texts can be compared like integers."""
     from storage.hashing import hash_strings
 
     return int(hash_strings([text])[0] >> np.uint64(1))
 
 
 def _write_vision_language_model(folder: Path) -> None:
-    """An Idefics3, as SmolVLM is, of random weights over bytes."""
+    """Writes a random Idefics3, the architecture of SmolVLM, over bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         Idefics3Config,
@@ -391,7 +391,7 @@ def _write_vision_language_model(folder: Path) -> None:
 
 
 def _write_text_model(folder: Path) -> None:
-    """A BERT of random weights over the words of `_texts`."""
+    """Writes a random BERT over the words of `_texts`."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}

@@ -1,10 +1,11 @@
-"""What the stream costs beside its operators: Ray Data against bare loops and Daft, on the same cores.
+"""Measures the overhead of the stream: Ray Data against bare loops and Daft, on the same cores.
 
     python -m benchmarks.interpret --data DIR [--json] [--out FILE]
 
-Every arm is a process of its own, calls the same operator objects on the same batches and writes the same columns;
-arms take turns, `--rounds` times. A rate is that between the 10 % and the 90 % mark; a ratio is that of one round, and
-of the rounds the median. Daft runs in this environment or, where it is missing, in `.venv-bench` (`make bench-setup`).
+Every arm (one way to run the operators) is a separate process that calls the same operator objects on the same batches
+and writes the same columns; the arms alternate for `--rounds` rounds. A rate is measured between 10 % and 90 % of the
+rows; a ratio is the median of the ratios within the rounds. Daft runs in this environment or, if it is missing, in
+`.venv-bench` (`make bench-setup`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ARMS = ("ray", "loop_threads", "loop_processes", "daft")
 
 
 def main() -> None:
-    """Run the arms in turn and print one JSON object."""
+    """Runs the arms alternately and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of movielens-posters")
     parser.add_argument("--items", type=int, default=2_000)
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def compare(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of rates, and of the ratios within each round."""
+    """Returns medians over the rounds of the rates, and of the ratios within a round."""
 
     def rate(arm: str, key: str = "rows_per_second") -> list[float]:
         return [one[arm][key] for one in rounds if arm in one and one[arm] is not None]
@@ -103,7 +104,7 @@ def compare(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare_memory(peaks: dict[int, float]) -> dict[str, Any]:
-    """Peaks by number of rows, and how much the largest run needs beside the smallest."""
+    """Returns the memory peaks by number of rows, and the ratio of the largest run's to the smallest's."""
     if not peaks:
         return {}
     return {
@@ -114,7 +115,7 @@ def compare_memory(peaks: dict[int, float]) -> dict[str, Any]:
 
 
 def prepare(data: str, folder: Path, items: int) -> str:
-    """A catalogue of `items` posters without interactions; they repeat under new ids where there are too few."""
+    """Writes a catalogue of `items` posters without a log; if there are too few, they repeat under new ids."""
     import_movielens(data, str(folder))
     table = pl.read_parquet(folder / "items.parquet")
     copies = [table.with_columns(pl.col("item_id") + f"-{i}") for i in range(-(-items // table.height))]
@@ -126,7 +127,7 @@ def prepare(data: str, folder: Path, items: int) -> str:
 def run_arm(
     arm: str, catalog: str, place: Path, say: Callable[[str], None], *, memory: bool = False
 ) -> dict[str, Any] | None:
-    """Run one arm in a process of its own; None where what it needs is missing."""
+    """Runs one arm in a separate process; returns None if its environment is missing."""
     python = sys.executable
     if arm == "daft" and importlib.util.find_spec("daft") is None:
         python = str(REPOSITORY / ".venv-bench" / "bin" / "python")
@@ -158,7 +159,7 @@ def run_arm(
 
 
 def peak_pss_mib(process: subprocess.Popen[bytes]) -> float:
-    """The most that a process and all its descendants held at once while it ran, looked at once a second.
+    """Returns the peak memory of a process and all its descendants in MiB, polled once a second.
 
     Proportional set size counts a page that several processes share once.
     """

@@ -1,6 +1,6 @@
-"""The arms of `benchmarks.interpret`, each a process: python -m benchmarks.interpret_arms ARM CATALOG PLACE.
+"""The arms of `benchmarks.interpret`, one per process: python -m benchmarks.interpret_arms ARM CATALOG PLACE.
 
-An arm writes its rows and `PLACE/marks.json`: moments (Unix seconds) and the rows done by then.
+An arm writes its rows and `PLACE/marks.json`: times (Unix seconds) and the rows done by then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Marks = list[tuple[float, int]]
 
 
 def main() -> None:
-    """Run one arm."""
+    """Runs one arm."""
     arm, catalog, place = sys.argv[1:]
     uncached = functools.partial(ray, cache=False)
     arms: dict[str, Callable[[str, Path], Marks]] = {"ray": ray, "ray_uncached": uncached, "daft": daft}
@@ -44,17 +44,17 @@ def main() -> None:
 
 
 def operators(catalog: str, place: Path) -> list[Operator]:
-    """What every arm calls, with the defaults of the stage and an empty cache of its own."""
+    """Returns the operators that every arm calls, with the stage's defaults and an empty cache."""
     return [step.operator for step in interpret.steps(interpret.Config(), catalog, str(place / "cache"))]
 
 
 def columns() -> list[str]:
-    """What every arm writes."""
+    """Returns the columns that every arm writes."""
     return [*interpret.items_schema(interpret.Config()).names, "work", "issues", "outcome"]
 
 
 def canonical(catalog: str, place: Path) -> Context:
-    """The catalogue as `ingest` writes it."""
+    """Writes the catalogue as `ingest` does."""
     nodes = cluster.nodes("local")
     context = Context(RunDir(str(place / "run")), catalog, 0, "benchmark", print, lambda done, total: None, nodes)
     stage("ingest").run(ingest.Config(), context)
@@ -62,14 +62,14 @@ def canonical(catalog: str, place: Path) -> Context:
 
 
 def source(catalog: str, place: Path) -> str:
-    """The rows that the stream of the stage reads."""
+    """Writes the rows that the stream of the stage reads and returns their URI."""
     target = str(place / "source")
     interpret.write_source(interpret.Config(), canonical(catalog, place), target)
     return target
 
 
 def ray(catalog: str, place: Path, *, cache: bool = True) -> Marks:
-    """The stage, as `tesserec run` runs it."""
+    """Runs the stage as `tesserec run` does."""
     context = canonical(catalog, place)
     with cluster.connected("local", CORES + READER_CPUS):
         stage("interpret").run(interpret.Config(cache=cache), context)
@@ -81,13 +81,13 @@ def ray(catalog: str, place: Path, *, cache: bool = True) -> Marks:
 
 
 def batches(table: pa.Table, part: int = 0, parts: int = 1) -> Iterator[pa.Table]:
-    """Every `parts`-th batch of a table."""
+    """Yields every `parts`-th batch of a table."""
     for start in range(part * BATCH, table.num_rows, parts * BATCH):
         yield table.slice(start, BATCH)
 
 
 def loop(catalog: str, place: Path, part: int, parts: int) -> Marks:
-    """A bare loop over a share of the batches."""
+    """Runs a bare loop over a share of the batches."""
     torch.set_num_threads(CORES // parts)
     table = files.read_table(str(place / "source"))
     chain = operators(catalog, place)
@@ -106,7 +106,7 @@ def loop(catalog: str, place: Path, part: int, parts: int) -> Marks:
 
 
 def call(chain: list[Operator], batch: pa.Table) -> pa.Table:
-    """One batch through all operators."""
+    """Applies all operators to one batch."""
     out = with_outcome(batch)
     for operator in chain:
         out = apply(operator, out)
@@ -114,20 +114,20 @@ def call(chain: list[Operator], batch: pa.Table) -> pa.Table:
 
 
 def loop_threads(catalog: str, place: Path) -> Marks:
-    """One process, a torch thread per core."""
+    """Runs the loop in one process, with a torch thread per core."""
     source(catalog, place)
     return loop(catalog, place, 0, 1)
 
 
 def loop_processes(catalog: str, place: Path) -> Marks:
-    """A process per core, one torch thread each."""
+    """Runs the loop in a process per core, with one torch thread per process."""
     source(catalog, place)
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         return merged(pool.starmap(loop, [(catalog, place, part, CORES) for part in range(CORES)]))
 
 
 def merged(shares: list[Marks]) -> Marks:
-    """The marks of several processes as those of one."""
+    """Merges the marks of several processes into those of one."""
     steps = sorted((moment, rows - before) for share in shares for (moment, rows), before in _with_before(share))
     marks, done = [], 0
     for moment, rows in steps:
@@ -144,8 +144,8 @@ def _with_before(share: Marks) -> Iterator[tuple[tuple[float, int], int]]:
 
 
 def daft(catalog: str, place: Path) -> Marks:
-    """The same chain as a class of Daft, with a process per core and one torch thread each."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # what Ray sets for actors of one CPU
+    """Runs the same operators in a class of Daft, in a process per core with one torch thread per process."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets for actors of one CPU
     import daft as df
 
     rows = df.read_parquet(f"{source(catalog, place)}/*.parquet")
@@ -179,7 +179,7 @@ def daft(catalog: str, place: Path) -> Marks:
 
 
 def schema_of(table: pa.Table) -> pa.Schema:
-    """The plain types behind the large ones that Daft hands out."""
+    """Returns the schema with plain types in place of Daft's large ones."""
 
     def plain(kind: pa.DataType) -> pa.DataType:
         if pa.types.is_large_string(kind):

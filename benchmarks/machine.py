@@ -1,4 +1,4 @@
-"""What every result must say beside its figures: when, on which machine, at which commit."""
+"""The context of every result: the date, the machine and the commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, object]:
-    """Date (UTC), processor, usable cores, memory in GiB and commit."""
+    """Returns the date (UTC), processor, usable cores, memory in GiB and commit."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), platform.machine())
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
@@ -27,7 +27,7 @@ def machine() -> dict[str, object]:
 
 
 def with_peers(module: str, benchmark: str) -> None:
-    """Start a benchmark again in the benchmarks' environment where a module of its peers is not in this one."""
+    """Restarts a benchmark in the benchmarks' environment if a module of its peers is missing in this one."""
     if importlib.util.find_spec(module) is not None:
         return
     python = Path(__file__).parent.parent / ".venv-bench" / "bin" / "python"

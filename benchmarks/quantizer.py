@@ -1,13 +1,13 @@
-"""Quantizers on real text vectors: quality on held-out items, seconds, and what a million vectors take.
+"""Compares quantizers on real text vectors: quality on held-out items, seconds, and the cost of a million vectors.
 
 python -m benchmarks.quantizer --data DIR --out FILE [--seeds 5] [--rows 1000000]
 
-The texts of Amazon Beauty (12,101) are embedded once with MiniLM and cached. A tenth of them is held out, another one
-for each seed; the rest gives the mean and the deviation by which every column of both is standardised. All figures are
-measured in that space: cosine and mean squared error between held-out items and their reconstruction; usage and
-collisions over all items; neighbour overlap@10 of held-out items among all. Every arm sees the same rows, steps and
-latent width. The clock stands still while an unfinished arm is measured. The peers need `.venv-bench` (`make
-bench-setup`), where this runs itself again if they are missing.
+The texts of Amazon Beauty (12,101) are embedded once with MiniLM and cached. A tenth of them, different for every seed,
+is held out; the mean and deviation of the rest standardise the columns of both. All figures are measured in that space:
+cosine and mean squared error between held-out items and their reconstruction; usage and collisions over all items;
+neighbour overlap@10 of held-out items among all. Every arm (quantizer with settings) gets the same rows, steps and
+latent width. The clock pauses while an unfinished arm is measured. The peers need `.venv-bench` (`make bench-setup`),
+where this script restarts itself if they are missing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ WATCH_EVERY = 50
 
 
 class Arm(NamedTuple):
-    """A finished fit: how to encode and decode, its seconds, and the held-out cosine on the way, (seconds, cosine)."""
+    """A finished fit: its encoder and decoder, its seconds, and its held-out cosine over time, (seconds, cosine)."""
 
     peer: peers.Peer
     seconds: float
@@ -56,25 +56,25 @@ class Arm(NamedTuple):
 
 
 class Clock:
-    """Seconds since the start, without those spent in `measure`."""
+    """Counts the seconds since the start, without those spent in `measure`."""
 
     def __init__(self, held_out: torch.Tensor) -> None:
         self._held_out, self._paused, self._start = held_out, 0.0, time.perf_counter()
         self.curve: list[tuple[float, float]] = []
 
     def seconds(self) -> float:
-        """Seconds of the fit so far."""
+        """Returns the seconds of the fit so far."""
         return time.perf_counter() - self._start - self._paused
 
     def measure(self, peer: peers.Peer) -> None:
-        """Note the held-out cosine of an unfinished arm."""
+        """Records the held-out cosine of an unfinished arm."""
         now, began = self.seconds(), time.perf_counter()
         self.curve.append((now, cosine(peer, self._held_out)))
         self._paused += time.perf_counter() - began
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Prints the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with items.tsv")
     parser.add_argument("--out", help="file for the JSON object, beside stdout")
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def embeddings(file: Path) -> np.ndarray:
-    """MiniLM vectors of the items' texts, float32 [N, 384], embedded once per content."""
+    """Returns MiniLM vectors of the items' texts, float32 [N, 384], cached by content."""
     texts = [line.split("\t", 1)[1] for line in file.read_text(encoding="utf-8").splitlines()]
     folder = os.environ.get("TESSEREC_CACHE") or str(Path.home() / ".cache" / "tesserec")
     cache, key = Cache(folder), hashlib.blake2b("\n".join(texts).encode(), digest_size=16).digest()
@@ -114,7 +114,7 @@ def embeddings(file: Path) -> np.ndarray:
 
 
 def split(vectors: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standardised rows to fit on and to hold out."""
+    """Returns the standardised rows to fit on and those held out."""
     order = np.random.default_rng(seed).permutation(len(vectors))
     held_out, train = vectors[order[: len(order) // 10]], vectors[order[len(order) // 10 :]]
     deviation = train.std(0)
@@ -125,7 +125,7 @@ def split(vectors: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def ours(
     train: torch.Tensor, held_out: torch.Tensor, seed: int, *, sizes: tuple[int, ...] = SIZES, **options: Any
 ) -> Arm:
-    """Our quantizers; without `balanced` and the like the defaults."""
+    """Fits one of our quantizers; `options` replace its defaults."""
     method = options.pop("method")
     width = train.shape[1]
     clock = Clock(held_out)
@@ -148,7 +148,7 @@ def ours(
 
 
 def peer(train: torch.Tensor, held_out: torch.Tensor, seed: int, *, fit: Callable[..., peers.Peer]) -> Arm:
-    """A peer with our steps, batches, learning rate and widths."""
+    """Fits a peer with our steps, batches, learning rate and widths."""
     settings = peers.Settings(
         steps=Schedule.steps,
         batch_size=Schedule.batch_size,
@@ -176,14 +176,14 @@ ARMS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Arm]] = {
 
 @torch.no_grad()
 def cosine(arm: peers.Peer, rows: torch.Tensor) -> float:
-    """Mean cosine between rows and their reconstruction."""
+    """Returns the mean cosine between rows and their reconstruction."""
     return float(torch.cosine_similarity(rows, arm.decode(arm.encode(rows))).mean())
 
 
 def judged(
     name: str, fit: Callable[..., Arm], train: torch.Tensor, held_out: torch.Tensor, seed: int
 ) -> dict[str, Any]:
-    """Fit an arm and measure it."""
+    """Fits an arm and measures it."""
     arm = fit(train, held_out, seed)
     figures = {**quality(arm.peer, train, held_out), "seconds": arm.seconds, "curve": arm.curve}
     print(name, seed, {key: value for key, value in figures.items() if key != "curve"}, file=sys.stderr, flush=True)
@@ -194,7 +194,7 @@ def judged(
 def quality(
     arm: peers.Peer, train: torch.Tensor, held_out: torch.Tensor, sizes: tuple[int, ...] = SIZES
 ) -> dict[str, Any]:
-    """All figures but the seconds."""
+    """Returns all figures except the seconds."""
     rows = torch.cat([held_out, train])
     codes = arm.encode(rows).long()
     found = arm.decode(codes[: len(held_out)])
@@ -211,7 +211,7 @@ def quality(
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Mean and spread (standard deviation over seeds) of every figure; `vq_pytorch` is the better of its two arms."""
+    """Returns mean and standard deviation over seeds of every figure; `vq_pytorch` is the better of its two arms."""
     found = {
         name: {key: spread([figures[key] for figures in arms]) for key in arms[0] if key != "curve"}
         for name, arms in runs.items()
@@ -223,7 +223,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def spread(values: list[Any]) -> Any:
-    """{mean, spread} of numbers, or of each place of lists."""
+    """Returns {mean, spread} of numbers, or of lists by position."""
     if isinstance(values[0], list):
         return [spread(list(level)) for level in zip(*values, strict=True)]
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -231,9 +231,9 @@ def spread(values: list[Any]) -> Any:
 
 
 def race(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
-    """Seconds until `rqvae` has the held-out cosine that each vector-quantize-pytorch arm ends with, and its own.
+    """Returns the seconds until `rqvae` reaches the final held-out cosine of every vector-quantize-pytorch arm.
 
-    Its own are those until it had that cosine first. `share` is the ratio of the two.
+    The arm's own seconds are those until it first reached that cosine. `share` is the ratio of the two.
     """
     found: dict[str, Any] = {}
     for name in [name for name in runs if name.startswith("vq_pytorch")]:
@@ -255,7 +255,7 @@ def race(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
 
 
 def preset(vectors: np.ndarray, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The codebooks of the TriAlignGR paper: held-out cosine by depth."""
+    """Measures the held-out cosine by depth with the codebooks of the TriAlignGR paper."""
     train, held_out = split(vectors, 0)
     arm = ours(train, held_out, 0, sizes=PRESET, method=RQVAE)
     codes = arm.peer.encode(held_out)
@@ -273,7 +273,7 @@ def preset(vectors: np.ndarray, runs: dict[str, list[dict[str, Any]]]) -> dict[s
 
 
 def large(rows: int, width: int = 256) -> dict[str, Any]:
-    """`rqkmeans` and `encode` on synthetic vectors, in a process of its own whose peak memory is that of the work."""
+    """Measures `rqkmeans` and `encode` on synthetic vectors in a separate process, for its peak memory."""
     with ProcessPoolExecutor(1, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_large, rows, width).result()
 
@@ -286,7 +286,7 @@ def _large(rows: int, width: int) -> dict[str, Any]:
     quantizer = fit_rqkmeans(vectors, Architecture(RQKMEANS, width, SIZES, width), seed=0)
     fit_seconds = time.perf_counter() - began
     shares, rates = [], []
-    for block in vectors.values.split(rows // 20):  # in turns, since the machine's speed wanders within seconds
+    for block in vectors.values.split(rows // 20):  # alternating, because the machine's speed varies within seconds
         began = time.perf_counter()
         quantizer.encode(block)
         encode_seconds, began = time.perf_counter() - began, time.perf_counter()
@@ -309,14 +309,14 @@ def _large(rows: int, width: int) -> dict[str, Any]:
 
 
 def _products(quantizer: Quantizer, values: torch.Tensor) -> None:
-    """The matrix products of `encode` and nothing else, in the same blocks."""
+    """Computes only the matrix products of `encode`, in the same blocks."""
     for block in values.split(BLOCK_ROWS):
         for codebook in quantizer.codebooks:
             torch.mm(block, codebook.T)
 
 
 def _synthetic(rows: int, width: int, batch: int = 8_192) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Clustered vectors with a decaying spectrum, batch by batch as a reader gives them."""
+    """Yields clustered vectors with a decaying spectrum in batches, like a reader."""
     random = np.random.default_rng(0)
     spectrum = (np.arange(1, width + 1) ** -0.4).astype(np.float32)
     centres = random.normal(size=(1_000, width)).astype(np.float32)

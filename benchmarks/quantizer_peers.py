@@ -1,8 +1,7 @@
-"""The peers of `benchmarks.quantizer`: vector-quantize-pytorch and semantic-id, each in the best settings found for it.
+"""The peers of `benchmarks.quantizer`: vector-quantize-pytorch and semantic-id, in the best settings that we found.
 
 Every `fit_*` takes standardised rows, float32 [N, D], `Settings`, a seed, and `watch`, and returns a `Peer`. `watch` is
-called with the unfinished peer every `watch_every` steps, from the moment when it can encode; the time that it takes is
-not the fit's.
+called with the unfinished peer every `watch_every` steps, as soon as it can encode; its seconds do not count.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What every arm is given alike.
+    """Settings that all arms share.
 
     Attributes:
         steps: optimiser steps.
-        batch_size: rows of a step.
-        learning_rate: at the start; it falls to zero along half a cosine.
+        batch_size: rows per step.
+        learning_rate: initial learning rate; decays to zero along half a cosine.
         latent_dim: width of the codewords.
         hidden_dims: widths between input and latent, and back.
         codebook_sizes: codewords per level.
@@ -44,19 +43,19 @@ class Settings:
 
 
 class Peer(Protocol):
-    """A quantizer in the middle or at the end of its fit."""
+    """A quantizer during or after its fit."""
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 [M, L], of rows [M, D]."""
+        """Returns codes, int64 [M, L], of rows [M, D]."""
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Rows [M, D] that codes [M, h] stand for; h may be below L."""
+        """Returns the rows [M, D] of codes [M, h]; h may be below L."""
 
 
 Watch = Callable[[Peer], None]
 
-# Found by trial. A batch has about one row per codeword: averages over five batches (the default decay, 0.8) are noise,
-# and the guide's threshold of 2 would replace most codewords at every step.
+# Chosen by trial. A batch has about one row per codeword, so averages over five batches (the default decay, 0.8) are
+# noise, and the guide's threshold of 2 would replace most codewords at every step.
 VQ_PYTORCH: dict[str, Any] = {
     "kmeans_init": True,
     "kmeans_iters": 50,
@@ -68,19 +67,19 @@ VQ_PYTORCH: dict[str, Any] = {
 
 
 def fit_vq_pytorch(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
-    """vector-quantize-pytorch's `ResidualVQ` between two perceptrons, as in its example."""
+    """Fits vector-quantize-pytorch's `ResidualVQ` between two perceptrons, as in its example."""
     return _fit_vq(train, settings, seed, watch, residual=False)
 
 
 def fit_vq_pytorch_residual(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
-    """The same inside our autoencoder; the latent is as wide as the rows, whatever `latent_dim` says."""
+    """Fits the same inside our autoencoder; the latent is as wide as the rows, `latent_dim` is ignored."""
     return _fit_vq(train, settings, seed, watch, residual=True)
 
 
 def fit_semantic_id(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
-    """semantic-id's `RQKMeans`, which its guide starts with and which is the better of its two here.
+    """Fits semantic-id's `RQKMeans`, which its guide starts with and which is the better of its two here.
 
-    scikit-learn's k-means level by level: it knows no steps, so `watch` sees it once, when it is done.
+    It runs scikit-learn's k-means level by level, without steps, so `watch` is called once, at the end.
     """
     from semantic_id import RQKMeans
 
@@ -92,26 +91,26 @@ def fit_semantic_id(train: torch.Tensor, settings: Settings, seed: int, watch: W
 
 
 def fit_semantic_id_rqvae(train: torch.Tensor, settings: Settings, seed: int, watch: Watch) -> Peer:
-    """semantic-id's `RQVAE`: its network, loss and k-means initialisation in our loop.
+    """Fits semantic-id's `RQVAE`: its network, loss and k-means initialisation in our loop.
 
-    Its own `fit` returns the weights of its first epoch unless `verbose` is set (without it every epoch's collision
-    rate is written down as zero, and the first of equals is kept).
+    Its own `fit` returns the weights of its first epoch unless `verbose` is set (without it the collision rate of every
+    epoch is recorded as zero, and the first of equal epochs is kept).
     """
     return _fit(lambda: SemanticIdRqvae(train.shape[1], settings), train, settings, seed, watch, settings.steps // 10)
 
 
 class SemanticIdKMeans:
-    """semantic-id's `RQKMeans` on tensors."""
+    """Adapter of semantic-id's `RQKMeans` to tensors."""
 
     def __init__(self, model: RQKMeans) -> None:
         self.model = model
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 [M, L], of rows [M, D]."""
+        """Returns codes, int64 [M, L], of rows [M, D]."""
         return torch.from_numpy(self.model.encode(x.numpy())).long()
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Rows [M, D] of codes [M, h]."""
+        """Returns rows [M, D] of codes [M, h]."""
         return torch.from_numpy(self.model.decode(codes.numpy()))
 
 
@@ -126,25 +125,25 @@ class SemanticIdRqvae(nn.Module):
         self.network = RQVAE(width, sizes, e_dim=settings.latent_dim, layers=hidden, kmeans_init=True).module
 
     def reconstruction(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the autoencoder alone, a scalar."""
+        """Returns the mean squared error of the autoencoder alone, a scalar."""
         return functional.mse_loss(self.network.decoder(self.network.encoder(x)), x)
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:
-        """The library's loss, a scalar."""
+        """Returns the library's loss, a scalar."""
         rows, quantization, _ = self.network(x)
         return self.network.compute_loss(rows, quantization, x)[0]
 
     def start(self, train: torch.Tensor) -> None:
-        """Let the first rows that the codebooks see, and start from, be all of them."""
+        """Initialises the codebooks from all rows instead of the first batch."""
         self.loss(train)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 [M, L], of rows [M, D]."""
+        """Returns codes, int64 [M, L], of rows [M, D]."""
         return self.network.get_indices(x)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Rows [M, D] of codes [M, h]."""
+        """Returns rows [M, D] of codes [M, h]."""
         levels = zip(self.network.rq.vq_layers, codes.T, strict=False)
         return self.network.decoder(torch.stack([level.get_codebook_entry(code) for level, code in levels]).sum(0))
 
@@ -152,7 +151,7 @@ class SemanticIdRqvae(nn.Module):
 class VqPytorch(nn.Module):
     """Perceptrons (Linear, GELU) around `ResidualVQ`.
 
-    With `residual` both ends add to what they are given, and their last layers start at zero: the fit starts at
+    With `residual` both perceptrons add to their inputs and their last layers start at zero, so the fit starts at
     residual k-means of the rows.
     """
 
@@ -170,24 +169,24 @@ class VqPytorch(nn.Module):
         self.quantizer = ResidualVQ(dim=widths[-1], codebook_size=settings.codebook_sizes, **VQ_PYTORCH)
 
     def to_latents(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents [M, d] of rows [M, D]."""
+        """Returns latents [M, d] of rows [M, D]."""
         return x + self.encoder(x) if self.residual else self.encoder(x)
 
     def to_rows(self, latents: torch.Tensor) -> torch.Tensor:
-        """Rows [M, D] of latents [M, d]."""
+        """Returns rows [M, D] of latents [M, d]."""
         return latents + self.decoder(latents) if self.residual else self.decoder(latents)
 
     def reconstruction(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the autoencoder alone, a scalar."""
+        """Returns the mean squared error of the autoencoder alone, a scalar."""
         return functional.mse_loss(self.to_rows(self.to_latents(x)), x)
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean squared error through the codewords plus the commitment losses of all levels, a scalar."""
+        """Returns the mean squared error through the codewords plus the commitment losses of all levels, a scalar."""
         quantized, _, commitment = self.quantizer(self.to_latents(x))
         return functional.mse_loss(self.to_rows(quantized), x) + commitment.sum()
 
     def start(self, train: torch.Tensor) -> None:
-        """Start the codebooks by k-means over all rows, which then weigh in the moving averages as one batch."""
+        """Initialises the codebooks by k-means over all rows, which count as one batch in the moving averages."""
         self.loss(train)
         for level in self.quantizer.layers:
             level._codebook.cluster_size *= self.batch_size / len(train)
@@ -195,12 +194,12 @@ class VqPytorch(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 [M, L], of rows [M, D]."""
+        """Returns codes, int64 [M, L], of rows [M, D]."""
         return self.quantizer(self.to_latents(x))[1]
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Rows [M, D] of codes [M, h]; -1 stands for a level left out."""
+        """Returns rows [M, D] of codes [M, h]; -1 leaves a level out."""
         missing = len(self.quantizer.layers) - codes.shape[1]
         return self.to_rows(self.quantizer.get_output_from_indices(functional.pad(codes, (0, missing), value=-1)))
 
@@ -218,7 +217,7 @@ def _fit(
     watch: Watch,
     warm_up: int,
 ) -> Peer:
-    """Fit with AdamW, the choice of both libraries: `warm_up` steps without the quantizer, then with it."""
+    """Fits with AdamW, as both libraries do: `warm_up` steps without the quantizer, then with it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peer = build().train()
@@ -241,7 +240,7 @@ def _fit(
 
 
 def _batches(rows: int, size: int) -> Iterator[torch.Tensor]:
-    """Shuffled batches of row numbers without end."""
+    """Yields shuffled batches of row numbers, endlessly."""
     while True:
         yield from torch.randperm(rows).split(size)
 

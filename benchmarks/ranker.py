@@ -1,13 +1,14 @@
-"""The ranker's training loop beside those of its peers: samples per second, test AUC, and what a big table costs.
+"""Compares the ranker's training loop with peers: samples per second, test AUC, and the cost of a big table.
 
 python -m benchmarks.ranker --data DIR --out FILE [--rounds 3] [--rows 1000000] [--only ours torch_rechub ...]
 
-Every arm trains the same DCN-V2 for one epoch on the first 90 % of a generated log (`ranker_data`) and scores the rest,
-in a process of its own with as many threads; arms take turns within a round, and a round is a seed. Seconds are those
-of the whole loop with its input, from tables in memory; our loop starts from Arrow, the others from arrays that were
-made before. `ours` and `plain_pytorch` are the fastest of their settings that are as good as their best. `big_table` is
-a short run with the largest vocabulary at ten million rows. What is finished stands in FILE.jsonl, and the same command
-goes on from there. The peers need `.venv-bench` (`make bench-setup`), where this runs itself again if they are missing.
+Every arm (library with settings) trains the same DCN-V2 for one epoch on the first 90 % of a generated log
+(`ranker_data`) and scores the rest, in a separate process with as many threads. Arms alternate within a round; a round
+is a seed. Seconds are those of the whole loop with its input, from tables in memory; our loop starts from Arrow, the
+others from arrays made before. `ours` and `plain_pytorch` are the fastest of their settings that are as good as their
+best. `big_table` is a short run with the largest vocabulary at ten million rows. Finished measurements are kept in
+FILE.jsonl, from which the same command resumes. The peers need `.venv-bench` (`make bench-setup`), where this script
+restarts itself if they are missing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from operators.features.ranker_inputs import keyed
 
 BIG_ROWS = 10_000_000
 BIG_STEPS, BIG_WARM_UP = 60, 5
-EQUAL_AUC = 0.001  # what bf16 may cost to count as the same
+EQUAL_AUC = 0.001  # loss of AUC up to which bf16 counts as equal
 
 # Learning rates (of the tables, of the rest), the best of a few on a tenth of the rows.
 RATES: dict[str, tuple[float, float]] = {
@@ -56,7 +57,7 @@ RATES: dict[str, tuple[float, float]] = {
 
 
 class Data:
-    """Rows of the log as tensors, straight from Arrow."""
+    """Rows of the log as tensors, directly from Arrow."""
 
     def __init__(self, rows: pa.Table, settings: peers.Settings) -> None:
         columns = [rows[name].to_numpy() for name in settings.vocabularies]
@@ -66,7 +67,7 @@ class Data:
         self.label = torch.tensor(rows["label"].to_numpy())
 
     def batch(self, at: torch.Tensor) -> RankerInputs:
-        """The ranker's input for the rows at positions int64 [B]."""
+        """Returns the ranker's input for the rows at positions int64 [B]."""
         single = torch.arange(len(at) + 1)
         ids = self.ids.index_select(0, at).T.contiguous()
         features = {name: Jagged(column, single) for name, column in zip(self.names, ids, strict=True)}
@@ -81,7 +82,7 @@ class Data:
 
 
 def fit_ours(train: pa.Table, test: pa.Table, settings: peers.Settings) -> peers.Fit:
-    """Our ranker by our trainer, one worker of a group of one."""
+    """Trains our ranker with our trainer, with one worker."""
     torch.manual_seed(settings.seed)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
@@ -146,7 +147,7 @@ BIG_ARMS: dict[str, tuple[str, Callable[..., peers.Fit], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Prints the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder for the generated log, made where absent")
     parser.add_argument("--out", required=True, type=Path, help="file for the JSON object, beside stdout")
@@ -179,12 +180,12 @@ def main() -> None:
 
 
 def jobs() -> list[tuple[str, str]]:
-    """(part, arm) of everything that a round measures, in its order."""
+    """Returns (part, arm) of all measurements of a round, in order."""
     return [("epoch", name) for name in ARMS] + [("input", "ours")] + [("big_table", name) for name in BIG_ARMS]
 
 
 def settings_of(name: str, **changed: Any) -> peers.Settings:
-    """The settings of an arm."""
+    """Returns the settings of an arm."""
     rates, _, own = (ARMS | BIG_ARMS)[name]
     tables, rest = RATES[rates]
     known: dict[str, Any] = {
@@ -198,7 +199,7 @@ def settings_of(name: str, **changed: Any) -> peers.Settings:
 
 
 def alone(part: str, name: str, folder: Path, turn: int) -> dict[str, float]:
-    """Measure in a process of its own, whose peak memory is that of the work."""
+    """Measures in a separate process, for its peak memory."""
     began = time.perf_counter()
     with ProcessPoolExecutor(1, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
         figures = pool.submit(MEASURES[part], name, folder, turn).result()
@@ -208,7 +209,7 @@ def alone(part: str, name: str, folder: Path, turn: int) -> dict[str, float]:
 
 
 def epoch(name: str, folder: Path, turn: int) -> dict[str, float]:
-    """Samples per second of one epoch, and the AUC of the test rows."""
+    """Measures the samples per second of one epoch, and the AUC of the test rows."""
     train, test = _start(folder)
     fit = ARMS[name][1](train, test, settings_of(name, seed=turn))
     score = auc(test["label"].to_numpy(), fit.scores)
@@ -216,7 +217,7 @@ def epoch(name: str, folder: Path, turn: int) -> dict[str, float]:
 
 
 def input_alone(name: str, folder: Path, turn: int) -> dict[str, float]:
-    """Rows per second from Arrow to shuffled batches of our ranker's input, an epoch of them."""
+    """Measures the rows per second from Arrow to shuffled batches of our ranker's input, over one epoch."""
     train, _ = _start(folder)
     settings = settings_of(name, seed=turn)
     began = time.perf_counter()
@@ -227,7 +228,7 @@ def input_alone(name: str, folder: Path, turn: int) -> dict[str, float]:
 
 
 def big_table(name: str, folder: Path, turn: int) -> dict[str, float]:
-    """Samples per second of a short run in which ids of the last column are spread over ten million rows."""
+    """Measures the samples per second of a short run in which the last column has ten million ids."""
     steps = BIG_STEPS + BIG_WARM_UP
     last = list(VOCABULARIES)[-1]
     settings = settings_of(
@@ -256,12 +257,12 @@ def _start(folder: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def peak_gib() -> float:
-    """The most memory that this process has held at once."""
+    """Returns the peak memory of this process in GiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 class Finished:
-    """Measurements that are done, a line of JSON each below one with the configuration."""
+    """Finished measurements in a file: a line of JSON with the configuration, then one per measurement."""
 
     def __init__(self, file: Path, config: dict[str, Any]) -> None:
         self._file = file
@@ -274,14 +275,14 @@ class Finished:
             file.write_text(json.dumps(config) + "\n", encoding="utf-8")
 
     def add(self, part: str, name: str, turn: int, figures: dict[str, float]) -> None:
-        """Keep one."""
+        """Adds one measurement to the file."""
         self.figures[part, name, turn] = figures
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps([part, name, turn, figures]) + "\n")
 
 
 def summary(figures: dict[tuple[str, str, int], dict[str, float]]) -> dict[str, Any]:
-    """Medians over the rounds, and what each round says about our rate beside the others'."""
+    """Returns medians over the rounds, and the ratios of our rate to the others' within the rounds."""
 
     def values(part: str, name: str, key: str) -> dict[int, float]:
         return {turn: found[key] for (p, n, turn), found in sorted(figures.items()) if (p, n) == (part, name)}
@@ -320,14 +321,14 @@ def summary(figures: dict[tuple[str, str, int], dict[str, float]]) -> dict[str, 
 
 
 def _faster(name: str, rates: dict[str, float], aucs: dict[str, float]) -> str:
-    """The fastest setting of an arm among those that are as good as its best."""
+    """Returns the fastest setting of an arm among those that are as good as its best."""
     arms = [arm for arm in rates if ARMS[arm][0] == name]
     good = [arm for arm in arms if aucs[arm] >= max(aucs[other] for other in arms) - EQUAL_AUC]
     return max(good, key=lambda arm: rates[arm])
 
 
 def described(settings: peers.Settings) -> dict[str, Any]:
-    """What all arms have in common."""
+    """Returns the configuration that all arms share."""
     return {
         "model": "DCN-V2, parallel",
         "embedding_dim": settings.embedding_dim,

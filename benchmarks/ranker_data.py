@@ -1,8 +1,8 @@
-"""A click log whose truth is known: 26 categorical columns, 13 dense ones and two bags of tokens.
+"""Generates a click log with known truth: 26 categorical columns, 13 dense ones and two bags of tokens.
 
 Ids are long-tailed (log-uniform, that is Zipf with exponent 1) and scattered over 1…V-1 of a vocabulary of V rows; 0 is
-left for "nothing known". A label is drawn from the logistic of a sum of effects of every id, token and dense value, of
-five products of two fields' factors and of one product of two dense values.
+reserved for unknown values. The logit of a label is a sum of effects of every id, token and dense value, of five
+products of two fields' factors and of one product of two dense values.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ TEST_SHARE = 0.1
 
 PAIRS = (("c0", "c12"), ("c3", "c8"), ("c5", "c16"), ("c7", "c1"), ("c10", "c14"))
 FACTORS = 4
-VARIANCES = {"ids": 0.45, "bags": 0.15, "pairs": 0.2, "dense": 0.2}  # shares of the logit's
-LOGIT_STD, LOGIT_MEAN = 1.45, -1.0  # gives three clicks in ten, and the truth an AUC of about .8
+VARIANCES = {"ids": 0.45, "bags": 0.15, "pairs": 0.2, "dense": 0.2}  # shares of the logit's variance
+LOGIT_STD, LOGIT_MEAN = 1.45, -1.0  # give 30 % clicks, and the truth an AUC of about 0.8
 
 
 def prepare(folder: Path, rows: int, *, seed: int = 0) -> dict[str, object]:
-    """Write FOLDER/rows.parquet where it is not there yet; what it is, with the truth's AUC on its test rows."""
+    """Writes FOLDER/rows.parquet unless it exists; returns its description, with the truth's AUC on the test rows."""
     wanted = {
         "rows": rows,
         "seed": seed,
@@ -61,19 +61,19 @@ def prepare(folder: Path, rows: int, *, seed: int = 0) -> dict[str, object]:
 
 
 def read(folder: Path, rows: int | None = None) -> tuple[pa.Table, pa.Table]:
-    """The training and the test rows; `rows` takes that many of the former only."""
+    """Reads the training and the test rows; `rows` limits the former."""
     table = pq.read_table(folder / "rows.parquet").combine_chunks()
     first = split(len(table))
     return table.slice(0, first if rows is None else min(rows, first)), table.slice(first)
 
 
 def split(rows: int) -> int:
-    """The first test row."""
+    """Returns the position of the first test row."""
     return rows - int(rows * TEST_SHARE)
 
 
 def generate(rows: int, seed: int) -> tuple[pa.Table, np.ndarray]:
-    """The log, and the true logit of every row, float64 [rows]."""
+    """Draws the log, and returns it with the true logit of every row, float64 [rows]."""
     random = np.random.default_rng(seed)
     columns: dict[str, pa.Array] = {}
     ids = {name: _ids(random, vocabulary, rows) for name, vocabulary in VOCABULARIES.items()}
@@ -100,6 +100,6 @@ def generate(rows: int, seed: int) -> tuple[pa.Table, np.ndarray]:
 
 
 def _ids(random: np.random.Generator, vocabulary: int, count: int) -> np.ndarray:
-    """Long-tailed ids in 1…vocabulary-1, int32 [count]."""
+    """Draws long-tailed ids in 1…vocabulary-1, int32 [count]."""
     ranks = (vocabulary ** random.random(count)).astype(np.int64).clip(1, vocabulary - 1) - 1
     return (random.permutation(vocabulary - 1).astype(np.int32) + 1)[ranks]

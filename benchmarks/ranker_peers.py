@@ -1,8 +1,8 @@
 """The peers of `benchmarks.ranker`: DCNv2 in plain PyTorch, tuned by hand, in torch-rechub and in DeepCTR-Torch.
 
-Every `fit_*` takes the training rows, the test rows and `Settings`, trains for one epoch, and returns what it took and
-the test rows' scores. The seconds are those of the training loop with its input; tables as arrays in the form that the
-library asks for are made before.
+Every `fit_*` takes the training rows, the test rows and `Settings`, trains for one epoch, and returns its seconds and
+the scores of the test rows. The seconds are those of the training loop with its input; the conversion of tables to the
+arrays that a library requires is not counted.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from benchmarks.ranker_data import TOKENS
 
 @dataclass(frozen=True)
 class Settings:
-    """What every arm is given alike, and its own learning rates.
+    """Settings that all arms share, and the learning rates of one.
 
     Attributes:
         vocabularies: rows of the tables of single ids.
         bags: rows of the tables of token lists.
         dense: names of the dense columns.
-        embedding_lr: of the tables, where they have an optimiser of their own.
-        dense_lr: of everything else.
+        embedding_lr: learning rate of the tables, if they have a separate optimiser.
+        dense_lr: learning rate of everything else.
         precision: `fp32`, or `bf16` for the layers above the embeddings (autocast).
-        steps: end after that many; None is one epoch. `warm_up` steps before them are not timed.
+        steps: number of timed steps after `warm_up` untimed ones; None is one epoch.
     """
 
     vocabularies: dict[str, int]
@@ -54,7 +54,7 @@ class Settings:
 
 
 class Fit(NamedTuple):
-    """A finished training: its seconds, the rows that they were spent on, and logits or probabilities of test rows."""
+    """A finished training: its seconds, its number of rows, and logits or probabilities of the test rows."""
 
     seconds: float
     rows: int
@@ -62,31 +62,31 @@ class Fit(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds of the timed steps: `tick` after every step, `stop` after the last."""
+    """Counts the seconds of the timed steps: call `tick` after every step, `stop` after the last."""
 
     def __init__(self, settings: Settings) -> None:
         self._warm_up, self._steps = settings.warm_up, 0
         self._start = time.perf_counter()
 
     def tick(self) -> None:
-        """Count a step; the clock starts anew after the last of the warm-up."""
+        """Counts a step; restarts the clock after the last warm-up step."""
         self._steps += 1
         if self._steps == self._warm_up:
             self._start = time.perf_counter()
 
     def seconds(self) -> float:
-        """Seconds since the warm-up."""
+        """Returns the seconds since the warm-up."""
         return time.perf_counter() - self._start
 
 
 def fit_plain(
     train: pa.Table, test: pa.Table, settings: Settings, *, one_table: bool = True, sparse: bool = True
 ) -> Fit:
-    """Plain PyTorch, tuned by hand: Adagrad on the tables' gradients, fused AdamW on the rest, no DataLoader.
+    """Trains plain PyTorch, tuned by hand: Adagrad on the tables' gradients, fused AdamW on the rest, no DataLoader.
 
     Args:
-        one_table: all vocabularies in one table, looked up at once, instead of a table each.
-        sparse: gradients of the rows of a batch alone; without, of all rows, as nn.EmbeddingBag makes them by default.
+        one_table: put all vocabularies into one table, looked up at once, instead of one table per vocabulary.
+        sparse: compute gradients only for the rows of a batch, not for all rows, which is nn.EmbeddingBag's default.
     """
     torch.sparse.check_sparse_tensor_invariants.disable()
     torch.manual_seed(settings.seed)
@@ -127,7 +127,7 @@ class PlainData:
         self.label = torch.tensor(rows["label"].to_numpy())
 
     def batch(self, at: torch.Tensor) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]], Any, Any]:
-        """The rows at positions int64 [B]; a bag is (values [T], its rows' first positions [B])."""
+        """Returns the rows at positions int64 [B]; a bag is (values [T], its rows' first positions [B])."""
         bags = []
         for values, offsets in self.bags:
             first = offsets[at]
@@ -141,7 +141,7 @@ class PlainData:
 class PlainDcnv2(nn.Module):
     """DCN-V2 over mean-pooled embeddings, cross network beside the perceptron."""
 
-    firsts: torch.Tensor  # int64, of every vocabulary the first row in its table
+    firsts: torch.Tensor  # int64, the first row of every vocabulary in its table
 
     def __init__(self, settings: Settings, *, one_table: bool, sparse: bool) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class PlainDcnv2(nn.Module):
     def forward(
         self, ids: torch.Tensor, bags: list[tuple[torch.Tensor, torch.Tensor]], dense: torch.Tensor
     ) -> torch.Tensor:
-        """Logits, float32 [B]."""
+        """Returns logits, float32 [B]."""
         x0 = torch.cat([*(self._of_one_table(ids, bags) if self.one_table else self._of_tables(ids, bags)), dense], 1)
         mixed = self.precision == "bf16"
         if mixed:
@@ -194,7 +194,7 @@ class PlainDcnv2(nn.Module):
 
 
 def fit_torch_rechub(train: pa.Table, test: pa.Table, settings: Settings) -> Fit:
-    """torch-rechub as its examples run it: `DataGenerator`, `DCNv2` with full-rank crosses, `CTRTrainer`."""
+    """Trains torch-rechub as in its examples: `DataGenerator`, `DCNv2` with full-rank crosses, `CTRTrainer`."""
     from torch_rechub.basic.features import DenseFeature, SequenceFeature, SparseFeature
     from torch_rechub.models.ranking import DCNv2
     from torch_rechub.trainers import CTRTrainer
@@ -231,9 +231,9 @@ def fit_torch_rechub(train: pa.Table, test: pa.Table, settings: Settings) -> Fit
 
 
 def fit_deepctr_torch(train: pa.Table, test: pa.Table, settings: Settings) -> Fit:
-    """DeepCTR-Torch as its examples run it: `DCN` with matrix crosses (DCN-V2's), `compile`, `fit`.
+    """Trains DeepCTR-Torch as in its examples: `DCN` with matrix crosses (DCN-V2's), `compile`, `fit`.
 
-    The batch's loss is a sum there, which Adam does not mind. No metrics are asked for, which spares it time.
+    Its loss is a sum over the batch, to which Adam is invariant. It computes no metrics, which saves it time.
     """
     from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
     from deepctr_torch.models import DCN
@@ -265,24 +265,24 @@ def fit_deepctr_torch(train: pa.Table, test: pa.Table, settings: Settings) -> Fi
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Let a library's progress bars and remarks go nowhere."""
+    """Suppresses a library's progress bars and remarks."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def batches(rows: int, settings: Settings) -> Iterator[torch.Tensor]:
-    """Shuffled row numbers of one epoch, or of the steps that the settings ask for."""
+    """Yields shuffled row numbers of one epoch, or of as many steps as set."""
     batches = torch.randperm(rows).split(settings.batch_size)
     yield from batches if settings.steps is None else batches[: settings.warm_up + settings.steps]
 
 
 def _matrix(rows: pa.Table, names: Any, kind: Any) -> np.ndarray:
-    """Columns side by side, [N, len(names)]."""
+    """Stacks columns into a matrix, [N, len(names)]."""
     return np.stack([rows[name].to_numpy().astype(kind) for name in names], axis=1)
 
 
 def _lists(rows: pa.Table, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and offsets of a list column, int64."""
+    """Returns values and offsets of a list column, int64."""
     column = rows[name].combine_chunks()
     offsets = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
@@ -290,7 +290,7 @@ def _lists(rows: pa.Table, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _columns(rows: pa.Table, settings: Settings) -> dict[str, np.ndarray]:
-    """What both libraries take: an array per column, bags padded with zeros to the longest, [N, 18]."""
+    """Returns the input of both libraries: an array per column, bags padded with zeros to the longest, [N, 18]."""
     columns = {name: rows[name].to_numpy() for name in (*settings.vocabularies, *settings.dense)}
     for name in settings.bags:
         values, offsets = (tensor.numpy() for tensor in _lists(rows, name))

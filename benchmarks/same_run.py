@@ -2,9 +2,9 @@
 
 python -m benchmarks.same_run RUN_A RUN_B
 
-Prints one JSON object, then a plain line for every difference. Exits with 0 where the runs are the same, 1 where they
-differ, and 2 where one of them is not a finished run. Seconds, speeds, timestamps, paths and what a cache held are not
-compared; differing settings are listed but are no difference by themselves.
+Prints one JSON object, then one line per difference. Exits with 0 if the runs are the same, 1 if they differ, and 2 if
+one of them is not a finished run. Seconds, speeds, timestamps, paths and cache hits are not compared; differing
+settings are listed but do not count as a difference.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Values = dict[tuple[str, ...], Any]
 
 
 def main() -> None:
-    """Print what differs between two runs, and exit with 1 where anything does."""
+    """Prints the differences of two runs, and exits with 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_a")
     parser.add_argument("run_b")
@@ -105,7 +105,7 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
 
 
 def flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields every value inside a JSON value with its path, under the names of newer runs, less what is ignored.
+    """Yields the values inside a JSON value with their paths, under the names of newer runs, without ignored keys.
 
     >>> dict(flatten({"itemknn": {"recall@10": 0.5, "seconds": 3.0}, "chosen": "parallel"}))
     {('content', 'recall@10'): 0.5, ('chosen',): 'product_codes'}
@@ -138,7 +138,7 @@ def _finished(root: str) -> str:
 
 
 def _metrics(run: RunDir) -> Values:
-    """The counts and metrics of every stage and what lies under metrics/, by stage or file first."""
+    """Returns the counts and metrics of all stages and the contents of metrics/, by stage or file first."""
     manifest = run.read_json("manifest.json")
     values = {("manifest", *path): value for path, value in flatten(manifest["stages"])}
     fs, folder = files.filesystem(run.uri("metrics"))
@@ -154,7 +154,7 @@ def _settings(run: RunDir) -> Values:
 
 
 def _differences(a: Values, b: Values) -> list[str]:
-    """Lines of the values that differ or that only one side has."""
+    """Returns a line per value that differs or that only one side has."""
     lines = []
     for path in sorted(a.keys() | b.keys()):
         name = ".".join(path)
@@ -175,7 +175,7 @@ def _equal(a: Any, b: Any, path: tuple[str, ...]) -> bool:
 
 
 def _column(run: RunDir, table: str, column: str) -> dict[str, Any]:
-    """A column's value by item; empty where the run does not have it."""
+    """Returns a column's value by item; empty if the run does not have the column."""
     if not files.exists(run.uri(table)) or column not in files.dataset(run.uri(table)).schema.names:
         return {}
     found = run.read_table(table, columns=["item_id", column])
@@ -183,7 +183,7 @@ def _column(run: RunDir, table: str, column: str) -> dict[str, Any]:
 
 
 def _matched(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[tuple[str, Any, Any]], list[str]]:
-    """The items that both sides have with their two values, and lines of the other items."""
+    """Returns the items of both sides with their two values, and a line per other item."""
     lines = [f"item {item}: only in run {'A' if item in a else 'B'}" for item in sorted(a.keys() ^ b.keys())]
     return [(item, a[item], b[item]) for item in sorted(a.keys() & b.keys())], lines
 

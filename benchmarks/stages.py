@@ -1,4 +1,4 @@
-"""Seconds per stage of a whole workflow, from nothing.
+"""Measures the seconds per stage of a whole workflow in a new run directory.
 
 python -m benchmarks.stages --workflow workflows/definitions/demo.yaml --data CATALOGUE [--out FILE]
 """
@@ -17,7 +17,7 @@ from workflows.engine.runner import execute
 
 
 def main() -> None:
-    """Run the workflow in a temporary run directory and print what each stage took."""
+    """Runs the workflow in a temporary run directory and prints the seconds of every stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workflow", default="workflows/definitions/demo.yaml")
     parser.add_argument("--data", required=True, help="canonical catalogue")

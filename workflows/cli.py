@@ -1,4 +1,4 @@
-"""The command line. A mistake of the user ends with one sentence on stderr and status 2."""
+"""The command line. An error that the user can fix ends with one sentence on stderr and status 2."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     style: Annotated[str, typer.Option(help="How products are drawn: fill or line.")] = "fill",
 ) -> None:
-    """Write the embedded catalogue: generated, deterministic, with a known truth."""
+    """Write the embedded catalogue: generated, deterministic, with known ground truth."""
     from workflows.catalogs.synthetic.sample import write_sample
 
     _written(directory, write_sample(directory, items=items, users=users, seed=seed, style=style))
@@ -98,7 +98,7 @@ def run(
     run_dir: RunDirOption = None,
     address: Address = "local",
 ) -> None:
-    """Bring a run up to date with its definition: finished stages are skipped, a killed one goes on."""
+    """Bring a run up to date with its definition: skip finished stages, resume a killed one."""
     from workflows.engine.definition import load
     from workflows.engine.runner import execute
     from workflows.engine.summary import summary
@@ -111,7 +111,7 @@ def run(
 
 @app.command()
 def show(run: Run, as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False) -> None:
-    """States, counts, speeds and metrics of a run."""
+    """Print the states, counts, speeds and metrics of a run."""
     from workflows.engine.summary import summary
 
     manifest = require_manifest(run)
@@ -140,17 +140,17 @@ def sid(
     ] = None,
 ) -> None:
     """Give new items semantic IDs with the frozen models of a run; items that have one keep it."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of weights that load, amid our own progress
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would break our own progress bar
     from workflows.engine.console import Reporter
     from workflows.sid import check_output, tokenize, write
 
     check_output(output)
     reporter = Reporter()
     with reporter.stage("sid") as progress:
-        found = tokenize(run, items, progress)
-    for line in found.lines():
+        result = tokenize(run, items, progress)
+    for line in result.lines():
         reporter.line(line)
-    write(found.sids, output)
+    write(result.sids, output)
 
 
 @app.command()
@@ -204,7 +204,7 @@ def submit(
 
 
 def main() -> None:
-    """Entry point of `tesserec` and `python -m workflows`."""
+    """Runs `tesserec` and `python -m workflows`."""
     try:
         status = app(standalone_mode=False)
     except ArtifactError as error:
@@ -216,7 +216,7 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'see the paths of the command'}.")
     except (KeyboardInterrupt, typer.Abort):
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)  # noqa: T201
+        print("Interrupted; run the same command again to resume.", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -236,7 +236,7 @@ def _run_dir(name: str, given: str | None) -> str:
 
 def _written(directory: str, summary: dict[str, Any]) -> None:
     events = f" and {summary['interactions']:,} interactions" if summary["interactions"] else ""
-    typer.echo(f"{directory}: {summary['items']:,} items{events}; catalog.json there says what they are.")
+    typer.echo(f"{directory}: {summary['items']:,} items{events}; catalog.json there describes them.")
 
 
 def _print(value: object) -> None:

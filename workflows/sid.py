@@ -1,7 +1,7 @@
-"""Semantic IDs for a file of items, by the frozen models of a finished run; in this process, without Ray.
+"""Semantic IDs for a file of items, from the frozen models of a finished run; in this process, without Ray.
 
-New items pass the run's own operators, with its settings and its cache, and get SIDs beside those that it has given.
-A SID is given for good: whoever asks again, also with changed content, is told the same.
+New items pass the run's own operators, with its settings and its cache, and get SIDs that do not collide with its own.
+A SID never changes: the same item id gets the same SID again, even if its content has changed.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SUFFIXES = tuple(f".{name}" for name in tables.FORMATS)
 
 
 class Tokenized(NamedTuple):
-    """What became of a file of items.
+    """SIDs of a file of items, with the issues of its rows.
 
     Attributes:
         sids: item_id string; codes fixed_size_list<int32>[L + 1], the suffix last, -1 for none; sid string; known bool,
             whether the item had its SID before. Rows in the order of the file.
-        issues: item_id, severity, code, detail of rows that were rejected or kept without a part.
-        drift: as `models.semantic_ids.quality.drift` has it, of all items that were ever added; None where none was.
+        issues: item_id, severity, code, detail of rejected and degraded rows.
+        drift: result of `models.semantic_ids.drift.drift` for all items ever added; None without any.
     """
 
     sids: pa.Table
@@ -55,7 +55,7 @@ class Tokenized(NamedTuple):
     drift: dict[str, Any] | None
 
     def lines(self) -> list[str]:
-        """One line for each issue, and one about all items."""
+        """Returns one line per issue and a summary line."""
         known = pc.sum(self.sids["known"], min_count=0).as_py()
         rejected = self.issues.filter(severity=REJECTED)
         kept = pl.col("item_id").is_in(self.sids["item_id"].to_pylist())
@@ -69,18 +69,18 @@ class Tokenized(NamedTuple):
 
 
 def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Tokenized:
-    """Give every usable item of a file its SID.
+    """Assigns SIDs to all usable items of a file.
 
     Writes `RUN/sids_added` (see `operators.sid_registry`) and `RUN/metrics/drift.json`.
 
     Args:
         root: URI of the run directory.
-        file: Parquet, CSV or JSON Lines, with the columns of a catalogue's items; media resolve against its folder.
-        progress: called with the number of new items that are done, and of all.
+        file: Parquet, CSV or JSON Lines, with the columns of a catalogue's items; media are relative to its folder.
+        progress: called with the number of new items done and their total.
 
     Raises:
-        UserError: the run or the file cannot be used, too many new items lack a part, or a code prefix is full; then
-            no SID has been given.
+        UserError: the run or the file cannot be used, too many new items are degraded, or a code prefix has no suffix
+            left; no SID is assigned then.
     """
     run = RunDir(files.absolute(root))
     definition = finished_definition(run)
@@ -104,7 +104,7 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
 
 
 def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
-    """The items of a file as `ingest` would have them, without attributes; and its rejects.
+    """Returns the items of a file as `ingest` would write them, without attributes, and the rejected rows.
 
     Raises:
         UserError: the file is missing, cannot be read, or has no usable row.
@@ -124,17 +124,17 @@ def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
 
 
 def check_output(output: str | None) -> None:
-    """Refuse a file that `write` could not write, before any SID is given.
+    """Checks, before any SID is assigned, that `write` supports the format of the output file.
 
     Raises:
-        UserError: its name ends in nothing that is known.
+        UserError: the name ends in neither .parquet nor .jsonl.
     """
     if output is not None and not output.endswith((".parquet", ".jsonl")):
         raise UserError(f"{output} must end in .parquet or .jsonl.")
 
 
 def write(sids: pa.Table, output: str | None) -> None:
-    """Write SIDs to a Parquet or JSON Lines file, atomically, or as JSON Lines to stdout."""
+    """Writes SIDs to a Parquet or JSON Lines file, atomically, or as JSON Lines to stdout."""
     if output is None:
         pl.DataFrame(sids).write_ndjson(sys.stdout)
     elif output.endswith(".parquet"):
@@ -146,10 +146,10 @@ def write(sids: pa.Table, output: str | None) -> None:
 def _coded(
     definition: Definition, run: RunDir, items: pa.Table, folder: str, progress: Callable[[int, int], None]
 ) -> tuple[pa.Table, pl.DataFrame]:
-    """Send items through the run's operators.
+    """Applies the run's operators to items.
 
     Returns:
-        item_id, embedding and codes (without the suffix) of the items that are kept; issues of all.
+        item_id, embedding and codes (without the suffix) of the items that are kept; issues of all items.
     """
     config: interpret.Config = definition.stages.interpret
     stage("interpret").check(config, run.root)
@@ -174,7 +174,7 @@ def _coded(
 
 
 def _check_degraded(definition: Definition, file: str, coded: pa.Table, issues: pl.DataFrame) -> None:
-    """A store or an endpoint that is down must not decide SIDs for good."""
+    """Raises `UserError` if too many items are degraded: an outage must not decide permanent SIDs."""
     degraded = issues.filter(pl.col("item_id").is_in(coded["item_id"].to_pylist()))
     limit = definition.stages.interpret.max_degraded_share
     count = degraded["item_id"].n_unique()
@@ -186,7 +186,7 @@ def _check_degraded(definition: Definition, file: str, coded: pa.Table, issues: 
 
 
 def _sids_of(run: RunDir, item_ids: pa.ChunkedArray, added: set[str]) -> pa.Table:
-    """The table of `Tokenized`, without the items that the run does not know."""
+    """Returns the table of `Tokenized` for the items that have a SID."""
     ids, codes = known_sids(run)
     at = positions(item_ids, ids)
     found, codes = item_ids.filter(at >= 0).to_pylist(), codes[at[at >= 0]]
@@ -201,7 +201,7 @@ def _sids_of(run: RunDir, item_ids: pa.ChunkedArray, added: set[str]) -> pa.Tabl
 
 
 def _drift(run: RunDir) -> dict[str, Any] | None:
-    """How well the quantizer fits all items that were added, beside those that it was fitted on."""
+    """Measures how well the quantizer fits all added items, compared with those that it was fitted on."""
     parts = [matrix_of(part["embedding"]) for part in added_sids(run)]
     if not parts:
         return None

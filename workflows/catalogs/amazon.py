@@ -1,4 +1,4 @@
-"""Amazon review sequences, the next-item benchmark sets of the literature."""
+"""Importer of Amazon review sequences, the next-item benchmarks of the literature."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from workflows.catalogs import canonical
 
 
 def import_amazon(source: str, directory: str) -> dict[str, Any]:
-    """Write a folder of sequences as a canonical catalogue and sum it up.
+    """Writes a folder of sequences as a canonical catalogue and returns a summary.
 
     Reads `items.tsv` (item, a tab, a phrase) and `sequences.txt` (per line a user and their items in time order). The
-    n-th event of a user is stamped n seconds after 1970: this orders the events of one user and says nothing
-    across users, so only splits by position (leave the last out) make sense. No label: every row is a positive.
+    n-th event of a user gets the timestamp n seconds after 1970. This orders the events of one user but not of
+    different users, so only splits by position (leave the last out) make sense. No label: every row is a positive.
 
     Raises:
         UserError: a file is missing or malformed, or the directory is not empty; nothing is written.
@@ -58,7 +58,7 @@ def _read_sequences(source: str) -> pa.Table:
     lengths = words.value_lengths().to_numpy(zero_copy_only=False)
     if (lengths < 2).any():
         line = int(np.argmax(lengths < 2)) + 1
-        raise UserError(f"Line {line} of sequences.txt must be a user and at least one item, parted by spaces.")
+        raise UserError(f"Line {line} of sequences.txt must be a user and at least one item, separated by spaces.")
     positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     events = pa.table(
         {

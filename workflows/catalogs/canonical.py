@@ -1,9 +1,9 @@
-"""The canonical catalogue on disk: its schemas, and how every writer of one ends.
+"""The canonical catalogue on disk: its schemas, and what all its writers share.
 
-DIR/items.parquet  interactions.parquet (absent for items alone)  media/  catalog.json
+DIR/items.parquet  interactions.parquet (absent without a log)  media/  catalog.json
 
-`catalog.json` says what the timestamps mean: "real" ones compare across users, "order" ones only order the events
-of one user, "none" stands for no log.
+`catalog.json` states what the timestamps mean: "real" ones can be compared across users, "order" ones only order the
+events of one user, "none" means that there is no log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ITEMS = pa.schema(
 
 
 def require_empty(directory: str) -> None:
-    """Refuse a target that holds something already.
+    """Checks that a target is empty or new.
 
     Raises:
         UserError: the directory is not empty, or is a file.
@@ -41,10 +41,10 @@ def require_empty(directory: str) -> None:
 
 
 def require_file(source: str, name: str) -> str:
-    """The URI of a file of a source.
+    """Returns the URI of a file of a source.
 
     Raises:
-        UserError: it is not there.
+        UserError: the file is missing.
     """
     uri = files.join(source, name)
     if not files.exists(uri):
@@ -53,7 +53,7 @@ def require_file(source: str, name: str) -> str:
 
 
 def read_csv(source: str, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
-    """Some columns of a CSV file with a header; empty strings are null.
+    """Reads some columns of a CSV file with a header; empty strings become null.
 
     Raises:
         UserError: the file is missing or damaged, a column is missing, or a value has another type.
@@ -72,15 +72,15 @@ def read_csv(source: str, name: str, columns: dict[str, pa.DataType]) -> pa.Tabl
 
 
 def image_media(source: str, folder: str, names: list[str]) -> tuple[pa.Array, list[str]]:
-    """The media column for images named after their items, and which of the names exist in `source/folder`."""
+    """Returns the media column for one image name per item, and the names that exist in `source/folder`."""
     fs, path = files.filesystem(files.join(source, folder))
-    present = {found.rsplit("/", 1)[-1] for found in fs.ls(path, detail=False)} if fs.isdir(path) else set()
+    present = {uri.rsplit("/", 1)[-1] for uri in fs.ls(path, detail=False)} if fs.isdir(path) else set()
     media = [[{"uri": f"media/{name}", "kind": "image"}] if name in present else [] for name in names]
     return pa.array(media, MEDIA), sorted(present.intersection(names))
 
 
 def copy_media(source: str, folder: str, names: list[str], directory: str) -> None:
-    """Copy media files into the catalogue, since links that leave its root are refused when media are fetched."""
+    """Copies media files into the catalogue, because links that leave its root are refused when media are fetched."""
     for name in names:
         files.write_bytes(files.join(directory, "media", name), files.read_bytes(files.join(source, folder, name)))
 
@@ -95,7 +95,7 @@ def write_catalog(
     timestamps: Literal["real", "order", "none"],
     notes: list[str],
 ) -> dict[str, Any]:
-    """Write the tables, then `catalog.json`, and sum up what was written."""
+    """Writes the tables, then `catalog.json`, and returns a summary."""
     files.write_part(files.join(directory, "items.parquet"), items)
     if interactions is not None:
         files.write_part(files.join(directory, "interactions.parquet"), interactions)

@@ -1,4 +1,4 @@
-"""Fashion product photos: items alone, without a log."""
+"""Importer of fashion product photos: items without a log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTRIBUTES = ("master_category", "sub_category", "article_type", "colour", "usag
 
 
 def import_fashion(source: str, directory: str) -> dict[str, Any]:
-    """Write a folder of product photos as a canonical catalogue of items and sum it up.
+    """Writes a folder of product photos as a canonical catalogue without a log and returns a summary.
 
     Reads `products.csv` (product_id, title, attributes "master - sub - article type - colour - usage") and
     `images/<product_id>.jpg`.

@@ -1,4 +1,4 @@
-"""MovieLens, with posters where they are at hand."""
+"""Importer of MovieLens, with posters if there are any."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 from storage.errors import UserError
 from workflows.catalogs import canonical
 
-LIKED = 4.0  # stars from which a rating counts as a like
+LIKED = 4.0  # stars; a rating of at least so many is a positive
 
 
 def import_movielens(source: str, directory: str) -> dict[str, Any]:
-    """Write a MovieLens folder as a canonical catalogue and sum it up.
+    """Writes a MovieLens folder as a canonical catalogue and returns a summary.
 
     Reads `movies.csv` (movieId, title, genres), `ratings.csv` (userId, movieId, rating, timestamp in unix seconds) and
-    `posters/<movieId>.jpg`. The rating itself is left out: as a context feature it would give the label away.
+    `posters/<movieId>.jpg`. The rating itself is left out: as a context feature it would leak the label.
 
     Raises:
         UserError: a file or column is missing or malformed, or the directory is not empty; nothing is written.

@@ -1,1 +1,1 @@
-"""What runs a workflow: stages, the definition, fingerprints, preflight, the console."""
+"""The engine of a workflow: stages, the definition, fingerprints, preflight, the runner and the console."""

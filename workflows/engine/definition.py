@@ -115,13 +115,13 @@ def resolve(raw: Any, source: str) -> Definition:
 
 
 def finished_definition(run: RunDir) -> Definition:
-    """The definition of a run that has given its items their SIDs.
+    """Returns the definition of a run that has finished quantize.
 
     Raises:
-        UserError: there is no run, or it has not come so far.
+        UserError: there is no run, or it has not finished quantize.
     """
-    if found := first_unfinished(run.root, GIVES_SIDS):
-        stage, state = found
+    if unfinished := first_unfinished(run.root, GIVES_SIDS):
+        stage, state = unfinished
         raise UserError(
             f"The run at {run.root} gives no SIDs yet, its stage {stage} is {state}: finish it with `tesserec run "
             f"WORKFLOW --run-dir {run.root}`, WORKFLOW naming the stages up to quantize."

@@ -1,4 +1,4 @@
-"""The report: a run as one self-contained HTML page, which loads nothing and runs no script but the map's own."""
+"""The report: a run as one self-contained HTML page, which loads nothing and runs only the script of its map."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FOLDER = Path(__file__).parent
 
 
 def write_report(run: RunDir) -> str:
-    """Write the page of a run in any state.
+    """Writes the page of a run in any state.
 
-    Sections whose stage is not complete say so. The page depends on the run alone: written twice, it is the same.
+    Sections whose stage is not complete say so. The page depends on the run alone: the same run gives the same page.
 
     Returns:
         URI of the page, `report/index.html` in the run directory.
@@ -57,7 +57,7 @@ def write_report(run: RunDir) -> str:
         cards=gallery.sample(source),
         map=catalogue_map.read_map(source),
         script=Markup(script),  # noqa: S704 - our own file
-        # the page's policy lets this script run and no other, whatever a title may smuggle in
+        # the page's content security policy allows this script only, not one injected by a title
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
     uri = run.uri("report", "index.html")

@@ -1,25 +1,25 @@
-// Shows the item under the pointer, or where the arrow keys have come, and its codes' other items on every map.
+// Shows the item under the pointer or chosen by the arrow keys, and the other items of its codes on every map.
 "use strict";
 const rows = document.querySelectorAll("#map-items tbody tr");
 const heads = [...document.querySelectorAll("#map-items thead th")].map(head => head.textContent);
 const card = document.getElementById("map-card");
 const maps = [...document.querySelectorAll("svg.map")];
 const points = maps.map(map => {
-  const found = [];
-  for (const point of map.querySelectorAll("circle")) found[point.dataset.row] = point;
-  return found;
+  const circles = [];
+  for (const point of map.querySelectorAll("circle")) circles[point.dataset.row] = point;
+  return circles;
 });
 const places = points[0].map(point => [point.cx.baseVal.value, point.cy.baseVal.value]);
 const REACH = 40; // in units of the drawing
 let shown = null;
 
 function mark(row, on) {
-  points.forEach((found, index) => {
-    const point = found[row], group = point.parentNode;
+  points.forEach((circles, index) => {
+    const point = circles[row], group = point.parentNode;
     maps[index].classList.toggle("picked", on);
     point.classList.toggle("here", on);
     group.classList.toggle("same", on);
-    group.append(point); // what comes last lies above
+    group.append(point); // the last element is drawn on top
     maps[index].append(group);
   });
 }
@@ -34,7 +34,7 @@ function show(row, index) {
   if (row !== shown) {
     hide();
     mark(shown = row, true);
-    // the table's cells hold text and pictures that were escaped once; nothing is parsed again
+    // the table's cells are escaped already; they are cloned, never parsed again
     card.replaceChildren(...[...rows[row].cells].map((cell, column) => {
       const part = document.createElement("div");
       part.className = cell.className;
@@ -67,7 +67,7 @@ maps.forEach((map, index) => {
   map.addEventListener("pointermove", point);
   map.addEventListener("pointerdown", point);
   map.addEventListener("pointerleave", event => {
-    if (event.pointerType === "mouse") hide(); // a finger leaves as soon as it is lifted
+    if (event.pointerType === "mouse") hide(); // touch sends pointerleave as soon as the finger is lifted
   });
   map.addEventListener("blur", hide);
   map.addEventListener("keydown", event => {

@@ -1,4 +1,4 @@
-"""The catalogue as a map: near items have like embeddings, and the colour is the first code of the semantic ID."""
+"""The catalogue as a map: near items have similar embeddings, and the colour is the first code of the semantic ID."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from workflows.report.pictures import picture
 from workflows.report.source import Source
 from workflows.report.text import count, percent
 
-WIDTH = 1000  # of the drawing, in its own units
+WIDTH = 1000  # units of the drawing
 MARGIN = 30
 PICTURES = 300
 THUMBNAIL = Limits(max_side=48, frames=1, fetch_seconds=5)
-PATIENCE = 60.0  # seconds after which no more pictures are fetched: a slow store is not worth a late page
+PATIENCE = 60.0  # seconds after which no more pictures are fetched, so that a slow store does not delay the page
 TITLE_LENGTH = 120
-GOLDEN_ANGLE = 137.508  # degrees: any number of codes get hues far from those of the codes just before them
+GOLDEN_ANGLE = 137.508  # degrees between the hues of successive codes, which are far apart for any number of codes
 
 
 @dataclass(frozen=True)
 class Item:
-    """An item on the map; `picture` is a data URI, and empty for most."""
+    """An item on the map; `picture` is a data URI, empty beyond the first `PICTURES` items."""
 
     item_id: str
     title: str
@@ -38,7 +38,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Group:
-    """The items of one code: a hue in degrees, and (position in the map's items, x, y) of each."""
+    """The items of one code: a hue in degrees, and (position in the map's items, x, y) per item."""
 
     hue: int
     points: list[tuple[int, int, int]]
@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Plot:
-    """One colouring of the map, and what it shows in words."""
+    """One colouring of the map, with a description as text."""
 
     title: str
     text: str
@@ -65,7 +65,7 @@ class Map:
 
 
 def read_map(source: Source) -> Map | None:
-    """The map that `quantize` has written (`models.semantic_ids.layout.map_table`); None where it has not."""
+    """Reads the map that `quantize` writes (`models.semantic_ids.layout.map_table`); returns None without one."""
     if not source.complete("quantize") or not files.exists(source.run.uri("metrics", "map")):
         return None
     table = source.run.read_table("metrics", "map")
@@ -111,7 +111,7 @@ def _pictures(source: Source, items: dict[str, dict[str, Any]], ids: list[str]) 
 
 
 def _places(positions: np.ndarray) -> np.ndarray:
-    """Positions [N, 2] in whole units of the drawing, both axes on one scale, the longer one across."""
+    """Returns integer positions [N, 2] in units of the drawing: both axes on one scale, the longer one horizontal."""
     spans = np.ptp(positions, axis=0)
     moved = (positions - positions.min(0))[:, :: -1 if spans[1] > spans[0] else 1]
     return np.rint(moved * (WIDTH - 2 * MARGIN) / max(float(spans.max()), 1e-12) + MARGIN).astype(int)

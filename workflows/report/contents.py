@@ -1,4 +1,4 @@
-"""What the page says, as plain values for the template; a section without data is empty."""
+"""The contents of the page as plain values for the template; a section without data is empty."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCORES = {"auc": "AUC", "user_auc": "per-user AUC", "log_loss": "log-loss", "ne"
 
 @dataclass(frozen=True)
 class Tile:
-    """A key number with what it is and what qualifies it."""
+    """A key number with its label and a note."""
 
     label: str
     value: str
@@ -39,7 +39,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Figure:
-    """An inline SVG with its title and what it shows in words."""
+    """An inline SVG with its title and a description as text."""
 
     title: str
     text: str
@@ -48,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of ready text; the first cell of a row names it."""
+    """A table of formatted text; the first cell of a row is its name."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -56,7 +56,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Reason:
-    """Rows of one stage that were rejected, or kept without a part, for one reason; up to three of them."""
+    """The number of rows of one stage rejected or degraded for one reason, with up to three examples."""
 
     stage: str
     severity: str
@@ -66,47 +66,47 @@ class Reason:
 
 
 def stages(source: Source) -> list[StageRow]:
-    """One row per stage."""
+    """Returns one row per stage."""
     total = sum(entry.seconds for entry in source.stages.values()) or 1.0
     return [StageRow(name, entry, entry.seconds / total) for name, entry in source.stages.items()]
 
 
 def problems(source: Source) -> list[str]:
-    """What keeps the page from being whole, a sentence each."""
+    """Returns one sentence per reason why the page is incomplete or out of date."""
     entries = source.stages
-    found = [
+    sentences = [
         f"{name} failed: {entry.error or 'no reason was recorded'}"
         for name, entry in entries.items()
         if entry.state == "failed"
     ]
     if running := [name for name, entry in entries.items() if entry.state == "running"]:
-        found.append(f"Still running, or killed before the end: {listing(running)}.")
+        sentences.append(f"Still running, or killed before the end: {listing(running)}.")
     if pending := [name for name, entry in entries.items() if entry.state == "pending"]:
-        found.append(f"Not run yet: {listing(pending)}.")
+        sentences.append(f"Not run yet: {listing(pending)}.")
     newest, stale = "", []
     for name, entry in entries.items():
         if entry.state == "complete" and entry.started < newest:
             stale.append(name)
         newest = max(newest, entry.started)
     if stale:
-        found.append(f"Older than a stage before them, so their numbers are of an earlier attempt: {listing(stale)}.")
-    return found
+        sentences.append(f"Older than a stage before them, with the numbers of an earlier attempt: {listing(stale)}.")
+    return sentences
 
 
 def left_out(source: Source) -> str:
-    """Stages that the definition does not name."""
+    """Returns the names of the stages that are not in the definition, as one string."""
     names = [name for name in ORDER if name != "report" and name not in source.stages]
     return listing(names) if names else ""
 
 
 def tiles(source: Source) -> list[Tile]:
-    """The key numbers of what has run."""
-    found = []
+    """Returns the key numbers of the stages that have run."""
+    shown = []
     entries, metrics = source.manifest.stages, source.metrics("evaluate")
     last = next((name for name in ("interpret", "ingest") if source.complete(name)), None)
     if last:
         bad = sum(entries[name].rejected for name in ("ingest", "interpret") if source.complete(name))
-        found.append(
+        shown.append(
             Tile(
                 "items",
                 count(entries[last].rows_out),
@@ -114,9 +114,9 @@ def tiles(source: Source) -> list[Tile]:
             )
         )
     if log := source.metrics("ingest").get("interactions"):
-        found.append(Tile("interactions", count(log["rows_out"]), f"{count(sum(log['dropped'].values()))} dropped"))
+        shown.append(Tile("interactions", count(log["rows_out"]), f"{count(sum(log['dropped'].values()))} dropped"))
     if card := source.fit("quantize").get("scorecard"):
-        found.append(
+        shown.append(
             Tile(
                 "SID collisions",
                 percent(card.get("collision_share")),
@@ -125,9 +125,9 @@ def tiles(source: Source) -> list[Tile]:
         )
     if ranker := metrics.get("ranker"):
         popularity = decimal(metrics.get("popularity", {}).get("auc"), 3)
-        found.append(Tile("AUC of the ranker", decimal(ranker.get("auc"), 3), f"popularity {popularity}"))
+        shown.append(Tile("AUC of the ranker", decimal(ranker.get("auc"), 3), f"popularity {popularity}"))
     if gain := metrics.get("auc_gain"):
-        found.append(
+        shown.append(
             Tile(
                 f"AUC gain over {gain['over']}", f"{gain['mean']:+.3f}", f"95% interval {interval(gain['interval'], 3)}"
             )
@@ -135,24 +135,24 @@ def tiles(source: Source) -> list[Tile]:
     if generator := metrics.get("generator"):
         sasrec = metrics.get("sasrec", {}).get("ndcg@10")
         note = f"SASRec {decimal(sasrec)}" if is_number(sasrec) else ""
-        found.append(Tile("NDCG@10 of the generator", decimal(generator.get("ndcg@10")), note))
+        shown.append(Tile("NDCG@10 of the generator", decimal(generator.get("ndcg@10")), note))
     if recall := retrieval(source):
         row = recall.rows[0]
-        found.append(Tile(f"{recall.columns[1].lower()} of the retriever", row[1], f"popularity {recall.rows[1][1]}"))
+        shown.append(Tile(f"{recall.columns[1].lower()} of the retriever", row[1], f"popularity {recall.rows[1][1]}"))
     done = sum(entry.state == "complete" for entry in source.stages.values())
     seconds = sum(entry.seconds for entry in source.stages.values())
-    found.append(Tile("time", duration(seconds), f"{done} of {len(source.stages)} stages complete"))
-    return found
+    shown.append(Tile("time", duration(seconds), f"{done} of {len(source.stages)} stages complete"))
+    return shown
 
 
 def trend(title: str, history: list[dict[str, Any]], x: str, keys: dict[str, str], mark: float | None = None) -> Figure:
-    """A figure of what a fit has reported.
+    """Returns a figure of one or two metrics over the reports of a fit.
 
     Args:
-        title: of the figure.
+        title: title of the figure.
         history: at least one report, in order.
         x: key of the positions.
-        keys: of one or two lines, with the names to show them by.
+        keys: keys of one or two metrics, with the names to show.
         mark: position of a vertical line.
     """
     ends = [(key.replace("_", " "), *(decimal(row.get(key)) for row in (history[0], history[-1]))) for key in keys]
@@ -163,7 +163,7 @@ def trend(title: str, history: list[dict[str, Any]], x: str, keys: dict[str, str
 
 
 def ranker_figures(source: Source) -> list[Figure]:
-    """Training curves of the ranker, with the epoch that was kept."""
+    """Returns the training curves of the ranker, with a mark at the epoch that was kept."""
     history = source.fit("rank").get("history") or []
     names = {"train_log_loss": "training", "valid_log_loss": "validation"}
     keys = {key: name for key, name in names.items() if history and key in history[0]}
@@ -173,7 +173,7 @@ def ranker_figures(source: Source) -> list[Figure]:
 
 
 def splits(source: Source) -> Table | None:
-    """Sizes of the splits, and how much of each is about users and items that training has not seen."""
+    """Returns the sizes of the splits and their shares of positives and of users and items unseen in training."""
     metrics = source.metrics("features")
     names = [name for name in ("train", "valid", "test") if isinstance(metrics.get(name), dict)]
     if not names:
@@ -186,7 +186,7 @@ def splits(source: Source) -> Table | None:
 
 
 def scores(source: Source) -> Table | None:
-    """Every scorer of the test split by every metric."""
+    """Returns a table of every scorer of the test split by every metric."""
     metrics = _scorers(source)
     if not metrics:
         return None
@@ -203,7 +203,7 @@ def scores(source: Source) -> Table | None:
 
 
 def slices(source: Source) -> Table | None:
-    """Every scorer on every slice of the test split."""
+    """Returns a table of every scorer on every slice of the test split."""
     rows = [
         [name.replace("_", " "), scorer, *(count(part.get(key)) for key in ("rows", "positives"))]
         + [decimal(values.get(key)) for key in SCORES]
@@ -215,7 +215,7 @@ def slices(source: Source) -> Table | None:
 
 
 def score_figures(source: Source) -> list[Figure]:
-    """The AUCs with their intervals."""
+    """Returns a figure of the AUCs with their intervals."""
     rows = [
         (name, values["auc"], *values["auc_interval"])
         for name, values in _scorers(source).items()
@@ -228,7 +228,7 @@ def score_figures(source: Source) -> list[Figure]:
 
 
 def retrieval(source: Source) -> Table | None:
-    """recall@K of the retriever and of the popularity order."""
+    """Returns recall@K of the retriever and of popularity."""
     metrics = source.metrics("evaluate").get("retriever") or {}
     cuts = [key for key in metrics if key.startswith("recall@")]
     if not cuts:
@@ -241,7 +241,7 @@ def retrieval(source: Source) -> Table | None:
 
 
 def dropped(source: Source) -> Table | None:
-    """Events that ingest has dropped, by reason."""
+    """Returns the number of events that ingest dropped, by reason."""
     log = source.metrics("ingest").get("interactions")
     if not log:
         return None
@@ -254,8 +254,8 @@ def dropped(source: Source) -> Table | None:
 
 
 def rejects(source: Source) -> list[Reason]:
-    """Rejected and degraded rows by stage, severity and code, each with examples; failed stages, too, have theirs."""
-    found = []
+    """Returns rejected and degraded rows by stage, severity and code with examples, those of failed stages included."""
+    reasons = []
     for stage in source.stages:
         uri = source.run.uri("rejects", stage)
         if not files.exists(uri):
@@ -266,13 +266,13 @@ def rejects(source: Source) -> list[Reason]:
             .group_by("severity", "code", maintain_order=True)
             .agg(pl.len().alias("rows"), pl.col("item_id", "detail").head(EXAMPLES))
         )
-        found += [
+        reasons += [
             Reason(
                 stage, row["severity"], row["code"], row["rows"], list(zip(row["item_id"], row["detail"], strict=True))
             )
             for row in groups.iter_rows(named=True)
         ]
-    return found
+    return reasons
 
 
 def _scorers(source: Source) -> dict[str, dict[str, Any]]:

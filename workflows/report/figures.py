@@ -1,4 +1,4 @@
-"""Figures as inline SVG: text stays text and colours are the page's, so that they follow light and dark."""
+"""Figures as inline SVG: text stays text, and colours are the page's, which follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# matplotlib knows no CSS variables: it draws in these colours, which are replaced in the SVG.
+# matplotlib does not support CSS variables: it draws in these colours, which are replaced in the SVG.
 INK, GRID, SERIES = "#010101", "#020202", ("#030303", "#040404")
 PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)", SERIES[0]: "var(--series-1)", SERIES[1]: "var(--series-2)"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tesserec",  # ids inside the SVG depend on its content alone
     "font.size": 9,
-    "font.sans-serif": ["DejaVu Sans"],  # measured with this one, shown in the page's
+    "font.sans-serif": ["DejaVu Sans"],  # only for measuring; the page sets its own font
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -40,12 +40,12 @@ STYLE: dict[Any, Any] = {
 def curves(
     x: Sequence[float], series: Mapping[str, Sequence[float]], *, x_label: str, mark: float | None = None
 ) -> Markup:
-    """Lines over steps or epochs.
+    """Draws lines over steps or epochs.
 
     Args:
         x: positions.
-        series: at most two lines by name, each as long as `x`.
-        x_label: what the positions are.
+        series: at most two lines by name, as long as `x`.
+        x_label: label of the positions.
         mark: position of a vertical line, such as the epoch that was kept.
 
     Returns:
@@ -66,11 +66,11 @@ def curves(
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float]], *, x_label: str, mark: float | None = None) -> Markup:
-    """Values with their intervals, one below the other.
+    """Draws values with their intervals, one below the other.
 
     Args:
         rows: (name, value, low, high).
-        x_label: what the values are.
+        x_label: label of the values.
         mark: position of a vertical line, such as no gain.
 
     Returns:
@@ -101,13 +101,15 @@ def band(
     x_label: str,
     dots: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """A line within its intervals.
+    """Draws a line within its intervals.
 
     Args:
         x: positions.
-        values: as many, with their intervals from `low` to `high`.
-        x_label: what the positions are.
-        dots: positions and values of what the line is the mean of.
+        values: the line, as long as `x`.
+        low: lower ends of the intervals, as long as `x`.
+        high: upper ends of the intervals, as long as `x`.
+        x_label: label of the positions.
+        dots: positions and values of the single results whose mean is the line.
 
     Returns:
         An inline SVG element.
@@ -132,10 +134,10 @@ def _svg(draw: Callable[[Axes], None], *, height: float) -> Markup:
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]  # a page has no room for a prolog
+    svg = svg[svg.index("<svg") :]  # inline SVG has no XML prolog
     svg = re.sub(r' (?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", svg, count=5)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would rule the whole page
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # group names, the same in every figure and never referred to
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # names of groups, repeated in every figure and never referenced
     for colour, page_colour in PAGE_COLOURS.items():
         svg = svg.replace(colour, page_colour)
     return Markup(svg)  # noqa: S704 - drawn here; names are escaped by the SVG writer

@@ -27,9 +27,9 @@ class Card:
 
 
 def sample(source: Source) -> list[Card]:
-    """The first items in hash order, so always the same ones, set out in the order of their semantic IDs.
+    """Returns the first items in hash order, a fixed sample, sorted by their semantic IDs.
 
-    Items with like IDs stand side by side. Empty where no stage has written items yet.
+    Items with similar IDs are neighbours. Returns an empty list if no stage has written items yet.
     """
     if not source.complete("ingest"):
         return []
@@ -40,7 +40,7 @@ def sample(source: Source) -> list[Card]:
     items = source.rows(chosen, "catalog", "items", columns=["title", "media"])
     captions = source.rows(chosen, "items", columns=["caption"]) if interpreted else {}
     codes = source.rows(chosen, "sids", columns=["codes"]) if source.complete("quantize") else {}
-    chosen = [item_id for item_id in chosen if item_id in items]  # items of an older ingest may be gone
+    chosen = [item_id for item_id in chosen if item_id in items]  # a newer ingest may have removed some
     chosen.sort(key=lambda item_id: codes.get(item_id, {}).get("codes") or [])
     return [_card(source, items[item_id], captions.get(item_id, {}), codes.get(item_id, {})) for item_id in chosen]
 

@@ -18,7 +18,7 @@ from workflows.report.source import Source
 
 @dataclass(frozen=True)
 class Picture:
-    """The first medium of an item that can be shown; `uri` is empty where none can, and `missing` then says why."""
+    """The first medium of an item that can be shown; if none can, `uri` is empty and `missing` is the reason."""
 
     uri: str
     missing: str
@@ -26,7 +26,7 @@ class Picture:
 
 
 def picture(media: list[dict[str, str]] | None, source: Source, limits: Limits) -> Picture:
-    """The picture of an item with these media, within limits."""
+    """Returns the picture of an item with these media, within limits."""
     fetch = source.settings("interpret").get("fetch") or {}
     allowed = Sources(tuple(fetch.get("roots", ())), fetch.get("http", False), tuple(fetch.get("allow_private", ())))
     missing = "no media"
@@ -35,13 +35,13 @@ def picture(media: list[dict[str, str]] | None, source: Source, limits: Limits) 
             return Picture(preview(medium, source.catalog, allowed, limits), "", medium["kind"] == "video")
         except MediaError as error:
             missing = error.code.replace("_", " ")
-        except Exception:  # noqa: BLE001 - a store may raise anything, and a preview is not worth the page
+        except Exception:  # noqa: BLE001 - a store may raise anything, and the page must be written without the preview
             missing = "unreadable"
     return Picture("", missing, video=False)
 
 
 def preview(medium: dict[str, Any], catalog: str, sources: Sources, limits: Limits) -> str:
-    """A picture, or a frame from the middle of a video, as a data URI of a small JPEG.
+    """Returns a picture, or a frame from the middle of a video, as a data URI of a small JPEG.
 
     Raises:
         MediaError: the medium may not be read or does not decode.

@@ -1,4 +1,4 @@
-"""The scorecard of the semantic IDs, beside that of naive ones: residual k-means on the text vector alone."""
+"""Quality of the semantic IDs beside that of naive ones, which are residual k-means on the text vector alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workflows.report.contents import Figure, Table, trend
 from workflows.report.text import count, decimal, percent
 
 Show = Callable[[Any], str]
-ATTRIBUTES = 8  # whose purity is shown, at most
+ATTRIBUTES = 8  # maximum number of attributes whose purity is shown
 NAME_LENGTH = 40
 BY_LEVEL: list[tuple[str, tuple[str, ...], Show]] = [
     ("codewords used", ("usage",), percent),
@@ -28,7 +28,7 @@ BY_WHOLE_ID: list[tuple[str, tuple[str, ...], Show]] = [
     ("neighbour overlap@10, by shared prefix", ("neighbour_overlap", "prefix"), percent),
     ("neighbour overlap@10, by decoded ID", ("neighbour_overlap", "decoded"), percent),
 ]
-DRIFT: list[tuple[str, str, str, Show]] = [  # name, key, what the new items are compared with
+DRIFT: list[tuple[str, str, str, Show]] = [  # name, key, key of the control, format
     ("reconstruction cosine", "reconstruction_cosine", "old", lambda value: decimal(value, 3)),
     ("variance lost", "reconstruction_mse", "old", percent),
     ("of it systematic", "systematic_error", "old", percent),
@@ -39,30 +39,30 @@ DRIFT: list[tuple[str, str, str, Show]] = [  # name, key, what the new items are
 
 @dataclass(frozen=True)
 class Row:
-    """A figure; a cell has its value and that of the naive IDs, which is empty where there are none."""
+    """A metric; a cell has its value and that of the naive IDs, which is empty if they were not made."""
 
     name: str
     cells: list[tuple[str, str]]
 
 
 def by_level(fit: dict[str, Any], sizes: list[int]) -> list[Row]:
-    """Figures of each level, or of the IDs up to it.
+    """Returns the metrics of each level, or of the IDs up to it.
 
     Args:
-        fit: `metrics/quantize.json`; here as below any of it may be missing.
-        sizes: of the codebooks.
+        fit: `metrics/quantize.json`; any key may be missing, also for the functions below.
+        sizes: sizes of the codebooks.
     """
     rows = _rows(fit, BY_LEVEL)
     return [Row("codebook size", [(count(size), "") for size in sizes]), *rows] if rows and sizes else rows
 
 
 def by_whole_id(fit: dict[str, Any]) -> list[Row]:
-    """Figures of whole IDs."""
+    """Returns the metrics of whole IDs."""
     return _rows(fit, BY_WHOLE_ID)
 
 
 def purity(fit: dict[str, Any]) -> list[Row]:
-    """How far items of equal first codes are of one category, beside what chance gives, for some attributes."""
+    """Returns, for some attributes, the share of items with their first codes' commonest value, and that by chance."""
     attributes = list((fit.get("scorecard") or {}).get("category_purity") or {})[:ATTRIBUTES]
     return _rows(
         fit,
@@ -75,17 +75,17 @@ def purity(fit: dict[str, Any]) -> list[Row]:
 
 
 def drift(fit: dict[str, Any]) -> Table | None:
-    """How a quantizer that the run took over fits the items it was not fitted on."""
-    found, rows = fit.get("drift"), []
+    """Returns how a frozen quantizer of an earlier run fits the items that are new to it."""
+    report, rows = fit.get("drift"), []
     for name, key, control, show in DRIFT:
-        new, old = (_values(found, (key, side)) for side in ("new", control))
+        new, old = (_values(report, (key, side)) for side in ("new", control))
         for level, (value, beside) in enumerate(itertools.zip_longest(new, old), start=1):
             rows.append([f"{name}, level {level}" if len(new) > 1 else name, show(value), show(beside)])
     return Table(["figure", "new items", "items of the fit"], rows) if rows else None
 
 
 def training(fit: dict[str, Any]) -> list[Figure]:
-    """Training curves of the quantizer."""
+    """Returns the training curves of the quantizer."""
     history = fit.get("history") or []
     titles = {
         "reconstruction": "Reconstruction: mean squared error per standardised dimension",
@@ -95,7 +95,7 @@ def training(fit: dict[str, Any]) -> list[Figure]:
     return [
         trend(title, history, "step", {key: key})
         for key, title in titles.items()
-        if any(row.get(key) for row in history)  # a loss that the method does not have is zero all the way
+        if any(row.get(key) for row in history)  # a loss that the method does not have is always zero
     ]
 
 
@@ -110,7 +110,7 @@ def _rows(fit: dict[str, Any], figures: list[tuple[str, tuple[str, ...], Show]])
 
 
 def _values(card: Any, path: tuple[str, ...]) -> list[Any]:
-    """What a scorecard has at a path of keys: a value per level, a single one, or nothing."""
+    """Returns the values of a scorecard at a path of keys: one per level, a single one, or none."""
     for key in path:
         card = card.get(key) if isinstance(card, dict) else None
     return card if isinstance(card, list) else [] if card is None else [card]

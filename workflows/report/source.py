@@ -1,4 +1,4 @@
-"""What a report is written from: a run's manifest, its definition, and the files of its finished stages."""
+"""The inputs of a report: a run's manifest, its definition, and the files of its finished stages."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from workflows.engine.registry import ORDER
 
 @dataclass(frozen=True)
 class Source:
-    """A run as a report sees it.
+    """Read access to a run for a report.
 
-    Artifacts count as written once their stage is complete, so that is asked before any of them is read.
+    Artifacts are valid only when their stage is complete, so every reader checks that first.
     """
 
     run: RunDir
     manifest: Manifest
-    definition: dict[str, Any]  # the resolved workflow.yaml; empty where a run has none
+    definition: dict[str, Any]  # the resolved workflow.yaml; empty if the run has none
 
     @property
     def catalog(self) -> str:
-        """URI of the catalogue."""
+        """Returns the URI of the catalogue."""
         return str(self.definition.get("catalog", ""))
 
     @property
     def stages(self) -> dict[str, StageEntry]:
-        """Every stage that the definition names or that has run, in order, without the report itself."""
+        """Returns every stage that is in the definition or has run, in order, without the report itself."""
         named = self.definition.get("stages") or {}
         entries = self.manifest.stages
         order = [name for name in ORDER if name != "report" and (name in named or name in entries)]
         return {name: entries.get(name, StageEntry()) for name in order}
 
     def settings(self, stage: str) -> dict[str, Any]:
-        """The settings of a stage."""
+        """Returns the settings of a stage."""
         return (self.definition.get("stages") or {}).get(stage) or {}
 
     def complete(self, stage: str) -> bool:
-        """Whether a stage has written all its artifacts."""
+        """Returns whether a stage has written all its artifacts."""
         entry = self.manifest.stages.get(stage)
         return entry is not None and entry.state == "complete"
 
     def metrics(self, stage: str) -> dict[str, Any]:
-        """The metrics of a complete stage; empty for another."""
+        """Returns the metrics of a stage; empty if it is not complete."""
         return self.manifest.stages[stage].metrics if self.complete(stage) else {}
 
     def fit(self, stage: str) -> dict[str, Any]:
-        """What `metrics/STAGE.json` of a complete stage holds; a bare list is its history. Empty for another."""
-        found = self._json(stage, "metrics", f"{stage}.json")
-        return {"history": found} if isinstance(found, list) else found
+        """Returns `metrics/STAGE.json`, a bare list as its history; empty if the stage is not complete."""
+        content = self._json(stage, "metrics", f"{stage}.json")
+        return {"history": content} if isinstance(content, list) else content
 
     def model(self, stage: str, name: str) -> dict[str, Any]:
-        """The config of a model that a complete stage has written; empty for another."""
-        found: dict[str, Any] = self._json(stage, "models", name, "config.json")
-        return found
+        """Returns the config of a model that a stage wrote; empty if the stage is not complete."""
+        config: dict[str, Any] = self._json(stage, "models", name, "config.json")
+        return config
 
     def rows(self, ids: list[str], *folder: str, columns: list[str]) -> dict[str, dict[str, Any]]:
-        """Columns of chosen items in one of the run's Parquet folders, by item_id; an item may be missing there."""
+        """Returns columns of some items in one of the run's Parquet folders, by item_id; without missing items."""
         wanted = pc.field("item_id").isin(pa.array(ids, pa.string()))
         table = files.dataset(self.run.uri(*folder)).to_table(columns=["item_id", *columns], filter=wanted)
         return {row["item_id"]: row for row in table.to_pylist()}
@@ -74,7 +74,7 @@ class Source:
 
 
 def read_source(run: RunDir) -> Source:
-    """Read what a report is about.
+    """Reads the manifest and the definition of a run.
 
     Raises:
         UserError: there is no run.

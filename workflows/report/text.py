@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them; what is not there, or not a number, is a dash."""
+"""Numbers formatted for the page; a missing value, or one that is not a number, becomes a dash."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ DASH = "–"
 
 
 def is_number(value: object) -> bool:
-    """Whether a value can be printed as a number: finite, and no truth value."""
+    """Returns whether a value can be printed as a number: finite and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def count(value: Any) -> str:
-    """A whole number with its thousands parted.
+    """Returns a whole number with separated thousands.
 
     >>> count(12345)
     '12,345'
@@ -24,7 +24,7 @@ def count(value: Any) -> str:
 
 
 def decimal(value: Any, digits: int = 4) -> str:
-    """A number with a fixed number of digits after the point.
+    """Returns a number with a fixed number of digits after the point.
 
     >>> decimal(0.71234), decimal(float("nan"))
     ('0.7123', '–')
@@ -33,7 +33,7 @@ def decimal(value: Any, digits: int = 4) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share in percent; a small one that is not zero does not look like zero.
+    """Returns a share in percent; a small one that would round to zero is shown as `<0.1%`.
 
     >>> percent(0.034), percent(0.0001)
     ('3.4%', '<0.1%')
@@ -44,7 +44,7 @@ def percent(value: Any) -> str:
 
 
 def interval(value: Any, digits: int = 4) -> str:
-    """An interval [low, high]; empty where there is none.
+    """Returns an interval [low, high] as text; empty without one.
 
     >>> interval([0.7, 0.8], 2)
     '0.70 to 0.80'
@@ -55,7 +55,7 @@ def interval(value: Any, digits: int = 4) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds in the two units that matter.
+    """Returns seconds in the two largest units.
 
     >>> duration(4.25), duration(200), duration(7380)
     ('4.2 s', '3 min 20 s', '2 h 3 min')
@@ -69,7 +69,7 @@ def duration(seconds: Any) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """Names as a sentence has them.
+    """Returns names joined for a sentence.
 
     >>> listing(["features", "rank", "evaluate"])
     'features, rank and evaluate'

@@ -1,1 +1,1 @@
-"""The embedded catalogue: generated, deterministic, with a known truth."""
+"""The embedded catalogue: generated, deterministic, with known ground truth."""

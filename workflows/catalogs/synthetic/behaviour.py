@@ -1,10 +1,10 @@
-"""Who clicks on what in the embedded catalogue: a known click model and the log it gives.
+"""The users of the embedded catalogue: a known click model and a log drawn from it.
 
     P(click) = sigmoid(BIAS + taste . look + QUALITY quality + NOVELTY exp(-age / 5 days) + POSITION (position - 1))
 
-Tastes are over what can be *seen* (category, colour, pattern, material) and lie near a few archetypes, so that users
-can be learnt from one another. Quality belongs to the item alone: identifiers can learn it, pixels cannot. Numbers that
-are stored are rounded when drawn, so the stored tables give back the probabilities exactly.
+Tastes depend on what can be *seen* (category, colour, pattern, material) and lie near a few archetypes, so that users
+can be learnt from one another. Quality is a property of the item alone: it can be learnt from identifiers, not from
+pixels. Stored numbers are rounded when drawn, so the stored tables reproduce the probabilities exactly.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 TASTE_COLUMNS = [f"{attribute}={value}" for attribute, values in ATTRIBUTES.items() for value in values]
 
-# Strength of each attribute's taste, and how many of its values an archetype loves and dislikes.
+# Strength of the taste for an attribute, and how many of its values an archetype likes and dislikes.
 TASTES = {"category": (0.5, 2, 2), "colour": (1.3, 3, 3), "pattern": (0.9, 1, 1), "material": (0.3, 1, 1)}
 ARCHETYPES = 6
-OWN_TASTE = 0.2  # standard deviation of what a user adds to the archetype
+OWN_TASTE = 0.2  # standard deviation of a user's tastes around the archetype
 BIAS, QUALITY, NOVELTY, POSITION = -1.5, 0.3, 0.5, -0.06
 NOVELTY_DAYS = 5.0
 
-SHARE_FROM_START, SHARE_NEW = 0.55, 0.13  # of the items; the rest arrives in between, the new ones in the last 14 days
+SHARE_FROM_START, SHARE_NEW = 0.55, 0.13  # shares of items listed at the start and in the last 14 days
 HOURS = np.array([2, 1, 1, 1, 1, 2, 3, 5, 6, 6, 6, 6, 7, 7, 6, 6, 6, 7, 8, 9, 10, 9, 7, 4], dtype=np.float64)
 DAY_US, HOUR_US, SECOND_US = 86_400_000_000, 3_600_000_000, 1_000_000
 
 
 def draw_items(item_ids: list[str], rng: np.random.Generator) -> pa.Table:
-    """The truth about items: a column per visual attribute, `clutter`, `quality` (standard normal), `first_seen`.
+    """Draws the truth about items: a column per visual attribute, `clutter`, `quality` (standard normal), `first_seen`.
 
-    Attributes are independent of each other and balanced. Items listed before the log starts have an age by then.
+    Attributes are independent and balanced. Items listed before the start of the log have `first_seen` before it.
     """
     count = len(item_ids)
     columns: dict[str, pa.Array] = {"item_id": pa.array(item_ids, pa.string())}
@@ -69,19 +69,17 @@ def draw_items(item_ids: list[str], rng: np.random.Generator) -> pa.Table:
 
 
 def draw_users(user_ids: list[str], rng: np.random.Generator) -> pa.Table:
-    """The truth about users: `user_id` and the taste for each attribute value, in columns named `attribute=value`."""
+    """Draws the truth about users: `user_id` and the taste for every attribute value, in columns `attribute=value`."""
     archetypes = np.zeros((ARCHETYPES, len(TASTE_COLUMNS)))
     strengths, offset = np.empty(len(TASTE_COLUMNS)), 0
     for attribute, values in ATTRIBUTES.items():
-        strength, loved, disliked = TASTES[attribute]
+        strength, liked, disliked = TASTES[attribute]
         for archetype in archetypes:
             order = offset + rng.permutation(len(values))
-            archetype[order[:loved]], archetype[order[loved : loved + disliked]] = 1.5, -1.0
+            archetype[order[:liked]], archetype[order[liked : liked + disliked]] = 1.5, -1.0
         strengths[offset : offset + len(values)] = strength
         offset += len(values)
-    archetypes -= 0.2 * archetypes.mean(
-        axis=0
-    )  # a look that many like is popular, but popularity must not stand for taste
+    archetypes -= 0.2 * archetypes.mean(axis=0)  # otherwise popularity alone would predict taste
     count = len(user_ids)
     first, second = rng.integers(0, ARCHETYPES, (2, count))
     tastes = 0.75 * archetypes[first] + 0.25 * archetypes[second]
@@ -91,12 +89,12 @@ def draw_users(user_ids: list[str], rng: np.random.Generator) -> pa.Table:
 
 
 def click_probability(pairs: pa.Table, users: pa.Table, items: pa.Table) -> np.ndarray:
-    """P(click) of impressions, float64 [N], rounded to six decimals.
+    """Returns P(click) of impressions, float64 [N], rounded to six decimals.
 
     Args:
-        pairs: user_id, item_id, timestamp (UTC), position (from 1); any user may meet any item.
-        users: as of `draw_users`.
-        items: as of `draw_items`.
+        pairs: user_id, item_id, timestamp (UTC), position (from 1); any pairs of users and items.
+        users: the table of `draw_users`.
+        items: the table of `draw_items`.
 
     Raises:
         ValueError: a user or an item is not in the tables.
@@ -116,7 +114,7 @@ def click_probability(pairs: pa.Table, users: pa.Table, items: pa.Table) -> np.n
 
 
 def true_probability(directory: str, pairs: pa.Table) -> np.ndarray:
-    """P(click) of any user x item pairs, read from the truth beside a sample catalogue; only evaluation may ask.
+    """Returns P(click) of any pairs from the truth in a sample catalogue's folder; only for evaluation.
 
     `pairs` and the result are those of `click_probability`.
     """
@@ -125,10 +123,10 @@ def true_probability(directory: str, pairs: pa.Table) -> np.ndarray:
 
 
 def draw_impressions(users: pa.Table, items: pa.Table, rng: np.random.Generator) -> pa.Table:
-    """Sessions of distinct items over the 90 days: user_id, item_id, timestamp, position; 40 rows per user on average.
+    """Draws sessions of distinct items over 90 days: user_id, item_id, timestamp, position; about 40 rows per user.
 
-    Exposure mixes chance with popularity (which follows quality loosely) and favours new items; taste has no part
-    in it. Activity of users is long-tailed; everybody comes at least once.
+    Exposure mixes chance with popularity (loosely correlated with quality) and favours new items; it does not depend
+    on taste. The activity of users is long-tailed; every user has at least one session.
     """
     count = users.num_rows
     activity = rng.lognormal(sigma=0.8, size=count)
@@ -163,7 +161,7 @@ def draw_impressions(users: pa.Table, items: pa.Table, rng: np.random.Generator)
 
 
 def draw_clicks(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Clicks as float32 [N], 1 or 0."""
+    """Draws clicks, float32 [N], 1 or 0."""
     return (rng.random(len(probability)) < probability).astype(np.float32)
 
 
@@ -174,5 +172,5 @@ def _epoch_us() -> int:
 def _rows(values: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
     rows = pc.index_in(values, pa.array(known.to_pylist(), pa.string()))
     if rows.null_count:
-        raise ValueError(f"{rows.null_count} rows name a user or an item that the truth does not know")
+        raise ValueError(f"{rows.null_count} rows name a user or an item that is not in the truth tables")
     return rows.to_numpy()

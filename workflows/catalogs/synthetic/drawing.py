@@ -1,7 +1,7 @@
-"""Photos and clips of the embedded catalogue: a silhouette with colour, pattern and material before a cluttered scene.
+"""Photos and clips of the embedded catalogue: a silhouette with colour, pattern and material in front of clutter.
 
-Drawn about twice as large as shown and reduced, which antialiases every edge. Nothing depends on fonts, files or
-threads: a specification and a seed give the same bytes.
+Everything is drawn larger and then reduced, which antialiases the edges. Nothing depends on fonts, files or threads:
+the same look and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PATTERNS = ("plain", "stripes", "dots", "checks", "zigzag")
 MATERIALS = ("matte", "glossy", "woven", "speckled")
 CATEGORIES = tuple(SILHOUETTES)
 
-# Bytes must repeat: the output follows the number of threads, and with x264's assembly it differs from call to call.
+# For identical bytes: the output depends on the number of threads, and x264's assembly varies from call to call.
 X264 = {"crf": "23", "preset": "ultrafast", "x264-params": "threads=1:asm=0"}
 
 _CREAM, _CHARCOAL, _PAPER = (246, 240, 226), (52, 50, 56), (176, 174, 170)
@@ -48,7 +48,7 @@ _THREADS = 0.8 + 0.32 * ((np.floor(_X * 64) + np.floor(_Y * 64)) % 2)  # woven o
 
 @dataclass(frozen=True)
 class Look:
-    """What an item looks like; `clutter` counts the objects behind it."""
+    """Visual attributes of an item; `clutter` is the number of objects behind it."""
 
     category: str
     colour: str
@@ -58,7 +58,7 @@ class Look:
 
 
 def draw_photo(look: Look, rng: np.random.Generator, style: Style) -> bytes:
-    """A JPEG of the item, 224 x 224."""
+    """Returns a JPEG of the item, 224 x 224."""
     background, layer = _draw_scene(look, rng, style)
     buffer = io.BytesIO()
     _compose(background, layer).save(buffer, "JPEG", quality=88)
@@ -66,7 +66,7 @@ def draw_photo(look: Look, rng: np.random.Generator, style: Style) -> bytes:
 
 
 def draw_clip(look: Look, rng: np.random.Generator, style: Style) -> bytes:
-    """A two-second MP4 (H.264, 224 x 224, 12 frames a second) in which the item sways and drifts."""
+    """Returns a two-second MP4 (H.264, 224 x 224, 12 frames a second) in which the item sways and drifts."""
     background, layer = _draw_scene(look, rng, style)
     phase, drift = rng.uniform(0, 2 * np.pi), rng.uniform(-16, 16, size=2)
     frames = []
@@ -93,7 +93,7 @@ def _encode_mp4(frames: list[Image.Image]) -> bytes:
 
 
 def _draw_scene(look: Look, rng: np.random.Generator, style: Style) -> tuple[Image.Image, Image.Image]:
-    """Background (RGB) and item (RGBA), both 224 x 224."""
+    """Returns the background (RGB) and the item (RGBA), both 224 x 224."""
     background = _draw_background(look.clutter, rng, style)
     layer = _draw_item(look, rng, style)
     zoom, stretch = rng.uniform(0.66, 0.88), rng.uniform(0.92, 1.08)
@@ -107,7 +107,7 @@ def _draw_scene(look: Look, rng: np.random.Generator, style: Style) -> tuple[Ima
 
 
 def _compose(background: Image.Image, layer: Image.Image) -> Image.Image:
-    """The item before the background, with a soft shadow."""
+    """Pastes the item onto the background, with a soft shadow."""
     alpha = layer.getchannel("A")
     shadow = ImageChops.offset(alpha, 4, 6).filter(ImageFilter.BoxBlur(5)).point(lambda value: value * 0.4)
     photo = Image.composite(Image.new("RGB", layer.size, (30, 28, 32)), background, shadow)
@@ -116,7 +116,7 @@ def _compose(background: Image.Image, layer: Image.Image) -> Image.Image:
 
 
 def _draw_background(clutter: int, rng: np.random.Generator, style: Style) -> Image.Image:
-    """A muted gradient with `clutter` pale objects, blurred as by depth; paper with pencil lines in line style."""
+    """Draws a muted gradient with `clutter` pale, blurred objects; in line style, paper with pencil lines."""
     muted = rng.integers(150, 225) + rng.integers(-14, 15, size=(2 + clutter, 3))
     if style == "line":
         scene = Image.new("RGB", (DRAWN, DRAWN), _PAPER)
@@ -138,7 +138,7 @@ def _draw_background(clutter: int, rng: np.random.Generator, style: Style) -> Im
 
 
 def _draw_item(look: Look, rng: np.random.Generator, style: Style) -> Image.Image:
-    """The item alone (RGBA, 320 x 320), with lightness and hue that vary a little from piece to piece."""
+    """Draws the item alone (RGBA, 320 x 320), with slightly random lightness and hue."""
     body, trim = draw_silhouette(look.category, DRAWN)
     base = np.clip(np.array(COLOURS[look.colour]) * rng.uniform(0.9, 1.08) + rng.uniform(-10, 10, 3), 0, 255)
     pattern = _draw_pattern(look.pattern, rng)
@@ -158,19 +158,19 @@ def _draw_item(look: Look, rng: np.random.Generator, style: Style) -> Image.Imag
 
 
 def _outline(mask: Image.Image) -> Image.Image:
-    """A line along the edge of a mask."""
+    """Returns a line along the edge of a mask."""
     return mask.filter(ImageFilter.BoxBlur(1.5)).point(lambda value: 255 if 12 < value < 243 else 0)
 
 
 def _draw_pattern(pattern: str, rng: np.random.Generator) -> np.ndarray:
-    """Where the second colour goes: bool [320, 320]."""
+    """Returns where the second colour goes: bool [320, 320]."""
     period, shift = rng.uniform(0.1, 0.16), rng.uniform(0, 1)
     x, y = _X / period + np.float32(shift), _Y / period
     column, row = np.floor(x), np.floor(y)
     if pattern == "stripes":
         return y - row < 0.45
     if pattern == "dots":
-        x = x + 0.5 * row  # every second row stands between the dots of its neighbours
+        x = x + 0.5 * row  # shifts every second row by half a period
         return (x - np.floor(x) - 0.5) ** 2 + (y - row - 0.5) ** 2 < 0.09
     if pattern == "checks":
         return (column + row) % 2 < 1
@@ -181,7 +181,7 @@ def _draw_pattern(pattern: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _shade(base: np.ndarray, pattern: np.ndarray, material: str, rng: np.random.Generator) -> np.ndarray:
-    """Surface colours (float [320, 320, 3]) of a filled item."""
+    """Returns the surface colours (float [320, 320, 3]) of a filled item."""
     second = np.array(_CHARCOAL if base.mean() > 150 else _CREAM, dtype=np.float32)
     light, shine = 1.04 - 0.14 * _Y, None
     if material == "glossy":
@@ -197,7 +197,7 @@ def _shade(base: np.ndarray, pattern: np.ndarray, material: str, rng: np.random.
 
 
 def _ink_lines(base: np.ndarray, pattern: np.ndarray, material: str, rng: np.random.Generator) -> np.ndarray:
-    """Surface colours (float [320, 320, 3]) of a line drawing: edges of the pattern, hatching for the material."""
+    """Returns the colours (float [320, 320, 3]) of a line drawing: edges of the pattern, hatching for the material."""
     ink = (pattern != np.roll(pattern, 3, 0)) | (pattern != np.roll(pattern, 3, 1))
     if material == "glossy":
         across = (_X * 0.9 + _Y * 0.45 - np.float32(rng.uniform(0.45, 0.6))) / 0.05
@@ -210,7 +210,7 @@ def _ink_lines(base: np.ndarray, pattern: np.ndarray, material: str, rng: np.ran
 
 
 def _grain(rng: np.random.Generator) -> np.ndarray:
-    """Random flecks: bool [320, 320]."""
+    """Draws random flecks: bool [320, 320]."""
     fleck = 4  # pixels
     cells = rng.random((DRAWN // fleck, DRAWN // fleck)) < 0.14
     return cells.repeat(fleck, 0).repeat(fleck, 1)

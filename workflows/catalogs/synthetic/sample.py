@@ -1,4 +1,4 @@
-"""The embedded catalogue: generated, deterministic, with a known truth and a few rows broken on purpose.
+"""Writes the embedded catalogue: generated, deterministic, with known ground truth and some invalid rows on purpose.
 
 Beside the canonical files it writes the truth, which only evaluation may read: `truth.parquet` (P(click) per
 impression), `truth_items.parquet` (looks, quality, first_seen) and `truth_users.parquet` (tastes).
@@ -22,7 +22,7 @@ BROKEN = 3  # rows of each kind
 FUTURE = dt.datetime(2100, 1, 1, tzinfo=dt.UTC)
 ITEM_LIMITS, USER_LIMITS = (40, 20_000), (10, 20_000)
 
-# What is broken on purpose, and how it must end.
+# Kinds of rows that are invalid on purpose, and their expected outcomes.
 OUTCOMES = {
     "truncated_jpeg": "degraded",
     "missing_file": "degraded",
@@ -38,10 +38,10 @@ OUTCOMES = {
 def write_sample(
     directory: str, *, items: int = 800, users: int = 2000, seed: int = 0, style: str = "fill"
 ) -> dict[str, Any]:
-    """Write the embedded catalogue and sum up its counts and what is broken in it.
+    """Writes the embedded catalogue and returns its counts and the kinds of its invalid rows.
 
     One item in twenty has a clip: half of them instead of the photo, half beside it. The log has 40 impressions per
-    user. The style changes the drawings alone: texts, log and truth stay the same.
+    user. The style changes only the drawings: texts, log and truth stay the same.
 
     Raises:
         UserError: a number is out of range, the style is unknown or the directory is not empty; nothing is written.
@@ -84,12 +84,12 @@ def _require_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def _stream(seed: int, use: str) -> np.random.Generator:
-    """Random numbers of one use; what one part draws never moves another."""
+    """Returns a random generator for one use, so that the draws of one part never change those of another."""
     return np.random.default_rng([seed, *use.encode()])
 
 
 def _draw_world(items: int, users: int, seed: int) -> tuple[list[str], pa.Table, pa.Table]:
-    """All item ids, then the truth about items and users. Ids are drawn, so that they tell neither age nor looks."""
+    """Returns all item ids and the truth about items and users; random ids reveal neither age nor looks."""
     rng = _stream(seed, "ids")
     ids = [f"item-{number:06d}" for number in rng.choice(1_000_000, items + 4 * BROKEN, replace=False)]
     user_ids = [f"user-{number:06d}" for number in rng.choice(1_000_000, users, replace=False)]
@@ -100,7 +100,7 @@ def _draw_world(items: int, users: int, seed: int) -> tuple[list[str], pa.Table,
 
 
 def _describe(truth_items: pa.Table, seed: int) -> list[dict[str, Any]]:
-    """The good rows of the catalogue; some texts are missing, as texts are."""
+    """Returns the valid rows of the catalogue; some texts are missing, as in real catalogues."""
     rng = _stream(seed, "texts")
     kinds = _stream(seed, "clips").permutation(np.arange(truth_items.num_rows) % 40)
     rows = []
@@ -126,7 +126,7 @@ def _media(name: str) -> dict[str, str]:
 
 
 def _write_media(directory: str, rows: list[dict[str, Any]], truth: pa.Table, seed: int, style: Style) -> None:
-    """Draw the media of all good rows, each item from its own random numbers."""
+    """Draws the media of all valid rows, every item with its own random generator."""
     looks = truth.select(["category", "colour", "pattern", "material", "clutter"]).to_pylist()
     for index, (row, look) in enumerate(zip(rows, looks, strict=True)):
         for media in row["media"]:
@@ -136,7 +136,7 @@ def _write_media(directory: str, rows: list[dict[str, Any]], truth: pa.Table, se
 
 
 def _break_items(directory: str, rows: list[dict[str, Any]], ids: list[str]) -> list[dict[str, Any]]:
-    """Rows to follow the good ones, in the order of OUTCOMES; ids are unused ones."""
+    """Returns the invalid rows, in the order of OUTCOMES, and writes their media; `ids` are unused item ids."""
     donors = [row for row in rows if row["title"] and row["media"][0]["kind"] == "image"][:BROKEN]
     truncated, missing, nothing = (ids[start : start + BROKEN] for start in (0, BROKEN, 2 * BROKEN))
     for item, donor in zip(truncated, donors, strict=True):
@@ -152,7 +152,7 @@ def _break_items(directory: str, rows: list[dict[str, Any]], ids: list[str]) -> 
 
 
 def _break_log(log: pa.Table, unknown: list[str], rng: np.random.Generator) -> pa.Table:
-    """The log with three kinds of rows more, in order of time; `unknown` are ids outside the catalogue."""
+    """Returns the log with three kinds of invalid rows, sorted by time; `unknown` are ids outside the catalogue."""
     picked = log.take(pa.array(rng.choice(log.num_rows, 3 * BROKEN, replace=False)))
     strangers, future, again = (picked.slice(start, BROKEN) for start in (0, BROKEN, 2 * BROKEN))
     strangers = strangers.set_column(1, "item_id", pa.array(unknown[:BROKEN], pa.string()))

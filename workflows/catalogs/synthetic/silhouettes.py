@@ -24,24 +24,24 @@ class Stencil:
         self._size = size
 
     def polygon(self, points: Sequence[Point], fill: int = 255) -> None:
-        """Fill a polygon."""
+        """Fills a polygon."""
         self._draw.polygon([(x * self._size, y * self._size) for x, y in points], fill=fill)
 
     def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: int = 255) -> None:
-        """Fill an ellipse inside a box."""
+        """Fills an ellipse inside a box."""
         self._draw.ellipse(self._box(x0, y0, x1, y1), fill=fill)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, radius: float = 0.0, fill: int = 255) -> None:
-        """Fill a box with round corners."""
+        """Fills a box with rounded corners."""
         self._draw.rounded_rectangle(self._box(x0, y0, x1, y1), radius=radius * self._size, fill=fill)
 
     def stroke(self, points: Sequence[Point], width: float) -> None:
-        """Draw a line through points."""
+        """Draws a line through points."""
         scaled = [(x * self._size, y * self._size) for x, y in points]
         self._draw.line(scaled, fill=255, width=round(width * self._size), joint="curve")
 
     def arc(self, box: tuple[float, float, float, float], start: float, end: float, width: float) -> None:
-        """Draw an arc between two angles in degrees, clockwise from three o'clock."""
+        """Draws an arc between two angles in degrees, clockwise from three o'clock."""
         self._draw.arc(self._box(*box), start, end, fill=255, width=round(width * self._size))
 
     def _box(self, *corners: float) -> tuple[float, float, float, float]:
@@ -50,7 +50,7 @@ class Stencil:
 
 
 def _smooth(points: Sequence[Point], rounds: int = 3) -> list[Point]:
-    """Round a closed polygon by cutting its corners (Chaikin 1974)."""
+    """Rounds a closed polygon by cutting its corners (Chaikin 1974)."""
     corners = np.array(points)
     for _ in range(rounds):
         following = np.roll(corners, -1, axis=0)
@@ -141,7 +141,7 @@ SILHOUETTES: dict[str, Callable[[Stencil, Stencil], None]] = {
 
 
 def draw_silhouette(category: str, size: int) -> tuple[Image.Image, Image.Image]:
-    """The body and trim masks (L, size x size) of a product category."""
+    """Returns the body and trim masks (L, size x size) of a product category."""
     body, trim = Stencil(size), Stencil(size)
     SILHOUETTES[category](body, trim)
     return body.mask, trim.mask

@@ -1,4 +1,4 @@
-"""Titles and descriptions of the embedded catalogue; every second item keeps silent about its looks."""
+"""Titles and descriptions of the embedded catalogue; those of every second item do not mention its looks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PHRASES = (
 
 
 def write_title(look: dict[str, str], *, descriptive: bool, brand: str, rng: np.random.Generator) -> str:
-    """A title such as "Red striped glossy mug by Alder", or "Alder Fjord mug" where looks are left out."""
+    """Returns a title such as "Red striped glossy mug by Alder", or "Alder Fjord mug" if not `descriptive`."""
     noun = str(rng.choice(NOUNS[look["category"]]))
     line = str(rng.choice(LINES))
     if not descriptive:
@@ -46,7 +46,7 @@ def write_title(look: dict[str, str], *, descriptive: bool, brand: str, rng: np.
 
 
 def write_description(look: dict[str, str], *, descriptive: bool, rng: np.random.Generator) -> str:
-    """Two phrases of the trade, after a sentence on looks where those are not left out."""
+    """Returns two generic phrases, after a sentence on the looks if `descriptive`."""
     first, second = rng.choice(PHRASES, 2, replace=False)
     if not descriptive:
         return f"{first} {second}"
