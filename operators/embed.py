@@ -24,7 +24,7 @@ def vector_array(vectors: np.ndarray, valid: np.ndarray | None = None) -> pa.Fix
 
 
 def vectors_of(column: pa.ChunkedArray | pa.Array, width: int) -> np.ndarray:
-    """A vector column without nulls as float32 [N, width]."""
+    """Return a vector column without nulls as float32 [N, width]."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.asarray(array.flatten(), dtype=np.float32).reshape(-1, width)
 
@@ -34,7 +34,7 @@ class EmbedImages(Operator):
     """Mean of an item's frame vectors; NULL without a frame.
 
     Attributes:
-        embedder: the model that sees.
+        embedder: model of pictures.
     """
 
     embedder: ImageEmbedder = field(default_factory=LocalImages)
@@ -67,7 +67,7 @@ class EmbedTexts(Operator):
     NULL where all of them are missing, and where the model fails, which leaves an issue of severity `degraded`.
 
     Attributes:
-        embedder: the model that reads.
+        embedder: model of texts.
         joint: give the model the item's first frame in one input with its text, as TriAlignGR does (arXiv 2605.05249,
             CMSA); an item without a text is then its frame alone.
     """
