@@ -29,9 +29,9 @@ class Caption(Operator):
     Where the model has no answer the caption is NULL, too, and an issue of severity `degraded` says why.
 
     Attributes:
-        captioner: what describes a picture.
-        frames: of an item with several, describe the `first`, all of them in one picture (`grid`), or `each` by itself
-            and merge the sentences.
+        captioner: model that describes a picture.
+        frames: of an item with several frames, describe the `first`, all of them in one picture (`grid`), or `each` by
+            itself and merge the sentences.
     """
 
     captioner: Captioner
@@ -74,7 +74,7 @@ class Caption(Operator):
         return set_columns(table, columns)
 
     def _pictures(self, frames: list[np.ndarray], counts: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
-        """What the captioner sees, and the rows that it belongs to."""
+        """Return the rows that have pictures, one entry per picture, and the pictures for the captioner."""
         starts = np.cumsum(counts) - counts
         rows = np.flatnonzero(counts).tolist()
         if self.frames == "first":
@@ -122,7 +122,7 @@ def tile(frames: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def merge(texts: Sequence[str]) -> str:
-    """One text of the sentences of several, in order, without those that say what an earlier one said.
+    """Join the sentences of several texts, in order, without those that say what an earlier one said.
 
     Two sentences say the same if the Jaccard similarity of their words is at least `SAME`.
     """

@@ -21,7 +21,7 @@ class EmbedImages(Operator):
     """Mean of an item's frame vectors; NULL without a frame.
 
     Attributes:
-        embedder: the model that sees.
+        embedder: model of pictures.
     """
 
     embedder: ImageEmbedder = field(default_factory=LocalImages)
@@ -54,7 +54,7 @@ class EmbedTexts(Operator):
     NULL where all of them are missing, and where the model fails, which leaves an issue of severity `degraded`.
 
     Attributes:
-        embedder: the model that reads.
+        embedder: model of texts.
         joint: give the model the item's first frame in one input with its text, as TriAlignGR does (arXiv 2605.05249,
             CMSA); an item without a text is then its frame alone.
     """

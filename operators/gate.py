@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from operators.log.events import DAY_US
 from storage.hashing import hash_order
@@ -24,7 +26,9 @@ NO_MEDIA, NOT_WORTH_IT = "no_media", "not_worth_it"
 
 @dataclass(frozen=True)
 class GateRule:
-    """When an item passes. A condition that is None is not asked; where all three are None, every item is worth it.
+    """When an item passes. A condition that is None does not count; where all three are None, every item is worth it.
+
+    The bounds in the annotations are checked in definitions.
 
     Attributes:
         has_media: refuse items that name no medium.
@@ -32,17 +36,20 @@ class GateRule:
         popular_from: events from which an item counts as popular, as a guess at its impressions to come.
         new_within_days: an item is new for so long after its first event, and before it.
         budget: items that may be computed in one run.
+        log_share: the first share of the log that popularity and age are read from, so that events that later test a
+            model decide nothing.
     """
 
     has_media: bool = True
-    thin_below: int | None = None
-    popular_from: int | None = None
-    new_within_days: float | None = None
-    budget: int | None = None
+    thin_below: PositiveInt | None = None
+    popular_from: PositiveInt | None = None
+    new_within_days: PositiveFloat | None = None
+    budget: NonNegativeInt | None = None
+    log_share: Annotated[float, Field(gt=0, le=1)] = 0.8
 
 
 def activity(interactions: pl.LazyFrame) -> pl.DataFrame:
-    """How often and for how long items have been seen.
+    """Count how often and for how long items have been seen.
 
     Give it the events that are known when the choice is made: those of a test split would leak into the choice.
 
@@ -65,7 +72,7 @@ def activity(interactions: pl.LazyFrame) -> pl.DataFrame:
 def decide(
     items: pa.Table, rule: GateRule, seen: pl.DataFrame | None = None, known: Collection[str] = ()
 ) -> pa.StringArray:
-    """The gate of every item, in the order of the rows.
+    """Decide the gate of every item, in the order of the rows.
 
     `OPEN` may be computed. `CACHED_ONLY` would be worth it but is over budget, and gets what the cache has for nothing.
     Anything else is the reason of a refusal: `NO_MEDIA` or `NOT_WORTH_IT`. The budget goes to the items with most

@@ -21,7 +21,7 @@ class Interests(Operator):
     `degraded` with the miner's code.
 
     Attributes:
-        miner: what finds the tags.
+        miner: model that finds the tags.
     """
 
     miner: Miner = field(default_factory=Keywords)

@@ -26,7 +26,7 @@ _CHATTER = re.compile(
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of a picture's item.
+    """What is known about a picture's item.
 
     Attributes:
         title: the item's title.
@@ -38,7 +38,7 @@ class Context:
 
 
 class Captioner(Protocol):
-    """Implementations are frozen dataclasses whose fields are their settings."""
+    """Describes pictures. Implementations are frozen dataclasses whose fields are their settings."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -65,8 +65,8 @@ class ChatCaptioner:
 
     Attributes:
         chat: the model.
-        prompt: what is asked of every picture.
-        context: whether the title is told, too.
+        prompt: the question about every picture.
+        context: tell the model the item's title, too.
     """
 
     chat: Chat
@@ -75,7 +75,7 @@ class ChatCaptioner:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The title, if it is told."""
+        """Name the title, if `context` is set."""
         return ("title",) if self.context else ()
 
     def load(self) -> None:

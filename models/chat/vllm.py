@@ -3,44 +3,55 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
 
 from models.chat.base import Failure, Prompt
 from models.chat.openai import messages_of
+from models.common.settings import Weights
 from storage.errors import UserError
 from storage.identity import speed
 
 
 @dataclass(frozen=True)
-class VllmChat:
+class VllmChat(Weights):
     """A model on the offline engine of vLLM (Kwon et al. 2023), decoded greedily.
 
     The engine batches by itself: give its pool a `batch_size` of some hundreds.
 
     Attributes:
-        model: a folder, or a name on the Hugging Face hub.
-        revision: branch, tag or commit on the hub.
-        dtype: of the weights, as vLLM names it.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer, in tokens.
         max_model_len: longest prompt and answer together, in tokens; None for the model's own.
         gpu_memory_utilization: share of the GPU's memory that the engine takes; lower it for a fraction of a GPU.
     """
 
-    model: str
-    revision: str | None = None
-    dtype: str = "auto"
-    max_new_tokens: int = 64
-    max_model_len: int | None = None
-    gpu_memory_utilization: float = speed(0.9)
+    max_new_tokens: PositiveInt = 64
+    max_model_len: PositiveInt | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = speed(0.9)
+
+    backend = "vllm"
+
+    def check(self) -> None:
+        """Find out whether the folder exists and vLLM is installed.
+
+        Raises:
+            UserError: one of them is missing.
+        """
+        super().check()
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError("The backend vllm needs vLLM, which is not installed: install the extra, `.[vllm]`.")
 
     def load(self) -> None:
         """Start the engine.
 
         Raises:
-            UserError: vLLM is not installed.
+            UserError: as `check`.
         """
+        self.check()
         _engine(self)
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str | Failure]:
@@ -55,10 +66,8 @@ class VllmChat:
 
 @functools.cache
 def _engine(settings: VllmChat) -> Any:
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise UserError("The backend vllm needs vLLM, which is not installed: install the extra, `.[vllm]`.") from error
+    from vllm import LLM
+
     return LLM(
         model=settings.model,
         revision=settings.revision,

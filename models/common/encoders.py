@@ -88,17 +88,17 @@ class TextEncoder:
 
 @functools.cache
 def image_encoder() -> ImageEncoder:
-    """The process's image encoder, loaded once."""
+    """Return the process's image encoder, loaded once."""
     return ImageEncoder()
 
 
 @functools.cache
 def text_encoder() -> TextEncoder:
-    """The process's text encoder, loaded once."""
+    """Return the process's text encoder, loaded once."""
     return TextEncoder()
 
 
 @functools.cache
 def imagenet_labels() -> list[str]:
-    """The 1,000 class names of ImageNet (first WordNet lemma), in the order of the classifier's outputs."""
+    """Return the 1,000 class names of ImageNet (first WordNet lemma), in the order of the classifier's outputs."""
     return (Path(__file__).parent / "imagenet_labels.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What an embedding model is to us: pictures or texts in, one vector of a known width for each."""
+"""The interface of embedding models: pictures or texts in, one vector of a known width for each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Embeddings(NamedTuple):
 
 
 class ImageEmbedder(Protocol):
-    """A model of pictures. Implementations are frozen dataclasses whose fields are their settings."""
+    """A model of pictures. Implementations are backends; see `models.common.settings.Backend`."""
 
     @property
     def width(self) -> int:
@@ -45,7 +45,7 @@ class ImageEmbedder(Protocol):
 
 
 class TextEmbedder(Protocol):
-    """A model of texts, or of texts with pictures. Implementations are frozen dataclasses."""
+    """A model of texts, or of texts with pictures. Implementations are backends."""
 
     @property
     def width(self) -> int:

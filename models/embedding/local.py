@@ -9,15 +9,18 @@ from typing import ClassVar
 import numpy as np
 
 from models.common.encoders import IMAGE_WIDTH, TEXT_WIDTH, image_encoder, text_encoder
+from models.common.settings import Backend
 from models.embedding.embedder import Embeddings
 from storage.errors import UserError
 
 
 @dataclass(frozen=True)
-class LocalImages:
+class LocalImages(Backend):
     """EfficientNet-Lite0, whose weights come as a package; see `models.common.encoders`."""
 
     width: ClassVar[int] = IMAGE_WIDTH
+    backend = "local"
+    place = "gpu"
 
     def load(self) -> None:
         """Load the network."""
@@ -29,10 +32,12 @@ class LocalImages:
 
 
 @dataclass(frozen=True)
-class LocalTexts:
+class LocalTexts(Backend):
     """MiniLM, whose weights come as a package; see `models.common.encoders`. It reads the first 256 tokens."""
 
     width: ClassVar[int] = TEXT_WIDTH
+    backend = "local"
+    place = "gpu"
 
     def load(self) -> None:
         """Load the network."""

@@ -3,59 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
+from pydantic import PositiveInt
 
 from models.chat.base import Failure
-from models.chat.openai_client import OPENAI_URL, client, failure_of, gather
+from models.chat.openai_client import Endpoint, gather
 from models.embedding.embedder import Embeddings
 from storage.errors import UserError
 from storage.identity import speed
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
 
 @dataclass(frozen=True)
-class OpenAIEmbeddings:
+class OpenAIEmbeddings(Endpoint):
     """A model asked over HTTP: many texts to a request, several requests at a time.
 
     A request that is refused is halved until the texts that cannot be embedded stand alone.
 
     Attributes:
-        model: the name under which the endpoint serves it.
-        width: components of its vectors.
+        width: components of a vector.
         request_width: ask for vectors shortened to `width`, by models that were trained for it (Kusupati et al. 2022,
             Matryoshka representations).
         max_chars: longer texts are cut to it, since endpoints refuse what exceeds the model's tokens.
-        base_url: address of the endpoint; the same model is taken to answer the same wherever it is served.
-        api_key_env: environment variable that holds the key; a server of one's own may need none.
         batch_size: texts to a request.
-        concurrency: requests in flight.
-        timeout_s: seconds that one attempt may be silent.
-        max_retries: attempts after the first.
     """
 
-    model: str
-    width: int
+    width: PositiveInt
+    _: KW_ONLY
     request_width: bool = False
-    max_chars: int = 8_000
-    base_url: str = speed(OPENAI_URL)
-    api_key_env: str = speed("OPENAI_API_KEY")
-    batch_size: int = speed(64)
-    concurrency: int = speed(8)
-    timeout_s: float = speed(60.0)
-    max_retries: int = speed(4)
-
-    def load(self) -> None:
-        """Open the client.
-
-        Raises:
-            UserError: base_url is no address, or the endpoint needs a key and the environment has none.
-        """
-        self._client()
+    max_chars: PositiveInt = 8_000
+    batch_size: PositiveInt = speed(64)
+    concurrency: PositiveInt = speed(8)
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
         """Embed texts to float32 [N, width].
@@ -95,7 +74,7 @@ class OpenAIEmbeddings:
 
         dimensions = self.width if self.request_width else omit
         try:
-            answer = await self._client().embeddings.create(model=self.model, input=texts, dimensions=dimensions)
+            answer = await self.client().embeddings.create(model=self.model, input=texts, dimensions=dimensions)
             found = sorted(answer.data, key=lambda row: row.index)
             vectors = np.array([row.embedding for row in found], np.float32)
             if vectors.ndim != 2 or len(vectors) != len(texts):
@@ -103,10 +82,7 @@ class OpenAIEmbeddings:
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - sorted by the client's module, which raises what it does not know
-            return failure_of(error, model=self.model, base_url=self.base_url, api_key_env=self.api_key_env)
+            return self.failure(error)
         if vectors.shape[1] != self.width:
             raise UserError(f"{self.model} gives vectors of width {vectors.shape[1]}, not {self.width}: set its width.")
         return vectors
-
-    def _client(self) -> AsyncOpenAI:
-        return client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries)

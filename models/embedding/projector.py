@@ -61,9 +61,9 @@ def fit_projector(batches: Callable[[], Iterable[list[Blocks]]], weights: dict[s
 
     Args:
         batches: starts a pass; every pass must yield the same batches in the same order.
-        weights: of each block, by name, in the order of the blocks. A block of any width contributes variance
+        weights: weight of each block, by name, in the order of the blocks. A block of any width contributes variance
             weight², so that 1,280 image dimensions do not drown 384 of text.
-        width: of the embedding; less where the vectors have less.
+        width: components of the embedding; fewer where the vectors have less.
 
     Raises:
         UserError: no block has a positive weight.

@@ -7,14 +7,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from PIL import Image
+from pydantic import PositiveInt
 
 from models.chat.special_tokens import plain, special_tokens
+from models.common.settings import Weights
 from models.embedding.embedder import Embeddings
 from storage.errors import UserError
 from storage.identity import speed
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SentenceTransformers:
+class SentenceTransformers(Weights):
     """A model by name or folder, with weights from safetensors only, and never with code from where they came.
 
     A text that is too long is cut by its tokens before prompt and template are put around it. Cutting the whole input,
@@ -33,35 +35,31 @@ class SentenceTransformers:
 
     For GME-Qwen2-VL (Zhang et al. 2024), whose own files ask for code, set `pooling` to `lasttoken`, `prompt` to `You
     are a helpful assistant.`, and a `chat_template` that ends in `<|im_start|>assistant\\n<|endoftext|>`; tried on a
-    tiny Qwen2-VL with random weights.
+    tiny Qwen2-VL with random weights. A `dtype` of `auto` is that of the weights.
 
     Attributes:
-        model: name on the Hugging Face hub, or a folder.
-        width: components of its vectors.
-        prompt: what is put before a text, or what the system says in a model with a chat template; None for the
+        width: components of a vector.
+        prompt: text put before every text, or the system message of a model with a chat template; None for the
             model's own default.
         prompt_name: one of the model's own prompts, in place of `prompt`.
         max_tokens: longest input, with template and picture; None, or more than the model takes, for what it takes.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` for that of the weights.
         normalise: scale vectors to unit length.
         pooling: `mean`, `cls` or `lasttoken`, for weights that come without sentence-transformers' own files or whose
             files ask for code; None for what those files say.
-        chat_template: in Jinja, in place of the model's own.
-        revision: branch, tag or commit on the hub.
+        chat_template: template in Jinja, in place of the model's own.
         batch_size: inputs that pass the model at once.
     """
 
-    model: str
-    width: int
+    width: PositiveInt
     prompt: str | None = None
     prompt_name: str | None = None
-    max_tokens: int | None = None
-    dtype: str = "auto"
+    max_tokens: PositiveInt | None = None
     normalise: bool = True
-    pooling: str | None = None
+    pooling: Literal["mean", "cls", "lasttoken"] | None = None
     chat_template: str | None = None
-    revision: str | None = None
-    batch_size: int = speed(32)
+    batch_size: PositiveInt = speed(32)
+
+    backend = "sentence-transformers"
 
     def load(self) -> None:
         """Load the model.

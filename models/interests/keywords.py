@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from models.chat.base import Failure
+from models.common.settings import Backend
 from models.interests.mining import MOST_TAGS, PEOPLE, ItemText, bounded, clean_tag
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _OF_PICTURES = re.compile(
 
 
 @dataclass(frozen=True)
-class Keywords:
+class Keywords(Backend):
     """The default miner: keywords of one or two words, no two of them sharing a word.
 
     YAKE scores words by position, case, frequency and neighbours inside one text, so it needs neither a model nor other
@@ -34,13 +35,14 @@ class Keywords:
     """
 
     version: ClassVar[int] = 1
+    backend = "keywords"
 
     def load(self) -> None:
         """Read the stop words."""
         _extractor()
 
     def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
-        """As `Miner.mine`, at most four tags each; fewer where the texts have fewer words."""
+        """Mine at most four tags of each item; fewer where the texts have fewer words."""
         return [_keywords(bounded(text)) for text in texts]
 
 

@@ -67,7 +67,7 @@ class Miner(Protocol):
         """
 
     def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
-        """Tags of each item, the strongest first; empty where its texts hold no word to make one of.
+        """Return the tags of each item, the strongest first; empty where its texts hold no word to make one of.
 
         Raises:
             UserError: no item can be mined under these settings.
@@ -82,7 +82,7 @@ class ChatMiner:
 
     Attributes:
         chat: the language model.
-        prompt: what it is asked below the evidence.
+        prompt: the question below the evidence.
     """
 
     chat: Chat
@@ -91,11 +91,11 @@ class ChatMiner:
     version: ClassVar[int] = 1
 
     def load(self) -> None:
-        """As `Miner.load`."""
+        """Load the model; see `Chat.load`."""
         self.chat.load()
 
     def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
-        """As `Miner.mine`, two to four tags each.
+        """Mine two to four tags of each item; see `Miner.mine`.
 
         An item whose second answer cannot be used gets the failure `unparsable_interests`; one that the model does not
         answer gets the model's own failure.
@@ -129,7 +129,7 @@ class ChatMiner:
 
 
 def bounded(text: ItemText) -> ItemText:
-    """Texts cut to what is read of them, white space as single spaces, so that none can pass for another."""
+    """Cut texts to what is read of them, white space as single spaces, so that none can pass for another."""
     return ItemText(*(" ".join((getattr(text, name) or "")[:limit].split()) for name, limit in LONGEST.items()))
 
 
@@ -141,7 +141,7 @@ def parse_tags(answer: str, evidence: str | None = None) -> list[str] | Failure:
     line of nothing but short phrases parted by commas.
 
     Args:
-        answer: of the model.
+        answer: the model's answer.
         evidence: where given, a tag whose words are mostly not its own is dropped.
 
     Returns:
@@ -183,7 +183,7 @@ def _items(inside: str, *, closed: bool) -> list[str]:
 
 
 def clean_tag(text: str) -> str:
-    """A phrase as a tag, or "" where it cannot be one.
+    """Return a phrase as a tag, or "" where it cannot be one.
 
     Lower-case, without quotes and marks around it, without words for people and without articles and the like at its
     ends; then one to four words, at most 40 characters, all of letters, digits, hyphens, apostrophes and ampersands,

@@ -36,7 +36,7 @@ def fetch(url: str, limits: Limits, allow_private: tuple[str, ...] = ()) -> byte
     Answers of 429 and 5xx, stalls and broken connections are tried again. Of encoded bodies (gzip, …) none is unpacked.
 
     Args:
-        url: of scheme http or https.
+        url: a URL of scheme http or https.
         limits: `max_bytes` bounds the body, `fetch_seconds` the whole, redirects and repetitions included.
         allow_private: `host:port` pairs, as URLs give them, whose addresses need not be public.
 
@@ -48,7 +48,7 @@ def fetch(url: str, limits: Limits, allow_private: tuple[str, ...] = ()) -> byte
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet: not loopback, private, link-local, shared, multicast, …"""
+    """Tell whether an IP address is of the public internet: not loopback, private, link-local, shared, multicast, …"""
     ip = ipaddress.ip_address(address)
     if ip.version == 6 and (ip not in UNICAST or any(ip in net for net in TUNNELS)):
         return False
@@ -74,7 +74,7 @@ async def _fetch(url: str, limits: Limits, allow_private: tuple[str, ...]) -> by
 
 
 def _check(url: URL, allow_private: tuple[str, ...]) -> None:
-    """What of a URL can be judged without its name's addresses. An IP address given as host never meets a resolver."""
+    """Check what needs no name resolution: scheme, host, and an IP address given as host, which is never resolved."""
     if url.scheme not in ("http", "https"):
         raise MediaError("scheme_not_allowed", f"{url.scheme}:// in a redirect")
     if url.raw_host is None or url.raw_user is not None or url.raw_password is not None:
@@ -113,7 +113,7 @@ class _PublicResolver(ThreadedResolver):
 
 @functools.cache
 def _session(allow_private: tuple[str, ...]) -> aiohttp.ClientSession:
-    """The process's session: connections are kept for the next picture of the same host."""
+    """Return the process's session: connections are kept for the next picture of the same host."""
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(resolver=_PublicResolver(allow_private)),
         auto_decompress=False,
@@ -126,7 +126,7 @@ def _session(allow_private: tuple[str, ...]) -> aiohttp.ClientSession:
 
 
 async def _request(session: aiohttp.ClientSession, url: URL, limits: Limits) -> bytes | str:
-    """The body, or where a redirect points."""
+    """Return the body, or the address that a redirect points to."""
     problem = ""
     for attempt in range(TRIES):
         await asyncio.sleep(PAUSE * attempt)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
 
 
 class MediaError(Exception):
@@ -16,7 +18,7 @@ class MediaError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of one medium is read and decoded.
+    """How much of one medium is read and decoded; the bounds in the annotations are checked in definitions.
 
     Attributes:
         max_bytes: size of the file.
@@ -24,20 +26,20 @@ class Limits:
         max_seconds: duration of a video.
         max_side: longer side of a frame after decoding, in pixels; larger ones are shrunk.
         frames: frames taken of a video, at most.
-        sampling: how they are chosen: `uniform`, evenly over its length, or `scenes`, one of each of the shots that
+        sampling: choice of frames: `uniform`, evenly over its length, or `scenes`, one of each of the shots that
             differ most.
         decode_seconds: wall seconds that decoding may take.
         fetch_seconds: wall seconds that an HTTP download may take.
     """
 
-    max_bytes: int = 64 << 20
-    max_pixels: int = 50_000_000
-    max_seconds: float = 3_600.0
-    max_side: int = 384
-    frames: int = 4
+    max_bytes: PositiveInt = 64 << 20
+    max_pixels: PositiveInt = 50_000_000
+    max_seconds: PositiveFloat = 3_600.0
+    max_side: Annotated[int, Field(ge=32)] = 384
+    frames: PositiveInt = 4
     sampling: Literal["uniform", "scenes"] = "uniform"
-    decode_seconds: float = 20.0
-    fetch_seconds: float = 60.0
+    decode_seconds: PositiveFloat = 20.0
+    fetch_seconds: PositiveFloat = 60.0
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after shrinking the longer side to `max_side`; neither falls below one pixel."""

@@ -42,7 +42,7 @@ NOWHERE_ELSE = Sources()
 
 
 def shown(uri: str) -> str:
-    """A URI as messages may show it: without credentials, and without query and fragment, which may be a signature.
+    """Return a URI as messages may show it: without credentials, query and fragment, which may hold a signature.
 
     >>> shown("https://ann:secret@host/a.jpg?signature=abc")
     'https://host/a.jpg'
@@ -51,7 +51,7 @@ def shown(uri: str) -> str:
 
 
 def resolve(uri: str, root: str, sources: Sources = NOWHERE_ELSE) -> str:
-    """The absolute URI of a medium, if it lies where media may lie.
+    """Return the absolute URI of a medium, if it lies where media may lie.
 
     Relative URIs resolve against `root`. Links are followed before the check, so a link out of the roots is refused.
     Of http URLs only the scheme is judged here: their addresses are checked when they are connected to.
@@ -59,7 +59,7 @@ def resolve(uri: str, root: str, sources: Sources = NOWHERE_ELSE) -> str:
     Args:
         uri: as the catalogue gives it.
         root: URI of the catalogue.
-        sources: what is allowed beside the catalogue.
+        sources: places allowed beside the catalogue.
 
     Raises:
         MediaError: `scheme_not_allowed`, `outside_root`, or `unreadable` where it is no URI or path at all.
@@ -95,7 +95,7 @@ def _resolve(uri: str, root: str, sources: Sources) -> str:
 
 
 def _scheme(uri: str) -> str:
-    """The scheme in lower case, "" for a plain path. A name with a colon (`item:7.jpg`) is a path."""
+    """Return the scheme in lower case, "" for a plain path. A name with a colon (`item:7.jpg`) is a path."""
     if "://" not in uri:
         return "data" if uri[:5].lower() == "data:" else ""
     scheme = urlsplit(uri).scheme
@@ -107,7 +107,7 @@ def read_limited(uri: str, limits: Limits, sources: Sources = NOWHERE_ELSE) -> b
 
     Args:
         uri: as `resolve` returns it.
-        limits: what may be read.
+        limits: limits of the read.
         sources: says which private hosts may be asked.
 
     Raises:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.common.settings import Place
 from operators.base import Operator
 from storage.errors import UserError
 
@@ -56,7 +57,6 @@ class Pool(BaseModel):
         return self.min if self.max is None else self.max
 
 
-Place = Literal["cpu", "gpu", "model", "remote"]
 REMOTE = Pool(min=2, num_cpus=0.1, batch_size=64)
 
 
@@ -75,8 +75,7 @@ class Step:
         name: its section of the definition.
         operator: the operator itself.
         pool: its actor pool; None lets `plan` choose one.
-        place: `cpu`; `gpu` if the cluster has one; `remote` for an operator that mostly waits for a server; or `model`,
-            which is like `gpu` but too large to be loaded once per CPU if there is no GPU.
+        place: where its work is done; see `models.common.settings.Backend`.
     """
 
     name: str

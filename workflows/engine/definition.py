@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
@@ -205,14 +206,14 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     for old in (path, f"{path}: {problem['input']}"):
         if old in RENAMED:
             return f"{old} is of an earlier version; write {RENAMED[old]} in its place."
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
         if parts[-1] in model.model_fields:
             return f"unknown key {path}; write {parts[-1]} at the top of the definition."
         return f"unknown key {path}; {_nearest(parts[-1], _walk(model, problem['loc'][:-1])[1])}"
     if problem["type"] == "missing":
         return f"the key {path} is missing."
     if problem["type"].startswith("union_tag"):
-        key = path + "." + problem["ctx"]["discriminator"].strip("'")
+        key = path + "." + problem["ctx"]["discriminator"].strip("'()")
         if problem["type"] == "union_tag_not_found":
             return f"the key {key} is missing."
         choices = [tag.strip("' ") for tag in problem["ctx"]["expected_tags"].split(",")]
@@ -229,34 +230,42 @@ def _nearest(key: str, valid: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(valid)}."
 
 
-def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+def _walk(model: type, loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
     """Returns the keys of a problem's location, without the tags of unions, and the keys that are valid there."""
-    current: list[type[BaseModel]] = [model]
+    current = [model]
     parts = []
     for part in loc:
-        fields = {name: field for option in current for name, field in option.model_fields.items()}
+        fields = {name: annotations for option in current for name, annotations in _fields(option).items()}
         tagged = [option for option in current if part in _tags(option)]
         if part in fields or not tagged:
             parts.append(str(part))
-            current = _models_in(fields[part].annotation, *fields[part].metadata) if part in fields else []
+            current = _models_in(*fields.get(part, ()))
         else:
             current = tagged
-    return parts, list(dict.fromkeys(name for option in current or [] for name in option.model_fields))
+    return parts, list(dict.fromkeys(name for option in current for name in _fields(option)))
 
 
-def _models_in(*annotations: Any) -> list[type[BaseModel]]:
-    models: list[type[BaseModel]] = []
+def _fields(model: Any) -> dict[str, tuple[Any, ...]]:
+    """Returns the annotations of the fields of a model or a dataclass."""
+    if dataclasses.is_dataclass(model):
+        hints = get_type_hints(model, include_extras=True)
+        return {field.name: (hints[field.name],) for field in dataclasses.fields(model)}
+    return {name: (field.annotation, *field.metadata) for name, field in model.model_fields.items()}
+
+
+def _models_in(*annotations: Any) -> list[type]:
+    models: list[type] = []
     for annotation in annotations:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
             models.append(annotation)
         models += _models_in(*getattr(annotation, "__args__", ()))
     return models
 
 
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+def _tags(model: type) -> tuple[Any, ...]:
     """Returns the values of a model's discriminator key, which tell it from the others of its union."""
     for name in ("backend", "kind", "name"):
-        field = model.model_fields.get(name)
-        if field and get_origin(field.annotation) is Literal:
-            return get_args(field.annotation)
+        annotation, *_ = _fields(model).get(name, (None,))
+        if get_origin(annotation) is Literal:
+            return get_args(annotation)
     return ()

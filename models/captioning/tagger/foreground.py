@@ -17,7 +17,7 @@ class Subject(NamedTuple):
 
     Attributes:
         mask: bool [H, W].
-        distance: of each pixel from the background behind it, in CIELAB, float32 [H, W].
+        distance: distance of each pixel from the background behind it, in CIELAB, float32 [H, W].
         background: its colour in CIELAB, float32 [3].
     """
 

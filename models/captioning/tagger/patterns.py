@@ -39,7 +39,7 @@ class Forms(NamedTuple):
 
     Attributes:
         length: the median ratio of an ellipse's axes.
-        pieces: how many.
+        pieces: number of pieces.
         fullness: the median ratio of a piece's area to its ellipse's: about 1 for what is round or square.
     """
 

@@ -12,23 +12,26 @@ from models.captioning.captioner import Context
 from models.captioning.tagger.describe import describe
 from models.chat.base import Failure
 from models.common.encoders import IMAGE_WIDTH, image_encoder, imagenet_labels
+from models.common.settings import Backend
 
 
 @dataclass(frozen=True)
-class Tagger:
+class Tagger(Backend):
     """The default captioner: see `models.captioning.tagger.describe`.
 
     Attributes:
-        vector_is_local: the context's image vector comes from the default image encoder, so that the labels can be
-            taken from it and a picture passes the network once.
+        vector_is_local: True if the context's image vector comes from the default image encoder, so that the labels
+            can be taken from it and a picture passes the network once.
     """
 
     vector_is_local: bool = True
+
     version: ClassVar[int] = 2
+    backend = "tagger"
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The image vector, if labels can be taken from it."""
+        """Name the image vector, if labels can be taken from it."""
         return ("image_vector",) if self.vector_is_local else ()
 
     def load(self) -> None:

@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from models.chat.openai_client import client
 from models.embedding.openai import OpenAIEmbeddings
 from storage.errors import UserError
 
@@ -203,7 +202,8 @@ def test_servers_of_ones_own_need_no_key_and_connections_stay_open(server):
     keyless = model(server, api_key_env="NO_SUCH_KEY")
     keyless.load()
     assert keyless.embed_texts(["a"]).failures == {}
-    assert client(server.url, "NO_SUCH_KEY", 5.0, 1) is client(server.url, "NO_SUCH_KEY", 5.0, 1)
+    one, other = (OpenAIEmbeddings(name, WIDTH, base_url=server.url, api_key_env="NO_SUCH_KEY") for name in "ab")
+    assert one.client() is other.client()
 
 
 def test_settings_survive_pickling_and_hold_no_key(server):

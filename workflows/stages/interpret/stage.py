@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import asdict
+from typing import Annotated, Any, ClassVar
 
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from operators.base import KEPT, REJECTED, Operator, rejects_table
 from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, CachedOperator
@@ -24,35 +25,17 @@ from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
 from workflows.engine.stage import Context, Result, Stage, StageConfig, forget_other_attempts
 from workflows.stages.interpret.settings import (
-    CaptionSection,
-    ImageEmbeddingSection,
-    InterestSection,
-    KeywordInterests,
-    LocalImageEmbedding,
-    LocalTextEmbedding,
+    CAPTIONS,
+    IMAGES,
+    INTERESTS,
+    TEXTS,
+    Captions,
+    ModelSection,
     Section,
-    TaggerCaptions,
-    TextEmbeddingSection,
-    made,
 )
 
 KEPT_COLUMNS = ("item_id", "title", "description")
 CACHE = "_cache"  # beside the run directory; no workflow can have this name
-
-
-class LimitsConfig(BaseModel):
-    """What one medium may cost; see `storage.media.limits.Limits`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_bytes: int = Field(Limits.max_bytes, ge=1)
-    max_pixels: int = Field(Limits.max_pixels, ge=1)
-    max_seconds: float = Field(Limits.max_seconds, gt=0)
-    max_side: int = Field(Limits.max_side, ge=32)
-    frames: int = Field(Limits.frames, ge=1)
-    sampling: str = Field(Limits.sampling, pattern="^(uniform|scenes)$")
-    decode_seconds: float = Field(Limits.decode_seconds, gt=0)
-    fetch_seconds: float = Field(Limits.fetch_seconds, gt=0)
 
 
 class Fetch(Section):
@@ -66,24 +49,24 @@ class Fetch(Section):
         allow_private: `host:port` pairs that are fetched though their addresses are private.
     """
 
-    max_media: int = Field(1, ge=1)
-    limits: LimitsConfig = LimitsConfig()
+    max_media: PositiveInt = 1
+    limits: Limits = Limits()
     roots: tuple[str, ...] = ()
     http: bool = False
     allow_private: tuple[str, ...] = ()
 
     def operator(self, root: str) -> Operator:
-        """The operator for the catalogue at `root`."""
-        limits, sources = made(Limits, self.limits), made(Sources, self)
-        return FetchMedia(root=root, max_media=self.max_media, limits=limits, sources=sources)
+        """Make the operator for the catalogue at `root`."""
+        sources = Sources(self.roots, self.http, self.allow_private)
+        return FetchMedia(root=root, max_media=self.max_media, limits=self.limits, sources=sources)
 
 
 class Config(StageConfig):
     """Settings of interpret.
 
     Attributes:
-        fetch, image_embedding, caption, interests, text_embedding: of each operator of the stream; see
-            `workflows.stages.interpret.settings`.
+        fetch, image_embedding, caption, interests, text_embedding: settings of the stream's operators, by default those
+            of the default backends; see `workflows.stages.interpret.settings`.
         cache: where results are kept for later runs: true for the folder `_cache` beside the run directory, false for
             nowhere, or a URI.
         max_reject_share: share of rejected rows past which the run fails.
@@ -94,34 +77,34 @@ class Config(StageConfig):
     """
 
     fetch: Fetch = Fetch()
-    image_embedding: ImageEmbeddingSection = LocalImageEmbedding()
-    caption: CaptionSection = TaggerCaptions()
-    interests: InterestSection = KeywordInterests()
-    text_embedding: TextEmbeddingSection = LocalTextEmbedding()
+    image_embedding: Annotated[ModelSection, IMAGES] = Field({}, validate_default=True)
+    caption: Annotated[Captions, CAPTIONS] = Field({}, validate_default=True)
+    interests: Annotated[ModelSection, INTERESTS] = Field({}, validate_default=True)
+    text_embedding: Annotated[ModelSection, TEXTS] = Field({}, validate_default=True)
     cache: bool | str = True
     max_reject_share: float = Field(0.1, ge=0, le=1)
     max_degraded_share: float = Field(0.5, ge=0, le=1)
-    commit_rows: int = Field(64, ge=1)
-    no_progress_timeout_s: float = Field(900.0, gt=0)
+    commit_rows: PositiveInt = 64
+    no_progress_timeout_s: PositiveFloat = 900.0
 
     resources: ClassVar[frozenset[str]] = frozenset(
         {"cache", "commit_rows", "no_progress_timeout_s", "max_reject_share", "max_degraded_share"}
     )
 
     def identity(self) -> dict[str, Any]:
-        """The operators' own, wherever the catalogue lies, and the gate."""
+        """Return the identities of the operators, wherever the catalogue lies, and the gate."""
         operators = [identity(step.operator) for step in steps(self, root="", cache=None)]
-        return {"operators": operators, "gate": self.caption.gate.model_dump(mode="json")}
+        return {"operators": operators, "gate": asdict(self.caption.gate)}
 
 
 def steps(config: Config, root: str, cache: str | None) -> list[Step]:
-    """The stream's operators, in order.
+    """Return the stream's operators, in order.
 
     A picture passes the default network once: the tagger takes its labels from the image vector, so it comes second.
     """
-    local = isinstance(config.image_embedding, LocalImageEmbedding)
-    keywords = isinstance(config.interests, KeywordInterests)
-    caption = CachedOperator(config.caption.operator(local_vectors=local), "caption", cache, gate="gate")
+    local = config.image_embedding.backend == "local"
+    keywords = config.interests.backend == "keywords"
+    caption = CachedOperator(config.caption.operator(vector_is_local=local), "caption", cache, gate="gate")
     images = CachedOperator(config.image_embedding.operator(), "image_embedding", cache)
     interests = CachedOperator(config.interests.operator(), "interests", None if keywords else cache)
     texts = CachedOperator(config.text_embedding.operator(), "text_embedding", cache)
@@ -139,7 +122,7 @@ def _groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cach
 
 
 def items_schema(config: Config) -> pa.Schema:
-    """What `items` holds: the item's texts, and what the operators add that later stages read."""
+    """Return the schema of `items`: the item's texts, and what the operators add that later stages read."""
     added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
     found = {field.name: field for field in added}
     names = ("caption", "interests", "image_vector", "text_vector")
@@ -167,7 +150,7 @@ class InterpretStage(Stage[Config]):
             raise UserError(f"The cache {cache} cannot be written: give stages.interpret.cache another URI, or false.")
 
     def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
-        """The operators in their pools.
+        """Return the operators in their pools.
 
         Raises:
             UnschedulableError: a pool does not fit onto the nodes.
@@ -204,7 +187,7 @@ class InterpretStage(Stage[Config]):
 
 
 def cache_uri(config: Config, root: str) -> str | None:
-    """Where the results of a run at `root` are kept for later ones, or None."""
+    """Return where the results of a run at `root` are kept for later ones, or None."""
     if isinstance(config.cache, str):
         return files.absolute(config.cache)
     scheme, separator, path = root.rstrip("/").rpartition("://")
@@ -213,7 +196,7 @@ def cache_uri(config: Config, root: str) -> str | None:
 
 
 def write_source(config: Config, context: Context, target: str) -> int:
-    """The catalogue's items, each with the caption's gate; return their number."""
+    """Write the catalogue's items, each with the caption's gate; return their number."""
     items = context.run.read_table("catalog", "items")
     gate = config.caption.gate
     seen, known = None, []
@@ -226,12 +209,12 @@ def write_source(config: Config, context: Context, target: str) -> int:
     if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
         last = context.run.read_table("items", columns=["item_id", "caption"])
         known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
-    files.write_table(target, items.append_column("gate", decide(items, gate.rule(), seen, known)))
+    files.write_table(target, items.append_column("gate", decide(items, gate, seen, known)))
     return int(items.num_rows)
 
 
 def _remembers(config: Config, context: Context) -> bool:
-    """Whether the cache holds captions made with these very settings."""
+    """Tell whether the cache holds captions made with these very settings."""
     cache = cache_uri(config, context.run.root)
     caption = next(step.operator for step in steps(config, "", cache) if step.name == "caption")
     assert isinstance(caption, CachedOperator)  # noqa: S101 - for the type checker
@@ -239,7 +222,7 @@ def _remembers(config: Config, context: Context) -> bool:
 
 
 def _work(sink: str) -> dict[str, Any]:
-    """What every operator behind a gate and a cache did, counted over all committed rows.
+    """Count what every operator behind a gate and a cache did, over all committed rows.
 
     Returns:
         Per operator the rows that were `computed`, `cached`, `refused` and `empty`; `trigger_rate`, the share of rows
