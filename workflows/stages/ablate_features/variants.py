@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from models.evaluation.variants import TRUTH
 from models.ranking.config import ITEM, USER
 from models.ranking.settings import RankerSettings, TableConfig, Tables
-from operators.columns import rows_of
+from operators.columns import positions, rows_of
 from operators.features.tokens import NULL_ID, token_hashes
 from storage import files
 from storage.errors import UserError
@@ -128,7 +128,8 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
     )
 
     truth = files.read_table(require_truth(catalog))
-    truth = rows_of(item_ids, truth, "truth.parquet")
+    at = positions(item_ids, truth["item_id"])
+    truth = truth.take(pa.array(at, mask=at < 0))  # some items show nothing that is known
     columns = [
         token_hashes([f"{name}={value}" if value is not None else name for value in truth[name].to_pylist()])
         for name in ATTRIBUTES
