@@ -17,7 +17,7 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from models.common.recommender import Queries
-    from models.recommenders.fitting import Subject
+    from models.recommenders.fitting import TrainingTask
     from models.recommenders.next_item import NextItemModel
 
 SEED = 0
@@ -165,15 +165,15 @@ def sasrec(setting: Setting) -> Results:
 
 def product_codes(setting: Setting) -> Results:
     """Runs the generator over product codes: recommendations, and a fit."""
-    from models.recommenders.product_codes import ParallelConfig, ParallelGenerator
-    from models.recommenders.product_quantizer import Digits
+    from models.recommenders.product_codes import ProductCodes, ProductCodesConfig
+    from models.recommenders.product_quantizer import Quantized
 
     sizes, random, parts = setting.sizes, _random(), 4
     codes = torch.randint(sizes.codes, (sizes.items, parts), generator=random)
     words = torch.randn(parts, sizes.codes, sizes.dim // parts, generator=random)
     torch.manual_seed(SEED)
-    config = ParallelConfig(dim=sizes.dim, dropout=0.0)
-    return _next_item(ParallelGenerator(config, Digits(codes, words)), setting)
+    config = ProductCodesConfig(dim=sizes.dim, dropout=0.0)
+    return _next_item(ProductCodes(config, Quantized(codes, words)), setting)
 
 
 def language_model(setting: Setting) -> Results:
@@ -186,12 +186,14 @@ def language_model(setting: Setting) -> Results:
     from models.generation.language import LanguageModel
     from models.generation.packing import pack
     from models.generation.tasks import load_tasks
+    from models.generation.trie import Trie
     from models.generation.vocabulary import Vocabulary
-    from models.recommenders.fitting import Subject
-    from models.recommenders.language_model import SequentialRecommender
+    from models.recommenders.fitting import TrainingTask
+    from models.recommenders.language_model import LanguageModelRecommender
+    from models.recommenders.settings import LanguageModelSettings
 
     sizes, tasks = setting.sizes, load_tasks()
-    main = next(task for task in tasks if task.inputs == ("sids",) and task.target == "sid")
+    settings = LanguageModelSettings(tasks=tasks, beams=20)
     texts = _texts(sizes.items)
     vocabulary = Vocabulary.trained((sizes.codes,) * 2 + (sizes.items,), [*texts, *(t.prompt for t in tasks)], 400)
     paths = torch.randint(sizes.codes, (sizes.items, 2), generator=_random())
@@ -204,7 +206,8 @@ def language_model(setting: Setting) -> Results:
     backbone = build(Tiny(layers=2, dim=sizes.dim, heads=2, mlp=2 * sizes.dim, dropout=0.0), vocabulary, seed=SEED)
     model = LanguageModel(backbone, vocabulary).to(setting.device).eval()
 
-    lists = SequentialRecommender(model, corpus, main, beams=20).recommend(
+    trie = Trie.build(paths, vocabulary.sizes)
+    lists = LanguageModelRecommender(model, corpus, trie, settings).recommend(
         asked.histories, k=10, banned=asked.seen, allowed=torch.arange(sizes.items) % 7 > 0
     )
     written = next(task for task in tasks if task.target == "title" and not task.over_histories)
@@ -220,11 +223,11 @@ def language_model(setting: Setting) -> Results:
     def draw(step: int) -> list[Any]:
         return pack(sampler.draw(step, documents=64), tokens_per_row=160, rows=32, pad=vocabulary.pad)
 
-    def recommender(learner: Any) -> SequentialRecommender:
-        return SequentialRecommender(learner, corpus, main, beams=20)
+    def recommender(learner: Any) -> LanguageModelRecommender:
+        return LanguageModelRecommender(learner, corpus, trie, settings)
 
-    subject = Subject(model, draw, recommender, lambda learner: task_losses(learner, corpus, tasks, chosen, most=20))
-    return found | {"bf16_fit_loss": _fit(subject, asked, setting)}
+    task = TrainingTask(model, draw, recommender, lambda learner: task_losses(learner, corpus, tasks, chosen, most=20))
+    return found | {"bf16_fit_loss": _fit(task, asked, setting)}
 
 
 def ranker(setting: Setting) -> Results:
@@ -276,7 +279,7 @@ PATHS: dict[str, Callable[[Setting], Results]] = {
 
 def _next_item(model: NextItemModel, setting: Setting) -> Results:
     """Returns the recommendations of a random model, and its fit."""
-    from models.recommenders.fitting import Subject
+    from models.recommenders.fitting import TrainingTask
 
     asked, users = _queries(setting), setting.sizes.users
     model = model.to(setting.device).eval()
@@ -285,17 +288,17 @@ def _next_item(model: NextItemModel, setting: Setting) -> Results:
     def draw(step: int) -> list[torch.Tensor]:
         return [model.windows(asked.histories, (torch.arange(64) + 64 * step) % users)]
 
-    subject = Subject(model, draw, lambda learner: learner)
-    return {"items": lists.items, "scores": lists.scores, "bf16_fit_loss": _fit(subject, asked, setting)}
+    task = TrainingTask(model, draw, lambda learner: learner)
+    return {"items": lists.items, "scores": lists.scores, "bf16_fit_loss": _fit(task, asked, setting)}
 
 
-def _fit(subject: Subject, asked: Queries, setting: Setting) -> torch.Tensor:
+def _fit(task: TrainingTask, asked: Queries, setting: Setting) -> torch.Tensor:
     """Returns the training losses of a fit in bfloat16, and of one that resumes from its first state."""
-    from models.recommenders.fitting import Keep, fit
-    from models.recommenders.settings import Course
+    from models.common.settings import FitConfig
+    from models.recommenders.fitting import Callbacks, fit
 
     steps = setting.sizes.steps
-    course = Course(steps=steps, validate_every=steps // 2, warmup=1, patience=9)
+    config = FitConfig(steps=steps, validate_every=steps // 2, warmup=1, patience=9)
     curve, states = list[float](), list[dict[str, torch.Tensor]]()
 
     def report(metrics: dict[str, Any], state: Callable[[], dict[str, torch.Tensor]]) -> None:
@@ -304,12 +307,12 @@ def _fit(subject: Subject, asked: Queries, setting: Setting) -> torch.Tensor:
             states.append(state())
 
     for state in (None, states):
-        subject.learner.zero_grad()  # torch restores an optimizer only before there are gradients
+        task.learner.zero_grad()  # torch restores an optimizer only before there are gradients
         fit(
-            course,
-            subject,
+            config,
+            task,
             asked,
-            Keep(report, lambda learner, tensors: None),
+            Callbacks(report, lambda learner, tensors: None),
             seed=SEED,
             device=setting.device,
             state=dict(state[0]) if state else None,

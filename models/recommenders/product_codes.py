@@ -22,6 +22,7 @@ from models.recommenders.next_item import EncoderConfig, NextItemModel, cross_en
 from models.recommenders.product_quantizer import Quantized
 from storage.errors import UserError
 
+USERS = 64  # scored side by side: the log-probabilities of more would leave the cache
 SCALE, NOISE = 0.03, 0.002  # root mean square of the codes' own dimensions, and of the others, at the start
 
 
@@ -123,9 +124,19 @@ class ProductCodes(NextItemModel):
         parts = zip(self.codeword, codes.T, strict=True)
         return torch.stack([cross_entropy(hidden, words, wanted) for words, wanted in parts]).mean()
 
+    @torch.no_grad()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the sums of the log-probabilities of items' codes, float32 [B, N]."""
-        return (hidden @ self.every_vector().T).float() - self._normaliser(hidden)
+        """Return the sums of the log-probabilities of items' codes, float32 [B, N].
+
+        Products of the states with `every_vector` would be these but for rounding, and order near ties differently.
+        Sums over rows of a table that has the users side by side are many times as fast as gathers of one number each.
+        """
+        log_probs = self.logits(hidden).float().log_softmax(-1)
+        scores = log_probs.new_empty(len(hidden), self.items)
+        for part, out in zip(log_probs.split(USERS), scores.split(USERS), strict=True):
+            table = part.flatten(1).T.contiguous()
+            out.copy_(functional.embedding_bag(self.rows, table, mode="sum").T)
+        return scores
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
         """Return the k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
@@ -134,11 +145,8 @@ class ProductCodes(NextItemModel):
         if self._index is None:
             self._index = InnerProductIndex(self.every_vector())
         found = self._index.search(hidden.float().cpu(), k=k, banned=banned, allowed=allowed)
-        return found._replace(scores=found.scores - self._normaliser(hidden).cpu())
-
-    def _normaliser(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the sum of an item's logits has above that of its log-probabilities, float32 [B, 1]."""
-        return self.logits(hidden).float().logsumexp(-1).sum(1, keepdim=True)
+        normalisers = self.logits(hidden).float().logsumexp(-1).sum(1, keepdim=True)
+        return found._replace(scores=found.scores - normalisers.cpu())
 
 
 class _Sums(torch.autograd.Function):
