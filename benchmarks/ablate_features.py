@@ -21,7 +21,7 @@ LEAST, MOST = 0.5, 0.25  # shares of the gain: minimum for captions, maximum for
 
 
 def main() -> None:
-    """Prints the variants of every run and, if the truth is known, whether the two limits hold."""
+    """Print the variants of every run and, where the truth is known, whether what has to hold holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--out", help="file for the JSON object, beside stdout")
@@ -33,14 +33,14 @@ def main() -> None:
 
 
 def shown(run: RunDir) -> dict[str, Any]:
-    """Returns the ablation of one run, without its sentences, and its verdict."""
-    evidence = run.read_json("metrics", "ablate_features.json")
-    found = {part: evidence[part]["arms"] for part in ("test", "test_cold", "truth_cold") if part in evidence}
-    result: dict[str, Any] = {**found, "gate_curve": evidence["gate_curve"]}
+    """Return the ablation of one run, without its sentences, and its verdict."""
+    metrics = run.read_json("metrics", "ablate_features.json")
+    found = {part: metrics[part]["variants"] for part in ("test", "test_cold", "truth_cold") if part in metrics}
+    result: dict[str, Any] = {**found, "gate_curve": metrics["gate_curve"]}
     if "truth_cold" in found:
-        arms = found["truth_cold"]
-        result["captions_close_half"] = arms["caption"]["share"] >= LEAST
-        result["controls_stay_below_a_quarter"] = all(arms[name]["share_interval"][1] <= MOST for name in CONTROLS)
+        variants = found["truth_cold"]
+        result["captions_close_half"] = variants["caption"]["share"] >= LEAST
+        result["controls_stay_below_a_quarter"] = all(variants[name]["share_interval"][1] <= MOST for name in CONTROLS)
     return result
 
 

@@ -19,7 +19,6 @@ import os
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -30,11 +29,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 
 from benchmarks import ranker_peers as peers
 from benchmarks.machine import machine, with_peers
 from benchmarks.ranker_data import BAGS, DENSE, TEST_SHARE, VOCABULARIES, prepare, read
+from models.common.collectives import single_worker_group
 from models.common.jagged import Jagged, gather
 from models.evaluation.clicks import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
@@ -84,8 +83,7 @@ class Data:
 def fit_ours(train: pa.Table, test: pa.Table, settings: peers.Settings) -> peers.Fit:
     """Trains our ranker with our trainer, with one worker."""
     torch.manual_seed(settings.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+    with single_worker_group():
         ranker = Ranker(_config(settings))
         dense = torch.from_numpy(np.stack([train[name].to_numpy() for name in settings.dense], axis=1))
         ranker.set_statistics(dense=dense, rate=float(train["label"].to_numpy().mean()))
@@ -107,7 +105,6 @@ def fit_ours(train: pa.Table, test: pa.Table, settings: peers.Settings) -> peers
         seconds = watch.seconds()
         rows = sum(len(at) for at in batches[settings.warm_up :])
         scores = trainer.logits(len(test), Data(test, settings).batch, batch_size=settings.batch_size)
-        dist.destroy_process_group()
     return peers.Fit(seconds, rows, scores.numpy())
 
 

@@ -1,8 +1,9 @@
-"""Sums and rows over the workers of a data-parallel fit; alone, every function gives back what it was given."""
+"""Process groups: sums and rows over the workers of a data-parallel fit; alone, each gives back what it was given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,16 @@ import torch.distributed as dist
 def rank_and_size() -> tuple[int, int]:
     """This worker's rank and the number of workers."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def single_worker_group() -> Iterator[None]:
+    """Make this process the only worker of a gloo process group for the length of a block."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def all_reduce_sum(tensors: Sequence[torch.Tensor]) -> None:

@@ -1,10 +1,10 @@
-"""Bootstrap intervals: resampled users, items and seeds behind every figure."""
+"""Bootstrap intervals: resampled users, items and seeds behind every figure, and what they allow to say."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,21 +14,45 @@ FEWEST = 10  # users or items, below which resamples are too much alike for an i
 Key = TypeVar("Key", bound=Hashable)
 
 
-def over_seeds(samples: dict[Key, np.ndarray], *, seed: int) -> dict[Key, np.ndarray]:
-    """Means over resampled seeds of what resampled users gave; the same seeds for all arms.
+class Estimate(NamedTuple):
+    """A figure of a model that was fitted from S seeds, or the difference of two such figures.
+
+    Attributes:
+        seeds: value of each seed, float [S].
+        drawn: means over resampled seeds of the values on resampled users, float [draws].
+    """
+
+    seeds: np.ndarray
+    drawn: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return float(self.seeds.mean())
+
+    @property
+    def interval(self) -> list[float]:
+        """The 95% interval of the mean."""
+        return interval(self.drawn)
+
+    def minus(self, other: Estimate) -> Estimate:
+        """Returns the difference, paired by seed and by resample."""
+        return Estimate(self.seeds - other.seeds, self.drawn - other.drawn)
+
+
+def over_seeds(values: np.ndarray, samples: np.ndarray, *, seed: int) -> Estimate:
+    """Estimates the mean over S seeds; the same `seed` resamples the same seeds, so that estimates are paired.
 
     Of S seeds S - 1 are drawn: their mean then varies as that of S does (Rao and Wu 1988, JASA 83:231).
 
     Args:
-        samples: by arm, float [S, draws].
+        values: of each seed, float [S].
+        samples: the same on resampled users, float [S, draws].
         seed: of the resamples.
-
-    Returns:
-        float [draws] each.
     """
-    seeds, draws = next(iter(samples.values())).shape
+    seeds, draws = samples.shape
     picked = np.random.default_rng([seed, seeds]).integers(0, seeds, (max(seeds - 1, 1), draws))
-    return {name: np.take_along_axis(sample, picked, axis=0).mean(axis=0) for name, sample in samples.items()}
+    return Estimate(values, np.take_along_axis(samples, picked, axis=0).mean(axis=0))
 
 
 def bootstrap_auc(
@@ -72,6 +96,24 @@ def bootstrap_auc(
 def interval(samples: np.ndarray, *, level: float = 0.95) -> list[float]:
     """Percentile interval [low, high] of bootstrap samples."""
     return [float(q) for q in np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])]
+
+
+def verdict(bounds: Sequence[float]) -> int | None:
+    """Returns 1 or -1 for an interval above or below 0, 0 for one that contains it, None for one of NaN."""
+    low, high = bounds
+    if not np.isfinite([low, high]).all():
+        return None
+    return int(low > 0) - int(high < 0)
+
+
+def size(change: float, bounds: Sequence[float]) -> str:
+    """Formats a change and its interval without their sign.
+
+    >>> size(-0.03, [-0.04, -0.02])
+    '0.0300 (0.0200 to 0.0400)'
+    """
+    least, most = sorted(map(abs, bounds))
+    return f"{abs(change):.4f} ({least:.4f} to {most:.4f})"
 
 
 def bootstrap_means(

@@ -1,24 +1,39 @@
-"""What the arms of an ablation show: AUCs, gains over a base arm, and how much of a known gap each arm closes.
+"""Variants of a model in an ablation: AUCs, gains over a base variant, and shares of the gain by the truth.
 
-An arm is the same ranker with other features, trained with S seeds. Every figure is a mean over seeds. Every interval
-comes from resampled users, seeds and, where true probabilities are known, items: the same resamples for all arms.
-Five seeds carry an interval while users and items make most of its width; where seeds make most of it, it is too
-narrow (in simulations 85% instead of 95% of such intervals held the value).
+A variant is the same model fitted in another way from S seeds. Every figure is a mean over seeds. Every interval comes
+from resampled users, seeds and, where true probabilities are known, items: the same resamples for all variants. Five
+seeds suffice for an interval whose width comes mostly from users and items; where it comes mostly from seeds, the
+interval is too narrow (in simulations 85% instead of 95% of such intervals held the value).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from models.evaluation.bootstrap import FEWEST, bootstrap_auc, interval, over_seeds
+from models.evaluation.bootstrap import FEWEST, bootstrap_auc, interval, over_seeds, size, verdict
 from models.evaluation.clicks import expected_auc
 
-TRUTH = "truth"  # the arm, where there is one, that is fed what the others have to guess
+TRUTH = "truth"  # name of the variant, if any, that reads what the others have to infer
+NONE = float("nan")
+
+Results = dict[str, dict[str, Any]]  # by variant
 
 
-Arms = dict[str, dict[str, Any]]
+@dataclass(frozen=True)
+class Variant:
+    """One of the models that an ablation compares; a subclass says in what they differ.
+
+    Attributes:
+        name: in settings, files and metrics.
+        label: in sentences, a plural.
+    """
+
+    name: str
+    label: str
 
 
 def by_clicks(
@@ -30,22 +45,22 @@ def by_clicks(
     draws: int = 200,
     base: str = "id",
     item: np.ndarray | None = None,
-) -> Arms:
-    """Compare arms on the clicks of M impressions, with a bootstrap by user, and by item where `item` is given.
+) -> Results:
+    """Compares variants on the clicks of M impressions, with a bootstrap by user, and by item where `item` is given.
 
     Args:
         user: integer or string codes [M], at least one.
         label: 1 or 0, [M].
-        scores: by arm, float [S, M]; row s of every arm is of the same seed.
+        scores: by variant, float [S, M]; row s of every variant is of the same seed.
         seed: of the resamples.
         draws: number of resamples.
-        item: codes [M], where the items are few and others than these are meant, too.
-        base: the arm that gains are over.
+        item: codes [M], for conclusions about more items than these few.
+        base: the variant that gains are over.
 
     Returns:
-        By arm: auc, auc_interval and seeds (the AUC of each); but for the base arm gain and gain_interval. Where there
-        is an arm `truth` the others have share and share_interval, too, the gain over that of the truth: NaN where the
-        truth's own gain is not above 0 in every resample.
+        By variant: auc, auc_interval and seeds (the AUC of each); but for the base gain and gain_interval. If there is
+        a variant `truth`, the others also have share and share_interval, the gain divided by that of the truth: NaN
+        where the truth's own gain is not above 0 in every resample.
     """
     units = (user,) if item is None else (user, item)
     return _compare(units, (label > 0).astype(np.float64), scores, seed=seed, draws=draws, base=base)
@@ -58,13 +73,15 @@ def by_probability(
     seed: int,
     draws: int = 200,
     base: str = "id",
-) -> Arms:
-    """Compare arms on the true probabilities of U users × I items, with a bootstrap by user and item.
+) -> Results:
+    """Compares variants on the true probabilities of U users × I items, with a bootstrap by user and item.
 
     Args:
         probability: of a click, float [U, I].
-        scores: by arm, float [S, U, I].
-        seed: and what follows it, and what is returned: as of `by_clicks`.
+        scores: by variant, float [S, U, I].
+        seed: as in `by_clicks`, like the other arguments and the result.
+        draws: number of resamples.
+        base: the variant that gains are over.
     """
     users, items = np.indices(probability.shape)
     flat = {name: score.reshape(len(score), -1) for name, score in scores.items()}
@@ -80,73 +97,73 @@ def _compare(
     seed: int,
     draws: int,
     base: str,
-) -> Arms:
-    aucs = {name: np.array([expected_auc(probability, row) for row in score]) for name, score in scores.items()}
+) -> Results:
     samples = bootstrap_auc(units, probability, scores, seed=seed, draws=draws)
     if min(len(np.unique(unit)) for unit in units) < FEWEST:
         samples = {name: np.full_like(sample, np.nan) for name, sample in samples.items()}
-    drawn = over_seeds(samples, seed=seed)
-    gain = {name: float(auc.mean() - aucs[base].mean()) for name, auc in aucs.items()}
-    gains = {name: values - drawn[base] for name, values in drawn.items()}
-    # A share of a gap that may be none would be a share of noise.
-    shown = TRUTH in scores and bool((gains[TRUTH] > 0).all())
-
-    arms: Arms = {}
+    aucs = {
+        name: over_seeds(np.array([expected_auc(probability, row) for row in score]), samples[name], seed=seed)
+        for name, score in scores.items()
+    }
+    gains = {name: auc.minus(aucs[base]) for name, auc in aucs.items()}
+    # A share of a gain that may be none would be a share of noise.
+    whole = gains[TRUTH] if TRUTH in scores and (gains[TRUTH].drawn > 0).all() else None
+    results: Results = {}
     for name, auc in aucs.items():
-        arms[name] = {"auc": float(auc.mean()), "auc_interval": interval(drawn[name]), "seeds": auc.tolist()}
+        results[name] = {"auc": auc.mean, "auc_interval": auc.interval, "seeds": auc.seeds.tolist()}
+        gain = gains[name]
         if name != base:
-            arms[name] |= {"gain": gain[name], "gain_interval": interval(gains[name])}
+            results[name] |= {"gain": gain.mean, "gain_interval": gain.interval}
         if TRUTH in scores and name not in (base, TRUTH):
-            arms[name] |= {
-                "share": gain[name] / gain[TRUTH] if shown else float("nan"),
-                "share_interval": interval(gains[name] / gains[TRUTH]) if shown else [float("nan")] * 2,
+            results[name] |= {
+                "share": gain.mean / whole.mean if whole else NONE,
+                "share_interval": interval(gain.drawn / whole.drawn) if whole else [NONE, NONE],
             }
-    return arms
+    return results
 
 
-def conclude(arms: Arms, subjects: dict[str, str], where: str) -> dict[str, Any]:
-    """Arms with a sentence for each that has a gain.
+def conclude(results: Results, variants: Mapping[str, Variant], where: str) -> dict[str, Any]:
+    """Returns `variants`, the results, and `sentences`, one for each variant that has a gain.
 
     Args:
-        arms: as `by_clicks` or `by_probability` return them.
-        subjects: how a sentence calls an arm, in the plural: "Captions".
+        results: of `by_clicks` or `by_probability`.
+        variants: by name.
         where: what the AUCs are of: "on cold items".
     """
-    sentences = [sentence(subjects[name], where, arm) for name, arm in arms.items() if "gain" in arm]
-    return {"arms": arms, "sentences": sentences}
+    sentences = [sentence(variants[name].label, where, one) for name, one in results.items() if "gain" in one]
+    return {"variants": results, "sentences": sentences}
 
 
-def sentence(subject: str, where: str, arm: dict[str, Any]) -> str:
-    """What the interval of an arm's gain allows to say.
+def sentence(label: str, where: str, result: dict[str, Any]) -> str:
+    """Says what the interval of a variant's gain allows to say.
 
     >>> captions = {"gain": 0.031, "gain_interval": [0.024, 0.038], "share": 0.71, "share_interval": [0.6, 0.82]}
     >>> sentence("Captions", "on cold items", captions)
     'Captions raise AUC on cold items by 0.0310 (0.0240 to 0.0380), 71% (60% to 82%) of what the true attributes give.'
     """
-    low, high = arm["gain_interval"]
-    least, most = arm.get("share_interval", [float("nan")] * 2)
-    if not np.isfinite([low, high]).all():
-        return f"{subject}: there is too little to tell an effect on AUC {where}."
-    part = ""
-    if low <= 0 <= high:
-        if np.isfinite(most):
-            part = f", and at most {max(most, 0):.0%} of what the true attributes give"
-        return (
-            f"{subject} have no shown effect on AUC {where}: the interval of the gain, {_signed(low)} to "
-            f"{_signed(high)}, allows neither a gain nor a loss beyond it{part}."
-        )
-    if high < 0:
-        return f"{subject} lower AUC {where} by {-arm['gain']:.4f} ({-high:.4f} to {-low:.4f})."
-    if np.isfinite([least, most]).all():
-        part = f", {arm['share']:.0%} ({least:.0%} to {most:.0%}) of what the true attributes give"
-    return f"{subject} raise AUC {where} by {arm['gain']:.4f} ({low:.4f} to {high:.4f}){part}."
+    low, high = result["gain_interval"]
+    least, most = result.get("share_interval", [NONE, NONE])
+    share = bool(np.isfinite([least, most]).all())
+    match verdict((low, high)):
+        case None:
+            return f"{label}: there is too little to tell an effect on AUC {where}."
+        case 0:
+            part = f", and at most {max(most, 0):.0%} of what the true attributes give" if share else ""
+            return (
+                f"{label} have no shown effect on AUC {where}: the interval of the gain, {_signed(low)} to "
+                f"{_signed(high)}, allows neither a gain nor a loss beyond it{part}."
+            )
+        case -1:
+            return f"{label} lower AUC {where} by {size(result['gain'], (low, high))}."
+    part = f", {result['share']:.0%} ({least:.0%} to {most:.0%}) of what the true attributes give" if share else ""
+    return f"{label} raise AUC {where} by {size(result['gain'], (low, high))}{part}."
 
 
-def gate_curve(arms: Arms) -> list[dict[str, Any]]:
-    """AUC by trigger rate, ascending, of arms that are named by their rate: "0.25"."""
+def gate_curve(results: Results) -> list[dict[str, Any]]:
+    """Returns AUC by trigger rate, ascending, of variants that are named by their rate: "0.25"."""
     return [
-        {"rate": rate, "auc": arm["auc"], "interval": arm["auc_interval"]}
-        for rate, arm in sorted((float(name), arm) for name, arm in arms.items())
+        {"rate": rate, "auc": one["auc"], "interval": one["auc_interval"]}
+        for rate, one in sorted((float(name), one) for name, one in results.items())
     ]
 
 

@@ -22,7 +22,6 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from xxhash import xxh3_128
 
-from models.ranking.sharding import group_of
 from storage.errors import UserError
 
 INDEX, METADATA = "index.json", ".metadata"
@@ -45,17 +44,16 @@ def save(
     Raises:
         UserError: some worker cannot write, on all workers.
     """
-    group = group_of(model)
-    rank, workers = dist.get_rank(group), dist.get_world_size(group)
+    rank, workers = dist.get_rank(), dist.get_world_size()
     try:
         writer = checkpoint.FileSystemWriter(folder)
-        checkpoint.save(_tensors(model, optimizer), storage_writer=writer, process_group=group)
+        checkpoint.save(_tensors(model, optimizer), storage_writer=writer)
     except CheckpointException as error:
         worker, (cause, _) = next(iter(error.failures.items()))
         raise UserError(f"Worker {worker} cannot write the checkpoint {folder} ({cause}): make room for it.") from error
     written = [*Path(folder).glob(f"__{rank}_*.distcp"), *([Path(folder, METADATA)] if rank == 0 else [])]
     digests: list[dict[str, str]] = [{}] * workers
-    dist.all_gather_object(digests, {file.name: _digest(file) for file in written}, group=group)
+    dist.all_gather_object(digests, {file.name: _digest(file) for file in written})
     if rank == 0:
         files = {name: digest for part in digests for name, digest in part.items()}
         Path(folder, INDEX).write_text(json.dumps({"position": position, "files": files}))
@@ -74,7 +72,6 @@ def load(folder: str, *, model: DistributedModelParallel, optimizer: CombinedOpt
         UserError: the checkpoint is damaged, incomplete or of another model, on all workers; the model keeps its
             weights.
     """
-    group = group_of(model)
     complaint: str | None = None
     try:
         index = json.loads(Path(folder, INDEX).read_text())
@@ -89,11 +86,11 @@ def load(folder: str, *, model: DistributedModelParallel, optimizer: CombinedOpt
         complaint = f"is incomplete: {Path(error.filename).name} is missing"
     except (ValueError, LookupError, TypeError, OSError) as error:
         complaint = f"cannot be read ({type(error).__name__}: {error})"
-    _agree(folder, complaint, group)
+    _agree(folder, complaint)
     _start(optimizer, metadata)
     tensors = _tensors(model, optimizer)
-    _agree(folder, _differences(metadata, tensors, OPTIMIZER), group)
-    checkpoint.load(tensors, storage_reader=checkpoint.FileSystemReader(folder), process_group=group)
+    _agree(folder, _differences(metadata, tensors, OPTIMIZER))
+    checkpoint.load(tensors, storage_reader=checkpoint.FileSystemReader(folder))
     return position
 
 
@@ -158,10 +155,10 @@ def _start(optimizer: CombinedOptimizer, metadata: Metadata) -> None:
             group["lr"] = rate
 
 
-def _agree(folder: str, complaint: str | None, group: dist.ProcessGroup) -> None:
+def _agree(folder: str, complaint: str | None) -> None:
     """Raise on all workers what any of them has to complain of."""
-    complaints: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(complaints, complaint, group=group)
+    complaints: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(complaints, complaint)
     for said in complaints:
         if said is not None:
             raise UserError(f"The checkpoint {folder} {said}: {ADVICE}.")

@@ -43,9 +43,8 @@ def shard(
     weight_decay: float,
     sharding: Sharding = "table_wise",
     embedding_optimizer: EmbeddingOptimizer = "rowwise_adagrad",
-    group: dist.ProcessGroup | None = None,
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """Shard a module's embedding bags and replicate the rest; every worker of the group has to call it.
+    """Shard a module's embedding bags and replicate the rest; every worker has to call it.
 
     Embeddings update inside the backward pass, the rest by AdamW, which decays matrices only: no biases, norms or
     weights of bags. Give each worker's loss as `losses.sum() / (rows of the step / workers)`: then
@@ -57,21 +56,19 @@ def shard(
             of a shard, so that columns of a row get rates of their own where they are parted. Row-wise sharding over
             gloo takes equally many rows of a step from each worker.
         embedding_optimizer: row-wise Adagrad keeps a number per row, Adagrad one per element; on CPUs it is the faster.
-        group: the workers; None for the whole world. A group of this worker alone trains a module of its own.
 
     Raises:
         UserError: no plan on some worker; all of them raise, and none waits.
     """
-    group = group or dist.group.WORLD
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection):
             optimizer = RowWiseAdagrad if embedding_optimizer == "rowwise_adagrad" else Adagrad
             apply_optimizer_in_backward(optimizer, part.parameters(), {"lr": embedding_lr, "eps": 1e-6})
     model = DistributedModelParallel(
         module,
-        env=ShardingEnv.from_process_group(group),
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=device,
-        plan=_common_plan(module, device, sharding, group),
+        plan=_common_plan(module, device, sharding),
         sharders=SHARDERS,
     )
     parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
@@ -87,23 +84,21 @@ def shard(
     return model, CombinedOptimizer([model.fused_optimizer, dense])
 
 
-def _common_plan(
-    module: nn.Module, device: torch.device, sharding: Sharding, group: dist.ProcessGroup | None
-) -> ShardingPlan:
+def _common_plan(module: nn.Module, device: torch.device, sharding: Sharding) -> ShardingPlan:
     """The first worker's plan; where any worker cannot make one, all raise, and none waits for the others."""
     plan = failure = None
     try:
-        plan = _plan(module, device, sharding, dist.get_world_size(group))
+        plan = _plan(module, device, sharding, dist.get_world_size())
     except Exception as error:  # noqa: BLE001 - whatever it is, the other workers have to hear of it
         # a planner explains itself on a page
         failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
-    outcomes: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(outcomes, (plan, failure, f"rank:{dist.get_rank()}/{device}"), group=group)
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (plan, failure, f"rank:{dist.get_rank()}/{device}"))
     plans, failures, places = zip(*outcomes, strict=True)
     for worker, said in enumerate(failures):
         if said is not None:
             raise UserError(f"Worker {worker} of {len(failures)} has no plan for the embedding tables: {said}")
-    # plans count ranks and devices from 0; sharded tensors want those of the whole world
+    # plans count devices from 0; sharded tensors want each worker's own
     for tables in plans[0].plan.values():
         for table in tables.values():
             for part in table.sharding_spec.shards:
@@ -171,42 +166,36 @@ def draw_tables(model: DistributedModelParallel, *, std: float, seed: int) -> No
                 part.tensor[start - first : end - first].copy_(inside)
 
 
-def group_of(model: DistributedModelParallel) -> dist.ProcessGroup:
-    """The workers that a module was sharded over."""
-    return model._env.process_group
-
-
 @torch.no_grad()
 def gather_state(model: DistributedModelParallel, *, prefix: str) -> dict[str, torch.Tensor] | None:
     """The plain state dict of the part under `prefix`, whole tables on the CPU, on the first worker; None elsewhere.
 
     Every worker has to call it.
     """
-    group = group_of(model)
-    first = dist.get_rank(group) == 0
+    first = dist.get_rank() == 0
     state: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
         if not name.startswith(prefix):
             continue
-        whole = _whole(value, model.device, group) if isinstance(value, ShardedTensor) else value.detach().cpu().clone()
+        whole = _whole(value, model.device) if isinstance(value, ShardedTensor) else value.detach().cpu().clone()
         if whole is not None and first:
             state[name.removeprefix(prefix)] = whole
     return state if first else None
 
 
-def _whole(tensor: ShardedTensor, device: torch.device, group: dist.ProcessGroup) -> torch.Tensor | None:
+def _whole(tensor: ShardedTensor, device: torch.device) -> torch.Tensor | None:
     """All shards together, on the CPU of the first worker; one shard at a time is under way."""
-    rank = dist.get_rank(group)
+    rank = dist.get_rank()
     whole = torch.empty(tensor.size(), dtype=tensor.dtype) if rank == 0 else None
     mine = {tuple(part.metadata.shard_offsets): part.tensor.contiguous() for part in tensor.local_shards()}
     for shard in tensor.metadata().shards_metadata:
         offsets, sizes = tuple(shard.shard_offsets), tuple(shard.shard_sizes)
         if whole is None:
             if offsets in mine:
-                dist.send(mine[offsets], group=group, group_dst=0)
+                dist.send(mine[offsets], dst=0)
             continue
         if offsets not in mine:
             mine[offsets] = torch.empty(sizes, dtype=tensor.dtype, device=device)
-            dist.recv(mine[offsets], group=group, src=shard.placement.rank())  # type: ignore[union-attr]
+            dist.recv(mine[offsets], src=shard.placement.rank())  # type: ignore[union-attr]
         whole[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] = mine.pop(offsets).cpu()
     return whole

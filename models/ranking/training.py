@@ -33,17 +33,15 @@ class Trainer:
         embedding_optimizer: EmbeddingOptimizer = "rowwise_adagrad",
         precision: Precision = "fp32",
         seed: int = 0,
-        group: dist.ProcessGroup | None = None,
     ) -> None:
         """Shard the ranker, see `models.ranking.sharding.shard`, and draw its embeddings.
 
         Args:
             seed: of the embeddings.
             precision: of everything above the embeddings, whose tables and updates stay fp32.
-            group: the workers; None for the whole world.
         """
-        self.device, self.group = device, group
-        self.rank, self.workers = dist.get_rank(group), dist.get_world_size(group)
+        self.device = device
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.model, self.optimizer = shard(
             TrainingTask(ranker, DTYPES[precision], device.type),
             device=device,
@@ -52,7 +50,6 @@ class Trainer:
             weight_decay=weight_decay,
             sharding=sharding,
             embedding_optimizer=embedding_optimizer,
-            group=group,
         )
         draw_tables(self.model, std=STD, seed=seed)
 
@@ -93,13 +90,13 @@ class Trainer:
             self.model(batch(torch.where(at < rows, at, 0)).to(self.device))[1][1] for at in mine.split(batch_size)
         ]
         shares = [torch.empty(len(mine), device=self.device) for _ in range(self.workers)]
-        dist.all_gather(shares, torch.cat(found), group=self.group)
+        dist.all_gather(shares, torch.cat(found))
         return torch.stack(shares, dim=1).flatten()[:rows].cpu()
 
     def mean(self, value: float) -> float:
         """Mean of a number over the workers."""
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total, group=self.group)
+        dist.all_reduce(total)
         return float(total) / self.workers
 
     def gather(self) -> dict[str, torch.Tensor] | None:

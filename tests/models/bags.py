@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from zlib import crc32
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -118,11 +117,9 @@ def start(name: str, size: torch.Size) -> torch.Tensor:
     return 0.3 * torch.randn(size, generator=torch.Generator().manual_seed(crc32(name.encode())))
 
 
-def spread(
-    module: Module, sharding: Sharding = "table_wise", group: dist.ProcessGroup | None = None
-) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+def spread(module: Module, sharding: Sharding = "table_wise") -> tuple[DistributedModelParallel, CombinedOptimizer]:
     """The module, sharded, with the first values of `start`."""
-    model, optimizer = shard(module, device=torch.device("cpu"), **RATES, sharding=sharding, group=group)
+    model, optimizer = shard(module, device=torch.device("cpu"), **RATES, sharding=sharding)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             whole = start(name, value.size())

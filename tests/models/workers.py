@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from models.common.collectives import single_worker_group
+
 WORLD = 2
 START = "forkserver"  # its children have imported already what takes seconds; they share the secret of string hashes
 torch.multiprocessing.get_context(START).set_forkserver_preload(["torchrec", "models.common.data_parallel"])
+
+_files: list[str] = []  # where the ranks of this process meet, one file for each time
 
 
 def on_ranks(function: Callable[..., Any], folder: Path, calls: list[tuple[Any, ...]]) -> list[list[Any]]:
@@ -30,6 +35,22 @@ def on_ranks(function: Callable[..., Any], folder: Path, calls: list[tuple[Any, 
 def _call(rank: int, function: Callable[..., Any], folder: str, calls: list[tuple[Any, ...]]) -> None:
     torch.set_num_threads(1)
     np.random.seed(rank)  # noqa: NPY002 - nothing may count on the ranks' global state being alike
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    _files[:] = (f"{folder}/rendezvous-{number}" for number in range(100))
+    _join(rank)
     torch.save([function(rank, *arguments) for arguments in calls], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+@contextmanager
+def apart(rank: int) -> Iterator[None]:
+    """Let each rank be alone in a process group of its own for the length of a block; both have to call it."""
+    dist.destroy_process_group()
+    try:
+        with single_worker_group():
+            yield
+    finally:
+        _join(rank)
+
+
+def _join(rank: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{_files.pop()}", rank=rank, world_size=WORLD)

@@ -361,12 +361,12 @@ def test_slices_stand_in_one_table_and_what_is_undefined_is_a_dash(page):
     assert "slices" not in [row[0] for table in page.tables for row in table]
 
 
-def test_evidence_is_shown_where_there_is_some(run, page):
-    assert "Evidence" not in page.text
-    arm = {"auc": 0.6, "auc_interval": [0.5, 0.7], "seeds": [0.6]}
-    captions = {**arm, "gain": 0.1, "gain_interval": [0.05, 0.15]}
+def test_ablated_features_are_shown_where_there_are_some(run, page):
+    assert "What helps the ranker" not in page.text
+    ids = {"auc": 0.6, "auc_interval": [0.5, 0.7], "seeds": [0.6]}
+    captions = {**ids, "gain": 0.1, "gain_interval": [0.05, 0.15]}
     found = {
-        "test": {"arms": {"id": arm, "<caption>": captions}, "sentences": ["Captions < help & more."]},
+        "test": {"variants": {"id": ids, "<caption>": captions}, "sentences": ["Captions < help & more."]},
         "gate_curve": [{"rate": rate, "auc": 0.6 + rate / 10, "interval": [0.5, 0.7]} for rate in (0.0, 1.0)],
     }
     run.write_json(found, "metrics", "ablate_features.json")
@@ -375,6 +375,7 @@ def test_evidence_is_shown_where_there_is_some(run, page):
     manifest.stages["ablate_features"] = entry(7, "ablate_features")
     write_manifest(run.root, manifest)
     shown = page_of(run)
+    assert "What helps the ranker" in shown.text
     assert "Captions < help & more." in shown.text
     assert shown.row("<caption>") == ["<caption>", "1", "0.6000", "0.5000 to 0.7000", "+0.1000", "0.0500 to 0.1500"]
     assert shown.row("100.0%", "0.7000")

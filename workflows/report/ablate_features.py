@@ -1,4 +1,4 @@
-"""The evidence: what each arm of the ablation adds to the ranker, with intervals and in words."""
+"""The feature ablation: what each variant adds to the ranker, with intervals and in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCOPES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms on one set of rows."""
+    """The variants on one set of rows."""
 
     title: str
     sentences: list[str]
@@ -27,17 +27,19 @@ class Comparison:
 
 
 def comparisons(found: dict[str, Any]) -> list[Comparison]:
-    """What `metrics/ablate_features.json` compares; any of it may be missing."""
+    """Returns what `metrics/ablate_features.json` compares; any of it may be missing."""
     scopes = [(title, found.get(key) or {}) for key, title in SCOPES.items()]
     return [
-        Comparison(title, list(scope.get("sentences") or []), _table(scope["arms"]), _gains(title, scope["arms"]))
+        Comparison(
+            title, list(scope.get("sentences") or []), _table(scope["variants"]), _gains(title, scope["variants"])
+        )
         for title, scope in scopes
-        if scope.get("arms")
+        if scope.get("variants")
     ]
 
 
 def gate(found: dict[str, Any]) -> tuple[Table, list[Figure]] | None:
-    """AUC by the share of items that get a caption."""
+    """Returns AUC by the share of items that get a caption."""
     points = found.get("gate_curve") or []
     if not points:
         return None
@@ -55,40 +57,40 @@ def gate(found: dict[str, Any]) -> tuple[Table, list[Figure]] | None:
     return table, [Figure("AUC by trigger rate of the captioning gate, with 95% intervals", text, svg)]
 
 
-def _table(arms: dict[str, dict[str, Any]]) -> Table:
-    columns = ["arm", "seeds", "AUC", "95% interval", f"gain over {_base(arms)}", "95% interval"]
-    with_share = any("share" in arm for arm in arms.values())
+def _table(variants: dict[str, dict[str, Any]]) -> Table:
+    columns = ["variant", "seeds", "AUC", "95% interval", f"gain over {_base(variants)}", "95% interval"]
+    with_share = any("share" in variant for variant in variants.values())
     rows = [
         [
             name,
-            str(len(arm.get("seeds") or [])),
-            decimal(arm.get("auc")),
-            interval(arm.get("auc_interval")) or DASH,
-            f"{arm['gain']:+.4f}" if is_number(arm.get("gain")) else DASH,
-            interval(arm.get("gain_interval")) or DASH,
-            *([percent(arm.get("share")), _percents(arm.get("share_interval"))] if with_share else []),
+            str(len(variant.get("seeds") or [])),
+            decimal(variant.get("auc")),
+            interval(variant.get("auc_interval")) or DASH,
+            f"{variant['gain']:+.4f}" if is_number(variant.get("gain")) else DASH,
+            interval(variant.get("gain_interval")) or DASH,
+            *([percent(variant.get("share")), _percents(variant.get("share_interval"))] if with_share else []),
         ]
-        for name, arm in arms.items()
+        for name, variant in variants.items()
     ]
     return Table([*columns, *(["share of the gap", "95% interval"] if with_share else [])], rows)
 
 
-def _gains(title: str, arms: dict[str, dict[str, Any]]) -> list[Figure]:
+def _gains(title: str, variants: dict[str, dict[str, Any]]) -> list[Figure]:
     rows = [
-        (name, arm["gain"], *arm["gain_interval"])
-        for name, arm in arms.items()
-        if is_number(arm.get("gain")) and interval(arm.get("gain_interval"))
+        (name, variant["gain"], *variant["gain_interval"])
+        for name, variant in variants.items()
+        if is_number(variant.get("gain")) and interval(variant.get("gain_interval"))
     ]
     if not rows:
         return []
     text = "; ".join(f"{name} {gain:+.4f} ({interval([low, high])})" for name, gain, low, high in rows)
-    label = f"gain in AUC over {_base(arms)}"
+    label = f"gain in AUC over {_base(variants)}"
     return [Figure(f"{title}: {label}, with 95% intervals", text, figures.intervals(rows, x_label=label, mark=0))]
 
 
-def _base(arms: dict[str, dict[str, Any]]) -> str:
-    """The arm without a gain is what the others gain over."""
-    return next((name for name, arm in arms.items() if "gain" not in arm), "the base")
+def _base(variants: dict[str, dict[str, Any]]) -> str:
+    """Returns the variant without a gain, which the others gain over."""
+    return next((name for name, variant in variants.items() if "gain" not in variant), "the base")
 
 
 def _percents(bounds: Any) -> str:

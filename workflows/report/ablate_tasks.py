@@ -15,7 +15,7 @@ HELD_OUT = ("exact@10", "token_f1")  # one of them for each task
 
 
 def budget(found: dict[str, Any]) -> str:
-    """What all arms have alike.
+    """Says what all variants share.
 
     Args:
         found: `metrics/ablate_tasks.json`, see `ablate_tasks.scores.judge`; here as below any of it may be missing.
@@ -23,35 +23,35 @@ def budget(found: dict[str, Any]) -> str:
     documents = f"{count(found.get('steps'))} steps of {count(found.get('batch_size'))} documents"
     if found.get("budget") == "main":
         return (
-            f"Every arm has at most {documents} of the main task, on average, and as many of each other of its "
+            f"Every variant has at most {documents} of the main task, on average, and as many of each other of its "
             "tasks: more tasks take more time, and nothing from the main one."
         )
     return (
-        f"Every arm has at most {documents}, drawn evenly from its tasks: with k tasks the main one has a k-th of "
+        f"Every variant has at most {documents}, drawn evenly from its tasks: with k tasks the main one has a k-th of "
         "them, so a task has to give more than it takes from the main one."
     )
 
 
-def arms(found: dict[str, Any]) -> Table | None:
-    """Every arm by what it recommends."""
+def variants(found: dict[str, Any]) -> Table | None:
+    """Returns every variant by what it recommends."""
     rows = [
         [
-            f"{len(arm['tasks'])} tasks" if len(arm["tasks"]) > 1 else "1 task",
-            SIDS[arm["sids"]],
-            arm["tasks"][-1] if arm["sids"] == "own" else DASH,
-            count(_main_documents(found, arm)),
-            *(cell for metric in METRICS for cell in (decimal(arm.get(metric)), _bounds(arm, metric))),
-            *_change(arm.get("added") or {}),
+            f"{len(variant['tasks'])} tasks" if len(variant["tasks"]) > 1 else "1 task",
+            SIDS[variant["sids"]],
+            variant["tasks"][-1] if variant["sids"] == "own" else DASH,
+            count(_main_documents(found, variant)),
+            *(cell for metric in METRICS for cell in (decimal(variant.get(metric)), _bounds(variant, metric))),
+            *_change(variant.get("added") or {}),
         ]
-        for arm in _arms(found)
+        for variant in _variants(found)
     ]
     heads = [column for name in METRICS.values() for column in (name, "95% interval")]
-    columns = ["arm", "semantic IDs", "task added last", "documents of the main task", *heads]
+    columns = ["variant", "semantic IDs", "task added last", "documents of the main task", *heads]
     return Table([*columns, "change in NDCG@10 by it", "95% interval"], rows) if rows else None
 
 
 def compared(found: dict[str, Any]) -> Table | None:
-    """Changes between arms, by what differs."""
+    """Returns the changes between variants, by what differs."""
     rows = [
         [what, *(cell for metric in METRICS for cell in _change(change, metric))]
         for what, change in (found.get("compared") or {}).items()
@@ -61,22 +61,32 @@ def compared(found: dict[str, Any]) -> Table | None:
 
 
 def curves(found: dict[str, Any]) -> list[Figure]:
-    """NDCG@10 by the number of tasks on the run's own semantic IDs, with its seeds; and beside it the other arms."""
-    drawn = [arm for arm in _arms(found) if is_number(arm.get("ndcg@10")) and interval(arm.get("ndcg@10_interval"))]
-    own = [arm for arm in drawn if arm["sids"] == "own"]
+    """Draws NDCG@10 by the number of tasks on the run's own semantic IDs, with its seeds; beside it other variants."""
+    drawn = [
+        variant
+        for variant in _variants(found)
+        if is_number(variant.get("ndcg@10")) and interval(variant.get("ndcg@10_interval"))
+    ]
+    own = [variant for variant in drawn if variant["sids"] == "own"]
     if len(own) < 2:
         return []
-    tasks, values = [len(arm["tasks"]) for arm in own], [arm["ndcg@10"] for arm in own]
-    lows, highs = zip(*(arm["ndcg@10_interval"] for arm in own), strict=True)
-    dots = [(at, value) for at, arm in zip(tasks, own, strict=True) for value in arm["seeds"]["ndcg@10"]]
+    tasks, values = [len(variant["tasks"]) for variant in own], [variant["ndcg@10"] for variant in own]
+    lows, highs = zip(*(variant["ndcg@10_interval"] for variant in own), strict=True)
+    dots = [(at, value) for at, variant in zip(tasks, own, strict=True) for value in variant["seeds"]["ndcg@10"]]
     svg = figures.band(tasks, values, lows, highs, x_label="number of tasks", dots=dots)
     text = "; ".join(f"{at}: {decimal(value)}" for at, value in zip(tasks, values, strict=True))
     curve = Figure("NDCG@10 of the main task by the number of tasks: mean, 95% interval, and each seed", text, svg)
-    alone = [arm for arm in drawn if arm["sids"] != "own"]
-    likewise = [arm for arm in own if len(arm["tasks"]) in (len(alone[0]["tasks"]), max(tasks))] if alone else []
+    alone = [variant for variant in drawn if variant["sids"] != "own"]
+    likewise = (
+        [variant for variant in own if len(variant["tasks"]) in (len(alone[0]["tasks"]), max(tasks))] if alone else []
+    )
     rows = [
-        (f"SIDs {SIDS[arm['sids']]}, {len(arm['tasks'])} tasks", arm["ndcg@10"], *arm["ndcg@10_interval"])
-        for arm in (*alone, *likewise)
+        (
+            f"SIDs {SIDS[variant['sids']]}, {len(variant['tasks'])} tasks",
+            variant["ndcg@10"],
+            *variant["ndcg@10_interval"],
+        )
+        for variant in (*alone, *likewise)
     ]
     if not rows:
         return [curve]
@@ -86,11 +96,11 @@ def curves(found: dict[str, Any]) -> list[Figure]:
 
 
 def held_out(found: dict[str, Any]) -> Table | None:
-    """Every task on what was held out, by the arms that learned it; of those that read captions the control, too."""
-    named = _arms(found)
+    """Returns the scores of every task by the variants that learned it, and the control of those that read captions."""
+    named = _variants(found)
     rows = []
-    for task in dict.fromkeys(task for arm in named for task in arm["tasks"]):
-        scores = [(arm.get("held_out") or {}).get(task) or {} for arm in named]
+    for task in dict.fromkeys(task for variant in named for task in variant["tasks"]):
+        scores = [(variant.get("held_out") or {}).get(task) or {} for variant in named]
         for name, cards in (
             (task, scores),
             (f"{task}, captions shuffled", [one.get("shuffled") or {} for one in scores]),
@@ -98,20 +108,20 @@ def held_out(found: dict[str, Any]) -> Table | None:
             measure = next((each for each in HELD_OUT if any(each in card for card in cards)), None)
             if measure is not None:
                 rows.append([name, TASK_MEASURES[measure], *(decimal(card.get(measure), 3) for card in cards)])
-    heads = [f"{len(arm['tasks'])}{'' if arm['sids'] == 'own' else ', text alone'}" for arm in named]
+    heads = [f"{len(variant['tasks'])}{'' if variant['sids'] == 'own' else ', text alone'}" for variant in named]
     return Table(["task", "measure", *heads], rows) if rows else None
 
 
-def _arms(found: dict[str, Any]) -> list[dict[str, Any]]:
-    return list((found.get("arms") or {}).values())
+def _variants(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return list((found.get("variants") or {}).values())
 
 
-def _main_documents(found: dict[str, Any], arm: dict[str, Any]) -> float | None:
-    """How many documents of the main task an arm may learn from, on average."""
+def _main_documents(found: dict[str, Any], variant: dict[str, Any]) -> float | None:
+    """Returns how many documents of the main task a variant may learn from, on average."""
     steps, batch = found.get("steps"), found.get("batch_size")
     if steps is None or batch is None:
         return None
-    return steps * batch / (1 if found.get("budget") == "main" else len(arm["tasks"]))
+    return steps * batch / (1 if found.get("budget") == "main" else len(variant["tasks"]))
 
 
 def _change(change: dict[str, Any], metric: str = "ndcg@10") -> list[str]:

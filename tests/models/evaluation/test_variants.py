@@ -6,52 +6,53 @@ import json
 import numpy as np
 import pytest
 
-from models.evaluation import variants
+from models.evaluation import bootstrap, variants
 from models.evaluation.clicks import auc
 
 USERS, ITEMS, SEEDS = 120, 40, 5
-SUBJECTS = {"half": "Half a hint", "null": "Nulls", "noise": "Noises", "truth": "True attributes"}
+LABELS = {"half": "Half a hint", "null": "Nulls", "noise": "Noises", "truth": "True attributes"}
+VARIANTS = {name: variants.Variant(name, label) for name, label in LABELS.items()}
 
 
 def world(*, hint: float = 1.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """True probabilities of users × items, and arms that see less or more of what makes them."""
+    """True probabilities of users × items, and variants that see less or more of what makes them."""
     random = np.random.default_rng(0)
     user, item = random.normal(size=(USERS, 3)), random.normal(size=(ITEMS, 3))
     match = user @ item.T
     probability = 1 / (1 + np.exp(1 - match))
-    own = random.normal(size=(USERS, ITEMS))  # what the base arm goes by
+    own = random.normal(size=(USERS, ITEMS))  # what the base variant goes by
 
-    def arm(weight: float) -> np.ndarray:
+    def variant(weight: float) -> np.ndarray:
         return np.stack([own + weight * match + 0.1 * random.normal(size=own.shape) for _ in range(SEEDS)])
 
-    scores = {"id": arm(0.3), "half": arm(0.3 + 0.4 * hint), "null": arm(0.3), "truth": arm(0.3 + hint)}
+    scores = {"id": variant(0.3), "half": variant(0.3 + 0.4 * hint), "null": variant(0.3), "truth": variant(0.3 + hint)}
     return probability, scores
 
 
-def test_arms_stand_in_order_with_intervals_that_hold_their_means():
+def test_variants_stand_in_order_with_intervals_that_hold_their_means():
     probability, scores = world()
-    arms = variants.by_probability(probability, scores, seed=1, draws=100)
-    assert arms["id"]["auc"] < arms["half"]["auc"] < arms["truth"]["auc"]
-    assert arms["half"]["gain_interval"][0] > 0
-    low, high = arms["null"]["gain_interval"]
+    results = variants.by_probability(probability, scores, seed=1, draws=100)
+    assert results["id"]["auc"] < results["half"]["auc"] < results["truth"]["auc"]
+    assert results["half"]["gain_interval"][0] > 0
+    low, high = results["null"]["gain_interval"]
     assert low < 0 < high
-    for name, arm in arms.items():
-        assert arm["auc"] == pytest.approx(np.mean(arm["seeds"]))
-        assert len(arm["seeds"]) == SEEDS
+    for name, one in results.items():
+        assert one["auc"] == pytest.approx(np.mean(one["seeds"]))
+        assert len(one["seeds"]) == SEEDS
         for figure in ("auc", "gain", "share"):
-            if figure in arm:
-                assert arm[f"{figure}_interval"][0] <= arm[figure] <= arm[f"{figure}_interval"][1], (name, figure)
-    assert {name for name, arm in arms.items() if "gain" in arm} == {"half", "null", "truth"}
-    assert {name for name, arm in arms.items() if "share" in arm} == {"half", "null"}
-    gap = arms["truth"]["auc"] - arms["id"]["auc"]
-    assert arms["half"]["share"] == pytest.approx((arms["half"]["auc"] - arms["id"]["auc"]) / gap)
-    assert arms["null"]["share_interval"][1] < 0.25
+            if figure in one:
+                assert one[f"{figure}_interval"][0] <= one[figure] <= one[f"{figure}_interval"][1], (name, figure)
+    assert {name for name, one in results.items() if "gain" in one} == {"half", "null", "truth"}
+    assert {name for name, one in results.items() if "share" in one} == {"half", "null"}
+    gap = results["truth"]["auc"] - results["id"]["auc"]
+    assert results["half"]["share"] == pytest.approx((results["half"]["auc"] - results["id"]["auc"]) / gap)
+    assert results["null"]["share_interval"][1] < 0.25
 
 
 def test_pairing_makes_intervals_of_gains_narrow():
     probability, scores = world()
-    arms = variants.by_probability(probability, scores, seed=1, draws=100)
-    width = {key: np.diff(arms["half"][key])[0] for key in ("auc_interval", "gain_interval")}
+    results = variants.by_probability(probability, scores, seed=1, draws=100)
+    width = {key: np.diff(results["half"][key])[0] for key in ("auc_interval", "gain_interval")}
     assert width["gain_interval"] < 0.7 * width["auc_interval"]
     same = variants.by_probability(probability, {"id": scores["id"], "twin": 2 * scores["id"]}, seed=1, draws=20)
     assert same["twin"]["gain_interval"] == [0.0, 0.0]
@@ -90,31 +91,33 @@ def test_clicks_agree_with_the_probabilities_that_drew_them():
 def test_no_share_is_told_of_a_gap_that_is_not_shown():
     probability, scores = world(hint=0.0)
     result = variants.conclude(
-        variants.by_probability(probability, scores, seed=1, draws=50), SUBJECTS, "on cold items"
+        variants.by_probability(probability, scores, seed=1, draws=50), VARIANTS, "on cold items"
     )
-    assert np.isnan(result["arms"]["half"]["share"])
-    assert np.isnan(result["arms"]["half"]["share_interval"]).all()
+    assert np.isnan(result["variants"]["half"]["share"])
+    assert np.isnan(result["variants"]["half"]["share_interval"]).all()
     assert not any("give" in line for line in result["sentences"])
     same = {"id": scores["id"], "half": scores["half"], "truth": scores["id"]}  # a gap of zero to the last bit
     assert np.isnan(variants.by_probability(probability, same, seed=1, draws=10)["half"]["share"])
 
 
-def test_without_a_truth_arm_there_are_gains_alone():
+def test_without_a_truth_variant_there_are_gains_alone():
     probability, scores = world()
     del scores["truth"]
-    result = variants.conclude(variants.by_probability(probability, scores, seed=1, draws=50), SUBJECTS, "here")
-    assert "share" not in result["arms"]["half"]
+    result = variants.conclude(variants.by_probability(probability, scores, seed=1, draws=50), VARIANTS, "here")
+    assert "share" not in result["variants"]["half"]
     assert len(result["sentences"]) == 2
     assert json.loads(json.dumps(result)) == result
 
 
 def test_one_seed_still_has_an_interval():
     probability, scores = world()
-    arms = variants.by_probability(probability, {name: score[:1] for name, score in scores.items()}, seed=1, draws=50)
-    assert np.diff(arms["half"]["auc_interval"])[0] > 0
+    results = variants.by_probability(
+        probability, {name: score[:1] for name, score in scores.items()}, seed=1, draws=50
+    )
+    assert np.diff(results["half"]["auc_interval"])[0] > 0
 
 
-def test_the_same_seed_gives_the_same_evidence():
+def test_the_same_seed_gives_the_same_results():
     probability, scores = world()
     first, again, other = (variants.by_probability(probability, scores, seed=seed, draws=20) for seed in (1, 1, 2))
     assert first == again
@@ -122,9 +125,9 @@ def test_the_same_seed_gives_the_same_evidence():
 
 
 def test_one_kind_of_click_tells_nothing():
-    arms = variants.by_clicks(np.arange(9), np.zeros(9), dict.fromkeys(("id", "half"), np.ones((2, 9))), seed=0)
-    assert np.isnan(arms["half"]["gain"])
-    (line,) = variants.conclude(arms, SUBJECTS, "on cold items")["sentences"]
+    results = variants.by_clicks(np.arange(9), np.zeros(9), dict.fromkeys(("id", "half"), np.ones((2, 9))), seed=0)
+    assert np.isnan(results["half"]["gain"])
+    (line,) = variants.conclude(results, VARIANTS, "on cold items")["sentences"]
     assert line == "Half a hint: there is too little to tell an effect on AUC on cold items."
 
 
@@ -137,21 +140,21 @@ def test_one_kind_of_click_tells_nothing():
     ],
 )
 def test_a_sentence_says_what_the_interval_allows(low, high, said):
-    arm = {"gain": (low + high) / 2, "gain_interval": [low, high]}
-    assert variants.sentence("Xs", "here", arm).startswith(f"Xs {said}")
-    assert "give" not in variants.sentence("Xs", "here", arm)
+    result = {"gain": (low + high) / 2, "gain_interval": [low, high]}
+    assert variants.sentence("Xs", "here", result).startswith(f"Xs {said}")
+    assert "give" not in variants.sentence("Xs", "here", result)
 
 
 def test_a_control_is_bounded_by_its_share():
-    arm = {"gain": 0.001, "gain_interval": [-0.002, 0.004], "share": 0.02, "share_interval": [-0.04, 0.08]}
-    assert variants.sentence("Xs", "here", arm).endswith(", and at most 8% of what the true attributes give.")
+    result = {"gain": 0.001, "gain_interval": [-0.002, 0.004], "share": 0.02, "share_interval": [-0.04, 0.08]}
+    assert variants.sentence("Xs", "here", result).endswith(", and at most 8% of what the true attributes give.")
 
 
 def test_the_examples_of_the_docstrings_hold():
-    assert doctest.testmod(variants).failed == 0
+    assert doctest.testmod(variants).failed == doctest.testmod(bootstrap).failed == 0
 
 
 def test_a_gate_curve_goes_up_in_its_rate():
-    arms = {rate: {"auc": float(rate), "auc_interval": [0.0, 1.0], "seeds": []} for rate in ("1.0", "0.0", "0.25")}
-    assert [point["rate"] for point in variants.gate_curve(arms)] == [0.0, 0.25, 1.0]
-    assert variants.gate_curve(arms)[1] == {"rate": 0.25, "auc": 0.25, "interval": [0.0, 1.0]}
+    results = {rate: {"auc": float(rate), "auc_interval": [0.0, 1.0], "seeds": []} for rate in ("1.0", "0.0", "0.25")}
+    assert [point["rate"] for point in variants.gate_curve(results)] == [0.0, 0.25, 1.0]
+    assert variants.gate_curve(results)[1] == {"rate": 0.25, "auc": 0.25, "interval": [0.0, 1.0]}

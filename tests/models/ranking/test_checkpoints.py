@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from models.ranking import checkpoints
 from models.ranking.config import Sharding
 from storage.errors import UserError
 from tests.models.bags import ROWS, Batch, Module, batches, spread, train
-from tests.models.workers import on_ranks
+from tests.models.workers import apart, on_ranks
 
 POSITION = {"epoch": 1, "step": 10, "best": 0.5}
 OWN = "own"  # the checkpoint that each rank wrote into a folder of its own
@@ -54,13 +55,13 @@ def save(rank: int, root: str, how: Sharding, name: str, scaled: bool = True) ->
 
 def resume(rank: int, root: str, name: str, how: Sharding, workers: int, begun: bool = False) -> Trained:
     """On from a checkpoint, on both ranks together or on each alone; where `begun`, after steps that do not count."""
-    groups = [dist.new_group([one]) for one in range(2)]
-    model, optimizer = spread(Module(), how, None if workers == 2 else groups[rank])
-    part = rank if workers == 2 else None
-    if begun:
-        train(model, optimizer, data(2, seed=3, rank=part))
-    assert checkpoints.load(str(Path(root, name)), model=model, optimizer=optimizer) == POSITION
-    return onwards(model, optimizer, part)
+    with nullcontext() if workers == 2 else apart(rank):
+        model, optimizer = spread(Module(), how)
+        part = rank if workers == 2 else None
+        if begun:
+            train(model, optimizer, data(2, seed=3, rank=part))
+        assert checkpoints.load(str(Path(root, name)), model=model, optimizer=optimizer) == POSITION
+        return onwards(model, optimizer, part)
 
 
 def refuse(rank: int, root: str, name: str, changed: dict[str, Any], how: Sharding = "table_wise") -> tuple[str, bool]:

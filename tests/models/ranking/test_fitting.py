@@ -9,14 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
 
 from models.ranking import fitting
 from models.ranking.settings import RankerSettings, TableConfig, Tables
 from models.ranking.training import Trainer
 from operators.features.ranker_inputs import Examples, ItemFeatures
 from operators.features.tokens import HASH, token_hashes
-from tests.models.workers import on_ranks
+from tests.models.workers import apart, on_ranks
 
 pytestmark = pytest.mark.long
 
@@ -74,11 +73,9 @@ def make_data(settings: RankerSettings) -> fitting.Data:
     return fitting.Data(config, ItemFeatures(items, embeddings, config), train, valid)
 
 
-def make_trainer(settings: RankerSettings, data: fitting.Data, group: dist.ProcessGroup | None) -> Trainer:
+def make_trainer(settings: RankerSettings, data: fitting.Data) -> Trainer:
     torch.manual_seed(1)
-    return Trainer(
-        fitting.make_ranker(data), device=torch.device("cpu"), seed=1, group=group, **settings.optimisation()
-    )
+    return Trainer(fitting.make_ranker(data), device=torch.device("cpu"), seed=1, **settings.optimisation())
 
 
 def curve(settings: RankerSettings, trainer: Trainer, data: fitting.Data) -> tuple[list[float], torch.Tensor]:
@@ -92,23 +89,22 @@ def curve(settings: RankerSettings, trainer: Trainer, data: fitting.Data) -> tup
     return losses, trainer.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows), batch_size=64)
 
 
-def groups() -> list[dist.ProcessGroup]:
-    return [dist.new_group([rank]) for rank in range(dist.get_world_size())]
-
-
 def compare(rank: int, settings: dict[str, Any], folder: str) -> dict[str, Any]:
     """One worker (on each rank the same) beside two; then two save, and each alone loads and goes on."""
     made = RankerSettings.model_validate(settings)
-    data, mine = make_data(made), groups()[rank]
-    one = curve(made, make_trainer(made, data, mine), data)
-    trainer = make_trainer(made, data, None)
+    data, once_more = make_data(made), made.model_copy(update={"epochs": 1})
+    with apart(rank):
+        one = curve(made, make_trainer(made, data), data)
+    trainer = make_trainer(made, data)
     two = curve(made, trainer, data)
     trainer.save(folder, {"epoch": 2, "step": 0})
     whole = trainer.gather()
-    alone = make_trainer(made, data, mine)
-    position = alone.load(folder)
-    loaded = alone.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows))
-    further = [curve(made.model_copy(update={"epochs": 1}), other, data)[1] for other in (trainer, alone)]
+    further = [curve(once_more, trainer, data)[1]]
+    with apart(rank):
+        alone = make_trainer(made, data)
+        position = alone.load(folder)
+        loaded = alone.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows))
+        further.append(curve(once_more, alone, data)[1])
     return {
         "one": one,
         "two": two,
@@ -140,7 +136,7 @@ def test_two_workers_take_the_steps_of_one_and_one_goes_on_from_their_state(tmp_
 def resumed(rank: int, folder: str) -> dict[str, Any]:
     """A fit without disturbance, and one that is killed in the middle of its second epoch and started again."""
     made = SETTINGS.model_copy(update={"epochs": 3, "batch_size": 9, "dropout": 0.2})
-    data, mine = make_data(made), groups()[rank]
+    data = make_data(made)
     reports: dict[str, list[dict[str, Any]]] = {"whole": [], "first": [], "second": []}
 
     def report(name: str):
@@ -153,15 +149,16 @@ def resumed(rank: int, folder: str) -> dict[str, Any]:
         return fitting.Keep(keep, improved=lambda trainer: None)
 
     def fit(name: str, position: dict[str, float] | None = None, trainer: Trainer | None = None) -> None:
-        trainer = trainer or make_trainer(made, data, mine)
+        trainer = trainer or make_trainer(made, data)
         fitting.fit(made, trainer, data, report(name), seed=5, position=position)
 
-    fit("whole")
     folder = f"{folder}/{rank}"
-    with pytest.raises(KilledError):
-        fit("first")
-    trainer = make_trainer(made, data, mine)
-    fit("second", trainer.load(folder), trainer)
+    with apart(rank):
+        fit("whole")
+        with pytest.raises(KilledError):
+            fit("first")
+        trainer = make_trainer(made, data)
+        fit("second", trainer.load(folder), trainer)
     return reports
 
 
@@ -179,10 +176,11 @@ def test_a_killed_fit_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 
 def nan(rank: int) -> str:
     made = SETTINGS.model_copy(update={"embedding_lr": 1e38, "dense_lr": 1e38, "weight_decay": 0.0})
-    data, mine = make_data(made), groups()[rank]
+    data = make_data(made)
     keep = fitting.Keep(report=lambda metrics, save: None, improved=lambda trainer: None)
     try:
-        fitting.fit(made, make_trainer(made, data, mine), data, keep, seed=0)
+        with apart(rank):
+            fitting.fit(made, make_trainer(made, data), data, keep, seed=0)
     except Exception as error:  # noqa: BLE001 - told to the test
         return f"{type(error).__name__}: {error}"
     return "nothing"

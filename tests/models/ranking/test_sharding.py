@@ -5,14 +5,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from models.ranking import sharding
 from models.ranking.config import Sharding
 from storage.errors import UserError
 from tests.models.bags import RATES, ROWS, Module, batches, spread, start, state, train
-from tests.models.workers import on_ranks
+from tests.models.workers import apart, on_ranks
 
 STEPS = 20
 SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)
@@ -35,11 +34,11 @@ def together(rank: int, how: Sharding, cut: int, pipelined: bool) -> Fitted:
     return losses, state(model)
 
 
-def apart(rank: int) -> Fitted:
+def alone(rank: int) -> Fitted:
     """Each rank trains a module of its own, on data of its own."""
-    groups = [dist.new_group([one]) for one in range(2)]
-    model, optimizer = spread(Module(), group=groups[rank])
-    return train(model, optimizer, batches(STEPS, seed=rank)), state(model)
+    with apart(rank):
+        model, optimizer = spread(Module())
+        return train(model, optimizer, batches(STEPS, seed=rank)), state(model)
 
 
 def gradients(rank: int, how: Sharding) -> dict[str, torch.Tensor]:
@@ -115,7 +114,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
         for how in SHARDINGS
         for pipelined in (False, True)
     },
-    "apart": (apart,),
+    "apart": (alone,),
     **{f"{how} gradients": (gradients, how) for how in SHARDINGS},
     "placed": (placed,),
     "broken": (refused, "table_wise", 8, 23, True),

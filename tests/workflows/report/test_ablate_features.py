@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from models.evaluation.variants import by_probability, conclude
-from tests.models.evaluation.test_variants import SUBJECTS, world
+from tests.models.evaluation.test_variants import VARIANTS as LABELLED
+from tests.models.evaluation.test_variants import world
 from workflows.report import ablate_features
 
 NOTHING = [None, None]
-ARMS = {
+VARIANTS = {
     "id": {"auc": 0.6, "auc_interval": [0.55, 0.65], "seeds": [0.59, 0.61]},
     "caption": {
         "auc": 0.63,
@@ -26,8 +27,8 @@ ARMS = {
 }
 
 
-def test_arms_stand_with_what_is_known_of_them():
-    (found,) = ablate_features.comparisons({"test": {"arms": ARMS, "sentences": ["Captions help."]}})
+def test_variants_stand_with_what_is_known_of_them():
+    (found,) = ablate_features.comparisons({"test": {"variants": VARIANTS, "sentences": ["Captions help."]}})
     assert found.sentences == ["Captions help."]
     assert found.table.columns[4] == "gain over id"
     assert found.table.rows == [
@@ -41,14 +42,17 @@ def test_arms_stand_with_what_is_known_of_them():
     assert "gain in AUC over id" in figure.svg
 
 
-def test_without_a_truth_arm_no_share_is_spoken_of():
-    arms = {"id": ARMS["id"], "caption": {key: value for key, value in ARMS["caption"].items() if "share" not in key}}
-    (found,) = ablate_features.comparisons({"test": {"arms": arms}})
+def test_without_a_truth_variant_no_share_is_spoken_of():
+    variants = {
+        "id": VARIANTS["id"],
+        "caption": {key: value for key, value in VARIANTS["caption"].items() if "share" not in key},
+    }
+    (found,) = ablate_features.comparisons({"test": {"variants": variants}})
     assert len(found.table.columns) == len(found.table.rows[1]) == 6
 
 
 def test_the_scopes_that_are_there_are_shown_cold_items_first():
-    scope = {"arms": ARMS, "sentences": []}
+    scope = {"variants": VARIANTS, "sentences": []}
     titles = [part.title for part in ablate_features.comparisons({"test": scope, "truth_cold": scope, "test_cold": {}})]
     assert titles == [ablate_features.SCOPES["truth_cold"], ablate_features.SCOPES["test"]]
     assert ablate_features.comparisons({}) == []
@@ -56,7 +60,7 @@ def test_the_scopes_that_are_there_are_shown_cold_items_first():
 
 def test_what_the_statistics_conclude_is_what_the_page_shows():
     probability, scores = world()
-    concluded = conclude(by_probability(probability, scores, seed=0, draws=20), SUBJECTS, "on cold items")
+    concluded = conclude(by_probability(probability, scores, seed=0, draws=20), LABELLED, "on cold items")
     (found,) = ablate_features.comparisons({"truth_cold": concluded})
     assert [row[0] for row in found.table.rows] == list(scores)
     assert found.sentences == concluded["sentences"]

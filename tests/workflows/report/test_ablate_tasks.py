@@ -15,7 +15,7 @@ NOTHING = [None, None]
 TASKS = ["sids_to_sid", "title_to_sid", "caption_to_title"]
 
 
-def arm(tasks: int, ndcg: float, sids: str = "own", **more: Any) -> dict[str, Any]:
+def variant(tasks: int, ndcg: float, sids: str = "own", **more: Any) -> dict[str, Any]:
     return {
         "sids": sids,
         "tasks": TASKS[:tasks],
@@ -35,16 +35,16 @@ FOUND = {
     "batch_size": 20,
     "queries": 1234,
     "users": 56,
-    "arms": {
-        "own-1": arm(1, 0.02),
-        "own-2": arm(2, 0.03, added={"ndcg@10": 0.01, "ndcg@10_interval": [0.002, 0.018]}),
-        "own-3": arm(
+    "variants": {
+        "own-1": variant(1, 0.02),
+        "own-2": variant(2, 0.03, added={"ndcg@10": 0.01, "ndcg@10_interval": [0.002, 0.018]}),
+        "own-3": variant(
             3,
             0.025,
             added={"ndcg@10": -0.005, "ndcg@10_interval": NOTHING},
             held_out={"caption_to_title": {"examples": 9.0, "token_f1": 0.5, "shuffled": {"token_f1": 0.25}}},
         ),
-        "original-2": arm(2, 0.01, "original"),
+        "original-2": variant(2, 0.01, "original"),
     },
     "compared": {
         "All in place of nothing": {
@@ -58,8 +58,8 @@ FOUND = {
 }
 
 
-def test_every_arm_stands_with_what_its_last_task_changed() -> None:
-    table = ablate_tasks.arms(FOUND)
+def test_every_variant_stands_with_what_its_last_task_changed() -> None:
+    table = ablate_tasks.variants(FOUND)
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert [row[:4] for row in table.rows] == [
         ["1 task", "the run's", "sids_to_sid", "6,000"],
@@ -79,18 +79,18 @@ def test_every_arm_stands_with_what_its_last_task_changed() -> None:
     ]
 
 
-def test_what_arms_have_alike_is_said_and_counted() -> None:
+def test_what_variants_have_alike_is_said_and_counted() -> None:
     assert "300 steps of 20 documents, drawn evenly from its tasks" in ablate_tasks.budget(FOUND)
     main = {**FOUND, "budget": "main"}
     assert "300 steps of 20 documents of the main task" in ablate_tasks.budget(main)
-    assert {row[3] for row in ablate_tasks.arms(main).rows} == {"6,000"}
+    assert {row[3] for row in ablate_tasks.variants(main).rows} == {"6,000"}
 
 
-def test_the_curve_has_every_seed_and_the_arms_of_text_alone_stand_beside_their_likes() -> None:
+def test_the_curve_has_every_seed_and_the_variants_of_text_alone_stand_beside_their_likes() -> None:
     curve, beside = ablate_tasks.curves(FOUND)
     assert curve.text == "1: 0.0200; 2: 0.0300; 3: 0.0250"
     without = copy.deepcopy(FOUND)
-    for each in without["arms"].values():
+    for each in without["variants"].values():
         each["seeds"]["ndcg@10"] = []
     assert curve.svg.count("<use") == ablate_tasks.curves(without)[0].svg.count("<use") + 2 * 3
     assert [part.split(" 0.")[0] for part in beside.text.split("; ")] == [
@@ -101,11 +101,11 @@ def test_the_curve_has_every_seed_and_the_arms_of_text_alone_stand_beside_their_
 
 
 def test_without_text_alone_the_curve_stands_by_itself_and_without_intervals_nothing_is_drawn() -> None:
-    own = {name: each for name, each in FOUND["arms"].items() if name != "original-2"}
-    assert len(ablate_tasks.curves({**FOUND, "arms": own})) == 1
+    own = {name: each for name, each in FOUND["variants"].items() if name != "original-2"}
+    assert len(ablate_tasks.curves({**FOUND, "variants": own})) == 1
     blind = {name: {**each, "ndcg@10_interval": NOTHING} for name, each in own.items()}
-    assert ablate_tasks.curves({**FOUND, "arms": blind}) == []
-    assert ablate_tasks.arms({**FOUND, "arms": blind}).rows[0][7] == "–"
+    assert ablate_tasks.curves({**FOUND, "variants": blind}) == []
+    assert ablate_tasks.variants({**FOUND, "variants": blind}).rows[0][7] == "–"
 
 
 def test_a_task_has_scores_of_the_arms_that_learned_it_and_its_control() -> None:
@@ -119,7 +119,7 @@ def test_a_task_has_scores_of_the_arms_that_learned_it_and_its_control() -> None
 
 
 @pytest.mark.parametrize(
-    "function", [ablate_tasks.arms, ablate_tasks.compared, ablate_tasks.held_out, ablate_tasks.curves]
+    "function", [ablate_tasks.variants, ablate_tasks.compared, ablate_tasks.held_out, ablate_tasks.curves]
 )
 def test_what_is_absent_is_left_out(function) -> None:
     assert not function({})

@@ -300,18 +300,6 @@ def test_recall_is_at_some_k() -> None:
         evaluate.Config(recall_at=(10, 0))
 
 
-def test_true_probabilities_join_by_event_or_not_at_all(tmp_path: Path) -> None:
-    stamps = pa.array([1, 2, 3], pa.timestamp("us", tz="UTC"))
-    events = pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "timestamp": stamps})
-    truth = events.append_column("probability", pa.array([0.1, 0.2, 0.3]))
-    files.write_part(files.join(str(tmp_path), "truth.parquet"), truth)
-    asked = events.take([2, 0])
-    assert evaluate.true_probability(str(tmp_path), asked).tolist() == [0.3, 0.1]
-    unknown = asked.set_column(0, "user_id", pa.array(["v", "w"]))
-    assert evaluate.true_probability(str(tmp_path), unknown) is None
-    assert evaluate.true_probability(str(tmp_path / "elsewhere"), asked) is None
-
-
 def test_without_labels_an_item_is_popular_per_day_on_offer() -> None:
     day = 86_400_000_000
     rows = [(0, 2, 1, 2), (0, 5, 1, 5), (1, 9, 1, 1), (1, 9, 0, 1), (2, 4, 0, 3), (0, 10, 1, 10)]

@@ -113,13 +113,31 @@ def click_probability(pairs: pa.Table, users: pa.Table, items: pa.Table) -> np.n
     return np.round(1 / (1 + np.exp(-logit)), 6)
 
 
-def true_probability(directory: str, pairs: pa.Table) -> np.ndarray:
-    """Returns P(click) of any pairs from the truth in a sample catalogue's folder; only for evaluation.
+def pair_probability(directory: str, pairs: pa.Table) -> np.ndarray:
+    """Returns P(click) of any user x item pairs from the truth in a sample catalogue's folder; only for evaluation.
 
     `pairs` and the result are those of `click_probability`.
     """
     users, items = (files.read_table(files.join(directory, f"truth_{name}.parquet")) for name in ("users", "items"))
     return click_probability(pairs, users, items)
+
+
+def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
+    """Returns the probability that generated each label of a log, float64 [M]; None without a file truth.parquet.
+
+    None, too, where it lacks a row: sampled negatives have no true probability.
+    """
+    uri = files.join(catalog, "truth.parquet")
+    if not files.exists(uri):
+        return None
+    keys = ["user_id", "item_id", "timestamp"]
+    truth = files.read_table(uri, columns=[*keys, "probability"])
+    truth = truth.set_column(2, "timestamp", truth["timestamp"].cast(test["timestamp"].type))
+    events = test.select(keys).append_column("position", pa.array(np.arange(test.num_rows)))
+    joined = events.join(truth, keys, join_type="inner").sort_by("position")
+    if not np.array_equal(joined["position"].to_numpy(), np.arange(test.num_rows)):
+        return None
+    return joined["probability"].to_numpy().astype(np.float64)
 
 
 def draw_impressions(users: pa.Table, items: pa.Table, rng: np.random.Generator) -> pa.Table:

@@ -1,15 +1,14 @@
-"""What the arms of the evidence score: fitted one by one on every worker, read together, judged by their intervals."""
+"""The scores of the variants: fits one, reads what it is scored on, and judges all by their intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 
+from models.common.collectives import single_worker_group
 from models.evaluation.variants import by_clicks, by_probability, conclude, gate_curve
 from models.ranking import fitting
 from models.ranking.ranker import Ranker
@@ -22,83 +21,76 @@ from operators.log.events import Events, counts, histories
 from storage import files
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.catalogs.synthetic.behaviour import true_probability
-from workflows.distributed import training
-from workflows.engine.stage import Context
-from workflows.stages.ablate_features.variants import ARMS, GATE, ID, arm_items, arm_settings, truth_of_items
+from workflows.catalogs.synthetic.behaviour import pair_probability
+from workflows.stages.ablate_features.variants import (
+    GATE,
+    ID,
+    VARIANTS,
+    truth_of_items,
+    variant_items,
+    variant_settings,
+)
+
+# Sets of rows that variants are compared on, and how a sentence calls them.
+PARTS = {"test": "on the test split", "test_cold": "on cold items", "truth_cold": "on cold items, by true clicks"}
 
 
 class Pairs(NamedTuple):
-    """Users x items that training never saw, in a catalogue that knows what each user thinks of each item."""
+    """Users x items that training never saw, in a catalogue that knows the probability of each click."""
 
     examples: pa.Table  # [users * items], user by user, in the form of features/test
     probability: np.ndarray  # float64 [users, items], of a click
 
 
-def loop(task: dict[str, Any]) -> None:
-    """`fit_arms` in the form that Ray Train calls."""
-    fit_arms(task, training.report)
+class Rows(NamedTuple):
+    """The rows of features/ that every variant is fitted and scored on."""
+
+    train: pa.Table
+    valid: pa.Table
+    test: pa.Table
+    pairs: Pairs | None
 
 
-def fit_arms(task: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
-    """Fit this worker's share of the rankers, each by itself, and write their scores.
+def read_examples(run: RunDir, catalog: str, *, users: int) -> Rows:
+    """Reads the examples of a run, and makes the pairs of so many users, see `true_pairs`."""
+    train, valid, test = (run.read_table("features", name) for name in ("train", "valid", "test"))
+    return Rows(train, valid, test, true_pairs(run, catalog, train, users=users))
 
-    What a killed attempt has scored is not fitted again.
+
+def score(settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name: str, seed: int) -> pa.Table:
+    """Fits one variant from one seed and returns its scores.
+
+    Returns:
+        `part`, `test` and, if there are any, `pairs`, and `score`, the probabilities of the part's rows, list<float32>.
     """
-    rank, workers = dist.get_rank(), dist.get_world_size()
-    alone = [dist.new_group([other]) for other in range(workers)][rank]
-    run = RunDir(task["root"])
-    parts = {name: run.read_table("features", name) for name in ("train", "valid", "test")}
-    pairs = true_pairs(run, task["catalog"], parts["train"], users=task["users"])
-    if pairs is not None:
-        parts["pairs"] = pairs.examples
-    jobs = task["jobs"]
-    for start in range(0, len(jobs), workers):
-        if start + rank < len(jobs):
-            arm, seed = jobs[start + rank]
-            uri = _uri(task["scores"], arm, seed)
-            if not files.exists(uri):
-                settings = RankerSettings.model_validate(task["settings"])
-                found = score(run, task["catalog"], parts, settings, arm, seed, alone)
-                files.write_part(uri, pa.table({"part": list(found), "score": list(found.values())}))
-        report({"done": min(start + workers, len(jobs))})
-
-
-def score(
-    run: RunDir,
-    catalog: str,
-    parts: dict[str, pa.Table],
-    settings: RankerSettings,
-    name: str,
-    seed: int,
-    group: dist.ProcessGroup,
-) -> dict[str, np.ndarray]:
-    """Fit one arm from one seed; probabilities of the rows of `test` and, where there are any, of `pairs`, float32."""
-    arm = ARMS[name]
-    settings = arm_settings(settings, arm)
+    variant = VARIANTS[name]
+    settings = variant_settings(settings, variant)
     spec, table = run.read_json("features", "spec.json"), run.read_table("features", "items")
-    embeddings = image_vectors(run) if arm.image else run.read_table("embeddings")
+    embeddings = image_vectors(run) if variant.image else run.read_table("embeddings")
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
-    items = ItemFeatures(arm_items(table, arm, run, catalog, seed=seed), embeddings, config)
-    examples = {part: Examples(rows, config.dense) for part, rows in parts.items()}
-    data = fitting.Data(config, items, examples.pop("train"), examples.pop("valid"))
-    torch.manual_seed(seed)
-    trainer = Trainer(
-        fitting.make_ranker(data), device=torch.device("cpu"), seed=seed, group=group, **settings.optimisation()
-    )
+    items = ItemFeatures(variant_items(table, variant, run, catalog, seed=seed), embeddings, config)
+    train, valid, test = (Examples(part, config.dense) for part in (rows.train, rows.valid, rows.test))
+    data = fitting.Data(config, items, train, valid)
     best: dict[str, torch.Tensor] = {}
 
     def improved(trainer: Trainer) -> None:
         best.update(trainer.gather() or {})
 
-    fitting.fit(settings, trainer, data, fitting.Keep(lambda metrics, save: None, improved), seed=seed)
+    torch.manual_seed(seed)
+    with single_worker_group():
+        trainer = Trainer(fitting.make_ranker(data), device=torch.device("cpu"), seed=seed, **settings.optimisation())
+        fitting.fit(settings, trainer, data, fitting.Keep(lambda metrics, save: None, improved), seed=seed)
     ranker = Ranker(config).eval()
     ranker.load_state_dict(best, assign=True)
-    return {part: predict(ranker, items, rows).astype(np.float32) for part, rows in examples.items()}
+    parts = {"test": test}
+    if rows.pairs is not None:
+        parts["pairs"] = Examples(rows.pairs.examples, config.dense)
+    found = [predict(ranker, items, examples).astype(np.float32) for examples in parts.values()]
+    return pa.table({"part": list(parts), "score": found})
 
 
 def image_vectors(run: RunDir) -> pa.Table:
-    """The items' pooled image embeddings in the form of embeddings/, NaN where an item has none."""
+    """Returns the items' pooled image embeddings in the form of embeddings/, NaN where an item has none."""
     items = run.read_table("items", columns=["item_id", "image_vector"])
     values, known = filled_matrix(items["image_vector"])
     values[~known] = np.nan
@@ -106,10 +98,12 @@ def image_vectors(run: RunDir) -> pa.Table:
 
 
 def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pairs | None:
-    """Training's users x the items it never saw, as they stand at the end of training; None without them or the truth.
+    """Returns users of training x items that it never saw, with the features of the end of training.
 
-    An item is met at its first moment and in the first place of the page; nothing that came after training is in
-    these rows.
+    The timestamp of a pair is the item's first one, its position is 1; nothing later than training is in these rows.
+
+    Returns:
+        None without such items, or in a catalogue without a known truth.
     """
     uri = truth_of_items(catalog)
     if uri is None:
@@ -139,7 +133,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     hashes = np.zeros(len(ids), dtype=np.int64)
     hashes[events.user] = train["user"].to_numpy()
     known_counts = counts(events, row, user, end, rates=spec["labels"])
-    unknown = np.full(len(user), np.nan, dtype=np.float32)  # what the context of an impression would be
+    unknown = np.full(len(user), np.nan, dtype=np.float32)  # in place of an impression's context
     examples = pa.table(
         {
             "row": row.astype(np.int32),
@@ -149,7 +143,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
             "label": np.zeros(len(user), dtype=np.float32),
         }
     )
-    asked = pa.table(
+    impressions = pa.table(
         {
             "user_id": known.dictionary.take(pa.array(user)),
             "item_id": items["item_id"].take(pa.array(row)),
@@ -157,44 +151,46 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
             "position": np.ones(len(user), dtype=np.int32),
         }
     )
-    return Pairs(examples, true_probability(catalog, asked).reshape(len(chosen), len(cold)))
+    return Pairs(examples, pair_probability(catalog, impressions).reshape(len(chosen), len(cold)))
 
 
-def judge(
-    context: Context, scores: str, arms: Sequence[str], seeds: Sequence[int], *, users: int, draws: int
-) -> dict[str, Any]:
-    """What the scores of all arms show, in the form of metrics/ablate_features.json.
+def judge(fitted: dict[str, list[pa.Table]], rows: Rows, items: pa.Table, *, seed: int, draws: int) -> dict[str, Any]:
+    """Compares the scores of all variants with those of ids alone.
 
-    `test` is by the clicks of the test split, `test_cold` by those on items that training never saw, `truth_cold` by
-    the true probabilities of clicks on them. The gate curve is of the best of these that there is.
+    Args:
+        fitted: by variant the scores from each seed, see `score`.
+        rows: that they are of.
+        items: features/items.
+        seed: of the resamples.
+        draws: number of resamples.
+
+    Returns:
+        metrics/ablate_features.json: `test`, by the clicks of the test split, `test_cold`, by those on items that
+        training never saw, `truth_cold`, by the true probabilities of clicks on them, each as `conclude` returns it;
+        `gate_curve`, of the last of these that there is.
     """
-    run = context.run
-    test = run.read_table("features", "test", columns=["user_id", "row", "label"])
-    user = test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    label, row = test["label"].to_numpy(), test["row"].to_numpy()
-    cold = run.read_table("features", "items", columns=["item"])["item"].to_numpy()[row] == NULL_ID
-    found: dict[str, dict[str, list[np.ndarray]]] = {part: {arm: [] for arm in arms} for part in ("test", "pairs")}
-    for arm in arms:
-        for seed in seeds:
-            for each in files.read_table(_uri(scores, arm, seed)).to_pylist():
-                found[each["part"]][arm].append(np.array(each["score"]))
-    clicks = {arm: np.stack(each) for arm, each in found["test"].items()}
-    settings: dict[str, Any] = {"seed": context.seed, "draws": draws, "base": ID}
-    subjects = {arm: ARMS[arm].subject for arm in arms}
+    user = rows.test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    label, row = rows.test["label"].to_numpy(), rows.test["row"].to_numpy()
+    cold = items["item"].to_numpy()[row] == NULL_ID
+    settings: dict[str, Any] = {"seed": seed, "draws": draws, "base": ID}
+    clicks = _scores(fitted, "test")
     compared = {"test": by_clicks(user, label, clicks, **settings)}
     if len(np.unique(label[cold])) == 2:
-        on_cold = {arm: each[:, cold] for arm, each in clicks.items()}
+        on_cold = {name: each[:, cold] for name, each in clicks.items()}
         compared["test_cold"] = by_clicks(user[cold], label[cold], on_cold, item=row[cold], **settings)
-    pairs = true_pairs(run, context.catalog, run.read_table("features", "train"), users=users)
-    if pairs is not None:
-        true = {arm: np.stack(each).reshape(-1, *pairs.probability.shape) for arm, each in found["pairs"].items()}
-        compared["truth_cold"] = by_probability(pairs.probability, true, **settings)
-    wheres = {"test": "on the test split", "test_cold": "on cold items", "truth_cold": "on cold items, by true clicks"}
-    metrics: dict[str, Any] = {part: conclude(each, subjects, wheres[part]) for part, each in compared.items()}
-    best = list(compared.values())[-1]
-    metrics["gate_curve"] = gate_curve({rate: best[arm] for rate, arm in GATE.items() if arm in best})
+    if rows.pairs is not None:
+        shape = rows.pairs.probability.shape
+        true = {name: each.reshape(-1, *shape) for name, each in _scores(fitted, "pairs").items()}
+        compared["truth_cold"] = by_probability(rows.pairs.probability, true, **settings)
+    metrics: dict[str, Any] = {part: conclude(each, VARIANTS, PARTS[part]) for part, each in compared.items()}
+    last = list(compared.values())[-1]
+    metrics["gate_curve"] = gate_curve({rate: last[name] for rate, name in GATE.items() if name in last})
     return metrics
 
 
-def _uri(folder: str, arm: str, seed: int) -> str:
-    return files.join(folder, f"{arm}-{seed}.parquet")
+def _scores(fitted: dict[str, list[pa.Table]], part: str) -> dict[str, np.ndarray]:
+    """Returns the scores of a part by variant, float32 [S, M]."""
+    return {
+        name: np.stack([table["score"][table["part"].to_pylist().index(part)].values.to_numpy() for table in by_seed])
+        for name, by_seed in fitted.items()
+    }

@@ -1,14 +1,15 @@
-"""The arms of the evidence: rankers that differ in one thing alone, what they are told about items."""
+"""The variants: rankers that differ only in the features of items that they read."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.evaluation.variants import TRUTH
+from models.evaluation.variants import TRUTH, Variant
 from models.ranking.config import ITEM, USER
 from models.ranking.settings import RankerSettings, TableConfig, Tables
 from operators.columns import positions, rows_of
@@ -18,87 +19,98 @@ from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
 
-ID = "id"  # the arm that gains are over
+ID = "id"  # the variant that gains are over
 
 
-class Arm(NamedTuple):
-    """What a ranker reads of items beside their ids, and what stands in the place of captions."""
+@dataclass(frozen=True)
+class FeatureVariant(Variant):
+    """A ranker that reads some features of items beside their ids.
 
-    subject: str  # what a sentence calls it, in the plural
+    Attributes:
+        bags: the features.
+        caption: what takes the place of captions.
+        rate: share of items that have a caption, those with the least text first.
+        image: whether it reads the pooled image embedding.
+    """
+
     bags: tuple[str, ...] = ()
     caption: Literal["as it is", "none", "random", "shuffled", "truth"] = "as it is"
-    rate: float = 1.0  # share of items whose caption is there, those with the least text first
-    image: bool = False  # the pooled image embedding
+    rate: float = 1.0
+    image: bool = False
 
 
-ARMS = {
-    ID: Arm("Ids"),
-    "caption": Arm("Captions", ("caption",)),
-    "sid": Arm("Semantic IDs", ("sid",)),
-    "caption+sid": Arm("Captions and semantic IDs", ("caption", "sid")),
-    "title": Arm("Titles", ("title",)),
-    "image": Arm("Image embeddings", image=True),
-    TRUTH: Arm("True attributes", ("caption",), caption="truth"),  # only where the catalogue tells them
-    "null": Arm("Absent captions", ("caption",), caption="none"),
-    "random": Arm("Random tokens", ("caption",), caption="random"),
-    "shuffled": Arm("Captions of other items", ("caption",), caption="shuffled"),
-    "caption-25": Arm("Captions of a quarter of the items", ("caption",), rate=0.25),
-    "caption-50": Arm("Captions of half of the items", ("caption",), rate=0.5),
-    "caption-75": Arm("Captions of three quarters of the items", ("caption",), rate=0.75),
+CAPTION = ("caption",)
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        FeatureVariant(ID, "Ids"),
+        FeatureVariant("caption", "Captions", CAPTION),
+        FeatureVariant("sid", "Semantic IDs", ("sid",)),
+        FeatureVariant("caption+sid", "Captions and semantic IDs", ("caption", "sid")),
+        FeatureVariant("title", "Titles", ("title",)),
+        FeatureVariant("image", "Image embeddings", image=True),
+        FeatureVariant(TRUTH, "True attributes", CAPTION, caption="truth"),  # only where the catalogue has them
+        FeatureVariant("null", "Absent captions", CAPTION, caption="none"),
+        FeatureVariant("random", "Random tokens", CAPTION, caption="random"),
+        FeatureVariant("shuffled", "Captions of other items", CAPTION, caption="shuffled"),
+        FeatureVariant("caption-25", "Captions of a quarter of the items", CAPTION, rate=0.25),
+        FeatureVariant("caption-50", "Captions of half of the items", CAPTION, rate=0.5),
+        FeatureVariant("caption-75", "Captions of three quarters of the items", CAPTION, rate=0.75),
+    )
 }
 GATE = {"0": "null", "0.25": "caption-25", "0.5": "caption-50", "0.75": "caption-75", "1": "caption"}
 
 
-def arm_settings(settings: RankerSettings, arm: Arm) -> RankerSettings:
-    """The ranker of an arm: the tables of ids, those of the arm's bags, and its content, whatever was set to null."""
-    read = (USER, ITEM, *arm.bags)
+def variant_settings(settings: RankerSettings, variant: FeatureVariant) -> RankerSettings:
+    """Returns the ranker of a variant: tables of ids and of the variant's bags, also where they were set to null."""
+    read = (USER, ITEM, *variant.bags)
     tables = {name: table or TableConfig() if name in read else None for name, table in settings.tables}
-    return settings.model_copy(update={"tables": Tables(**tables), "content": arm.image})
+    return settings.model_copy(update={"tables": Tables(**tables), "content": variant.image})
 
 
 def truth_of_items(catalog: str) -> str | None:
-    """URI of what an embedded catalogue knows of its items; None for a catalogue that does not."""
+    """Returns the URI of the true attributes of items; None for a catalogue without them."""
     uri = files.join(catalog, "truth_items.parquet")
     return uri if files.exists(uri) else None
 
 
 def require_truth(catalog: str) -> str:
-    """The URI, where the truth has to be told.
+    """Returns the URI of the true attributes of items.
 
     Raises:
-        UserError: it is not.
+        UserError: the catalogue has none.
     """
     uri = truth_of_items(catalog)
     if uri is None:
         raise UserError(
-            f"{catalog} does not tell the truth about its items: take truth out of stages.ablate_features.arms."
+            f"{catalog} has no true attributes of its items: take truth out of stages.ablate_features.variants."
         )
     return uri
 
 
-def told_nothing(arm: Arm, items: pa.Table, run: RunDir) -> bool:
-    """Whether a catalogue has nothing of what the arm would read, so that it is the arm of ids by another name.
+def lacks_inputs(variant: FeatureVariant, items: pa.Table, run: RunDir) -> bool:
+    """Tells whether the catalogue lacks the variant's inputs, which makes it equal to the variant of ids.
 
     Args:
-        arm: one of ARMS.
+        variant: one of VARIANTS.
         items: features/items.
         run: whose items these are.
     """
-    if arm.image:
+    if variant.image:
         vectors = run.read_table("items", columns=["item_id", "image_vector"])["image_vector"]
         return vectors.null_count == len(vectors)
-    bags = [bag for bag in arm.bags if not (bag == "caption" and arm.caption == "truth")]
+    bags = [bag for bag in variant.bags if not (bag == "caption" and variant.caption == "truth")]
     return any(not np.any(items[bag].combine_chunks().flatten().to_numpy()) for bag in bags)
 
 
-def arm_items(items: pa.Table, arm: Arm, run: RunDir, catalog: str, *, seed: int) -> pa.Table:
-    """features/items as the arm reads it; what is drawn depends on the seed.
+def variant_items(items: pa.Table, variant: FeatureVariant, run: RunDir, catalog: str, *, seed: int) -> pa.Table:
+    """Returns features/items as the variant reads it; the seed decides what is drawn.
 
     Raises:
-        UserError: the arm needs the truth, and the catalogue does not tell it.
+        UserError: the variant reads true attributes, and the catalogue has none.
     """
     captions = items["caption"].combine_chunks()
-    match arm.caption:
+    match variant.caption:
         case "none":
             captions = _none(len(items))
         case "random":
@@ -107,13 +119,13 @@ def arm_items(items: pa.Table, arm: Arm, run: RunDir, catalog: str, *, seed: int
             captions = captions.take(pa.array(np.random.default_rng([seed, 2]).permutation(len(items))))
         case "truth":
             captions = true_tokens(catalog, items["item_id"])
-    if arm.rate < 1:
-        captions = pc.if_else(pa.array(thin_first(run, items["item_id"], arm.rate)), captions, _none(len(items)))
+    if variant.rate < 1:
+        captions = pc.if_else(pa.array(thin_first(run, items["item_id"], variant.rate)), captions, _none(len(items)))
     return items.set_column(items.schema.get_field_index("caption"), "caption", captions)
 
 
 def random_tokens(captions: pa.ListArray, random: np.random.Generator) -> pa.ListArray:
-    """For each item as many tokens as its caption has, drawn from all tokens of captions, each as likely."""
+    """Returns as many tokens for each item as its caption has, drawn uniformly from all tokens of captions."""
     values = captions.flatten().to_numpy()
     vocabulary = np.setdiff1d(values, [NULL_ID])
     drawn = np.where(values == NULL_ID, NULL_ID, random.choice(vocabulary, len(values)) if len(vocabulary) else 0)
@@ -122,10 +134,8 @@ def random_tokens(captions: pa.ListArray, random: np.random.Generator) -> pa.Lis
 
 
 def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
-    """`attribute=value` of what can truly be seen of each item, where an embedded catalogue tells it."""
-    from workflows.catalogs.synthetic.behaviour import (
-        ATTRIBUTES,  # draws pictures, too, which no definition has to load
-    )
+    """Returns the tokens `attribute=value` of the true attributes of each item, as an embedded catalogue has them."""
+    from workflows.catalogs.synthetic.behaviour import ATTRIBUTES  # imports what draws pictures
 
     truth = files.read_table(require_truth(catalog))
     at = positions(item_ids, truth["item_id"])
@@ -139,11 +149,11 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
 
 
 def thin_first(run: RunDir, item_ids: pa.ChunkedArray, rate: float) -> np.ndarray:
-    """Mask [N] of the share of items with the least text, for which a caption is most."""
+    """Returns a mask [N] of the share of items with the least text, for which a caption matters most."""
     items = run.read_table("items", columns=["item_id", "title", "description"])
     items = rows_of(item_ids, items, "items")
     lengths = [pc.fill_null(pc.utf8_length(items[name]), 0).to_numpy() for name in ("title", "description")]
-    order = hash_order(item_ids.to_pylist())  # equal lengths in an order that tells nothing
+    order = hash_order(item_ids.to_pylist())  # the order among equal lengths
     order = order[np.argsort(sum(lengths)[order], kind="stable")]
     mask = np.zeros(len(order), dtype=bool)
     mask[order[: round(rate * len(order))]] = True

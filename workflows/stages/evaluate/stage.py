@@ -17,7 +17,6 @@ from models.evaluation.clicks import scorecard
 from operators.features.tokens import NULL_ID
 from operators.log.encoding import Log, read_log
 from operators.log.events import DAY_US
-from storage import files
 from storage.manifest import first_unfinished
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 
@@ -73,6 +72,7 @@ def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]
     from models.ranking.popularity import fit_popularity
     from models.ranking.ranker import load_ranker
     from operators.features.ranker_inputs import Examples, ItemFeatures, predict
+    from workflows.catalogs.synthetic.behaviour import true_probability  # imports what draws pictures
 
     run = context.run
     spec = run.read_json("features", "spec.json")
@@ -162,24 +162,6 @@ def training_counts(train: pa.Table, items: int, *, labelled: bool) -> tuple[np.
     first = np.full(items, time.max(), dtype=np.float64)
     np.minimum.at(first, row, time - np.expm1(train["item_age"].to_numpy()) * DAY_US)
     return positives + (rows > 0), np.maximum((time.max() - first) / DAY_US, 1) * (rows > 0)
-
-
-def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
-    """The probability that generated each label, float64 [M]; None for a catalogue without truth.parquet.
-
-    None, too, where it lacks a row: sampled negatives have no true probability.
-    """
-    uri = files.join(catalog, "truth.parquet")
-    if not files.exists(uri):
-        return None
-    keys = ["user_id", "item_id", "timestamp"]
-    truth = files.read_table(uri, columns=[*keys, "probability"])
-    truth = truth.set_column(2, "timestamp", truth["timestamp"].cast(test["timestamp"].type))
-    asked = test.select(keys).append_column("position", pa.array(np.arange(test.num_rows)))
-    joined = asked.join(truth, keys, join_type="inner").sort_by("position")
-    if not np.array_equal(joined["position"].to_numpy(), np.arange(test.num_rows)):
-        return None
-    return joined["probability"].to_numpy().astype(np.float64)
 
 
 def retrieval(

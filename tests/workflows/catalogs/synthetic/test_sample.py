@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from storage import files
 from storage.errors import UserError
-from workflows.catalogs.synthetic.behaviour import START, true_probability
+from workflows.catalogs.synthetic.behaviour import START, pair_probability, true_probability
 from workflows.catalogs.synthetic.sample import BROKEN, FUTURE, OUTCOMES, write_sample
 from workflows.catalogs.synthetic.wording import PATTERN_WORDS
 
@@ -118,7 +119,7 @@ def test_new_items_come_late(default: tuple[Path, dict[str, Any]]) -> None:
     assert truth[test].item_id.isin(cold).mean() > 0.05
 
 
-def test_true_probability_reproduces_the_truth(default: tuple[Path, dict[str, Any]]) -> None:
+def test_pair_probability_reproduces_the_truth(default: tuple[Path, dict[str, Any]]) -> None:
     directory, _ = default
     log, truth = (pq.read_table(directory / f"{name}.parquet") for name in ("interactions", "truth"))
     assert truth.schema.names == ["user_id", "item_id", "timestamp", "probability"]
@@ -131,7 +132,7 @@ def test_true_probability_reproduces_the_truth(default: tuple[Path, dict[str, An
         ["user_id", "item_id", "timestamp"],
     )
     assert pairs.num_rows == 80_000
-    np.testing.assert_array_equal(true_probability(str(directory), pairs), pairs["probability"].to_numpy())
+    np.testing.assert_array_equal(pair_probability(str(directory), pairs), pairs["probability"].to_numpy())
 
 
 def test_truth_leaves_room_above_popularity(default: tuple[Path, dict[str, Any]]) -> None:
@@ -201,3 +202,15 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not empty"):
         write_sample(str(tmp_path), items=40, users=30)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_true_probabilities_join_by_event_or_not_at_all(tmp_path: Path) -> None:
+    stamps = pa.array([1, 2, 3], pa.timestamp("us", tz="UTC"))
+    events = pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "timestamp": stamps})
+    truth = events.append_column("probability", pa.array([0.1, 0.2, 0.3]))
+    files.write_part(files.join(str(tmp_path), "truth.parquet"), truth)
+    asked = events.take([2, 0])
+    assert true_probability(str(tmp_path), asked).tolist() == [0.3, 0.1]
+    unknown = asked.set_column(0, "user_id", pa.array(["v", "w"]))
+    assert true_probability(str(tmp_path), unknown) is None
+    assert true_probability(str(tmp_path / "elsewhere"), asked) is None

@@ -1,7 +1,9 @@
-"""The arms of the evidence: what each is told, what the truth is asked, and what comes out of a small comparison."""
+"""Variants of the ranker: what each reads, the true probabilities, and what comes out of a small comparison."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +15,22 @@ from models.ranking.settings import RankerSettings
 from operators.features.tokens import NULL_ID, token_hashes
 from storage.errors import UserError
 from storage.run import RunDir
-from tests.models.workers import on_ranks
 from workflows.catalogs.synthetic.sample import write_sample
+from workflows.distributed.trials import run_trials
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import features, ingest
 from workflows.stages.ablate_features import scores
 from workflows.stages.ablate_features import stage as ablate_features
-from workflows.stages.ablate_features.variants import ARMS, arm_items, arm_settings, told_nothing
+from workflows.stages.ablate_features.variants import VARIANTS, lacks_inputs, variant_items, variant_settings
 
-ARMS_RUN, SEEDS = ("id", "image", "truth", "shuffled"), (0, 1)
+FITTED, SEEDS = ("id", "image", "truth", "shuffled"), (0, 1)
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A run of the embedded catalogue up to features, whose captions are the true colours."""
-    folder = tmp_path_factory.mktemp("arms")
+    folder = tmp_path_factory.mktemp("variants")
     catalog = folder / "catalog"
     write_sample(str(catalog), items=60, users=150, seed=1)
     said: list[str] = []
@@ -54,7 +56,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 def captions_of(context: Context, name: str, seed: int = 0) -> list[list[int]]:
     items = context.run.read_table("features", "items")
-    return arm_items(items, ARMS[name], context.run, context.catalog, seed=seed)["caption"].to_pylist()
+    return variant_items(items, VARIANTS[name], context.run, context.catalog, seed=seed)["caption"].to_pylist()
 
 
 def test_controls_keep_the_form_of_captions_and_lose_what_they_say(context: Context) -> None:
@@ -89,23 +91,22 @@ def test_the_gate_takes_the_thinnest_items_first(context: Context) -> None:
     assert taken[0] < taken[1] < taken[2]
 
 
-def test_an_arm_whose_reading_no_item_has_is_known(context: Context, tmp_path: Path) -> None:
+def test_a_variant_whose_inputs_no_item_has_is_known(context: Context, tmp_path: Path) -> None:
     items = context.run.read_table("features", "items")
-    assert not any(told_nothing(arm, items, context.run) for arm in ARMS.values())
+    assert not any(lacks_inputs(variant, items, context.run) for variant in VARIANTS.values())
     none = pa.array([[NULL_ID]] * len(items), pa.list_(pa.int64()))
     bare = items.set_column(items.schema.get_field_index("caption"), "caption", none)
-    silent = {name for name, arm in ARMS.items() if told_nothing(arm, bare, context.run)}
-    assert silent == {name for name, arm in ARMS.items() if "caption" in arm.bags} - {"truth"}
+    lacking = {name for name, variant in VARIANTS.items() if lacks_inputs(variant, bare, context.run)}
+    assert lacking == {name for name, variant in VARIANTS.items() if "caption" in variant.bags} - {"truth"}
     other = RunDir(str(tmp_path))
     other.write_table(pa.table({"item_id": ["a"], "image_vector": pa.nulls(1, pa.list_(pa.float32(), 4))}), "items")
-    assert told_nothing(ARMS["image"], items, other)
+    assert lacks_inputs(VARIANTS["image"], items, other)
 
 
-def test_an_arm_reads_ids_and_what_its_name_says() -> None:
+def test_a_variant_reads_ids_and_what_its_name_says() -> None:
     settings = RankerSettings()
     for name, bags in (("id", set()), ("caption+sid", {"caption", "sid"}), ("title", {"title"}), ("image", set())):
-        arm = arm_settings(settings, ARMS[name])
-        config = arm.ranker({"hash": {}, "dense": [], "history": 5}, 4)
+        config = variant_settings(settings, VARIANTS[name]).ranker({"hash": {}, "dense": [], "history": 5}, 4)
         assert set(config.tables) == {"user", "item"} | bags
         assert bool(config.content_dim) is (name == "image")
 
@@ -117,7 +118,7 @@ def test_the_truth_is_what_can_be_seen_and_not_told_everywhere(context: Context,
     assert captions_of(context, "truth")[ids.index(truth["item_id"])] == token_hashes(seen).tolist()
     items = context.run.read_table("features", "items")
     with pytest.raises(UserError, match="take truth out"):
-        arm_items(items, ARMS["truth"], context.run, str(tmp_path), seed=0)
+        variant_items(items, VARIANTS["truth"], context.run, str(tmp_path), seed=0)
 
 
 def test_pairs_are_of_known_users_and_new_items_as_they_stood_after_training(context: Context) -> None:
@@ -152,44 +153,73 @@ def test_without_new_items_or_their_truth_there_are_no_pairs(context: Context, t
     assert scores.true_pairs(other, context.catalog, train, users=5) is None
 
 
-def fit_small(rank: int, task: dict) -> list[int]:
-    done: list[int] = []
-    scores.fit_arms(task, lambda metrics: done.append(metrics["done"]))
-    return done
-
-
-def test_two_workers_share_the_arms_and_what_they_score_is_judged(context: Context, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_variants_are_fitted_side_by_side_and_judged(context: Context, tmp_path: Path) -> None:
     settings = RankerSettings(epochs=4, batch_size=64, embedding_lr=0.05, tables={"caption": {"rows": 64}})
-    jobs = [(arm, seed) for seed in SEEDS for arm in ARMS_RUN]
-    scores = str(tmp_path / "scores")
-    task = {
-        "root": context.run.root,
-        "catalog": context.catalog,
-        "scores": scores,
-        "settings": settings.model_dump(mode="json"),
-        "jobs": jobs[:-1],  # an odd number
-        "users": 20,
-        "seed": 0,
-    }
-    first = on_ranks(fit_small, tmp_path, [(task,), ({**task, "jobs": jobs},)])
-    assert first == [[[2, 4, 6, 7]] * 2, [[2, 4, 6, 8]] * 2]
-    before = {path.name: path.stat().st_mtime_ns for path in Path(scores).iterdir()}
-    assert len(before) == len(jobs)
+    examples = scores.read_examples(context.run, context.catalog, users=20)
+    folder, done = tmp_path / "scores", []
 
-    found = scores.judge(context, scores, ARMS_RUN, SEEDS, users=20, draws=20)
+    def fit(names: tuple[str, ...]) -> dict[str, list[pa.Table]]:
+        return run_trials(
+            partial(scores.score, settings, examples, context.run, context.catalog),
+            names,
+            SEEDS,
+            folder=str(folder),
+            scores="parquet",
+            at_once=2,
+            progress=lambda number, of: done.append((number, of)),
+        )
+
+    fit(FITTED[:-1])
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(before) == len(SEEDS) * len(FITTED[:-1])
+    fitted = fit(FITTED)
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert after.keys() == {f"{name}-{seed}.parquet" for name in FITTED for seed in SEEDS}
+    assert {name: after[name] for name in before} == before
+    assert done == [*((number, 6) for number in range(1, 7)), *((number, 8) for number in range(1, 9))]
+
+    items = context.run.read_table("features", "items")
+    found = scores.judge(fitted, examples, items, seed=0, draws=20)
     assert set(found) == {"test", "test_cold", "truth_cold", "gate_curve"}
-    arms = found["truth_cold"]["arms"]
-    assert set(arms) == set(ARMS_RUN)
-    assert arms["truth"]["auc"] > arms["id"]["auc"]
-    assert all(len(arm["seeds"]) == len(SEEDS) for arm in arms.values())
+    variants = found["truth_cold"]["variants"]
+    assert set(variants) == set(FITTED)
+    assert variants["truth"]["auc"] > variants["id"]["auc"]
+    assert all(len(variant["seeds"]) == len(SEEDS) for variant in variants.values())
     assert found["gate_curve"] == []
 
 
-def test_settings_of_the_evidence_name_arms_that_there_are() -> None:
-    assert ablate_features.Config(arms=["id", None]).arms == ("id", "null")  # as YAML reads [id, null]
+@pytest.mark.usefixtures("trials_here")
+def test_the_stage_leaves_out_what_lacks_its_inputs_and_writes_what_it_found(context: Context) -> None:
+    ranker = RankerSettings(epochs=1, batch_size=64, tables={"caption": {"rows": 64}})
+    config = ablate_features.Config(variants=("id", "caption", "sid"), seeds=2, bootstrap=10, users=20, ranker=ranker)
+    items = context.run.read_table("features", "items")
+    none = pa.array([[NULL_ID]] * len(items), pa.list_(pa.int64()))
+    bare = items.set_column(items.schema.get_field_index("sid"), "sid", none)
+    context.run.write_table(bare, "features", "items")
+    lines: list[str] = []
+    shown: list[tuple[int, int]] = []
+    try:
+        result = stage("ablate_features").run(
+            config, replace(context, log=lines.append, progress=lambda *each: shown.append(each))
+        )
+    finally:
+        context.run.write_table(items, "features", "items")
+    assert lines[0] == "left out, since no item has what they read: sid"
+    assert shown == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (result.rows_in, result.rows_out) == (4, 4)
+    written = context.run.read_json("metrics", "ablate_features.json")
+    assert set(written["test"]["variants"]) == {"id", "caption"}
+    assert [line.partition(": ")[2] for line in lines[1:]] == [
+        sentence for part in ("test", "test_cold", "truth_cold") for sentence in written[part]["sentences"]
+    ]
+
+
+def test_settings_name_variants_that_there_are() -> None:
+    assert ablate_features.Config(variants=["id", None]).variants == ("id", "null")  # as YAML reads [id, null]
     with pytest.raises(ValueError, match="choose from id, caption"):
-        ablate_features.Config(arms=("id", "captions"))
+        ablate_features.Config(variants=("id", "captions"))
     with pytest.raises(ValueError, match="named twice"):
-        ablate_features.Config(arms=("id", "id"))
+        ablate_features.Config(variants=("id", "id"))
     with pytest.raises(ValueError, match="add it"):
-        ablate_features.Config(arms=("caption",))
+        ablate_features.Config(variants=("caption",))

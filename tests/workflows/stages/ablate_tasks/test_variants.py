@@ -1,10 +1,12 @@
-"""The task ablation on a small run: what its arms are, fits that are killed and shared out, and what they show."""
+"""The task ablation on a small run: what its variants are, fits that are killed and run side by side, their results."""
 
 from __future__ import annotations
 
 import doctest
 import itertools
 import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
 
 from models.common.jagged import Jagged
 from models.common.recommender import Queries
@@ -24,17 +25,16 @@ from operators.log.split import SplitTime
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from tests.models.workers import on_ranks
-from workflows.distributed import training
+from workflows.distributed import trials
 from workflows.engine import definition
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages.ablate_tasks import original_sids, scores, variants
-from workflows.stages.ablate_tasks.stage import Config
-from workflows.stages.ablate_tasks.variants import ORIGINAL, OWN, Arm
+from workflows.stages.ablate_tasks import original_sids, scores
+from workflows.stages.ablate_tasks.settings import Config
+from workflows.stages.ablate_tasks.variants import ORIGINAL, OWN, make_variants, variant_of, variant_settings
 
 ITEMS, USERS, EVENTS, WIDTH, SIZES = 40, 30, 600, 4, (6, 6)
-SEQUENTIAL = {
+LANGUAGE_MODEL = {
     "backbone": {"name": "tiny", "layers": 1, "dim": 16, "heads": 2, "mlp": 16, "dropout": 0.0},
     "tasks": ["sids_to_sid", "title_to_sid"],
     "text_tokens": 300,
@@ -43,7 +43,8 @@ SEQUENTIAL = {
     "beams": 20,
     "fit": {"steps": 4, "batch_size": 8, "warmup": 1, "validate_every": 2, "valid_queries": 10, "precision": "fp32"},
 }
-CONFIG = Config(sequential=SEQUENTIAL, seeds=2, queries=20, examples=4, bootstrap=20)
+SEEDS = (0, 1)
+CONFIG = Config(language_model=LANGUAGE_MODEL, seeds=2, queries=20, examples=4, bootstrap=20)
 
 
 class KilledError(Exception):
@@ -87,61 +88,74 @@ def write_original(run: RunDir, to: RunDir) -> bool:
     return True
 
 
-def make_task(run: RunDir, folder: Path, config: Config = CONFIG) -> dict[str, Any]:
-    """What `fit_arms` is told, with the original semantic IDs in their place."""
-    write_original(run, variants.original_of(str(folder)))
-    jobs = [(arm.name, seed) for seed in (0, 1) for arm in variants.make_arms(config.sequential)]
-    return {
-        "root": run.root,
-        "split": {"kind": "time"},
-        "settings": config.model_dump(mode="json"),
-        "folder": str(folder),
-        "jobs": jobs,
-        "seed": 0,
-    }
+def fit(
+    run: RunDir,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    seeds: Sequence[int] = SEEDS,
+) -> dict[str, list[Any]]:
+    """Fit all variants, with the original semantic IDs in their place."""
+    runs = {OWN: run, ORIGINAL: RunDir(str(folder / "original"))}
+    write_original(run, runs[ORIGINAL])
+    return trials.run_trials(
+        partial(scores.score, CONFIG, runs, scores.read_queries(CONFIG, run, SplitTime(), seed=0)),
+        list(make_variants(CONFIG.language_model)),
+        seeds,
+        folder=str(folder),
+        scores="json",
+        at_once=2,
+        progress=progress,
+    )
 
 
 def scores_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.name: files.read_json(str(path)) for path in folder.glob("*.json")}
 
 
-@pytest.fixture(scope="module")
-def fitted(run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scores of all arms, fitted without disturbance."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    variants.fit_arms(make_task(run, folder), lambda metrics: None)
+def by_variant(folder: Path, names: Iterable[str], seeds: Sequence[int]) -> dict[str, list[Any]]:
+    return {name: [files.read_json(str(folder / f"{name}-{seed}.json")) for seed in seeds] for name in names}
+
+
+@pytest.fixture
+def fitted(run: RunDir, trials_here: None) -> Path:
+    """The scores of all variants, fitted once without disturbance."""
+    folder = Path(run.root).parent / "undisturbed"
+    fit(run, folder)  # what is there is not fitted again
     return folder
 
 
 def test_tasks_are_added_one_by_one_and_text_alone_has_those_without_captions() -> None:
-    arms = variants.make_arms(Config().sequential)
-    assert arms == (*(Arm(OWN, count) for count in range(1, 9)), Arm(ORIGINAL, 6))
-    learned = [variants.arm_settings(Config(), arm).learned for arm in arms]
+    settings, variants = Config().language_model, make_variants(Config().language_model)
+    assert list(variants) == [*(f"own-{count}" for count in range(1, 9)), "original-6"]
+    assert list(variants.values()) == [*(variant_of(OWN, count) for count in range(1, 9)), variant_of(ORIGINAL, 6)]
+    learned = [variant_settings(settings, variant, "steps").trained_tasks for variant in variants.values()]
     assert all(more[: len(fewer)] == fewer for fewer, more in itertools.pairwise(learned[:8]))
     assert learned[8] == learned[5]
     assert not any("caption" in task.inputs for task in learned[8])
 
 
 @pytest.mark.parametrize(("budget", "documents"), [("steps", [8, 8]), ("main", [8, 16])])
-def test_arms_share_their_steps_and_either_all_documents_or_those_of_the_main_task(budget, documents) -> None:
-    config = CONFIG.model_copy(update={"budget": budget})
-    fits = [variants.arm_settings(config, Arm(OWN, count)).fit for count in (1, 2)]
+def test_variants_share_their_steps_and_either_all_documents_or_those_of_the_main_task(budget, documents) -> None:
+    settings = CONFIG.language_model
+    fits = [variant_settings(settings, variant_of(OWN, count), budget).fit for count in (1, 2)]
     assert [fit.batch_size for fit in fits] == documents
     assert {fit.steps for fit in fits} == {4}
 
 
-def test_a_killed_ablation_fits_no_arm_twice_and_ends_alike(run: RunDir, fitted: Path, tmp_path: Path) -> None:
-    task, done = make_task(run, tmp_path), []
+@pytest.mark.usefixtures("trials_here")
+def test_a_killed_ablation_fits_no_variant_twice_and_ends_alike(run: RunDir, fitted: Path, tmp_path: Path) -> None:
+    done: list[tuple[int, int]] = []
 
-    def killed(metrics: dict[str, Any]) -> None:
+    def killed(number: int, of: int) -> None:
         raise KilledError
 
     with pytest.raises(KilledError):
-        variants.fit_arms(task, killed)
+        fit(run, tmp_path, killed)
     (first,) = tmp_path.glob("*.json")
     written = first.stat().st_mtime_ns
-    variants.fit_arms(task, lambda metrics: done.append(metrics["done"]))
-    assert done == [1, 2, 3, 4, 5, 6]
+    fit(run, tmp_path, lambda *each: done.append(each))
+    assert done == [(number, 6) for number in (1, 2, 3, 4, 5, 6)]
     assert first.stat().st_mtime_ns == written
     found, whole = scores_of(tmp_path), scores_of(fitted)
     assert len(whole) == 6
@@ -149,20 +163,12 @@ def test_a_killed_ablation_fits_no_arm_twice_and_ends_alike(run: RunDir, fitted:
     assert timeless[0] == timeless[1]
 
 
-def share(rank: int, task: dict[str, Any]) -> list[int]:
-    """The loop of one of two workers, which the process group of the tests outlives."""
-    done: list[int] = []
-    training.report = lambda metrics: done.append(metrics["done"])
-    variants.loop(task)
-    assert not dist.is_initialized()
-    dist.init_process_group("gloo", init_method=f"file://{task['folder']}/again", rank=rank, world_size=2)
-    return done
-
-
-def test_two_workers_share_the_arms_and_fit_each_by_itself(run: RunDir, fitted: Path, tmp_path: Path) -> None:
-    task = make_task(run, tmp_path)
-    task["jobs"] = task["jobs"][:3]  # an odd number
-    assert on_ranks(share, tmp_path, [(task,)]) == [[[2, 3]] * 2]
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_fits_each_variant_by_itself(run: RunDir, fitted: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.undo()  # trials run on Ray again
+    done: list[tuple[int, int]] = []
+    fit(run, tmp_path, lambda *each: done.append(each), seeds=SEEDS[:1])
+    assert done == [(1, 3), (2, 3), (3, 3)]
     found, alone = scores_of(tmp_path), scores_of(fitted)
     assert len(found) == 3
     for name, one in found.items():
@@ -170,7 +176,7 @@ def test_two_workers_share_the_arms_and_fit_each_by_itself(run: RunDir, fitted: 
         assert loss == pytest.approx(alone[name]["tasks"]["sids_to_sid"]["loss"], abs=1e-3)
 
 
-def test_what_arms_learned_from_is_what_they_are_asked(fitted: Path) -> None:
+def test_variants_are_scored_on_the_tasks_that_they_learned(fitted: Path) -> None:
     scores = scores_of(fitted)
     assert scores["own-1-0.json"]["tasks"].keys() == {"sids_to_sid"}
     assert scores["own-2-0.json"]["tasks"].keys() == {"sids_to_sid", "title_to_sid"}
@@ -179,17 +185,17 @@ def test_what_arms_learned_from_is_what_they_are_asked(fitted: Path) -> None:
 
 
 def test_means_over_seeds_stand_with_intervals_and_changes(run: RunDir, fitted: Path) -> None:
-    test = variants.read_queries(CONFIG, run, SplitTime(), seed=0).test
-    arms = variants.make_arms(CONFIG.sequential)
-    found = scores.judge(str(fitted), CONFIG, arms, (0, 1), test, seed=0)
-    assert list(found["arms"]) == ["own-1", "own-2", "original-2"]
-    scored, one = scores_of(fitted), found["arms"]["own-2"]
+    test = scores.read_queries(CONFIG, run, SplitTime(), seed=0).test
+    names = list(make_variants(CONFIG.language_model))
+    found = scores.judge(by_variant(fitted, names, SEEDS), CONFIG, test, seed=0)
+    assert list(found["variants"]) == ["own-1", "own-2", "original-2"]
+    scored, one = scores_of(fitted), found["variants"]["own-2"]
     hits = [np.mean([0 < rank <= 10 for rank in scored[f"own-2-{seed}.json"]["rank"]]) for seed in (0, 1)]
     assert one["seeds"]["recall@10"] == pytest.approx(hits)
     assert one["recall@10"] == pytest.approx(np.mean(hits))
     assert one["recall@10_interval"][0] <= one["recall@10"] <= one["recall@10_interval"][1]
-    assert one["added"]["ndcg@10"] == pytest.approx(one["ndcg@10"] - found["arms"]["own-1"]["ndcg@10"])
-    assert "added" not in found["arms"]["own-1"].keys() | found["arms"]["original-2"].keys()
+    assert one["added"]["ndcg@10"] == pytest.approx(one["ndcg@10"] - found["variants"]["own-1"]["ndcg@10"])
+    assert "added" not in found["variants"]["own-1"].keys() | found["variants"]["original-2"].keys()
     losses = [scored[f"own-2-{seed}.json"]["tasks"]["title_to_sid"]["loss"] for seed in (0, 1)]
     assert one["held_out"]["title_to_sid"]["loss"] == pytest.approx(np.mean(losses))
     assert len(found["compared"]) == 2  # without captions there are no more pairs
@@ -197,57 +203,41 @@ def test_means_over_seeds_stand_with_intervals_and_changes(run: RunDir, fitted: 
 
 
 def test_the_stage_fits_what_is_left_and_writes_what_it_found(run: RunDir, fitted: Path, monkeypatch) -> None:
-    scores = run.uri("checkpoints", "ablate_tasks", "print", "scores")
-    shutil.copytree(fitted, scores, ignore=shutil.ignore_patterns("own-2-1.json", "original"))
+    folder = Path(run.uri("checkpoints", "ablate_tasks", "print", "scores"))
+    shutil.copytree(fitted, folder, ignore=shutil.ignore_patterns("own-2-1.json", "original"))
     shown: list[tuple[int, int]] = []
-
-    def fit(loop: Any, task: dict[str, Any], *, progress: Any, name: str, **_: Any) -> None:
-        assert (loop, name) == (variants.loop, "ablate_tasks/print")
-        variants.fit_arms(task, progress)
-
-    monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(original_sids, "write_original", lambda context, to: write_original(context.run, to))
     said: list[str] = []
     context = Context(run, "c", 0, "print", said.append, lambda done, total: shown.append((done, total)))
     result = stage("ablate_tasks").run(CONFIG, context)
     assert (result.rows_in, result.rows_out, shown[-1]) == (6, 6, (6, 6))
     written = run.read_json("metrics", "ablate_tasks.json")
-    assert written["arms"].keys() == result.metrics["arms"].keys() == {"own-1", "own-2", "original-2"}
+    assert (folder / "own-2-1.json").exists()
+    assert written["variants"].keys() == result.metrics["variants"].keys() == {"own-1", "own-2", "original-2"}
     assert said == written["sentences"]
-    alone = scores.judge(
-        str(fitted),
-        CONFIG,
-        variants.make_arms(CONFIG.sequential),
-        (0, 1),
-        variants.read_queries(CONFIG, run, SplitTime(), seed=0).test,
-        seed=0,
-    )
-    for name, arm in written["arms"].items():
-        assert arm["ndcg@10_interval"] == alone["arms"][name]["ndcg@10_interval"]
+    test = scores.read_queries(CONFIG, run, SplitTime(), seed=0).test
+    alone = scores.judge(by_variant(fitted, written["variants"], SEEDS), CONFIG, test, seed=0)
+    for name, variant in written["variants"].items():
+        assert variant["ndcg@10_interval"] == alone["variants"][name]["ndcg@10_interval"]
 
 
-def write_ranks(folder: Path, arms: dict[str, list[np.ndarray]]) -> None:
-    for name, by_seed in arms.items():
-        for seed, rank in enumerate(by_seed):
-            one = {"rank": rank.tolist(), "step": 1, "seconds": 1.0, "tasks": {"sids_to_sid": {"examples": 0}}}
-            files.write_json(variants.scores_uri(str(folder), name, seed), one)
-
-
-def judged(folder: Path, users: int) -> dict[str, Any]:
+def judged(ranks: dict[str, list[np.ndarray]], users: int) -> dict[str, Any]:
+    """What the places of the test queries' items in the lists of each variant and seed show."""
+    nothing_else = {"step": 1, "seconds": 1.0, "tasks": {"sids_to_sid": {"examples": 0}}}
+    fitted = {name: [{"rank": rank.tolist(), **nothing_else} for rank in by_seed] for name, by_seed in ranks.items()}
     nothing = Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1, dtype=torch.int64))
     test = Queries(np.arange(users), nothing, torch.zeros(users, dtype=torch.int64), nothing)
-    return scores.judge(str(folder), Config(), variants.make_arms(Config().sequential), range(3), test, seed=0)
+    return scores.judge(fitted, Config(), test, seed=0)
 
 
-def test_what_is_there_is_found_and_what_is_not_is_not_claimed(tmp_path: Path) -> None:
+def test_what_is_there_is_found_and_what_is_not_is_not_claimed() -> None:
     """Of 400 users 30% are answered; the third task makes it 60%, the sixth 45%, and the others change nothing."""
     random, users = np.random.default_rng(0), 400
     few, many, some, text = (
         [(random.random(users) < share).astype(int) for _ in range(3)] for share in (0.3, 0.6, 0.45, 0.3)
     )
     own = [few, few, many, many, many, some, some, some]
-    write_ranks(tmp_path, {f"own-{count + 1}": ranks for count, ranks in enumerate(own)} | {"original-6": text})
-    found = judged(tmp_path, users)
+    found = judged({f"own-{count + 1}": ranks for count, ranks in enumerate(own)} | {"original-6": text}, users)
     by_what = {sentence.partition(":")[0]: sentence for sentence in found["sentences"]}
     assert len(found["compared"]) == 4
     assert "rises by 0.1" in by_what["8 tasks in place of the main one alone"]
@@ -260,29 +250,27 @@ def test_what_is_there_is_found_and_what_is_not_is_not_claimed(tmp_path: Path) -
     assert "misses by chance" in last
 
 
-def test_seeds_that_disagree_widen_the_interval(tmp_path: Path) -> None:
+def test_seeds_that_disagree_widen_the_interval() -> None:
     users, widths = 300, []
-    for name, shares in (("alike", (0.5, 0.5, 0.5)), ("apart", (0.2, 0.5, 0.8))):
+    for shares in ((0.5, 0.5, 0.5), (0.2, 0.5, 0.8)):
         ranks = [(np.random.default_rng(9).random(users) < share).astype(int) for share in shares]
-        names = [arm.name for arm in variants.make_arms(Config().sequential)]
-        write_ranks(tmp_path / name, dict.fromkeys(names, ranks))
-        low, high = judged(tmp_path / name, users)["arms"]["own-1"]["ndcg@10_interval"]
+        low, high = judged(dict.fromkeys(make_variants(Config().language_model), ranks), users)["variants"]["own-1"][
+            "ndcg@10_interval"
+        ]
         widths.append(high - low)
     assert widths[1] > 3 * widths[0]
 
 
-def test_too_few_users_have_no_intervals(tmp_path: Path) -> None:
-    names = [arm.name for arm in variants.make_arms(Config().sequential)]
-    write_ranks(tmp_path, dict.fromkeys(names, [np.ones(5, int)] * 3))
-    found = judged(tmp_path, 5)
-    assert np.isnan(found["arms"]["own-1"]["ndcg@10_interval"]).all()
+def test_too_few_users_have_no_intervals() -> None:
+    found = judged(dict.fromkeys(make_variants(Config().language_model), [np.ones(5, int)] * 3), 5)
+    assert np.isnan(found["variants"]["own-1"]["ndcg@10_interval"]).all()
     assert all("too few users" in sentence for sentence in found["sentences"][:-1])
     assert found["sentences"][-1].endswith("none is shown to change it.")
 
 
 def test_a_task_that_nothing_is_learned_from_is_found_before_any_fit(run: RunDir) -> None:
-    sequential = {**SEQUENTIAL, "tasks": ["sids_to_sid", "caption_to_sid"]}
-    config = Config(sequential=sequential)
+    language_model = {**LANGUAGE_MODEL, "tasks": ["sids_to_sid", "caption_to_sid"]}
+    config = Config(language_model=language_model)
     with pytest.raises(UserError, match="nothing to learn task caption_to_sid from"):
         stage("ablate_tasks").run(config, Context(run, "c", 0, "print", lambda line: None, lambda done, total: None))
 
@@ -297,7 +285,7 @@ def test_a_task_that_nothing_is_learned_from_is_found_before_any_fit(run: RunDir
     ],
 )
 def test_tasks_can_be_added_in_the_order_in_which_they_are_named(tasks: list[str], says: str) -> None:
-    stages = dict.fromkeys(stage("ablate_tasks").reads) | {"ablate_tasks": {"sequential": {"tasks": tasks}}}
+    stages = dict.fromkeys(stage("ablate_tasks").reads) | {"ablate_tasks": {"language_model": {"tasks": tasks}}}
     with pytest.raises(UserError, match=says):
         definition.resolve({"name": "w", "catalog": "c", "stages": stages}, source="w.yaml")
 

@@ -15,6 +15,7 @@ from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.serving.conftest import write_run
+from workflows.catalogs.synthetic.behaviour import true_probability
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
 from workflows.engine.summary import summary
@@ -63,7 +64,7 @@ def test_no_row_is_dropped_and_each_slice_holds_its_own(run):
     assert slices["without_caption"]["rows"] == (of_test % 7 == 0).sum()
     cold = of_test % 4 == 0
     assert slices["cold_items"]["rows"] == cold.sum()
-    probability = evaluate.true_probability(run.root, test)
+    probability = true_probability(run.root, test)
     user = np.unique(test["user_id"].to_pylist(), return_inverse=True)[1]
     assert slices["cold_items"]["truth"] == pytest.approx(scorecard(user[cold], label[cold], probability[cold]))
 
