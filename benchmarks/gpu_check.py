@@ -113,7 +113,7 @@ def compare(device: Measured, cpu: Measured) -> dict[str, Any]:
 def write(folder: Path, results: dict[str, Measured]) -> None:
     """Writes results as `results.json` and `arrays.npz`."""
     arrays = {f"{name}/{key}": value for name, one in results.items() for key, value in one.arrays.items()}
-    np.savez(folder / "arrays.npz", **arrays)
+    np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     told = {name: {"seconds": one.seconds, "error": one.error} for name, one in results.items()}
     (folder / "results.json").write_text(json.dumps(told), encoding="utf-8")
 

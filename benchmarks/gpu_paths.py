@@ -121,7 +121,7 @@ def rqvae(setting: Setting) -> Results:
 
     signals = torch.randn(sizes.rows, 8, generator=random).numpy()
     rows = collect([(values.numpy(), signals)]).to(setting.device)
-    schedule = Schedule(steps=2 * RESET_EVERY, rotation=True, alignment=0.1)
+    schedule = Schedule(steps=2 * RESET_EVERY, alignment=0.1)
     curve, states = list[float](), list[dict[str, torch.Tensor]]()
 
     def report(metrics: dict[str, float], snapshot: Callable[[], dict[str, torch.Tensor]]) -> None:
@@ -241,7 +241,8 @@ def ranker(setting: Setting) -> Results:
     dense = torch.randn(sizes.rows // 4, 8, generator=random).to(setting.device)
     label = (torch.rand(sizes.rows // 4, generator=random) < 0.3).float().to(setting.device)
     experts = RankMixer(block="large", layers=3, inter_residual=2, auxiliary=True, experts=2, active=1)
-    for name, config in {"dlrm": Dlrm(), "dcnv2": Dcnv2(), "rankmixer": RankMixer(), "experts": experts}.items():
+    towers: list[tuple[str, Dlrm | Dcnv2 | RankMixer]] = [("dlrm", Dlrm()), ("dcnv2", Dcnv2())]
+    for name, config in [*towers, ("rankmixer", RankMixer()), ("experts", experts)]:
         torch.manual_seed(SEED)
         tower = build(config, fields=12, dim=16, dense=8).to(setting.device)
         for prefix, precision in (("", torch.float32), ("bf16_", torch.bfloat16)):
@@ -398,7 +399,8 @@ def _write_text_model(folder: Path) -> None:
     from transformers import BertConfig, BertModel, BertTokenizer
 
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    layers: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(vocabulary), intermediate_size=64, initializer_range=0.5, **layers)
     torch.manual_seed(SEED)
-    BertModel(BertConfig(vocab_size=len(vocabulary), initializer_range=0.5, **layers)).save_pretrained(folder)
+    BertModel(config).save_pretrained(folder)
     BertTokenizer(vocab=vocabulary).save_pretrained(folder)

@@ -19,7 +19,7 @@ from storage.run import RunDir
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import StageConfig
 
-# Keys and values of earlier versions, and what to write in their place.
+# Keys and values of earlier versions, and what to write in their place; empty for what is gone.
 RENAMED = {
     "stages.evidence": "stages.ablate_features",
     "stages.ablation": "stages.ablate_tasks",
@@ -33,6 +33,7 @@ RENAMED = {
     "stages.generate.language_model.course": "fit",
     "stages.generate.sasrec.course": "fit",
     "stages.quantize.max_digits": "max_suffixes",
+    "stages.quantize.gradient": "",  # rotation did not help
     "stages.quantize.collisions: digit": "suffix",
     "stages.quantize.collisions: always_digit": "always_suffix",
 }
@@ -205,7 +206,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(parts)
     for old in (path, f"{path}: {problem['input']}"):
         if old in RENAMED:
-            return f"{old} is of an earlier version; write {RENAMED[old]} in its place."
+            remedy = f"write {RENAMED[old]} in its place" if RENAMED[old] else "leave it out"
+            return f"{old} is of an earlier version; {remedy}."
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
         if parts[-1] in model.model_fields:
             return f"unknown key {path}; write {parts[-1]} at the top of the definition."
