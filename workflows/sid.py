@@ -33,7 +33,7 @@ from workflows.engine.definition import Definition, finished_definition
 from workflows.engine.registry import stage
 from workflows.stages import ingest
 from workflows.stages.interpret import stage as interpret
-from workflows.stages.quantize import stage as quantize
+from workflows.stages.quantize.settings import Config as QuantizeConfig
 
 BATCH_ROWS = 64
 VERDICTS = {True: "a refit pays", False: "no refit needed", None: "too early to tell of a refit"}
@@ -94,7 +94,7 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
         coded, found = _coded(definition, run, new, posixpath.dirname(files.absolute(file)), progress)
         _check_degraded(definition, file, coded, found)
         issues = pl.concat([issues, found])
-        settings: quantize.Config = definition.stages.quantize
+        settings: QuantizeConfig = definition.stages.quantize
         always = settings.collisions == "always_suffix"
         added = add_sids(run, coded, quantizer=digest, always=always, max_suffixes=settings.max_suffixes)
     sids = _sids_of(run, items["item_id"], added)

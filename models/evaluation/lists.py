@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import TypeVar
-
 import numpy as np
 
 CUTS = (5, 10, 20)
 CUT = 10  # of what is told at one length only
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 def ranks(items: np.ndarray, target: np.ndarray) -> np.ndarray:

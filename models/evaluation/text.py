@@ -47,8 +47,6 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
     for word in first:
         before = 0  # the entry to the left, as it was for one word less
         for place, other in enumerate(second, start=1):
-            before, longest[place] = (
-                longest[place],
-                before + 1 if word == other else max(longest[place - 1 : place + 1]),
-            )
+            length = before + 1 if word == other else max(longest[place - 1 : place + 1])
+            before, longest[place] = longest[place], length
     return longest[-1]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from safetensors import SafetensorError
 from torch.nn import functional
 
 from models.chat.smollm2 import smollm2_path
 from models.common.dropout import dropout
 from models.common.seeds import generator, seed_of
-from models.common.settings import ModelName
+from models.common.settings import ModelName, Settings
 from models.generation.vocabulary import Vocabulary
 from storage.errors import UserError
 
@@ -26,7 +26,7 @@ DRAWN_ROWS = 64
 ADAPTER = "default"  # peft's name for the only one
 
 
-class Tiny(BaseModel):
+class Tiny(Settings):
     """Settings of a small Llama from scratch: RMSNorm, rotary positions, SwiGLU, tied embeddings.
 
     Attributes:
@@ -34,8 +34,6 @@ class Tiny(BaseModel):
         dropout: of embeddings and of what each attention and network adds (Vaswani et al. 2017, section 5.4); none in
             the attention weights, where it costs the fast kernels.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["tiny"] = "tiny"
     layers: PositiveInt = 4
@@ -53,27 +51,23 @@ class Tiny(BaseModel):
         return self
 
 
-class Lora(BaseModel):
+class Lora(Settings):
     """Settings of low-rank adapters (Hu et al. 2021) on all projections of attention and networks.
 
     The rows of semantic IDs are trained beside them in full; all other weights stay as they are.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: float = Field(0.05, ge=0, lt=1)
 
 
-class _Weights(BaseModel):
+class _Weights(Settings):
     """Settings of what was trained before.
 
     Attributes:
         lora: adapters to train in its place; null: train all of it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lora: Lora | None = None
 

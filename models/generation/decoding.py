@@ -72,8 +72,7 @@ def beam_search(
     left = _Left(trie, users, banned, allowed)
     user, places = torch.arange(users, device=device)[:, None], torch.arange(width, device=device)
     cache = DynamicCache()
-    causal = (places <= places[:, None]).expand(users, 1, width, width)
-    hidden = model.hidden(prompts, places.expand(users, width), causal, cache)[user, lengths[:, None] - 1]
+    hidden = model.read(prompts, cache)[user, lengths[:, None] - 1]
     visible = (places < lengths[:, None])[:, None]  # bool [B, beams, positions so far]
     nodes = torch.zeros(users, 1, dtype=torch.int64, device=device)
     scores = torch.zeros(users, 1, device=device)

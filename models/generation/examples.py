@@ -149,9 +149,8 @@ class Sampler:
         drawn = []
         for number in numbers.unique().tolist():
             examples = self._examples[number]
-            drawn.append(
-                self._documents(self.tasks[number], examples[(places[numbers == number] * len(examples)).long()])
-            )
+            at = (places[numbers == number] * len(examples)).long()
+            drawn.append(self._documents(self.tasks[number], examples[at]))
         return chained(drawn)
 
     def _documents(self, task: Task, examples: torch.Tensor) -> Jagged:
@@ -201,10 +200,8 @@ def _pieces(task: Task) -> list[tuple[str, str | None]]:
 
 def _fitting(corpus: Corpus, task: Task, histories: Jagged) -> Jagged:
     """The last items of each history that a row has room for beside the prompt's text and the longest answer."""
-    encode, answer = (
-        corpus.vocabulary.encode,
-        corpus.sid_codes.shape[1] if task.target == "sid" else corpus.max_text + 1,
-    )
+    encode = corpus.vocabulary.encode
+    answer = corpus.sid_codes.shape[1] if task.target == "sid" else corpus.max_text + 1
     room = corpus.tokens_per_row - 1 - answer - sum(len(encode([text]).values) for text, _ in _pieces(task) if text)
     cost = torch.zeros(len(histories.values), dtype=torch.int64)
     for name in task.inputs:

@@ -26,10 +26,7 @@ def greedy(model: LanguageModel, prompts: torch.Tensor, lengths: torch.Tensor, *
 
     eos, device, (count, width) = model.vocabulary.eos, prompts.device, prompts.shape
     cache, places = DynamicCache(), torch.arange(width + max_tokens, device=device)
-    prompt_places = places[:width]
-    causal = (prompt_places <= prompt_places[:, None]).expand(count, 1, width, width)
-    hidden = model.hidden(prompts, prompt_places.expand(count, width), causal, cache)
-    last = hidden[torch.arange(count, device=device), lengths - 1]
+    last = model.read(prompts, cache)[torch.arange(count, device=device), lengths - 1]
     visible = (places < lengths[:, None]) | (places >= width)  # the prompt without its padding, then the answer
     written = torch.full((count, max_tokens), eos, device=device)
     for step in range(max_tokens):

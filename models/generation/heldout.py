@@ -157,8 +157,7 @@ def losses(model: LanguageModel, corpus: Corpus, task: Task, examples: Examples)
         tokens = padded(written, length=len(written.values), fill=corpus.vocabulary.pad).to(device)
         count, width = tokens.shape
         places = torch.arange(width, device=device)
-        causal = (places <= places[:, None]).expand(count, 1, width, width)
-        hidden = model.hidden(tokens, places.expand(count, width), causal)[:, :-1]  # each before the token it predicts
+        hidden = model.read(tokens)[:, :-1]  # each before the token it predicts
         if task.target == "sid":
             asked = (lengths - 1 - levels)[:, None] + torch.arange(levels, device=device)
             states = hidden[torch.arange(count, device=device)[:, None], asked]

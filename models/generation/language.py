@@ -55,6 +55,13 @@ class LanguageModel(nn.Module):
         )
         return found.last_hidden_state
 
+    def read(self, prompts: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """Hidden states [B, T, D] of prompts int64 [B, T], padded on the right; see `hidden`."""
+        count, width = prompts.shape
+        places = torch.arange(width, device=prompts.device)
+        causal = (places <= places[:, None]).expand(count, 1, width, width)
+        return self.hidden(prompts, places.expand(count, width), causal, cache)
+
     def level_logits(self, hidden: torch.Tensor, level: int) -> torch.Tensor:
         """Logits of one level's codes, float32 [..., sizes[level]], of hidden states [..., D]."""
         start = self.vocabulary.start(level)

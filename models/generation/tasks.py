@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from models.common.settings import Settings
 from storage.errors import UserError
 
 FOLDER = Path(__file__).parent / "tasks"  # a file's name begins with its task's place in the order
@@ -22,7 +23,7 @@ FOLDER = Path(__file__).parent / "tasks"  # a file's name begins with its task's
 OF_HISTORY, OF_ITEM = ("sids", "titles"), ("sid", "title", "caption")  # what a prompt may show
 
 
-class Task(BaseModel):
+class Task(Settings):
     """A prompt about a user's history or about one item, and what is to follow it.
 
     Attributes:
@@ -31,8 +32,6 @@ class Task(BaseModel):
             {caption} of the item that is asked for.
         target: what of the item is to follow.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     description: str = ""

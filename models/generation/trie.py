@@ -63,11 +63,8 @@ class Trie:
     def to(self, device: torch.device | str) -> Trie:
         """The trie on a device."""
 
-        def moved(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return tuple(tensor.to(device) for tensor in tensors)
-
-        plain = (self.items.to(device), self.ranks.to(device))
-        return Trie(self.sizes, *plain, moved(self.codes), moved(self.children), moved(self.spans))
+        levels = ([part.to(device) for part in parts] for parts in (self.codes, self.children, self.spans))
+        return Trie(self.sizes, self.items.to(device), self.ranks.to(device), *map(tuple, levels))
 
 
 def _offsets(numbers: torch.Tensor) -> torch.Tensor:

@@ -76,8 +76,6 @@ def map_table(
             "x": positions[:, 0],
             "y": positions[:, 1],
             "code": pa.array(codes[chosen, 0], pa.int32()),
-            "naive_code": pa.nulls(len(chosen), pa.int32())
-            if naive is None
-            else pa.array(naive[chosen, 0], pa.int32()),
+            "naive_code": pa.array([None] * len(chosen) if naive is None else naive[chosen, 0], pa.int32()),
         }
     )

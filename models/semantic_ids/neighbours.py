@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional
 
+from models.common.recommender import best
 from models.semantic_ids.prefixes import number_prefixes
 
 NEIGHBOURS = 10
@@ -36,7 +37,7 @@ def nearest_neighbours(
         scores = functional.normalize(queries[block], dim=1) @ units.T
         if exclude is not None:
             scores.scatter_(1, exclude[block].unsqueeze(1), -torch.inf)
-        found.append(_top(scores, k))
+        found.append(best(scores, k=k).items)
     return torch.cat(found) if found else queries.new_empty((0, k), dtype=torch.int64)
 
 
@@ -107,10 +108,10 @@ def _decoded_overlap(
     for block in _blocks(len(rows), len(words)):
         own = group[rows[block]].unsqueeze(1)
         scores = words[own.squeeze(1)] @ words.T
-        best = scores.topk(min(k + 1, len(words)), dim=1)  # one more, as the query's own code may be empty without it
-        counts = size[best.indices] - (best.indices == own).long()
-        last = best.values.gather(1, (counts.cumsum(1) >= k).int().argmax(1, keepdim=True))
-        places = k - (counts * (best.values > last)).sum(1, keepdim=True)
+        top = scores.topk(min(k + 1, len(words)), dim=1)  # one more, as the query's own code may be empty without it
+        counts = size[top.indices] - (top.indices == own).long()
+        last = top.values.gather(1, (counts.cumsum(1) >= k).int().argmax(1, keepdim=True))
+        places = k - (counts * (top.values > last)).sum(1, keepdim=True)
         row, word = (scores == last).nonzero(as_tuple=True)
         tied = (
             torch.zeros_like(own).index_add_(0, row, size[word].unsqueeze(1)) - (scores.gather(1, own) == last).long()
@@ -118,17 +119,6 @@ def _decoded_overlap(
         true = scores.gather(1, group[truth[block]])
         shares.append(((true > last) + (true == last) * (places / tied)).mean(1))
     return torch.cat(shares)
-
-
-def _top(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Columns of the k highest scores of every row, best first; unlike `topk`, the first of equals first."""
-    last = scores.topk(k, dim=1).values[:, -1:]
-    row, column = (scores >= last).nonzero(as_tuple=True)
-    by_score = scores[row, column].argsort(descending=True, stable=True)
-    order = by_score[row[by_score].argsort(stable=True)]
-    counts = torch.bincount(row, minlength=len(scores))
-    starts = counts.cumsum(0) - counts
-    return column[order[starts.unsqueeze(1) + torch.arange(k, device=scores.device)]]
 
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:

@@ -16,6 +16,7 @@ from models.semantic_ids.quantizer import Quantizer
 OVERLAP_ROWS = 2_000  # items whose neighbours are looked for
 SHUFFLES = 10  # of the categories, for the control of their purity
 BLOCK_ROWS = 16_384  # rows decoded at a time
+ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 
 
 def scorecard(
@@ -153,16 +154,15 @@ def category_purity(
 
 def _categories(attributes: pa.Array | pa.ChunkedArray) -> dict[str, np.ndarray]:
     """The keys that serve as categories, each with the number of every item's value, int64 [N], -1 for none."""
-    column = attributes.combine_chunks() if isinstance(attributes, pa.ChunkedArray) else attributes
-    rows, ends = len(column), column.offsets.to_numpy()
-    entries = pl.DataFrame(
-        {
-            "row": np.repeat(np.arange(rows), np.diff(ends)),
-            "key": pl.Series(pl.from_arrow(column.keys[ends[0] : ends[-1]]), dtype=pl.String),
-            "value": pl.Series(pl.from_arrow(column.items[ends[0] : ends[-1]]), dtype=pl.String),
-        }
-    ).drop_nulls()
-    entries = entries.unique(["row", "key"], keep="first", maintain_order=True)
+    rows = len(attributes)
+    entries = (
+        pl.DataFrame({"entry": pl.Series(pl.from_arrow(attributes)).cast(ENTRIES)})
+        .with_row_index("row")
+        .explode("entry")
+        .unnest("entry")
+        .drop_nulls()
+        .unique(["row", "key"], keep="first", maintain_order=True)
+    )
     found = {}
     for (key,), part in sorted(entries.group_by("key", maintain_order=True), key=lambda pair: pair[0]):
         values = part["value"].n_unique()

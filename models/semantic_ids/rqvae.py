@@ -212,9 +212,7 @@ def reset_dead_codes(
 @torch.no_grad()
 def _counts(quantizer: Quantizer, inputs: torch.Tensor) -> torch.Tensor:
     """Rows of all workers that use each codeword, float [K in all]."""
-    codes = [quantizer.quantize(quantizer.encoder(block)) for block in inputs.split(BLOCK_ROWS)]
-    sizes = quantizer.architecture.codebook_sizes
-    levels = zip(torch.cat(codes).T, sizes, strict=True)
+    levels = zip(quantizer.quantize(_latents(quantizer, inputs)).T, quantizer.architecture.codebook_sizes, strict=True)
     counts = torch.cat([torch.bincount(level, minlength=size) for level, size in levels]).to(inputs.dtype)
     all_reduce_sum([counts])
     return counts

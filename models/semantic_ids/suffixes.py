@@ -53,8 +53,7 @@ def allocate_suffixes(
     levels = codes.shape[1]
     known = np.empty((0, levels + 1), np.int32) if known_codes is None else known_codes
     known_prefixes, prefixes = np.split(number_rows(np.concatenate([known[:, :levels], codes])), [len(known)])
-    places = np.empty(len(codes), np.int64)
-    places[content_order(contents, item_ids)] = np.arange(len(codes))
+    places = np.argsort(content_order(contents, item_ids))
     table = pl.DataFrame(
         {"prefix": known_prefixes, "item_id": pl.Series(known_ids, dtype=pl.String), "suffix": known[:, levels]},
         schema_overrides={"suffix": pl.Int32},

@@ -52,8 +52,7 @@ def collect(batches: Iterable[tuple[np.ndarray, np.ndarray]], *, share: float = 
         all_keys.append(keys[chosen])
     keys = np.concatenate(all_keys)
     order = np.argsort(keys, kind="stable")
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
+    places = np.argsort(order)
     sorted_values, sorted_signals = (np.empty((len(keys), part.shape[1]), np.float32) for part in kept[0])
     for rows in np.split(places, np.cumsum([len(part) for part in all_keys])[:-1]):
         sorted_values[rows], sorted_signals[rows] = kept.pop(0)  # freed one by one: never more than two copies

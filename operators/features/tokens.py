@@ -19,22 +19,22 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from models.common.settings import Settings
 from storage.hashing import hash_strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))  # of a map, as polars has them
 NULL_ID = 0
 SEED = 0
 HASH = {"function": "xxh3_64", "seed": SEED}  # what an artifact says of its hashes
 
 
-class Tokens(BaseModel):
+class Tokens(Settings):
     """How a text becomes tokens: words or sub-words, then pairs of neighbours; the first distinct ones are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["words", "subwords"] = "words"
     pairs: bool = True
@@ -74,14 +74,12 @@ def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
 
     A value that lists several ("Drama|Comedy", "red, blue") gives a token for each.
     """
-    column = attributes.combine_chunks() if isinstance(attributes, pa.ChunkedArray) else attributes
-    entries = column.offsets.to_numpy()
-    pairs = pl.DataFrame(
-        {
-            "row": pl.Series(np.repeat(np.arange(len(column)), np.diff(entries)), dtype=pl.UInt32),
-            "key": _fold(_strings(column.keys[entries[0] : entries[-1]])),
-            "value": _fold(_strings(column.items[entries[0] : entries[-1]])),
-        }
+    pairs = (
+        pl.DataFrame({"entry": pl.Series(pl.from_arrow(attributes)).cast(ENTRIES)})
+        .with_row_index("row")
+        .explode("entry")
+        .unnest("entry")
+        .with_columns(pl.col("key", "value").map_batches(_fold))
     )
     values = pl.col("value").str.replace_all("[|,;]", "|").str.split("|")
     return (

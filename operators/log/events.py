@@ -8,7 +8,6 @@ test event reaches a training row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -43,15 +42,9 @@ class Events:
         return Events(*(np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-class Ranges(NamedTuple):
-    """For every query, the events `order[start:end]` of one entity before a time."""
-
-    order: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-
-
-def before(entity: np.ndarray, time: np.ndarray, of: np.ndarray, at: np.ndarray) -> Ranges:
+def before(
+    entity: np.ndarray, time: np.ndarray, of: np.ndarray, at: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per query, the events of entity `of` strictly before `at`, oldest first, as a range of sorted positions.
 
     Args:
@@ -64,7 +57,7 @@ def before(entity: np.ndarray, time: np.ndarray, of: np.ndarray, at: np.ndarray)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     start = np.searchsorted(keys, of * span)
-    return Ranges(order, start, np.searchsorted(keys, of * span + np.searchsorted(moments, at)))
+    return order, start, np.searchsorted(keys, of * span + np.searchsorted(moments, at))
 
 
 def flatten(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,12 +103,11 @@ def split_leave_last(user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 def first_interactions(events: Events) -> np.ndarray:
     """Mask [E] of the earliest event of every (user, item), the first row among several of one moment."""
-    order = np.lexsort((events.time, events.item, events.user))
-    user, item = events.user[order], events.item[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    mask = np.empty(len(order), dtype=bool)
-    mask[order] = first
+    order = np.argsort(events.time, kind="stable")
+    pairs = events.user * (events.item.max(initial=0) + 1) + events.item
+    _, first = np.unique(pairs[order], return_index=True)
+    mask = np.zeros(len(order), dtype=bool)
+    mask[order[first]] = True
     return mask
 
 

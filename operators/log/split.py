@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from models.common.settings import Settings
 from operators.log.events import Events, split_by_time, split_leave_last
 
 
-class SplitTime(BaseModel):
+class SplitTime(Settings):
     """Global time: the last shares of the events are validation and test."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["time"] = "time"
     valid: float = Field(default=0.1, gt=0, lt=1)
@@ -30,10 +29,8 @@ class SplitTime(BaseModel):
         return self
 
 
-class SplitLeaveLast(BaseModel):
+class SplitLeaveLast(Settings):
     """Each user's last event is test, the one before validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["leave_last"]
 

@@ -162,20 +162,20 @@ def write_state(
     Items that training never saw get the id of the unknown item, as users do.
     """
     every_item, every_user = np.arange(items.num_rows), np.arange(len(log.users))
+    users_now = np.full(len(every_user), now)
     of_items = counts(log.events, every_item, 0 * every_item, np.full(len(every_item), now), rates=log.labelled)
-    of_users = counts(log.events, 0 * every_user, every_user, np.full(len(every_user), now), rates=log.labelled)
+    of_users = counts(log.events, 0 * every_user, every_user, users_now, rates=log.labelled)
     ids = np.where(warm, items["item"].to_numpy(), NULL_ID)
     items = items.set_column(items.schema.get_field_index("item"), "item", pa.array(ids))
     for name, values in of_items.items():
         if name.startswith("item_"):
             items = items.append_column(name, pa.array(values))
     run.write_table(items, "features", "items")
-    seen, offsets = histories(log.events, every_user, np.full(len(every_user), now), length=len(log.events))
     table = {
         "user_id": log.users,
         "user": users,
-        "history": history_column(log.events, every_user, np.full(len(every_user), now), history),
-        "seen": pa.ListArray.from_arrays(offsets, seen),
+        "history": history_column(log.events, every_user, users_now, history),
+        "seen": history_column(log.events, every_user, users_now, len(log.events)),
         **{name: values for name, values in of_users.items() if name.startswith("user_")},
     }
     run.write_table(pa.table(table), "features", "users")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -73,10 +75,8 @@ class IngestStage(Stage[Config]):
         items, rejects = split_items(canonical_items(raw, uri))
         if items.is_empty():
             raise UserError(f"{uri} has no usable item: every item_id is empty.")
-        metrics: dict[str, object] = {}
         timestamps = tables.timestamps(context.catalog)
-        if timestamps is not None:
-            metrics["timestamps"] = timestamps
+        metrics: dict[str, object] = {} if timestamps is None else {"timestamps": timestamps}
         if timestamps == "order":
             context.log(
                 "ingest: the timestamps tell the order of a user's events, not the time: they do not compare users"
@@ -91,8 +91,8 @@ class IngestStage(Stage[Config]):
                 "rows_out": events.height,
                 "dropped": dropped,
             }
-            if any(dropped.values()):
-                context.log(f"ingest: dropped of {context.catalog}'s interactions {_counts(dropped)}")
+            if lost := ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count):
+                context.log(f"ingest: dropped of {context.catalog}'s interactions {lost}")
         else:
             files.remove(context.run.uri("catalog", "interactions"))  # of an earlier state of the catalogue
         context.run.write_table(_to_arrow_items(items), "catalog", "items")
@@ -108,14 +108,20 @@ def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     """
     missing = [pl.lit(None).alias(name) for name in tables.KNOWN["items"] if name not in raw.columns]
     raw = raw.with_columns(missing)
-    try:
+    with _wrong_types(source):
         return raw.select(
             pl.col("item_id").cast(pl.String).str.strip_chars(),
-            pl.col("title").cast(pl.String),
-            pl.col("description").cast(pl.String),
+            pl.col("title", "description").cast(pl.String),
             _media(raw.schema["media"]).alias("media"),
             _attributes(raw.schema["attributes"]).alias("attributes"),
         )
+
+
+@contextmanager
+def _wrong_types(source: str) -> Iterator[None]:
+    """Words polars' errors about a table as one of the user's."""
+    try:
+        yield
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{source} has a column of the wrong type: {' '.join(str(error).split())[:200]}.") from error
 
@@ -152,15 +158,12 @@ def canonical_events(raw: pl.DataFrame, source: str) -> pl.DataFrame:
         n for n, t in schema.items() if n not in tables.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
     ]
     label = ["label"] if "label" in schema else []
-    try:
+    with _wrong_types(source):
         events = raw.select(
-            pl.col("user_id").cast(pl.String, strict=False).str.strip_chars(),
-            pl.col("item_id").cast(pl.String, strict=False).str.strip_chars(),
+            pl.col("user_id", "item_id").cast(pl.String, strict=False).str.strip_chars(),
             _timestamp(schema["timestamp"]).alias("timestamp"),
             *(_number(name, schema[name]) for name in [*label, *sorted(context)]),
         )
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{source} has a column of the wrong type: {' '.join(str(error).split())[:200]}.") from error
     for name in ["timestamp", *label]:
         if events.height and events[name].is_null().all():
             raise UserError(f"{source} has no value in its column {name!r} that can be read: {FORMS[name]}.")
@@ -216,13 +219,10 @@ def _media(dtype: pl.DataType) -> pl.Expr:
         column = column.str.split("|")
     if dtype == pl.Null:
         return column.cast(pl.List(MEDIUM))
-    element = pl.element()
+    uri, kind = pl.element(), pl.lit(None, pl.String)
     if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
-        fields = [field.name for field in dtype.inner.fields]
-        uri = element.struct.field("uri")
-        kind = element.struct.field("kind") if "kind" in fields else pl.lit(None, pl.String)
-    else:
-        uri, kind = element, pl.lit(None, pl.String)
+        kind = uri.struct.field("kind") if "kind" in dtype.inner.to_schema() else kind
+        uri = uri.struct.field("uri")
     uri = uri.cast(pl.String).str.strip_chars()
     guess = pl.when(uri.str.contains(VIDEO_SUFFIX)).then(pl.lit("video")).otherwise(pl.lit("image"))
     known = pl.when(kind.is_in(["image", "video"])).then(kind)
@@ -289,7 +289,3 @@ def _to_arrow_events(events: pl.DataFrame) -> pa.Table:
     table = events.to_arrow(compat_level=pl.CompatLevel.oldest())
     kinds = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
     return table.cast(pa.schema([(name, kinds.get(name, pa.float32())) for name in table.column_names]))
-
-
-def _counts(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from models.common.settings import Settings
 from models.embedding.projector import Blocks, Projector, fit_projector
 from operators.project import BLOCKS, Project, blocks_of
 from storage import files
@@ -19,10 +20,8 @@ from workflows.engine.stage import Context, Result, Stage, StageConfig
 BATCH_ROWS = 8_192
 
 
-class Weights(BaseModel):
+class Weights(Settings):
     """How much each modality counts; the variance of its block is the square."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: float = Field(1.0, ge=0)
     text: float = Field(1.0, ge=0)

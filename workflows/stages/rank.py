@@ -48,16 +48,13 @@ class RankStage(Stage[Config]):
         """Fit the ranker of a run whose features are written."""
         from workflows.distributed.training import fit
 
-        def progress(metrics: dict[str, Any]) -> None:
-            context.progress(int(metrics["epoch"]), config.epochs)
-
         outcome = fit(
             train_loop,
             {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
             workers=config.workers,
             run=context.run,
             name=f"rank/{context.fingerprint}",
-            progress=progress,
+            progress=lambda metrics: context.progress(int(metrics["epoch"]), config.epochs),
             use_gpu=config.use_gpu,
         )
         epochs = [metrics for metrics in outcome.history if "valid_log_loss" in metrics]

@@ -21,6 +21,7 @@ from workflows.engine.stage import Context
 from workflows.stages import project
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.quantize import stage as quantize
+from workflows.stages.quantize.settings import Config as QuantizeConfig
 
 TEXTS = ("title", "description")
 
@@ -47,7 +48,7 @@ def write_original(context: Context, to: RunDir) -> bool:
     read, projected, quantized = (configs[name] for name in ("interpret", "project", "quantize"))
     assert isinstance(read, interpret.Config)  # noqa: S101 - for the type checker, as the next two
     assert isinstance(projected, project.Config)  # noqa: S101
-    assert isinstance(quantized, quantize.Config)  # noqa: S101
+    assert isinstance(quantized, QuantizeConfig)  # noqa: S101
     there = replace(context, run=to, progress=lambda done, total: None)
     _embed(read, context, texts, to)
     text_alone = {"frozen": None, "weights": project.Weights(image=0, text=1)}
@@ -91,7 +92,7 @@ def _embed(config: interpret.Config, context: Context, texts: pa.Table, to: RunD
     write_in_hash_order(batches(), to.uri("items"), texts.num_rows, schema)
 
 
-def _quantize(config: quantize.Config, context: Context, run: RunDir) -> None:
+def _quantize(config: QuantizeConfig, context: Context, run: RunDir) -> None:
     """Write `models/quantizer` and `sids`."""
     to = context.run
     if config.reads_split():

@@ -86,11 +86,7 @@ def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]
 
     valid = tables["valid"]
     positives, exposure = training_counts(tables["train"], len(items), labelled=spec["labels"])
-    baseline = fit_popularity(
-        positives,
-        exposure,
-        valid=(valid["row"].to_numpy(), valid["label"].to_numpy()),
-    )
+    baseline = fit_popularity(positives, exposure, valid=(valid["row"].to_numpy(), valid["label"].to_numpy()))
     scores = {
         "ranker": predict(ranker, items, Examples(test, ranker.config.dense)),
         "popularity": baseline.probability[test["row"].to_numpy()],

@@ -117,10 +117,6 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
     ]
 
 
-def _groups(config: Config, root: str, nodes: Sequence[Node], *, rows: int, cache: str | None) -> list[Group]:
-    return plan(steps(config, root, cache), nodes, blocks=-(-rows // config.commit_rows))
-
-
 def items_schema(config: Config) -> pa.Schema:
     """Return the schema of `items`: the item's texts, and what the operators add that later stages read."""
     added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
@@ -155,7 +151,7 @@ class InterpretStage(Stage[Config]):
         Raises:
             UnschedulableError: a pool does not fit onto the nodes.
         """
-        return _groups(config, root, nodes, rows=rows, cache=None)
+        return plan(steps(config, root, cache=None), nodes, blocks=-(-rows // config.commit_rows))
 
     def run(self, config: Config, context: Context) -> Result:
         """Write `items` and `rejects/interpret`."""
@@ -169,10 +165,10 @@ class InterpretStage(Stage[Config]):
         if reused:
             context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
         if reused < total:
-            cache = cache_uri(config, context.run.root)
+            operators = steps(config, context.catalog, cache_uri(config, context.run.root))
             streams.stream(
                 source,
-                _groups(config, context.catalog, context.nodes, rows=total - reused, cache=cache),
+                plan(operators, context.nodes, blocks=-(-(total - reused) // config.commit_rows)),
                 sink=sink,
                 columns=[*schema.names, "work"],
                 commit_rows=config.commit_rows,
@@ -202,8 +198,7 @@ def write_source(config: Config, context: Context, target: str) -> int:
     seen, known = None, []
     log = context.run.uri("catalog", "interactions")
     if files.exists(log) and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
-        events = pl.from_arrow(context.run.read_table("catalog", "interactions", columns=["item_id", "timestamp"]))
-        assert isinstance(events, pl.DataFrame)  # noqa: S101 - for the type checker
+        events = pl.DataFrame(context.run.read_table("catalog", "interactions", columns=["item_id", "timestamp"]))
         until = events["timestamp"].dt.epoch("us").quantile(gate.log_share, "lower")
         seen = activity(events.lazy().filter(pl.col("timestamp").dt.epoch("us") <= until))
     if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
@@ -230,7 +225,7 @@ def _work(sink: str) -> dict[str, Any]:
         compute; `seconds_per_row`, of those that it did.
     """
     frames = [
-        pl.DataFrame(pl.from_arrow(batch))
+        pl.DataFrame(batch)
         .explode("work")
         .unnest("work")
         .group_by("operator", "source")
@@ -260,8 +255,7 @@ def _write_rejects(sink: str, context: Context) -> tuple[int, int, dict[str, int
     found, rejected, degraded = [], 0, 0
     for outcome in (KEPT, REJECTED):
         for batch in streams.outcome_batches(sink, outcome, ["item_id", "issues"]):
-            frame = pl.from_arrow(batch)
-            assert isinstance(frame, pl.DataFrame)  # noqa: S101 - for the type checker
+            frame = pl.DataFrame(batch)
             with_issues = frame.filter(pl.col("issues").list.len() > 0)
             rejected += frame.height if outcome == REJECTED else 0
             degraded += with_issues.height if outcome == KEPT else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +23,8 @@ from storage import files
 from storage.hashing import hash_rows
 from storage.run import RunDir
 
+Naive: TypeAlias = tuple[Quantizer, torch.Tensor, np.ndarray, np.ndarray]
 SCORED_ITEMS = 100_000  # of a larger catalogue, what is decoded, fitted on for comparison, and drawn
-
-
-class Naive(NamedTuple):
-    """Semantic IDs from residual k-means on the text vector alone: no vector of a picture, no fusion, no learning."""
-
-    quantizer: Quantizer
-    vectors: torch.Tensor  # float32 [N, D]; of an item without text the mean of all
-    sids: np.ndarray  # codes with the suffix, int32 [N, L + 1]
 
 
 def judge(
@@ -59,10 +52,10 @@ def judge(
     card |= {"collision_share": before["share"], "largest_collision": before["largest"]}
     card |= {"collision_share_after": after["share"]}
     found = {"scorecard": card}
-    naive = _naive_sids(run, drawn, quantizer.architecture.codebook_sizes, seed=seed)
-    if naive is not None:
-        found["naive"] = scorecard(naive.quantizer, naive.vectors, naive.sids[:, :-1], naive.sids[:, -1], **shown)
-    other = None if naive is None else naive.sids[:, :-1]
+    other = None
+    if naive := _naive_sids(run, drawn, quantizer.architecture.codebook_sizes, seed=seed):
+        found["naive"] = scorecard(*naive, **shown)
+        other = naive[2]
     table = map_table(drawn, vectors.numpy(), codes[: len(drawn)], other, seed=seed)
     run.write_table(table, "metrics", "map")
     return found
@@ -79,7 +72,11 @@ def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earl
 
 
 def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:
-    """Naive semantic IDs of these items, unlike each other; None where no item has a text vector."""
+    """Return the quantizer, text vectors, codes and suffixes of naive semantic IDs; None where no item has text.
+
+    They are residual k-means on the text vector alone: no vector of a picture, no fusion, no learning. An item without
+    text has the mean of all.
+    """
     texts, known = filled_matrix(_column_of(run.uri("items"), item_ids, "text_vector"))
     if not known.any():
         return None
@@ -89,7 +86,7 @@ def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *,
     embeddings = torch.from_numpy(texts)
     codes = quantizer.encode(embeddings).numpy()
     suffixes = allocate_suffixes(item_ids, codes, hash_rows(texts), max_suffixes=len(item_ids))
-    return Naive(quantizer, embeddings, np.column_stack([codes, suffixes]).astype(np.int32))
+    return quantizer, embeddings, codes, suffixes
 
 
 def _embeddings(run: RunDir, item_ids: Sequence[str]) -> torch.Tensor:

@@ -26,10 +26,11 @@ from storage.run import RunDir
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.quantize import stage as quantize
+from workflows.stages.quantize.settings import Collaborative, Config
 
 pytestmark = pytest.mark.long
 
-SETTINGS = quantize.Config(codebook_sizes=(16, 16), hidden_dims=(32,), latent_dim=8, steps=100, batch_size=64)
+SETTINGS = Config(codebook_sizes=(16, 16), hidden_dims=(32,), latent_dim=8, steps=100, batch_size=64)
 
 
 def context_of(run: RunDir) -> Context:
@@ -101,11 +102,12 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     from models.semantic_ids.training_rows import collect
     from workflows.stages.quantize import fitting
 
-    def fit(context: Context, architecture: Any, schedule: Any, *, balanced: bool, **others: Any) -> list[Any]:
+    def fit(config: Config, context: Context, **others: Any) -> list[Any]:
         batches = [batch.to_pydict()["embedding"] for batch in context.run.read_table("embeddings").to_batches()]
         values = np.array([row for batch in batches for row in batch], np.float32)
         held = collect([(values, np.empty((len(values), 0), np.float32))], seed=context.seed)
-        fit_rqkmeans(held, architecture, seed=context.seed, balanced=balanced).save(
+        architecture = config.architecture(values.shape[1])
+        fit_rqkmeans(held, architecture, seed=context.seed, balanced=config.balanced).save(
             context.run.uri("models", "quantizer")
         )
         return []
@@ -113,7 +115,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(fitting, "fit", fit)
 
     def run_stage(run: RunDir, **settings: Any) -> Any:
-        config = quantize.Config(method="rqkmeans", codebook_sizes=(6, 4), **settings)
+        config = Config(method="rqkmeans", codebook_sizes=(6, 4), **settings)
         result = stage("quantize").run(config, context_of(run))
         write_manifest(run.root, Manifest(name="w", stages={"quantize": StageEntry(state="complete")}))
         return result
@@ -181,20 +183,20 @@ def test_a_quantizer_of_another_width_is_refused(tmp_path: Path, fitted: Callabl
     with pytest.raises(UserError, match="take that over, too"):
         fitted(second, frozen=first.root)
     with pytest.raises(UserError, match="this very run"):
-        stage("quantize").check(quantize.Config(frozen=first.root), first.root)
+        stage("quantize").check(Config(frozen=first.root), first.root)
 
 
 def test_results_do_not_depend_on_what_a_worker_gets() -> None:
-    config = quantize.Config(use_gpu=True, cpus_per_worker=4, workers=2, checkpoint_s=1)
-    assert config.identity() == quantize.Config().identity()
+    config = Config(use_gpu=True, cpus_per_worker=4, workers=2, checkpoint_s=1)
+    assert config.identity() == Config().identity()
 
 
 def test_codebooks_by_name_and_settings_that_do_not_fit() -> None:
-    assert quantize.Config(codebook_sizes="trialigngr").codebook_sizes == (4096, 2048, 1024)  # type: ignore[arg-type]
+    assert Config(codebook_sizes="trialigngr").codebook_sizes == (4096, 2048, 1024)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no preset"):
-        quantize.Config(codebook_sizes="huge")  # type: ignore[arg-type]
+        Config(codebook_sizes="huge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="balanced is for method rqkmeans"):
-        quantize.Config(balanced=True)
+        Config(balanced=True)
 
 
 def log_of(run: RunDir, **columns: Any) -> None:
@@ -215,7 +217,7 @@ def test_an_alignment_knows_nothing_of_what_the_split_holds_out(
     time = random.integers(0, 12, 240) * 1_000_000  # many ties
     log_of(run, user_id=users.tolist(), item_id=items.tolist(), timestamp=time)
     monkeypatch.setattr(fitting, "fit", lambda *_, signals, **others: signals)
-    config = quantize.Config(method="rqvae+collaborative", collaborative=quantize.Collaborative(width=4))
+    config = Config(method="rqvae+collaborative", collaborative=Collaborative(width=4))
     found: Any = quantize.fit(config, replace(context_of(run), split=split), rows=12)
 
     ids = run.read_table("embeddings")["item_id"]
@@ -230,9 +232,9 @@ def test_an_alignment_knows_nothing_of_what_the_split_holds_out(
 
 
 def test_only_a_fit_that_goes_by_the_log_reads_the_split() -> None:
-    aligned = quantize.Config(method="rqvae+collaborative")
+    aligned = Config(method="rqvae+collaborative")
     assert aligned.reads_split()
-    assert not quantize.Config().reads_split()
+    assert not Config().reads_split()
     assert not aligned.model_copy(update={"frozen": "runs/may"}).reads_split()  # nothing is fitted
 
 

@@ -1,0 +1,111 @@
+"""Settings of quantize: the quantizer, its fit, and what makes SIDs unique."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from models.common.settings import Settings
+from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture
+from models.semantic_ids.rqvae import Schedule
+from workflows.engine.frozen import frozen_identity
+from workflows.engine.stage import StageConfig
+
+COLLABORATIVE = "rqvae+collaborative"
+PRESETS = {"trialigngr": (4096, 2048, 1024)}  # codebook sizes of arXiv 2605.05249
+
+
+def _preset(value: object) -> object:
+    if isinstance(value, str):
+        if value not in PRESETS:
+            raise ValueError(f"{value!r} is no preset: write a list of numbers, or {', '.join(PRESETS)}")
+        return PRESETS[value]
+    return value
+
+
+class Collaborative(Settings):
+    """The pull of `rqvae+collaborative` towards what users chose in the training part of the log.
+
+    Attributes:
+        weight: of the alignment in the loss.
+        width: of the item vectors that the log is factored into.
+    """
+
+    weight: PositiveFloat = 1.0
+    width: PositiveInt = 64
+
+
+class Config(StageConfig):
+    """Settings of quantize.
+
+    Attributes:
+        method: `rqvae`, `rqkmeans`, or `rqvae+collaborative`.
+        codebook_sizes: codewords per level, at most 25 levels, or `trialigngr` for that paper's. Codebooks far larger
+            than the catalogue leave codes unused.
+        latent_dim, hidden_dims: of rqvae: width of the codewords (null: that of the embeddings) and of the layers
+            before them.
+        commitment: of rqvae: weight of the pull of latents towards their codewords (β).
+        steps, batch_size, learning_rate, reset_until, mixup: of rqvae, see `models.semantic_ids.rqvae.Schedule`.
+        balanced: of rqkmeans: give all codewords of a level about equally many items.
+        collaborative: of rqvae+collaborative.
+        collisions: what makes SIDs unique. `suffix` gives one to items that share their codes, `always_suffix` to all;
+            `sinkhorn` re-assigns the last code of items that share all, and gives suffixes to what is left.
+        max_suffixes: upper bound of a suffix, exclusive.
+        fit_rows: rows that the fit holds in memory; of a larger catalogue a sample.
+        frozen: a finished run whose quantizer and SIDs are taken over: its items keep theirs, new ones get theirs
+            beside them, with suffixes also where `collisions` is `sinkhorn`; settings of the fit then mean nothing.
+            Take its projection over, too (`project: {frozen: RUN}`).
+        workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
+        checkpoint_s: seconds between two states that a killed fit can go on from.
+    """
+
+    resources: ClassVar[frozenset[str]] = frozenset({"workers", "cpus_per_worker", "use_gpu", "checkpoint_s"})
+
+    method: Literal["rqvae", "rqkmeans", "rqvae+collaborative"] = "rqvae"
+    codebook_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_preset)] = Field(
+        (256, 256, 256), min_length=1, max_length=25
+    )
+    latent_dim: PositiveInt | None = None
+    hidden_dims: tuple[PositiveInt, ...] = (128,)
+    commitment: PositiveFloat = Schedule.commitment
+    steps: PositiveInt = Schedule.steps
+    batch_size: PositiveInt = Schedule.batch_size
+    learning_rate: PositiveFloat = Schedule.learning_rate
+    reset_until: float = Field(Schedule.reset_until, ge=0, le=1)
+    mixup: bool = Schedule.mixup
+    balanced: bool = False
+    collaborative: Collaborative = Collaborative()
+    collisions: Literal["suffix", "always_suffix", "sinkhorn"] = "suffix"
+    max_suffixes: PositiveInt = 256
+    fit_rows: PositiveInt = 1_000_000
+    frozen: str | None = None
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 1
+    use_gpu: bool = False
+    checkpoint_s: float = Field(30.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Config:
+        if self.balanced and self.method != RQKMEANS:
+            raise ValueError("balanced is for method rqkmeans: leave it out")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, and what stands behind `frozen` at the moment."""
+        return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/quantizer", "sids")}
+
+    def reads_split(self) -> bool:
+        """Only a fit that goes by the log does."""
+        return self.method == COLLABORATIVE and self.frozen is None
+
+    def architecture(self, width: int) -> Architecture:
+        """The shape of the quantizer of vectors of this width."""
+        if self.method == RQKMEANS:
+            return Architecture(RQKMEANS, width, self.codebook_sizes, width)
+        return Architecture(RQVAE, width, self.codebook_sizes, self.latent_dim or width, self.hidden_dims)
+
+    def schedule(self) -> Schedule:
+        """The course of a fit of rqvae, with or without the pull of the log."""
+        alignment = self.collaborative.weight if self.method == COLLABORATIVE else 0.0
+        return Schedule(**self.model_dump(include=set(Schedule.__dataclass_fields__)), alignment=alignment)
