@@ -36,14 +36,14 @@ def variants(found: dict[str, Any]) -> Table | None:
     """Returns every variant by what it recommends."""
     rows = [
         [
-            f"{len(variant['tasks'])} tasks" if len(variant["tasks"]) > 1 else "1 task",
-            SIDS[variant["sids"]],
-            variant["tasks"][-1] if variant["sids"] == "own" else DASH,
-            count(_main_documents(found, variant)),
-            *(cell for metric in METRICS for cell in (decimal(variant.get(metric)), _bounds(variant, metric))),
-            *_change(variant.get("added") or {}),
+            f"{len(one['tasks'])} tasks" if len(one["tasks"]) > 1 else "1 task",
+            SIDS[one["sids"]],
+            one["tasks"][-1] if one["sids"] == "own" else DASH,
+            count(_main_documents(found, one)),
+            *(cell for metric in METRICS for cell in (decimal(one.get(metric)), _bounds(one, metric))),
+            *_change(one.get("added") or {}),
         ]
-        for variant in _variants(found)
+        for one in _variants(found)
     ]
     heads = [column for name in METRICS.values() for column in (name, "95% interval")]
     columns = ["variant", "semantic IDs", "task added last", "documents of the main task", *heads]
@@ -62,31 +62,21 @@ def compared(found: dict[str, Any]) -> Table | None:
 
 def curves(found: dict[str, Any]) -> list[Figure]:
     """Draws NDCG@10 by the number of tasks on the run's own semantic IDs, with its seeds; beside it other variants."""
-    drawn = [
-        variant
-        for variant in _variants(found)
-        if is_number(variant.get("ndcg@10")) and interval(variant.get("ndcg@10_interval"))
-    ]
-    own = [variant for variant in drawn if variant["sids"] == "own"]
+    drawn = [one for one in _variants(found) if is_number(one.get("ndcg@10")) and interval(one.get("ndcg@10_interval"))]
+    own = [one for one in drawn if one["sids"] == "own"]
     if len(own) < 2:
         return []
-    tasks, values = [len(variant["tasks"]) for variant in own], [variant["ndcg@10"] for variant in own]
-    lows, highs = zip(*(variant["ndcg@10_interval"] for variant in own), strict=True)
-    dots = [(at, value) for at, variant in zip(tasks, own, strict=True) for value in variant["seeds"]["ndcg@10"]]
+    tasks, values = [len(one["tasks"]) for one in own], [one["ndcg@10"] for one in own]
+    lows, highs = zip(*(one["ndcg@10_interval"] for one in own), strict=True)
+    dots = [(at, value) for at, one in zip(tasks, own, strict=True) for value in one["seeds"]["ndcg@10"]]
     svg = figures.band(tasks, values, lows, highs, x_label="number of tasks", dots=dots)
     text = "; ".join(f"{at}: {decimal(value)}" for at, value in zip(tasks, values, strict=True))
     curve = Figure("NDCG@10 of the main task by the number of tasks: mean, 95% interval, and each seed", text, svg)
-    alone = [variant for variant in drawn if variant["sids"] != "own"]
-    likewise = (
-        [variant for variant in own if len(variant["tasks"]) in (len(alone[0]["tasks"]), max(tasks))] if alone else []
-    )
+    alone = [one for one in drawn if one["sids"] != "own"]
+    likewise = [one for one in own if len(one["tasks"]) in (len(alone[0]["tasks"]), max(tasks))] if alone else []
     rows = [
-        (
-            f"SIDs {SIDS[variant['sids']]}, {len(variant['tasks'])} tasks",
-            variant["ndcg@10"],
-            *variant["ndcg@10_interval"],
-        )
-        for variant in (*alone, *likewise)
+        (f"SIDs {SIDS[one['sids']]}, {len(one['tasks'])} tasks", one["ndcg@10"], *one["ndcg@10_interval"])
+        for one in (*alone, *likewise)
     ]
     if not rows:
         return [curve]
@@ -99,8 +89,8 @@ def held_out(found: dict[str, Any]) -> Table | None:
     """Returns the scores of every task by the variants that learned it, and the control of those that read captions."""
     named = _variants(found)
     rows = []
-    for task in dict.fromkeys(task for variant in named for task in variant["tasks"]):
-        scores = [(variant.get("held_out") or {}).get(task) or {} for variant in named]
+    for task in dict.fromkeys(task for one in named for task in one["tasks"]):
+        scores = [(one.get("held_out") or {}).get(task) or {} for one in named]
         for name, cards in (
             (task, scores),
             (f"{task}, captions shuffled", [one.get("shuffled") or {} for one in scores]),
@@ -108,7 +98,7 @@ def held_out(found: dict[str, Any]) -> Table | None:
             measure = next((each for each in HELD_OUT if any(each in card for card in cards)), None)
             if measure is not None:
                 rows.append([name, TASK_MEASURES[measure], *(decimal(card.get(measure), 3) for card in cards)])
-    heads = [f"{len(variant['tasks'])}{'' if variant['sids'] == 'own' else ', text alone'}" for variant in named]
+    heads = [f"{len(one['tasks'])}{'' if one['sids'] == 'own' else ', text alone'}" for one in named]
     return Table(["task", "measure", *heads], rows) if rows else None
 
 
@@ -116,12 +106,12 @@ def _variants(found: dict[str, Any]) -> list[dict[str, Any]]:
     return list((found.get("variants") or {}).values())
 
 
-def _main_documents(found: dict[str, Any], variant: dict[str, Any]) -> float | None:
+def _main_documents(found: dict[str, Any], one: dict[str, Any]) -> float | None:
     """Returns how many documents of the main task a variant may learn from, on average."""
     steps, batch = found.get("steps"), found.get("batch_size")
     if steps is None or batch is None:
         return None
-    return steps * batch / (1 if found.get("budget") == "main" else len(variant["tasks"]))
+    return steps * batch / (1 if found.get("budget") == "main" else len(one["tasks"]))
 
 
 def _change(change: dict[str, Any], metric: str = "ndcg@10") -> list[str]:

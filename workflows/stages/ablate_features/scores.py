@@ -108,10 +108,8 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     uri = truth_of_items(catalog)
     if uri is None:
         return None
-    spec, items = (
-        run.read_json("features", "spec.json"),
-        run.read_table("features", "items", columns=["item_id", "item"]),
-    )
+    spec = run.read_json("features", "spec.json")
+    items = run.read_table("features", "items", columns=["item_id", "item"])
     seen = files.read_table(uri, columns=["item_id", "first_seen"])
     at = positions(items["item_id"], seen["item_id"])
     cold = np.flatnonzero((items["item"].to_numpy() == NULL_ID) & (at >= 0))
@@ -129,8 +127,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     end = np.full(len(user), events.time.max() + 1)
     values, offsets = histories(events, chosen, end[: len(chosen)], length=spec["history"])
     each = pa.ListArray.from_arrays(offsets, values).take(pa.array(np.repeat(np.arange(len(chosen)), len(cold))))
-    ids = dict(zip(known.dictionary.to_pylist(), range(len(known.dictionary)), strict=True))
-    hashes = np.zeros(len(ids), dtype=np.int64)
+    hashes = np.zeros(len(known.dictionary), dtype=np.int64)
     hashes[events.user] = train["user"].to_numpy()
     known_counts = counts(events, row, user, end, rates=spec["labels"])
     unknown = np.full(len(user), np.nan, dtype=np.float32)  # in place of an impression's context

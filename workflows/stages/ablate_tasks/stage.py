@@ -48,10 +48,8 @@ class AblateTasksStage(Stage[Config]):
             require_queries(queries, name)
         require_learnable(config.language_model, run, data, seed=context.seed)
         folder = run.uri("checkpoints", "ablate_tasks", context.fingerprint, "scores")
-        runs, variants = (
-            {OWN: run, ORIGINAL: RunDir(files.join(folder, "original"))},
-            make_variants(config.language_model),
-        )
+        runs = {OWN: run, ORIGINAL: RunDir(files.join(folder, "original"))}
+        variants = make_variants(config.language_model)
         if not write_original(context, runs[ORIGINAL]):
             left_out = [name for name, variant in variants.items() if variant.sids == ORIGINAL]
             labels = [variants.pop(name).label for name in left_out]
