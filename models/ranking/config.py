@@ -118,27 +118,19 @@ class RankMixer(Settings):
         return range(self.inter_residual, self.layers, self.inter_residual) if self.inter_residual else range(0)
 
     @model_validator(mode="after")
-    def _blocks_fit(self) -> RankMixer:
+    def _options_fit(self) -> RankMixer:
         if self.block == "rankmixer" and (self.heads or self.experts):
             raise ValueError("heads and experts are for block large: leave them out, or set block: large")
         if self.block == "large" and self.tokens == 1:
             raise ValueError("block large has a token that sees all fields: set tokens to 2 or more")
         if self.dim % self.slices:
             raise ValueError(f"dim must be a multiple of {'heads' if self.heads else 'tokens'}, {self.slices}")
-        return self
-
-    @model_validator(mode="after")
-    def _residuals_fit(self) -> RankMixer:
         if self.inter_residual == 1:
             raise ValueError("inter_residual 1 adds what every block holds already: set it to 2 or more, or to 0")
         if self.inter_residual >= self.layers and self.inter_residual:
             raise ValueError(f"inter_residual must be below layers, {self.layers}: the last block takes no residual")
         if self.auxiliary and not self.inter_residual:
             raise ValueError("auxiliary logits stand where residuals do: set inter_residual to 2 or more")
-        return self
-
-    @model_validator(mode="after")
-    def _experts_fit(self) -> RankMixer:
         if bool(self.experts) != bool(self.active) or (self.experts and self.active >= self.experts):
             raise ValueError("experts and active go together: set active to 1 or more, and experts above it")
         hidden = [self.expansion * width for width in (self.dim, self.tokens * self.dim // self.slices)]
