@@ -7,9 +7,9 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
@@ -168,7 +168,11 @@ def gather(work: Callable[[Input], Awaitable[Output]], inputs: Sequence[Input], 
             for task in tasks:
                 task.cancel()
 
-    return _run(all_of_them())
+    future = asyncio.run_coroutine_threadsafe(all_of_them(), _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
 
 
 @functools.cache
@@ -177,14 +181,6 @@ def _client(base_url: str, key: str, timeout_s: float, max_retries: int) -> Asyn
 
     timeout = Timeout(timeout_s, connect=min(5.0, timeout_s))
     return AsyncOpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=max_retries)
-
-
-def _run(work: Coroutine[Any, Any, Output]) -> Output:
-    future = asyncio.run_coroutine_threadsafe(work, _loop())
-    try:
-        return future.result()
-    finally:
-        future.cancel()
 
 
 @functools.cache

@@ -92,7 +92,7 @@ def parallelise(
     return root
 
 
-def backward(module: nn.Module, batches: Sequence[Any]) -> float:
+def backward(module: Any, batches: Sequence[Any]) -> float:
     """Add the gradients of one step over this worker's batches; return the mean loss of the step over all workers.
 
     Workers may have different numbers of batches: one that has fewer goes through its last one again, without weight.
@@ -100,21 +100,24 @@ def backward(module: nn.Module, batches: Sequence[Any]) -> float:
     task = plain_task(module)
     device = next(task.parameters()).device
     weights = [task.learner.weight(batch).float() for batch in batches]
-    count = torch.tensor([len(batches)], device=device)
+    count, workers = torch.tensor([len(batches)], device=device), rank_and_size()[1]
     whole = torch.stack(weights).sum().to(device)
-    if rank_and_size()[1] > 1:
+    if workers > 1:
         dist.all_reduce(count, op=dist.ReduceOp.MAX)
-        all_reduce_sum([whole])
-        whole = whole / rank_and_size()[1]
-    whole, rounds, loss = whole.clamp_min(TINY), int(count), torch.zeros((), device=device)
+    all_reduce_sum([whole])
+    whole, rounds, loss = (whole / workers).clamp_min(TINY), int(count), torch.zeros((), device=device)
     for turn in range(rounds):
         batch = batches[min(turn, len(batches) - 1)]
-        with nullcontext() if turn == rounds - 1 else _alone(module):
+        last = turn == rounds - 1  # gradients of the batches before it stay on their rank
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+        whole_on_each = isinstance(module, nn.parallel.DistributedDataParallel)
+        with module.no_sync() if whole_on_each and not last else nullcontext():
             part = module(batch, whole) * float(turn < len(batches))
             part.backward()
         loss += part.detach()
     all_reduce_sum([loss])
-    return float(loss) / rank_and_size()[1]
+    return float(loss) / workers
 
 
 @contextmanager
@@ -172,17 +175,3 @@ def _whole(module: nn.Module) -> dict[str, torch.Tensor]:
 def plain_task(module: nn.Module) -> Any:
     """Return the task within what `parallelise` returned."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-
-
-@contextmanager
-def _alone(module: nn.Module) -> Iterator[None]:
-    """Keep gradients of batches before the last one on their rank."""
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        with module.no_sync():
-            yield
-    elif isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(False)
-        yield
-        module.set_requires_gradient_sync(True)
-    else:
-        yield

@@ -86,16 +86,8 @@ class TextEncoder:
         return vectors
 
 
-@functools.cache
-def image_encoder() -> ImageEncoder:
-    """Return the process's image encoder, loaded once."""
-    return ImageEncoder()
-
-
-@functools.cache
-def text_encoder() -> TextEncoder:
-    """Return the process's text encoder, loaded once."""
-    return TextEncoder()
+image_encoder = functools.cache(ImageEncoder)  # the process's own, loaded once
+text_encoder = functools.cache(TextEncoder)
 
 
 @functools.cache

@@ -124,16 +124,13 @@ def joined(parts: Sequence[Jagged]) -> Jagged:
     ends = lengths.flatten().cumsum(0).view_as(lengths)
     at = torch.cat([_places(part.offsets, end) for part, end in zip(parts, ends.T, strict=True)])
 
-    def merged(columns: Sequence[torch.Tensor]) -> torch.Tensor:
-        column = torch.cat(list(columns))
+    values, _, weights = chained(parts)  # as they lie in the sources, from where `at` takes them to the new lists
+
+    def moved(column: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(column).index_copy_(0, at, column)
 
-    weights = [part.weights for part in parts if part.weights is not None]
-    return Jagged(
-        merged([part.values for part in parts]),
-        functional.pad(ends[:, -1], (1, 0)),
-        merged(weights) if len(weights) == len(parts) else None,
-    )
+    offsets = functional.pad(ends[:, -1], (1, 0))
+    return Jagged(moved(values), offsets, None if weights is None else moved(weights))
 
 
 def _places(offsets: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

@@ -51,14 +51,10 @@ class OpenAIEmbeddings(Endpoint):
         cut = [text[: self.max_chars] for text in texts]
         batches = [cut[start : start + self.batch_size] for start in range(0, len(cut), self.batch_size)]
         answers = [answer for batch in gather(self._embed, batches, self.concurrency) for answer in batch]
-        vectors = np.zeros((len(answers), self.width), np.float32)
-        failures = {}
-        for row, answer in enumerate(answers):
-            if isinstance(answer, Failure):
-                failures[row] = answer
-            else:
-                vectors[row] = answer
-        return Embeddings(vectors, failures)
+        failures = {row: answer for row, answer in enumerate(answers) if isinstance(answer, Failure)}
+        nothing = np.zeros(self.width, np.float32)
+        vectors = np.array([nothing if isinstance(answer, Failure) else answer for answer in answers], np.float32)
+        return Embeddings(vectors.reshape(-1, self.width), failures)
 
     async def _embed(self, texts: list[str]) -> list[np.ndarray | Failure]:
         answer = await self._request(texts)
@@ -79,8 +75,6 @@ class OpenAIEmbeddings(Endpoint):
             vectors = np.array([row.embedding for row in found], np.float32)
             if vectors.ndim != 2 or len(vectors) != len(texts):
                 raise ValueError(f"{len(found)} vectors for {len(texts)} texts")
-        except UserError:
-            raise
         except Exception as error:  # noqa: BLE001 - sorted by the client's module, which raises what it does not know
             return self.failure(error)
         if vectors.shape[1] != self.width:

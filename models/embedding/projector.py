@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,23 +95,18 @@ def fit_projector(batches: Callable[[], Iterable[list[Blocks]]], weights: dict[s
 
 
 def _moments(batches: Callable[[], Iterable[list[Blocks]]]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    sums: list[list[np.ndarray]] = []
-    counts: list[int] = []
+    """Means float32 and standard deviations float64 [D_b] of the known rows of each block."""
+    sums: list[tuple[Any, Any, int]] = []
     for blocks in batches():
-        if not sums:
-            sums = [[np.zeros(v.shape[1]), np.zeros(v.shape[1])] for v, _ in blocks]
-            counts = [0] * len(blocks)
-        for i, (values, known) in enumerate(blocks):
-            present = values[known].astype(np.float64)
-            sums[i][0] += present.sum(0)
-            sums[i][1] += (present**2).sum(0)
-            counts[i] += len(present)
-    means = tuple((total / max(n, 1)).astype(np.float32) for (total, _), n in zip(sums, counts, strict=True))
-    deviations = tuple(
-        np.sqrt(np.maximum(squares / max(n, 1) - (total / max(n, 1)) ** 2, 0.0))
-        for (total, squares), n in zip(sums, counts, strict=True)
-    )
-    return means, deviations
+        known_rows = [values[known].astype(np.float64) for values, known in blocks]
+        sums = [
+            (total + rows.sum(0), squares + (rows**2).sum(0), count + len(rows))
+            for rows, (total, squares, count) in zip(known_rows, sums or [(0.0, 0.0, 0)] * len(blocks), strict=True)
+        ]
+    means = [total / max(count, 1) for total, _, count in sums]
+    squares = [squares / max(count, 1) for _, squares, count in sums]
+    deviations = (np.sqrt(np.maximum(square - mean**2, 0.0)) for square, mean in zip(squares, means, strict=True))
+    return tuple(mean.astype(np.float32) for mean in means), tuple(deviations)
 
 
 def _standardise(blocks: list[Blocks], means: tuple[np.ndarray, ...], scales: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -192,10 +192,8 @@ def clean_tag(text: str) -> str:
     words = unicodedata.normalize("NFKC", text).translate(_QUOTES).lower().replace("_", " ").split()
     words = [word.strip("\"'`*.,;:!?()[]{}<>#-&") for word in words]
     words = [word for word in words if word and word.removesuffix("'s") not in PEOPLE]
-    while words and words[0] in _EDGES:
-        words = words[1:]
-    while words and words[-1] in _EDGES:
-        words = words[:-1]
+    inner = [place for place, word in enumerate(words) if word not in _EDGES]
+    words = words[inner[0] : inner[-1] + 1] if inner else []
     tag = " ".join(words)
     kinds = [unicodedata.category(character)[0] for character in tag if character not in " -'&"]
     letters, digits = kinds.count("L"), kinds.count("N")

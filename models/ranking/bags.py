@@ -134,11 +134,10 @@ class EmbeddingBags(nn.Module):
             sparse: features of the tables without learned weights; None where there is no such table.
             weighted: features of the others, weights as of `places`.
         """
-        pooled = [] if self.plain is None else [self.plain(sparse)]
-        if self.weighted is None:
-            return _fields(self.features, self._means, pooled, sparse, None, None)
-        pooled = [*pooled, self.weighted(weighted)]  # workers exchange both before either is waited for
-        return _fields(self.features, self._means, pooled, sparse, weighted, self.weighted._feature_processors)
+        both = ((self.plain, sparse), (self.weighted, weighted))
+        pooled = [part(bags) for part, bags in both if part is not None]  # exchanged before either is waited for
+        weights = None if self.weighted is None else self.weighted._feature_processors
+        return _fields(self.features, self._means, pooled, sparse, weighted, weights)
 
 
 # a step of its own for TorchRec's pipelines, which trace the model to find what is sharded
@@ -156,19 +155,16 @@ def _fields(
     else:
         columns = {feature: column for tensor in pooled for feature, column in tensor.to_dict().items()}
         fields = torch.stack([columns[feature] for feature in features], dim=1)
-    divisors = {} if sparse is None else {feature: bag_sizes(sparse, feature) for feature in means}
+    divisors = {}
+    if sparse is not None:
+        sizes = sparse.lengths().view(len(sparse.keys()), -1).clamp_min(1).float()
+        divisors = {feature: sizes[sparse.keys().index(feature)] for feature in means}
     if weights is not None and weighted is not None:
         divisors |= weights.divisors(weighted)
     if not divisors:
         return fields
     ones = fields.new_ones(len(fields))
     return fields / torch.stack([divisors.get(feature, ones) for feature in features], dim=1).unsqueeze(2)
-
-
-def bag_sizes(features: KeyedJaggedTensor, feature: str) -> torch.Tensor:
-    """Tokens of each bag of a feature, at least 1: float32 [B]."""
-    at = features.keys().index(feature) * features.stride()
-    return features.lengths()[at : at + features.stride()].clamp_min(1).float()
 
 
 def _collection(tables: dict[str, Table], dim: int) -> EmbeddingBagCollection:

@@ -137,28 +137,20 @@ def _resized(name: str, before: tuple[int, ...], now: tuple[int, ...]) -> str:
 
 
 def _start(optimizer: CombinedOptimizer, metadata: Metadata) -> None:
-    """Make the dense optimizer's state, which torch makes in the first step, by a step that moves nothing."""
-    saved = metadata.state_dict_metadata
-    for _, part in optimizer.optimizers:
-        if not isinstance(part, KeyedOptimizerWrapper):
-            continue
-        rates = [group["lr"] for group in part.param_groups]
-        part.zero_grad(set_to_none=True)
-        for name, parameter in part.params.items():
-            if parameter not in part.state and any(key.startswith(f"{OPTIMIZER}{name}.") for key in saved):
-                parameter.grad = torch.zeros_like(parameter)
-        for group in part.param_groups:
-            group["lr"] = 0.0
-        part.step()
-        part.zero_grad(set_to_none=True)
-        for group, rate in zip(part.param_groups, rates, strict=True):
-            group["lr"] = rate
+    """Make the dense optimizer's state, which torch makes in the first step: zeros of the saved shapes."""
+    saved: dict[str, Any] = metadata.state_dict_metadata
+    for part in (part for _, part in optimizer.optimizers if isinstance(part, KeyedOptimizerWrapper)):
+        for name, entry in saved.items():
+            parameter, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
+            if name.startswith(OPTIMIZER) and parameter in part.params:
+                owner = part.params[parameter]
+                blank = torch.zeros(entry.size, dtype=entry.properties.dtype, device=owner.device)
+                part.state[owner].setdefault(key, blank)
 
 
 def _agree(folder: str, complaint: str | None) -> None:
     """Raise on all workers what any of them has to complain of."""
     complaints: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(complaints, complaint)
-    for said in complaints:
-        if said is not None:
-            raise UserError(f"The checkpoint {folder} {said}: {ADVICE}.")
+    for said in filter(None, complaints):
+        raise UserError(f"The checkpoint {folder} {said}: {ADVICE}.")

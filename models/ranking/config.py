@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from models.common.settings import Settings
 
 HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside it: the same of the user's last items
 
@@ -19,7 +21,7 @@ EmbeddingOptimizer = Literal["rowwise_adagrad", "adagrad"]
 Pooling = Literal["sum", "mean", "attention"]
 
 
-class Table(BaseModel):
+class Table(Settings):
     """An embedding table and the features that look into it.
 
     Attributes:
@@ -28,8 +30,6 @@ class Table(BaseModel):
         hashes: rows that one token takes from the table, k; more than 1 need importance weights.
         importance: rows of the importance weights P [importance, k]; 0 is none, all weights are 1.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: int = Field(ge=2)
     features: tuple[str, ...] = Field(min_length=1)
@@ -51,7 +51,7 @@ class Table(BaseModel):
         return self
 
 
-class Dlrm(BaseModel):
+class Dlrm(Settings):
     """Settings of DLRM.
 
     Attributes:
@@ -59,14 +59,12 @@ class Dlrm(BaseModel):
         hidden: widths of the layers above the dot products.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["dlrm"] = "dlrm"
     bottom: tuple[PositiveInt, ...] = (64,)
     hidden: tuple[PositiveInt, ...] = Field((128, 64), min_length=1)
 
 
-class Dcnv2(BaseModel):
+class Dcnv2(Settings):
     """Settings of DCN-V2.
 
     Attributes:
@@ -75,15 +73,13 @@ class Dcnv2(BaseModel):
         hidden: widths of the MLP's layers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["dcnv2"] = "dcnv2"
     cross_layers: PositiveInt = 3
     cross_rank: PositiveInt | None = None
     hidden: tuple[PositiveInt, ...] = Field((256, 128), min_length=1)
 
 
-class RankMixer(BaseModel):
+class RankMixer(Settings):
     """Settings of RankMixer and TokenMixer-Large.
 
     Attributes:
@@ -98,8 +94,6 @@ class RankMixer(BaseModel):
         experts, active: of large: cut each network into so many experts, of which a row's token takes the best
             `active`, beside one that all take. 0: neither.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["rankmixer"] = "rankmixer"
     block: Literal["rankmixer", "large"] = "rankmixer"
@@ -124,27 +118,19 @@ class RankMixer(BaseModel):
         return range(self.inter_residual, self.layers, self.inter_residual) if self.inter_residual else range(0)
 
     @model_validator(mode="after")
-    def _blocks_fit(self) -> RankMixer:
+    def _options_fit(self) -> RankMixer:
         if self.block == "rankmixer" and (self.heads or self.experts):
             raise ValueError("heads and experts are for block large: leave them out, or set block: large")
         if self.block == "large" and self.tokens == 1:
             raise ValueError("block large has a token that sees all fields: set tokens to 2 or more")
         if self.dim % self.slices:
             raise ValueError(f"dim must be a multiple of {'heads' if self.heads else 'tokens'}, {self.slices}")
-        return self
-
-    @model_validator(mode="after")
-    def _residuals_fit(self) -> RankMixer:
         if self.inter_residual == 1:
             raise ValueError("inter_residual 1 adds what every block holds already: set it to 2 or more, or to 0")
         if self.inter_residual >= self.layers and self.inter_residual:
             raise ValueError(f"inter_residual must be below layers, {self.layers}: the last block takes no residual")
         if self.auxiliary and not self.inter_residual:
             raise ValueError("auxiliary logits stand where residuals do: set inter_residual to 2 or more")
-        return self
-
-    @model_validator(mode="after")
-    def _experts_fit(self) -> RankMixer:
         if bool(self.experts) != bool(self.active) or (self.experts and self.active >= self.experts):
             raise ValueError("experts and active go together: set active to 1 or more, and experts above it")
         hidden = [self.expansion * width for width in (self.dim, self.tokens * self.dim // self.slices)]
@@ -156,7 +142,7 @@ class RankMixer(BaseModel):
 Architecture = Annotated[Dlrm | Dcnv2 | RankMixer, Field(discriminator="name")]
 
 
-class RankerConfig(BaseModel):
+class RankerConfig(Settings):
     """What rebuilds the module.
 
     Attributes:
@@ -168,9 +154,7 @@ class RankerConfig(BaseModel):
         history: items of the history that target attention weighs one by one; 0 pools the history as one bag.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hash: dict[str, str | int] = {}
+    hash: dict[str, str | int] = Field(default_factory=dict)
     tables: dict[str, Table]
     dense: tuple[str, ...] = ()
     content_dim: int = 0

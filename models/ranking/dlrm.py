@@ -17,14 +17,12 @@ class Tower(nn.Module):
     what one field says by itself, such as how popular an item is.
     """
 
-    pairs: torch.Tensor
-
     def __init__(self, config: Dlrm, *, fields: int, dim: int, dense: int) -> None:
         super().__init__()
         self.bottom = MLP(dense, [*config.bottom, dim]) if dense else None
         vectors = fields + bool(dense)
         first, second = torch.triu_indices(vectors, vectors, offset=1)
-        self.register_buffer("pairs", first * vectors + second, persistent=False)
+        self.pairs = nn.Buffer(first * vectors + second, persistent=False)
         self.top = MLP(vectors * dim + len(self.pairs), list(config.hidden))
         self.head = nn.Linear(config.hidden[-1], 1, bias=False)
 

@@ -20,6 +20,7 @@ from storage.errors import UserError
 
 LOOK_EVERY = 50  # steps between two chances to keep a state
 SHUFFLE, MASK, DROPOUT = 1, 2, 3  # what is drawn
+EPOCH_START = {"step": 0, "total": 0.0, "seconds": 0.0}
 
 
 class Items(Protocol):
@@ -92,7 +93,7 @@ def fit(
     Raises:
         UserError: the loss is not a number.
     """
-    at = position or {"epoch": 0, "step": 0, "best": float("inf"), "stale": 0, "total": 0.0, "seconds": 0.0}
+    at = position or {"epoch": 0, "best": float("inf"), "stale": 0, **EPOCH_START}
     while at["epoch"] < settings.epochs and at["stale"] < settings.patience:
         started = time.perf_counter() - at["seconds"]
         _seed_dropout(trainer, seed, at)
@@ -121,14 +122,8 @@ def fit(
         better = valid < at["best"]
         if better:
             keep.improved(trainer)
-        at = {
-            "epoch": at["epoch"] + 1,
-            "step": 0,
-            "best": min(valid, at["best"]),
-            "stale": 0 if better else at["stale"] + 1,
-            "total": 0.0,
-            "seconds": 0.0,
-        }
+        stale = 0 if better else at["stale"] + 1
+        at = {"epoch": at["epoch"] + 1, "best": min(valid, at["best"]), "stale": stale, **EPOCH_START}
         keep.report(metrics, partial(trainer.save, position=at))
 
 

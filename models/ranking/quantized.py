@@ -43,12 +43,10 @@ class QuantizedBags(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor | None, weighted: KeyedJaggedTensor | None) -> torch.Tensor:
         """Embeddings float32 [B, F, dim], as of `EmbeddingBags.forward`."""
-        bags: dict[str, JaggedTensor] = {}
+        bags = {} if sparse is None else sparse.to_dict()
         divisors: dict[str, torch.Tensor] = {}
-        if sparse is not None:
-            bags |= sparse.to_dict()
         if self.weights is not None and weighted is not None:
-            bags |= self.weights(weighted).to_dict()
+            bags = bags | self.weights(weighted).to_dict()
             divisors = self.weights.divisors(weighted)
         return torch.stack(
             [self._pooled(feature, bags[feature], divisors.get(feature)) for feature in self.features], 1

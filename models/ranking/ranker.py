@@ -62,12 +62,6 @@ class Ranker(nn.Module):
         precision: of the tower's inputs; the embeddings stay float32.
     """
 
-    positions: torch.Tensor
-    dense_mean: torch.Tensor
-    dense_std: torch.Tensor
-    content_mean: torch.Tensor
-    content_std: torch.Tensor
-
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
         self.config, self.precision = config, torch.float32
@@ -84,15 +78,15 @@ class Ranker(nn.Module):
         self._target = [at[name] for name in config.past]
         self._history = [[at[f"{name}.{p}"] for p in range(config.history)] for name in past]
         self.attention = TargetAttention(len(past) * dim) if past else None
-        self.register_buffer("positions", torch.arange(config.history), persistent=False)
         count = len(self._single) + len(past) + 2 * bool(config.content_dim)
         self.content = nn.Linear(config.content_dim, dim) if config.content_dim else None
         self.dropout = nn.Dropout(config.dropout)
         self.tower = build(config.architecture, fields=count, dim=dim, dense=len(config.dense))
         self.bias = nn.Parameter(torch.zeros(1))
-        for name, size in (("dense", len(config.dense)), ("content", config.content_dim)):
-            self.register_buffer(f"{name}_mean", torch.zeros(size))
-            self.register_buffer(f"{name}_std", torch.ones(size))
+        self.dense_mean = nn.Buffer(torch.zeros(len(config.dense)))
+        self.dense_std = nn.Buffer(torch.ones(len(config.dense)))
+        self.content_mean = nn.Buffer(torch.zeros(config.content_dim))
+        self.content_std = nn.Buffer(torch.ones(config.content_dim))
 
     def set_statistics(self, *, dense: torch.Tensor, content: torch.Tensor | None = None, rate: float) -> None:
         """Freeze the standardisation of dense features [M, n] and item embeddings [N, D], and the starting rate."""
@@ -127,7 +121,7 @@ class Ranker(nn.Module):
     def _attended(self, pooled: torch.Tensor, length: Any) -> torch.Tensor:
         """The history's fields [B, P, dim], its items weighed by what they have to do with the target."""
         history = torch.stack([pooled[:, places] for places in self._history], dim=2)  # [B, H, P, dim]
-        known = self.positions < length.unsqueeze(1)
+        known = torch.arange(history.shape[1], device=length.device) < length.unsqueeze(1)
         weights = self.attention(pooled[:, self._target].flatten(1), history.flatten(2), known)  # type: ignore[misc]
         return torch.einsum("bh,bhpd->bpd", weights, history)
 

@@ -8,9 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from models.common.settings import Precision, Settings
 from models.ranking.config import (
-    BAGS,
     HISTORY,
-    ITEM,
     USER,
     Architecture,
     Dlrm,
@@ -73,12 +71,11 @@ class RankerSettings(Settings):
 
     def ranker(self, spec: dict[str, Any], content_dim: int) -> RankerConfig:
         """The ranker for features as `spec` (features/spec.json) describes them."""
-        tables = {}
-        for name in (USER, ITEM, *BAGS):
-            table: TableConfig | None = getattr(self.tables, name)
-            if table is not None:
-                features = (name,) if name == USER else (name, HISTORY + name)
-                tables[name] = Table(features=features, **table.model_dump())
+        tables = {
+            name: Table(features=(name,) if name == USER else (name, HISTORY + name), **table.model_dump())
+            for name, table in self.tables
+            if table is not None
+        }
         return RankerConfig(
             hash=spec["hash"],
             tables=tables,

@@ -17,7 +17,6 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.sharding_plan import apply_to_all, construct_module_sharding_plan, row_wise
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -72,13 +71,10 @@ def shard(
         sharders=SHARDERS,
     )
     parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
-    matrices = {
-        name
-        for name, value in parameters.items()
-        if value.dim() > 1 and name.endswith("weight") and PROCESSORS not in name
-    }
-    decayed = [value for name, value in parameters.items() if name in matrices]
-    others = [value for name, value in parameters.items() if name not in matrices]
+    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
+    for name, value in parameters.items():
+        matrix = value.dim() > 1 and name.endswith("weight") and PROCESSORS not in name
+        (decayed if matrix else others).append(value)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     dense = KeyedOptimizerWrapper(parameters, lambda _: torch.optim.AdamW(groups, lr=dense_lr, fused=True))
     return model, CombinedOptimizer([model.fused_optimizer, dense])
@@ -107,18 +103,18 @@ def _common_plan(module: nn.Module, device: torch.device, sharding: Sharding) ->
 
 
 def _plan(module: nn.Module, device: torch.device, sharding: Sharding, workers: int) -> ShardingPlan:
-    bags = _bags(module)
     if sharding == "row_wise":  # which the planner refuses on CPUs
         where = {"local_size": workers, "world_size": workers, "device_type": device.type}
-        return ShardingPlan(
-            {
-                path: construct_module_sharding_plan(part, apply_to_all(part, row_wise()), **where)
-                for path, part in bags.items()
-            }
-        )
-    constraints = {}
-    for config in (config for part in bags.values() for config in _configs(part)):
-        least = 4 * workers  # kernels take columns by four
+        plans = {
+            path: construct_module_sharding_plan(part, apply_to_all(part, row_wise()), **where)
+            for path, part in module.named_modules()
+            if isinstance(part, EmbeddingBagCollection | FeatureProcessedEmbeddingBagCollection)
+            and not path.endswith("_embedding_bag_collection")  # is planned with the feature-processed one around it
+        }
+        return ShardingPlan(plans)
+    constraints, least = {}, 4 * workers  # kernels take columns by four
+    bags = (part for part in module.modules() if isinstance(part, EmbeddingBagCollection))
+    for config in (config for part in bags for config in part.embedding_bag_configs()):
         if sharding == "column_wise" and config.embedding_dim % least:
             raise UserError(
                 f"{workers} workers cannot share the {config.embedding_dim} columns of the table {config.name}: "
@@ -130,21 +126,6 @@ def _plan(module: nn.Module, device: torch.device, sharding: Sharding, workers: 
         )
     topology = Topology(world_size=workers, compute_device=device.type)
     return EmbeddingShardingPlanner(topology=topology, constraints=constraints).plan(module, SHARDERS)
-
-
-def _bags(module: nn.Module, path: str = "") -> dict[str, nn.Module]:
-    """The outermost modules that a sharder takes, by their path."""
-    if isinstance(module, EmbeddingBagCollection | FeatureProcessedEmbeddingBagCollection):
-        return {path: module}
-    found: dict[str, nn.Module] = {}
-    for name, child in module.named_children():
-        found |= _bags(child, f"{path}.{name}" if path else name)
-    return found
-
-
-def _configs(part: nn.Module) -> list[EmbeddingBagConfig]:
-    bags: Any = part._embedding_bag_collection if isinstance(part, FeatureProcessedEmbeddingBagCollection) else part
-    return bags.embedding_bag_configs()
 
 
 @torch.no_grad()
@@ -173,12 +154,10 @@ def gather_state(model: DistributedModelParallel, *, prefix: str) -> dict[str, t
     Every worker has to call it.
     """
     first = dist.get_rank() == 0
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Any] = {}
     for name, value in model.state_dict().items():
-        if not name.startswith(prefix):
-            continue
-        whole = _whole(value, model.device) if isinstance(value, ShardedTensor) else value.detach().cpu().clone()
-        if whole is not None and first:
+        if name.startswith(prefix):
+            whole = _whole(value, model.device) if isinstance(value, ShardedTensor) else value.detach().cpu().clone()
             state[name.removeprefix(prefix)] = whole
     return state if first else None
 

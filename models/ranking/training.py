@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +13,6 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from models.common.devices import DTYPES
 from models.common.settings import Precision
 from models.ranking import checkpoints
-from models.ranking.config import EmbeddingOptimizer, Sharding
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
 from models.ranking.sharding import draw_tables, gather_state, shard
 
@@ -26,31 +27,21 @@ class Trainer:
         ranker: Ranker,
         *,
         device: torch.device,
-        embedding_lr: float,
-        dense_lr: float,
-        weight_decay: float,
-        sharding: Sharding = "table_wise",
-        embedding_optimizer: EmbeddingOptimizer = "rowwise_adagrad",
         precision: Precision = "fp32",
         seed: int = 0,
+        **optimisation: Any,
     ) -> None:
         """Shard the ranker, see `models.ranking.sharding.shard`, and draw its embeddings.
 
         Args:
             seed: of the embeddings.
             precision: of everything above the embeddings, whose tables and updates stay fp32.
+            optimisation: learning rates, weight decay and kinds of sharding and optimiser, as `shard` takes them.
         """
         self.device = device
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-        self.model, self.optimizer = shard(
-            TrainingTask(ranker, DTYPES[precision], device.type),
-            device=device,
-            embedding_lr=embedding_lr,
-            dense_lr=dense_lr,
-            weight_decay=weight_decay,
-            sharding=sharding,
-            embedding_optimizer=embedding_optimizer,
-        )
+        task = TrainingTask(ranker, DTYPES[precision], device.type)
+        self.model, self.optimizer = shard(task, device=device, **optimisation)
         draw_tables(self.model, std=STD, seed=seed)
 
     def steps(self, batches: Iterable[RankerInputs]) -> Iterator[torch.Tensor]:
@@ -63,12 +54,10 @@ class Trainer:
         pipeline = TrainPipelineSparseDist(self.model, self.optimizer, self.device, execute_all_batches=True)
         source = (batch.pin_memory() for batch in batches) if self.device.type == "cuda" else iter(batches)
         try:
-            while True:
-                try:
+            with suppress(StopIteration):
+                while True:
                     loss, _ = pipeline.progress(source)
-                except StopIteration:
-                    return
-                yield loss
+                    yield loss
         finally:
             pipeline.detach()
 

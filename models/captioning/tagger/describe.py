@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from models.captioning.tagger.colours import NAMES, name_colours, to_lab
 from models.captioning.tagger.foreground import Subject, find_subject
@@ -63,9 +64,8 @@ def _background(small: np.ndarray, mask: np.ndarray) -> str:
 
 
 def _shape(subject: np.ndarray) -> str:
-    rows, columns = np.flatnonzero(subject.any(1)), np.flatnonzero(subject.any(0))
-    height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-    fill = float(subject[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean())
+    (box,) = ndimage.find_objects(subject.astype(int))
+    (height, width), fill = subject[box].shape, float(subject[box].mean())
     proportion = "tall" if height > 1.25 * width else "wide" if width > 1.25 * height else "even"
     outline = "blocky" if fill > 0.88 else "rounded" if fill > 0.7 else "tapered" if fill > 0.45 else "spindly"
     return f"{proportion} {outline} shape"
@@ -79,15 +79,12 @@ def _light(lab: np.ndarray) -> str:
 
 def _cut_out(picture: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """The box around the subject, its longer side that many pixels, and the mask in it."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    (top, bottom), (left, right) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
-    down, across = picture.shape[0] / mask.shape[0], picture.shape[1] / mask.shape[1]
-    box = picture[
-        int(top * down) : max(int(bottom * down), int(top * down) + 1),
-        int(left * across) : max(int(right * across), int(left * across) + 1),
-    ]
+    (small,) = ndimage.find_objects(mask.astype(int))
+    scales = [large / little for large, little in zip(picture.shape, mask.shape, strict=False)]
+    ends = [(int(part.start * scale), int(part.stop * scale)) for part, scale in zip(small, scales, strict=True)]
+    box = picture[tuple(slice(start, max(stop, start + 1)) for start, stop in ends)]
     cut = _resize(box, side / max(box.shape))
-    inside = Image.fromarray(mask[top:bottom, left:right]).resize(cut.shape[1::-1], Image.Resampling.NEAREST)
+    inside = Image.fromarray(mask[small]).resize(cut.shape[1::-1], Image.Resampling.NEAREST)
     return cut, np.asarray(inside)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -18,12 +18,10 @@ class Subject(NamedTuple):
     Attributes:
         mask: bool [H, W].
         distance: distance of each pixel from the background behind it, in CIELAB, float32 [H, W].
-        background: its colour in CIELAB, float32 [3].
     """
 
     mask: np.ndarray
     distance: np.ndarray
-    background: np.ndarray
 
 
 def find_subject(lab: np.ndarray) -> Subject:
@@ -42,12 +40,7 @@ def find_subject(lab: np.ndarray) -> Subject:
     )
     plane = np.stack([np.ones_like(x), x, y], axis=-1)
     edge = max(2, round(FRAME * max(height, width)))
-    sides = [
-        (slice(0, edge), slice(None)),
-        (slice(-edge, None), slice(None)),
-        (slice(None), slice(0, edge)),
-        (slice(None), slice(-edge, None)),
-    ]
+    sides: list[Any] = [np.s_[:edge], np.s_[-edge:], np.s_[:, :edge], np.s_[:, -edge:]]
     places = np.concatenate([plane[side].reshape(-1, 3) for side in sides])
     values = np.concatenate([lab[side].reshape(-1, 3) for side in sides])
     away = np.linalg.norm(values - np.median(values, axis=0), axis=-1)
@@ -66,7 +59,7 @@ def find_subject(lab: np.ndarray) -> Subject:
         mask = (weight >= 0.25 * weight.max())[parts]
     if mask.mean() < SMALLEST:
         mask = np.ones_like(mask)
-    return Subject(mask, distance, fit[0])
+    return Subject(mask, distance)
 
 
 def erode(mask: np.ndarray, reach: int) -> np.ndarray:

@@ -21,17 +21,16 @@ class Texture(NamedTuple):
 
     Attributes:
         edges: share of pixels at an edge between the tones.
-        one_way: length of the mean of the edges' doubled angles: 1 if all edges have one direction.
-        two_ways: the same of the quadrupled angles: 1 also if they have two at a right angle.
-        across: the angle, in radians, of the gradient in the one direction.
-        forms: of the pieces of either tone, the one that repeats shorter pieces first.
+        one_way: mean of the edges' doubled angles: of length 1 if all edges have one direction.
+        two_ways: the same of the quadrupled angles: of length 1 also if they have two at a right angle.
+        short, long: the pieces of either tone, the one that repeats shorter pieces first.
     """
 
     edges: float
-    one_way: float
-    two_ways: float
-    across: float
-    forms: tuple[Forms, Forms]
+    one_way: complex
+    two_ways: complex
+    short: Forms
+    long: Forms
 
 
 class Forms(NamedTuple):
@@ -61,14 +60,14 @@ def name_pattern(lab: np.ndarray, mask: np.ndarray) -> str:
     texture = measure_texture(lab, mask)
     if texture is None or texture.edges < EDGES:
         return "plain"
-    if texture.one_way > 0.55:
-        return f"{_direction(texture.across)} stripes"
-    short, long = texture.forms
+    if abs(texture.one_way) > 0.55:
+        return f"{_direction(float(np.angle(texture.one_way)) / 2)} stripes"
+    short, long, two_ways = texture.short, texture.long, abs(texture.two_ways)
     if short.length < 1.9 and short.fullness > 0.85:
-        if texture.two_ways > 0.2:
+        if two_ways > 0.2:
             return "checks"
         return "dots" if short.fullness > 0.92 and short.pieces >= FEW else "busy texture"
-    turns = long.length > 2.2 and texture.two_ways > 0.12
+    turns = long.length > 2.2 and two_ways > 0.12
     return "zigzag" if turns and min(short.pieces, long.pieces) >= FEW else "busy texture"
 
 
@@ -98,13 +97,7 @@ def measure_texture(lab: np.ndarray, mask: np.ndarray) -> Texture | None:
     contrast = 0.25 * band[core].std()
     tones = [_forms(core & (band > contrast)), _forms(core & (band < -contrast))]
     short, long = sorted(tones, key=lambda forms: (forms.pieces < FEW, forms.length))
-    return Texture(
-        edges=float(edges.mean()),
-        one_way=float(abs(twice)),
-        two_ways=float(abs(fourfold)),
-        across=float(np.angle(twice)) / 2,
-        forms=(short, long),
-    )
+    return Texture(float(edges.mean()), twice, fourfold, short, long)
 
 
 def _direction(across: float) -> str:
