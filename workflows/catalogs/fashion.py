@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage import files
 from storage.errors import UserError
 from workflows.catalogs import canonical
 
@@ -32,27 +33,15 @@ def import_fashion(source: str, directory: str) -> dict[str, Any]:
         raise UserError(
             f"The attributes of product {first} in products.csv must be {len(ATTRIBUTES)} values joined by ' - '."
         )
-    media, images = canonical.image_media(
-        source, "images", [f"{product}.jpg" for product in products["product_id"].to_pylist()]
-    )
+    ids, titles = products["product_id"].to_pylist(), products["title"].to_pylist()
+    media = canonical.copy_images(files.join(source, "images"), ids, directory)
     attributes = [dict(zip(ATTRIBUTES, values or (), strict=False)) for values in parts.to_pylist()]
-    items = pa.table(
-        {
-            "item_id": products["product_id"],
-            "title": products["title"],
-            "description": pa.nulls(products.num_rows, pa.string()),
-            "media": media,
-            "attributes": pa.array(attributes, canonical.ITEMS[4].type),
-        },
-        schema=canonical.ITEMS,
-    )
-    canonical.copy_media(source, "images", images, directory)
     return canonical.write_catalog(
         directory,
         name="fashion",
         source="Fashion product images",
-        items=items,
+        items=canonical.items_table(ids, titles, media, attributes),
         interactions=None,
         timestamps="none",
-        notes=[f"{len(images)} of {items.num_rows} items have a photo", "items alone: there is no log"],
+        notes=[f"{sum(map(bool, media))} of {len(ids)} items have a photo", "items alone: there is no log"],
     )
