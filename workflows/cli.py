@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from storage.errors import ArtifactError, UserError
-from storage.manifest import require_manifest, shown
+from storage.manifest import require_manifest
 
 app = typer.Typer(
     name="tesserec",
@@ -110,8 +110,8 @@ def show(run: Run, as_json: Annotated[bool, typer.Option("--json", help="The man
     from workflows.engine.summary import summary
 
     manifest = require_manifest(run)
-    as_text = json.dumps(shown(manifest, run), indent=2, ensure_ascii=False) if as_json else summary(manifest, run)
-    typer.echo(as_text)
+    plain = {"run": run, **manifest.model_dump(exclude={"version"})}
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False) if as_json else summary(manifest, run))
 
 
 @app.command()

@@ -39,8 +39,8 @@ def _read_items(source: str) -> pa.Table:
     wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
     if wrong:
         raise UserError(f"Line {wrong} of items.tsv must be an item, one tab and its text.")
-    items = [{"item_id": item, "title": text or None, "media": []} for item, text in rows]
-    return pa.Table.from_pylist(items, schema=canonical.ITEMS)
+    ids, titles = [item for item, _ in rows], [text or None for _, text in rows]
+    return canonical.items_table(ids, titles, [[]] * len(rows), [None] * len(rows))
 
 
 def _read_sequences(source: str) -> pa.Table:

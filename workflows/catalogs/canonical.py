@@ -8,6 +8,7 @@ events of one user, "none" means that there is no log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -72,7 +73,10 @@ def read_csv(source: str, name: str, columns: dict[str, pa.DataType]) -> pa.Tabl
 
 
 def items_table(
-    item_ids: list[str], titles: list[str | None], media: list[list[dict[str, str]]], attributes: list[dict[str, str]]
+    item_ids: list[str],
+    titles: list[str | None],
+    media: list[list[dict[str, str]]],
+    attributes: Sequence[dict[str, str] | None],
 ) -> pa.Table:
     """Returns the items of a data set without descriptions."""
     return pa.table([item_ids, titles, [None] * len(item_ids), media, attributes], schema=ITEMS)
