@@ -90,7 +90,15 @@ class CachedOperator(Operator):
         source[asked] = np.where(told == EMPTY, EMPTY, COMPUTED)
         columns = {name: taken[name].combine_chunks() for name in schema.names}
         columns["issues"] = pa.array([[*before, *gained] for before, gained in pairs], pa.list_(ISSUE))
-        columns["work"] = _with_work(table, self.name, source, seconds)
+        spent = np.where((source == COMPUTED) | (source == EMPTY), seconds, 0.0).tolist()
+        work = zip(table["work"].to_pylist(), source, spent, strict=True)
+        columns["work"] = pa.array(
+            [
+                [*(before or ()), {"operator": self.name, "source": kind, "seconds": took}]
+                for before, kind, took in work
+            ],
+            pa.list_(WORK),
+        )
         return set_columns(table, columns)
 
     def _gates(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +144,8 @@ class CachedOperator(Operator):
             return
         worth = _clean(computed) & _has_result(self.operator, computed)
         batch = computed.select(self.operator.output_schema.names).combine_chunks().to_batches()[0]
-        values = {key: _encode(batch, row) for row, key in enumerate(keys) if worth[row] and isinstance(key, bytes)}
+        kept = {key: row for row, key in enumerate(keys) if worth[row] and isinstance(key, bytes)}
+        values = {key: batch.slice(row, 1).serialize().to_pybytes() for key, row in kept.items()}
         Cache(self.cache).put_many(folder, values)
 
 
@@ -220,35 +229,11 @@ def _plan(
     return asked, np.array(places, np.int64)
 
 
-def _encode(batch: pa.RecordBatch, row: int) -> bytes:
-    """One row as an Arrow IPC message, without the schema."""
-    return batch.slice(row, 1).serialize().to_pybytes()
-
-
 def _decode(content: bytes, schema: pa.Schema) -> pa.RecordBatch | None:
-    """The row of `_encode`; None where the content is no such row."""
+    """The row of a serialized batch without its schema; None where the content is no such row."""
     try:
         batch = pa.ipc.read_record_batch(pa.py_buffer(content), schema)
         batch.validate(full=True)
     except (pa.ArrowException, OSError, EOFError):
         return None
     return batch if batch.num_rows == 1 else None
-
-
-def _with_work(table: pa.Table, operator: str, source: np.ndarray, seconds: float) -> pa.ListArray:
-    """The column `work` with one entry more in every row."""
-    fresh = pa.StructArray.from_arrays(
-        [
-            pa.array([operator] * len(source), pa.string()),
-            pa.array(source, pa.string()),
-            pa.array(np.where((source == COMPUTED) | (source == EMPTY), seconds, 0.0)),
-        ],
-        fields=list(WORK),
-    )
-    before = table["work"].combine_chunks()
-    lengths = np.asarray(before.value_lengths().fill_null(0))
-    ends = np.cumsum(lengths)
-    old = before.flatten()
-    order = np.insert(np.arange(len(old)), ends, len(old) + np.arange(len(fresh)))
-    offsets = np.concatenate([[0], ends + np.arange(1, len(fresh) + 1)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.concat_arrays([old, fresh]).take(pa.array(order)))

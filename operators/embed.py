@@ -89,9 +89,8 @@ class EmbedTexts(Operator):
         parts = zip(titles, captions, tags, descriptions, strict=True)
         texts = [". ".join(text.strip() for text in row if text and text.strip()) for row in parts]
         images = _first_frames(table["frames"]) if self.joint else [None] * len(texts)
-        valid = np.array(
-            [bool(text) or image is not None for text, image in zip(texts, images, strict=True)], dtype=bool
-        )
+        present = [bool(text) or image is not None for text, image in zip(texts, images, strict=True)]
+        valid = np.array(present, bool)
         rows = np.flatnonzero(valid)
         vectors = np.zeros((len(texts), self.embedder.width), np.float32)
         failures = {}

@@ -85,22 +85,14 @@ def decide(
         seen: `activity` of the log; items that are not in it, or all without a log, have no events and are new.
         known: ids that the cache is expected to hold. They are served last, so they take budget from no other item.
     """
-    frame = pl.from_arrow(items.select(["item_id", "title", "description", "media"]))
-    assert isinstance(frame, pl.DataFrame)  # noqa: S101 - for the type checker
+    frame = pl.DataFrame(items.select(["item_id", "title", "description", "media"]))
     if seen is None:
         seen = pl.DataFrame(schema={"item_id": pl.String, "events": pl.Int64, "age_days": pl.Float64})
-    frame = frame.join(seen, on="item_id", how="left", maintain_order="left").with_columns(
-        pl.col("events").fill_null(0)
-    )
+    frame = frame.join(seen, on="item_id", how="left", maintain_order="left")
+    frame = frame.with_columns(pl.col("events").fill_null(0))
     refused_media = pl.lit(rule.has_media) & (pl.col("media").list.len().fill_null(0) == 0)
-    gate = (
-        pl.when(refused_media)
-        .then(pl.lit(NO_MEDIA))
-        .when(_worth(rule))
-        .then(pl.lit(OPEN))
-        .otherwise(pl.lit(NOT_WORTH_IT))
-    )
-    frame = frame.with_columns(gate=gate)
+    gate = pl.when(refused_media).then(pl.lit(NO_MEDIA)).when(_worth(rule)).then(pl.lit(OPEN))
+    frame = frame.with_columns(gate=gate.otherwise(pl.lit(NOT_WORTH_IT)))
     gates = frame["gate"] if rule.budget is None else _within_budget(frame, rule.budget, known)
     return gates.to_arrow().cast(pa.string())
 

@@ -48,10 +48,5 @@ class Interests(Operator):
                 failures[row] = [tags]
             else:
                 interests[row] = tags or None
-        return set_columns(
-            table,
-            {
-                "interests": pa.array(interests, pa.list_(pa.string())),
-                "issues": with_failures(table["issues"], failures),
-            },
-        )
+        column = pa.array(interests, pa.list_(pa.string()))
+        return set_columns(table, {"interests": column, "issues": with_failures(table["issues"], failures)})

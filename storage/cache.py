@@ -89,11 +89,8 @@ def _checksum(key: bytes, value: bytes) -> bytes:
 def _try_to_write(path: Path, content: bytes) -> Exception | None:
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        try:
-            temporary.write_bytes(content)
-        except FileNotFoundError:  # the folder is made by the first of its entries alone
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -81,11 +81,6 @@ def first_unfinished(root: str, stages: Iterable[str]) -> tuple[str, str] | None
     return next(((stage, state) for stage, state in states if state != "complete"), None)
 
 
-def shown(manifest: Manifest, root: str) -> dict[str, Any]:
-    """What `tesserec show --json` prints."""
-    return {"run": root, "name": manifest.name, "stages": manifest.model_dump()["stages"]}
-
-
 def write_manifest(root: str, manifest: Manifest) -> None:
     """Replace the manifest atomically."""
     files.write_json(files.join(root, "manifest.json"), manifest.model_dump())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import posixpath
+from pathlib import Path
 
 import polars as pl
 import xxhash
@@ -100,20 +102,15 @@ def rows(uri: str) -> int:
 
 def timestamps(catalog: str) -> str | None:
     """What `catalog.json` says of the log's timestamps, see `catalogs.canonical`; None where it says nothing."""
-    uri = _about(catalog)
-    if uri is None:
-        return None
     try:
-        about = files.read_json(uri)
-    except ValueError:  # no JSON, or no UTF-8: the file is optional, and tables stand for themselves
+        about = files.read_json(files.join(catalog, "catalog.json"))
+    except (
+        FileNotFoundError,
+        ValueError,
+    ):  # none, no JSON, or no UTF-8: the file is optional, and tables stand for themselves
         return None
     found = about.get("timestamps") if isinstance(about, dict) else None
     return found if isinstance(found, str) else None
-
-
-def _about(catalog: str) -> str | None:
-    uri = files.join(catalog, "catalog.json")
-    return uri if files.exists(uri) else None
 
 
 def signature(catalog: str) -> list[str]:
@@ -122,17 +119,15 @@ def signature(catalog: str) -> list[str]:
     Media are not read: a changed picture under the same name goes unnoticed until the tables change.
     """
     found = []
-    sources = {table: find(catalog, table) for table in ("items", "interactions")} | {"about": _about(catalog)}
+    sources = {table: find(catalog, table) for table in ("items", "interactions")}
+    sources["about"] = files.join(catalog, "catalog.json")
     for name, uri in sources.items():
-        if uri is None:
+        if uri is None or not files.exists(uri):
             continue
         fs, path = files.filesystem(uri)
         if "file" in fs.protocol:
-            digest = xxhash.xxh3_128()
-            with fs.open(path, "rb") as stream:
-                while chunk := stream.read(1 << 22):
-                    digest.update(chunk)
-            found.append(f"{name}:{digest.hexdigest()}")
+            with Path(path).open("rb") as stream:
+                found.append(f"{name}:{hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()}")
         else:
             found.append(f"{name}:{fs.ukey(path)}")
     return [catalog, *found]

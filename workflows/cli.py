@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from storage.errors import ArtifactError, UserError
-from storage.manifest import require_manifest, shown
+from storage.manifest import require_manifest
 
 app = typer.Typer(
     name="tesserec",
@@ -65,11 +64,7 @@ def import_(
     from workflows.catalogs.fashion import import_fashion
     from workflows.catalogs.movielens import import_movielens
 
-    importers: dict[str, Callable[..., dict[str, Any]]] = {
-        "movielens": import_movielens,
-        "fashion": import_fashion,
-        "amazon": import_amazon,
-    }
+    importers = {"movielens": import_movielens, "fashion": import_fashion, "amazon": import_amazon}
     if source_name not in importers:
         raise UserError(f"There is no importer {source_name!r}: choose one of {', '.join(importers)}.")
     _written(directory, importers[source_name](source, directory))
@@ -115,10 +110,8 @@ def show(run: Run, as_json: Annotated[bool, typer.Option("--json", help="The man
     from workflows.engine.summary import summary
 
     manifest = require_manifest(run)
-    if as_json:
-        _print(shown(manifest, run))
-    else:
-        typer.echo(summary(manifest, run))
+    plain = {"run": run, **manifest.model_dump(exclude={"version"})}
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False) if as_json else summary(manifest, run))
 
 
 @app.command()
@@ -237,10 +230,6 @@ def _run_dir(name: str, given: str | None) -> str:
 def _written(directory: str, summary: dict[str, Any]) -> None:
     events = f" and {summary['interactions']:,} interactions" if summary["interactions"] else ""
     typer.echo(f"{directory}: {summary['items']:,} items{events}; catalog.json there describes them.")
-
-
-def _print(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _fail(sentence: str) -> None:

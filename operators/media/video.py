@@ -82,7 +82,6 @@ def _sample(
     Containers without an index (MPEG-TS) may seek to between key frames, where nothing can be decoded rightly; then it
     is decoded from the beginning.
     """
-    last = None
     for start in (second, 0.0):
         container.seek(int(start * av.time_base))
         last = None

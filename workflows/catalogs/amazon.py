@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from storage import files
 from storage.errors import UserError
@@ -41,33 +39,18 @@ def _read_items(source: str) -> pa.Table:
     wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
     if wrong:
         raise UserError(f"Line {wrong} of items.tsv must be an item, one tab and its text.")
-    return pa.table(
-        {
-            "item_id": pa.array([item for item, _ in rows], pa.string()),
-            "title": pa.array([text or None for _, text in rows], pa.string()),
-            "description": pa.nulls(len(rows), pa.string()),
-            "media": pa.array([[]] * len(rows), canonical.MEDIA),
-            "attributes": pa.nulls(len(rows), canonical.ITEMS[4].type),
-        },
-        schema=canonical.ITEMS,
-    )
+    ids, titles = [item for item, _ in rows], [text or None for _, text in rows]
+    return canonical.items_table(ids, titles, [[]] * len(rows), [None] * len(rows))
 
 
 def _read_sequences(source: str) -> pa.Table:
-    words = pc.ascii_split_whitespace(pa.array(_lines(source, "sequences.txt"), pa.string()))
-    lengths = words.value_lengths().to_numpy(zero_copy_only=False)
-    if (lengths < 2).any():
-        line = int(np.argmax(lengths < 2)) + 1
-        raise UserError(f"Line {line} of sequences.txt must be a user and at least one item, separated by spaces.")
-    positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    events = pa.table(
-        {
-            "user_id": pc.take(pc.list_element(words, 0), pc.list_parent_indices(words)),
-            "item_id": pc.list_flatten(words),
-            "timestamp": pa.array(positions, pa.int64()).cast(pa.timestamp("s", "UTC")).cast(canonical.TIMESTAMP),
-        }
-    )
-    return events.filter(pa.array(positions > 0))  # the first word of a line is the user
+    rows = [line.split() for line in _lines(source, "sequences.txt")]
+    wrong = next((number for number, row in enumerate(rows, 1) if len(row) < 2), None)
+    if wrong:
+        raise UserError(f"Line {wrong} of sequences.txt must be a user and at least one item, separated by spaces.")
+    events = [(user, item, second) for user, *items in rows for second, item in enumerate(items, 1)]
+    user_ids, item_ids, seconds = zip(*events, strict=True)
+    return canonical.log_table(pa.array(user_ids), pa.array(item_ids), pa.array(seconds))
 
 
 def _lines(source: str, name: str) -> list[str]:

@@ -8,6 +8,7 @@ events of one user, "none" means that there is no log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -71,18 +72,35 @@ def read_csv(source: str, name: str, columns: dict[str, pa.DataType]) -> pa.Tabl
         raise UserError(f"{name} must have the columns {', '.join(columns)}, well formed: {reason}") from error
 
 
-def image_media(source: str, folder: str, names: list[str]) -> tuple[pa.Array, list[str]]:
-    """Returns the media column for one image name per item, and the names that exist in `source/folder`."""
-    fs, path = files.filesystem(files.join(source, folder))
+def items_table(
+    item_ids: list[str],
+    titles: list[str | None],
+    media: list[list[dict[str, str]]],
+    attributes: Sequence[dict[str, str] | None],
+) -> pa.Table:
+    """Returns the items of a data set without descriptions."""
+    return pa.table([item_ids, titles, [None] * len(item_ids), media, attributes], schema=ITEMS)
+
+
+def log_table(user_ids: pa.Array, item_ids: pa.Array, seconds: pa.Array) -> pa.Table:
+    """Returns the events of a log from ids and unix seconds."""
+    timestamps = seconds.cast(pa.timestamp("s", "UTC")).cast(TIMESTAMP)
+    return pa.table({"user_id": user_ids, "item_id": item_ids, "timestamp": timestamps})
+
+
+def copy_images(source: str, item_ids: list[str], directory: str) -> list[list[dict[str, str]]]:
+    """Copies `ITEM_ID.jpg` from the folder `source` into the catalogue and returns the media of each item.
+
+    They are copied because links that leave a catalogue's root are refused when media are fetched.
+    """
+    fs, path = files.filesystem(source)
     present = {uri.rsplit("/", 1)[-1] for uri in fs.ls(path, detail=False)} if fs.isdir(path) else set()
-    media = [[{"uri": f"media/{name}", "kind": "image"}] if name in present else [] for name in names]
-    return pa.array(media, MEDIA), sorted(present.intersection(names))
-
-
-def copy_media(source: str, folder: str, names: list[str], directory: str) -> None:
-    """Copies media files into the catalogue, because links that leave its root are refused when media are fetched."""
-    for name in names:
-        files.write_bytes(files.join(directory, "media", name), files.read_bytes(files.join(source, folder, name)))
+    media: list[list[dict[str, str]]] = []
+    for name in (f"{item_id}.jpg" for item_id in item_ids):
+        if name in present:
+            files.write_bytes(files.join(directory, "media", name), files.read_bytes(files.join(source, name)))
+        media.append([{"uri": f"media/{name}", "kind": "image"}] if name in present else [])
+    return media
 
 
 def write_catalog(

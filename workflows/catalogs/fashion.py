@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from storage import files
 from storage.errors import UserError
 from workflows.catalogs import canonical
 
@@ -24,35 +24,21 @@ def import_fashion(source: str, directory: str) -> dict[str, Any]:
     """
     canonical.require_empty(directory)
     columns = dict.fromkeys(("product_id", "title", "attributes"), pa.string())
-    products = canonical.read_csv(source, "products.csv", columns).combine_chunks()
-    parts = pc.split_pattern(products["attributes"], " - ")
-    wrong = pc.fill_null(pc.not_equal(pc.list_value_length(parts), len(ATTRIBUTES)), fill_value=False)
-    if pc.any(wrong).as_py():
-        first = products.filter(wrong)["product_id"][0].as_py()
+    ids, titles, texts = (column.to_pylist() for column in canonical.read_csv(source, "products.csv", columns).columns)
+    parts = [text.split(" - ") if text else () for text in texts]
+    wrong = [product for product, values in zip(ids, parts, strict=True) if len(values) not in (0, len(ATTRIBUTES))]
+    if wrong:
         raise UserError(
-            f"The attributes of product {first} in products.csv must be {len(ATTRIBUTES)} values joined by ' - '."
+            f"The attributes of product {wrong[0]} in products.csv must be {len(ATTRIBUTES)} values joined by ' - '."
         )
-    media, images = canonical.image_media(
-        source, "images", [f"{product}.jpg" for product in products["product_id"].to_pylist()]
-    )
-    attributes = [dict(zip(ATTRIBUTES, values or (), strict=False)) for values in parts.to_pylist()]
-    items = pa.table(
-        {
-            "item_id": products["product_id"],
-            "title": products["title"],
-            "description": pa.nulls(products.num_rows, pa.string()),
-            "media": media,
-            "attributes": pa.array(attributes, canonical.ITEMS[4].type),
-        },
-        schema=canonical.ITEMS,
-    )
-    canonical.copy_media(source, "images", images, directory)
+    media = canonical.copy_images(files.join(source, "images"), ids, directory)
+    attributes = [dict(zip(ATTRIBUTES, values, strict=False)) for values in parts]
     return canonical.write_catalog(
         directory,
         name="fashion",
         source="Fashion product images",
-        items=items,
+        items=canonical.items_table(ids, titles, media, attributes),
         interactions=None,
         timestamps="none",
-        notes=[f"{len(images)} of {items.num_rows} items have a photo", "items alone: there is no log"],
+        notes=[f"{sum(map(bool, media))} of {len(ids)} items have a photo", "items alone: there is no log"],
     )

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage import files
 from storage.errors import UserError
 from workflows.catalogs import canonical
 
@@ -32,34 +33,16 @@ def import_movielens(source: str, directory: str) -> dict[str, Any]:
     )
     if any(column.null_count for column in ratings.columns):
         raise UserError("ratings.csv has rows with empty fields: fill them in or remove them.")
-    names = [f"{movie}.jpg" for movie in movies["movieId"].to_pylist()]
-    media, posters = canonical.image_media(source, "posters", names)
-    genres = movies["genres"].to_pylist()
-    items = pa.table(
-        {
-            "item_id": movies["movieId"],
-            "title": movies["title"],
-            "description": pa.nulls(movies.num_rows, text),
-            "media": media,
-            "attributes": pa.array([{"genres": value} if value else {} for value in genres], canonical.ITEMS[4].type),
-        },
-        schema=canonical.ITEMS,
-    )
-    interactions = pa.table(
-        {
-            "user_id": ratings["userId"],
-            "item_id": ratings["movieId"],
-            "timestamp": ratings["timestamp"].cast(pa.timestamp("s", "UTC")).cast(canonical.TIMESTAMP),
-            "label": pc.greater_equal(ratings["rating"], LIKED).cast(pa.float32()),
-        }
-    )
-    canonical.copy_media(source, "posters", posters, directory)
+    log = canonical.log_table(ratings["userId"], ratings["movieId"], ratings["timestamp"])
+    liked = pc.greater_equal(ratings["rating"], LIKED).cast(pa.float32())
+    ids, titles, genres = (column.to_pylist() for column in movies.columns)
+    media = canonical.copy_images(files.join(source, "posters"), ids, directory)
     return canonical.write_catalog(
         directory,
         name="movielens",
         source="MovieLens (GroupLens), https://grouplens.org/datasets/movielens/",
-        items=items,
-        interactions=interactions,
+        items=canonical.items_table(ids, titles, media, [{"genres": value} if value else {} for value in genres]),
+        interactions=log.append_column("label", liked),
         timestamps="real",
-        notes=[f"label = rating >= {LIKED:g}", f"{len(posters)} of {items.num_rows} items have a poster"],
+        notes=[f"label = rating >= {LIKED:g}", f"{sum(map(bool, media))} of {len(ids)} items have a poster"],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -133,11 +134,9 @@ def _plan(steps: Sequence[Step], nodes: Sequence[Node], blocks: int) -> list[Gro
     sizes = [Pool(min=actors) for actors in range(max(1, min(cpus - READER_CPUS, blocks)), 0, -1)]
     for shared in [*sizes, *(Pool(num_cpus=share) for share in SHARES)]:
         groups = [Group(tuple(run), run[0].pool or shared) for run in runs]
-        try:
+        with suppress(UnschedulableError):
             check_fits(groups, nodes)
-        except UnschedulableError:
-            continue
-        return groups
+            return groups
     others = ", ".join(step.name for step in steps if step.pool is None)
     if not fixed:
         raise UnschedulableError(None, f"finds no CPU for {others}: {_room(nodes)}")

@@ -8,25 +8,25 @@ resumed stream appends, using Ray's row-level checkpoint, which is kept under th
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from operators.base import KEPT, REJECTED, Operator, apply, with_outcome
+from operators.base import Operator, apply, with_outcome
 from storage import files
 from storage.errors import UserError
+from workflows.distributed.polling import polled
 from workflows.distributed.pools import Group
 
 if TYPE_CHECKING:
     import ray.data
 
 TURN_S = 0.2
+POLL_S = 2.0
 
 
 class _Worker:
@@ -102,7 +102,8 @@ def stream(
     context.raise_original_map_exception = True  # keeps an operator's UserError as the cause
     context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
     fs, path = files.filesystem(files.join(sink, "rows"))
-    with ray.data.DataContext.current(context), _watch(sink, on_rows):
+    known: dict[str, int] = {}
+    with ray.data.DataContext.current(context), polled(lambda: on_rows(committed_rows(sink, known)), POLL_S):
         rows = parquet_rows(source).repartition(target_num_rows_per_block=commit_rows)
         written = [*columns, "issues", "outcome"]
         for position, group in enumerate(groups):
@@ -156,31 +157,9 @@ def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
 
 def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yields the committed rows of one outcome in batches."""
-    if outcome not in (KEPT, REJECTED):
-        raise ValueError(outcome)
     uri = files.join(sink, "rows", f"outcome={outcome}")
     if files.exists(uri):
         yield from files.dataset(uri).to_batches(columns=columns)
-
-
-@contextmanager
-def _watch(sink: str, on_rows: Callable[[int], None], every_s: float = 2.0) -> Iterator[None]:
-    """Reports the number of committed rows while the body runs."""
-    done = threading.Event()
-    known: dict[str, int] = {}
-
-    def poll() -> None:
-        while not done.wait(every_s):
-            on_rows(committed_rows(sink, known))
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        on_rows(committed_rows(sink, known))
 
 
 def parquet_rows(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:

@@ -35,6 +35,7 @@ from models.common.collectives import broadcast
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from workflows.distributed.polling import polled
 
 POLL_S = 1.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that the user can fix
@@ -110,7 +111,7 @@ def fit(
         ),
     )
     try:
-        with _interrupts_restored(), _followed(newest, progress):
+        with _interrupts_restored(), polled(_Followed(newest, progress), POLL_S):
             history = trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.WorkerGroupError as error:
         raise one_cause(name, error.worker_failures) from error
@@ -149,7 +150,7 @@ def report(metrics: dict[str, Any], save: Callable[[Path], None] | None = None, 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(folder)
-        if ray.train.get_context().get_world_rank() == 0:
+        if is_first():
             (folder / HISTORY).write_text(json.dumps(_history))
         kept = ray.train.Checkpoint.from_directory(name) if any(folder.iterdir()) else None
         ray.train.report(metrics, checkpoint=kept)
@@ -188,7 +189,7 @@ def reported() -> list[dict[str, Any]]:
 
 def save_tensors(snapshot: Callable[[], dict[str, torch.Tensor]], folder: Path) -> None:
     """Writes rank 0's tensors as a state; the other ranks write nothing."""
-    if ray.train.get_context().get_world_rank() == 0:
+    if is_first():
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot().items()}
         safetensors.torch.save_file(plain, folder / STATE)
 
@@ -244,30 +245,18 @@ class _Newest(UserCallback):
         files.write_json(self._uri, metrics[0])
 
 
-@contextmanager
-def _followed(uri: str, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Polls a JSON file once a second and calls `progress` with each new content, the last one included."""
-    files.remove(uri)  # a killed attempt may have left one
-    done = threading.Event()
+class _Followed:
+    """Calls `progress` with the content of a JSON file whenever it is new."""
 
-    def follow() -> None:
-        last = None
-        while True:
-            ended = done.wait(POLL_S)
-            newest = files.read_json(uri) if files.exists(uri) else None
-            if newest is not None and newest != last:
-                progress(newest)
-                last = newest
-            if ended:
-                return
+    def __init__(self, uri: str, progress: Callable[[dict[str, Any]], None]) -> None:
+        files.remove(uri)  # a killed attempt may have left one
+        self._uri, self._progress, self._last = uri, progress, None
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    def __call__(self) -> None:
+        newest = files.read_json(self._uri) if files.exists(self._uri) else self._last
+        if newest != self._last:
+            self._progress(newest)
+            self._last = newest
 
 
 def one_cause(name: str, failures: dict[int, Exception]) -> Exception:

@@ -85,9 +85,8 @@ def load(path: str, overrides: list[str]) -> Definition:
     text = _read(path)
     definition = resolve(_apply_overrides(_parse(text, path), overrides), source=path)
     definition._places.update(_lines(yaml.compose(text), path))
-    for override in overrides:
-        key = override.partition("=")[0]
-        definition._places[key] = f"--set {key}"
+    keys = (override.partition("=")[0] for override in overrides)
+    definition._places.update({key: f"--set {key}" for key in keys})
     return definition
 
 
@@ -160,11 +159,11 @@ def _read(path: str) -> str:
         raise UserError(f"{path} cannot be read as a workflow definition: {error}.") from error
 
 
-def _parse(text: str, path: str) -> Any:
+def _parse(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def _lines(node: yaml.Node | None, path: str, above: str = "") -> dict[str, str]:
@@ -181,10 +180,7 @@ def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"--set {override!r} must have the form key=value, for example stages.rank.epochs=2.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {override!r}: the value is not valid YAML.") from error
+        value = _parse(text, f"--set {override!r}: the value")
         node = raw
         *parents, last = key.split(".")
         for parent in parents:

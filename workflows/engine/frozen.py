@@ -9,7 +9,6 @@ import xxhash
 from storage import files
 from storage.errors import UserError
 from storage.manifest import first_unfinished
-from storage.run import RunDir
 
 
 def check_frozen(frozen: str, root: str, stage: str) -> None:
@@ -32,7 +31,7 @@ def frozen_identity(frozen: str | None, *parts: str) -> dict[str, Any] | None:
         return None
     digests: dict[str, Any] = {}
     for part in parts:
-        fs, path = files.filesystem(RunDir(frozen).uri(*part.split("/")))
+        fs, path = files.filesystem(files.join(frozen, part))
         names = sorted(fs.find(path)) if fs.exists(path) else []
         digests[part] = [xxhash.xxh3_64_hexdigest(fs.cat_file(name)) for name in names]
     return digests

@@ -10,7 +10,7 @@ import dataclasses
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,6 @@ from storage.hashing import fingerprint
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.distributed import cluster
-from workflows.distributed.pools import Node
 from workflows.engine.console import Reporter
 from workflows.engine.definition import Definition, dump
 from workflows.engine.preflight import logical_cpus, needs_ray, preflight
@@ -72,7 +71,16 @@ def execute(
                 stack.enter_context(cluster.connected(address, logical_cpus(definition, nodes)))
             if start is not None:
                 files.remove(run.uri("checkpoints", name))
-            context = _context(definition, run, reporter, fingerprints[name], nodes)
+            context = Context(
+                run=run,
+                catalog=definition.catalog,
+                seed=definition.seed,
+                fingerprint=fingerprints[name],
+                log=reporter.line,
+                progress=lambda done, total: None,
+                nodes=nodes,
+                split=definition.split,
+            )
             _run_stage(name, config, context, manifest, reporter)
     return manifest
 
@@ -147,28 +155,7 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
     return fingerprints
 
 
-def _context(
-    definition: Definition, run: RunDir, reporter: Reporter, stage_fingerprint: str, nodes: Sequence[Node]
-) -> Context:
-    return Context(
-        run=run,
-        catalog=definition.catalog,
-        seed=definition.seed,
-        fingerprint=stage_fingerprint,
-        log=reporter.line,
-        progress=lambda done, total: None,
-        nodes=nodes,
-        split=definition.split,
-    )
-
-
-def _run_stage(
-    name: str,
-    config: StageConfig,
-    context: Context,
-    manifest: Manifest,
-    reporter: Reporter,
-) -> None:
+def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manifest, reporter: Reporter) -> None:
     root = context.run.root
     entry = StageEntry(
         state="running", fingerprint=context.fingerprint, started=datetime.now(UTC).isoformat(timespec="seconds")
@@ -181,18 +168,16 @@ def _run_stage(
         with reporter.stage(name) as progress:
             result = stage(name).run(config, dataclasses.replace(context, progress=progress))
         _check_result(name, result, config)
+        entry.state, computed = "complete", result.rows_in - result.metrics.get("reused", 0)
+        for field in dataclasses.fields(result):
+            setattr(entry, field.name, getattr(result, field.name))
     except BaseException as error:
-        entry.state, entry.error = "failed", f"{type(error).__name__}: {error}"[:1000]
-        entry.seconds = round(time.monotonic() - began, 3)
-        write_manifest(root, manifest)
+        entry.state, entry.error, computed = "failed", f"{type(error).__name__}: {error}"[:1000], 0
         raise
-    entry.seconds = round(time.monotonic() - began, 3)
-    entry.state = "complete"
-    entry.rows_in, entry.rows_out = result.rows_in, result.rows_out
-    entry.rejected, entry.degraded, entry.metrics = result.rejected, result.degraded, result.metrics
-    computed = result.rows_in - result.metrics.get("reused", 0)
-    entry.rows_per_second = round(computed / max(entry.seconds, 1e-3), 1)
-    write_manifest(root, manifest)
+    finally:
+        entry.seconds = round(time.monotonic() - began, 3)
+        entry.rows_per_second = round(computed / max(entry.seconds, 1e-3), 1)
+        write_manifest(root, manifest)
     files.remove(context.run.uri("checkpoints", name))
     dropped = f", {result.rejected} rejected" if result.rejected else ""
     dropped += f", {result.degraded} degraded" if result.degraded else ""

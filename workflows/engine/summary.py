@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from storage import files
 from storage.manifest import Manifest
@@ -24,9 +24,9 @@ KINDS = (  # title of a table, the metric that selects its rows, and its columns
 
 def summary(manifest: Manifest, root: str) -> str:
     """Returns the stages with counts and speeds, the headline metrics, errors, and the path of the report."""
-    table = Table(title=f"{manifest.name} — {root}", title_justify="left", box=None, pad_edge=False)
-    for column in ("stage", "state", "rows in", "rows out", "rejected", "degraded", "seconds", "rows/s"):
-        table.add_column(column, justify="left" if column in ("stage", "state") else "right")
+    columns = ("rows in", "rows out", "rejected", "degraded", "seconds", "rows/s")
+    table = Table("stage", "state", *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
+    table.title, table.title_justify = f"{manifest.name} — {root}", "left"
     for name, entry in manifest.stages.items():
         counts = (entry.rows_in, entry.rows_out, entry.rejected, entry.degraded)
         numbers = [f"{count:,}" for count in counts]
@@ -53,10 +53,7 @@ def _tables(metrics: dict[str, dict[str, Any]]) -> Iterator[Table]:
         rows = {name: values for name, values in metrics.items() if decisive in values}
         if not rows:
             continue
-        table = Table(box=None, pad_edge=False)
-        table.add_column(title)
-        for column in columns:
-            table.add_column(column, justify="right")
+        table = Table(title, *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
         for name, values in rows.items():
             table.add_row(name, *(f"{values[column]:.4f}" if column in values else "" for column in columns))
         yield table

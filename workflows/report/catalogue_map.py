@@ -73,11 +73,9 @@ def read_map(source: Source) -> Map | None:
     if not ids:
         return None
     items = source.rows(ids, "catalog", "items", columns=["title", "media"])
-    sids = source.rows(ids, "sids", columns=["codes"])
     pictures = dict(_pictures(source, items, ids))
-    codes = {item_id: row["codes"] for item_id, row in sids.items()}
-    order = sorted(range(len(ids)), key=lambda row: (codes.get(ids[row]) or [], ids[row]))
-    table = table.take(order)
+    codes = {item_id: row["codes"] or [] for item_id, row in source.rows(ids, "sids", columns=["codes"]).items()}
+    table = table.take(sorted(range(len(ids)), key=lambda row: (codes.get(ids[row], []), ids[row])))
     naive = table["naive_code"].to_pylist()
     places = _places(np.column_stack([table["x"], table["y"]]))
     plots = [_plot("Level 1 of the semantic IDs", places, table["code"].to_pylist())]
@@ -88,7 +86,7 @@ def read_map(source: Source) -> Map | None:
             Item(
                 item_id=item_id,
                 title=(items.get(item_id, {}).get("title") or item_id)[:TITLE_LENGTH],
-                sid=sid_string(codes.get(item_id) or []),
+                sid=sid_string(codes.get(item_id, [])),
                 naive="" if code is None else sid_string([code]),
                 picture=pictures.get(item_id, ""),
             )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, get_args
 
 import polars as pl
 from markupsafe import Markup
 
 from storage import files
-from storage.manifest import StageEntry
+from storage.manifest import State
 from workflows.engine.registry import ORDER
 from workflows.report import figures
 from workflows.report.source import Source
@@ -26,15 +28,6 @@ class Tile:
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """A stage and its share of the run's seconds."""
-
-    name: str
-    entry: StageEntry
-    share: float
 
 
 @dataclass(frozen=True)
@@ -65,84 +58,56 @@ class Reason:
     examples: list[tuple[str, str]]  # item_id, detail
 
 
-def stages(source: Source) -> list[StageRow]:
-    """Returns one row per stage."""
-    total = sum(entry.seconds for entry in source.stages.values()) or 1.0
-    return [StageRow(name, entry, entry.seconds / total) for name, entry in source.stages.items()]
-
-
 def problems(source: Source) -> list[str]:
     """Returns one sentence per reason why the page is incomplete or out of date."""
     entries = source.stages
-    sentences = [
-        f"{name} failed: {entry.error or 'no reason was recorded'}"
-        for name, entry in entries.items()
-        if entry.state == "failed"
-    ]
-    if running := [name for name, entry in entries.items() if entry.state == "running"]:
-        sentences.append(f"Still running, or killed before the end: {listing(running)}.")
-    if pending := [name for name, entry in entries.items() if entry.state == "pending"]:
-        sentences.append(f"Not run yet: {listing(pending)}.")
-    newest, stale = "", []
-    for name, entry in entries.items():
-        if entry.state == "complete" and entry.started < newest:
-            stale.append(name)
-        newest = max(newest, entry.started)
-    if stale:
-        sentences.append(f"Older than a stage before them, with the numbers of an earlier attempt: {listing(stale)}.")
-    return sentences
+    by_state = {state: [name for name in entries if entries[name].state == state] for state in get_args(State)}
+    newest = dict(zip(entries, accumulate((entry.started for entry in entries.values()), max), strict=True))
+    named = {
+        "Still running, or killed before the end": by_state["running"],
+        "Not run yet": by_state["pending"],
+        "Older than a stage before them, with the numbers of an earlier attempt": [
+            name for name in by_state["complete"] if entries[name].started < newest[name]
+        ],
+    }
+    failed = [f"{name} failed: {entries[name].error or 'no reason was recorded'}" for name in by_state["failed"]]
+    return failed + [f"{problem}: {listing(names)}." for problem, names in named.items() if names]
 
 
 def left_out(source: Source) -> str:
     """Returns the names of the stages that are not in the definition, as one string."""
-    names = [name for name in ORDER if name != "report" and name not in source.stages]
-    return listing(names) if names else ""
+    return listing([name for name in ORDER if name != "report" and name not in source.stages])
 
 
-def tiles(source: Source) -> list[Tile]:
-    """Returns the key numbers of the stages that have run."""
-    shown = []
+def tiles(source: Source) -> Iterator[Tile]:
+    """Yields the key numbers of the stages that have run."""
     entries, metrics = source.manifest.stages, source.metrics("evaluate")
     last = next((name for name in ("interpret", "ingest") if source.complete(name)), None)
     if last:
         bad = sum(entries[name].rejected for name in ("ingest", "interpret") if source.complete(name))
-        shown.append(
-            Tile(
-                "items",
-                count(entries[last].rows_out),
-                f"{count(bad)} rejected, {count(entries[last].degraded)} degraded",
-            )
-        )
+        note = f"{count(bad)} rejected, {count(entries[last].degraded)} degraded"
+        yield Tile("items", count(entries[last].rows_out), note)
     if log := source.metrics("ingest").get("interactions"):
-        shown.append(Tile("interactions", count(log["rows_out"]), f"{count(sum(log['dropped'].values()))} dropped"))
+        yield Tile("interactions", count(log["rows_out"]), f"{count(sum(log['dropped'].values()))} dropped")
     if card := source.fit("quantize").get("scorecard"):
-        shown.append(
-            Tile(
-                "SID collisions",
-                percent(card.get("collision_share")),
-                f"{percent(card.get('collision_share_after'))} after deduplication",
-            )
-        )
+        note = f"{percent(card.get('collision_share_after'))} after deduplication"
+        yield Tile("SID collisions", percent(card.get("collision_share")), note)
     if ranker := metrics.get("ranker"):
         popularity = decimal(metrics.get("popularity", {}).get("auc"), 3)
-        shown.append(Tile("AUC of the ranker", decimal(ranker.get("auc"), 3), f"popularity {popularity}"))
+        yield Tile("AUC of the ranker", decimal(ranker.get("auc"), 3), f"popularity {popularity}")
     if gain := metrics.get("auc_gain"):
-        shown.append(
-            Tile(
-                f"AUC gain over {gain['over']}", f"{gain['mean']:+.3f}", f"95% interval {interval(gain['interval'], 3)}"
-            )
-        )
+        note = f"95% interval {interval(gain['interval'], 3)}"
+        yield Tile(f"AUC gain over {gain['over']}", f"{gain['mean']:+.3f}", note)
     if generator := metrics.get("generator"):
         sasrec = metrics.get("sasrec", {}).get("ndcg@10")
         note = f"SASRec {decimal(sasrec)}" if is_number(sasrec) else ""
-        shown.append(Tile("NDCG@10 of the generator", decimal(generator.get("ndcg@10")), note))
+        yield Tile("NDCG@10 of the generator", decimal(generator.get("ndcg@10")), note)
     if recall := retrieval(source):
         row = recall.rows[0]
-        shown.append(Tile(f"{recall.columns[1].lower()} of the retriever", row[1], f"popularity {recall.rows[1][1]}"))
+        yield Tile(f"{recall.columns[1].lower()} of the retriever", row[1], f"popularity {recall.rows[1][1]}")
     done = sum(entry.state == "complete" for entry in source.stages.values())
     seconds = sum(entry.seconds for entry in source.stages.values())
-    shown.append(Tile("time", duration(seconds), f"{done} of {len(source.stages)} stages complete"))
-    return shown
+    yield Tile("time", duration(seconds), f"{done} of {len(source.stages)} stages complete")
 
 
 def trend(title: str, history: list[dict[str, Any]], x: str, keys: dict[str, str], mark: float | None = None) -> Figure:
@@ -190,16 +155,13 @@ def scores(source: Source) -> Table | None:
     metrics = _scorers(source)
     if not metrics:
         return None
-    with_interval = any("auc_interval" in values for values in metrics.values())
-    rows = [
-        [
-            name,
-            *(decimal(values.get(key)) for key in SCORES),
-            *([interval(values.get("auc_interval"))] if with_interval else []),
-        ]
-        for name, values in metrics.items()
-    ]
-    return Table(["scorer", *SCORES.values(), *(["95% interval of AUC"] if with_interval else [])], rows)
+    columns = ["scorer", *SCORES.values()]
+    rows = [[name, *(decimal(values.get(key)) for key in SCORES)] for name, values in metrics.items()]
+    if any("auc_interval" in values for values in metrics.values()):
+        columns.append("95% interval of AUC")
+        for row, values in zip(rows, metrics.values(), strict=True):
+            row.append(interval(values.get("auc_interval")))
+    return Table(columns, rows)
 
 
 def slices(source: Source) -> Table | None:
@@ -266,12 +228,8 @@ def rejects(source: Source) -> list[Reason]:
             .group_by("severity", "code", maintain_order=True)
             .agg(pl.len().alias("rows"), pl.col("item_id", "detail").head(EXAMPLES))
         )
-        reasons += [
-            Reason(
-                stage, row["severity"], row["code"], row["rows"], list(zip(row["item_id"], row["detail"], strict=True))
-            )
-            for row in groups.iter_rows(named=True)
-        ]
+        for severity, code, rows, ids, details in groups.iter_rows():
+            reasons.append(Reason(stage, severity, code, rows, list(zip(ids, details, strict=True))))
     return reasons
 
 

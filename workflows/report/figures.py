@@ -59,10 +59,9 @@ def curves(
             axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), label="kept")
         if len(series) > 1 or mark is not None:
             axes.legend()
-        axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return _svg(draw, height=2.7)
+    return _svg(draw, x_label, height=2.7)
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float]], *, x_label: str, mark: float | None = None) -> Markup:
@@ -87,9 +86,8 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], *, x_label: str, 
         axes.set_yticks(list(at), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(x_label)
 
-    return _svg(draw, height=0.7 + 0.4 * len(rows))
+    return _svg(draw, x_label, height=0.7 + 0.4 * len(rows))
 
 
 def band(
@@ -121,15 +119,16 @@ def band(
         if dots:
             axes.plot(*zip(*dots, strict=True), "o", color=SERIES[1], markersize=3, alpha=0.7)
         axes.set_xticks(x)
-        axes.set_xlabel(x_label)
 
-    return _svg(draw, height=2.7)
+    return _svg(draw, x_label, height=2.7)
 
 
-def _svg(draw: Callable[[Axes], None], *, height: float) -> Markup:
+def _svg(draw: Callable[[Axes], None], x_label: str, *, height: float) -> Markup:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.0, height), layout="constrained")
-        draw(figure.subplots())
+        axes = figure.subplots()
+        axes.set_xlabel(x_label)
+        draw(axes)
         out = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from models.semantic_ids.suffixes import sid_string
 from storage.hashing import hash_order
@@ -42,14 +41,13 @@ def sample(source: Source) -> list[Card]:
     codes = source.rows(chosen, "sids", columns=["codes"]) if source.complete("quantize") else {}
     chosen = [item_id for item_id in chosen if item_id in items]  # a newer ingest may have removed some
     chosen.sort(key=lambda item_id: codes.get(item_id, {}).get("codes") or [])
-    return [_card(source, items[item_id], captions.get(item_id, {}), codes.get(item_id, {})) for item_id in chosen]
-
-
-def _card(source: Source, item: dict[str, Any], caption: dict[str, Any], sid: dict[str, Any]) -> Card:
-    return Card(
-        item_id=item["item_id"],
-        title=item["title"] or "",
-        caption=caption.get("caption") or "",
-        sid=sid_string(sid.get("codes") or []),
-        picture=picture(item["media"], source, PREVIEW),
-    )
+    return [
+        Card(
+            item_id=item_id,
+            title=items[item_id]["title"] or "",
+            caption=captions.get(item_id, {}).get("caption") or "",
+            sid=sid_string(codes.get(item_id, {}).get("codes") or []),
+            picture=picture(items[item_id]["media"], source, PREVIEW),
+        )
+        for item_id in chosen
+    ]

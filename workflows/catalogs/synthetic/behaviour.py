@@ -13,8 +13,8 @@ import datetime as dt
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from operators.columns import positions
 from storage import files
 from workflows.catalogs.canonical import TIMESTAMP
 from workflows.catalogs.synthetic.drawing import CATEGORIES, COLOURS, MATERIALS, PATTERNS
@@ -99,13 +99,14 @@ def click_probability(pairs: pa.Table, users: pa.Table, items: pa.Table) -> np.n
     Raises:
         ValueError: a user or an item is not in the tables.
     """
-    user, item = _rows(pairs["user_id"], users["user_id"]), _rows(pairs["item_id"], items["item_id"])
+    user, item = (positions(pairs[key], known[key]) for key, known in (("user_id", users), ("item_id", items)))
+    if unknown := int(((user < 0) | (item < 0)).sum()):
+        raise ValueError(f"{unknown} rows name a user or an item that is not in the truth tables")
     tastes = np.column_stack([users[name].to_numpy() for name in TASTE_COLUMNS])
-    logit, offset = np.full(pairs.num_rows, BIAS), 0
-    for attribute, values in ATTRIBUTES.items():
-        codes = pc.index_in(items[attribute], pa.array(values)).to_numpy()
-        logit += tastes[user, offset + codes[item]]
-        offset += len(values)
+    logit = np.full(pairs.num_rows, BIAS)
+    for attribute in ATTRIBUTES:
+        columns = [f"{attribute}={value}" for value in items[attribute].to_pylist()]
+        logit += tastes[user, positions(columns, TASTE_COLUMNS)[item]]
     seen = items["first_seen"].cast(pa.int64()).to_numpy()[item]
     age = (pairs["timestamp"].cast(TIMESTAMP).cast(pa.int64()).to_numpy() - seen) / DAY_US
     logit += QUALITY * items["quality"].to_numpy()[item] + NOVELTY * np.exp(-np.maximum(age, 0) / NOVELTY_DAYS)
@@ -185,10 +186,3 @@ def draw_clicks(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 def _epoch_us() -> int:
     return int(START.timestamp()) * SECOND_US
-
-
-def _rows(values: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
-    rows = pc.index_in(values, pa.array(known.to_pylist(), pa.string()))
-    if rows.null_count:
-        raise ValueError(f"{rows.null_count} rows name a user or an item that is not in the truth tables")
-    return rows.to_numpy()

@@ -146,9 +146,8 @@ def _draw_item(look: Look, rng: np.random.Generator, style: Style) -> Image.Imag
     colours = surface(base.astype(np.float32), pattern, look.material, rng)
     layer = Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
     alpha = ImageChops.lighter(body, trim)
-    tone = tuple(int(value) for value in base * 0.55 + (18 if style == "fill" else 0))
     if style == "fill":
-        layer.paste(tone, mask=trim)
+        layer.paste(tuple(int(value) for value in base * 0.55 + 18), mask=trim)
     else:
         outline = ImageChops.lighter(_outline(body), _outline(trim))
         layer.paste(tuple(int(value) for value in base), mask=outline)
