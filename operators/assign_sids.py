@@ -16,7 +16,7 @@ from operators.columns import matrix_column, matrix_of
 
 @functools.cache
 def load_quantizer(uri: str) -> Quantizer:
-    """Return the quantizer at a URI, loaded once per process."""
+    """Returns the quantizer at a URI, loaded once per process."""
     return Quantizer.load(uri)
 
 

@@ -45,15 +45,15 @@ class Operator(ABC):
         """Names and types of the columns that are added or replaced."""
 
     def setup(self) -> None:  # noqa: B027 - many operators have nothing to load
-        """Load weights; called once per process before the first table."""
+        """Loads weights; called once per process before the first table."""
 
     @abstractmethod
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the table with the output columns, rows in the same order."""
+        """Returns the table with the output columns, rows in the same order."""
 
 
 def with_outcome(table: pa.Table) -> pa.Table:
-    """Add what rows travel through a stream with: `outcome` (all kept), `issues` and `work` (all empty).
+    """Adds what rows travel through a stream with: `outcome` (all kept), `issues` and `work` (all empty).
 
     `work` says of operators behind a cache where a row's result came from, and the wall seconds that it took; see
     `operators.cached`.
@@ -68,7 +68,7 @@ def with_outcome(table: pa.Table) -> pa.Table:
 
 
 def set_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
-    """Add columns, replacing those of the same name."""
+    """Adds columns, replacing those of the same name."""
     for name, values in columns.items():
         position = table.schema.get_field_index(name)
         table = table.append_column(name, values) if position < 0 else table.set_column(position, name, values)
@@ -76,7 +76,7 @@ def set_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
 
 
 def with_failures(issues: pa.ChunkedArray, failures: Mapping[int, Iterable[Failure]]) -> pa.Array:
-    """The column `issues` with one of severity `degraded` for each failure of a model, by row."""
+    """Returns the column `issues` with one of severity `degraded` for each failure of a model, by row."""
     rows = issues.to_pylist()
     for row, found in failures.items():
         rows[row] += [{"severity": "degraded", "code": one.code, "detail": one.detail[:500]} for one in found]
@@ -84,7 +84,7 @@ def with_failures(issues: pa.ChunkedArray, failures: Mapping[int, Iterable[Failu
 
 
 def apply(operator: Operator, table: pa.Table) -> pa.Table:
-    """Apply an operator to the kept rows of a stream; rejected rows pass with nulls.
+    """Applies an operator to the kept rows of a stream; rejected rows pass with nulls.
 
     When a batch fails, its halves are tried, down to the single rows that cannot be processed; those are rejected
     with the code `operator_error`. One bad row therefore costs itself alone.

@@ -102,7 +102,7 @@ class CachedOperator(Operator):
         return set_columns(table, columns)
 
     def _gates(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows may be computed, and which may be looked up: bool [N] each."""
+        """Tells which rows may be computed, and which may be looked up: bool [N] each."""
         if self.gate is None:
             return np.ones(table.num_rows, bool), np.ones(table.num_rows, bool)
         gate = table[self.gate].fill_null("")
@@ -110,7 +110,7 @@ class CachedOperator(Operator):
         return is_open, is_open | pc.equal(gate, CACHED_ONLY).to_numpy()
 
     def _look_up(self, folder: str, keys: list[bytes | int]) -> dict[bytes | int, pa.RecordBatch]:
-        """The known results, each a batch of one row."""
+        """Returns the known results, each a batch of one row."""
         if self.cache is None:
             return {}
         found = Cache(self.cache).get_many(folder, [key for key in keys if isinstance(key, bytes)])
@@ -119,7 +119,7 @@ class CachedOperator(Operator):
         return {key: row for key, row in rows.items() if row is not None}
 
     def _compute(self, table: pa.Table, rows: list[int]) -> tuple[pa.Table, float]:
-        """Call the operator on some rows.
+        """Calls the operator on some rows.
 
         Returns:
             For each of these rows the operator's columns, and in `issues` those that it gained; and the seconds that
@@ -139,7 +139,7 @@ class CachedOperator(Operator):
         return results.append_column("issues", pa.array(gained, pa.list_(ISSUE))), seconds
 
     def _store(self, folder: str, keys: list[bytes | int], computed: pa.Table) -> None:
-        """Keep the results that are worth it."""
+        """Keeps the results that are worth it."""
         if self.cache is None or computed.num_rows == 0:
             return
         worth = _clean(computed) & _has_result(self.operator, computed)
@@ -161,13 +161,13 @@ def _has_result(operator: Operator, computed: pa.Table) -> np.ndarray:
 
 
 def _columns_of(operator: Operator) -> list[str]:
-    """What an operator is shown: the columns that it reads, and what rows travel with."""
+    """Returns what an operator is shown: the columns that it reads, and what rows travel with."""
     return list(dict.fromkeys((*operator.input_columns, "outcome", "issues")))
 
 
 @functools.cache
 def _set_up(operator: Operator) -> None:
-    """Load an operator's weights, once per process."""
+    """Loads an operator's weights, once per process."""
     try:
         operator.setup()
     except (MemoryError, UserError):
@@ -189,7 +189,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _keys(operator: Operator, table: pa.Table) -> list[bytes | int]:
-    """The key of each row: a digest of settings and content, or the row's number where it has none."""
+    """Returns the key of each row: a digest of settings and content, or the row's number where it has none."""
     if not operator.key_columns:
         return list(range(table.num_rows))
     parts = zip(*(_contents(table[name]) for name in operator.key_columns), strict=True)
@@ -202,7 +202,7 @@ def _keys(operator: Operator, table: pa.Table) -> list[bytes | int]:
 
 
 def _contents(column: pa.ChunkedArray) -> list[bytes]:
-    """Every value as bytes behind their length, so that no two rows of values are written alike."""
+    """Returns every value as bytes behind their length, so that no two rows of values are written alike."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
     values = column.to_pylist()
@@ -214,7 +214,7 @@ def _contents(column: pa.ChunkedArray) -> list[bytes]:
 def _plan(
     keys: list[bytes | int], found: list[bytes | int], is_open: np.ndarray, may_look: np.ndarray
 ) -> tuple[list[int], np.ndarray]:
-    """Which rows the operator is called on, and where every row finds its answer.
+    """Tells which rows the operator is called on, and where every row finds its answer.
 
     Returns:
         Rows in order, one for each key; and places, int64 [N]: 0 is NULL, then come the found ones, then these rows.
@@ -230,7 +230,7 @@ def _plan(
 
 
 def _decode(content: bytes, schema: pa.Schema) -> pa.RecordBatch | None:
-    """The row of a serialized batch without its schema; None where the content is no such row."""
+    """Returns the row of a serialized batch without its schema; None where the content is no such row."""
     try:
         batch = pa.ipc.read_record_batch(pa.py_buffer(content), schema)
         batch.validate(full=True)

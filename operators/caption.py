@@ -74,7 +74,7 @@ class Caption(Operator):
         return set_columns(table, columns)
 
     def _pictures(self, frames: list[np.ndarray], counts: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
-        """Return the rows that have pictures, one entry per picture, and the pictures for the captioner."""
+        """Returns the rows that have pictures, one entry per picture, and the pictures for the captioner."""
         starts = np.cumsum(counts) - counts
         rows = np.flatnonzero(counts).tolist()
         if self.frames == "first":
@@ -84,7 +84,7 @@ class Caption(Operator):
         return np.repeat(np.arange(len(counts)), counts).tolist(), frames
 
     def _contexts(self, table: pa.Table, counts: np.ndarray) -> list[Context]:
-        """An item's image vector speaks for the first frame, and for all where there is but one."""
+        """Returns an item's image vector speaks for the first frame, and for all where there is but one."""
         reads = self.captioner.reads
         titles = table["title"].to_pylist() if "title" in reads else [None] * len(counts)
         vectors: list[np.ndarray | None] = [None] * len(counts)
@@ -98,7 +98,7 @@ class Caption(Operator):
 
 
 def tile(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """Lay pictures out in one, row by row on white.
+    """Lays pictures out in one, row by row on white.
 
     Args:
         frames: uint8 [H, W, 3], any sizes; of more than nine, nine that are evenly spread.
@@ -122,7 +122,7 @@ def tile(frames: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def merge(texts: Sequence[str]) -> str:
-    """Join the sentences of several texts, in order, without those that say what an earlier one said.
+    """Joins the sentences of several texts, in order, without those that say what an earlier one said.
 
     Two sentences say the same if the Jaccard similarity of their words is at least `SAME`.
     """

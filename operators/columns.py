@@ -19,7 +19,7 @@ Ids: TypeAlias = Column | Sequence[str]
 
 
 def matrix_column(matrix: np.ndarray, valid: np.ndarray | None = None) -> pa.FixedSizeListArray:
-    """Return a matrix [N, D] as a column: fixed_size_list<float>[D], of integers fixed_size_list<int32>[D].
+    """Returns a matrix [N, D] as a column: fixed_size_list<float>[D], of integers fixed_size_list<int32>[D].
 
     Args:
         valid: bool [N], False for rows that become NULL.
@@ -31,7 +31,7 @@ def matrix_column(matrix: np.ndarray, valid: np.ndarray | None = None) -> pa.Fix
 
 
 def matrix_of(column: Column) -> np.ndarray:
-    """Return a fixed-size-list column without NULL as float32 [N, D], of integers int32 [N, D]; may be read-only.
+    """Returns a fixed-size-list column without NULL as float32 [N, D], of integers int32 [N, D]; may be read-only.
 
     Raises:
         ValueError: a row is NULL, see `filled_matrix`.
@@ -43,7 +43,7 @@ def matrix_of(column: Column) -> np.ndarray:
 
 
 def filled_matrix(column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Return a fixed-size-list column as float32 [N, D] with zeros where it is NULL, and where it is not, bool [N]."""
+    """Returns a fixed-size-list column as float32 [N, D] with zeros where it is NULL, and where it is not, bool [N]."""
     known = column.is_valid().to_numpy(zero_copy_only=False)
     values = np.zeros((len(column), column.type.list_size), np.float32)
     values[known] = matrix_of(column.drop_null())
@@ -51,7 +51,7 @@ def filled_matrix(column: Column) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jagged_of(column: Column) -> Jagged:
-    """Return a list column of integers as tensors, straight from its Arrow buffers."""
+    """Returns a list column of integers as tensors, straight from its Arrow buffers."""
     from models.common.jagged import from_arrays  # tables alone need no torch
 
     array = _whole(column)
@@ -60,13 +60,13 @@ def jagged_of(column: Column) -> Jagged:
 
 
 def positions(ids: Ids, among: Ids) -> np.ndarray:
-    """Return the position of each id among others, int64 [N]; -1 where it is missing, the first where it is twice."""
+    """Returns the position of each id among others, int64 [N]; -1 where it is missing, the first where it is twice."""
     found = pc.index_in(_strings(ids), _strings(among))
     return _whole(found.fill_null(-1)).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def rows_of(ids: Ids, table: pa.Table, name: str) -> pa.Table:
-    """Return the rows of a table with these values of `item_id`, in their order.
+    """Returns the rows of a table with these values of `item_id`, in their order.
 
     Args:
         name: of the table, for errors.

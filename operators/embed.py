@@ -111,7 +111,7 @@ def _first_frames(frames: pa.ChunkedArray) -> list[np.ndarray | None]:
 def _with_vectors(
     table: pa.Table, name: str, vectors: np.ndarray, valid: np.ndarray, failures: dict[int, Failure]
 ) -> pa.Table:
-    """Set a vector column: NULL where not `valid`, and NULL with a degraded issue where the model failed."""
+    """Sets a vector column: NULL where not `valid`, and NULL with a degraded issue where the model failed."""
     for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
         failures[row] = Failure("vector_not_finite", f"the {name} of the model has NaN or infinite components")
     failed = np.isin(np.arange(len(vectors)), list(failures))

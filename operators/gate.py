@@ -49,7 +49,7 @@ class GateRule:
 
 
 def activity(interactions: pl.LazyFrame) -> pl.DataFrame:
-    """Count how often and for how long items have been seen.
+    """Counts how often and for how long items have been seen.
 
     Give it the events that are known when the choice is made: those of a test split would leak into the choice.
 
@@ -113,7 +113,7 @@ def _characters(column: str) -> pl.Expr:
 
 
 def _within_budget(frame: pl.DataFrame, budget: int, known: Collection[str]) -> pl.Series:
-    """Close what is open beyond the first `budget` items in order of priority."""
+    """Closes what is open beyond the first `budget` items in order of priority."""
     hashed = np.empty(frame.height, np.int64)
     hashed[hash_order(frame["item_id"])] = np.arange(frame.height)
     place = (

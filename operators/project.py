@@ -16,7 +16,7 @@ BLOCKS = ("image_vector", "text_vector")
 
 
 def blocks_of(table: pa.Table | pa.RecordBatch) -> list[Blocks]:
-    """The raw vectors of a table as blocks of a projector, nulls marked."""
+    """Returns the raw vectors of a table as blocks of a projector, nulls marked."""
     return [filled_matrix(table[name]) for name in BLOCKS]
 
 

@@ -83,7 +83,7 @@ def give_sids(
 
 
 def known_sids(run: RunDir) -> tuple[list[str], np.ndarray]:
-    """All SIDs of a run: those of its fit, and those that were added since.
+    """Returns all SIDs of a run: those of its fit, and those that were added since.
 
     Returns:
         M distinct ids, and their codes with suffixes, int32 [M, L + 1].
@@ -92,7 +92,7 @@ def known_sids(run: RunDir) -> tuple[list[str], np.ndarray]:
 
 
 def added_sids(run: RunDir) -> list[pa.Table]:
-    """What `add_sids` has added to a run, part by part: item_id, codes with the suffix, embedding."""
+    """Returns what `add_sids` has added to a run, part by part: item_id, codes with the suffix, embedding."""
     folder = _folder(run)
     fs, path = files.filesystem(folder)
     fs.invalidate_cache(path)  # remote stores remember listings
@@ -103,7 +103,7 @@ def added_sids(run: RunDir) -> list[pa.Table]:
 def add_sids(
     run: RunDir, items: pa.Table, *, quantizer: str | None, always: bool = False, max_suffixes: int = 256
 ) -> set[str]:
-    """Give SIDs to those items that have none, for good; what the run has given already stays as it is.
+    """Gives SIDs to those items that have none, for good; what the run has given already stays as it is.
 
     Args:
         run: with `sids` and `models/quantizer`.
@@ -145,7 +145,7 @@ def add_sids(
 
 
 def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple[list[str], np.ndarray]:
-    """What the items of a run, whose quantizer of so many levels is there, get their SIDs beside.
+    """Returns what the items of a run, whose quantizer of so many levels is there, get their SIDs beside.
 
     Of a fresh fit, what was added under the very same quantizer before; of one taken over, all SIDs of the earlier run
     and those that this run has given under it.
@@ -180,7 +180,7 @@ def _distinct(tables: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
 
 
 def quantizer_digest(run: RunDir) -> str | None:
-    """What tells one fit of a run's quantizer from another."""
+    """Returns what tells one fit of a run's quantizer from another."""
     return model_digest(run.uri("models", "quantizer"))
 
 
@@ -189,7 +189,7 @@ def _folder(run: RunDir) -> str:
 
 
 def _create(uri: str, table: pa.Table) -> None:
-    """Write a Parquet file that must not be there yet; it appears whole.
+    """Writes a Parquet file that must not be there yet; it appears whole.
 
     Raises:
         FileExistsError: it is there.

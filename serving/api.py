@@ -84,7 +84,7 @@ class Problem(BaseModel):
 
 
 def http_api(pipeline: Pipeline, recommend: Callable[[Query], Awaitable[Recommendation]]) -> FastAPI:
-    """The application over a loaded run.
+    """Returns the application over a loaded run.
 
     Args:
         pipeline: what knows the items.
@@ -94,13 +94,13 @@ def http_api(pipeline: Pipeline, recommend: Callable[[Query], Awaitable[Recommen
 
     @api.post("/v1/recommend", responses={422: {"model": Problem}})
     async def recommend_items(request: RecommendRequest) -> RecommendResponse:
-        """The k items that this user would most probably like, among those new to them."""
+        """Returns the k items that this user would most probably like, among those new to them."""
         query = Query(user_id=request.user_id, history=request.history or [], k=request.k)
         return RecommendResponse.model_validate((await recommend(query))._asdict())
 
     @api.get("/v1/items/{item_id:path}", responses={404: {"model": Problem}})
     async def item(item_id: str) -> Item:
-        """One item of the catalogue."""
+        """Returns one item of the catalogue."""
         found = pipeline.item(item_id)
         if found is None:
             raise HTTPException(404, f"There is no item {item_id!r} in this catalogue.")

@@ -31,12 +31,12 @@ class Service:
     # Takes what has come in meanwhile and never waits for more.
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
     async def recommend(self, queries: list[Query]) -> list[Recommendation]:
-        """Answer queries in one pass of the model."""
+        """Answers queries in one pass of the model."""
         return self.pipeline.recommend_all(queries)
 
 
 def application(args: dict[str, Any]) -> Application:
-    """Build the application from the `args` of a Serve configuration; their names are those of `Settings`.
+    """Builds the application from the `args` of a Serve configuration; their names are those of `Settings`.
 
     Raises:
         pydantic.ValidationError: an argument is missing, unknown or out of range.

@@ -16,7 +16,7 @@ from storage.errors import UserError
 
 
 def check_port(host: str, port: int) -> None:
-    """Make sure that the service can listen there.
+    """Makes sure that the service can listen there.
 
     Raises:
         UserError: the port is out of range or taken, or the host is not one of this machine's addresses.
@@ -35,7 +35,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def deploy(settings: Settings, host: str, port: int) -> None:
-    """Start Ray Serve on the Ray of this process and wait until the application answers.
+    """Starts Ray Serve on the Ray of this process and wait until the application answers.
 
     Raises:
         UserError: Ray Serve runs on that Ray already, or the service did not come up.
@@ -65,7 +65,7 @@ def deploy(settings: Settings, host: str, port: int) -> None:
 
 
 def user_mistake(message: str) -> str | None:
-    """The sentence of the UserError that ends the traceback in a deployment's status, if one does."""
+    """Returns the sentence of the UserError that ends the traceback in a deployment's status, if one does."""
     name, found, sentence = message.strip().rpartition("\n")[2].partition(": ")
     return sentence if found and name.endswith(UserError.__name__) else None
 
@@ -81,7 +81,7 @@ def shut_down() -> None:
 
 
 def serve_forever(run: str, host: str, port: int) -> None:
-    """Serve a finished run until Ctrl-C or SIGTERM; prints its URL once it answers.
+    """Serves a finished run until Ctrl-C or SIGTERM; prints its URL once it answers.
 
     Needs a Ray that this process has joined; `serving.settings.check_servable` and `check_port` come before.
 

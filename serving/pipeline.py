@@ -53,7 +53,7 @@ class Pipeline:
     """Answers queries from memory. It takes Arrow columns and tensors, no object per user or per item but their ids."""
 
     def __init__(self, run: RunDir, *, candidates: int = 200) -> None:
-        """Load a run whose stage `rank` is complete; see `serving.settings.check_servable`.
+        """Loads a run whose stage `rank` is complete; see `serving.settings.check_servable`.
 
         Args:
             run: the run.
@@ -82,12 +82,12 @@ class Pipeline:
         self._user_dense = dense_columns(users, self._dense)
 
     def recommend(self, query: Query) -> Recommendation:
-        """Answer one query; fewer than k items only where the catalogue has no more that the user has not seen."""
+        """Answers one query; fewer than k items only where the catalogue has no more that the user has not seen."""
         return self.recommend_all([query])[0]
 
     @torch.inference_mode()
     def recommend_all(self, queries: Sequence[Query]) -> list[Recommendation]:
-        """Answer queries together: one retrieval and one pass of the ranker for all."""
+        """Answers queries together: one retrieval and one pass of the ranker for all."""
         users = [self._user(query) for query in queries]
         history = concatenate([user.history for user in users])
         seen = concatenate([user.seen for user in users])
@@ -108,13 +108,13 @@ class Pipeline:
         ]
 
     def item(self, item_id: str) -> dict[str, Any] | None:
-        """An item with all there is to show of it; None where the catalogue has no such item."""
+        """Returns an item with all there is to show of it; None where the catalogue has no such item."""
         row = self._row.get(item_id)
         return None if row is None else self._display.slice(row, 1).to_pylist(maps_as_pydicts="strict")[0]
 
     @property
     def users(self) -> int:
-        """Number of users with a history of their own."""
+        """Numbers of users with a history of their own."""
         return len(self._user_row)
 
     def _user(self, query: Query) -> _User:
@@ -150,7 +150,7 @@ class Pipeline:
 
 
 def concatenate(parts: Sequence[torch.Tensor]) -> Jagged:
-    """One list per part."""
+    """Returns one list per part."""
     lengths = torch.tensor([0, *(len(part) for part in parts)])
     return Jagged(torch.cat(list(parts)), lengths.cumsum(0))
 
@@ -169,7 +169,7 @@ def popularity(items: pa.Table) -> torch.Tensor:
 
 
 def display_table(run: RunDir, item_ids: pa.ChunkedArray) -> pa.Table:
-    """What people see of every item, in the order of `item_ids`.
+    """Returns what people see of every item, in the order of `item_ids`.
 
     Returns:
         item_id, title, description, caption, sid (spelled), attributes, media.

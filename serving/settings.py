@@ -27,7 +27,7 @@ class Settings(BaseModel):
 
 
 def check_servable(run: str) -> None:
-    """Make sure that everything the service reads was written to the end.
+    """Makes sure that everything the service reads was written to the end.
 
     Raises:
         UserError: there is no run, it has no ranker, or a stage has not finished.
@@ -41,7 +41,7 @@ def check_servable(run: str) -> None:
 
 
 def serve_config(run: str) -> str:
-    """The YAML that `serve deploy` and the serveConfigV2 of a RayService take.
+    """Returns the YAML that `serve deploy` and the serveConfigV2 of a RayService take.
 
     The code has to be on the import path of the cluster: in its image, or by a working_dir in `runtime_env`.
     """

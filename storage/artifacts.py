@@ -15,14 +15,14 @@ from storage.errors import ArtifactError
 
 
 def save_model(uri: str, kind: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Write an artifact: `kind` names what it is, `config` holds what rebuilds the module."""
+    """Writes an artifact: `kind` names what it is, `config` holds what rebuilds the module."""
     content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
     files.write_bytes(files.join(uri, "model.safetensors"), content)
     files.write_json(files.join(uri, "config.json"), {"kind": kind, **config})
 
 
 def load_model(uri: str, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read an artifact back as (config, tensors).
+    """Reads an artifact back as (config, tensors).
 
     Raises:
         ArtifactError: there is none, it is damaged, or it is of another kind.

@@ -58,7 +58,7 @@ class Cache:
         return found
 
     def put_many(self, namespace: str, values: Mapping[bytes, bytes]) -> None:
-        """Store values; what cannot be written is left out.
+        """Stores values; what cannot be written is left out.
 
         Raises:
             UserError: the scheme of the URI is unknown or its package is not installed.

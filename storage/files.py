@@ -19,7 +19,7 @@ from storage.errors import UserError
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URI and the path inside it; a plain path is local.
+    """Returns the file system of a URI and the path inside it; a plain path is local.
 
     Raises:
         UserError: the scheme is unknown or its package is not installed.
@@ -31,7 +31,7 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append path parts to a URI.
+    """Appends path parts to a URI.
 
     >>> join("s3://bucket/run/", "items", "part-0.parquet")
     's3://bucket/run/items/part-0.parquet'
@@ -45,13 +45,13 @@ def absolute(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Tells whether a file or folder is there."""
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
 
 
 def writable(uri: str) -> bool:
-    """Whether a local folder can be written or made; of remote ones only the attempt tells, so they pass."""
+    """Tells whether a local folder can be written or made; of remote ones only the attempt tells, so they pass."""
     fs, path = filesystem(uri)
     if "file" not in fs.protocol:
         return True
@@ -60,20 +60,20 @@ def writable(uri: str) -> bool:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a folder with all it holds; nothing there is fine."""
+    """Removes a file or a folder with all it holds; nothing there is fine."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of a file."""
+    """Returns the content of a file."""
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write a file atomically: readers see the old content or the new, never a part.
+    """Writes a file atomically: readers see the old content or the new, never a part.
 
     A temporary sibling is moved over the target; where a move is a copy, as in object stores, the copy is whole too.
     """
@@ -86,12 +86,12 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """Parse a JSON file."""
+    """Parses a JSON file."""
     return json.loads(read_bytes(uri))
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write a value as indented JSON, atomically; numbers that JSON does not have (NaN, infinity) become null."""
+    """Writes a value as indented JSON, atomically; numbers that JSON does not have (NaN, infinity) become null."""
     write_bytes(uri, (json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
@@ -115,14 +115,14 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def signature(uri: str) -> tuple[str, ...]:
-    """Return what tells one state of a file, or of a folder of files, from another: sizes, times of change, tags."""
+    """Returns what tells one state of a file, or of a folder of files, from another: sizes, times of change, tags."""
     fs, path = filesystem(uri)
     fs.invalidate_cache(path)  # remote stores remember listings
     return tuple(f"{name}:{fs.ukey(name)}" for name in sorted(fs.find(path)))
 
 
 def write_table(uri: str, table: pa.Table, *, part_rows: int = 65_536) -> None:
-    """Replace a folder of Parquet parts by a table.
+    """Replaces a folder of Parquet parts by a table.
 
     Each part appears whole or not at all. The folder as a whole counts as written once its stage is complete in
     the manifest, which is why readers look there first.
@@ -133,7 +133,7 @@ def write_table(uri: str, table: pa.Table, *, part_rows: int = 65_536) -> None:
 
 
 def write_part(uri: str, table: pa.Table) -> None:
-    """Write one Parquet file atomically."""
+    """Writes one Parquet file atomically."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(uri, buffer.getvalue().to_pybytes())

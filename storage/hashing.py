@@ -16,7 +16,7 @@ BLOCK_ROWS = 16_384
 
 
 def hash_strings(values: Iterable[str], *, seed: int = 0) -> np.ndarray:
-    """Hash strings to uint64 [N].
+    """Hashes strings to uint64 [N].
 
     >>> hash_strings(["a", "b"]).dtype.name
     'uint64'
@@ -26,7 +26,7 @@ def hash_strings(values: Iterable[str], *, seed: int = 0) -> np.ndarray:
 
 
 def hash_rows(values: np.ndarray) -> np.ndarray:
-    """Hash the rows of a matrix, float32 [N, D], to uint64 [N]; rows of equal numbers hash alike, -0.0 as 0.0.
+    """Hashes the rows of a matrix, float32 [N, D], to uint64 [N]; rows of equal numbers hash alike, -0.0 as 0.0.
 
     >>> hash_rows(np.zeros((2, 3), np.float32)).dtype.name
     'uint64'

@@ -43,7 +43,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(root: str) -> Manifest | None:
-    """The manifest of a run directory, or None where there is none.
+    """Returns the manifest of a run directory, or None where there is none.
 
     Raises:
         UserError: the file is damaged.
@@ -58,7 +58,7 @@ def read_manifest(root: str) -> Manifest | None:
 
 
 def require_manifest(root: str) -> Manifest:
-    """The manifest of a run that must be there.
+    """Returns the manifest of a run that must be there.
 
     Raises:
         ArtifactError: it is not.
@@ -71,7 +71,7 @@ def require_manifest(root: str) -> Manifest:
 
 
 def first_unfinished(root: str, stages: Iterable[str]) -> tuple[str, str] | None:
-    """The first of some stages that is not complete in the run at `root`, with its state; None where all are.
+    """Returns the first of some stages that is not complete in the run at `root`, with its state; None where all are.
 
     Raises:
         UserError: there is no run, or its manifest is damaged.
@@ -82,5 +82,5 @@ def first_unfinished(root: str, stages: Iterable[str]) -> tuple[str, str] | None
 
 
 def write_manifest(root: str, manifest: Manifest) -> None:
-    """Replace the manifest atomically."""
+    """Replaces the manifest atomically."""
     files.write_json(files.join(root, "manifest.json"), manifest.model_dump())

@@ -29,21 +29,21 @@ class RunDir:
     root: str
 
     def uri(self, *parts: str) -> str:
-        """The URI of a file or folder of the run."""
+        """Returns the URI of a file or folder of the run."""
         return files.join(self.root, *parts)
 
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
-        """One of the run's Parquet folders as a table."""
+        """Returns one of the run's Parquet folders as a table."""
         return files.read_table(self.uri(*parts), columns)
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
-        """Replace one of the run's Parquet folders."""
+        """Replaces one of the run's Parquet folders."""
         files.write_table(self.uri(*parts), table)
 
     def read_json(self, *parts: str) -> Any:
-        """Parse one of the run's JSON files."""
+        """Parses one of the run's JSON files."""
         return files.read_json(self.uri(*parts))
 
     def write_json(self, value: Any, *parts: str) -> None:
-        """Write one of the run's JSON files atomically."""
+        """Writes one of the run's JSON files atomically."""
         files.write_json(self.uri(*parts), value)

@@ -21,7 +21,7 @@ PART_ROWS = 16_384
 
 
 def write_in_hash_order(batches: Iterable[pa.RecordBatch], target: str, rows: int, schema: pa.Schema) -> int:
-    """Replace the Parquet folder `target` by the batches' rows; return their number.
+    """Replaces the Parquet folder `target` by the batches' rows; return their number.
 
     An external bucket sort: rows are dealt to files by the upper bits of their hash, then each file is sorted, so that
     memory holds one part and not the catalogue.

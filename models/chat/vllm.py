@@ -36,7 +36,7 @@ class VllmChat(Weights):
     backend = "vllm"
 
     def check(self) -> None:
-        """Find out whether the folder exists and vLLM is installed.
+        """Finds out whether the folder exists and vLLM is installed.
 
         Raises:
             UserError: one of them is missing.
@@ -46,7 +46,7 @@ class VllmChat(Weights):
             raise UserError("The backend vllm needs vLLM, which is not installed: install the extra, `.[vllm]`.")
 
     def load(self) -> None:
-        """Start the engine.
+        """Starts the engine.
 
         Raises:
             UserError: as `check`.
@@ -55,7 +55,7 @@ class VllmChat(Weights):
         _engine(self)
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str | Failure]:
-        """Answer prompts, in their order; one without an answer gets the failure `model_refused`."""
+        """Answers prompts, in their order; one without an answer gets the failure `model_refused`."""
         from vllm import SamplingParams
 
         greedy = SamplingParams(temperature=0.0, max_tokens=self.max_new_tokens)

@@ -16,7 +16,7 @@ def rank_and_size() -> tuple[int, int]:
 
 @contextmanager
 def single_worker_group() -> Iterator[None]:
-    """Make this process the only worker of a gloo process group for the length of a block."""
+    """Makes this process the only worker of a gloo process group for the length of a block."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -25,7 +25,7 @@ def single_worker_group() -> Iterator[None]:
 
 
 def all_reduce_sum(tensors: Sequence[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all workers: one message, whatever the number of tensors."""
+    """Replaces each tensor by its sum over all workers: one message, whatever the number of tensors."""
     if rank_and_size()[1] == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -35,7 +35,7 @@ def all_reduce_sum(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """The rows [n, …] of all workers, in the order of their ranks; each may have another n, also none."""
+    """Returns the rows [n, …] of all workers, in the order of their ranks; each may have another n, also none."""
     workers = rank_and_size()[1]
     if workers == 1:
         return rows
@@ -50,7 +50,7 @@ def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:
-    """Rank 0's values, in place."""
+    """Ranks 0's values, in place."""
     if rank_and_size()[1] > 1:
         dist.broadcast(tensor, src=0)
     return tensor

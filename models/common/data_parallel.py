@@ -39,11 +39,11 @@ class Learner(Protocol):
     layers: Sequence[str]
 
     def loss(self, batch: Any) -> torch.Tensor:
-        """Return the mean loss of a batch, float32 []; 0, with gradients, for one that weighs nothing."""
+        """Returns the mean loss of a batch, float32 []; 0, with gradients, for one that weighs nothing."""
         ...
 
     def weight(self, batch: Any) -> torch.Tensor:
-        """Return what the mean is over."""
+        """Returns what the mean is over."""
         ...
 
 
@@ -55,7 +55,7 @@ class LearnerLoss(nn.Module):
         self.learner, self.precision = learner, precision
 
     def forward(self, batch: Any, whole: torch.Tensor) -> torch.Tensor:
-        """Return the batch's part of a step's loss, float32 []; `whole`: what a worker's batches weigh on average.
+        """Returns the batch's part of a step's loss, float32 []; `whole`: what a worker's batches weigh on average.
 
         The sum over a worker's batches, averaged over the workers, is the mean over all that the step weighs.
         """
@@ -70,7 +70,7 @@ class LearnerLoss(nn.Module):
 def parallelise(
     learner: Any, strategy: Strategy, device: torch.device, precision: torch.dtype = torch.float32
 ) -> nn.Module:
-    """Wrap a learner for training; make the optimizer of the module that is returned.
+    """Wraps a learner for training; make the optimizer of the module that is returned.
 
     Args:
         learner: see `Learner`.
@@ -93,7 +93,7 @@ def parallelise(
 
 
 def backward(module: Any, batches: Sequence[Any]) -> float:
-    """Add the gradients of one step over this worker's batches; return the mean loss of the step over all workers.
+    """Adds the gradients of one step over this worker's batches; return the mean loss of the step over all workers.
 
     Workers may have different numbers of batches: one that has fewer goes through its last one again, without weight.
     """
@@ -122,7 +122,7 @@ def backward(module: Any, batches: Sequence[Any]) -> float:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[Any]:
-    """Yield the learner, in evaluation mode and without gradients.
+    """Yields the learner, in evaluation mode and without gradients.
 
     Under FSDP its layers are gathered as they are called: all workers have to call them equally often.
     """
@@ -137,12 +137,12 @@ def evaluating(module: nn.Module) -> Iterator[Any]:
 
 
 def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the learner's plain state dict, whole and on the CPU, on rank 0; empty elsewhere. All ranks call it."""
+    """Returns the learner's plain state dict, whole and on the CPU, on rank 0; empty elsewhere. All ranks call it."""
     return {name.removeprefix("learner."): value for name, value in _whole(module).items()}
 
 
 def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return all that a fit resumes from, on rank 0; empty elsewhere. All ranks call it."""
+    """Returns all that a fit resumes from, on rank 0; empty elsewhere. All ranks call it."""
     state = {f"model.{name}": value for name, value in _whole(module).items()}
     if optimizer.state:  # torch would make one before the first step, and count that as a step
         found: Any = get_optimizer_state_dict(module, optimizer, options=WHOLE).get("state", {})
@@ -151,7 +151,7 @@ def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, t
 
 
 def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Load what `snapshot` returned; every rank has it all."""
+    """Loads what `snapshot` returned; every rank has it all."""
     model, state = dict[str, Any](), dict[str, Any]()
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
@@ -173,5 +173,5 @@ def _whole(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plain_task(module: nn.Module) -> Any:
-    """Return the task within what `parallelise` returned."""
+    """Returns the task within what `parallelise` returned."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

@@ -11,5 +11,5 @@ TINY = torch.finfo(torch.float32).tiny  # what keeps a sum of weights from being
 
 
 def own_device() -> torch.device:
-    """Return the GPU that Ray gave this process, else the first of the machine's, else the CPU."""
+    """Returns the GPU that Ray gave this process, else the first of the machine's, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -35,7 +35,7 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def encode(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Encode pictures (uint8 [H, W, 3], any sizes) to float32 [N, 1280].
+        """Encodes pictures (uint8 [H, W, 3], any sizes) to float32 [N, 1280].
 
         A picture is squeezed to a square rather than cropped: posters and products reach to their edges.
         """
@@ -52,7 +52,7 @@ class ImageEncoder:
 
 
 def _square(picture: np.ndarray) -> Tensor:
-    """Shrink on bytes, which is four times as fast as on floats and differs by a grey level at most."""
+    """Shrinks on bytes, which is four times as fast as on floats and differs by a grey level at most."""
     pixels = torch.tensor(picture).permute(2, 0, 1).unsqueeze(0)
     size = (IMAGE_SIZE, IMAGE_SIZE)
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
@@ -71,7 +71,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: list[str], batch: int = 64) -> np.ndarray:
-        """Encode texts to float32 [N, 384]; what lies beyond 256 tokens is cut."""
+        """Encodes texts to float32 [N, 384]; what lies beyond 256 tokens is cut."""
         vectors = np.zeros((len(texts), TEXT_WIDTH), np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: less padding
         for start in range(0, len(order), batch):
@@ -92,5 +92,5 @@ text_encoder = functools.cache(TextEncoder)
 
 @functools.cache
 def imagenet_labels() -> list[str]:
-    """Return the 1,000 class names of ImageNet (first WordNet lemma), in the order of the classifier's outputs."""
+    """Returns the 1,000 class names of ImageNet (first WordNet lemma), in the order of the classifier's outputs."""
     return (Path(__file__).parent / "imagenet_labels.txt").read_text().splitlines()

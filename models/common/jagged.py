@@ -19,18 +19,18 @@ class Jagged(NamedTuple):
 
 
 def from_arrays(values: np.ndarray, offsets: np.ndarray) -> Jagged:
-    """Return integers [V] and offsets [N+1] as lists."""
+    """Returns integers [V] and offsets [N+1] as lists."""
     return Jagged(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
 
 
 def gather(source: Jagged, rows: torch.Tensor) -> Jagged:
-    """Return the lists at `rows`, int64 [M]."""
+    """Returns the lists at `rows`, int64 [M]."""
     at, offsets = _within(source.offsets[rows], source.offsets[rows + 1])
     return Jagged(source.values[at], offsets, None if source.weights is None else source.weights[at])
 
 
 def padded(source: Jagged, *, length: int, fill: int) -> torch.Tensor:
-    """Return the last `length` values of every list as int64 [N, W]; `fill` stands behind shorter ones.
+    """Returns the last `length` values of every list as int64 [N, W]; `fill` stands behind shorter ones.
 
     W is the length of the longest list, at most `length`.
 
@@ -56,7 +56,7 @@ def newest(source: Jagged, *, length: int, fill: int) -> torch.Tensor:
 
 
 def filled(source: Jagged, fill: int) -> Jagged:
-    """The lists with `fill` in the empty ones.
+    """Returns the lists with `fill` in the empty ones.
 
     >>> filled(Jagged(torch.tensor([7, 8]), torch.tensor([0, 0, 2])), fill=-1)[:2]
     (tensor([-1,  7,  8]), tensor([0, 1, 3]))
@@ -67,36 +67,36 @@ def filled(source: Jagged, fill: int) -> Jagged:
 
 
 def ranges(values: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> Jagged:
-    """Return the values of each range, int64 [M] and [M], as lists."""
+    """Returns the values of each range, int64 [M] and [M], as lists."""
     at, offsets = _within(starts, ends)
     return Jagged(values[at], offsets)
 
 
 def _within(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the positions of all ranges one after the other, and the offsets of the ranges in them."""
+    """Returns the positions of all ranges one after the other, and the offsets of the ranges in them."""
     lengths = ends - starts
     offsets = functional.pad(lengths.cumsum(0), (1, 0))
     return torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1])), offsets
 
 
 def last(source: Jagged, length: int) -> Jagged:
-    """Return the last `length` values of each list."""
+    """Returns the last `length` values of each list."""
     return ranges(source.values, *_ends(source, length))
 
 
 def _ends(source: Jagged, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the last `length` values of each list begin and end, int64 [N] each."""
+    """Tells where the last `length` values of each list begin and end, int64 [N] each."""
     ends = source.offsets[1:]
     return source.offsets[:-1].maximum(ends - length), ends
 
 
 def _values_or(source: Jagged, at: torch.Tensor, known: torch.Tensor, fill: int) -> torch.Tensor:
-    """The values at places where these are known, else `fill`."""
+    """Returns the values at places where these are known, else `fill`."""
     return functional.pad(source.values, (0, 1), value=fill)[torch.where(known, at, len(source.values))]
 
 
 def sliced(source: Jagged, start: int, end: int) -> Jagged:
-    """The lists from `start` to `end`, without a copy."""
+    """Returns the lists from `start` to `end`, without a copy."""
     offsets = source.offsets[start : end + 1]
     inside = slice(int(offsets[0]), int(offsets[-1]))
     weights = None if source.weights is None else source.weights[inside]
@@ -104,12 +104,12 @@ def sliced(source: Jagged, start: int, end: int) -> Jagged:
 
 
 def chosen(source: Jagged, among: torch.Tensor) -> Jagged:
-    """Return each list without the values that are not chosen; `among` is bool, beside the values."""
+    """Returns each list without the values that are not chosen; `among` is bool, beside the values."""
     return Jagged(source.values[among], functional.pad(among.cumsum(0), (1, 0))[source.offsets])
 
 
 def repeated(values: torch.Tensor, count: int) -> Jagged:
-    """Return `count` lists of the same values."""
+    """Returns `count` lists of the same values."""
     return Jagged(values.repeat(count), torch.arange(count + 1) * len(values))
 
 
@@ -134,12 +134,12 @@ def joined(parts: Sequence[Jagged]) -> Jagged:
 
 
 def _places(offsets: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Return where the values of lists go when list i is to end before position ends[i]."""
+    """Returns where the values of lists go when list i is to end before position ends[i]."""
     return (ends - offsets[1:]).repeat_interleave(offsets.diff()) + torch.arange(int(offsets[-1]))
 
 
 def chained(parts: Sequence[Jagged]) -> Jagged:
-    """Return all lists of the first source, then those of the second, …; weights where every source has them."""
+    """Returns all lists of the first source, then those of the second, …; weights where every source has them."""
     lengths = torch.cat([part.offsets.diff() for part in parts])
     weights = [part.weights for part in parts if part.weights is not None]
     return Jagged(

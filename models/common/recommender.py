@@ -37,7 +37,7 @@ class Recommender(Protocol):
     def recommend(
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
-        """Return the k best items of every user.
+        """Returns the k best items of every user.
 
         Args:
             histories: item rows of B users, oldest first; may be empty. All that is given or returned is on the CPU.
@@ -52,14 +52,14 @@ class FittedRecommender(Recommender, Protocol):
     """A recommender with an artifact."""
 
     def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
-        """Write the artifact from the learner's whole state dict."""
+        """Writes the artifact from the learner's whole state dict."""
         ...
 
 
 def recommend_blocks(
     recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged | None = None
 ) -> Recommended:
-    """Return the lists of Q users, computed block by block so that memory is bounded."""
+    """Returns the lists of Q users, computed block by block so that memory is bounded."""
     found = []
     for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
         left_out = None if banned is None else gather(banned, rows)
@@ -68,12 +68,12 @@ def recommend_blocks(
 
 
 def recommended(recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged | None = None) -> np.ndarray:
-    """Return the items of `recommend_blocks`: rows int64 [Q, k], -1 where there are fewer."""
+    """Returns the items of `recommend_blocks`: rows int64 [Q, k], -1 where there are fewer."""
     return recommend_blocks(recommender, histories, k=k, banned=banned).items.numpy()
 
 
 def concatenate(parts: Sequence[Recommended], *, k: int) -> Recommended:
-    """Return the lists of several blocks of users as one; of none where there is no block."""
+    """Returns the lists of several blocks of users as one; of none where there is no block."""
     if not parts:
         return Recommended(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))
     exact = [part.exact for part in parts if part.exact is not None]
@@ -87,7 +87,7 @@ def concatenate(parts: Sequence[Recommended], *, k: int) -> Recommended:
 def best(
     scores: torch.Tensor, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
 ) -> Recommended:
-    """Return the k best items by their scores, float [B, N], overwritten here; of equal ones the lower row first."""
+    """Returns the k best items by their scores, float [B, N], overwritten here; of equal ones the lower row first."""
     if allowed is not None:
         scores.masked_fill_(~allowed, -torch.inf)
     if banned is not None:
@@ -105,7 +105,7 @@ def best(
 
 
 def top_columns(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where the best `count` of every row are, and the best of the others.
+    """Returns where the best `count` of every row are, and the best of the others.
 
     Columns are in ascending order; of equal scores the first ones are taken, which `topk` alone leaves open.
 

@@ -14,7 +14,7 @@ Place = Literal["cpu", "gpu", "model", "remote"]
 
 
 def _folder_or_name(model: str) -> str:
-    """Make what starts like a path absolute, since workers stand elsewhere; other names are the hub's."""
+    """Makes what starts like a path absolute, since workers stand elsewhere; other names are the hub's."""
     return str(Path(model).expanduser().resolve()) if model.startswith(("/", "./", "../", "~")) else model
 
 
@@ -73,7 +73,7 @@ class Backend:
     place: ClassVar[Place] = "cpu"
 
     def check(self) -> None:
-        """Find what is wrong before anything runs, as far as that is cheap.
+        """Finds what is wrong before anything runs, as far as that is cheap.
 
         Raises:
             UserError: the model cannot work on this machine.
@@ -98,7 +98,7 @@ class Weights(Backend):
     place = "model"
 
     def check(self) -> None:
-        """Find out whether the folder exists.
+        """Finds out whether the folder exists.
 
         Raises:
             UserError: there is no such folder.

@@ -30,14 +30,14 @@ class ImageEmbedder(Protocol):
         """Components of a vector; known before the model is loaded, since the tables' schema needs it."""
 
     def load(self) -> None:
-        """Load weights; once per process, a second call is a no-op.
+        """Loads weights; once per process, a second call is a no-op.
 
         Raises:
             UserError: the settings cannot work (no such model, a model that takes no pictures).
         """
 
     def embed_images(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Embed pictures (uint8 [H, W, 3], any sizes) to float32 [N, width].
+        """Embeds pictures (uint8 [H, W, 3], any sizes) to float32 [N, width].
 
         Raises:
             UserError: the model's vectors have another width.
@@ -52,14 +52,14 @@ class TextEmbedder(Protocol):
         """Components of a vector; known before the model is loaded, since the tables' schema needs it."""
 
     def load(self) -> None:
-        """Load weights or open the client; once per process, a second call is a no-op.
+        """Loads weights or open the client; once per process, a second call is a no-op.
 
         Raises:
             UserError: the settings cannot work (no such model, no key in the environment).
         """
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
-        """Embed texts, each in one input with its picture where `images` gives one.
+        """Embeds texts, each in one input with its picture where `images` gives one.
 
         Args:
             texts: empty ones only beside a picture. What is too long for the model is cut at its end.

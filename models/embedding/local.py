@@ -23,11 +23,11 @@ class LocalImages(Backend):
     place = "gpu"
 
     def load(self) -> None:
-        """Load the network."""
+        """Loads the network."""
         image_encoder()
 
     def embed_images(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Embed pictures to float32 [N, 1280]."""
+        """Embeds pictures to float32 [N, 1280]."""
         return image_encoder().encode(pictures)
 
 
@@ -40,11 +40,11 @@ class LocalTexts(Backend):
     place = "gpu"
 
     def load(self) -> None:
-        """Load the network."""
+        """Loads the network."""
         text_encoder()
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
-        """Embed texts to float32 [N, 384]."""
+        """Embeds texts to float32 [N, 384]."""
         if images is not None:
             raise UserError("MiniLM takes no pictures: choose a multimodal model, or set joint to false.")
         return Embeddings(text_encoder().encode(list(texts)), {})

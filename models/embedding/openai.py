@@ -37,7 +37,7 @@ class OpenAIEmbeddings(Endpoint):
     concurrency: PositiveInt = speed(8)
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
-        """Embed texts to float32 [N, width].
+        """Embeds texts to float32 [N, width].
 
         A text without a vector has one of the codes `model_timeout`, `model_unavailable`, `model_rate_limited` (all
         after retries) and `model_refused`.

@@ -32,11 +32,11 @@ class Projector:
     explained: float
 
     def transform(self, blocks: list[Blocks]) -> np.ndarray:
-        """Project one batch, a block for each name, to float32 [N, width]."""
+        """Projects one batch, a block for each name, to float32 [N, width]."""
         return _standardise(blocks, self.means, self.scales) @ self.components
 
     def save(self, uri: str) -> None:
-        """Write the artifact."""
+        """Writes the artifact."""
         tensors = {"components": torch.from_numpy(self.components)}
         for name, mean, scale in zip(self.names, self.means, self.scales, strict=True):
             tensors |= {f"mean.{name}": torch.from_numpy(mean), f"scale.{name}": torch.from_numpy(scale)}
@@ -45,7 +45,7 @@ class Projector:
 
     @staticmethod
     def load(uri: str) -> Projector:
-        """Read the artifact; raises UserError as `storage.artifacts.load_model` does."""
+        """Reads the artifact; raises UserError as `storage.artifacts.load_model` does."""
         config, tensors = load_model(uri, "projector")
         names = tuple(config["blocks"])
         return Projector(
@@ -58,7 +58,7 @@ class Projector:
 
 
 def fit_projector(batches: Callable[[], Iterable[list[Blocks]]], weights: dict[str, float], width: int) -> Projector:
-    """Fit in two passes over the data, holding one batch and one covariance matrix.
+    """Fits in two passes over the data, holding one batch and one covariance matrix.
 
     Args:
         batches: starts a pass; every pass must yield the same batches in the same order.

@@ -62,7 +62,7 @@ class SentenceTransformers(Weights):
     backend = "sentence-transformers"
 
     def load(self) -> None:
-        """Load the model.
+        """Loads the model.
 
         Raises:
             UserError: there is no such model, it has no safetensors, it needs code of its own, or it lacks the prompt
@@ -71,7 +71,7 @@ class SentenceTransformers(Weights):
         _load(self)
 
     def embed_images(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Embed pictures (uint8 [H, W, 3], any sizes) to float32 [N, width].
+        """Embeds pictures (uint8 [H, W, 3], any sizes) to float32 [N, width].
 
         Raises:
             UserError: the model takes no pictures, or its vectors have another width.
@@ -79,7 +79,7 @@ class SentenceTransformers(Weights):
         return self._embed([""] * len(pictures), pictures)
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
-        """Embed texts, each in one input with its picture where there is one, to float32 [N, width].
+        """Embeds texts, each in one input with its picture where there is one, to float32 [N, width].
 
         Raises:
             UserError: the model does not take such inputs, or its vectors have another width.
@@ -203,7 +203,7 @@ def _input(text: str, image: np.ndarray | None, loaded: _Loaded) -> Any:
 
 
 def _shorten(text: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Take tokens from the end of a text."""
+    """Takes tokens from the end of a text."""
     if not tokens:
         return text
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]

@@ -42,7 +42,7 @@ def area(positive: np.ndarray, negative: np.ndarray, first: np.ndarray, last: np
 
 
 def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:
-    """Mean of the users' own AUCs, weighted by their impressions; users with one kind of label do not count.
+    """Means of the users' own AUCs, weighted by their impressions; users with one kind of label do not count.
 
     "GAUC" of Zhou et al. 2018 (Deep Interest Network, arXiv 1706.06978). NaN if no user counts.
 
@@ -70,7 +70,7 @@ def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:
 
 
 def log_loss(label: np.ndarray, probability: np.ndarray) -> float:
-    """Mean binary cross-entropy in nats; NaN without a row."""
+    """Means binary cross-entropy in nats; NaN without a row."""
     if not len(label):
         return float("nan")
     p = np.clip(probability.astype(np.float64), EPSILON, 1 - EPSILON)
@@ -89,13 +89,13 @@ def normalized_entropy(label: np.ndarray, probability: np.ndarray) -> float:
 
 
 def calibration(label: np.ndarray, probability: np.ndarray) -> float:
-    """Sum of predictions over the number of positives; 1 is right, NaN without a positive."""
+    """Sums of predictions over the number of positives; 1 is right, NaN without a positive."""
     positives = float((label > 0).sum())
     return float(probability.sum() / positives) if positives else float("nan")
 
 
 def scorecard(user: np.ndarray, label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
-    """All of the above: auc, user_auc, log_loss, ne, calibration."""
+    """Returns all of the above: auc, user_auc, log_loss, ne, calibration."""
     return {
         "auc": auc(label, probability),
         "user_auc": user_auc(user, label, probability),

@@ -9,7 +9,7 @@ CUT = 10  # of what is told at one length only
 
 
 def ranks(items: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Place of each target in its list, int64 [Q], from 1; 0 where it is not in it.
+    """Places of each target in its list, int64 [Q], from 1; 0 where it is not in it.
 
     Args:
         items: rows of the recommended items, best first, int [Q, k]; -1 for none.
@@ -33,12 +33,12 @@ def ndcg(rank: np.ndarray, at: int) -> np.ndarray:
 
 
 def coverage(items: np.ndarray, catalogue: int) -> float:
-    """Share of the items of the catalogue that are in some list."""
+    """Shares of the items of the catalogue that are in some list."""
     return len(np.unique(items[items >= 0])) / catalogue
 
 
 def popularity_bias(items: np.ndarray, target: np.ndarray, popularity: np.ndarray) -> float:
-    """How popular the recommended items are beside those that were chosen; 1 is neither more nor less.
+    """Tells how popular the recommended items are beside those that were chosen; 1 is neither more nor less.
 
     The average recommendation popularity (ARP) of Abdollahpouri et al. 2019 (arXiv 1901.07555), the mean over the
     lists of the mean popularity of their items, over the mean popularity of the targets. NaN where no target
@@ -59,7 +59,7 @@ def popularity_bias(items: np.ndarray, target: np.ndarray, popularity: np.ndarra
 
 
 def scorecard(items: np.ndarray, target: np.ndarray, popularity: np.ndarray, cold: np.ndarray) -> dict[str, float]:
-    """All of the above, means over queries: recall@5, ndcg@5, …, ndcg@20, coverage@10, popularity_bias@10.
+    """Returns all of the above, means over queries: recall@5, ndcg@5, …, ndcg@20, coverage@10, popularity_bias@10.
 
     Also cold_recall@10, recall@10 of the queries whose target is cold, NaN without one; queries and cold_queries count.
 

@@ -206,7 +206,7 @@ def _extended(settings: SmolLM2 | Pretrained, vocabulary: Vocabulary, seed: int)
 
 @torch.no_grad()
 def extend(model: PreTrainedModel, vocabulary: Vocabulary, *, seed: int = 0) -> None:
-    """Give a model the vocabulary's rows; those of semantic IDs are drawn about the mean of those of text.
+    """Gives a model the vocabulary's rows; those of semantic IDs are drawn about the mean of those of text.
 
     About the mean, new rows take next to nothing from the probability of what is known (Hewitt 2021, "Initializing New
     Word Embeddings for Pretrained Language Models"), and all codes of a level begin alike.
@@ -223,7 +223,7 @@ def extend(model: PreTrainedModel, vocabulary: Vocabulary, *, seed: int = 0) -> 
 
 @torch.no_grad()
 def check(model: PreTrainedModel, name: str) -> None:
-    """Try a model on two documents in one row.
+    """Tries a model on two documents in one row.
 
     Raises:
         UserError: a document sees another through the mask, or logits are more than hidden states times a matrix.
@@ -276,7 +276,7 @@ def adapt(model: PreTrainedModel, settings: Lora, vocabulary: Vocabulary, *, see
 
 @torch.no_grad()
 def merged(state: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors of the plain model in place of those with adapters; tied ones once.
+    """Returns the tensors of the plain model in place of those with adapters; tied ones once.
 
     Args:
         state: whole tensors by their names in `model.state_dict()`; may be overwritten.

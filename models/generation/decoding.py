@@ -39,7 +39,7 @@ def beam_search(
     banned: Jagged | None = None,
     allowed: torch.Tensor | None = None,
 ) -> Decoded:
-    """The k best items after every prompt.
+    """Returns the k best items after every prompt.
 
     One forward pass reads the prompts, one per level after the first the beams. The beams of a user are further
     positions of one sequence, told apart by the attention mask: each sees the prompt, its ancestors and itself (tree
@@ -116,7 +116,7 @@ class _Left:
 def _expand(
     trie: Trie, level: int, nodes: torch.Tensor, scores: torch.Tensor, log_probs: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The children of the beams in the order of their paths, their parents and their scores, each [B, W].
+    """Returns the children of the beams in the order of their paths, their parents and their scores, each [B, W].
 
     Beams [B, K] are in the order of their paths; those of score -inf count as childless. Places beyond a user's last
     child have the score -inf.

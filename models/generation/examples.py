@@ -113,7 +113,7 @@ class Sampler:
     """
 
     def __init__(self, corpus: Corpus, tasks: Sequence[Task], *, seed: int) -> None:
-        """Find the examples.
+        """Finds the examples.
 
         Raises:
             UserError: a task has none, or one that answers at every position needs longer rows.
@@ -162,7 +162,7 @@ class Sampler:
 
 
 def _examples(corpus: Corpus, task: Task) -> torch.Tensor:
-    """The items, or the places of targets in the sequences' values, int64."""
+    """Returns the items, or the places of targets in the sequences' values, int64."""
     target = corpus.has([task.target])
     shown = corpus.has(task.inputs)
     if not task.over_histories:
@@ -212,7 +212,7 @@ def _fitting(corpus: Corpus, task: Task, histories: Jagged) -> Jagged:
 
 
 def _shown(corpus: Corpus, name: str, given: Jagged | torch.Tensor) -> Jagged:
-    """The tokens that stand for a placeholder, for each of some items or histories."""
+    """Returns the tokens that stand for a placeholder, for each of some items or histories."""
     if isinstance(given, Jagged):
         parts = [_shown(corpus, name.removesuffix("s"), given.values)]
         if name == "titles":

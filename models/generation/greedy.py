@@ -11,7 +11,7 @@ from models.generation.language import LanguageModel
 
 @torch.no_grad()
 def greedy(model: LanguageModel, prompts: torch.Tensor, lengths: torch.Tensor, *, max_tokens: int) -> Jagged:
-    """What a model writes after each of B prompts, taking the likeliest text token until that is `eos`.
+    """Returns what a model writes after each of B prompts, taking the likeliest text token until that is `eos`.
 
     Args:
         model: in evaluation mode.

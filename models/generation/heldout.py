@@ -58,7 +58,7 @@ class Examples(NamedTuple):
         return self.targets if self.histories is None else self.histories
 
     def take(self, rows: torch.Tensor) -> Examples:
-        """Those at rows, int64 [M]."""
+        """Returns those at rows, int64 [M]."""
         return Examples(self.targets[rows], None if self.histories is None else gather(self.histories, rows))
 
 
@@ -145,7 +145,7 @@ def task_scores(
 
 @torch.no_grad()
 def losses(model: LanguageModel, corpus: Corpus, task: Task, examples: Examples) -> torch.Tensor:
-    """The loss of each response in nats per token, float32 [D] on the CPU.
+    """Returns the loss of each response in nats per token, float32 [D] on the CPU.
 
     Args:
         model: in evaluation mode.
@@ -176,7 +176,7 @@ def losses(model: LanguageModel, corpus: Corpus, task: Task, examples: Examples)
 
 
 def _scores(model: LanguageModel, trie: Trie, corpus: Corpus, task: Task, examples: Examples) -> dict[str, np.ndarray]:
-    """The scores of every example by name, float64 [D]."""
+    """Returns the scores of every example by name, float64 [D]."""
     loss = losses(model, corpus, task, examples).double().numpy()
     parts = list(_batches(examples))
     device = _device(model)
@@ -199,7 +199,7 @@ def _scores(model: LanguageModel, trie: Trie, corpus: Corpus, task: Task, exampl
 
 
 def _summary(scores: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
-    """The mean of every score and its interval."""
+    """Returns the mean of every score and its interval."""
     samples = bootstrap_means(np.arange(len(scores["loss"])), scores, seed=seed_of(RESAMPLES, seed))
     return {
         key: value

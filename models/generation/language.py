@@ -81,7 +81,7 @@ class LanguageModel(nn.Module):
         return batch.weights.sum()
 
     def plain(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The backbone's tensors, adapters merged, of a whole state dict of this module."""
+        """Returns the backbone's tensors, adapters merged, of a whole state dict of this module."""
         return merged({name.removeprefix("backbone."): value for name, value in state.items()}, self.backbone)
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -105,12 +105,12 @@ class LanguageModel(nn.Module):
         return loss / weights.sum().clamp_min(TINY)
 
     def _output(self) -> torch.Tensor:
-        """The output matrix [tokens, D]."""
+        """Returns the output matrix [tokens, D]."""
         return self.backbone.get_output_embeddings().weight
 
 
 def save_generator(uri: str, model: LanguageModel, state: dict[str, torch.Tensor]) -> None:
-    """Write a generator's artifact: the vocabulary, the backbone's configuration and its weights.
+    """Writes a generator's artifact: the vocabulary, the backbone's configuration and its weights.
 
     Adapters are kept merged: what is written is one plain model, which needs neither peft nor the model that it was
     tuned from, and decodes at no extra cost.

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def pack(documents: Jagged, *, tokens_per_row: int, rows: int, pad: int) -> list[Batch]:
-    """Put documents into rows, the longest first, each into the first row that has room for it.
+    """Puts documents into rows, the longest first, each into the first row that has room for it.
 
     A document that is longer than a row keeps its first token and loses the oldest others of its prompt.
 
@@ -60,7 +60,7 @@ def pack(documents: Jagged, *, tokens_per_row: int, rows: int, pad: int) -> list
 
 
 def _shortened(documents: Jagged, limit: int) -> Jagged:
-    """The documents cut to `limit` tokens, from their second token on."""
+    """Returns the documents cut to `limit` tokens, from their second token on."""
     lengths, weights = documents.offsets.diff(), documents.weights
     position = torch.arange(len(documents.values)) - documents.offsets[:-1].repeat_interleave(lengths)
     excess = (lengths - limit).clamp_min(0)
@@ -75,7 +75,7 @@ def _shortened(documents: Jagged, limit: int) -> Jagged:
 
 
 def _first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """The row of every document, int64 [D], for lengths in the order in which they are placed."""
+    """Returns the row of every document, int64 [D], for lengths in the order in which they are placed."""
     room = np.full(len(lengths), capacity)
     row = np.empty(len(lengths), np.int64)
     used = 0

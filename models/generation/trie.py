@@ -31,7 +31,7 @@ class Trie:
 
     @classmethod
     def build(cls, sid_codes: torch.Tensor, sizes: Sequence[int]) -> Trie:
-        """The trie of a catalogue.
+        """Returns the trie of a catalogue.
 
         Args:
             sid_codes: int64 [N, L], as from `models.generation.vocabulary.sid_codes`.
@@ -61,12 +61,12 @@ class Trie:
         )
 
     def to(self, device: torch.device | str) -> Trie:
-        """The trie on a device."""
+        """Returns the trie on a device."""
 
         levels = ([part.to(device) for part in parts] for parts in (self.codes, self.children, self.spans))
         return Trie(self.sizes, self.items.to(device), self.ranks.to(device), *map(tuple, levels))
 
 
 def _offsets(numbers: torch.Tensor) -> torch.Tensor:
-    """Where each of the numbers 0, 1, … starts in their sorted list, and its length."""
+    """Tells where each of the numbers 0, 1, … starts in their sorted list, and its length."""
     return functional.pad(numbers.bincount().cumsum(0), (1, 0))

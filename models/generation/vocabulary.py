@@ -30,7 +30,7 @@ _TOKENIZER, _NUMBERS = "tokenizer.json", "vocabulary.json"
 
 
 def sid_codes(codes: np.ndarray, codebook_sizes: Sequence[int] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return semantic IDs as codes of one length, none of which is the beginning of another's.
+    """Returns semantic IDs as codes of one length, none of which is the beginning of another's.
 
     Where any item has a deduplication suffix, it becomes one more code: 1 + suffix, or 0 for none. Where none has one,
     that level is left out.
@@ -141,11 +141,11 @@ class Vocabulary:
         return self.start(len(self.sizes))
 
     def start(self, level: int) -> int:
-        """The id of code 0 of a level."""
+        """Returns the id of code 0 of a level."""
         return self.sid_start + sum(self.sizes[:level])
 
     def sid_tokens(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the tokens of semantic IDs, or of their beginnings, int64 [..., up to L']."""
+        """Returns the tokens of semantic IDs, or of their beginnings, int64 [..., up to L']."""
         starts = [self.start(level) for level in range(codes.shape[-1])]
         return codes + torch.tensor(starts, device=codes.device)
 
@@ -180,7 +180,7 @@ class Vocabulary:
         return END if code == NO_SUFFIX else sid_string([*[NO_SUFFIX] * level, code])
 
     def save(self, uri: str) -> None:
-        """Write the vocabulary into a folder, as `vocabulary.json` and, with text, `tokenizer.json`."""
+        """Writes the vocabulary into a folder, as `vocabulary.json` and, with text, `tokenizer.json`."""
         numbers = {name: value for name, value in vars(self).items() if name != "text"}
         files.write_json(files.join(uri, _NUMBERS), {**numbers, "text": self.text is not None})
         if self.text is not None:
@@ -188,7 +188,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, uri: str) -> Vocabulary:
-        """Read what `save` wrote.
+        """Reads what `save` wrote.
 
         Raises:
             UserError: there is none in the folder, or it is damaged.

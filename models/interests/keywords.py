@@ -38,11 +38,11 @@ class Keywords(Backend):
     backend = "keywords"
 
     def load(self) -> None:
-        """Read the stop words."""
+        """Reads the stop words."""
         _extractor()
 
     def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
-        """Mine at most four tags of each item; fewer where the texts have fewer words."""
+        """Mines at most four tags of each item; fewer where the texts have fewer words."""
         return [_keywords(bounded(text)) for text in texts]
 
 

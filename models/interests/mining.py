@@ -60,14 +60,14 @@ class Miner(Protocol):
     """Finds tags in texts. Implementations are frozen dataclasses whose fields are their settings."""
 
     def load(self) -> None:
-        """Load weights or open the client; once per process, a second call is a no-op.
+        """Loads weights or open the client; once per process, a second call is a no-op.
 
         Raises:
             UserError: the settings cannot work.
         """
 
     def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
-        """Return the tags of each item, the strongest first; empty where its texts hold no word to make one of.
+        """Returns the tags of each item, the strongest first; empty where its texts hold no word to make one of.
 
         Raises:
             UserError: no item can be mined under these settings.
@@ -91,11 +91,11 @@ class ChatMiner:
     version: ClassVar[int] = 1
 
     def load(self) -> None:
-        """Load the model; see `Chat.load`."""
+        """Loads the model; see `Chat.load`."""
         self.chat.load()
 
     def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
-        """Mine two to four tags of each item; see `Miner.mine`.
+        """Mines two to four tags of each item; see `Miner.mine`.
 
         An item whose second answer cannot be used gets the failure `unparsable_interests`; one that the model does not
         answer gets the model's own failure.
@@ -129,12 +129,12 @@ class ChatMiner:
 
 
 def bounded(text: ItemText) -> ItemText:
-    """Cut texts to what is read of them, white space as single spaces, so that none can pass for another."""
+    """Cuts texts to what is read of them, white space as single spaces, so that none can pass for another."""
     return ItemText(*(" ".join((getattr(text, name) or "")[:limit].split()) for name, limit in LONGEST.items()))
 
 
 def parse_tags(answer: str, evidence: str | None = None) -> list[str] | Failure:
-    """Read the tags out of a model's answer, whatever else it wrote.
+    """Reads the tags out of a model's answer, whatever else it wrote.
 
     The last JSON list counts, or the last under the key `interests` or `tags`. Where JSON does not parse (single
     quotes, trailing commas, an end cut off) it is split at its commas. Without a list, bulleted lines count, and last a
@@ -183,7 +183,7 @@ def _items(inside: str, *, closed: bool) -> list[str]:
 
 
 def clean_tag(text: str) -> str:
-    """Return a phrase as a tag, or "" where it cannot be one.
+    """Returns a phrase as a tag, or "" where it cannot be one.
 
     Lower-case, without quotes and marks around it, without words for people and without articles and the like at its
     ends; then one to four words, at most 40 characters, all of letters, digits, hyphens, apostrophes and ampersands,
@@ -203,7 +203,7 @@ def clean_tag(text: str) -> str:
 
 
 def _grounded(tag: str, evidence: str) -> bool:
-    """Whether more than half of a tag's words begin a word of the evidence; endings may differ."""
+    """Tells whether more than half of a tag's words begin a word of the evidence; endings may differ."""
     words = [word for word in tag.split() if word not in _EDGES]
     stems = (re.escape(word.rstrip("s")[:6]) for word in words)
     found = sum(bool(re.search(rf"(?<![a-z]){stem}", evidence)) for stem in stems)

@@ -15,7 +15,7 @@ TOWERS: dict[str, Callable[..., nn.Module]] = {"dlrm": dlrm.Tower, "dcnv2": dcnv
 
 
 def build(config: Architecture, *, fields: int, dim: int, dense: int) -> nn.Module:
-    """The tower above F fields as wide as `dim` and n dense features.
+    """Returns the tower above F fields as wide as `dim` and n dense features.
 
     Its `forward(fields [B, F, dim], dense [B, n])` gives logits float32 [1 + A, B], without a constant: the answer,
     then, only while training, those of A auxiliary heads (mostly none).

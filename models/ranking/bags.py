@@ -29,7 +29,7 @@ BOUND = 20.0  # of attention's logits: exp can neither overflow nor vanish, so t
 
 
 def places(rows: torch.Tensor, hashes: int) -> torch.Tensor:
-    """What the k values of each token carry as weights: D(t) k + j, the place of P[D(t), j] in P.
+    """Returns what the k values of each token carry as weights: D(t) k + j, the place of P[D(t), j] in P.
 
     Args:
         rows: D(t), int64 [T]: rows of P, or of the table where there is no P.
@@ -58,7 +58,7 @@ class TokenWeights(FeatureProcessorsCollection):
                 self.attention[name] = nn.Parameter(torch.zeros(table.importance or table.rows))
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """The same bags with weights for places; of some of the tables, in any order, or of some rows alone."""
+        """Returns the same bags with weights for places; of some of the tables, in any order, or of some rows alone."""
         if not features.keys():  # a worker that has none of the tables
             return features
         at = features.weights().long().split(features.length_per_key())

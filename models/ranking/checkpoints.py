@@ -32,7 +32,7 @@ ADVICE = "train from the start, in a workflow by running it with --from and the 
 def save(
     folder: str, *, model: DistributedModelParallel, optimizer: CombinedOptimizer, position: dict[str, Any]
 ) -> None:
-    """Write a sharded module, its optimizer's state and a position; every worker has to call it.
+    """Writes a sharded module, its optimizer's state and a position; every worker has to call it.
 
     Workers may share the folder or have one each, whose files are put together before `load`: each worker writes its
     own part, and the first one also the metadata and the index.
@@ -60,7 +60,7 @@ def save(
 
 
 def load(folder: str, *, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> dict[str, Any]:
-    """Take over what `save` wrote; every worker has to call it, and finds all files of the checkpoint in its folder.
+    """Takes over what `save` wrote; every worker has to call it, and finds all files of the checkpoint in its folder.
 
     Tables may be sharded in another way and over another number of workers than they were; column-wise shards have
     optimizer states of their own, and keep their number.
@@ -100,7 +100,7 @@ def _digest(file: Path) -> str:
 
 
 def _tensors(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> dict[str, Any]:
-    """All tensors by name; they are the module's and the optimizer's own, and loading writes into them."""
+    """Returns all tensors by name; they are the module's and the optimizer's own, and loading writes into them."""
     tensors = {MODEL + name: value for name, value in model.state_dict().items()}
     for parameter, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{parameter}.{name}": value for name, value in state.items()}
@@ -108,7 +108,7 @@ def _tensors(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> d
 
 
 def _differences(metadata: Metadata, tensors: dict[str, Any], prefix: str) -> str | None:
-    """What parts a checkpoint's tensors from the model's or the optimizer's, in words."""
+    """Returns what parts a checkpoint's tensors from the model's or the optimizer's, in words."""
     saved: dict[str, Any] = {
         name: entry for name, entry in metadata.state_dict_metadata.items() if name.startswith(prefix)
     }
@@ -137,7 +137,7 @@ def _resized(name: str, before: tuple[int, ...], now: tuple[int, ...]) -> str:
 
 
 def _start(optimizer: CombinedOptimizer, metadata: Metadata) -> None:
-    """Make the dense optimizer's state, which torch makes in the first step: zeros of the saved shapes."""
+    """Makes the dense optimizer's state, which torch makes in the first step: zeros of the saved shapes."""
     saved: dict[str, Any] = metadata.state_dict_metadata
     for part in (part for _, part in optimizer.optimizers if isinstance(part, KeyedOptimizerWrapper)):
         for name, entry in saved.items():
@@ -149,7 +149,7 @@ def _start(optimizer: CombinedOptimizer, metadata: Metadata) -> None:
 
 
 def _agree(folder: str, complaint: str | None) -> None:
-    """Raise on all workers what any of them has to complain of."""
+    """Raises on all workers what any of them has to complain of."""
     complaints: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(complaints, complaint)
     for said in filter(None, complaints):

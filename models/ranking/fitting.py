@@ -41,7 +41,7 @@ class Examples(Protocol):
     def batch(
         self, items: Any, at: torch.Tensor, keep: torch.Tensor | None = None, total: float | None = None
     ) -> RankerInputs:
-        """Return the ranker's input for the rows at positions int64 [B]."""
+        """Returns the ranker's input for the rows at positions int64 [B]."""
 
 
 class Data(NamedTuple):
@@ -77,7 +77,7 @@ def fit(
     seed: int,
     position: dict[str, float] | None = None,
 ) -> None:
-    """Train until validation gets no better.
+    """Trains until validation gets no better.
 
     A step's rows are drawn for all workers together and dealt out by turns, so that one worker or many take the same
     steps; at most workers - 1 rows are left out of a step, others each time. Validation covers every row.

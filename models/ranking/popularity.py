@@ -20,7 +20,7 @@ class Popularity(NamedTuple):
 
 
 def fit_popularity(positives: np.ndarray, exposure: np.ndarray, valid: tuple[np.ndarray, np.ndarray]) -> Popularity:
-    """Fit on training counts, choose the prior and calibrate on valid.
+    """Fits on training counts, choose the prior and calibrate on valid.
 
     An item's score is the log of its smoothed rate, (positives + prior * rate of all) / (exposure + prior). A logistic
     curve fitted on valid (Platt 1999) turns scores into probabilities; its slope is kept at or above 0.
@@ -42,7 +42,7 @@ def fit_popularity(positives: np.ndarray, exposure: np.ndarray, valid: tuple[np.
 
 
 def fit_logistic(score: np.ndarray, label: np.ndarray) -> tuple[float, float]:
-    """Fit a logistic regression on one score, with a slight ridge; return its slope (at least 0) and intercept."""
+    """Fits a logistic regression on one score, with a slight ridge; return its slope (at least 0) and intercept."""
     centre, scale = float(score.mean()), float(score.std()) or 1.0
     target = label > 0
     slope = -1.0

@@ -73,7 +73,7 @@ class QuantizedBags(nn.Module):
 
 
 def quantize_bags(bags: EmbeddingBags, dtype: Bits) -> QuantizedBags:
-    """The same bags in fewer bits; `bags` are on the CPU and not sharded."""
+    """Returns the same bags in fewer bits; `bags` are on the CPU and not sharded."""
     state = {}
     for part in bags.modules():
         if isinstance(part, EmbeddingBagCollection):

@@ -35,15 +35,15 @@ class RankerInputs(Pipelineable):
     history_length: torch.Tensor | None = None  # int64 [B], items of the history
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RankerInputs:
-        """The batch on a device."""
+        """Returns the batch on a device."""
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Tell the allocator which stream reads the batch."""
+        """Tells the allocator which stream reads the batch."""
         self._each(lambda part: part.record_stream(stream))
 
     def pin_memory(self) -> RankerInputs:
-        """The batch in page-locked memory."""
+        """Returns the batch in page-locked memory."""
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, call: Callable[[Any], Any]) -> RankerInputs:
@@ -119,7 +119,7 @@ class Ranker(nn.Module):
         return self.tower(fields.to(self.precision), self.dropout(dense).to(self.precision)) + self.bias
 
     def _attended(self, pooled: torch.Tensor, length: Any) -> torch.Tensor:
-        """The history's fields [B, P, dim], its items weighed by what they have to do with the target."""
+        """Returns the history's fields [B, P, dim], its items weighed by what they have to do with the target."""
         history = torch.stack([pooled[:, places] for places in self._history], dim=2)  # [B, H, P, dim]
         known = torch.arange(history.shape[1], device=length.device) < length.unsqueeze(1)
         weights = self.attention(pooled[:, self._target].flatten(1), history.flatten(2), known)  # type: ignore[misc]
@@ -127,7 +127,7 @@ class Ranker(nn.Module):
 
 
 def with_positions(config: RankerConfig) -> dict[str, Table]:
-    """The tables with a feature per position, `history_item.0` …, in place of the history as one bag."""
+    """Returns the tables with a feature per position, `history_item.0` …, in place of the history as one bag."""
     if not config.history:
         return config.tables
     tables = {}
@@ -148,7 +148,7 @@ class TrainingTask(nn.Module):
         self.ranker.precision = precision
 
     def forward(self, inputs: RankerInputs) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """The loss to minimise, auxiliary heads included; the log-loss alone, and the logit of every row [B].
+        """Returns the loss to minimise, auxiliary heads included; the log-loss alone, and the logit of every row [B].
 
         Both losses are the worker's shares: their mean over the workers is that of the whole step.
         """
@@ -166,7 +166,7 @@ class TrainingTask(nn.Module):
 def save_ranker(
     uri: str, config: RankerConfig, tensors: dict[str, torch.Tensor], *, table_dtype: TableDtype = "fp32"
 ) -> None:
-    """Write a ranker's artifact.
+    """Writes a ranker's artifact.
 
     Args:
         uri: a folder.

@@ -16,7 +16,7 @@ from models.ranking.config import RankMixer
 
 
 def mix(tokens: torch.Tensor, parts: int) -> torch.Tensor:
-    """Cut tokens [T, B, D] into `parts` slices each, and join the same slice of all tokens: [parts, B, T * D / parts].
+    """Cuts tokens [T, B, D] into `parts` slices each, and join the same slice of all tokens: [parts, B, T * D / parts].
 
     To revert it, mix the result into T parts.
     """

@@ -70,7 +70,7 @@ class RankerSettings(Settings):
         return self
 
     def ranker(self, spec: dict[str, Any], content_dim: int) -> RankerConfig:
-        """The ranker for features as `spec` (features/spec.json) describes them."""
+        """Returns the ranker for features as `spec` (features/spec.json) describes them."""
         tables = {
             name: Table(features=(name,) if name == USER else (name, HISTORY + name), **table.model_dump())
             for name, table in self.tables
@@ -88,6 +88,6 @@ class RankerSettings(Settings):
         )
 
     def optimisation(self) -> dict[str, Any]:
-        """What a `Trainer` has to know."""
+        """Returns what a `Trainer` has to know."""
         names = {"embedding_lr", "dense_lr", "weight_decay", "sharding", "embedding_optimizer", "precision"}
         return self.model_dump(include=names)

@@ -81,7 +81,7 @@ def shard(
 
 
 def _common_plan(module: nn.Module, device: torch.device, sharding: Sharding) -> ShardingPlan:
-    """The first worker's plan; where any worker cannot make one, all raise, and none waits for the others."""
+    """Returns the first worker's plan; where any worker cannot make one, all raise, and none waits for the others."""
     plan = failure = None
     try:
         plan = _plan(module, device, sharding, dist.get_world_size())
@@ -130,7 +130,7 @@ def _plan(module: nn.Module, device: torch.device, sharding: Sharding, workers: 
 
 @torch.no_grad()
 def draw_tables(model: DistributedModelParallel, *, std: float, seed: int) -> None:
-    """Draw the embeddings of all tables from a normal distribution, the same for any sharding and number of workers.
+    """Draws the embeddings of all tables from a normal distribution, the same for any sharding and number of workers.
 
     Every block of rows is drawn by itself, so that a worker draws only what its shards hold of.
     """
@@ -163,7 +163,7 @@ def gather_state(model: DistributedModelParallel, *, prefix: str) -> dict[str, t
 
 
 def _whole(tensor: ShardedTensor, device: torch.device) -> torch.Tensor | None:
-    """All shards together, on the CPU of the first worker; one shard at a time is under way."""
+    """Returns all shards together, on the CPU of the first worker; one shard at a time is under way."""
     rank = dist.get_rank()
     whole = torch.empty(tensor.size(), dtype=tensor.dtype) if rank == 0 else None
     mine = {tuple(part.metadata.shard_offsets): part.tensor.contiguous() for part in tensor.local_shards()}

@@ -45,7 +45,7 @@ class Trainer:
         draw_tables(self.model, std=STD, seed=seed)
 
     def steps(self, batches: Iterable[RankerInputs]) -> Iterator[torch.Tensor]:
-        """Take one optimiser step per batch; yields this worker's share of each step's log-loss, float32 [].
+        """Takes one optimiser step per batch; yields this worker's share of each step's log-loss, float32 [].
 
         The mean of the shares over the workers is the loss of the step. The next batch is read and distributed while
         the current one is computed. All workers need equally many batches, and none an empty one.
@@ -83,21 +83,21 @@ class Trainer:
         return torch.stack(shares, dim=1).flatten()[:rows].cpu()
 
     def mean(self, value: float) -> float:
-        """Mean of a number over the workers."""
+        """Means of a number over the workers."""
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total) / self.workers
 
     def gather(self) -> dict[str, torch.Tensor] | None:
-        """The ranker's plain state dict, whole tables on the CPU, on the first worker; None elsewhere."""
+        """Returns the ranker's plain state dict, whole tables on the CPU, on the first worker; None elsewhere."""
         return gather_state(self.model, prefix="ranker.")
 
     def save(self, folder: str, position: dict[str, float]) -> None:
-        """Write weights, optimiser state and a position, see `models.ranking.checkpoints.save`."""
+        """Writes weights, optimiser state and a position, see `models.ranking.checkpoints.save`."""
         checkpoints.save(folder, model=self.model, optimizer=self.optimizer, position=position)
 
     def load(self, folder: str) -> dict[str, float]:
-        """Take over what `save` wrote, with any number of workers; returns the position.
+        """Takes over what `save` wrote, with any number of workers; returns the position.
 
         Raises:
             UserError: it is damaged, or of another ranker.

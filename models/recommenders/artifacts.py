@@ -16,7 +16,7 @@ NEXT_ITEM_MODELS: dict[str, type[SasRec] | type[ProductCodes]] = {model.kind: mo
 
 
 def load(uri: str) -> Recommender:
-    """Load a fitted recommender, on the GPU of this process where it has one, ready to recommend.
+    """Loads a fitted recommender, on the GPU of this process where it has one, ready to recommend.
 
     Args:
         uri: the artifact's folder; nothing else of the run is read.

@@ -36,7 +36,7 @@ BUCKET = 20  # batches whose users are sorted by the length of their histories, 
 def quantize_items(
     settings: ProductCodesSettings, embeddings: np.ndarray, collaborative: np.ndarray | None, *, seed: int
 ) -> Quantized:
-    """Quantise items into product codes.
+    """Quantises items into product codes.
 
     What is quantised are the embeddings and, beside them, what users chose, each centred and of mean square 1 per item.
 
@@ -70,7 +70,7 @@ def _scaled(vectors: np.ndarray) -> np.ndarray:
 
 
 def next_item_task(model: NextItemModel, sequences: Jagged, batch_size: int, *, seed: int) -> TrainingTask:
-    """Return the fit of a model of whole items to training sequences."""
+    """Returns the fit of a model of whole items to training sequences."""
     users = ShuffledUsers(sequences, batch_size, seed=seed)
     return TrainingTask(model, lambda step: [model.windows(sequences, users.rows(step))], lambda learner: learner)
 
@@ -90,7 +90,7 @@ class ShuffledUsers:
         self.per_epoch = -(-users // batch_size) - self._joined
 
     def rows(self, step: int) -> torch.Tensor:
-        """Return this worker's users of a step, at least one."""
+        """Returns this worker's users of a step, at least one."""
         epoch, at = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shuffle(epoch)
@@ -110,7 +110,7 @@ class ShuffledUsers:
 def make_vocabulary(
     settings: LanguageModelSettings, sizes: Sequence[int], texts: Sequence[Sequence[str | None]], *, suffixes: bool
 ) -> Vocabulary:
-    """Return the tokens of a catalogue; a decoder from scratch gets a tokenizer trained on the texts.
+    """Returns the tokens of a catalogue; a decoder from scratch gets a tokenizer trained on the texts.
 
     Args:
         sizes: codes of each level of semantic IDs; suffixes: whether the last one is that of the suffixes.
@@ -134,7 +134,7 @@ def make_corpus(
     *,
     seed: int,
 ) -> Corpus:
-    """Return a catalogue and its training sequences in tokens of a vocabulary.
+    """Returns a catalogue and its training sequences in tokens of a vocabulary.
 
     Args:
         codes: int64 [N, L'], see `models.generation.vocabulary.sid_codes`.
@@ -153,7 +153,7 @@ def make_corpus(
 
 
 def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: Queries, *, seed: int) -> TrainingTask:
-    """Return the fit of the language model to a corpus.
+    """Returns the fit of the language model to a corpus.
 
     Raises:
         UserError: there is nothing to learn a task from, a row has no room for a history, or two items share their
@@ -186,7 +186,7 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
 
 
 def check_learnable(settings: LanguageModelSettings, corpus: Corpus, *, seed: int) -> tuple[Sampler, Trie]:
-    """Return what draws documents and what decodes, and find what cannot be learned.
+    """Returns what draws documents and what decodes, and find what cannot be learned.
 
     Raises:
         UserError: there is nothing to learn a task from, a row has no room for a history, or two items share their
@@ -197,7 +197,7 @@ def check_learnable(settings: LanguageModelSettings, corpus: Corpus, *, seed: in
 
 
 def task_odds(settings: LanguageModelSettings, step: int) -> list[float] | None:
-    """Return the odds of the tasks at a step: even ones, but for the first half of a staged schedule.
+    """Returns the odds of the tasks at a step: even ones, but for the first half of a staged schedule.
 
     After arXiv 2602.06654.
     """

@@ -57,13 +57,13 @@ class Content:
 
 
 def normalise(embeddings: torch.Tensor) -> torch.Tensor:
-    """Standardise every dimension over the catalogue, then scale every item to unit length; float32 [N, D]."""
+    """Standardises every dimension over the catalogue, then scale every item to unit length; float32 [N, D]."""
     centred = embeddings - embeddings.mean(0)
     return functional.normalize(centred / centred.std(0, correction=0).clamp_min(1e-6), dim=1)
 
 
 def popularity_bonus(popularity: torch.Tensor) -> torch.Tensor:
-    """Return POPULARITY_WEIGHT for the most popular item down to 0 for the least, by ranks; float32 [N].
+    """Returns POPULARITY_WEIGHT for the most popular item down to 0 for the least, by ranks; float32 [N].
 
     Args:
         popularity: float [N], higher first.
@@ -75,7 +75,7 @@ def popularity_bonus(popularity: torch.Tensor) -> torch.Tensor:
 
 
 def content_and_popularity(embeddings: torch.Tensor, popularity: torch.Tensor) -> Content:
-    """Return what finds candidates for a ranker: items near the mean of the history, the popular ones first.
+    """Returns what finds candidates for a ranker: items near the mean of the history, the popular ones first.
 
     Args:
         embeddings: float32 [N, D].
@@ -87,7 +87,7 @@ def content_and_popularity(embeddings: torch.Tensor, popularity: torch.Tensor) -
 def fit_content(
     embeddings: torch.Tensor, histories: Jagged, target: torch.Tensor, *, banned: Jagged | None = None
 ) -> Content:
-    """Choose the decay with the highest NDCG@10 on validation queries; without a bonus.
+    """Chooses the decay with the highest NDCG@10 on validation queries; without a bonus.
 
     Args:
         embeddings: float32 [N, D].

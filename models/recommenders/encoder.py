@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
-        """What each position knows of the items up to it.
+        """Returns what each position knows of the items up to it.
 
         Args:
             items: vectors [B, T, D], T at most `length`.

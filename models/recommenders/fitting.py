@@ -56,7 +56,7 @@ def fit(
     filter_seen: bool = True,
     state: State | None = None,
 ) -> None:
-    """Train until validation gets no better.
+    """Trains until validation gets no better.
 
     Args:
         config: of the fit.
@@ -94,7 +94,7 @@ def fit(
     started = time.perf_counter() - at["seconds"]
 
     def resumable() -> State:
-        """Return all that a killed attempt resumes from; every worker calls it."""
+        """Returns all that a killed attempt resumes from; every worker calls it."""
         numbers = {**at, "seconds": time.perf_counter() - started}
         exact = {f"at.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         return snapshot(module, optimizer) | exact
@@ -141,7 +141,7 @@ def fit(
 
 
 def require_queries(queries: Queries, split: str) -> None:
-    """Make sure that a split asks for something.
+    """Makes sure that a split asks for something.
 
     Raises:
         UserError: it has no query.
@@ -154,7 +154,7 @@ def require_queries(queries: Queries, split: str) -> None:
 
 
 def rate(step: int, config: FitConfig) -> float:
-    """Return the share of the learning rate at a step: linear warm-up, then half a cosine down to a tenth."""
+    """Returns the share of the learning rate at a step: linear warm-up, then half a cosine down to a tenth."""
     warm = min(1.0, (step + 1) / max(config.warmup, 1))
     return warm * (0.55 + 0.45 * math.cos(math.pi * step / config.steps))
 
@@ -175,12 +175,12 @@ def validate(
 
 
 def best_of(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the report of the best validation."""
+    """Returns the report of the best validation."""
     return max(curve, key=lambda point: point.get(NDCG, -1.0))
 
 
 def sample(queries: Queries, count: int, *, seed: int) -> Queries:
-    """Return a random sample of so many queries in their order, or all where there are fewer."""
+    """Returns a random sample of so many queries in their order, or all where there are fewer."""
     rows = torch.randperm(len(queries.target), generator=generator(VALID, seed))[:count].sort().values
     return Queries(
         queries.user[rows.numpy()], gather(queries.histories, rows), queries.target[rows], gather(queries.seen, rows)

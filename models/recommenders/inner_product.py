@@ -16,7 +16,7 @@ class InnerProductIndex:
     """Searches a graph of items (HNSW; Malkov & Yashunin, TPAMI 2020, arXiv 1603.09320) by faiss."""
 
     def __init__(self, vectors: torch.Tensor) -> None:
-        """Index items by their vectors, float32 [N, D]."""
+        """Indexes items by their vectors, float32 [N, D]."""
         faiss.omp_set_num_threads(torch.get_num_threads())
         self._index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
         self._index.hnsw.efConstruction = BUILD_WIDTH
@@ -25,7 +25,7 @@ class InnerProductIndex:
     def search(
         self, queries: torch.Tensor, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
-        """Return most of the k best items for vectors float32 [B, D]; no list is proved to be exact.
+        """Returns most of the k best items for vectors float32 [B, D]; no list is proved to be exact.
 
         Args:
             queries: on the CPU, as all arguments.

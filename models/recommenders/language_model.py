@@ -26,7 +26,7 @@ class LanguageModelRecommender:
     kind: ClassVar[str] = "language_model"
 
     def __init__(self, model: LanguageModel, corpus: Corpus, trie: Trie, settings: LanguageModelSettings) -> None:
-        """Take a model and its catalogue.
+        """Takes a model and its catalogue.
 
         Args:
             model: in evaluation mode when it is asked.
@@ -68,7 +68,7 @@ class LanguageModelRecommender:
         return Recommended(lists.items[back], lists.scores[back], exact)
 
     def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
-        """Write an artifact for `models.recommenders.artifacts.load`: the model, and all that decoding needs.
+        """Writes an artifact for `models.recommenders.artifacts.load`: the model, and all that decoding needs.
 
         Args:
             uri: a folder.
@@ -90,7 +90,7 @@ class LanguageModelRecommender:
 
 
 def corpus_of_ids(settings: LanguageModelSettings, vocabulary: Vocabulary, codes: torch.Tensor) -> Corpus:
-    """Return a corpus of semantic IDs alone, int64 [N, L']: what recommending from them needs."""
+    """Returns a corpus of semantic IDs alone, int64 [N, L']: what recommending from them needs."""
     zero = torch.zeros(1, dtype=torch.int64)
     no_texts = Jagged(zero[:0], zero.expand(len(codes) + 1))
     return Corpus(

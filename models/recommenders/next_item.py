@@ -67,27 +67,27 @@ class NextItemModel(nn.Module, ABC):
 
     @abstractmethod
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """Return what the encoder reads of items, int64 [n]: [n, D]."""
+        """Returns what the encoder reads of items, int64 [n]: [n, D]."""
 
     @abstractmethod
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
+        """Returns the mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
 
     @abstractmethod
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the scores of all items, float32 [B, N], for states [B, D]."""
+        """Returns the scores of all items, float32 [B, N], for states [B, D]."""
 
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
+        """Returns the mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
         keep = windows < self.items
         return self.mean_loss(self._states(windows[:, :-1])[keep], windows[keep])
 
     def weight(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return how many items that mean is over."""
+        """Returns how many items that mean is over."""
         return (windows < self.items).sum()
 
     def windows(self, sequences: Jagged, rows: torch.Tensor) -> torch.Tensor:
-        """Return the last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
+        """Returns the last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
         return padded(gather(sequences, rows), length=self.config.length + 1, fill=self.items)
 
     @torch.no_grad()
@@ -102,15 +102,15 @@ class NextItemModel(nn.Module, ABC):
         return concatenate(found, k=k)
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
-        """Return the k best items for states [B, D]."""
+        """Returns the k best items for states [B, D]."""
         return best(self.scores(hidden).cpu(), k=k, banned=banned, allowed=allowed)
 
     def artifact_config(self) -> dict[str, Any]:
-        """Return what rebuilds the module beside its tensors."""
+        """Returns what rebuilds the module beside its tensors."""
         return {"config": self.config.model_dump(mode="json"), "items": self.items}
 
     def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
-        """Write an artifact for `models.recommenders.artifacts.load`.
+        """Writes an artifact for `models.recommenders.artifacts.load`.
 
         Args:
             uri: a folder.
@@ -119,7 +119,7 @@ class NextItemModel(nn.Module, ABC):
         save_model(uri, self.kind, self.artifact_config(), state)
 
     def _last(self, histories: Jagged) -> torch.Tensor:
-        """Return the state behind every history, [B, D]."""
+        """Returns the state behind every history, [B, D]."""
         read = padded(histories, length=self.config.length, fill=self.items).to(self.start.device)
         lengths = histories.offsets.diff().clamp_max(self.config.length)
         return self._states(read)[torch.arange(len(lengths)), lengths]
@@ -134,7 +134,7 @@ class NextItemModel(nn.Module, ABC):
 
 
 def cross_entropy(hidden: torch.Tensor, vectors: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over all items, float32 [], of states [P, D] against vectors [N, D]; 0 without states."""
+    """Means cross-entropy over all items, float32 [], of states [P, D] against vectors [N, D]; 0 without states."""
     loss = (hidden.sum() + vectors.sum()) * 0.0 if not len(hidden) else hidden.new_zeros(())
     for states, items in zip(hidden.split(POSITIONS), target.split(POSITIONS), strict=True):
         loss = loss + functional.cross_entropy(states @ vectors.T, items, reduction="sum").float()

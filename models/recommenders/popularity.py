@@ -12,7 +12,7 @@ class MostPopular:
     """Recommends the items with the most events in training to everyone; of equal ones the lower row first."""
 
     def __init__(self, counts: torch.Tensor) -> None:
-        """Take the number of training events of every item, [N]."""
+        """Takes the number of training events of every item, [N]."""
         self.counts = counts.float()
 
     def recommend(

@@ -55,7 +55,7 @@ class ProductCodes(NextItemModel):
     kind: ClassVar[str] = "product_codes"
 
     def __init__(self, config: ProductCodesConfig, quantized: Quantized) -> None:
-        """Make a model of N items.
+        """Makes a model of N items.
 
         Raises:
             UserError: the dimensions are not those of the codewords.
@@ -85,11 +85,11 @@ class ProductCodes(NextItemModel):
         return model
 
     def artifact_config(self) -> dict[str, Any]:
-        """Return what rebuilds the module beside its tensors."""
+        """Returns what rebuilds the module beside its tensors."""
         return {**super().artifact_config(), "codewords": list(self.codeword.shape[:2])}
 
     def train(self, mode: bool = True) -> ProductCodes:
-        """Set the mode, and forget the index, which is of the weights as they were."""
+        """Sets the mode, and forget the index, which is of the weights as they were."""
         self._index = None
         return super().train(mode)
 
@@ -105,19 +105,19 @@ class ProductCodes(NextItemModel):
             self.register_buffer(name, tensor.int(), persistent=False)
 
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """Return the sums of the vectors of items' codes, [n, D]."""
+        """Returns the sums of the vectors of items' codes, [n, D]."""
         return functional.embedding_bag(self.rows[items], self.codeword.flatten(0, 1), mode="sum")
 
     def every_vector(self) -> torch.Tensor:
-        """Return those of all items, [N, D]."""
+        """Returns those of all items, [N, D]."""
         return _Sums.apply(self.codeword.flatten(0, 1), self.rows, self.members, self.starts)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of every code, [B, M, C], for states [B, D]."""
+        """Returns the logits of every code, [B, M, C], for states [B, D]."""
         return (hidden @ self.codeword.flatten(0, 1).T).unflatten(1, self.codeword.shape[:2])
 
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy over the catalogue, or the mean of that of each code."""
+        """Returns the cross-entropy over the catalogue, or the mean of that of each code."""
         if self.objective == "catalogue":
             return cross_entropy(hidden, self.every_vector(), target)
         codes = self.codes[target]
@@ -126,7 +126,7 @@ class ProductCodes(NextItemModel):
 
     @torch.no_grad()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the sums of the log-probabilities of items' codes, float32 [B, N].
+        """Returns the sums of the log-probabilities of items' codes, float32 [B, N].
 
         Products of the states with `every_vector` would be these but for rounding, and order near ties differently.
         Sums over rows of a table that has the users side by side are many times as fast as gathers of one number each.
@@ -139,7 +139,7 @@ class ProductCodes(NextItemModel):
         return scores
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
-        """Return the k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
+        """Returns the k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
         if self.items <= self.exact_items:
             return super().top(hidden, k=k, banned=banned, allowed=allowed)
         if self._index is None:

@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(vectors: np.ndarray, *, dim: int, codes: int, codewords: int, seed: int) -> Quantized:
-    """Reduce to the main directions, rotate, cut into parts and quantise each by k-means (Ge et al., CVPR 2013).
+    """Reduces to the main directions, rotate, cut into parts and quantise each by k-means (Ge et al., CVPR 2013).
 
     Args:
         vectors: float32 [N, W], N at least C.

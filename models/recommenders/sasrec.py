@@ -33,13 +33,13 @@ class SasRec(NextItemModel):
         return model
 
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """Return the learned vectors of items."""
+        """Returns the learned vectors of items."""
         return functional.embedding(items, self.item)
 
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy over all items."""
+        """Returns the cross-entropy over all items."""
         return cross_entropy(hidden, self.item, target)
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all items."""
+        """Returns the logits of all items."""
         return (hidden @ self.item.T).float()

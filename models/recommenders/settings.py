@@ -106,7 +106,7 @@ class LanguageModelSettings(Settings):
 
 
 def check_backbone(settings: LanguageModelSettings) -> None:
-    """Look for a model that was trained before, as far as that is cheap.
+    """Looks for a model that was trained before, as far as that is cheap.
 
     Raises:
         UserError: there is no such model within reach, or it is no language model.

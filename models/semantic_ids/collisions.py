@@ -24,7 +24,7 @@ BLOCK_ROWS = 2_048  # distances of about this many rows are held at a time
 def reassign_last_level(
     codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor], order: np.ndarray
 ) -> np.ndarray:
-    """Move items that share all their codes to codewords of the last level that no other item under their prefix has.
+    """Moves items that share all their codes to codewords of the last level that no other item under their prefix has.
 
     The colliding items of a prefix (their first L - 1 codes) are assigned together, so that their distances stay
     small in sum. Items that are alone stay, and nothing moves to a codeword of theirs. Where several items want one
@@ -80,7 +80,7 @@ def _colliding_and_neighbours(codes: np.ndarray, order: np.ndarray) -> pl.DataFr
 
 
 def _assign(distances: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    """Assign the n items of each of G prefixes to free codewords, one item each, in rounds.
+    """Assigns the n items of each of G prefixes to free codewords, one item each, in rounds.
 
     Args:
         distances: float64 [G, n, K].
@@ -117,7 +117,7 @@ def _assign(distances: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
 
 
 def _plan(costs: torch.Tensor, pending: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    """The entropic transport plan of pending items to free codewords, one item at most to a codeword.
+    """Returns the entropic transport plan of pending items to free codewords, one item at most to a codeword.
 
     Sinkhorn's iterations in the log domain (Cuturi 2013), with an ε that falls from the range of the costs, since few
     iterations at a small one do not converge (Kosowsky and Yuille 1994). A slack row of cost 0 takes the codewords

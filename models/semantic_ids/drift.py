@@ -20,7 +20,7 @@ REFIT_ABOVE = 0.07  # of the new items' error: a refit moves every SID, and must
 
 
 def drift(quantizer: Quantizer, old: torch.Tensor, new: torch.Tensor, *, seed: int = 0) -> dict[str, Any]:
-    """How a frozen quantizer fits new items beside those that it was fitted on, and whether a refit pays.
+    """Tells how a frozen quantizer fits new items beside those that it was fitted on, and whether a refit pays.
 
     Unseen items lose more than those of the fit even where nothing has changed (4 % more squared error with 10,000
     rows and 3 × 64 codewords of MiniLM vectors, 45 % more with 800 rows), and noise loses more whatever the codebooks
@@ -76,7 +76,7 @@ def _verdict(rows: int, old: float, new: float, bounds: list[float]) -> dict[str
 def _systematic(
     quantizer: Quantizer, vectors: torch.Tensor, codes: torch.Tensor, random: np.random.Generator
 ) -> np.ndarray:
-    """Share of the squared error that the other items predict, float64 [1 + RESAMPLES]: of all, then of resamples.
+    """Shares of the squared error that the other items predict, float64 [1 + RESAMPLES]: of all, then of resamples.
 
     The prediction for an item leaves it out: the mean error of all others, and of those of its first code the mean of
     what that leaves, drawn to zero by `PRIOR_ROWS`.

@@ -22,7 +22,7 @@ BALANCED_DISTANCES = 1 << 26  # that are held at a time
 
 
 def nearest(points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """The nearest centroid of every point, the lowest of equals.
+    """Returns the nearest centroid of every point, the lowest of equals.
 
     Args:
         points: float [N, D].
@@ -43,7 +43,7 @@ def argmin(scores: torch.Tensor) -> torch.Tensor:
 
 
 def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torch.Tensor:
-    """Cluster the points of all workers into k clusters.
+    """Clusters the points of all workers into k clusters.
 
     Lloyd's iterations on the rows with the lowest keys; a set beyond `SAMPLE_PER_CENTROID` rows per cluster then passes
     once in mini-batches of that many rows, and each centroid ends as the mean of all rows that came to it (Sculley,
@@ -80,7 +80,7 @@ def kmeans(points: torch.Tensor, k: int, *, keys: np.ndarray, seed: int) -> torc
 def balance(
     points: torch.Tensor, centroids: torch.Tensor, *, keys: np.ndarray, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move centroids and offset their distances until all have about equally many points.
+    """Moves centroids and offset their distances until all have about equally many points.
 
     The offsets are dual variables of the entropic optimal transport of the points onto equal clusters, found by
     Sinkhorn's iterations (Cuturi 2013): a crowded centroid grows farther. They are kept with the centroids, so that
@@ -114,7 +114,7 @@ def balance(
 
 
 def _means(points: torch.Tensor, labels: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """The mean of each centroid's points; one without points stays."""
+    """Returns the mean of each centroid's points; one without points stays."""
     counts = torch.bincount(labels, minlength=len(centroids)).unsqueeze(1)
     sums = torch.zeros_like(centroids).index_add_(0, labels, points)
     return torch.where(counts > 0, sums / counts.clamp_min(1), centroids)

@@ -55,7 +55,7 @@ def layout(vectors: np.ndarray, *, seed: int) -> np.ndarray:
 def map_table(
     item_ids: Sequence[str], vectors: np.ndarray, codes: np.ndarray, naive: np.ndarray | None, *, seed: int
 ) -> pa.Table:
-    """The map of a catalogue, or of MAP_ITEMS of its items that the hash of the ids chooses.
+    """Returns the map of a catalogue, or of MAP_ITEMS of its items that the hash of the ids chooses.
 
     Args:
         item_ids: N distinct ids.

@@ -41,7 +41,7 @@ class MovingCodebooks(nn.Module):
         self.sums.copy_(torch.cat(list(codebooks)) * counts.unsqueeze(1))
 
     def update(self, codebooks: nn.ParameterList, counts: torch.Tensor, sums: torch.Tensor) -> None:
-        """Take a batch in and move the codewords."""
+        """Takes a batch in and move the codewords."""
         self.counts.lerp_(counts, 1 - DECAY)
         self.sums.lerp_(sums, 1 - DECAY)
         words = torch.where(

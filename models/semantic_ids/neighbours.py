@@ -19,7 +19,7 @@ BLOCK_ROWS = 16_384  # codes decoded at a time
 def nearest_neighbours(
     queries: torch.Tensor, candidates: torch.Tensor, k: int, *, exclude: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The k candidates of the highest cosine with every query, best first, the lowest index first among equals.
+    """Returns the k candidates of the highest cosine with every query, best first, the lowest index first among equals.
 
     Holds one normalised copy of the candidates.
 
@@ -49,7 +49,7 @@ def neighbour_overlap(
     *,
     k: int = NEIGHBOURS,
 ) -> dict[str, float]:
-    """Share of the true k nearest neighbours, by cosine among the vectors, that codes alone find.
+    """Shares of the true k nearest neighbours, by cosine among the vectors, that codes alone find.
 
     Rankings by codes have many ties, between which nothing chooses: what is given is the mean over all their orders,
     not the luck of one. At random the share is k / (N - 1).
@@ -96,7 +96,7 @@ def _decoded_overlap(
     rows: torch.Tensor,
     truth: torch.Tensor,
 ) -> torch.Tensor:
-    """The same among the k items of the highest cosine between what codes decode to.
+    """Returns the same among the k items of the highest cosine between what codes decode to.
 
     Items of one code tie, so that all is done for distinct codes, each as often as it has items.
     """

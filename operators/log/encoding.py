@@ -28,12 +28,12 @@ class Log(NamedTuple):
     items: pa.ChunkedArray  # item_id of every item code, in hash order; also of items without an event
 
     def user_ids(self) -> np.ndarray:
-        """Hash of the id of every user code, int64."""
+        """Hashes of the id of every user code, int64."""
         return token_hashes(self.users.to_pylist())
 
 
 def read_log(run: RunDir) -> Log:
-    """Return the log of a run in numbers; its items are those that have an embedding.
+    """Returns the log of a run in numbers; its items are those that have an embedding.
 
     The process remembers the last one: most stages read the same log.
 
@@ -51,7 +51,7 @@ def _read(interactions: str, embeddings: str, *_signatures: tuple[str, ...]) -> 
 
 
 def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
-    """Number users and items, and drop events whose item has no features (its interpretation failed).
+    """Numbers users and items, and drop events whose item has no features (its interpretation failed).
 
     A log whose labels are all 1 says as little as one without labels, and counts as such.
 

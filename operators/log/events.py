@@ -34,7 +34,7 @@ class Events:
         return len(self.user)
 
     def take(self, rows: np.ndarray) -> Events:
-        """The events at positions (or under a mask)."""
+        """Returns the events at positions (or under a mask)."""
         return Events(self.user[rows], self.item[rows], self.time[rows], self.label[rows])
 
     def extend(self, other: Events) -> Events:
@@ -68,7 +68,7 @@ def flatten(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def split_by_time(time: np.ndarray, *, valid: float, test: float) -> np.ndarray:
-    """Split number (0, 1, 2 as in SPLITS) of every event, int8 [E]; all events of one moment share a split.
+    """Splits number (0, 1, 2 as in SPLITS) of every event, int8 [E]; all events of one moment share a split.
 
     Raises:
         UserError: a split would be empty.
@@ -83,7 +83,7 @@ def split_by_time(time: np.ndarray, *, valid: float, test: float) -> np.ndarray:
 
 
 def split_leave_last(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Split number of every event: each user's last one is test, the one before valid; int8 [E].
+    """Splits number of every event: each user's last one is test, the one before valid; int8 [E].
 
     Users with fewer than three events train only. Among events of one moment the later row is the last.
 
@@ -102,7 +102,7 @@ def split_leave_last(user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 
 def first_interactions(events: Events) -> np.ndarray:
-    """Mask [E] of the earliest event of every (user, item), the first row among several of one moment."""
+    """Masks [E] of the earliest event of every (user, item), the first row among several of one moment."""
     order = np.argsort(events.time, kind="stable")
     pairs = events.user * (events.item.max(initial=0) + 1) + events.item
     _, first = np.unique(pairs[order], return_index=True)
@@ -112,7 +112,7 @@ def first_interactions(events: Events) -> np.ndarray:
 
 
 def known_items(log: Events, item: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Mask [Q] of the queries whose item has an event in the log strictly before their time."""
+    """Masks [Q] of the queries whose item has an event in the log strictly before their time."""
     _, start, end = before(log.item, log.time, item, time)
     return end > start
 
@@ -168,7 +168,7 @@ def draw_negatives(
 
 
 def histories(log: Events, user: np.ndarray, time: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last `length` positive items of each query's user strictly before its time, oldest first.
+    """Returns the last `length` positive items of each query's user strictly before its time, oldest first.
 
     Returns:
         Item codes (int32) of all histories one after the other, and offsets (int32 [Q+1]).

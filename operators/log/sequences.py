@@ -11,7 +11,7 @@ from operators.log.events import SPLITS, Events, first_interactions, histories
 
 
 def training_sequences(events: Events, split: np.ndarray) -> Jagged:
-    """The positives of training, user by user, oldest first; users without one are left out.
+    """Returns the positives of training, user by user, oldest first; users without one are left out.
 
     Args:
         events: of a log.
@@ -25,7 +25,7 @@ def training_sequences(events: Events, split: np.ndarray) -> Jagged:
 
 
 def queries(events: Events, split: np.ndarray, name: str, *, history: int, repeats: bool) -> Queries:
-    """The positives of a split as questions, each with what was known strictly before it.
+    """Returns the positives of a split as questions, each with what was known strictly before it.
 
     Args:
         events: of a log.

@@ -43,7 +43,7 @@ class _Reader(io.BytesIO):
 
 
 def decode_image(content: bytes, limits: Limits) -> np.ndarray:
-    """Decode a picture to RGB uint8 [H, W, 3], upright, its longer side at most `limits.max_side`.
+    """Decodes a picture to RGB uint8 [H, W, 3], upright, its longer side at most `limits.max_side`.
 
     Of an animated picture the first frame is taken; transparency is laid over white; 16-bit and float pictures are
     stretched to their range. Only the decoder holds the picture at full size.
@@ -115,7 +115,7 @@ def _is_deep(picture: Image.Image) -> bool:
 
 
 def _levels(picture: Image.Image) -> tuple[float, float]:
-    """The lowest and the highest finite value of a picture of more than 8 bits; (0, 255) for others."""
+    """Returns the lowest and the highest finite value of a picture of more than 8 bits; (0, 255) for others."""
     if not _is_deep(picture):
         return 0.0, 255.0
     low, high = np.inf, -np.inf

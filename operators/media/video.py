@@ -23,7 +23,7 @@ DENSE_FRAMES = 2_000  # of videos with more frames only the key frames are compa
 
 
 def decode_video(content: bytes, limits: Limits) -> list[np.ndarray]:
-    """Decode up to `limits.frames` frames in time order, each RGB uint8 [H, W, 3], upright.
+    """Decodes up to `limits.frames` frames in time order, each RGB uint8 [H, W, 3], upright.
 
     `uniform` takes them evenly over the length. `scenes` takes the middle frames of the shots that differ most, at most
     one of each shot; a video without a cut is sampled evenly.
@@ -62,7 +62,7 @@ def decode_video(content: bytes, limits: Limits) -> list[np.ndarray]:
 def _frames(
     container: av.container.InputContainer, stream: av.VideoStream, deadline: float, limits: Limits
 ) -> Iterator[av.VideoFrame]:
-    """The frames from where the container stands.
+    """Yields the frames from where the container stands.
 
     A file may lie about its size and have millions of frames after one key frame: both are checked on the way.
     """

@@ -31,7 +31,7 @@ TUNNELS = [ipaddress.ip_network(net) for net in ("2001::/23", "2002::/16")]  # T
 
 
 def fetch(url: str, limits: Limits, allow_private: tuple[str, ...] = ()) -> bytes:
-    """Get a URL's content, following redirects, each of which is checked like the first URL.
+    """Gets a URL's content, following redirects, each of which is checked like the first URL.
 
     Answers of 429 and 5xx, stalls and broken connections are tried again. Of encoded bodies (gzip, …) none is unpacked.
 
@@ -48,7 +48,7 @@ def fetch(url: str, limits: Limits, allow_private: tuple[str, ...] = ()) -> byte
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is of the public internet: not loopback, private, link-local, shared, multicast, …"""
+    """Tells whether an IP address is of the public internet: not loopback, private, link-local, shared, multicast, …"""
     ip = ipaddress.ip_address(address)
     if ip.version == 6 and (ip not in UNICAST or any(ip in net for net in TUNNELS)):
         return False
@@ -74,7 +74,7 @@ async def _fetch(url: str, limits: Limits, allow_private: tuple[str, ...]) -> by
 
 
 def _check(url: URL, allow_private: tuple[str, ...]) -> None:
-    """Check what needs no name resolution: scheme, host, and an IP address given as host, which is never resolved."""
+    """Checks what needs no name resolution: scheme, host, and an IP address given as host, which is never resolved."""
     if url.scheme not in ("http", "https"):
         raise MediaError("scheme_not_allowed", f"{url.scheme}:// in a redirect")
     if url.raw_host is None or url.raw_user is not None or url.raw_password is not None:
@@ -113,7 +113,7 @@ class _PublicResolver(ThreadedResolver):
 
 @functools.cache
 def _session(allow_private: tuple[str, ...]) -> aiohttp.ClientSession:
-    """Return the process's session: connections are kept for the next picture of the same host."""
+    """Returns the process's session: connections are kept for the next picture of the same host."""
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(resolver=_PublicResolver(allow_private)),
         auto_decompress=False,
@@ -126,7 +126,7 @@ def _session(allow_private: tuple[str, ...]) -> aiohttp.ClientSession:
 
 
 async def _request(session: aiohttp.ClientSession, url: URL, limits: Limits) -> bytes | str:
-    """Return the body, or the address that a redirect points to."""
+    """Returns the body, or the address that a redirect points to."""
     problem = ""
     for attempt in range(TRIES):
         await asyncio.sleep(PAUSE * attempt)

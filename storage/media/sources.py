@@ -42,7 +42,7 @@ NOWHERE_ELSE = Sources()
 
 
 def shown(uri: str) -> str:
-    """Return a URI as messages may show it: without credentials, query and fragment, which may hold a signature.
+    """Returns a URI as messages may show it: without credentials, query and fragment, which may hold a signature.
 
     >>> shown("https://ann:secret@host/a.jpg?signature=abc")
     'https://host/a.jpg'
@@ -51,7 +51,7 @@ def shown(uri: str) -> str:
 
 
 def resolve(uri: str, root: str, sources: Sources = NOWHERE_ELSE) -> str:
-    """Return the absolute URI of a medium, if it lies where media may lie.
+    """Returns the absolute URI of a medium, if it lies where media may lie.
 
     Relative URIs resolve against `root`. Links are followed before the check, so a link out of the roots is refused.
     Of http URLs only the scheme is judged here: their addresses are checked when they are connected to.
@@ -95,7 +95,7 @@ def _resolve(uri: str, root: str, sources: Sources) -> str:
 
 
 def _scheme(uri: str) -> str:
-    """Return the scheme in lower case, "" for a plain path. A name with a colon (`item:7.jpg`) is a path."""
+    """Returns the scheme in lower case, "" for a plain path. A name with a colon (`item:7.jpg`) is a path."""
     if "://" not in uri:
         return "data" if uri[:5].lower() == "data:" else ""
     scheme = urlsplit(uri).scheme
@@ -103,7 +103,7 @@ def _scheme(uri: str) -> str:
 
 
 def read_limited(uri: str, limits: Limits, sources: Sources = NOWHERE_ELSE) -> bytes:
-    """Read a file of at most `limits.max_bytes`.
+    """Reads a file of at most `limits.max_bytes`.
 
     Args:
         uri: as `resolve` returns it.
@@ -147,5 +147,5 @@ def _read(uri: str, limits: Limits, sources: Sources) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open neither a link that took a file's place since `resolve`, nor a pipe that nobody writes to."""
+    """Opens neither a link that took a file's place since `resolve`, nor a pipe that nobody writes to."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -41,7 +41,7 @@ TASK_MEASURES = {
 
 
 def scores(found: dict[str, Any], chosen: str | None) -> Table | None:
-    """Return every recommender by every metric of its lists.
+    """Returns every recommender by every metric of its lists.
 
     Args:
         found: the metrics of evaluate; here as below any of it may be missing.
@@ -75,7 +75,7 @@ def score_figures(found: dict[str, Any]) -> list[Figure]:
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """What the intervals allow to say of the generator beside each baseline, and what the queries are about."""
+    """Returns what the intervals allow to say of the generator beside each baseline, and what the queries are about."""
     said = [
         _beside(NAMES[key], found[f"generator_over_{key}"])
         for key in ("sasrec", "content", "itemknn", "popularity")
@@ -90,7 +90,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 
 def footnotes(found: dict[str, Any]) -> list[str]:
-    """Return what is to be known of lists that come from a search."""
+    """Returns what is to be known of lists that come from a search."""
     return [
         f"{name[:1].upper()}{name[1:]}: {percent(values['exact_lists'])} of its lists are proved to hold the best "
         "items of the whole catalogue; in the others its search may have missed some."
@@ -100,7 +100,7 @@ def footnotes(found: dict[str, Any]) -> list[str]:
 
 
 def tasks(found: dict[str, Any]) -> Table | None:
-    """How well each task is done on what training did not see, beside the control with shuffled captions.
+    """Tells how well each task is done on what training did not see, beside the control with shuffled captions.
 
     Args:
         found: `tasks` of `metrics/evaluate.json`, see `models.generation.heldout`.
@@ -184,7 +184,7 @@ def _interval_head(metric: str) -> list[str]:
 
 
 def _beside(baseline: str, over: dict[str, Any]) -> str:
-    """What the intervals of the ratios allow to say.
+    """Returns what the intervals of the ratios allow to say.
 
     >>> _beside("SASRec", {"ndcg@10": 1.2, "ndcg@10_interval": [1.1, 1.3]})
     'The generator beside SASRec: NDCG@10 is higher, 1.20 times (1.10 to 1.30); too little to compare recall@10.'

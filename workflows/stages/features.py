@@ -51,7 +51,7 @@ class FeaturesStage(Stage[Config]):
     reads = ("ingest", "interpret", "quantize")
 
     def run(self, config: Config, context: Context) -> Result:
-        """Write the features of a run whose items are interpreted and quantized.
+        """Writes the features of a run whose items are interpreted and quantized.
 
         Raises:
             UserError: there are no interactions, labels are missing in part or all 0, or a split would be empty.
@@ -135,7 +135,7 @@ class FeaturesStage(Stage[Config]):
 
 
 def read_items(run: RunDir, ids: pa.ChunkedArray, tokens: Tokens) -> pa.Table:
-    """Return the features of these items, in their order.
+    """Returns the features of these items, in their order.
 
     Raises:
         ArtifactError: a table of the run lacks an item.
@@ -157,7 +157,7 @@ def history_column(known: Events, user: np.ndarray, time: np.ndarray, length: in
 def write_state(
     run: RunDir, items: pa.Table, warm: np.ndarray, log: Log, users: np.ndarray, *, history: int, now: int
 ) -> list[str]:
-    """Write items and users with their counts as of `now`, microseconds; returns the names of the counts.
+    """Writes items and users with their counts as of `now`, microseconds; returns the names of the counts.
 
     Items that training never saw get the id of the unknown item, as users do.
     """

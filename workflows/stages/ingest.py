@@ -64,7 +64,7 @@ class IngestStage(Stage[Config]):
     seeded = False
 
     def run(self, config: Config, context: Context) -> Result:
-        """Write `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
+        """Writes `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
 
         Raises:
             UserError: a table has nothing that can be used, or the log loses more events than allowed.
@@ -101,7 +101,7 @@ class IngestStage(Stage[Config]):
 
 
 def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
-    """Give an items table the canonical columns and types (DESIGN of the catalogue: README, "Your own catalogue").
+    """Gives an items table the canonical columns and types (DESIGN of the catalogue: README, "Your own catalogue").
 
     Raises:
         UserError: a column has a type that cannot be read as what it should be.
@@ -145,7 +145,7 @@ def split_items(items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def canonical_events(raw: pl.DataFrame, source: str) -> pl.DataFrame:
-    """Give an interactions table the canonical columns: user_id, item_id, timestamp, label?, numeric context columns.
+    """Gives an interactions table the canonical columns: user_id, item_id, timestamp, label?, numeric context columns.
 
     Timestamps may be of a timestamp type, ISO 8601 text, or Unix time in seconds, milliseconds or microseconds. Columns
     that are not numeric and not known are left out. A value that cannot be read, or is not finite, becomes null.
@@ -173,7 +173,7 @@ def canonical_events(raw: pl.DataFrame, source: str) -> pl.DataFrame:
 
 
 def clean_events(events: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Drop unusable events; return the rest in time order and the number dropped for each reason."""
+    """Drops unusable events; return the rest in time order and the number dropped for each reason."""
     now = datetime.now(UTC)
     reasons = {
         "no_user_id": pl.col("user_id").fill_null("") == "",
@@ -193,7 +193,7 @@ def clean_events(events: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFram
 
 
 def check_dropped(source: str, kept: int, dropped: dict[str, int], limit: float) -> None:
-    """Refuse a log that loses too much to be what was meant.
+    """Refuses a log that loses too much to be what was meant.
 
     Raises:
         UserError: no event is left, or the dropped share is above the limit.

@@ -41,7 +41,7 @@ class Config(StageConfig):
     frozen: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """The settings, and what stands behind `frozen` at the moment."""
+        """Returns the settings, and what stands behind `frozen` at the moment."""
         return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/projector")}
 
 
@@ -55,13 +55,13 @@ class ProjectStage(Stage[Config]):
     operators = (Project,)
 
     def check(self, config: Config, root: str) -> None:
-        """Find a run to take over that is none, or is this one."""
+        """Finds a run to take over that is none, or is this one."""
         if config.frozen is not None:
             check_frozen(config.frozen, root, "project")
             Projector.load(RunDir(config.frozen).uri("models", "projector"))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Write `models/projector` and `embeddings` (item_id, embedding)."""
+        """Writes `models/projector` and `embeddings` (item_id, embedding)."""
         items = files.dataset(context.run.uri("items"))
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -86,7 +86,7 @@ class ProjectStage(Stage[Config]):
 
 
 def taken_over(frozen: str, run: RunDir) -> Projector:
-    """The projection of an earlier run.
+    """Returns the projection of an earlier run.
 
     Raises:
         UserError: that run is not finished, or its vectors come from other models.

@@ -41,11 +41,11 @@ class RankStage(Stage[Config]):
     reads = ("project", "features")
 
     def resources(self, config: Config) -> Resources | None:
-        """Count the workers of the fit, one CPU each."""
+        """Counts the workers of the fit, one CPU each."""
         return Resources(float(config.workers), float(config.workers if config.use_gpu else 0))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Fit the ranker of a run whose features are written."""
+        """Fits the ranker of a run whose features are written."""
         from workflows.distributed.training import fit
 
         outcome = fit(
@@ -90,7 +90,7 @@ def train_loop(task: dict[str, Any]) -> None:
 
 
 def read_data(run: RunDir, settings: RankerSettings) -> Data:
-    """The items and examples of a run as the ranker of these settings reads them."""
+    """Returns the items and examples of a run as the ranker of these settings reads them."""
     from models.ranking.fitting import Data
     from operators.features.ranker_inputs import Examples, ItemFeatures
 

@@ -18,7 +18,7 @@ class ReportStage(Stage[Config]):
     reads_all = True
 
     def run(self, config: Config, context: Context) -> Result:
-        """Write report/index.html, one row for the one page."""
+        """Writes report/index.html, one row for the one page."""
         from workflows.report import write_report  # matplotlib takes a second that no other command should pay
 
         context.log(f"report: {write_report(context.run)}")

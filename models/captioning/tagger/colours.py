@@ -40,7 +40,7 @@ def to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def name_colours(rgb: np.ndarray) -> np.ndarray:
-    """Index into `NAMES` of the shade that is nearest in CIELAB, int64 [...], of sRGB pixels, uint8 [..., 3]."""
+    """Indexes into `NAMES` of the shade that is nearest in CIELAB, int64 [...], of sRGB pixels, uint8 [..., 3]."""
     red, green, blue = np.moveaxis(rgb >> (8 - _BITS), -1, 0).astype(np.intp)
     return _names()[red, green, blue]
 

@@ -21,7 +21,7 @@ SECOND = 0.2  # share from which on a second colour is named
 
 
 def describe(picture: np.ndarray, probabilities: np.ndarray, labels: list[str]) -> str:
-    """One sentence about a picture.
+    """Returns one sentence about a picture.
 
     Args:
         picture: uint8 [H, W, 3].
@@ -78,7 +78,7 @@ def _light(lab: np.ndarray) -> str:
 
 
 def _cut_out(picture: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The box around the subject, its longer side that many pixels, and the mask in it."""
+    """Returns the box around the subject, its longer side that many pixels, and the mask in it."""
     (small,) = ndimage.find_objects(mask.astype(int))
     scales = [large / little for large, little in zip(picture.shape, mask.shape, strict=False)]
     ends = [(int(part.start * scale), int(part.stop * scale)) for part, scale in zip(small, scales, strict=True)]

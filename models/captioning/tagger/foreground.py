@@ -25,7 +25,7 @@ class Subject(NamedTuple):
 
 
 def find_subject(lab: np.ndarray) -> Subject:
-    """Find what stands out from a background that the picture's border shows.
+    """Finds what stands out from a background that the picture's border shows.
 
     The background is a plane in CIELAB over the picture, which allows for uneven light; it is fitted to the border by
     trimmed least squares, which allows for a subject that reaches the border, or clutter. What differs from it is
@@ -69,7 +69,7 @@ def erode(mask: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _tidy(mask: np.ndarray) -> np.ndarray:
-    """Close gaps, fill holes, drop specks and threads."""
+    """Closes gaps, fill holes, drop specks and threads."""
     reach = max(1, round(0.025 * max(mask.shape)))
     wide = ndimage.maximum_filter(np.pad(mask, reach + 1), 2 * reach + 1)
     filled = ndimage.binary_fill_holes(erode(wide, reach))

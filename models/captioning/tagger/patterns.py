@@ -72,7 +72,7 @@ def name_pattern(lab: np.ndarray, mask: np.ndarray) -> str:
 
 
 def measure_texture(lab: np.ndarray, mask: np.ndarray) -> Texture | None:
-    """Split the subject into a light and a dark tone, and measure their edges and pieces; None if it is too small.
+    """Splits the subject into a light and a dark tone, and measure their edges and pieces; None if it is too small.
 
     The tone is the projection on the first principal axis of the subject's colours, freed of slow shading. The
     directions are moments of the gradient's angle, as in a structure tensor (Bigun & Granlund 1987).

@@ -31,15 +31,15 @@ class Tagger(Backend):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Name the image vector, if labels can be taken from it."""
+        """Names the image vector, if labels can be taken from it."""
         return ("image_vector",) if self.vector_is_local else ()
 
     def load(self) -> None:
-        """Load the image encoder, whose classifier names the labels."""
+        """Loads the image encoder, whose classifier names the labels."""
         image_encoder()
 
     def caption(self, images: Sequence[np.ndarray], contexts: Sequence[Context]) -> list[str | Failure]:
-        """Describe pictures by labels, colours, shape, pattern and light."""
+        """Describes pictures by labels, colours, shape, pattern and light."""
         vectors = np.zeros((len(images), IMAGE_WIDTH), np.float32)
         unseen = []
         for row, context in enumerate(contexts):

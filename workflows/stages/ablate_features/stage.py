@@ -59,11 +59,11 @@ class AblateFeaturesStage(Stage[Config]):
     reads = ("ingest", "interpret", "project", "features")
 
     def resources(self, config: Config) -> Resources | None:
-        """Count the fits that run side by side, one CPU each."""
+        """Counts the fits that run side by side, one CPU each."""
         return Resources(float(config.workers))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Fit every variant from every seed, and write metrics/ablate_features.json."""
+        """Fits every variant from every seed, and write metrics/ablate_features.json."""
         from workflows.distributed.trials import run_trials
         from workflows.stages.ablate_features import scores
 

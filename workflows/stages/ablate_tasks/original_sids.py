@@ -27,7 +27,7 @@ TEXTS = ("title", "description")
 
 
 def write_original(context: Context, to: RunDir) -> bool:
-    """Write `items` and `sids` of a run's items, by their titles and descriptions alone.
+    """Writes `items` and `sids` of a run's items, by their titles and descriptions alone.
 
     The run's text model reads them; the projection and the quantizer are fitted on these vectors with the run's own
     settings, so that nothing differs but what is known of the items. What a killed attempt has finished is kept.
@@ -59,7 +59,7 @@ def write_original(context: Context, to: RunDir) -> bool:
 
 
 def _embed(config: interpret.Config, context: Context, texts: pa.Table, to: RunDir) -> None:
-    """Write `items`: texts, no captions, vectors of the texts and none of pictures."""
+    """Writes `items`: texts, no captions, vectors of the texts and none of pictures."""
     nothing = context.run.read_table("items", columns=["caption", "interests", "image_vector"]).schema
     for field in nothing:
         texts = texts.append_column(field, pa.nulls(texts.num_rows, field.type))
@@ -93,7 +93,7 @@ def _embed(config: interpret.Config, context: Context, texts: pa.Table, to: RunD
 
 
 def _quantize(config: QuantizeConfig, context: Context, run: RunDir) -> None:
-    """Write `models/quantizer` and `sids`."""
+    """Writes `models/quantizer` and `sids`."""
     to = context.run
     if config.reads_split():
         to.write_table(run.read_table("catalog", "interactions"), "catalog", "interactions")

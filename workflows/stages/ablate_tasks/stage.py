@@ -24,15 +24,15 @@ class AblateTasksStage(Stage[Config]):
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
-        """Find a backbone that is not there."""
+        """Finds a backbone that is not there."""
         check_backbone(config.language_model)
 
     def resources(self, config: Config) -> Resources | None:
-        """Count the fits that run side by side, one CPU each."""
+        """Counts the fits that run side by side, one CPU each."""
         return Resources(float(config.workers))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Fit every variant from every seed, and write metrics/ablate_tasks.json."""
+        """Fits every variant from every seed, and write metrics/ablate_tasks.json."""
         from models.recommenders.fitting import require_queries
         from storage import files
         from storage.run import RunDir

@@ -24,7 +24,7 @@ WITH_INTERVAL = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
 
 
 def score_recommenders(context: Context, *, queries: int | None, draws: int) -> dict[str, Any]:
-    """Return metrics of the recommenders that the stage generate has fitted, of content and of popularity, by name.
+    """Returns metrics of the recommenders that the stage generate has fitted, of content and of popularity, by name.
 
     Every positive event of the test split that generate asks for is a query over the whole catalogue. What is tuned
     here is tuned on validation.
@@ -74,7 +74,7 @@ def judge(
     seed: int,
     draws: int = 200,
 ) -> dict[str, Any]:
-    """Compare recommenders by their lists of 20 items.
+    """Compares recommenders by their lists of 20 items.
 
     Args:
         lists: by recommender, of Q users.

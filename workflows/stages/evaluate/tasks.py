@@ -15,7 +15,7 @@ EXAMPLES = 300  # per task
 
 
 def score_tasks(context: Context) -> dict[str, Any]:
-    """Return held-out scores by task, see `models.generation.heldout.task_scores`.
+    """Returns held-out scores by task, see `models.generation.heldout.task_scores`.
 
     Tasks about content are asked about items that were held out of them, recommending tasks about the test split. Empty
     where no language model that reads text was fitted.

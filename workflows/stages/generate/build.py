@@ -30,7 +30,7 @@ CODES = "codes"  # kind and folder of the quantised items
 
 
 def write_codes(run: RunDir, settings: ProductCodesSettings, ids: pa.ChunkedArray, split: Split, *, seed: int) -> None:
-    """Quantise the items into product codes, and write them with their codewords to models/generator/codes.
+    """Quantises the items into product codes, and write them with their codewords to models/generator/codes.
 
     Raises:
         UserError: the catalogue has fewer items than codewords.
@@ -48,7 +48,7 @@ def write_codes(run: RunDir, settings: ProductCodesSettings, ids: pa.ChunkedArra
 def training_task(
     settings: SasRecSettings | ProductCodesSettings | LanguageModelSettings, run: RunDir, data: Data, *, seed: int
 ) -> TrainingTask:
-    """Return the fit of a recommender by its settings."""
+    """Returns the fit of a recommender by its settings."""
     if isinstance(settings, LanguageModelSettings):
         return build.language_model_task(settings, read_corpus(settings, run, data, seed=seed), data.valid, seed=seed)
     torch.manual_seed(seed)
@@ -63,7 +63,7 @@ def training_task(
 def read_corpus(
     settings: LanguageModelSettings, run: RunDir, data: Data, *, seed: int, vocabulary: Vocabulary | None = None
 ) -> Corpus:
-    """Return what the language model learns from: a run's semantic IDs, texts and training sequences.
+    """Returns what the language model learns from: a run's semantic IDs, texts and training sequences.
 
     Args:
         vocabulary: of a model that was fitted; None makes one.
@@ -78,7 +78,7 @@ def read_corpus(
 
 
 def require_learnable(settings: LanguageModelSettings, run: RunDir, data: Data, *, seed: int) -> None:
-    """Find what the language model cannot be learned from, before anything is fitted.
+    """Finds what the language model cannot be learned from, before anything is fitted.
 
     Raises:
         UserError: there is nothing to learn a task from, a row has no room for a history, two items share their
@@ -88,7 +88,7 @@ def require_learnable(settings: LanguageModelSettings, run: RunDir, data: Data, 
 
 
 def load_recommenders(run: RunDir, names: Iterable[str]) -> dict[str, Recommender]:
-    """Load recommenders that a run has fitted, by name.
+    """Loads recommenders that a run has fitted, by name.
 
     Raises:
         UserError: one of them is damaged, or was not fitted.
@@ -97,5 +97,5 @@ def load_recommenders(run: RunDir, names: Iterable[str]) -> dict[str, Recommende
 
 
 def artifact_uri(run: RunDir, name: str) -> str:
-    """Return where a recommender's artifact is."""
+    """Returns where a recommender's artifact is."""
     return run.uri("models", "generator", name)

@@ -38,7 +38,7 @@ class SemanticIds(NamedTuple):
 
 
 def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data:
-    """Read the training sequences of a run, and the queries of validation and test.
+    """Reads the training sequences of a run, and the queries of validation and test.
 
     Raises:
         UserError: the log cannot be split so, or nobody has two positives in training.
@@ -54,19 +54,19 @@ def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data
 
 
 def save_items(run: RunDir, ids: pa.ChunkedArray) -> None:
-    """Write which item every row is, as `RUN/models/generator/items` (item_id)."""
+    """Writes which item every row is, as `RUN/models/generator/items` (item_id)."""
     run.write_table(pa.table({"item_id": ids}), "models", "generator", "items")
 
 
 def read_texts(run: RunDir, ids: pa.ChunkedArray) -> list[list[str | None]]:
-    """Return titles and captions of the items, None where there is none."""
+    """Returns titles and captions of the items, None where there is none."""
     items = run.read_table("items", columns=["item_id", "title", "caption"])
     items = rows_of(ids, items, "items")
     return [items[name].to_pylist() for name in ("title", "caption")]
 
 
 def read_sids(run: RunDir, ids: pa.ChunkedArray) -> SemanticIds:
-    """Return the semantic IDs of the items.
+    """Returns the semantic IDs of the items.
 
     Raises:
         ArtifactError: an item has none.

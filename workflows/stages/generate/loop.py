@@ -18,7 +18,7 @@ from workflows.stages.generate.settings import Config
 
 
 def loop(task: dict[str, Any]) -> None:
-    """Fit one recommender after the other, but for those that a killed attempt has finished."""
+    """Fits one recommender after the other, but for those that a killed attempt has finished."""
     config, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     split: Split = TypeAdapter(Split).validate_python(task["split"])
     data = read_data(run, split, history=config.history, repeats=not config.filter_seen)
@@ -37,13 +37,13 @@ def loop(task: dict[str, Any]) -> None:
 
 
 def curve_of(reports: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Return the validations of one fit, in order, and the held-out losses of its tasks before the first step."""
+    """Returns the validations of one fit, in order, and the held-out losses of its tasks before the first step."""
     points = [report for report in reports if fitting.NDCG in report or "losses" in report]
     return [{key: point[key] for key in point if key != "name"} for point in points if point["name"] == name]
 
 
 def _fit(name: str, config: Config, run: RunDir, data: Data, *, seed: int, state: fitting.State | None) -> None:
-    """Fit a recommender; the first worker writes its artifact after every validation that is the best so far."""
+    """Fits a recommender; the first worker writes its artifact after every validation that is the best so far."""
     settings, uri = getattr(config, name), artifact_uri(run, name)
     task = training_task(settings, run, data, seed=seed)
 

@@ -62,5 +62,5 @@ class Config(StageConfig):
         return max([*lengths, *([self.language_model.history] if self.language_model else [])])
 
     def reads_split(self) -> bool:
-        """Tell that they learn from the split's training part."""
+        """Tells that they learn from the split's training part."""
         return True

@@ -23,16 +23,16 @@ class GenerateStage(Stage[Config]):
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
-        """Find a backbone that is not there."""
+        """Finds a backbone that is not there."""
         if config.language_model is not None:
             check_backbone(config.language_model)
 
     def resources(self, config: Config) -> Resources | None:
-        """Count the workers of the fits, which run one after the other."""
+        """Counts the workers of the fits, which run one after the other."""
         return Resources(config.workers * config.cpus_per_worker, float(config.workers if config.use_gpu else 0))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Fit one model after the other; those that a killed attempt has finished are not fitted again."""
+        """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.artifacts import load
         from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
         from workflows.stages.generate.build import artifact_uri, require_learnable, write_codes
@@ -66,7 +66,7 @@ class GenerateStage(Stage[Config]):
 
 
 def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
-    """Return the validations of every fit, in order; one start of Ray Train does for all of them."""
+    """Returns the validations of every fit, in order; one start of Ray Train does for all of them."""
     from models.recommenders.fitting import NDCG
     from workflows.distributed.training import fit
     from workflows.stages.generate.loop import curve_of, loop

@@ -60,12 +60,12 @@ class ModelSection(Section):
         return place
 
     def check(self) -> None:
-        """Find what is wrong with the model before anything runs; see `Backend.check`."""
+        """Finds what is wrong with the model before anything runs; see `Backend.check`."""
         model: Backend = self._build(self.parts[-1:])
         model.check()
 
     def operator(self, **derived: Any) -> Operator:
-        """Make the operator; `derived` are fields of its parts that are no settings."""
+        """Makes the operator; `derived` are fields of its parts that are no settings."""
         operator: Operator = self._build(self.parts, **derived)
         return operator
 
@@ -87,7 +87,7 @@ class Captions(ModelSection):
 def section(
     *parts: type[Any], base: type[ModelSection] = ModelSection, without: Collection[str] = (), **defaults: Any
 ) -> type[ModelSection]:
-    """Make the section of one backend.
+    """Makes the section of one backend.
 
     Args:
         parts: see `ModelSection.parts`.

@@ -56,7 +56,7 @@ class Fetch(Section):
     allow_private: tuple[str, ...] = ()
 
     def operator(self, root: str) -> Operator:
-        """Make the operator for the catalogue at `root`."""
+        """Makes the operator for the catalogue at `root`."""
         sources = Sources(self.roots, self.http, self.allow_private)
         return FetchMedia(root=root, max_media=self.max_media, limits=self.limits, sources=sources)
 
@@ -92,13 +92,13 @@ class Config(StageConfig):
     )
 
     def identity(self) -> dict[str, Any]:
-        """Return the identities of the operators, wherever the catalogue lies, and the gate."""
+        """Returns the identities of the operators, wherever the catalogue lies, and the gate."""
         operators = [identity(step.operator) for step in steps(self, root="", cache=None)]
         return {"operators": operators, "gate": asdict(self.caption.gate)}
 
 
 def steps(config: Config, root: str, cache: str | None) -> list[Step]:
-    """Return the stream's operators, in order.
+    """Returns the stream's operators, in order.
 
     A picture passes the default network once: the tagger takes its labels from the image vector, so it comes second.
     """
@@ -118,7 +118,7 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
 
 
 def items_schema(config: Config) -> pa.Schema:
-    """Return the schema of `items`: the item's texts, and what the operators add that later stages read."""
+    """Returns the schema of `items`: the item's texts, and what the operators add that later stages read."""
     added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
     found = {field.name: field for field in added}
     names = ("caption", "interests", "image_vector", "text_vector")
@@ -134,7 +134,7 @@ class InterpretStage(Stage[Config]):
     reads = ("ingest",)
 
     def check(self, config: Config, root: str) -> None:
-        """Find what is wrong with models and cache on this machine before anything runs.
+        """Finds what is wrong with models and cache on this machine before anything runs.
 
         Raises:
             UserError: one of them cannot work.
@@ -146,7 +146,7 @@ class InterpretStage(Stage[Config]):
             raise UserError(f"The cache {cache} cannot be written: give stages.interpret.cache another URI, or false.")
 
     def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
-        """Return the operators in their pools.
+        """Returns the operators in their pools.
 
         Raises:
             UnschedulableError: a pool does not fit onto the nodes.
@@ -154,7 +154,7 @@ class InterpretStage(Stage[Config]):
         return plan(steps(config, root, cache=None), nodes, blocks=-(-rows // config.commit_rows))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Write `items` and `rejects/interpret`."""
+        """Writes `items` and `rejects/interpret`."""
         folder = context.run.uri("checkpoints", "interpret")
         sink = files.join(folder, context.fingerprint)
         forget_other_attempts(context, "interpret")
@@ -183,7 +183,7 @@ class InterpretStage(Stage[Config]):
 
 
 def cache_uri(config: Config, root: str) -> str | None:
-    """Return where the results of a run at `root` are kept for later ones, or None."""
+    """Returns where the results of a run at `root` are kept for later ones, or None."""
     if isinstance(config.cache, str):
         return files.absolute(config.cache)
     scheme, separator, path = root.rstrip("/").rpartition("://")
@@ -192,7 +192,7 @@ def cache_uri(config: Config, root: str) -> str | None:
 
 
 def write_source(config: Config, context: Context, target: str) -> int:
-    """Write the catalogue's items, each with the caption's gate; return their number."""
+    """Writes the catalogue's items, each with the caption's gate; return their number."""
     items = context.run.read_table("catalog", "items")
     gate = config.caption.gate
     seen, known = None, []
@@ -209,7 +209,7 @@ def write_source(config: Config, context: Context, target: str) -> int:
 
 
 def _remembers(config: Config, context: Context) -> bool:
-    """Tell whether the cache holds captions made with these very settings."""
+    """Tells whether the cache holds captions made with these very settings."""
     cache = cache_uri(config, context.run.root)
     caption = next(step.operator for step in steps(config, "", cache) if step.name == "caption")
     assert isinstance(caption, CachedOperator)  # noqa: S101 - for the type checker
@@ -217,7 +217,7 @@ def _remembers(config: Config, context: Context) -> bool:
 
 
 def _work(sink: str) -> dict[str, Any]:
-    """Count what every operator behind a gate and a cache did, over all committed rows.
+    """Counts what every operator behind a gate and a cache did, over all committed rows.
 
     Returns:
         Per operator the rows that were `computed`, `cached`, `refused` and `empty`; `trigger_rate`, the share of rows
@@ -251,7 +251,7 @@ def _work(sink: str) -> dict[str, Any]:
 
 
 def _write_rejects(sink: str, context: Context) -> tuple[int, int, dict[str, int]]:
-    """Write `rejects/interpret`; return rejected rows, degraded rows, and the number of issues by code."""
+    """Writes `rejects/interpret`; return rejected rows, degraded rows, and the number of issues by code."""
     found, rejected, degraded = [], 0, 0
     for outcome in (KEPT, REJECTED):
         for batch in streams.outcome_batches(sink, outcome, ["item_id", "issues"]):

@@ -30,7 +30,7 @@ SCORED_ITEMS = 100_000  # of a larger catalogue, what is decoded, fitted on for 
 def judge(
     run: RunDir, quantizer: Quantizer, *, item_ids: Sequence[str], nearest: np.ndarray, sids: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    """The scorecard of a run's SIDs and of naive ones, and the map of the catalogue, written to `metrics/map`.
+    """Returns the scorecard of a run's SIDs and of naive ones, and the map of the catalogue, written to `metrics/map`.
 
     Args:
         item_ids: all items, in hash order.
@@ -62,7 +62,7 @@ def judge(
 
 
 def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earlier: RunDir) -> dict[str, Any] | None:
-    """How the quantizer of an earlier run fits the items that this one has beyond it; None where it has none."""
+    """Tells how the quantizer of an earlier run fits the items that this one has beyond it; None where it has none."""
     known = earlier.read_table("sids", columns=["item_id"])["item_id"]
     new = list(compress(item_ids, positions(item_ids, known) < 0))[:SCORED_ITEMS]
     if not new:
@@ -72,7 +72,7 @@ def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earl
 
 
 def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:
-    """Return the quantizer, text vectors, codes and suffixes of naive semantic IDs; None where no item has text.
+    """Returns the quantizer, text vectors, codes and suffixes of naive semantic IDs; None where no item has text.
 
     They are residual k-means on the text vector alone: no vector of a picture, no fusion, no learning. An item without
     text has the mean of all.
@@ -94,7 +94,7 @@ def _embeddings(run: RunDir, item_ids: Sequence[str]) -> torch.Tensor:
 
 
 def _column_of(uri: str, item_ids: Sequence[str], column: str) -> pa.ChunkedArray:
-    """Read a column of a run's table for these items alone, in this order."""
+    """Reads a column of a run's table for these items alone, in this order."""
     table = files.dataset(uri)
     at = positions(item_ids, table.to_table(columns=["item_id"])["item_id"])
     return table.take(at, columns=[column])[column]

@@ -92,7 +92,7 @@ class Config(StageConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The settings, and what stands behind `frozen` at the moment."""
+        """Returns the settings, and what stands behind `frozen` at the moment."""
         return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/quantizer", "sids")}
 
     def reads_split(self) -> bool:
@@ -100,12 +100,12 @@ class Config(StageConfig):
         return self.method == COLLABORATIVE and self.frozen is None
 
     def architecture(self, width: int) -> Architecture:
-        """The shape of the quantizer of vectors of this width."""
+        """Returns the shape of the quantizer of vectors of this width."""
         if self.method == RQKMEANS:
             return Architecture(RQKMEANS, width, self.codebook_sizes, width)
         return Architecture(RQVAE, width, self.codebook_sizes, self.latent_dim or width, self.hidden_dims)
 
     def schedule(self) -> Schedule:
-        """The course of a fit of rqvae, with or without the pull of the log."""
+        """Returns the course of a fit of rqvae, with or without the pull of the log."""
         alignment = self.collaborative.weight if self.method == COLLABORATIVE else 0.0
         return Schedule(**self.model_dump(include=set(Schedule.__dataclass_fields__)), alignment=alignment)

@@ -44,19 +44,19 @@ class QuantizeStage(Stage[Config]):
     reads = ("project",)
 
     def check(self, config: Config, root: str) -> None:
-        """Find a run to take over that is none, or is this one."""
+        """Finds a run to take over that is none, or is this one."""
         if config.frozen is not None:
             check_frozen(config.frozen, root, "quantize")
             Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
 
     def resources(self, config: Config) -> Resources | None:
-        """Count the workers of the fit; a quantizer that is taken over needs none."""
+        """Counts the workers of the fit; a quantizer that is taken over needs none."""
         if config.frozen:
             return None
         return Resources(config.workers * config.cpus_per_worker, float(config.workers if config.use_gpu else 0))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Write models/quantizer, sids (item_id, codes with the suffix), metrics/quantize.json and metrics/map."""
+        """Writes models/quantizer, sids (item_id, codes with the suffix), metrics/quantize.json and metrics/map."""
         run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
@@ -77,7 +77,7 @@ class QuantizeStage(Stage[Config]):
 
 
 def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
-    """Fit the quantizer and write its artifact; give the curve of the fit."""
+    """Fits the quantizer and write its artifact; give the curve of the fit."""
     from workflows.stages.quantize import fitting
 
     signals = None
@@ -88,7 +88,7 @@ def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
 
 
 def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarray]:
-    """Write a run's `sids`; give its quantizer, the items' codes under it and their SIDs, int32 [N, L + 1]."""
+    """Writes a run's `sids`; give its quantizer, the items' codes under it and their SIDs, int32 [N, L + 1]."""
     quantizer = Quantizer.load(run.uri("models", "quantizer"))
     coded = encode(run, quantizer)
     earlier = RunDir(config.frozen) if config.frozen else None
@@ -111,7 +111,7 @@ def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarra
 
 
 def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
-    """Copy the quantizer of an earlier run; a fit that did not happen has no curve.
+    """Copies the quantizer of an earlier run; a fit that did not happen has no curve.
 
     Raises:
         UserError: that run is not finished, or the embeddings were projected in another way.
@@ -131,7 +131,7 @@ def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
 
 
 def encode(run: RunDir, quantizer: Quantizer) -> Coded:
-    """All items of a run under its quantizer, in hash order."""
+    """Returns all items of a run under its quantizer, in hash order."""
     embeddings = files.dataset(run.uri("embeddings"))
     ids: list[str] = []
     codes, contents = [np.empty((0, len(quantizer.codebooks)), np.int32)], [np.empty(0, np.uint64)]
