@@ -72,7 +72,7 @@ def activity(interactions: pl.LazyFrame) -> pl.DataFrame:
 def decide(
     items: pa.Table, rule: GateRule, seen: pl.DataFrame | None = None, known: Collection[str] = ()
 ) -> pa.StringArray:
-    """Decide the gate of every item, in the order of the rows.
+    """Decides the gate of every item, in the order of the rows.
 
     `OPEN` may be computed. `CACHED_ONLY` would be worth it but is over budget, and gets what the cache has for nothing.
     Anything else is the reason of a refusal: `NO_MEDIA` or `NOT_WORTH_IT`. The budget goes to the items with most

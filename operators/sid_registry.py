@@ -93,7 +93,11 @@ def known_sids(run: RunDir) -> tuple[list[str], np.ndarray]:
 
 def added_sids(run: RunDir) -> list[pa.Table]:
     """Returns what `add_sids` has added to a run, part by part: item_id, codes with the suffix, embedding."""
-    folder = _folder(run)
+    return _added(run, quantizer_digest(run))
+
+
+def _added(run: RunDir, quantizer: str | None) -> list[pa.Table]:
+    folder = _folder(run, quantizer)
     fs, path = files.filesystem(folder)
     fs.invalidate_cache(path)  # remote stores remember listings
     names = [name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)] if fs.exists(path) else []
@@ -121,7 +125,7 @@ def add_sids(
     while True:
         if quantizer_digest(run) != quantizer or not files.exists(run.uri("sids")):
             raise UserError(f"The quantizer of {run.root} was fitted anew meanwhile: try once more.")
-        added = added_sids(run)
+        added = _added(run, quantizer)
         known_ids, known_codes = _distinct([run.read_table("sids"), *added])
         new = items.filter(positions(items["item_id"], known_ids) < 0)
         ids = new["item_id"].to_pylist()
@@ -138,7 +142,7 @@ def add_sids(
         )
         part = new.select(["item_id", "embedding"]).append_column("codes", matrix_column(sids))
         try:
-            _create(files.join(_folder(run), f"part-{len(added):05d}.parquet"), part)
+            _create(files.join(_folder(run, quantizer), f"part-{len(added):05d}.parquet"), part)
         except FileExistsError:  # another caller was faster
             continue
         return set(ids)
@@ -184,8 +188,8 @@ def quantizer_digest(run: RunDir) -> str | None:
     return model_digest(run.uri("models", "quantizer"))
 
 
-def _folder(run: RunDir) -> str:
-    return run.uri("sids_added", quantizer_digest(run) or "none")
+def _folder(run: RunDir, quantizer: str | None) -> str:
+    return run.uri("sids_added", quantizer or "none")
 
 
 def _create(uri: str, table: pa.Table) -> None:

@@ -35,7 +35,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def deploy(settings: Settings, host: str, port: int) -> None:
-    """Starts Ray Serve on the Ray of this process and wait until the application answers.
+    """Starts Ray Serve on the Ray of this process and waits until the application answers.
 
     Raises:
         UserError: Ray Serve runs on that Ray already, or the service did not come up.

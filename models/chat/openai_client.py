@@ -104,7 +104,7 @@ class Endpoint(Backend):
         return _client(self.base_url, key or "none", self.timeout_s, self.max_retries)
 
     def failure(self, error: Exception) -> Failure:
-        """Translate an exception of the client, or of the reading of its answer, into the failure of the request.
+        """Translates an exception of the client, or of the reading of its answer, into the failure of the request.
 
         Returns:
             Failure: `model_timeout`, `model_rate_limited`, `model_unavailable` (no connection, 5xx, an answer that

@@ -41,7 +41,7 @@ class SmolLM2(Backend):
     place = "model"
 
     def load(self) -> None:
-        """Unpacks the weights where that has not been done, and load them.
+        """Unpacks the weights where that has not been done, and loads them.
 
         Raises:
             UserError: as `smollm2_path`.

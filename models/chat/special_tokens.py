@@ -17,5 +17,5 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str]
 
 
 def plain(text: str, special: re.Pattern[str] | None) -> str:
-    """Strip the brackets from special tokens in a text, so that they become plain words."""
+    """Strips the brackets from special tokens in a text, so that they become plain words."""
     return special.sub(lambda token: re.sub(r"\W", "", token[0]) or " ", text) if special else text

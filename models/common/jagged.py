@@ -114,7 +114,7 @@ def repeated(values: torch.Tensor, count: int) -> Jagged:
 
 
 def joined(parts: Sequence[Jagged]) -> Jagged:
-    """Concatenate list by list: the first lists of all sources as one, …; weights where every source has them.
+    """Concatenates list by list: the first lists of all sources as one, …; weights where every source has them.
 
     >>> one, two = Jagged(torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3])), repeated(torch.tensor([9]), 2)
     >>> joined([one, two]).values

@@ -248,7 +248,7 @@ def check(model: PreTrainedModel, name: str) -> None:
 
 
 def adapt(model: PreTrainedModel, settings: Lora, vocabulary: Vocabulary, *, seed: int = 0) -> PreTrainedModel:
-    """Freeze a model but for low-rank adapters and for the rows of semantic IDs; in place.
+    """Freezes a model but for low-rank adapters and for the rows of semantic IDs; in place.
 
     peft trains the rows as a matrix of their own and shares them where the embeddings are tied. A model's
     `modules_to_save` would train the rows of text as well.

@@ -89,7 +89,7 @@ class Ranker(nn.Module):
         self.content_std = nn.Buffer(torch.ones(config.content_dim))
 
     def set_statistics(self, *, dense: torch.Tensor, content: torch.Tensor | None = None, rate: float) -> None:
-        """Freeze the standardisation of dense features [M, n] and item embeddings [N, D], and the starting rate."""
+        """Freezes the standardisation of dense features [M, n] and item embeddings [N, D], and the starting rate."""
         for name, values in (("dense", dense), ("content", content)):
             if values is None:
                 continue

@@ -43,7 +43,7 @@ def shard(
     sharding: Sharding = "table_wise",
     embedding_optimizer: EmbeddingOptimizer = "rowwise_adagrad",
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """Shard a module's embedding bags and replicate the rest; every worker has to call it.
+    """Shards a module's embedding bags and replicate the rest; every worker has to call it.
 
     Embeddings update inside the backward pass, the rest by AdamW, which decays matrices only: no biases, norms or
     weights of bags. Give each worker's loss as `losses.sum() / (rows of the step / workers)`: then

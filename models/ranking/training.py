@@ -31,7 +31,7 @@ class Trainer:
         seed: int = 0,
         **optimisation: Any,
     ) -> None:
-        """Shard the ranker, see `models.ranking.sharding.shard`, and draw its embeddings.
+        """Shards the ranker, see `models.ranking.sharding.shard`, and draw its embeddings.
 
         Args:
             seed: of the embeddings.

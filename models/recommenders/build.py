@@ -186,7 +186,7 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
 
 
 def check_learnable(settings: LanguageModelSettings, corpus: Corpus, *, seed: int) -> tuple[Sampler, Trie]:
-    """Returns what draws documents and what decodes, and find what cannot be learned.
+    """Returns what draws documents and what decodes, and finds what cannot be learned.
 
     Raises:
         UserError: there is nothing to learn a task from, a row has no room for a history, or two items share their

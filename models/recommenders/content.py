@@ -57,7 +57,7 @@ class Content:
 
 
 def normalise(embeddings: torch.Tensor) -> torch.Tensor:
-    """Standardises every dimension over the catalogue, then scale every item to unit length; float32 [N, D]."""
+    """Standardises every dimension over the catalogue, then scales every item to unit length; float32 [N, D]."""
     centred = embeddings - embeddings.mean(0)
     return functional.normalize(centred / centred.std(0, correction=0).clamp_min(1e-6), dim=1)
 

@@ -82,7 +82,7 @@ class LanguageModelRecommender:
     def from_artifact(
         cls, uri: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], device: torch.device
     ) -> LanguageModelRecommender:
-        """Rebuild from what `save` wrote; reads nothing of the run."""
+        """Rebuilds from what `save` wrote; reads nothing of the run."""
         settings = LanguageModelSettings.model_validate(config["settings"])
         model = load_generator(files.join(uri, "model")).to(device)
         corpus = corpus_of_ids(settings, model.vocabulary, tensors["sid_codes"])

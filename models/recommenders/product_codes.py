@@ -77,7 +77,7 @@ class ProductCodes(NextItemModel):
 
     @classmethod
     def from_artifact(cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ProductCodes:
-        """Rebuild a model from its `artifact_config` and its tensors."""
+        """Rebuilds a model from its `artifact_config` and its tensors."""
         settings, (parts, codewords) = ProductCodesConfig.model_validate(config["config"]), config["codewords"]
         words = torch.zeros(parts, codewords, settings.dim // parts)
         model = cls(settings, Quantized(tensors["codes"], words))
@@ -89,12 +89,12 @@ class ProductCodes(NextItemModel):
         return {**super().artifact_config(), "codewords": list(self.codeword.shape[:2])}
 
     def train(self, mode: bool = True) -> ProductCodes:
-        """Sets the mode, and forget the index, which is of the weights as they were."""
+        """Sets the mode, and forgets the index, which is of the weights as they were."""
         self._index = None
         return super().train(mode)
 
     def _add_rows(self, codewords: int) -> None:
-        """Derive what sums need: items to rows of all codes' vectors, and such a row to its items."""
+        """Derives what sums need: items to rows of all codes' vectors, and such a row to its items."""
         rows = self.codes + torch.arange(self.codes.shape[1]) * codewords
         counts = rows.flatten().bincount(minlength=self.codes.shape[1] * codewords)
         found = (rows, rows.flatten().argsort(stable=True) // rows.shape[1], counts.cumsum(0) - counts)

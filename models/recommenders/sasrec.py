@@ -27,7 +27,7 @@ class SasRec(NextItemModel):
 
     @classmethod
     def from_artifact(cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SasRec:
-        """Rebuild a model from its `artifact_config` and its tensors."""
+        """Rebuilds a model from its `artifact_config` and its tensors."""
         model = cls(EncoderConfig.model_validate(config["config"]), items=config["items"])
         model.load_state_dict(tensors, assign=True)
         return model

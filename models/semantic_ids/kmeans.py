@@ -21,7 +21,7 @@ SOFTNESS = (1.0, 0.5, 0.3, 0.2)  # of the assignment, in mean gaps between the n
 BALANCED_DISTANCES = 1 << 26  # that are held at a time
 
 
-def nearest(points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor | float = 0.0) -> torch.Tensor:
+def nearest(points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
     """Returns the nearest centroid of every point, the lowest of equals.
 
     Args:
@@ -32,7 +32,9 @@ def nearest(points: torch.Tensor, centroids: torch.Tensor, offsets: torch.Tensor
     Returns:
         Its index, int64 [N].
     """
-    bias = centroids.square().sum(1) + offsets
+    bias = centroids.square().sum(1)
+    if offsets is not None:
+        bias = bias + offsets
     scores = (torch.addmm(bias, block, centroids.T, alpha=-2) for block in points.split(BLOCK_ROWS))
     return torch.cat([argmin(block) for block in scores])
 

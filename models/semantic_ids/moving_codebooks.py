@@ -36,12 +36,12 @@ class MovingCodebooks(nn.Module):
         return counts, torch.zeros_like(self.sums).index_add_(0, places, rows)
 
     def start(self, codebooks: nn.ParameterList, counts: torch.Tensor) -> None:
-        """Begin at given codewords, each with the number of rows [K in all] that a batch will have of it."""
+        """Begins at given codewords, each with the number of rows [K in all] that a batch will have of it."""
         self.counts.copy_(counts)
         self.sums.copy_(torch.cat(list(codebooks)) * counts.unsqueeze(1))
 
     def update(self, codebooks: nn.ParameterList, counts: torch.Tensor, sums: torch.Tensor) -> None:
-        """Takes a batch in and move the codewords."""
+        """Takes a batch in and moves the codewords."""
         self.counts.lerp_(counts, 1 - DECAY)
         self.sums.lerp_(sums, 1 - DECAY)
         words = torch.where(

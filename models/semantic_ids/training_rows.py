@@ -36,7 +36,7 @@ class Vectors(NamedTuple):
 
 
 def collect(batches: Iterable[tuple[np.ndarray, np.ndarray]], *, share: float = 1.0, seed: int = 0) -> Vectors:
-    """Hold a stream of vectors, or a share of them: those with the lowest keys.
+    """Holds a stream of vectors, or a share of them: those with the lowest keys.
 
     Args:
         batches: values float32 [n, D] and signals float32 [n, C], in any order; at least one, which may be empty.

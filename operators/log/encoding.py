@@ -51,7 +51,7 @@ def _read(interactions: str, embeddings: str, *_signatures: tuple[str, ...]) -> 
 
 
 def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
-    """Numbers users and items, and drop events whose item has no features (its interpretation failed).
+    """Numbers users and items, and drops events whose item has no features (its interpretation failed).
 
     A log whose labels are all 1 says as little as one without labels, and counts as such.
 

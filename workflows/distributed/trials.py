@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -57,9 +58,10 @@ def run_trials(
     trials = [(name, seed) for seed in seeds for name in names]
     finished = [trial for trial in trials if files.exists(scores_uri(folder, *trial, scores))]
     left = [trial for trial in trials if trial not in finished]
-    tasks = run_tasks(partial(_run_trial, fit, folder, scores), left, at_once=at_once)
-    for count, _ in enumerate(chain(finished, tasks), 1):
-        progress(count, len(trials))
+    run = partial(_run_trial, fit, folder, scores)
+    with closing(run_tasks(run, left, at_once=at_once)) as tasks:  # an interrupt cancels what is under way at once
+        for count, _ in enumerate(chain(finished, tasks), 1):
+            progress(count, len(trials))
     return {name: [READ[scores](scores_uri(folder, name, seed, scores)) for seed in seeds] for name in names}
 
 
@@ -68,7 +70,9 @@ def scores_uri(folder: str, name: str, seed: int, scores: Format) -> str:
     return files.join(folder, f"{name}-{seed}.{scores}")
 
 
-def run_tasks(run: Callable[[str, int], None], trials: Sequence[Trial], *, at_once: int) -> Iterator[Trial]:
+def run_tasks(
+    run: Callable[[str, int], None], trials: Sequence[Trial], *, at_once: int
+) -> Generator[Trial, None, None]:
     """Calls `run(name, seed)` for every trial in a Ray task each, and yields the trials as they finish.
 
     Raises:

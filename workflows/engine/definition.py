@@ -162,7 +162,7 @@ def _read(path: str) -> str:
 def _parse(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from storage import files, tables
 from storage.errors import UserError
 from storage.hashing import fingerprint
-from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.manifest import Manifest, StageEntry, read_manifest, write_manifest
 from storage.run import RunDir
 from workflows.distributed import cluster
 from workflows.engine.console import Reporter
@@ -53,9 +53,11 @@ def execute(
     manifest = preflight(definition, root, start, until, address)
     fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
     run, reporter = RunDir(root), Reporter()
-    todo = _stages_to_run(definition, manifest, fingerprints, start, until)
+    _stages_to_run(definition, manifest, fingerprints, start, until)  # raises before anything is locked or written
     with ExitStack() as stack:
         stack.enter_context(_only_driver(root))
+        manifest = read_manifest(root) or manifest  # another driver may have written it before it let go of the lock
+        todo = _stages_to_run(definition, manifest, fingerprints, start, until)
         _forget_stale(manifest, fingerprints, forced=start)
         write_manifest(root, manifest)
         if not todo:

@@ -92,6 +92,7 @@ def test_a_stage_that_is_not_named_does_not_run(write):
         ),
         (MINIMAL, ["seed"], "must have the form key=value"),
         (MINIMAL, ["seed=[1"], "not valid YAML"),
+        (MINIMAL, ["name=2026-13-45"], "not valid YAML"),
         (MINIMAL, ["seed=abc"], "seed is 'abc'"),
         (MINIMAL, ["name.deeper=1"], "goes deeper"),
         (MINIMAL, ["stages.ingest.max_reject_share=2"], "less than or equal to 1"),

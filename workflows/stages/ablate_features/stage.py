@@ -63,7 +63,7 @@ class AblateFeaturesStage(Stage[Config]):
         return Resources(float(config.workers))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Fits every variant from every seed, and write metrics/ablate_features.json."""
+        """Fits every variant from every seed, and writes metrics/ablate_features.json."""
         from workflows.distributed.trials import run_trials
         from workflows.stages.ablate_features import scores
 

@@ -32,7 +32,7 @@ class AblateTasksStage(Stage[Config]):
         return Resources(float(config.workers))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Fits every variant from every seed, and write metrics/ablate_tasks.json."""
+        """Fits every variant from every seed, and writes metrics/ablate_tasks.json."""
         from models.recommenders.fitting import require_queries
         from storage import files
         from storage.run import RunDir

@@ -42,7 +42,7 @@ class EvaluateStage(Stage[Config]):
     reads_all = True
 
     def run(self, config: Config, context: Context) -> Result:
-        """Scores the test split and write metrics/evaluate.json."""
+        """Scores the test split and writes metrics/evaluate.json."""
         there = [stage for stage in self.reads_one_of if first_unfinished(context.run.root, (stage,)) is None]
         metrics: dict[str, Any] = {}
         rows = 0

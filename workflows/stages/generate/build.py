@@ -30,7 +30,7 @@ CODES = "codes"  # kind and folder of the quantised items
 
 
 def write_codes(run: RunDir, settings: ProductCodesSettings, ids: pa.ChunkedArray, split: Split, *, seed: int) -> None:
-    """Quantises the items into product codes, and write them with their codewords to models/generator/codes.
+    """Quantises the items into product codes, and writes them with their codewords to models/generator/codes.
 
     Raises:
         UserError: the catalogue has fewer items than codewords.

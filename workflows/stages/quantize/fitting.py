@@ -26,7 +26,7 @@ BATCH_ROWS = 8_192
 
 
 def fit(config: Config, context: Context, *, share: float, signals: pa.Table | None) -> list[dict[str, Any]]:
-    """Fits on the run's embeddings and write `models/quantizer`.
+    """Fits on the run's embeddings and writes `models/quantizer`.
 
     Args:
         share: of the rows that the workers hold.

@@ -77,7 +77,7 @@ class QuantizeStage(Stage[Config]):
 
 
 def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
-    """Fits the quantizer and write its artifact; give the curve of the fit."""
+    """Fits the quantizer and writes its artifact; returns the curve of the fit."""
     from workflows.stages.quantize import fitting
 
     signals = None
