@@ -114,19 +114,19 @@ def write(folder: Path, results: dict[str, Measured]) -> None:
     """Writes results as `results.json` and `arrays.npz`."""
     arrays = {f"{name}/{key}": value for name, one in results.items() for key, value in one.arrays.items()}
     np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
-    told = {name: {"seconds": one.seconds, "error": one.error} for name, one in results.items()}
-    (folder / "results.json").write_text(json.dumps(told), encoding="utf-8")
+    summary = {name: {"seconds": one.seconds, "error": one.error} for name, one in results.items()}
+    (folder / "results.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Measured]:
     """Reads the results that `write` wrote."""
-    told = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     with np.load(folder / "arrays.npz") as arrays:
         return {
             name: Measured(
                 **one, arrays={key.split("/")[1]: arrays[key] for key in arrays.files if key.split("/")[0] == name}
             )
-            for name, one in told.items()
+            for name, one in summary.items()
         }
 
 
