@@ -79,7 +79,7 @@ def set_statistics(quantizer: Quantizer, vectors: Vectors) -> None:
 
 
 @torch.no_grad()
-def subtract_words(residual: torch.Tensor, codebook: torch.Tensor, offsets: torch.Tensor | float = 0.0) -> float:
+def subtract_words(residual: torch.Tensor, codebook: torch.Tensor, offsets: torch.Tensor | None = None) -> float:
     """Takes each row's codeword from it, in place; return the mean square of what is left over all workers."""
     parts = torch.zeros(2, dtype=torch.float64, device=residual.device)
     for block in residual.split(BLOCK_ROWS):
