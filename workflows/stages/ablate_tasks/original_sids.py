@@ -24,6 +24,7 @@ from workflows.stages.quantize import stage as quantize
 from workflows.stages.quantize.settings import Config as QuantizeConfig
 
 TEXTS = ("title", "description")
+COMPLETE = "complete.json"  # written last: a folder of Parquet parts may be there in part
 
 
 def write_original(context: Context, to: RunDir) -> bool:
@@ -42,7 +43,7 @@ def write_original(context: Context, to: RunDir) -> bool:
     texts = context.run.read_table("items", columns=["item_id", *TEXTS])
     if all(texts[name].null_count == texts.num_rows for name in TEXTS):
         return False
-    if files.exists(to.uri("sids")):
+    if files.exists(to.uri(COMPLETE)):
         return True
     configs = finished_definition(context.run).configs
     read, projected, quantized = (configs[name] for name in ("interpret", "project", "quantize"))
@@ -55,6 +56,7 @@ def write_original(context: Context, to: RunDir) -> bool:
     stage("project").run(projected.model_copy(update=text_alone), there)
     sizes = tuple(context.run.read_json("models", "quantizer", "config.json")["codebook_sizes"])
     _quantize(quantized.model_copy(update={"frozen": None, "codebook_sizes": sizes}), there, context.run)
+    to.write_json({"items": texts.num_rows}, COMPLETE)
     return True
 
 

@@ -14,10 +14,13 @@ from models.semantic_ids.training_rows import collect
 from operators.columns import matrix_column, matrix_of
 from storage.run import RunDir
 from workflows.engine.definition import resolve
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.ablate_tasks import original_sids
 from workflows.stages.ablate_tasks.original_sids import write_original
 from workflows.stages.interpret import stage as interpret
+from workflows.stages.quantize import stage as quantize
+from workflows.stages.quantize.settings import Config as QuantizeConfig
 
 TITLES = [
     "A night in Tunis",
@@ -89,6 +92,30 @@ def test_they_come_from_titles_alone_and_tell_all_items_apart(context: Context, 
     written = Path(to.uri("sids")).stat().st_mtime_ns
     assert write_original(context, to)  # as after a kill later on
     assert Path(to.uri("sids")).stat().st_mtime_ns == written
+
+
+def test_what_a_killed_attempt_wrote_in_part_is_written_again(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps before the SIDs stand still: they resume by themselves."""
+    to, rows = RunDir(str(tmp_path / "to")), list[int]()
+    ids = context.run.read_table("items", columns=["item_id"])
+
+    def write_sids(config: QuantizeConfig, run: RunDir) -> None:
+        run.write_table(ids.slice(0, rows.pop(0)), "sids")
+        if rows:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(original_sids, "_embed", lambda *_: to.write_table(ids, "embeddings"))
+    monkeypatch.setattr(stage("project"), "run", lambda *_: None)
+    monkeypatch.setattr(quantize, "fit", lambda *_: [])
+    monkeypatch.setattr(quantize, "write_sids", write_sids)
+    rows[:] = [3, len(TITLES)]
+    with pytest.raises(KeyboardInterrupt):
+        write_original(context, to)
+    assert write_original(context, to)
+    assert to.read_table("sids").num_rows == len(TITLES)
+    assert write_original(context, to)  # without writing anything once more
 
 
 def test_there_are_none_without_titles_and_descriptions(context: Context, tmp_path: Path) -> None:
