@@ -27,6 +27,7 @@ RunDirOption = Annotated[str | None, typer.Option("--run-dir", help="Where the r
 Address = Annotated[str, typer.Option(help="local, auto, or host:port of a Ray cluster.")]
 Directory = Annotated[str, typer.Argument(help="Folder to write the catalogue to; it must be empty or new.")]
 WRITTEN_BY = {  # the first that a path contains counts
+    "checkpoints/ablate_tasks": "ablate_tasks",  # with models of its own
     "models/projector": "project",
     "models/quantizer": "quantize",
     "models/ranker": "rank",
@@ -100,7 +101,12 @@ def run(
 
     definition = load(workflow, set_ or [])
     root = _run_dir(definition.name, run_dir)
-    manifest = execute(definition, root, start=start, until=until, address=address)
+    try:
+        manifest = execute(definition, root, start=start, until=until, address=address)
+    except KeyboardInterrupt as error:
+        again = "again" if start is None else "without --from"
+        print(f"Interrupted; run the same command {again} to resume.", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(130) from error
     typer.echo(summary(manifest, root))
 
 
@@ -209,18 +215,21 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'see the paths of the command'}.")
     except (KeyboardInterrupt, typer.Abort):
-        print("Interrupted; run the same command again to resume.", file=sys.stderr)  # noqa: T201
+        print("Interrupted.", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _remedy(path: str) -> str:
-    """Say what writes a file or folder of a run anew."""
+    """Says what writes a file or folder anew; a path with a run directory may be of another run than the command's."""
     root, _, name = path.rpartition("/")
     if name == "manifest.json":
         return f"start one with `tesserec run WORKFLOW --run-dir {root}`"
-    stage = next((stage for part, stage in WRITTEN_BY.items() if f"/{part}/" in f"/{path}/"), None)
-    return f"run again with --from {stage}" if stage else "write it anew, or name another"
+    for part, stage in WRITTEN_BY.items():
+        root, within, _ = f"/{path}/".rpartition(f"/{part}/")
+        if within:
+            return f"run again with {f'--run-dir {root[1:]} ' if root else ''}--from {stage}"
+    return "write it anew, or name another"
 
 
 def _run_dir(name: str, given: str | None) -> str:

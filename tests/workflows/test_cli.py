@@ -60,11 +60,20 @@ def test_a_changed_table_runs_anew_and_a_changed_limit_does_not(place, tesserec)
         (
             "There is no ranker at s3://a/items/models/ranker",
             "s3://a/items/models/ranker",
-            "run again with --from rank",
+            "run again with --run-dir s3://a/items --from rank",
         ),
-        ("The ranker at r/models/ranker is damaged", "r/models/ranker", "run again with --from rank"),
-        ("The ranker has values that are no numbers in w", "r/models/ranker", "run again with --from rank"),
-        ("There is no language model there", "r/models/generator/sequential", "run again with --from generate"),
+        ("The ranker at r/models/ranker is damaged", "r/models/ranker", "run again with --run-dir r --from rank"),
+        ("The ranker has values that are no numbers in w", "r/models/ranker", "run again with --run-dir r --from rank"),
+        (
+            "There is no language model there",
+            "/r/models/generator/sequential",
+            "run again with --run-dir /r --from generate",
+        ),
+        (
+            "There is no projector there",
+            "r/checkpoints/ablate_tasks/f/scores/original/models/projector",
+            "run again with --run-dir r --from ablate_tasks",
+        ),
         (
             "There is no run at runs/x",
             "runs/x/manifest.json",
@@ -79,6 +88,17 @@ def test_an_artifact_that_cannot_be_used_is_named_with_what_writes_it(tesserec, 
 
     monkeypatch.setattr("workflows.engine.definition.load", load)
     assert tesserec("check", "w.yaml")[::2] == (2, f"tesserec: {problem}: {remedy}.\n")
+
+
+@pytest.mark.parametrize(("arguments", "again"), [([], "again"), (["--from", "ingest"], "without --from")])
+def test_an_interrupted_run_says_how_it_is_resumed(place, tesserec, monkeypatch, arguments, again):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workflows.engine.runner.execute", interrupted)
+    status, out, err = tesserec("run", "w.yaml", *arguments)
+    assert (status, out) == (130, "")
+    assert err == f"Interrupted; run the same command {again} to resume.\n"
 
 
 def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):

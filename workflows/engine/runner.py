@@ -141,7 +141,8 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
     fingerprints: dict[str, str] = {}
     for name, config in definition.configs.items():
         declared = stage(name)
-        inputs = list(fingerprints) if declared.reads_all else declared.reads
+        read = declared.reads + declared.reads_one_of
+        inputs = [earlier for earlier in fingerprints if declared.reads_all or earlier in read]
         identity = {
             "stage": name,
             "version": declared.version,

@@ -18,8 +18,7 @@ from workflows.distributed.pools import READER_CPUS, Group, Node
 class StageConfig(Settings):
     """Settings of a stage; unknown keys are errors."""
 
-    # Settings that change speed or limits, never results. A subclass that overrides this repeats these names.
-    resources: ClassVar[frozenset[str]] = frozenset({"max_reject_share"})
+    resources: ClassVar[frozenset[str]] = frozenset()  # its settings that change speed or limits, never results
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings that results depend on."""
@@ -73,7 +72,8 @@ class Stage(ABC, Generic[Config]):
         config_type: class of its settings.
         version: version of the code, raised when results change.
         reads: stages whose artifacts it reads; the definition must contain all of them.
-        reads_one_of: stages whose artifacts it reads if present; the definition must contain at least one of them.
+        reads_one_of: stages whose artifacts it reads if present, which then count into its fingerprint as those of
+            `reads` do; the definition must contain at least one of them.
         reads_all: whether it reads every stage before it, so that all of them count into its fingerprint.
         uses: stages whose code it calls, so that their versions count into its fingerprint.
         operators: operator classes whose versions count into its fingerprint.

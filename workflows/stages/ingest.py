@@ -53,7 +53,7 @@ class Config(StageConfig):
     max_reject_share: float = Field(0.1, ge=0, le=1)
     max_dropped_share: float = Field(0.5, ge=0, le=1)
 
-    resources: ClassVar[frozenset[str]] = StageConfig.resources | {"max_dropped_share"}
+    resources: ClassVar[frozenset[str]] = frozenset({"max_reject_share", "max_dropped_share"})
 
 
 class IngestStage(Stage[Config]):

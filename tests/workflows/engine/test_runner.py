@@ -11,7 +11,7 @@ from operators.log.split import Split
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
 from workflows.engine.registry import stage
-from workflows.engine.runner import execute
+from workflows.engine.runner import _fingerprints, execute
 from workflows.engine.stage import Context, Result, StageConfig
 
 STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")
@@ -57,3 +57,15 @@ def test_every_stage_gets_the_split_and_those_that_read_it_run_anew_with_another
     assert run(kind="time", valid=0.2, test=0.1) == []  # the default, spelled out
     assert run(kind="time", valid=0.3) == METHODS[method]
     assert run(kind="leave_last") == METHODS[method]
+
+
+def test_a_stage_that_reads_one_of_two_runs_anew_with_another_fit_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(stage("evaluate")), "reads_all", False)
+
+    def fingerprint(**rank: object) -> str:
+        stages = {name: {} for name in STAGES} | {"rank": rank, "evaluate": {}}
+        return _fingerprints(resolve({"name": "w", "catalog": str(tmp_path), "stages": stages}, source="w"))["evaluate"]
+
+    assert fingerprint(epochs=2) == fingerprint(epochs=2) != fingerprint(epochs=3)
