@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workflows.report import figures
-from workflows.report.contents import Figure, Table
-from workflows.report.text import DASH, decimal, interval, is_number, percent
+from workflows.report.contents import Figure, Table, intervals
+from workflows.report.text import DASH, decimal, estimate, interval, is_number, percent, signed
 
 SCOPES = {
     "truth_cold": "Cold items, against the true click probabilities of users × items",
@@ -64,10 +64,8 @@ def _table(variants: dict[str, dict[str, Any]]) -> Table:
         [
             name,
             str(len(variant.get("seeds") or [])),
-            decimal(variant.get("auc")),
-            interval(variant.get("auc_interval")) or DASH,
-            f"{variant['gain']:+.4f}" if is_number(variant.get("gain")) else DASH,
-            interval(variant.get("gain_interval")) or DASH,
+            *estimate(variant, "auc"),
+            *estimate(variant, "gain", signed),
             *([percent(variant.get("share")), _percents(variant.get("share_interval"))] if with_share else []),
         ]
         for name, variant in variants.items()
@@ -76,16 +74,8 @@ def _table(variants: dict[str, dict[str, Any]]) -> Table:
 
 
 def _gains(title: str, variants: dict[str, dict[str, Any]]) -> list[Figure]:
-    rows = [
-        (name, variant["gain"], *variant["gain_interval"])
-        for name, variant in variants.items()
-        if is_number(variant.get("gain")) and interval(variant.get("gain_interval"))
-    ]
-    if not rows:
-        return []
-    text = "; ".join(f"{name} {gain:+.4f} ({interval([low, high])})" for name, gain, low, high in rows)
     label = f"gain in AUC over {_base(variants)}"
-    return [Figure(f"{title}: {label}, with 95% intervals", text, figures.intervals(rows, x_label=label, mark=0))]
+    return intervals(f"{title}: {label}, with 95% intervals", variants, "gain", label, show=signed, mark=0)
 
 
 def _base(variants: dict[str, dict[str, Any]]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from workflows.report import figures
-from workflows.report.contents import Figure, Table
+from workflows.report.contents import Figure, Table, intervals
 from workflows.report.recommendations import TASK_MEASURES
-from workflows.report.text import DASH, count, decimal, interval, is_number
+from workflows.report.text import DASH, count, decimal, estimate, interval, is_number, signed
 
 SIDS = {"own": "the run's", "original": "of text alone"}
 METRICS = {"recall@10": "recall@10", "ndcg@10": "NDCG@10"}
@@ -40,8 +40,8 @@ def variants(found: dict[str, Any]) -> Table | None:
             SIDS[one["sids"]],
             one["tasks"][-1] if one["sids"] == "own" else DASH,
             count(_main_documents(found, one)),
-            *(cell for metric in METRICS for cell in (decimal(one.get(metric)), _bounds(one, metric))),
-            *_change(one.get("added") or {}),
+            *(cell for metric in METRICS for cell in estimate(one, metric)),
+            *estimate(one.get("added") or {}, "ndcg@10", signed),
         ]
         for one in _variants(found)
     ]
@@ -53,7 +53,7 @@ def variants(found: dict[str, Any]) -> Table | None:
 def compared(found: dict[str, Any]) -> Table | None:
     """Returns the changes between variants, by what differs."""
     rows = [
-        [what, *(cell for metric in METRICS for cell in _change(change, metric))]
+        [what, *(cell for metric in METRICS for cell in estimate(change, metric, signed))]
         for what, change in (found.get("compared") or {}).items()
     ]
     heads = [column for name in METRICS.values() for column in (f"change in {name}", "95% interval")]
@@ -74,15 +74,9 @@ def curves(found: dict[str, Any]) -> list[Figure]:
     curve = Figure("NDCG@10 of the main task by the number of tasks: mean, 95% interval, and each seed", text, svg)
     alone = [one for one in drawn if one["sids"] != "own"]
     likewise = [one for one in own if len(one["tasks"]) in (len(alone[0]["tasks"]), max(tasks))] if alone else []
-    rows = [
-        (f"SIDs {SIDS[one['sids']]}, {len(one['tasks'])} tasks", one["ndcg@10"], *one["ndcg@10_interval"])
-        for one in (*alone, *likewise)
-    ]
-    if not rows:
-        return [curve]
-    text = "; ".join(f"{name} {decimal(value)} ({interval([low, high])})" for name, value, low, high in rows)
-    beside = figures.intervals(rows, x_label="NDCG@10")
-    return [curve, Figure("NDCG@10 of the main task by semantic IDs and tasks, with 95% intervals", text, beside)]
+    by_name = {f"SIDs {SIDS[one['sids']]}, {len(one['tasks'])} tasks": one for one in (*alone, *likewise)}
+    title = "NDCG@10 of the main task by semantic IDs and tasks, with 95% intervals"
+    return [curve, *intervals(title, by_name, "ndcg@10", "NDCG@10")]
 
 
 def held_out(found: dict[str, Any]) -> Table | None:
@@ -112,12 +106,3 @@ def _main_documents(found: dict[str, Any], one: dict[str, Any]) -> float | None:
     if steps is None or batch is None:
         return None
     return steps * batch / (1 if found.get("budget") == "main" else len(one["tasks"]))
-
-
-def _change(change: dict[str, Any], metric: str = "ndcg@10") -> list[str]:
-    value = change.get(metric)
-    return [f"{value:+.4f}" if is_number(value) else DASH, _bounds(change, metric)]
-
-
-def _bounds(values: dict[str, Any], metric: str) -> str:
-    return interval(values.get(f"{metric}_interval")) or DASH

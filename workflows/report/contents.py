@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, get_args
@@ -127,6 +127,36 @@ def trend(title: str, history: list[dict[str, Any]], x: str, keys: dict[str, str
     return Figure(title, f"{text}; {x} {history[0].get(x)} to {history[-1].get(x)}", svg)
 
 
+def intervals(
+    title: str,
+    by_name: dict[str, dict[str, Any]],
+    metric: str,
+    x_label: str,
+    *,
+    show: Callable[[Any], str] = decimal,
+    mark: float | None = None,
+) -> list[Figure]:
+    """Returns a figure of a metric with its intervals, one row for each name that has both; none without rows.
+
+    Args:
+        title: title of the figure.
+        by_name: metrics by the names to show.
+        metric: key of the values; those of the intervals end in `_interval`.
+        x_label: label of the values.
+        show: formats a value.
+        mark: position of a vertical line.
+    """
+    rows = [
+        (name, values[metric], *values[f"{metric}_interval"])
+        for name, values in by_name.items()
+        if is_number(values.get(metric)) and interval(values.get(f"{metric}_interval"))
+    ]
+    if not rows:
+        return []
+    text = "; ".join(f"{name} {show(value)} ({interval([low, high])})" for name, value, low, high in rows)
+    return [Figure(title, text, figures.intervals(rows, x_label=x_label, mark=mark))]
+
+
 def ranker_figures(source: Source) -> list[Figure]:
     """Returns the training curves of the ranker, with a mark at the epoch that was kept."""
     history = source.fit("rank").get("history") or []
@@ -178,15 +208,7 @@ def slices(source: Source) -> Table | None:
 
 def score_figures(source: Source) -> list[Figure]:
     """Returns a figure of the AUCs with their intervals."""
-    rows = [
-        (name, values["auc"], *values["auc_interval"])
-        for name, values in _scorers(source).items()
-        if all(map(is_number, [values["auc"], *values.get("auc_interval", [None])]))
-    ]
-    if not rows:
-        return []
-    text = "; ".join(f"{name} {decimal(value, 3)} ({interval([low, high], 3)})" for name, value, low, high in rows)
-    return [Figure("AUC on the test split, with 95% intervals", text, figures.intervals(rows, x_label="AUC"))]
+    return intervals("AUC on the test split, with 95% intervals", _scorers(source), "auc", "AUC")
 
 
 def retrieval(source: Source) -> Table | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from workflows.report import figures
-from workflows.report.contents import Figure, Table, trend
-from workflows.report.text import DASH, count, decimal, interval, is_number, percent
+from workflows.report.contents import Figure, Table, intervals, trend
+from workflows.report.text import count, decimal, estimate, interval, is_number, percent, signed
 
 NAMES = {
     "product_codes": "product codes",
@@ -60,18 +59,14 @@ def scores(found: dict[str, Any], chosen: str | None) -> Table | None:
 
 def score_figures(found: dict[str, Any]) -> list[Figure]:
     """Recall and NDCG with their intervals."""
-    drawn = []
-    for metric in WITH_INTERVAL:
-        rows = [
-            (name, values[metric], *values[f"{metric}_interval"])
-            for _, name, values in _recommenders(found)
-            if is_number(values.get(metric)) and interval(values.get(f"{metric}_interval"))
-        ]
-        if rows:
-            text = "; ".join(f"{name} {decimal(value)} ({interval([low, high])})" for name, value, low, high in rows)
-            title = f"{_head(metric)} on the test split, with 95% intervals"
-            drawn.append(Figure(title, text, figures.intervals(rows, x_label=_head(metric))))
-    return drawn
+    by_name = {name: values for _, name, values in _recommenders(found)}
+    return [
+        figure
+        for metric in WITH_INTERVAL
+        for figure in intervals(
+            f"{_head(metric)} on the test split, with 95% intervals", by_name, metric, x_label=_head(metric)
+        )
+    ]
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
@@ -110,11 +105,9 @@ def tasks(found: dict[str, Any]) -> Table | None:
             task,
             name,
             count(values.get("examples")),
-            decimal(values[measure]),
-            interval(values.get(f"{measure}_interval")) or DASH,
+            *estimate(values, measure),
             decimal(_part(values, "shuffled").get(measure)),
-            _signed(_part(values, "gain").get(measure)),
-            interval(_part(values, "gain").get(f"{measure}_interval")) or DASH,
+            *estimate(_part(values, "gain"), measure, signed),
         ]
         for task, values in found.items()
         for measure, name in TASK_MEASURES.items()
@@ -133,7 +126,7 @@ def task_sentences(found: dict[str, Any]) -> list[str]:
         if measure is None:
             continue
         low, high = gain[f"{measure}_interval"]
-        bounds = f"{_signed(gain[measure])} ({_signed(low)} to {_signed(high)})"
+        bounds = f"{signed(gain[measure])} ({signed(low)} to {signed(high)})"
         if low > 0:
             said.append(f"{task} reads its captions: {measure} with the item's own is {bounds} above another's.")
         else:
@@ -171,8 +164,7 @@ def _recommenders(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def _cells(values: dict[str, Any], metric: str) -> list[str]:
-    shown = [COLUMNS[metric](values.get(metric))]
-    return [*shown, interval(values.get(f"{metric}_interval")) or DASH] if metric in WITH_INTERVAL else shown
+    return estimate(values, metric) if metric in WITH_INTERVAL else [COLUMNS[metric](values.get(metric))]
 
 
 def _head(metric: str) -> str:
@@ -204,7 +196,3 @@ def _beside(baseline: str, over: dict[str, Any]) -> str:
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
     part = values.get(key)
     return part if isinstance(part, dict) else {}
-
-
-def _signed(value: Any) -> str:
-    return f"{value:+.4f}" if is_number(value) else DASH

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 DASH = "–"
@@ -32,6 +32,15 @@ def decimal(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if is_number(value) else DASH
 
 
+def signed(value: Any) -> str:
+    """Returns a change, with its sign.
+
+    >>> signed(0.0312)
+    '+0.0312'
+    """
+    return f"{value:+.4f}" if is_number(value) else DASH
+
+
 def percent(value: Any) -> str:
     """Returns a share in percent; a small one that would round to zero is shown as `<0.1%`.
 
@@ -52,6 +61,15 @@ def interval(value: Any, digits: int = 4) -> str:
     if isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value)):
         return f"{decimal(value[0], digits)} to {decimal(value[1], digits)}"
     return ""
+
+
+def estimate(values: dict[str, Any], metric: str, show: Callable[[Any], str] = decimal) -> list[str]:
+    """Returns a metric and its interval, as two cells of a table.
+
+    >>> estimate({"auc": 0.7, "auc_interval": [0.6, 0.8]}, "auc"), estimate({}, "auc")
+    (['0.7000', '0.6000 to 0.8000'], ['–', '–'])
+    """
+    return [show(values.get(metric)), interval(values.get(f"{metric}_interval")) or DASH]
 
 
 def duration(seconds: Any) -> str:
