@@ -32,7 +32,7 @@ class Service:
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
     async def recommend(self, queries: list[Query]) -> list[Recommendation]:
         """Answers queries in one pass of the model."""
-        return self.pipeline.recommend_all(queries)
+        return self.pipeline.recommend(queries)
 
 
 def application(args: dict[str, Any]) -> Application:

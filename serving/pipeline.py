@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.common.jagged import Jagged, gather
+from models.common.jagged import Jagged, chained, gather, last, repeated
 from models.ranking.ranker import load_ranker
 from models.recommenders.content import content_and_popularity
 from models.semantic_ids.suffixes import sid_string
@@ -44,8 +44,8 @@ class _User(NamedTuple):
     """What the ranker and the retrieval of candidates have to know of one query's user."""
 
     id: int  # hashed, NULL_ID for a user that training has not seen
-    history: torch.Tensor  # int64, rows of the last positives
-    seen: torch.Tensor  # int64, rows never to recommend
+    history: Jagged  # one list, rows of the last positives
+    seen: Jagged  # one list, rows never to recommend
     dense: torch.Tensor  # float32 [n], NaN where unknown
 
 
@@ -81,27 +81,25 @@ class Pipeline:
         self._item_dense = dense_columns(table, self._dense)
         self._user_dense = dense_columns(users, self._dense)
 
-    def recommend(self, query: Query) -> Recommendation:
-        """Answers one query; fewer than k items only where the catalogue has no more that the user has not seen."""
-        return self.recommend_all([query])[0]
-
     @torch.inference_mode()
-    def recommend_all(self, queries: Sequence[Query]) -> list[Recommendation]:
-        """Answers queries together: one retrieval and one pass of the ranker for all."""
+    def recommend(self, queries: Sequence[Query]) -> list[Recommendation]:
+        """Answers queries together: one retrieval and one pass of the ranker for all.
+
+        An answer has fewer than k items only where the catalogue has no more that the user has not seen.
+        """
         users = [self._user(query) for query in queries]
-        history = concatenate([user.history for user in users])
-        seen = concatenate([user.seen for user in users])
-        found = self.content.recommend(history, k=self.candidates, banned=seen).items
-        usable = found >= 0
-        scores = torch.full(found.shape, -torch.inf, dtype=torch.float64)
+        history, seen = chained([user.history for user in users]), chained([user.seen for user in users])
+        candidates = self.content.recommend(history, k=self.candidates, banned=seen).items
+        usable = candidates >= 0
+        scores = torch.full(candidates.shape, -torch.inf, dtype=torch.float64)
         if usable.any():  # TorchRec takes no empty batch
-            scores[usable] = self._scores(users, history, owner=usable.nonzero()[:, 0], rows=found[usable])
+            scores[usable] = self._scores(users, history, owner=usable.nonzero()[:, 0], rows=candidates[usable])
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        found = found.gather(1, order)
+        best = candidates.gather(1, order)
         return [
             Recommendation(
-                items=self._described(found[i, : query.k], scores[i, : query.k]),
-                source=HISTORY if len(users[i].history) else POPULARITY,
+                items=self._described(best[i, : query.k], scores[i, : query.k]),
+                source=HISTORY if len(users[i].history.values) else POPULARITY,
                 unknown=[item_id for item_id in dict.fromkeys(query.history) if item_id not in self._row],
             )
             for i, query in enumerate(queries)
@@ -121,14 +119,15 @@ class Pipeline:
         row = self._user_row.get(query.user_id) if query.user_id is not None else None
         if row is not None:
             at = torch.tensor([row])
-            history, seen = (gather(source, at).values for source in (self._histories, self._seen))
+            history, seen = (gather(source, at) for source in (self._histories, self._seen))
             return _User(self._user_ids[row], history, seen, self._user_dense[row])
-        seen = torch.tensor([self._row[item] for item in query.history if item in self._row], dtype=torch.int64)
+        rows = torch.tensor([self._row[item] for item in query.history if item in self._row], dtype=torch.int64)
+        seen = repeated(rows, 1)
         dense = torch.full((len(self._dense),), torch.nan)
         # Without labels the history is all that this user did; with labels, user_events counts impressions, too.
         if not self._labels and "user_events" in self._dense:
-            dense[self._dense.index("user_events")] = np.log1p(len(seen))
-        return _User(NULL_ID, seen[-self._max_history :], seen, dense)
+            dense[self._dense.index("user_events")] = np.log1p(len(rows))
+        return _User(NULL_ID, last(seen, self._max_history), seen, dense)
 
     def _scores(
         self, users: Sequence[_User], history: Jagged, *, owner: torch.Tensor, rows: torch.Tensor
@@ -147,12 +146,6 @@ class Pipeline:
         known = scores > -torch.inf
         shown = self._display.select(["item_id", "title", "caption", "sid"]).take(pa.array(rows[known].numpy()))
         return [{**item, "score": score} for item, score in zip(shown.to_pylist(), scores[known].tolist(), strict=True)]
-
-
-def concatenate(parts: Sequence[torch.Tensor]) -> Jagged:
-    """Returns one list per part."""
-    lengths = torch.tensor([0, *(len(part) for part in parts)])
-    return Jagged(torch.cat(list(parts)), lengths.cumsum(0))
 
 
 def dense_columns(table: pa.Table, names: Sequence[str]) -> torch.Tensor:
@@ -177,16 +170,13 @@ def display_table(run: RunDir, item_ids: pa.ChunkedArray) -> pa.Table:
     Raises:
         ArtifactError: an item is missing in an artifact.
     """
-    sources = (
-        (("items",), ["title", "description", "caption"]),
-        (("sids",), ["codes"]),
-        (("catalog", "items"), ["attributes", "media"]),
-    )
-    shown = pa.table({"item_id": item_ids})
-    for parts, columns in sources:
-        table = run.read_table(*parts, columns=["item_id", *columns])
-        table = rows_of(item_ids, table, "/".join(parts))
-        for column in columns:
-            shown = shown.append_column(column, table[column])
-    codes = pa.array([sid_string(codes) for codes in shown["codes"].to_pylist()], pa.string())
-    return shown.set_column(shown.column_names.index("codes"), "sid", codes).combine_chunks()
+    texts = ["title", "description", "caption"]
+    shown = rows_of(item_ids, run.read_table("items", columns=["item_id", *texts]), "items")
+    sids = rows_of(item_ids, run.read_table("sids", columns=["item_id", "codes"]), "sids")
+    catalog = run.read_table("catalog", "items", columns=["item_id", "attributes", "media"])
+    catalog = rows_of(item_ids, catalog, "catalog/items")
+    spelled = pa.array([sid_string(codes) for codes in sids["codes"].to_pylist()], pa.string())
+    shown = shown.append_column("sid", spelled)
+    for column in ("attributes", "media"):
+        shown = shown.append_column(column, catalog[column])
+    return shown.combine_chunks()

@@ -20,7 +20,7 @@ def served(run: RunDir) -> Iterator[str]:
     pipeline = Pipeline(run)
 
     async def recommend(query: Query) -> Recommendation:
-        return pipeline.recommend(query)
+        return pipeline.recommend([query])[0]
 
     server = uvicorn.Server(uvicorn.Config(http_api(pipeline, recommend), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

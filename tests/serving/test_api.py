@@ -15,7 +15,7 @@ def pipeline(finished_run) -> Pipeline:
 @pytest.fixture(scope="module")
 def client(pipeline) -> TestClient:
     async def recommend(query: Query) -> Recommendation:
-        return pipeline.recommend(query)
+        return pipeline.recommend([query])[0]
 
     return TestClient(http_api(pipeline, recommend))
 
@@ -26,7 +26,7 @@ def client(pipeline) -> TestClient:
 def test_an_answer_is_the_recommenders(client, pipeline, body) -> None:
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 200
-    assert answer.json() == pipeline.recommend(Query(**body))._asdict()
+    assert answer.json() == pipeline.recommend([Query(**body)])[0]._asdict()
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_answers_over_http(service, finished_run, port) -> None:
         assert client.get("/healthz").json()["status"] == "ok"
         for query in (Query(user_id="user 4", k=5), Query(history=["item 2", "?"])):
             body = {"k": query.k} | ({"user_id": query.user_id} if query.user_id else {"history": query.history})
-            answer, expected = client.post("/v1/recommend", json=body).json(), pipeline.recommend(query)
+            answer, expected = client.post("/v1/recommend", json=body).json(), pipeline.recommend([query])[0]
             assert [i["item_id"] for i in answer["items"]] == [i["item_id"] for i in expected.items]
             assert [i["score"] for i in answer["items"]] == pytest.approx([i["score"] for i in expected.items])
             assert (answer["source"], answer["unknown"]) == expected[1:]

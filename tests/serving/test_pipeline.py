@@ -32,7 +32,7 @@ def pipeline(run) -> Pipeline:
 
 
 def items_of(pipeline: Pipeline, **query: object) -> list[str]:
-    return [item["item_id"] for item in pipeline.recommend(Query(**query)).items]
+    return [item["item_id"] for item in pipeline.recommend([Query(**query)])[0].items]
 
 
 def liked(run: RunDir, user_id: str) -> list[str]:
@@ -65,7 +65,7 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
 
 @pytest.mark.parametrize("user_id", WHO)
 def test_scores_equal_those_of_the_offline_path(run, pipeline, user_id) -> None:
-    answer = pipeline.recommend(Query(user_id=user_id, k=20))
+    answer = pipeline.recommend([Query(user_id=user_id, k=20)])[0]
     scores = np.array([item["score"] for item in answer.items])
     np.testing.assert_allclose(scores, offline_scores(run, user_id, [i["item_id"] for i in answer.items]), rtol=1e-5)
     assert scores.std() > 0.001
@@ -96,10 +96,10 @@ def test_who_is_unknown_gets_popular_items(finished_run) -> None:
     positives = np.expm1(items["item_events"].to_numpy()) * items["item_rate"].to_numpy()
     popular = [items["item_id"][row].as_py() for row in np.argsort(-positives)[:5].tolist()]
     for query in (Query(user_id="nobody"), Query(), Query(history=["nothing"])):
-        answer = pipeline.recommend(query)
+        answer = pipeline.recommend([query])[0]
         assert answer.source == "popularity"
         assert {item["item_id"] for item in answer.items} == set(popular)
-    assert pipeline.recommend(Query(user_id="user 1")).source == "history"
+    assert pipeline.recommend([Query(user_id="user 1")])[0].source == "history"
 
 
 def test_popular_without_labels_is_frequent() -> None:
@@ -109,9 +109,9 @@ def test_popular_without_labels_is_frequent() -> None:
 
 
 def test_unknown_ids_of_a_history_are_named_and_change_nothing(pipeline) -> None:
-    answer = pipeline.recommend(Query(history=["x", "item 3", "y", "item 4", "x"]))
+    answer = pipeline.recommend([Query(history=["x", "item 3", "y", "item 4", "x"])])[0]
     assert answer.unknown == ["x", "y"]
-    assert answer.items == pipeline.recommend(Query(history=["item 3", "item 4"])).items
+    assert answer.items == pipeline.recommend([Query(history=["item 3", "item 4"])])[0].items
     assert answer.source == "history"
 
 
@@ -127,10 +127,10 @@ def test_what_a_visitor_did_counts_only_where_it_is_known(finished_run, unlabell
 
 def test_a_long_history_is_left_out_whole_and_ranks_by_its_end(pipeline) -> None:
     history = [f"item {n}" for n in range(40)]
-    answer = pipeline.recommend(Query(history=history, k=100))
+    answer = pipeline.recommend([Query(history=history, k=100)])[0]
     assert {item["item_id"] for item in answer.items} == set(pipeline.items.item_id) - set(history)
-    assert pipeline.recommend(Query(history=pipeline.items.item_id, k=100)).items == []
-    turned = pipeline.recommend(Query(history=history[::-1], k=100))
+    assert pipeline.recommend([Query(history=pipeline.items.item_id, k=100)])[0].items == []
+    turned = pipeline.recommend([Query(history=history[::-1], k=100)])[0]
     assert turned.items != answer.items
 
 
@@ -142,8 +142,8 @@ def test_together_as_alone(pipeline) -> None:
         Query(history=["item 9", "?"]),
         Query(user_id="late user", k=100),
     ]
-    for query, together in zip(queries, pipeline.recommend_all(queries), strict=True):
-        alone = pipeline.recommend(query)
+    for query, together in zip(queries, pipeline.recommend(queries), strict=True):
+        alone = pipeline.recommend([query])[0]
         assert together[1:] == alone[1:]
         assert len(together.items) == len(alone.items)
         for left, right in zip(together.items, alone.items, strict=True):
