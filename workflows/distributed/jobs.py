@@ -44,9 +44,10 @@ def submit_run(definition: str, root: str, address: str, *, wait: bool) -> int:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    run = ["python", "-m", "workflows", "run", "submitted.yaml", "--run-dir", root, "--address", "auto"]
     try:
         client = JobSubmissionClient(address)
-        job = _submit(client, _entrypoint(definition, root))
+        job = _submit(client, f"printf %s {shlex.quote(definition)} > submitted.yaml && {shlex.join(run)}")
     except AuthenticationError as error:
         raise UserError(f"{address} requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from error
     except (OSError, RuntimeError, ValueError) as error:
@@ -90,8 +91,3 @@ def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
             if not again or time.monotonic() > until:
                 raise
             time.sleep(1)
-
-
-def _entrypoint(definition: str, root: str) -> str:
-    run = ["python", "-m", "workflows", "run", "submitted.yaml", "--run-dir", root, "--address", "auto"]
-    return f"printf %s {shlex.quote(definition)} > submitted.yaml && {shlex.join(run)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -25,29 +25,23 @@ class Reporter:
         self._console.print(f"{stamp}{text}", markup=False)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[StageProgress]:
-        """Yields the progress of one stage."""
-        if not self._console.is_terminal:
-            yield StageProgress(self, name, None)
+    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Yields what shows how many steps (rows, batches or epochs) of a total a stage has done.
+
+        A log gets a line every `LINE_EVERY_S` seconds at most.
+        """
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=self._console, transient=True) as bar:
+                task = bar.add_task(name, total=None)
+                yield lambda done, total: bar.update(task, completed=done, total=total)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as bar:
-            yield StageProgress(self, name, bar)
+        started = last = time.monotonic()
 
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= LINE_EVERY_S:
+                last = time.monotonic()
+                self.line(f"{name}: {done} of {total} ({done / (last - started):.1f} per second)")
 
-class StageProgress:
-    """Shows how many steps (rows, batches or epochs) of a total are done."""
-
-    def __init__(self, reporter: Reporter, name: str, bar: Progress | None) -> None:
-        self._reporter, self._name, self._bar = reporter, name, bar
-        self._task = bar.add_task(name, total=None) if bar else None
-        self._last = self._started = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Shows `done` of `total`; in a log at most every `LINE_EVERY_S` seconds."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
-        elif time.monotonic() - self._last >= LINE_EVERY_S:
-            self._last = time.monotonic()
-            rate = done / (self._last - self._started)
-            self._reporter.line(f"{self._name}: {done} of {total} ({rate:.1f} per second)")
+        yield show

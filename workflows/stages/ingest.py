@@ -14,18 +14,12 @@ from pydantic import Field
 from operators.base import REJECTED, rejects_table
 from storage import files, tables
 from storage.errors import UserError
+from workflows.catalogs.canonical import ITEMS
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
-ITEM_TYPES = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("title", pa.string()),
-        ("description", pa.string()),
-        ("media", pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))),
-    ]
-)
+ITEM_TYPES = ITEMS.remove(ITEMS.get_field_index("attributes"))
 YEARS = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)  # what Python and its plots can show
 FORMS = {
     "timestamp": "write ISO 8601 text or Unix time",

@@ -42,6 +42,7 @@ NOVELTY_DAYS = 5.0
 SHARE_FROM_START, SHARE_NEW = 0.55, 0.13  # shares of items listed at the start and in the last 14 days
 HOURS = np.array([2, 1, 1, 1, 1, 2, 3, 5, 6, 6, 6, 6, 7, 7, 6, 6, 6, 7, 8, 9, 10, 9, 7, 4], dtype=np.float64)
 DAY_US, HOUR_US, SECOND_US = 86_400_000_000, 3_600_000_000, 1_000_000
+START_US = int(START.timestamp()) * SECOND_US
 
 
 def draw_items(item_ids: list[str], rng: np.random.Generator) -> pa.Table:
@@ -64,7 +65,7 @@ def draw_items(item_ids: list[str], rng: np.random.Generator) -> pa.Table:
     )
     columns["clutter"] = pa.array(rng.integers(0, 8, count), pa.int32())
     columns["quality"] = pa.array(np.round(rng.normal(size=count), 3))
-    columns["first_seen"] = pa.array(_epoch_us() + rng.permutation(days) * DAY_US).cast(TIMESTAMP)
+    columns["first_seen"] = pa.array(START_US + rng.permutation(days) * DAY_US).cast(TIMESTAMP)
     return pa.table(columns)
 
 
@@ -156,7 +157,7 @@ def draw_impressions(users: pa.Table, items: pa.Table, rng: np.random.Generator)
     quality = items["quality"].to_numpy()
     popularity = np.exp(0.5 * quality + 0.8 * rng.normal(size=items.num_rows))
     exposure = np.log(0.5 + 0.5 * popularity / popularity.mean())
-    listed = (items["first_seen"].cast(pa.int64()).to_numpy() - _epoch_us()) / DAY_US
+    listed = (items["first_seen"].cast(pa.int64()).to_numpy() - START_US) / DAY_US
     shown = []
     for day in range(DAYS):
         weights = np.where(listed <= day, exposure + np.exp(-(day - listed).clip(0) / NOVELTY_DAYS), -np.inf)
@@ -167,7 +168,7 @@ def draw_impressions(users: pa.Table, items: pa.Table, rng: np.random.Generator)
     start = days * DAY_US + rng.choice(24, len(days), p=HOURS / HOURS.sum()) * HOUR_US
     start += rng.integers(0, HOUR_US, len(days))
     pauses = rng.integers(2, 20, (len(days), SESSION)) * SECOND_US
-    timestamps = _epoch_us() + start[:, None] + np.cumsum(pauses, axis=1)
+    timestamps = START_US + start[:, None] + np.cumsum(pauses, axis=1)
     impressions = pa.table(
         {
             "user_id": users["user_id"].take(pa.array(np.repeat(visitors, SESSION))),
@@ -182,7 +183,3 @@ def draw_impressions(users: pa.Table, items: pa.Table, rng: np.random.Generator)
 def draw_clicks(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws clicks, float32 [N], 1 or 0."""
     return (rng.random(len(probability)) < probability).astype(np.float32)
-
-
-def _epoch_us() -> int:
-    return int(START.timestamp()) * SECOND_US

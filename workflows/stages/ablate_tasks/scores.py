@@ -11,7 +11,6 @@ import torch
 from models.common.recommender import Queries, recommended
 from models.evaluation.bootstrap import Estimate, bootstrap_means, over_seeds, size, verdict
 from models.evaluation.lists import CUT, ranks
-from models.generation.heldout import HeldOut, task_scores
 from models.recommenders import fitting
 from models.recommenders.language_model import LanguageModelRecommender
 from operators.log.split import Split
@@ -26,6 +25,7 @@ from workflows.stages.ablate_tasks.variants import (
     variant_settings,
 )
 from workflows.stages.evaluate.recommenders import WITH_INTERVAL
+from workflows.stages.evaluate.tasks import held_out_scores
 from workflows.stages.generate.build import training_task
 from workflows.stages.generate.data import Data, read_data
 
@@ -71,21 +71,11 @@ def score(config: Config, runs: Mapping[str, RunDir], data: Data, name: str, see
     assert isinstance(recommender, LanguageModelRecommender)  # noqa: S101 - for the type checker
     test = data.test
     lists = recommended(recommender, test.histories, k=CUT, banned=test.seen if config.filter_seen else None)
-    corpus = recommender.corpus
-    held_out = HeldOut(corpus.held_out.nonzero()[:, 0], test.histories, test.target)
     return {
         **fitting.best_of(curve),
         "seconds": curve[-1]["seconds"],
         "rank": ranks(lists, test.target.numpy()).tolist(),
-        "tasks": task_scores(
-            recommender.model,
-            recommender.trie,
-            corpus,
-            settings.trained_tasks,
-            held_out,
-            most=config.examples,
-            seed=seed,
-        ),
+        "tasks": held_out_scores(recommender, recommender.corpus, test, most=config.examples, seed=seed),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.common.recommender import Queries
+from models.generation.examples import Corpus
 from models.generation.heldout import HeldOut, task_scores
 from models.recommenders.artifacts import load
 from models.recommenders.language_model import LanguageModelRecommender
@@ -28,9 +30,23 @@ def score_tasks(context: Context) -> dict[str, Any]:
     if not isinstance(recommender, LanguageModelRecommender) or not recommender.settings.tasks:
         return {}
     data = read_data(run, context.split, **generated["queries"])
-    model, settings = recommender.model, recommender.settings
-    corpus = read_corpus(settings, run, data, seed=context.seed, vocabulary=model.vocabulary)
-    held_out = HeldOut(corpus.held_out.nonzero()[:, 0], data.test.histories, data.test.target)
-    return task_scores(
-        model, recommender.trie, corpus, settings.trained_tasks, held_out, most=EXAMPLES, seed=context.seed
-    )
+    vocabulary = recommender.model.vocabulary
+    corpus = read_corpus(recommender.settings, run, data, seed=context.seed, vocabulary=vocabulary)
+    return held_out_scores(recommender, corpus, data.test, most=EXAMPLES, seed=context.seed)
+
+
+def held_out_scores(
+    recommender: LanguageModelRecommender, corpus: Corpus, test: Queries, *, most: int, seed: int
+) -> dict[str, Any]:
+    """Returns the scores of every task that a language model was trained on, by task.
+
+    Args:
+        recommender: the language model.
+        corpus: what it was fitted on, and the items held out of that.
+        test: queries, for its recommending tasks.
+        most: examples of a task.
+        seed: of the sample of examples.
+    """
+    held_out = HeldOut(corpus.held_out.nonzero()[:, 0], test.histories, test.target)
+    tasks = recommender.settings.trained_tasks
+    return task_scores(recommender.model, recommender.trie, corpus, tasks, held_out, most=most, seed=seed)
