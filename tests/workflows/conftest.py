@@ -39,10 +39,10 @@ def fits_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert num_workers == 1
         return scaling(num_workers=0)
 
-    def fit_here(*arguments: Any, progress: Any, **settings: Any) -> training.Fit:
-        fitted = fit(*arguments, **settings)
-        progress(fitted.metrics)
-        return fitted
+    def fit_here(*arguments: Any, progress: Any, **settings: Any) -> list[dict[str, Any]]:
+        reports = fit(*arguments, **settings)
+        progress(reports[-1])
+        return reports
 
     monkeypatch.setattr(ray.train, "ScalingConfig", one_worker)
     monkeypatch.setattr(training, "fit", fit_here)

@@ -69,6 +69,21 @@ class Node(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Workers:
+    """The processes of a fit, which run at once.
+
+    Attributes:
+        number: of processes.
+        cpus: CPUs, and torch threads, of each.
+        gpu: whether each has a GPU.
+    """
+
+    number: int
+    cpus: float = 1.0
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """An operator of a stream.
 

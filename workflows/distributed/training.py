@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
 from workflows.distributed.polling import polled
+from workflows.distributed.pools import Workers
 
 POLL_S = 1.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that the user can fix
@@ -46,13 +47,6 @@ _history: list[dict[str, Any]] = []  # reports of this worker
 _kept_at = 0.0  # monotonic time of the last saved state, in seconds
 
 
-class Fit(NamedTuple):
-    """Reports of rank 0: the last metrics, and all of them in order."""
-
-    metrics: dict[str, Any]
-    history: list[dict[str, Any]]
-
-
 class TrainingError(RuntimeError):
     """A worker failed; the message names the fit, the rank and the exception."""
 
@@ -61,23 +55,21 @@ def fit(
     loop: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     *,
-    workers: int,
+    workers: Workers,
     run: RunDir,
     name: str,
-    cpus_per_worker: float = 1,
-    use_gpu: bool = False,
     datasets: dict[str, ray.data.Dataset] | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda metrics: None,
-) -> Fit:
-    """Runs `loop(config)` on every worker of the running Ray cluster and waits until it ends.
+) -> list[dict[str, Any]]:
+    """Runs `loop(config)` on every worker of the running Ray cluster and returns the reports of rank 0, in order.
 
-    Python, NumPy and torch are seeded with `config["seed"]` + rank and torch gets `cpus_per_worker` threads before
-    the loop starts. A worker's exception ends the fit.
+    Python, NumPy and torch are seeded with `config["seed"]` + rank and torch gets as many threads as a worker has CPUs
+    before the loop starts. A worker's exception ends the fit.
 
     Args:
         loop: module-level function, called as `loop(config)`.
         config: plain values only, including `seed`; they are sent to every worker, so pass the URIs of data.
-        workers: number of processes, each with `cpus_per_worker` CPUs and, with `use_gpu`, one GPU.
+        workers: processes of the fit.
         run: the run whose `checkpoints/` folder receives the reported states.
         name: subfolder for them, `stage/fingerprint`. A fit resumes from the checkpoints under its name; the
             fingerprint separates configurations, and the runner removes the stage's folder when the stage ends.
@@ -93,11 +85,11 @@ def fit(
     # type checkers see the older Train V1 under these names, hence the ignores
     trainer = TorchTrainer(
         _per_worker,  # type: ignore[arg-type]
-        train_loop_config={"loop": loop, "config": config, "threads": max(1, int(cpus_per_worker))},
+        train_loop_config={"loop": loop, "config": config, "threads": max(1, int(workers.cpus))},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            num_workers=workers.number,
+            use_gpu=workers.gpu,
+            resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
         ),
         datasets=dict(datasets or {}),
         dataset_config=_AllRows() if datasets else None,  # unpickling it imports torch in another process
@@ -111,11 +103,11 @@ def fit(
         ),
     )
     try:
-        with _interrupts_restored(), polled(_Followed(newest, progress), POLL_S):
-            history = trainer.fit().return_value  # type: ignore[attr-defined]
+        with _interrupts_restored(), polled(_followed(newest, progress), POLL_S):
+            reports: list[dict[str, Any]] = trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.WorkerGroupError as error:
         raise one_cause(name, error.worker_failures) from error
-    return Fit(history[-1] if history else {}, history)
+    return reports
 
 
 def device() -> torch.device:
@@ -188,9 +180,10 @@ def reported() -> list[dict[str, Any]]:
 
 
 def save_tensors(snapshot: Callable[[], dict[str, torch.Tensor]], folder: Path) -> None:
-    """Writes rank 0's tensors as a state; the other ranks write nothing."""
+    """Writes rank 0's tensors as a state; the other ranks only take part in the snapshot."""
+    tensors = snapshot()
     if is_first():
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot().items()}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(plain, folder / STATE)
 
 
@@ -245,18 +238,18 @@ class _Newest(UserCallback):
         files.write_json(self._uri, metrics[0])
 
 
-class _Followed:
-    """Calls `progress` with the content of a JSON file whenever it is new."""
+def _followed(uri: str, progress: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    """Returns what calls `progress` with the content of a JSON file whenever it is new."""
+    files.remove(uri)  # a killed attempt may have left one
+    last = None
 
-    def __init__(self, uri: str, progress: Callable[[dict[str, Any]], None]) -> None:
-        files.remove(uri)  # a killed attempt may have left one
-        self._uri, self._progress, self._last = uri, progress, None
+    def look() -> None:
+        nonlocal last
+        if files.exists(uri) and (newest := files.read_json(uri)) != last:
+            progress(newest)
+            last = newest
 
-    def __call__(self) -> None:
-        newest = files.read_json(self._uri) if files.exists(self._uri) else self._last
-        if newest != self._last:
-            self._progress(newest)
-            self._last = newest
+    return look
 
 
 def one_cause(name: str, failures: dict[int, Exception]) -> Exception:

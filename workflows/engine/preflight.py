@@ -63,8 +63,8 @@ def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
     """Returns the CPUs of a local Ray: enough for the workers of every fit, plus those for the readers."""
     needs = [sum(node.cpus for node in nodes) - READER_CPUS]
     for name, config in definition.configs.items():
-        if (resources := stage(name).resources(config)) is not None:
-            needs.append(resources.cpus)
+        if (workers := stage(name).workers(config)) is not None:
+            needs.append(workers.number * workers.cpus)
     return math.ceil(max(needs)) + READER_CPUS
 
 
@@ -72,7 +72,7 @@ def needs_ray(definition: Definition, name: str, nodes: Sequence[Node]) -> bool:
     """Returns whether a stage fits or streams anything on Ray."""
     config = definition.configs[name]
     groups = stage(name).groups(config, definition.catalog, nodes, rows=LARGE)
-    return bool(groups) or stage(name).resources(config) is not None
+    return bool(groups) or stage(name).workers(config) is not None
 
 
 def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
@@ -99,10 +99,10 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
             written = first and getattr(config, first).pool is not None
             key = f"stages.{name}.{first}.pool" if written else f"stages.{name}"
             raise UserError(f"{definition.where(key)}: {key} {error}. Make the pools smaller, or add CPUs.") from error
-        resources, present = stage(name).resources(config), sum(node.gpus for node in nodes)
-        if resources is not None and resources.gpus > present:
+        workers, present = stage(name).workers(config), sum(node.gpus for node in nodes)
+        if workers is not None and workers.gpu and workers.number > present:
             key = f"stages.{name}"
             raise UserError(
-                f"{definition.where(key)}: {key} asks for {resources.gpus:g} GPUs and there are {present:g}: use "
+                f"{definition.where(key)}: {key} asks for {workers.number} GPUs and there are {present:g}: use "
                 "fewer GPUs, or run on a cluster with --address."
             )

@@ -12,7 +12,7 @@ from operators.base import Operator
 from operators.log.split import Split, SplitTime
 from storage import files
 from storage.run import RunDir
-from workflows.distributed.pools import READER_CPUS, Group, Node
+from workflows.distributed.pools import READER_CPUS, Group, Node, Workers
 
 
 class StageConfig(Settings):
@@ -54,14 +54,6 @@ class Result:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Resources:
-    """CPUs and GPUs that the workers of a fit use at once on Ray."""
-
-    cpus: float
-    gpus: float = 0.0
-
-
 Config = TypeVar("Config", bound=StageConfig)
 
 
@@ -96,8 +88,8 @@ class Stage(ABC, Generic[Config]):
             UserError: it cannot; the sentence names what to change.
         """
 
-    def resources(self, config: Config) -> Resources | None:
-        """Returns the resources that its workers use on Ray; None for a stage that fits nothing there."""
+    def workers(self, config: Config) -> Workers | None:
+        """Returns the processes of its fits on Ray; None for a stage that fits nothing there."""
         return None
 
     def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:

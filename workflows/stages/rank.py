@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from models.ranking.config import TableDtype
 from models.ranking.settings import RankerSettings
-from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig
+from workflows.distributed.pools import Workers
+from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 if TYPE_CHECKING:
     from models.ranking.fitting import Data
@@ -40,24 +41,23 @@ class RankStage(Stage[Config]):
     version = 2
     reads = ("project", "features")
 
-    def resources(self, config: Config) -> Resources | None:
-        """Counts the workers of the fit, one CPU each."""
-        return Resources(float(config.workers), float(config.workers if config.use_gpu else 0))
+    def workers(self, config: Config) -> Workers | None:
+        """Returns the workers of the fit, one CPU each."""
+        return Workers(config.workers, gpu=config.use_gpu)
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits the ranker of a run whose features are written."""
         from workflows.distributed.training import fit
 
-        outcome = fit(
+        history = fit(
             train_loop,
             {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
-            workers=config.workers,
+            workers=Workers(config.workers, gpu=config.use_gpu),
             run=context.run,
             name=f"rank/{context.fingerprint}",
             progress=lambda metrics: context.progress(int(metrics["epoch"]), config.epochs),
-            use_gpu=config.use_gpu,
         )
-        epochs = [metrics for metrics in outcome.history if "valid_log_loss" in metrics]
+        epochs = [metrics for metrics in history if "valid_log_loss" in metrics]
         context.run.write_json(epochs, "metrics", "rank.json")
         best = min(epochs, key=lambda epoch: epoch["valid_log_loss"])
         rows = epochs[-1]["rows"]

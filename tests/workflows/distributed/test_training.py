@@ -20,6 +20,7 @@ import torch.distributed as dist
 from storage.errors import UserError
 from storage.run import RunDir
 from workflows.distributed import training
+from workflows.distributed.pools import Workers
 
 pytestmark = pytest.mark.long
 
@@ -50,11 +51,11 @@ class Attempts:
         self.root, self.seen = root, list[int]()
         rows = {"rows": ray.data.from_items([{"n": n} for n in range(7)], override_num_blocks=1)}  # all for one rank
 
-        def fit() -> training.Fit:
+        def fit() -> list[dict[str, Any]]:
             return training.fit(
                 count,
                 {"seed": 7},
-                workers=2,
+                workers=Workers(2),
                 run=RunDir(str(root / "run")),
                 name="count/f1",
                 datasets=rows,
@@ -88,8 +89,7 @@ def test_reports_come_back_and_every_rank_has_its_own_seed(attempts: Attempts) -
     assert attempts.seen[-1] == 6  # what came between may fall between two looks
     assert attempts.seen == sorted(attempts.seen)
     assert [path.name for path in (attempts.root / "run" / "checkpoints").iterdir()] == ["count"]
-    found = attempts.found.metrics
-    assert found == attempts.found.history[-1]
+    found = attempts.found[-1]
     assert found["threads"] == 1
     for rank, drawn in enumerate(found["drawn"]):
         torch.manual_seed(7 + rank)
@@ -99,11 +99,11 @@ def test_reports_come_back_and_every_rank_has_its_own_seed(attempts: Attempts) -
 
 def test_a_failing_rank_ends_the_fit_with_its_user_error_and_the_next_attempt_goes_on(attempts: Attempts) -> None:
     assert attempts.failed == "Lower the batch size."
-    first = attempts.found.metrics["first"]
+    first = attempts.found[-1]["first"]
     assert first in (1, 2, 3)  # the last state may have been on its way
-    assert [metrics["step"] for metrics in attempts.found.history] == [1, 2, 3, 4, 5, 6]
-    assert [metrics["first"] for metrics in attempts.found.history] == [0] * first + [first] * (6 - first)
-    assert attempts.found.metrics["rows"] == 7
+    assert [metrics["step"] for metrics in attempts.found] == [1, 2, 3, 4, 5, 6]
+    assert [metrics["first"] for metrics in attempts.found] == [0] * first + [first] * (6 - first)
+    assert attempts.found[-1]["rows"] == 7
 
 
 def test_other_failures_name_the_fit_and_the_rank() -> None:

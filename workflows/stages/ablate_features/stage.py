@@ -13,7 +13,8 @@ from pydantic import Field, field_validator
 
 from models.evaluation.variants import TRUTH
 from models.ranking.settings import RankerSettings
-from workflows.engine.stage import Context, Resources, Result, Stage, StageConfig
+from workflows.distributed.pools import Workers
+from workflows.engine.stage import Context, Result, Stage, StageConfig
 from workflows.stages.ablate_features.variants import ID, VARIANTS, lacks_inputs, require_truth, truth_of_items
 
 
@@ -58,9 +59,9 @@ class AblateFeaturesStage(Stage[Config]):
     uses = ("rank",)  # its rankers are fitted as those of rank
     reads = ("ingest", "interpret", "project", "features")
 
-    def resources(self, config: Config) -> Resources | None:
-        """Counts the fits that run side by side, one CPU each."""
-        return Resources(float(config.workers))
+    def workers(self, config: Config) -> Workers | None:
+        """Returns the fits that run side by side, one CPU each."""
+        return Workers(config.workers)
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits every variant from every seed, and writes metrics/ablate_features.json."""

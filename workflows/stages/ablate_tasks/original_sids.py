@@ -20,8 +20,9 @@ from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import project
 from workflows.stages.interpret import stage as interpret
-from workflows.stages.quantize import stage as quantize
+from workflows.stages.quantize.fitting import fit
 from workflows.stages.quantize.settings import Config as QuantizeConfig
+from workflows.stages.quantize.stage import write_sids
 
 TEXTS = ("title", "description")
 COMPLETE = "complete.json"  # written last: a folder of Parquet parts may be there in part
@@ -99,5 +100,5 @@ def _quantize(config: QuantizeConfig, context: Context, run: RunDir) -> None:
     to = context.run
     if config.reads_split():
         to.write_table(run.read_table("catalog", "interactions"), "catalog", "interactions")
-    quantize.fit(config, context, files.dataset(to.uri("embeddings")).count_rows())
-    quantize.write_sids(config, to)
+    fit(config, context)
+    write_sids(config, to)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from functools import partial
 
 from models.recommenders.settings import check_backbone
-from workflows.engine.stage import Context, Resources, Result, Stage
+from workflows.distributed.pools import Workers
+from workflows.engine.stage import Context, Result, Stage
 from workflows.stages.ablate_tasks.settings import Config
 
 
@@ -27,9 +28,9 @@ class AblateTasksStage(Stage[Config]):
         """Finds a backbone that is not there."""
         check_backbone(config.language_model)
 
-    def resources(self, config: Config) -> Resources | None:
-        """Counts the fits that run side by side, one CPU each."""
-        return Resources(float(config.workers))
+    def workers(self, config: Config) -> Workers | None:
+        """Returns the fits that run side by side, one CPU each."""
+        return Workers(config.workers)
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits every variant from every seed, and writes metrics/ablate_tasks.json."""

@@ -52,11 +52,7 @@ def _fit(name: str, config: Config, run: RunDir, data: Data, *, seed: int, state
             task.recommender(learner).save(uri, tensors)
 
     def report(metrics: dict[str, Any], take: Any) -> None:
-        def save(folder: Any) -> None:
-            tensors = take()
-            training.save_tensors(lambda: tensors, folder)
-
-        training.report({"name": name, **metrics}, save, every_s=config.checkpoint_s)
+        training.report({"name": name, **metrics}, partial(training.save_tensors, take), every_s=config.checkpoint_s)
 
     fitting.fit(
         settings.fit,

@@ -11,7 +11,8 @@ from typing import Any
 from models.recommenders.settings import check_backbone
 from storage import files
 from storage.errors import UserError
-from workflows.engine.stage import Context, Resources, Result, Stage, forget_other_attempts
+from workflows.distributed.pools import Workers
+from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
 from workflows.stages.generate.settings import GENERATORS, Config
 
 
@@ -27,9 +28,9 @@ class GenerateStage(Stage[Config]):
         if config.language_model is not None:
             check_backbone(config.language_model)
 
-    def resources(self, config: Config) -> Resources | None:
-        """Counts the workers of the fits, which run one after the other."""
-        return Resources(config.workers * config.cpus_per_worker, float(config.workers if config.use_gpu else 0))
+    def workers(self, config: Config) -> Workers | None:
+        """Returns the workers of the fits, which run one after the other."""
+        return Workers(config.workers, config.cpus_per_worker, config.use_gpu)
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
@@ -86,7 +87,7 @@ def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
         log_best(report)
         context.progress(int(report["step"]), steps[report["name"]])
 
-    outcome = fit(
+    history = fit(
         loop,
         {
             "root": context.run.root,
@@ -95,13 +96,11 @@ def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
             "settings": config.model_dump(mode="json"),
             "split": context.split.model_dump(mode="json"),
         },
-        workers=config.workers,
+        workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
         run=context.run,
         name=f"generate/{context.fingerprint}",
-        cpus_per_worker=config.cpus_per_worker,
-        use_gpu=config.use_gpu,
         progress=progress,
     )
-    for report in outcome.history:  # progress may have missed it
+    for report in history:  # progress may have missed it
         log_best(report)
-    return {name: curve_of(outcome.history, name) for name in config.names}
+    return {name: curve_of(history, name) for name in config.names}

@@ -15,30 +15,25 @@ from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.rqvae import fit_rqvae
 from models.semantic_ids.training_rows import collect
 from operators.columns import matrix_of, positions
+from operators.log.collaborative import collaborative_vectors
 from storage import files
 from storage.run import RunDir
 from workflows.distributed import training
+from workflows.distributed.pools import Workers
 from workflows.distributed.streams import parquet_rows
 from workflows.engine.stage import Context
-from workflows.stages.quantize.settings import Config
+from workflows.stages.quantize.settings import COLLABORATIVE, Config
 
 BATCH_ROWS = 8_192
 
 
-def fit(config: Config, context: Context, *, share: float, signals: pa.Table | None) -> list[dict[str, Any]]:
-    """Fits on the run's embeddings and writes `models/quantizer`.
-
-    Args:
-        share: of the rows that the workers hold.
-        signals: item_id and vector, what an alignment goes by.
-
-    Returns:
-        What rank 0 reported: the curve of the fit.
-    """
-    run, signals_uri = context.run, None
-    if signals is not None:
-        signals_uri = run.uri("checkpoints", "quantize", "signals")
-        files.write_table(signals_uri, signals)
+def fit(config: Config, context: Context) -> list[dict[str, Any]]:
+    """Fits on the run's embeddings and writes `models/quantizer`; returns the curve of the fit."""
+    run, signals = context.run, None
+    if config.method == COLLABORATIVE:
+        width, signals = config.collaborative.width, run.uri("checkpoints", "quantize", "signals")
+        files.write_table(signals, collaborative_vectors(run, context.split, width=width, seed=context.seed))
+    held = min(1.0, config.fit_rows / files.dataset(run.uri("embeddings")).count_rows())
     rows = parquet_rows(run.uri("embeddings"), columns=["item_id", "embedding"])
     total = len(config.codebook_sizes) if config.method == RQKMEANS else config.steps
     return training.fit(
@@ -47,17 +42,15 @@ def fit(config: Config, context: Context, *, share: float, signals: pa.Table | N
             "run": run.root,
             "seed": context.seed,
             "settings": config.model_dump(mode="json"),
-            "share": share,
-            "signals": signals_uri,
+            "share": held,
+            "signals": signals,
         },
-        workers=config.workers,
+        workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
         run=run,
         name=f"quantize/{context.fingerprint}",
         progress=lambda metrics: context.progress(int(metrics["step"]), total),
-        cpus_per_worker=config.cpus_per_worker,
-        use_gpu=config.use_gpu,
         datasets={"embeddings": rows.repartition(target_num_rows_per_block=BATCH_ROWS)},
-    ).history
+    )
 
 
 def train(task: dict[str, Any]) -> None:

@@ -12,17 +12,17 @@ from models.semantic_ids.collisions import reassign_last_level
 from models.semantic_ids.prefixes import number_rows
 from models.semantic_ids.quantizer import Quantizer
 from operators.columns import matrix_column, matrix_of
-from operators.log.collaborative import collaborative_vectors
 from operators.sid_registry import give_sids, inherited_sids
 from storage import files
 from storage.artifacts import model_digest
 from storage.errors import UserError
 from storage.hashing import content_order, hash_order, hash_rows
 from storage.run import RunDir
+from workflows.distributed.pools import Workers
 from workflows.engine.frozen import check_frozen
-from workflows.engine.stage import Context, Resources, Result, Stage
+from workflows.engine.stage import Context, Result, Stage
 from workflows.stages.quantize import scores
-from workflows.stages.quantize.settings import COLLABORATIVE, Config
+from workflows.stages.quantize.settings import Config
 
 BATCH_ROWS = 8_192
 
@@ -49,18 +49,18 @@ class QuantizeStage(Stage[Config]):
             check_frozen(config.frozen, root, "quantize")
             Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
 
-    def resources(self, config: Config) -> Resources | None:
-        """Counts the workers of the fit; a quantizer that is taken over needs none."""
-        if config.frozen:
-            return None
-        return Resources(config.workers * config.cpus_per_worker, float(config.workers if config.use_gpu else 0))
+    def workers(self, config: Config) -> Workers | None:
+        """Returns the workers of the fit; a quantizer that is taken over needs none."""
+        return None if config.frozen else Workers(config.workers, config.cpus_per_worker, config.use_gpu)
 
     def run(self, config: Config, context: Context) -> Result:
         """Writes models/quantizer, sids (item_id, codes with the suffix), metrics/quantize.json and metrics/map."""
+        from workflows.stages.quantize.fitting import fit
+
         run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
-        history = take_over(config.frozen, run) if config.frozen else fit(config, context, rows)
+        history = take_over(config.frozen, run) if config.frozen else fit(config, context)
         quantizer, coded, sids = write_sids(config, run)
         found = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
         if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
@@ -74,17 +74,6 @@ class QuantizeStage(Stage[Config]):
             f"reconstruction cosine {metrics['reconstruction_cosine'][-1]:.3f}"
         )
         return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
-
-
-def fit(config: Config, context: Context, rows: int) -> list[dict[str, Any]]:
-    """Fits the quantizer and writes its artifact; returns the curve of the fit."""
-    from workflows.stages.quantize import fitting
-
-    signals = None
-    if config.method == COLLABORATIVE:
-        aligned = config.collaborative
-        signals = collaborative_vectors(context.run, context.split, width=aligned.width, seed=context.seed)
-    return fitting.fit(config, context, share=min(1.0, config.fit_rows / rows), signals=signals)
 
 
 def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarray]:

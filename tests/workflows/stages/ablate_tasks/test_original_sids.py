@@ -19,7 +19,6 @@ from workflows.engine.stage import Context
 from workflows.stages.ablate_tasks import original_sids
 from workflows.stages.ablate_tasks.original_sids import write_original
 from workflows.stages.interpret import stage as interpret
-from workflows.stages.quantize import stage as quantize
 from workflows.stages.quantize.settings import Config as QuantizeConfig
 
 TITLES = [
@@ -108,8 +107,8 @@ def test_what_a_killed_attempt_wrote_in_part_is_written_again(
 
     monkeypatch.setattr(original_sids, "_embed", lambda *_: to.write_table(ids, "embeddings"))
     monkeypatch.setattr(stage("project"), "run", lambda *_: None)
-    monkeypatch.setattr(quantize, "fit", lambda *_: [])
-    monkeypatch.setattr(quantize, "write_sids", write_sids)
+    monkeypatch.setattr(original_sids, "fit", lambda *_: [])
+    monkeypatch.setattr(original_sids, "write_sids", write_sids)
     rows[:] = [3, len(TITLES)]
     with pytest.raises(KeyboardInterrupt):
         write_original(context, to)

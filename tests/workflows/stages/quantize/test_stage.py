@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from operators.columns import matrix_column
 from operators.log.encoding import encode
 from operators.log.split import Split, SplitLeaveLast, SplitTime
 from operators.sid_registry import add_sids, known_sids, quantizer_digest
+from storage import files
 from storage.artifacts import save_model
 from storage.errors import UserError
 from storage.hashing import hash_order
@@ -25,7 +27,6 @@ from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages.quantize import stage as quantize
 from workflows.stages.quantize.settings import Collaborative, Config
 
 pytestmark = pytest.mark.long
@@ -216,9 +217,10 @@ def test_an_alignment_knows_nothing_of_what_the_split_holds_out(
     items = np.array([f"item-{n}" for n in random.integers(0, 14, 240)])  # two of them have no embedding
     time = random.integers(0, 12, 240) * 1_000_000  # many ties
     log_of(run, user_id=users.tolist(), item_id=items.tolist(), timestamp=time)
-    monkeypatch.setattr(fitting, "fit", lambda *_, signals, **others: signals)
+    monkeypatch.setattr(fitting, "parquet_rows", mock.MagicMock())
+    monkeypatch.setattr(fitting.training, "fit", lambda _, task, **others: files.read_table(task["signals"]))
     config = Config(method="rqvae+collaborative", collaborative=Collaborative(width=4))
-    found: Any = quantize.fit(config, replace(context_of(run), split=split), rows=12)
+    found: Any = fitting.fit(config, replace(context_of(run), split=split))
 
     ids = run.read_table("embeddings")["item_id"]
     ids = ids.take(hash_order(ids.to_pylist()))
