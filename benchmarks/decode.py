@@ -80,16 +80,16 @@ def speed(data: Path, rounds: int, say: Callable[[str], None]) -> dict[str, Any]
     prompts = prompts_of(model.vocabulary, catalogue, histories)
     lengths = torch.full((len(prompts),), prompts.shape[1])
     trie, theirs = Trie.build(catalogue, sizes), TransformersSearch(model, catalogue)
-    arms: dict[str, Callable[[], Any]] = {
+    variants: dict[str, Callable[[], Any]] = {
         "ours": lambda: beam_search(model, trie, prompts, lengths, beams=BEAMS, k=TOP),
         "transformers": lambda: theirs(prompts, beams=BEAMS, k=TOP),
     }
-    found = {name: arm() for name, arm in arms.items()}  # the first calls warm up
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    found = {name: variant() for name, variant in variants.items()}  # the first calls warm up
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds):
-        for name, arm in arms.items():
+        for name, variant in variants.items():
             began = time.perf_counter()
-            arm()
+            variant()
             seconds[name].append(time.perf_counter() - began)
             say(f"round {turn}: {name} {seconds[name][-1]:.3f} s")
     rates = {name: USERS / statistics.median(taken) for name, taken in seconds.items()}

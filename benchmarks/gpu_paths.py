@@ -178,7 +178,6 @@ def product_codes(setting: Setting) -> Results:
 
 def language_model(setting: Setting) -> Results:
     """Runs the language model over semantic IDs: constrained decoding, greedy titles, held-out losses, and a fit."""
-    from models.common.jagged import Jagged
     from models.generation.backbones import Tiny, build
     from models.generation.examples import Corpus, Sampler, item_texts, prompts
     from models.generation.greedy import greedy
@@ -199,21 +198,20 @@ def language_model(setting: Setting) -> Results:
     paths = torch.randint(sizes.codes, (sizes.items, 2), generator=_random())
     paths = torch.cat([paths, torch.arange(sizes.items)[:, None]], dim=1)  # the last level makes all items unique
     titles = item_texts(vocabulary, texts, max_tokens=8)
-    asked = _queries(setting)
-    sequences = Jagged(asked.histories.values, asked.histories.offsets)
+    queries = _queries(setting)
     held_out = torch.arange(sizes.items) % 10 == 0
-    corpus = Corpus(vocabulary, paths, titles, titles, sequences, held_out, tokens_per_row=160)
+    corpus = Corpus(vocabulary, paths, titles, titles, queries.histories, held_out, tokens_per_row=160)
     backbone = build(Tiny(layers=2, dim=sizes.dim, heads=2, mlp=2 * sizes.dim, dropout=0.0), vocabulary, seed=SEED)
     model = LanguageModel(backbone, vocabulary).to(setting.device).eval()
 
     trie = Trie.build(paths, vocabulary.sizes)
     lists = LanguageModelRecommender(model, corpus, trie, settings).recommend(
-        asked.histories, k=10, banned=asked.seen, allowed=torch.arange(sizes.items) % 7 > 0
+        queries.histories, k=10, banned=queries.seen, allowed=torch.arange(sizes.items) % 7 > 0
     )
     written = next(task for task in tasks if task.target == "title" and not task.over_histories)
     tokens, lengths = (part.to(setting.device) for part in prompts(corpus, written, torch.arange(8)))
     answers = greedy(model, tokens, lengths, max_tokens=8)
-    chosen = HeldOut(held_out.nonzero()[:, 0], asked.histories, asked.target)
+    chosen = HeldOut(held_out.nonzero()[:, 0], queries.histories, queries.target)
     losses = task_losses(model, corpus, tasks, chosen, most=20)
     found = {"items": lists.items, "scores": lists.scores, "losses": torch.tensor(list(losses.values()))}
     found["title_lengths"] = answers.offsets.diff()
@@ -227,7 +225,7 @@ def language_model(setting: Setting) -> Results:
         return LanguageModelRecommender(learner, corpus, trie, settings)
 
     task = TrainingTask(model, draw, recommender, lambda learner: task_losses(learner, corpus, tasks, chosen, most=20))
-    return found | {"bf16_fit_loss": _fit(task, asked, setting)}
+    return found | {"bf16_fit_loss": _fit(task, queries, setting)}
 
 
 def ranker(setting: Setting) -> Results:
@@ -282,18 +280,20 @@ def _next_item(model: NextItemModel, setting: Setting) -> Results:
     """Returns the recommendations of a random model, and its fit."""
     from models.recommenders.fitting import TrainingTask
 
-    asked, users = _queries(setting), setting.sizes.users
+    queries, users = _queries(setting), setting.sizes.users
     model = model.to(setting.device).eval()
-    lists = model.recommend(asked.histories, k=10, banned=asked.seen, allowed=torch.arange(setting.sizes.items) % 7 > 0)
+    lists = model.recommend(
+        queries.histories, k=10, banned=queries.seen, allowed=torch.arange(setting.sizes.items) % 7 > 0
+    )
 
     def draw(step: int) -> list[torch.Tensor]:
-        return [model.windows(asked.histories, (torch.arange(64) + 64 * step) % users)]
+        return [model.windows(queries.histories, (torch.arange(64) + 64 * step) % users)]
 
     task = TrainingTask(model, draw, lambda learner: learner)
-    return {"items": lists.items, "scores": lists.scores, "bf16_fit_loss": _fit(task, asked, setting)}
+    return {"items": lists.items, "scores": lists.scores, "bf16_fit_loss": _fit(task, queries, setting)}
 
 
-def _fit(task: TrainingTask, asked: Queries, setting: Setting) -> torch.Tensor:
+def _fit(task: TrainingTask, queries: Queries, setting: Setting) -> torch.Tensor:
     """Returns the training losses of a fit in bfloat16, and of one that resumes from its first state."""
     from models.common.settings import FitConfig
     from models.recommenders.fitting import Callbacks, fit
@@ -307,17 +307,10 @@ def _fit(task: TrainingTask, asked: Queries, setting: Setting) -> torch.Tensor:
             curve.append(metrics["train_loss"])
             states.append(state())
 
-    for state in (None, states):
-        task.learner.zero_grad()  # torch restores an optimizer only before there are gradients
-        fit(
-            config,
-            task,
-            asked,
-            Callbacks(report, lambda learner, tensors: None),
-            seed=SEED,
-            device=setting.device,
-            state=dict(state[0]) if state else None,
-        )
+    callbacks = Callbacks(report, lambda learner, tensors: None)
+    fit(config, task, queries, callbacks, seed=SEED, device=setting.device)
+    task.learner.zero_grad()  # torch restores an optimizer only before there are gradients
+    fit(config, task, queries, callbacks, seed=SEED, device=setting.device, state=dict(states[0]))
     return torch.tensor(curve)
 
 

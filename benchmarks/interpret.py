@@ -2,10 +2,10 @@
 
     python -m benchmarks.interpret --data DIR [--json] [--out FILE]
 
-Every arm (one way to run the operators) is a separate process that calls the same operator objects on the same batches
-and writes the same columns; the arms alternate for `--rounds` rounds. A rate is measured between 10 % and 90 % of the
-rows; a ratio is the median of the ratios within the rounds. Daft runs in this environment or, if it is missing, in
-`.venv-bench` (`make bench-setup`).
+Every variant (one way to run the operators) is a separate process that calls the same operator objects on the same
+batches and writes the same columns; the variants alternate for `--rounds` rounds. A rate is measured between 10 % and
+90 % of the rows; a ratio is the median of the ratios within the rounds. Daft runs in this environment or, if it is
+missing, in `.venv-bench` (`make bench-setup`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from benchmarks.machine import machine
 from workflows.catalogs.movielens import import_movielens
 
 REPOSITORY = Path(__file__).parent.parent
-ARMS = ("ray", "loop_threads", "loop_processes", "daft")
+VARIANTS = ("ray", "loop_threads", "loop_processes", "daft")
 
 
 def main() -> None:
-    """Runs the arms alternately and prints one JSON object."""
+    """Runs the variants alternately and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of movielens-posters")
     parser.add_argument("--items", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, choices=range(1, 100), metavar="N", default=2)
-    parser.add_argument("--arms", default=",".join(ARMS), help="which arms take turns")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="which variants take turns")
     parser.add_argument(
         "--memory-items", type=int, default=8_000, help="rows of the second memory run; 0 leaves both out"
     )
@@ -49,16 +49,16 @@ def main() -> None:
     arguments = parser.parse_args()
     say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
     with tempfile.TemporaryDirectory(prefix="tesserec-bench-") as folder:
-        arms = arguments.arms.split(",")
+        variants = arguments.variants.split(",")
         catalog = prepare(arguments.data, Path(folder) / "catalog", arguments.items)
         rounds = [
-            {arm: run_arm(arm, catalog, Path(folder) / f"{arm}-{i}", say) for arm in arms}
+            {variant: run_variant(variant, catalog, Path(folder) / f"{variant}-{i}", say) for variant in variants}
             for i in range(arguments.rounds)
         ]
         memory = {}
         for rows in (arguments.items, arguments.memory_items) if arguments.memory_items else ():
             many = prepare(arguments.data, Path(folder) / f"catalog-{rows}", rows)
-            memory[rows] = (run_arm("ray_uncached", many, Path(folder) / f"memory-{rows}", say, memory=True) or {})[
+            memory[rows] = (run_variant("ray_uncached", many, Path(folder) / f"memory-{rows}", say, memory=True) or {})[
                 "peak_mib"
             ]  # repeats would be cached
     result = {"items": arguments.items, **machine(), **compare(rounds), **compare_memory(memory), "rounds": rounds}
@@ -71,8 +71,8 @@ def main() -> None:
 def compare(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns medians over the rounds of the rates, and of the ratios within a round."""
 
-    def rate(arm: str, key: str = "rows_per_second") -> list[float]:
-        return [one[arm][key] for one in rounds if arm in one and one[arm] is not None]
+    def rate(variant: str, key: str = "rows_per_second") -> list[float]:
+        return [one[variant][key] for one in rounds if variant in one and one[variant] is not None]
 
     def ratio(other: Callable[[dict[str, Any]], float], key: str) -> float | None:
         found = [one["ray"][key] / other(one) for one in rounds if "ray" in one]
@@ -83,13 +83,13 @@ def compare(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         return [round(min(found), 3), round(max(found), 3)]
 
     def better_loop(key: str) -> Callable[[dict[str, Any]], float]:
-        return lambda one: max(one[arm][key] for arm in one if arm.startswith("loop"))
+        return lambda one: max(one[variant][key] for variant in one if variant.startswith("loop"))
 
     found: dict[str, Any] = {}
-    for arm in ARMS:
-        if rate(arm):
-            found[f"{arm}_rows_per_second"] = round(statistics.median(rate(arm)), 2)
-    if any(arm.startswith("loop") for arm in rounds[0]):
+    for variant in VARIANTS:
+        if rate(variant):
+            found[f"{variant}_rows_per_second"] = round(statistics.median(rate(variant)), 2)
+    if any(variant.startswith("loop") for variant in rounds[0]):
         found["loop_rows_per_second"] = round(
             statistics.median([better_loop("rows_per_second")(one) for one in rounds]), 2
         )
@@ -124,24 +124,24 @@ def prepare(data: str, folder: Path, items: int) -> str:
     return str(folder)
 
 
-def run_arm(
-    arm: str, catalog: str, place: Path, say: Callable[[str], None], *, memory: bool = False
+def run_variant(
+    variant: str, catalog: str, place: Path, say: Callable[[str], None], *, memory: bool = False
 ) -> dict[str, Any] | None:
-    """Runs one arm in a separate process; returns None if its environment is missing."""
+    """Runs one variant in a separate process; returns None if its environment is missing."""
     python = sys.executable
-    if arm == "daft" and importlib.util.find_spec("daft") is None:
+    if variant == "daft" and importlib.util.find_spec("daft") is None:
         python = str(REPOSITORY / ".venv-bench" / "bin" / "python")
         if not Path(python).exists():
             say("daft is not installed: run `make bench-setup`")
             return None
     place.mkdir()
-    command = [python, "-m", "benchmarks.interpret_arms", arm, catalog, str(place)]
+    command = [python, "-m", "benchmarks.interpret_variants", variant, catalog, str(place)]
     began = time.time()
     with (place / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)  # noqa: S603 - our own module
         peak = peak_pss_mib(process) if memory else None
         if process.wait():
-            raise SystemExit(f"{arm} failed:\n{(place / 'log').read_text()[-3000:]}")
+            raise SystemExit(f"{variant} failed:\n{(place / 'log').read_text()[-3000:]}")
     ended = time.time()
     marks = np.array(json.loads((place / "marks.json").read_text()), dtype=np.float64)
     rows = marks[-1, 1]
@@ -154,7 +154,7 @@ def run_arm(
         "seconds_to_first": round(float(marks[0, 0] - began), 1),
         "peak_mib": peak,
     }
-    say(f"{arm}: {found}")
+    say(f"{variant}: {found}")
     return found
 
 

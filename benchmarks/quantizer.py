@@ -5,9 +5,9 @@ python -m benchmarks.quantizer --data DIR --out FILE [--seeds 5] [--rows 1000000
 The texts of Amazon Beauty (12,101) are embedded once with MiniLM and cached. A tenth of them, different for every seed,
 is held out; the mean and deviation of the rest standardise the columns of both. All figures are measured in that space:
 cosine and mean squared error between held-out items and their reconstruction; usage and collisions over all items;
-neighbour overlap@10 of held-out items among all. Every arm (quantizer with settings) gets the same rows, steps and
-latent width. The clock pauses while an unfinished arm is measured. The peers need `.venv-bench` (`make bench-setup`),
-where this script restarts itself if they are missing.
+neighbour overlap@10 of held-out items among all. Every variant (quantizer with settings) gets the same rows, steps and
+latent width. The clock pauses while an unfinished variant is measured. The peers need `.venv-bench`
+(`make bench-setup`), where this script restarts itself if they are missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HIDDEN = (128,)
 WATCH_EVERY = 50
 
 
-class Arm(NamedTuple):
+class Variant(NamedTuple):
     """A finished fit: its encoder and decoder, its seconds, and its held-out cosine over time, (seconds, cosine)."""
 
     peer: peers.Peer
@@ -67,7 +67,7 @@ class Clock:
         return time.perf_counter() - self._start - self._paused
 
     def measure(self, peer: peers.Peer) -> None:
-        """Records the held-out cosine of an unfinished arm."""
+        """Records the held-out cosine of an unfinished variant."""
         now, began = self.seconds(), time.perf_counter()
         self.curve.append((now, cosine(peer, self._held_out)))
         self._paused += time.perf_counter() - began
@@ -80,14 +80,14 @@ def main() -> None:
     parser.add_argument("--out", help="file for the JSON object, beside stdout")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1_000_000, help="vectors of the large fit")
-    parser.add_argument("--only", nargs="*", help="arms to run")
+    parser.add_argument("--only", nargs="*", help="variants to run")
     arguments = parser.parse_args()
     with_peers("vector_quantize_pytorch", "benchmarks.quantizer")
     vectors = embeddings(Path(arguments.data) / "items.tsv")
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         train, held_out = split(vectors, seed)
-        for name, fit in ARMS.items():
+        for name, fit in VARIANTS.items():
             if arguments.only is None or name in arguments.only:
                 runs.setdefault(name, []).append(judged(name, fit, train, held_out, seed))
     result: dict[str, Any] = {**machine(), "items": len(vectors), "seeds": arguments.seeds}
@@ -124,7 +124,7 @@ def split(vectors: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def ours(
     train: torch.Tensor, held_out: torch.Tensor, seed: int, *, sizes: tuple[int, ...] = SIZES, **options: Any
-) -> Arm:
+) -> Variant:
     """Fits one of our quantizers; `options` replace its defaults."""
     method = options.pop("method")
     width = train.shape[1]
@@ -132,7 +132,7 @@ def ours(
     vectors = collect([(train.numpy(), np.empty((len(train), 0), np.float32))], seed=seed)
     if method == RQKMEANS:
         fitted = fit_rqkmeans(vectors, Architecture(method, width, sizes, width), seed=seed, **options)
-        return Arm(fitted, clock.seconds(), clock.curve)
+        return Variant(fitted, clock.seconds(), clock.curve)
     shape = Architecture(method, width, sizes, width, HIDDEN)
 
     def report(metrics: dict[str, float], snapshot: Callable[[], dict[str, torch.Tensor]]) -> None:
@@ -144,10 +144,10 @@ def ours(
             clock.measure(unfinished)
 
     fitted = fit_rqvae(vectors, shape, Schedule(**options), seed=seed, report=report)
-    return Arm(fitted, clock.seconds(), clock.curve)
+    return Variant(fitted, clock.seconds(), clock.curve)
 
 
-def peer(train: torch.Tensor, held_out: torch.Tensor, seed: int, *, fit: Callable[..., peers.Peer]) -> Arm:
+def peer(train: torch.Tensor, held_out: torch.Tensor, seed: int, *, fit: Callable[..., peers.Peer]) -> Variant:
     """Fits a peer with our steps, batches, learning rate and widths."""
     settings = peers.Settings(
         steps=Schedule.steps,
@@ -160,10 +160,10 @@ def peer(train: torch.Tensor, held_out: torch.Tensor, seed: int, *, fit: Callabl
     )
     clock = Clock(held_out)
     fitted = fit(train, settings, seed, clock.measure)
-    return Arm(fitted, clock.seconds(), clock.curve)
+    return Variant(fitted, clock.seconds(), clock.curve)
 
 
-ARMS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Arm]] = {
+VARIANTS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Variant]] = {
     "rqvae": partial(ours, method=RQVAE),
     "vq_pytorch_in_ours": partial(peer, fit=peers.fit_vq_pytorch_residual),
     "rqkmeans": partial(ours, method=RQKMEANS),
@@ -175,46 +175,46 @@ ARMS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Arm]] = {
 
 
 @torch.no_grad()
-def cosine(arm: peers.Peer, rows: torch.Tensor) -> float:
+def cosine(variant: peers.Peer, rows: torch.Tensor) -> float:
     """Returns the mean cosine between rows and their reconstruction."""
-    return float(torch.cosine_similarity(rows, arm.decode(arm.encode(rows))).mean())
+    return float(torch.cosine_similarity(rows, variant.decode(variant.encode(rows))).mean())
 
 
 def judged(
-    name: str, fit: Callable[..., Arm], train: torch.Tensor, held_out: torch.Tensor, seed: int
+    name: str, fit: Callable[..., Variant], train: torch.Tensor, held_out: torch.Tensor, seed: int
 ) -> dict[str, Any]:
-    """Fits an arm and measures it."""
-    arm = fit(train, held_out, seed)
-    figures = {**quality(arm.peer, train, held_out), "seconds": arm.seconds, "curve": arm.curve}
+    """Fits a variant and measures it."""
+    variant = fit(train, held_out, seed)
+    figures = {**quality(variant.peer, train, held_out), "seconds": variant.seconds, "curve": variant.curve}
     print(name, seed, {key: value for key, value in figures.items() if key != "curve"}, file=sys.stderr, flush=True)
     return figures
 
 
 @torch.no_grad()
 def quality(
-    arm: peers.Peer, train: torch.Tensor, held_out: torch.Tensor, sizes: tuple[int, ...] = SIZES
+    variant: peers.Peer, train: torch.Tensor, held_out: torch.Tensor, sizes: tuple[int, ...] = SIZES
 ) -> dict[str, Any]:
     """Returns all figures except the seconds."""
     rows = torch.cat([held_out, train])
-    codes = arm.encode(rows).long()
-    found = arm.decode(codes[: len(held_out)])
-    overlap = neighbour_overlap(rows, codes, arm.decode, torch.arange(len(held_out)))
+    codes = variant.encode(rows).long()
+    found = variant.decode(codes[: len(held_out)])
+    overlap = neighbour_overlap(rows, codes, variant.decode, torch.arange(len(held_out)))
     return {
-        "cosine": cosine(arm, held_out),
+        "cosine": cosine(variant, held_out),
         "mse": float((held_out - found).square().mean()),
         "usage": usage(codes.numpy(), sizes)["usage"],
         "collision_share": collisions(codes.numpy())["share"],
         "neighbour_overlap": overlap["decoded"],
         "neighbour_overlap_prefix": overlap["prefix"],
-        "train_cosine": cosine(arm, train),
+        "train_cosine": cosine(variant, train),
     }
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Returns mean and standard deviation over seeds of every figure; `vq_pytorch` is the better of its two arms."""
+    """Returns mean and standard deviation over seeds of every figure; `vq_pytorch` is the better of its two."""
     found = {
-        name: {key: spread([figures[key] for figures in arms]) for key in arms[0] if key != "curve"}
-        for name, arms in runs.items()
+        name: {key: spread([figures[key] for figures in variants]) for key in variants[0] if key != "curve"}
+        for name, variants in runs.items()
     }
     versions = [name for name in found if name.startswith("vq_pytorch")]
     if versions:
@@ -231,9 +231,9 @@ def spread(values: list[Any]) -> Any:
 
 
 def race(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
-    """Returns the seconds until `rqvae` reaches the final held-out cosine of every vector-quantize-pytorch arm.
+    """Returns the seconds until `rqvae` reaches the final held-out cosine of every vector-quantize-pytorch variant.
 
-    The arm's own seconds are those until it first reached that cosine. `share` is the ratio of the two.
+    The variant's own seconds are those until it first reached that cosine. `share` is the ratio of the two.
     """
     found: dict[str, Any] = {}
     for name in [name for name in runs if name.startswith("vq_pytorch")]:
@@ -241,7 +241,8 @@ def race(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
         for mine, theirs in zip(runs.get("rqvae", []), runs[name], strict=False):
             goal = theirs["cosine"]
             own = [
-                next((s for s, value in arm["curve"] if value >= goal - 1e-9), arm["seconds"]) for arm in (mine, theirs)
+                next((s for s, value in variant["curve"] if value >= goal - 1e-9), variant["seconds"])
+                for variant in (mine, theirs)
             ]
             pairs.append((*own, mine["cosine"] >= goal))
         if pairs:
@@ -257,17 +258,17 @@ def race(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
 def preset(vectors: np.ndarray, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Measures the held-out cosine by depth with the codebooks of the TriAlignGR paper."""
     train, held_out = split(vectors, 0)
-    arm = ours(train, held_out, 0, sizes=PRESET, method=RQVAE)
-    codes = arm.peer.encode(held_out)
+    variant = ours(train, held_out, 0, sizes=PRESET, method=RQVAE)
+    codes = variant.peer.encode(held_out)
     with torch.no_grad():
-        decoded = [arm.peer.decode(codes[:, :depth]) for depth in (1, 2, 3)]
+        decoded = [variant.peer.decode(codes[:, :depth]) for depth in (1, 2, 3)]
     depths = [float(torch.cosine_similarity(held_out, rows).mean()) for rows in decoded]
-    figures = quality(arm.peer, train, held_out, PRESET)
+    figures = quality(variant.peer, train, held_out, PRESET)
     return {
         "codebook_sizes": PRESET,
         "cosine_by_depth": depths,
         "cosine_of_3x256": runs["rqvae"][0]["cosine"],
-        "seconds": arm.seconds,
+        "seconds": variant.seconds,
         **figures,
     }
 

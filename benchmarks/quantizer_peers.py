@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all arms share.
+    """Settings that all variants share.
 
     Attributes:
         steps: optimiser steps.

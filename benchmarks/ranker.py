@@ -2,12 +2,12 @@
 
 python -m benchmarks.ranker --data DIR --out FILE [--rounds 3] [--rows 1000000] [--only ours torch_rechub ...]
 
-Every arm (library with settings) trains the same DCN-V2 for one epoch on the first 90 % of a generated log
-(`ranker_data`) and scores the rest, in a separate process with as many threads. Arms alternate within a round; a round
-is a seed. Seconds are those of the whole loop with its input, from tables in memory; our loop starts from Arrow, the
-others from arrays made before. `ours` and `plain_pytorch` are the fastest of their settings that are as good as their
-best. `big_table` is a short run with the largest vocabulary at ten million rows. Finished measurements are kept in
-FILE.jsonl, from which the same command resumes. The peers need `.venv-bench` (`make bench-setup`), where this script
+Every variant (library with settings) trains the same DCN-V2 for one epoch on the first 90 % of a generated log
+(`ranker_data`) and scores the rest, in a separate process with as many threads. Variants alternate within a round; a
+round is a seed. Seconds are those of the whole loop with its input, from tables in memory; our loop starts from Arrow,
+the others from arrays made before. `ours` and `plain_pytorch` are the fastest of their settings that are as good as
+their best. `big_table` is a short run with the largest vocabulary at ten million rows. Finished measurements are kept
+in FILE.jsonl, from which the same command resumes. The peers need `.venv-bench` (`make bench-setup`), where this script
 restarts itself if they are missing.
 """
 
@@ -119,7 +119,7 @@ def _config(settings: peers.Settings) -> RankerConfig:
     )
 
 
-ARMS: dict[str, tuple[str, Callable[..., peers.Fit], dict[str, Any]]] = {  # name: learning rates, fit, settings
+VARIANTS: dict[str, tuple[str, Callable[..., peers.Fit], dict[str, Any]]] = {  # name: learning rates, fit, settings
     "ours": ("ours", fit_ours, {"precision": "bf16"}),
     "plain_pytorch": ("plain_pytorch", peers.fit_plain, {"precision": "bf16"}),
     "ours_fp32": ("ours", fit_ours, {}),
@@ -132,9 +132,9 @@ ARMS: dict[str, tuple[str, Callable[..., peers.Fit], dict[str, Any]]] = {  # nam
     "torch_rechub": ("torch_rechub", peers.fit_torch_rechub, {}),
     "deepctr_torch": ("deepctr_torch", peers.fit_deepctr_torch, {}),
 }
-BIG_ARMS: dict[str, tuple[str, Callable[..., peers.Fit], dict[str, Any]]] = {
-    "ours": ARMS["ours"],
-    "plain_pytorch": ARMS["plain_pytorch"],
+BIG_VARIANTS: dict[str, tuple[str, Callable[..., peers.Fit], dict[str, Any]]] = {
+    "ours": VARIANTS["ours"],
+    "plain_pytorch": VARIANTS["plain_pytorch"],
     "plain_pytorch_dense": (
         "plain_pytorch",
         partial(peers.fit_plain, one_table=False, sparse=False),
@@ -150,8 +150,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="file for the JSON object, beside stdout")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the log, a tenth of them for the test")
-    parser.add_argument("--threads", type=int, default=2, help="of every arm")
-    parser.add_argument("--only", nargs="*", choices=[*ARMS, "input", "big_table"], help="what to measure")
+    parser.add_argument("--threads", type=int, default=2, help="of every variant")
+    parser.add_argument("--only", nargs="*", choices=[*VARIANTS, "input", "big_table"], help="what to measure")
     arguments = parser.parse_args()
     shortest = round((BIG_STEPS + BIG_WARM_UP) * peers.Settings.batch_size / (1 - TEST_SHARE)) + 1
     if arguments.rows < shortest and (arguments.only is None or "big_table" in arguments.only):
@@ -177,13 +177,13 @@ def main() -> None:
 
 
 def jobs() -> list[tuple[str, str]]:
-    """Returns (part, arm) of all measurements of a round, in order."""
-    return [("epoch", name) for name in ARMS] + [("input", "ours")] + [("big_table", name) for name in BIG_ARMS]
+    """Returns (part, variant) of all measurements of a round, in order."""
+    return [("epoch", name) for name in VARIANTS] + [("input", "ours")] + [("big_table", name) for name in BIG_VARIANTS]
 
 
 def settings_of(name: str, **changed: Any) -> peers.Settings:
-    """Returns the settings of an arm."""
-    rates, _, own = (ARMS | BIG_ARMS)[name]
+    """Returns the settings of a variant."""
+    rates, _, own = (VARIANTS | BIG_VARIANTS)[name]
     tables, rest = RATES[rates]
     known: dict[str, Any] = {
         "vocabularies": VOCABULARIES,
@@ -208,7 +208,7 @@ def alone(part: str, name: str, folder: Path, turn: int) -> dict[str, float]:
 def epoch(name: str, folder: Path, turn: int) -> dict[str, float]:
     """Measures the samples per second of one epoch, and the AUC of the test rows."""
     train, test = _start(folder)
-    fit = ARMS[name][1](train, test, settings_of(name, seed=turn))
+    fit = VARIANTS[name][1](train, test, settings_of(name, seed=turn))
     score = auc(test["label"].to_numpy(), fit.scores)
     return {"samples_per_second": fit.rows / fit.seconds, "auc": score, "peak_gib": peak_gib()}
 
@@ -239,7 +239,7 @@ def big_table(name: str, folder: Path, turn: int) -> dict[str, float]:
         )
         for part in (train, test)
     )
-    fit = BIG_ARMS[name][1](train, test, settings)
+    fit = BIG_VARIANTS[name][1](train, test, settings)
     return {"samples_per_second": fit.rows / fit.seconds, "peak_gib": peak_gib()}
 
 
@@ -292,24 +292,26 @@ def summary(figures: dict[tuple[str, str, int], dict[str, float]]) -> dict[str, 
         ours, theirs = values(part, mine, key), values(part, other, key)
         return [round(ours[turn] / theirs[turn], 3) for turn in ours if turn in theirs]
 
-    rates, aucs = medians("epoch", list(ARMS), "samples_per_second", 0), medians("epoch", list(ARMS), "auc", 4)
+    rates, aucs = medians("epoch", list(VARIANTS), "samples_per_second", 0), medians("epoch", list(VARIANTS), "auc", 4)
     best = {name: _faster(name, rates, aucs) for name in RATES if name in rates}
     result: dict[str, Any] = {
-        "samples_per_second": {name: rates[arm] for name, arm in best.items()},
-        "auc": {name: aucs[arm] for name, arm in best.items()},
+        "samples_per_second": {name: rates[variant] for name, variant in best.items()},
+        "auc": {name: aucs[variant] for name, variant in best.items()},
         "chosen": best,
     }
     if "ours" in best:
-        result["ratios"] = {name: ratios("epoch", best["ours"], arm) for name, arm in best.items() if name != "ours"}
+        result["ratios"] = {
+            name: ratios("epoch", best["ours"], variant) for name, variant in best.items() if name != "ours"
+        }
         result["samples_per_second_fp32"] = {
             name: rates[f"{name}_fp32"] for name in ("ours", "plain_pytorch") if f"{name}_fp32" in rates
         }
         result["ratios_fp32"] = ratios("epoch", "ours_fp32", "plain_pytorch_fp32")
-    result["all_arms"] = {name: {"samples_per_second": rates[name], "auc": aucs[name]} for name in rates}
+    result["all_variants"] = {name: {"samples_per_second": rates[name], "auc": aucs[name]} for name in rates}
     result["input_rows_per_second"] = medians("input", ["ours"], "rows_per_second", 0).get("ours")
-    result["big_table"] = medians("big_table", list(BIG_ARMS), "samples_per_second", 0) | {
-        "ratios": {name: ratios("big_table", "ours", name) for name in BIG_ARMS if name != "ours"},
-        "peak_gib": medians("big_table", list(BIG_ARMS), "peak_gib", 2),
+    result["big_table"] = medians("big_table", list(BIG_VARIANTS), "samples_per_second", 0) | {
+        "ratios": {name: ratios("big_table", "ours", name) for name in BIG_VARIANTS if name != "ours"},
+        "peak_gib": medians("big_table", list(BIG_VARIANTS), "peak_gib", 2),
         "rows": BIG_ROWS,
     }
     peak = result["big_table"]["peak_gib"].get("ours")
@@ -318,14 +320,14 @@ def summary(figures: dict[tuple[str, str, int], dict[str, float]]) -> dict[str, 
 
 
 def _faster(name: str, rates: dict[str, float], aucs: dict[str, float]) -> str:
-    """Returns the fastest setting of an arm among those that are as good as its best."""
-    arms = [arm for arm in rates if ARMS[arm][0] == name]
-    good = [arm for arm in arms if aucs[arm] >= max(aucs[other] for other in arms) - EQUAL_AUC]
-    return max(good, key=lambda arm: rates[arm])
+    """Returns the fastest setting of a variant among those that are as good as its best."""
+    variants = [variant for variant in rates if VARIANTS[variant][0] == name]
+    good = [variant for variant in variants if aucs[variant] >= max(aucs[other] for other in variants) - EQUAL_AUC]
+    return max(good, key=lambda variant: rates[variant])
 
 
 def described(settings: peers.Settings) -> dict[str, Any]:
-    """Returns the configuration that all arms share."""
+    """Returns the configuration that all variants share."""
     return {
         "model": "DCN-V2, parallel",
         "embedding_dim": settings.embedding_dim,

@@ -26,7 +26,7 @@ from benchmarks.ranker_data import TOKENS
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all arms share, and the learning rates of one.
+    """Settings that all variants share, and the learning rates of one.
 
     Attributes:
         vocabularies: rows of the tables of single ids.

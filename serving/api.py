@@ -101,10 +101,10 @@ def http_api(pipeline: Pipeline, recommend: Callable[[Query], Awaitable[Recommen
     @api.get("/v1/items/{item_id:path}", responses={404: {"model": Problem}})
     async def item(item_id: str) -> Item:
         """Returns one item of the catalogue."""
-        found = pipeline.item(item_id)
-        if found is None:
+        fields = pipeline.item(item_id)
+        if fields is None:
             raise HTTPException(404, f"There is no item {item_id!r} in this catalogue.")
-        return Item.model_validate(found)
+        return Item.model_validate(fields)
 
     @api.get("/healthz")
     async def healthz() -> Health:

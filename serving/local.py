@@ -66,8 +66,8 @@ def deploy(settings: Settings, host: str, port: int) -> None:
 
 def user_mistake(message: str) -> str | None:
     """Returns the sentence of the UserError that ends the traceback in a deployment's status, if one does."""
-    name, found, sentence = message.strip().rpartition("\n")[2].partition(": ")
-    return sentence if found and name.endswith(UserError.__name__) else None
+    name, separator, sentence = message.strip().rpartition("\n")[2].partition(": ")
+    return sentence if separator and name.endswith(UserError.__name__) else None
 
 
 def shut_down() -> None:

@@ -1,4 +1,4 @@
-"""What the service is told: its settings, whether a run can be served, and the configuration for a cluster."""
+"""The settings of the service, whether a run can be served, and the configuration for a cluster."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def check_servable(run: str) -> None:
     Raises:
         UserError: there is no run, it has no ranker, or a stage has not finished.
     """
-    if found := first_unfinished(run, STAGES):
-        stage, state = found
+    if unfinished := first_unfinished(run, STAGES):
+        stage, state = unfinished
         raise UserError(
             f"The run at {run} cannot be served yet, its stage {stage} is {state}: "
             f"finish it with `tesserec run WORKFLOW --run-dir {run}`, WORKFLOW naming the stages up to rank."

@@ -91,9 +91,9 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
     new = items.filter(positions(items["item_id"], known_sids(run)[0]) < 0)
     added: set[str] = set()
     if new.num_rows:
-        coded, found = _coded(definition, run, new, posixpath.dirname(files.absolute(file)), progress)
-        _check_degraded(definition, file, coded, found)
-        issues = pl.concat([issues, found])
+        coded, new_issues = _coded(definition, run, new, posixpath.dirname(files.absolute(file)), progress)
+        _check_degraded(definition, file, coded, new_issues)
+        issues = pl.concat([issues, new_issues])
         settings: QuantizeConfig = definition.stages.quantize
         always = settings.collisions == "always_suffix"
         added = add_sids(run, coded, quantizer=digest, always=always, max_suffixes=settings.max_suffixes)
@@ -189,13 +189,13 @@ def _sids_of(run: RunDir, item_ids: pa.ChunkedArray, added: set[str]) -> pa.Tabl
     """Returns the table of `Tokenized` for the items that have a SID."""
     ids, codes = known_sids(run)
     at = positions(item_ids, ids)
-    found, codes = item_ids.filter(at >= 0).to_pylist(), codes[at[at >= 0]]
+    with_sid, codes = item_ids.filter(at >= 0).to_pylist(), codes[at[at >= 0]]
     return pa.table(
         {
-            "item_id": pa.array(found, pa.string()),
+            "item_id": pa.array(with_sid, pa.string()),
             "codes": matrix_column(codes),
             "sid": pa.array([sid_string(row) for row in codes.tolist()], pa.string()),
-            "known": pa.array([item_id not in added for item_id in found], pa.bool_()),
+            "known": pa.array([item_id not in added for item_id in with_sid], pa.bool_()),
         }
     )
 
@@ -206,10 +206,10 @@ def _drift(run: RunDir) -> dict[str, Any] | None:
     if not parts:
         return None
     old, new = reference_embeddings(run), torch.tensor(np.concatenate(parts))
-    found = {"old_items": len(old), "new_items": len(new)}
-    found |= drift(load_quantizer(run.uri("models", "quantizer")), old, new)
-    run.write_json(found, "metrics", "drift.json")
-    return found
+    comparison = {"old_items": len(old), "new_items": len(new)}
+    comparison |= drift(load_quantizer(run.uri("models", "quantizer")), old, new)
+    run.write_json(comparison, "metrics", "drift.json")
+    return comparison
 
 
 def _by_code(issues: pl.DataFrame) -> str:

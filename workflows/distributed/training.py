@@ -39,7 +39,7 @@ from workflows.distributed.polling import polled
 from workflows.distributed.pools import Workers
 
 POLL_S = 1.0
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that the user can fix
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 STATE, HISTORY = "state.safetensors", "history.json"  # files of a checkpoint
 T = TypeVar("T")
 
@@ -112,8 +112,8 @@ def fit(
 
 def device() -> torch.device:
     """Returns the device that Ray gave this worker."""
-    found: torch.device = ray.train.torch.get_device()
-    return found
+    chosen: torch.device = ray.train.torch.get_device()
+    return chosen
 
 
 def is_first() -> bool:
@@ -252,11 +252,16 @@ def _followed(uri: str, progress: Callable[[dict[str, Any]], None]) -> Callable[
     return look
 
 
+def is_fixable(error: BaseException) -> bool:
+    """Tells whether the user can fix an error that a worker raised."""
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in NO_ROOM)
+
+
 def one_cause(name: str, failures: dict[int, Exception]) -> Exception:
     """Returns the exception to raise for failed ranks: one that the user can fix, or the first rank's by number."""
     causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
     for cause in causes.values():
-        if isinstance(cause, UserError) or (isinstance(cause, OSError) and cause.errno in NO_ROOM):
+        if is_fixable(cause):
             return cause
     rank, cause = next(iter(causes.items()))
     return TrainingError(f"Training {name!r} failed on worker {rank}: {type(cause).__name__}: {cause}")

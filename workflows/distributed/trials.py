@@ -14,8 +14,7 @@ import ray.exceptions
 import torch
 
 from storage import files
-from storage.errors import UserError
-from workflows.distributed.training import NO_ROOM, TrainingError
+from workflows.distributed.training import TrainingError, is_fixable
 
 Format = Literal["json", "parquet"]
 Trial = tuple[str, int]  # name of the variant, seed
@@ -115,6 +114,6 @@ def _run_on_worker(run: Callable[[str, int], None], name: str, seed: int) -> Non
 def _cause(trial: Trial, error: Exception) -> Exception:
     """Returns the error that the user can fix, or one that names the trial."""
     cause = getattr(error, "cause", None) or error
-    if isinstance(cause, UserError) or (isinstance(cause, OSError) and cause.errno in NO_ROOM):
+    if is_fixable(cause):
         return cause
     return TrainingError(f"The fit of {trial[0]!r} from seed {trial[1]} failed: {type(cause).__name__}: {cause}")

@@ -26,9 +26,9 @@ class Comparison:
     figures: list[Figure]
 
 
-def comparisons(found: dict[str, Any]) -> list[Comparison]:
+def comparisons(metrics: dict[str, Any]) -> list[Comparison]:
     """Returns what `metrics/ablate_features.json` compares; any of it may be missing."""
-    scopes = [(title, found.get(key) or {}) for key, title in SCOPES.items()]
+    scopes = [(title, metrics.get(key) or {}) for key, title in SCOPES.items()]
     return [
         Comparison(
             title, list(scope.get("sentences") or []), _table(scope["variants"]), _gains(title, scope["variants"])
@@ -38,9 +38,9 @@ def comparisons(found: dict[str, Any]) -> list[Comparison]:
     ]
 
 
-def gate(found: dict[str, Any]) -> tuple[Table, list[Figure]] | None:
+def gate(metrics: dict[str, Any]) -> tuple[Table, list[Figure]] | None:
     """Returns AUC by the share of items that get a caption."""
-    points = found.get("gate_curve") or []
+    points = metrics.get("gate_curve") or []
     if not points:
         return None
     rows = [

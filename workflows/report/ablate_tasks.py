@@ -14,14 +14,14 @@ METRICS = {"recall@10": "recall@10", "ndcg@10": "NDCG@10"}
 HELD_OUT = ("exact@10", "token_f1")  # one of them for each task
 
 
-def budget(found: dict[str, Any]) -> str:
+def budget(metrics: dict[str, Any]) -> str:
     """Says what all variants share.
 
     Args:
-        found: `metrics/ablate_tasks.json`, see `ablate_tasks.scores.judge`; here as below any of it may be missing.
+        metrics: `metrics/ablate_tasks.json`, see `ablate_tasks.scores.judge`; here as below any of it may be missing.
     """
-    documents = f"{count(found.get('steps'))} steps of {count(found.get('batch_size'))} documents"
-    if found.get("budget") == "main":
+    documents = f"{count(metrics.get('steps'))} steps of {count(metrics.get('batch_size'))} documents"
+    if metrics.get("budget") == "main":
         return (
             f"Every variant has at most {documents} of the main task, on average, and as many of each other of its "
             "tasks: more tasks take more time, and nothing from the main one."
@@ -32,37 +32,39 @@ def budget(found: dict[str, Any]) -> str:
     )
 
 
-def variants(found: dict[str, Any]) -> Table | None:
+def variants(metrics: dict[str, Any]) -> Table | None:
     """Returns every variant by what it recommends."""
     rows = [
         [
             f"{len(one['tasks'])} tasks" if len(one["tasks"]) > 1 else "1 task",
             SIDS[one["sids"]],
             one["tasks"][-1] if one["sids"] == "own" else DASH,
-            count(_main_documents(found, one)),
+            count(_main_documents(metrics, one)),
             *(cell for metric in METRICS for cell in estimate(one, metric)),
             *estimate(one.get("added") or {}, "ndcg@10", signed),
         ]
-        for one in _variants(found)
+        for one in _variants(metrics)
     ]
     heads = [column for name in METRICS.values() for column in (name, "95% interval")]
     columns = ["variant", "semantic IDs", "task added last", "documents of the main task", *heads]
     return Table([*columns, "change in NDCG@10 by it", "95% interval"], rows) if rows else None
 
 
-def compared(found: dict[str, Any]) -> Table | None:
+def compared(metrics: dict[str, Any]) -> Table | None:
     """Returns the changes between variants, by what differs."""
     rows = [
         [what, *(cell for metric in METRICS for cell in estimate(change, metric, signed))]
-        for what, change in (found.get("compared") or {}).items()
+        for what, change in (metrics.get("compared") or {}).items()
     ]
     heads = [column for name in METRICS.values() for column in (f"change in {name}", "95% interval")]
     return Table(["what differs", *heads], rows) if rows else None
 
 
-def curves(found: dict[str, Any]) -> list[Figure]:
+def curves(metrics: dict[str, Any]) -> list[Figure]:
     """Draws NDCG@10 by the number of tasks on the run's own semantic IDs, with its seeds; beside it other variants."""
-    drawn = [one for one in _variants(found) if is_number(one.get("ndcg@10")) and interval(one.get("ndcg@10_interval"))]
+    drawn = [
+        one for one in _variants(metrics) if is_number(one.get("ndcg@10")) and interval(one.get("ndcg@10_interval"))
+    ]
     own = [one for one in drawn if one["sids"] == "own"]
     if len(own) < 2:
         return []
@@ -79,9 +81,9 @@ def curves(found: dict[str, Any]) -> list[Figure]:
     return [curve, *intervals(title, by_name, "ndcg@10", "NDCG@10")]
 
 
-def held_out(found: dict[str, Any]) -> Table | None:
+def held_out(metrics: dict[str, Any]) -> Table | None:
     """Returns the scores of every task by the variants that learned it, and the control of those that read captions."""
-    named = _variants(found)
+    named = _variants(metrics)
     rows = []
     for task in dict.fromkeys(task for one in named for task in one["tasks"]):
         scores = [(one.get("held_out") or {}).get(task) or {} for one in named]
@@ -96,13 +98,13 @@ def held_out(found: dict[str, Any]) -> Table | None:
     return Table(["task", "measure", *heads], rows) if rows else None
 
 
-def _variants(found: dict[str, Any]) -> list[dict[str, Any]]:
-    return list((found.get("variants") or {}).values())
+def _variants(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    return list((metrics.get("variants") or {}).values())
 
 
-def _main_documents(found: dict[str, Any], one: dict[str, Any]) -> float | None:
+def _main_documents(metrics: dict[str, Any], one: dict[str, Any]) -> float | None:
     """Returns how many documents of the main task a variant may learn from, on average."""
-    steps, batch = found.get("steps"), found.get("batch_size")
+    steps, batch = metrics.get("steps"), metrics.get("batch_size")
     if steps is None or batch is None:
         return None
-    return steps * batch / (1 if found.get("budget") == "main" else len(one["tasks"]))
+    return steps * batch / (1 if metrics.get("budget") == "main" else len(one["tasks"]))

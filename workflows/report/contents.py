@@ -171,13 +171,11 @@ def splits(source: Source) -> Table | None:
     """Returns the sizes of the splits and their shares of positives and of users and items unseen in training."""
     metrics = source.metrics("features")
     names = [name for name in ("train", "valid", "test") if isinstance(metrics.get(name), dict)]
-    if not names:
-        return None
     shares = ("positive_rate", "cold_users", "cold_items")
     rows = [
         [name, count(metrics[name].get("rows")), *(percent(metrics[name].get(key)) for key in shares)] for name in names
     ]
-    return Table(["split", "examples", "positives", "unseen users", "unseen items"], rows)
+    return Table(["split", "examples", "positives", "unseen users", "unseen items"], rows) if rows else None
 
 
 def scores(source: Source) -> Table | None:

@@ -39,11 +39,11 @@ TASK_MEASURES = {
 }
 
 
-def scores(found: dict[str, Any], chosen: str | None) -> Table | None:
+def scores(metrics: dict[str, Any], chosen: str | None) -> Table | None:
     """Returns every recommender by every metric of its lists.
 
     Args:
-        found: the metrics of evaluate; here as below any of it may be missing.
+        metrics: the metrics of evaluate; here as below any of it may be missing.
         chosen: the recommender that counts as the generator.
     """
     rows = [
@@ -51,15 +51,15 @@ def scores(found: dict[str, Any], chosen: str | None) -> Table | None:
             f"{name}, chosen on validation" if key == chosen else name,
             *(cell for metric in COLUMNS for cell in _cells(values, metric)),
         ]
-        for key, name, values in _recommenders(found)
+        for key, name, values in _recommenders(metrics)
     ]
     columns = [column for metric in COLUMNS for column in (_head(metric), *_interval_head(metric))]
     return Table(["recommender", *columns], rows) if rows else None
 
 
-def score_figures(found: dict[str, Any]) -> list[Figure]:
+def score_figures(metrics: dict[str, Any]) -> list[Figure]:
     """Recall and NDCG with their intervals."""
-    by_name = {name: values for _, name, values in _recommenders(found)}
+    by_name = {name: values for _, name, values in _recommenders(metrics)}
     return [
         figure
         for metric in WITH_INTERVAL
@@ -69,36 +69,36 @@ def score_figures(found: dict[str, Any]) -> list[Figure]:
     ]
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
+def sentences(metrics: dict[str, Any]) -> list[str]:
     """Returns what the intervals allow to say of the generator beside each baseline, and what the queries are about."""
-    said = [
-        _beside(NAMES[key], found[f"generator_over_{key}"])
+    lines = [
+        _beside(NAMES[key], metrics[f"generator_over_{key}"])
         for key in ("sasrec", "content", "itemknn", "popularity")
-        if f"generator_over_{key}" in found
+        if f"generator_over_{key}" in metrics
     ]
-    generator = found.get("generator") or {}
+    generator = metrics.get("generator") or {}
     if is_number(generator.get("queries")):
         cold = generator.get("cold_queries")
         rest = f"; {count(cold)} of them ask for an item without an event in training" if is_number(cold) else ""
-        said.append(f"Queries over the whole catalogue: {count(generator['queries'])}{rest}.")
-    return said
+        lines.append(f"Queries over the whole catalogue: {count(generator['queries'])}{rest}.")
+    return lines
 
 
-def footnotes(found: dict[str, Any]) -> list[str]:
+def footnotes(metrics: dict[str, Any]) -> list[str]:
     """Returns what is to be known of lists that come from a search."""
     return [
         f"{name[:1].upper()}{name[1:]}: {percent(values['exact_lists'])} of its lists are proved to hold the best "
         "items of the whole catalogue; in the others its search may have missed some."
-        for _, name, values in _recommenders(found)
+        for _, name, values in _recommenders(metrics)
         if is_number(values.get("exact_lists"))
     ]
 
 
-def tasks(found: dict[str, Any]) -> Table | None:
+def tasks(metrics: dict[str, Any]) -> Table | None:
     """Tells how well each task is done on what training did not see, beside the control with shuffled captions.
 
     Args:
-        found: `tasks` of `metrics/evaluate.json`, see `models.generation.heldout`.
+        metrics: `tasks` of `metrics/evaluate.json`, see `models.generation.heldout`.
     """
     rows = [
         [
@@ -109,7 +109,7 @@ def tasks(found: dict[str, Any]) -> Table | None:
             decimal(_part(values, "shuffled").get(measure)),
             *estimate(_part(values, "gain"), measure, signed),
         ]
-        for task, values in found.items()
+        for task, values in metrics.items()
         for measure, name in TASK_MEASURES.items()
         if measure in values
     ]
@@ -117,10 +117,10 @@ def tasks(found: dict[str, Any]) -> Table | None:
     return Table([*columns, "95% interval"], rows) if rows else None
 
 
-def task_sentences(found: dict[str, Any]) -> list[str]:
+def task_sentences(metrics: dict[str, Any]) -> list[str]:
     """Whether the tasks that read captions are done by reading them."""
-    said = []
-    for task, values in found.items():
+    lines = []
+    for task, values in metrics.items():
         gain = _part(values, "gain")
         measure = next((each for each in ("exact@10", "token_f1") if interval(gain.get(f"{each}_interval"))), None)
         if measure is None:
@@ -128,10 +128,12 @@ def task_sentences(found: dict[str, Any]) -> list[str]:
         low, high = gain[f"{measure}_interval"]
         bounds = f"{signed(gain[measure])} ({signed(low)} to {signed(high)})"
         if low > 0:
-            said.append(f"{task} reads its captions: {measure} with the item's own is {bounds} above another's.")
+            lines.append(f"{task} reads its captions: {measure} with the item's own is {bounds} above another's.")
         else:
-            said.append(f"{task} is not shown to read its captions: {measure} changes by {bounds} with the item's own.")
-    return said
+            lines.append(
+                f"{task} is not shown to read its captions: {measure} changes by {bounds} with the item's own."
+            )
+    return lines
 
 
 def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
@@ -158,8 +160,8 @@ def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
     return drawn
 
 
-def _recommenders(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    named = [(key, name, found.get(key) or {}) for key, name in NAMES.items()]
+def _recommenders(metrics: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    named = [(key, name, metrics.get(key) or {}) for key, name in NAMES.items()]
     return [(key, name, values) for key, name, values in named if any(metric in values for metric in COLUMNS)]
 
 

@@ -198,9 +198,9 @@ def check_dropped(source: str, kept: int, dropped: dict[str, int], limit: float)
     if not lost:
         raise UserError(f"{source} has no rows: write events there, or remove the file to work on items alone.")
     reason = max(dropped, key=lambda name: dropped[name])
-    found = f"{source} has {kept} usable of {kept + lost} events, {dropped[reason]} dropped as {reason}"
+    loss = f"{source} has {kept} usable of {kept + lost} events, {dropped[reason]} dropped as {reason}"
     raised = ", or raise stages.ingest.max_dropped_share" if kept else ""
-    raise UserError(f"{found}: {REMEDIES[reason]}{raised}.")
+    raise UserError(f"{loss}: {REMEDIES[reason]}{raised}.")
 
 
 def _media(dtype: pl.DataType) -> pl.Expr:

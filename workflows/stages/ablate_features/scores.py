@@ -85,8 +85,8 @@ def score(settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name:
     parts = {"test": test}
     if rows.pairs is not None:
         parts["pairs"] = Examples(rows.pairs.examples, config.dense)
-    found = [predict(ranker, items, examples).astype(np.float32) for examples in parts.values()]
-    return pa.table({"part": list(parts), "score": found})
+    probabilities = [predict(ranker, items, examples).astype(np.float32) for examples in parts.values()]
+    return pa.table({"part": list(parts), "score": probabilities})
 
 
 def image_vectors(run: RunDir) -> pa.Table:

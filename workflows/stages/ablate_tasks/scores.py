@@ -174,7 +174,7 @@ def sentences(variants: dict[str, Any], compared: dict[str, Any]) -> list[str]:
     moved = [
         f"{', '.join(names)} {verb} it"
         for direction, verb in ((1, "raises"), (-1, "lowers"))
-        if (names := [name for name, found in added.items() if found == direction])
+        if (names := [name for name, sign in added.items() if sign == direction])
     ]
     shown = "; ".join(moved) or "none is shown to change it"
     more = " One of twenty such intervals misses by chance." if moved else ""
@@ -195,14 +195,14 @@ def _shown(change: dict[str, Any]) -> str:
 
 def _held_out(by_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns by task the means over the seeds that had examples of it."""
-    found: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for task in by_seed[0]:
         scores = [one[task] for one in by_seed if one[task]["examples"]]
         if scores:
-            found[task] = _means(scores)
+            means[task] = _means(scores)
             if all("shuffled" in one for one in scores):
-                found[task]["shuffled"] = _means([one["shuffled"] for one in scores])
-    return found
+                means[task]["shuffled"] = _means([one["shuffled"] for one in scores])
+    return means
 
 
 def _means(scores: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -31,7 +31,7 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
 
     Args:
         context: of a run whose generate stage is complete.
-        queries: that are asked, a sample, at most; None: all.
+        queries: number of queries, a sample, at most; None: all.
         draws: resamples of users behind every interval.
 
     Returns:
@@ -92,16 +92,16 @@ def judge(
         intervals, NaN where the baseline hits nothing. All intervals are of the same resampled users.
     """
     target = test.target.numpy()
-    place = {name: ranks(found.items.numpy(), target) for name, found in lists.items()}
+    place = {name: ranks(recommended.items.numpy(), target) for name, recommended in lists.items()}
     values = {(name, key): metric(place[name], CUT) for name in lists for key, metric in WITH_INTERVAL.items()}
     samples = bootstrap_means(test.user, values, seed=seed, draws=draws)
     cards: dict[str, Any] = {
         name: {
-            **scorecard(found.items.numpy(), target, positives, cold),
+            **scorecard(recommended.items.numpy(), target, positives, cold),
             **{f"{key}_interval": interval(samples[name, key]) for key in WITH_INTERVAL},
-            **({} if found.exact is None else {"exact_lists": float(found.exact.float().mean())}),
+            **({} if recommended.exact is None else {"exact_lists": float(recommended.exact.float().mean())}),
         }
-        for name, found in lists.items()
+        for name, recommended in lists.items()
     }
     over: dict[str, Any] = {}
     for name in BASELINES:

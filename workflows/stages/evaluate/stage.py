@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Config(StageConfig):
     """Settings of the evaluate stage."""
 
-    queries: PositiveInt | None = Field(None, description="test events that generators are asked, at most; null: all")
+    queries: PositiveInt | None = Field(None, description="queries of the test split, at most; null: all")
     recall_at: tuple[PositiveInt, ...] = Field((10, 50), min_length=1)
     bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
 
@@ -52,9 +52,9 @@ class EvaluateStage(Stage[Config]):
             from workflows.stages.evaluate.recommenders import score_recommenders
             from workflows.stages.evaluate.tasks import score_tasks
 
-            found = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
-            rows += found.get("popularity", {}).get("queries", 0)
-            metrics |= {name: {**metrics.get(name, {}), **values} for name, values in found.items()}
+            cards = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
+            rows += cards.get("popularity", {}).get("queries", 0)
+            metrics |= {name: {**metrics.get(name, {}), **values} for name, values in cards.items()}
             metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
         context.run.write_json(metrics, "metrics", "evaluate.json")
         for key in ("auc", "ndcg@10"):
@@ -65,6 +65,9 @@ class EvaluateStage(Stage[Config]):
 
 def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]:
     """Metrics of the ranker, of popularity and of the truth where it is known, by slices, too, and of the retriever.
+
+    The retriever finds the ranker's candidates by content and popularity together. It is not the recommender `content`,
+    which has another decay and no popularity, and whose recall has the same keys.
 
     Returns:
         The number of test examples and the metrics.
@@ -185,14 +188,14 @@ def retrieval(
     target = torch.from_numpy(test["row"].to_numpy().astype(np.int64))
 
     content, k = content_and_popularity(embedding, torch.from_numpy(popularity)), max(recall_at)
-    found = recommended(content, history, k=k, banned=seen)
+    candidates = recommended(content, history, k=k, banned=seen)
     no_history = Jagged(history.values[:0], torch.zeros(len(target) + 1, dtype=torch.int64))
     popular = recommended(content, no_history, k=k, banned=seen)
     owner = torch.repeat_interleave(torch.arange(len(target)), seen.offsets.diff())
     new = torch.ones(len(target), dtype=torch.bool)
     new[owner[seen.values == target[owner]]] = False
     metrics = {"queries": float(new.sum())}
-    for prefix, best in (("", found), ("popularity_", popular)):
+    for prefix, best in (("", candidates), ("popularity_", popular)):
         hits = (torch.from_numpy(best) == target[:, None])[new]
         metrics |= {f"{prefix}recall@{at}": float(hits[:, :at].any(1).float().mean()) for at in recall_at}
     return metrics

@@ -19,7 +19,7 @@ EXAMPLES = 300  # per task
 def score_tasks(context: Context) -> dict[str, Any]:
     """Returns held-out scores by task, see `models.generation.heldout.task_scores`.
 
-    Tasks about content are asked about items that were held out of them, recommending tasks about the test split. Empty
+    Tasks about content are scored on items that were held out of them, recommending tasks on the test split. Empty
     where no language model that reads text was fitted.
     """
     run, name = context.run, LanguageModelRecommender.kind

@@ -41,8 +41,8 @@ def write_codes(run: RunDir, settings: ProductCodesSettings, ids: pa.ChunkedArra
         chosen = np.zeros((len(ids), table["vector"].type.list_size), np.float32)
         chosen[positions(table["item_id"], ids)] = matrix_of(table["vector"])
     embeddings = aligned(ids, run.read_table("embeddings")).numpy()
-    found = build.quantize_items(settings, embeddings, chosen, seed=seed)
-    save_model(run.uri("models", "generator", CODES), CODES, {}, found._asdict())
+    quantized = build.quantize_items(settings, embeddings, chosen, seed=seed)
+    save_model(run.uri("models", "generator", CODES), CODES, {}, quantized._asdict())
 
 
 def training_task(

@@ -1,4 +1,4 @@
-"""Reads what recommenders learn from and are asked out of a run."""
+"""Reads the training sequences, queries, texts and semantic IDs of recommenders out of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage.run import RunDir
 
 
 class Data(NamedTuple):
-    """What recommenders learn from and are asked; items are rows of `item_ids`."""
+    """Training sequences and queries of recommenders; items are rows of `item_ids`."""
 
     item_ids: pa.ChunkedArray  # N, in hash order
     sequences: Jagged  # of training
@@ -41,7 +41,7 @@ def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data
     """Reads the training sequences of a run, and the queries of validation and test.
 
     Raises:
-        UserError: the log cannot be split so, or nobody has two positives in training.
+        UserError: the log cannot be split so, or no user has two positives in training.
     """
     log = read_log(run)
     ids, events = log.items, log.events
@@ -73,5 +73,5 @@ def read_sids(run: RunDir, ids: pa.ChunkedArray) -> SemanticIds:
     """
     sids = run.read_table("sids", columns=["item_id", "codes"])
     codebooks = run.read_json("models", "quantizer", "config.json")["codebook_sizes"]
-    found, sizes = sid_codes(matrix_of(rows_of(ids, sids, "sids")["codes"]), codebooks)
-    return SemanticIds(torch.from_numpy(found), sizes, len(sizes) > len(codebooks))
+    codes, sizes = sid_codes(matrix_of(rows_of(ids, sids, "sids")["codes"]), codebooks)
+    return SemanticIds(torch.from_numpy(codes), sizes, len(sizes) > len(codebooks))

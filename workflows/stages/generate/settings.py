@@ -20,7 +20,7 @@ class Config(StageConfig):
     Attributes:
         product_codes, language_model: the generators; null leaves one out.
         sasrec: the baseline; null leaves it out.
-        filter_seen: leave what a user has met out of their lists, and out of what is asked.
+        filter_seen: leave what a user has met out of their lists and out of the queries.
         compared: validation queries by which one of the generators is chosen, at most.
         workers, cpus_per_worker, use_gpu: processes that fit one model after the other, and what each of them gets.
         strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.

@@ -56,8 +56,8 @@ class GenerateStage(Stage[Config]):
             name: validate(load(artifact_uri(run, name)), compared, filter_seen=config.filter_seen) for name in history
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
-        found = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
-        run.write_json({**found, "valid": valid, "history": history}, "metrics", "generate.json")
+        choice = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
+        run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         rows = len(data.sequences.values)
         best = {
             name: {**valid[name], "step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]}

@@ -79,7 +79,7 @@ class ModelSection(Section):
 
 
 class Captions(ModelSection):
-    """Settings of captions: a model, and which items it is asked about."""
+    """Settings of captions: a model, and the gate that chooses its items."""
 
     gate: GateRule = GateRule()
 

@@ -120,9 +120,9 @@ def steps(config: Config, root: str, cache: str | None) -> list[Step]:
 def items_schema(config: Config) -> pa.Schema:
     """Returns the schema of `items`: the item's texts, and what the operators add that later stages read."""
     added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
-    found = {field.name: field for field in added}
+    by_name = {field.name: field for field in added}
     names = ("caption", "interests", "image_vector", "text_vector")
-    return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(found[name] for name in names)])
+    return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(by_name[name] for name in names)])
 
 
 class InterpretStage(Stage[Config]):
@@ -237,30 +237,30 @@ def _work(sink: str) -> dict[str, Any]:
         schema={"operator": pl.String, "source": pl.String, "rows": pl.UInt32, "seconds": pl.Float64}
     )
     total = pl.concat([nothing, *frames]).drop_nulls("operator").group_by("operator", "source").sum()
-    found: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for (operator,), part in total.sort("operator").group_by("operator", maintain_order=True):
         rows = dict.fromkeys((COMPUTED, CACHED, REFUSED, EMPTY), 0) | dict(part.select("source", "rows").iter_rows())
-        asked = rows[COMPUTED] + rows[CACHED]
-        found[str(operator)] = {
+        triggered = rows[COMPUTED] + rows[CACHED]
+        counts[str(operator)] = {
             **rows,
-            "trigger_rate": round(asked / max(sum(rows.values()), 1), 4),
-            "cache_hit_rate": round(rows[CACHED] / max(asked, 1), 4),
+            "trigger_rate": round(triggered / max(sum(rows.values()), 1), 4),
+            "cache_hit_rate": round(rows[CACHED] / max(triggered, 1), 4),
             "seconds_per_row": round(part["seconds"].sum() / max(rows[COMPUTED], 1), 5),
         }
-    return found
+    return counts
 
 
 def _write_rejects(sink: str, context: Context) -> tuple[int, int, dict[str, int]]:
     """Writes `rejects/interpret`; return rejected rows, degraded rows, and the number of issues by code."""
-    found, rejected, degraded = [], 0, 0
+    frames, rejected, degraded = [], 0, 0
     for outcome in (KEPT, REJECTED):
         for batch in streams.outcome_batches(sink, outcome, ["item_id", "issues"]):
             frame = pl.DataFrame(batch)
             with_issues = frame.filter(pl.col("issues").list.len() > 0)
             rejected += frame.height if outcome == REJECTED else 0
             degraded += with_issues.height if outcome == KEPT else 0
-            found.append(with_issues.explode("issues").unnest("issues"))
+            frames.append(with_issues.explode("issues").unnest("issues"))
     nothing = pl.DataFrame(schema=dict.fromkeys(("item_id", "severity", "code", "detail"), pl.String))
-    issues = pl.concat([nothing, *found])
+    issues = pl.concat([nothing, *frames])
     context.run.write_table(rejects_table(issues.sort("item_id", "code"), stage="interpret"), "rejects", "interpret")
     return rejected, degraded, dict(sorted(Counter(issues["code"]).items()))

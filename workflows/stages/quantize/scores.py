@@ -51,14 +51,14 @@ def judge(
     card |= usage(codes, quantizer.architecture.codebook_sizes)
     card |= {"collision_share": before["share"], "largest_collision": before["largest"]}
     card |= {"collision_share_after": after["share"]}
-    found = {"scorecard": card}
+    cards = {"scorecard": card}
     other = None
     if naive := _naive_sids(run, drawn, quantizer.architecture.codebook_sizes, seed=seed):
-        found["naive"] = scorecard(*naive, **shown)
+        cards["naive"] = scorecard(*naive, **shown)
         other = naive[2]
     table = map_table(drawn, vectors.numpy(), codes[: len(drawn)], other, seed=seed)
     run.write_table(table, "metrics", "map")
-    return found
+    return cards
 
 
 def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earlier: RunDir) -> dict[str, Any] | None:

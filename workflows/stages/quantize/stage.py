@@ -62,12 +62,12 @@ class QuantizeStage(Stage[Config]):
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
         history = take_over(config.frozen, run) if config.frozen else fit(config, context)
         quantizer, coded, sids = write_sids(config, run)
-        found = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
+        cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
         if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
-            found["drift"] = new
+            cards["drift"] = new
             context.log(f"quantize: {new['reason']}")
-        run.write_json({**found, "history": history}, "metrics", "quantize.json")
-        metrics = found["scorecard"]
+        run.write_json({**cards, "history": history}, "metrics", "quantize.json")
+        metrics = cards["scorecard"]
         context.log(
             f"quantize: codebooks used {', '.join(f'{share:.0%}' for share in metrics['usage'])}; "
             f"{metrics['collision_share']:.1%} of the items share their codes before deduplication; "
@@ -91,7 +91,7 @@ def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarra
         always=config.collisions == "always_suffix",
         max_suffixes=config.max_suffixes,
     )
-    # nobody else may get the SIDs of items that left the catalogue
+    # no other item may get the SIDs of items that left the catalogue
     gone = ~np.isin(known_ids, coded.item_ids) & (earlier is not None)
     ids = [*coded.item_ids, *np.array(known_ids, object)[gone].tolist()]
     given = np.concatenate([sids, known_codes[gone]])
@@ -137,8 +137,8 @@ def spread(run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:
     """Codes [N, L] after the last level of items that collide is re-assigned."""
     groups = number_rows(coded.codes)
     colliding = np.flatnonzero(np.bincount(groups)[groups] > 1)
-    found = files.dataset(run.uri("embeddings")).take(coded.positions[colliding], columns=["embedding"])
-    vectors = torch.tensor(matrix_of(found["embedding"]))
+    rows = files.dataset(run.uri("embeddings")).take(coded.positions[colliding], columns=["embedding"])
+    vectors = torch.tensor(matrix_of(rows["embedding"]))
 
     def distances(rows: np.ndarray) -> torch.Tensor:
         return quantizer.last_distances(vectors[np.searchsorted(colliding, rows)])

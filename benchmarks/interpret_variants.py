@@ -1,6 +1,8 @@
-"""The arms of `benchmarks.interpret`, one per process: python -m benchmarks.interpret_arms ARM CATALOG PLACE.
+"""The variants of `benchmarks.interpret`, one per process.
 
-An arm writes its rows and `PLACE/marks.json`: times (Unix seconds) and the rows done by then.
+    python -m benchmarks.interpret_variants VARIANT CATALOG PLACE
+
+A variant writes its rows and `PLACE/marks.json`: times (Unix seconds) and the rows done by then.
 """
 
 from __future__ import annotations
@@ -34,22 +36,22 @@ Marks = list[tuple[float, int]]
 
 
 def main() -> None:
-    """Runs one arm."""
-    arm, catalog, place = sys.argv[1:]
+    """Runs one variant."""
+    variant, catalog, place = sys.argv[1:]
     uncached = functools.partial(ray, cache=False)
-    arms: dict[str, Callable[[str, Path], Marks]] = {"ray": ray, "ray_uncached": uncached, "daft": daft}
-    arms |= {"loop_threads": loop_threads, "loop_processes": loop_processes}
-    marks = arms[arm](catalog, Path(place))
+    variants: dict[str, Callable[[str, Path], Marks]] = {"ray": ray, "ray_uncached": uncached, "daft": daft}
+    variants |= {"loop_threads": loop_threads, "loop_processes": loop_processes}
+    marks = variants[variant](catalog, Path(place))
     (Path(place) / "marks.json").write_text(json.dumps(marks), encoding="utf-8")
 
 
 def operators(catalog: str, place: Path) -> list[Operator]:
-    """Returns the operators that every arm calls, with the stage's defaults and an empty cache."""
+    """Returns the operators that every variant calls, with the stage's defaults and an empty cache."""
     return [step.operator for step in interpret.steps(interpret.Config(), catalog, str(place / "cache"))]
 
 
 def columns() -> list[str]:
-    """Returns the columns that every arm writes."""
+    """Returns the columns that every variant writes."""
     return [*interpret.items_schema(interpret.Config()).names, "work", "issues", "outcome"]
 
 
