@@ -153,7 +153,7 @@ def test_without_new_items_or_their_truth_there_are_no_pairs(context: Context, t
     assert scores.true_pairs(other, context.catalog, train, users=5) is None
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("trials_here")
 def test_variants_are_fitted_side_by_side_and_judged(context: Context, tmp_path: Path) -> None:
     settings = RankerSettings(epochs=4, batch_size=64, embedding_lr=0.05, tables={"caption": {"rows": 64}})
     examples = scores.read_examples(context.run, context.catalog, users=20)

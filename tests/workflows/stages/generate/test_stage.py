@@ -1,4 +1,4 @@
-"""The stage generate on a small log: fits on Ray that are killed and gone on with, and what is left of them."""
+"""The stage generate on a small log: fits that are killed and gone on with, and what is left of them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from models.recommenders.next_item import EncoderConfig
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from tests.workflows.local_fits import local_fits
 from tests.workflows.stages.generate.test_build import LANGUAGE_MODEL, PRODUCT_CODES, SASREC, SPLIT, read, write_run
 from workflows.distributed import training
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
-from workflows.stages.generate import build, loop
+from workflows.stages.generate import build
 from workflows.stages.generate.settings import GENERATORS, Config
 
 pytestmark = pytest.mark.long
@@ -41,6 +42,7 @@ CONFIG = Config.model_validate(
     | {"filter_seen": False}
 )
 NAMES = ["sasrec", "product_codes", "language_model"]
+REPORT = training.report
 METRICS = ("valid_recall@10", "valid_ndcg@10")
 WITHOUT_RAY = """
 import json, sys
@@ -57,28 +59,18 @@ def context_of(run: RunDir, log: Callable[[str], None] = lambda line: None) -> C
     return Context(run, "", seed=3, fingerprint="f1", log=log, progress=lambda done, total: None, split=SPLIT)
 
 
-def killed(task: dict[str, Any]) -> None:
-    """The stage's loop, which ends behind the first validation of product codes."""
-
-    def report(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
-        training_report(metrics, save, every_s=every_s)
-        if metrics["name"] == "product_codes" and metrics["step"] == 20:
-            raise UserError("Killed.")
-
-    training_report, training.report = training.report, report
-    loop.loop(task)
+def killed(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
+    """A report that ends the fit behind the first validation of product codes."""
+    REPORT(metrics, save, every_s=every_s)
+    if metrics["name"] == "product_codes" and metrics["step"] == 20:
+        raise UserError("Killed.")
 
 
-def going_on(task: dict[str, Any]) -> None:
-    """The stage's loop, for a process that must not fit SASRec, nor begin anew with product codes."""
-
-    def report(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
-        if metrics["name"] == "sasrec" or (metrics["name"] == "product_codes" and metrics["step"] == 0):
-            raise UserError(f"The fit of {metrics['name']} begins anew.")
-        training_report(metrics, save, every_s=every_s)
-
-    training_report, training.report = training.report, report
-    loop.loop(task)
+def going_on(metrics: dict[str, Any], save: Any, *, every_s: float) -> None:
+    """A report for an attempt that must not fit SASRec, nor begin anew with product codes."""
+    if metrics["name"] == "sasrec" or (metrics["name"] == "product_codes" and metrics["step"] == 0):
+        raise UserError(f"The fit of {metrics['name']} begins anew.")
+    REPORT(metrics, save, every_s=every_s)
 
 
 class Ended:
@@ -86,18 +78,18 @@ class Ended:
 
     def __init__(self, root: Path) -> None:
         self.run, self.said = write_run(root), list[str]()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "loop", killed)
+        with pytest.MonkeyPatch.context() as patch, local_fits():
+            patch.setattr(training, "report", killed)
             with pytest.raises(UserError, match="Killed"):
                 stage("generate").run(CONFIG, context_of(self.run))
             self.unfinished = not files.exists(self.run.uri("metrics", "generate.json"))
-            patch.setattr(loop, "loop", going_on)
+            patch.setattr(training, "report", going_on)
             self.result: Result = stage("generate").run(CONFIG, context_of(self.run, self.said.append))
         self.metrics: dict[str, Any] = self.run.read_json("metrics", "generate.json")
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Ended:
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     return Ended(tmp_path_factory.mktemp("run"))
 
 
