@@ -1,4 +1,7 @@
-"""The demo, small, as a Ray job on a head node of this machine; then what its run looks like from outside."""
+"""The demo, small: killed twice on this machine, it goes on as a Ray job on a head node of this machine.
+
+Then what its run looks like from outside.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +26,26 @@ from models.semantic_ids.quantizer import Quantizer
 from operators.features.ranker_inputs import Examples, ItemFeatures, predict
 from storage import files
 from storage.manifest import Manifest
-from workflows.catalogs.synthetic.sample import write_sample
+from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, write_catalog
 from workflows.distributed import jobs
 
 pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-QUICK = ["stages.quantize.steps=100", "stages.quantize.codebook_sizes=[16,16]", "stages.quantize.workers=2"]
-QUICK += ["stages.rank.epochs=2", "stages.rank.workers=2"]
-# one generator is enough to wait for
-QUICK += ["stages.generate.sasrec=null", "stages.generate.language_model=null"]
-QUICK += ["stages.generate.product_codes.fit.steps=5", "stages.generate.product_codes.codewords=32"]
+QUICK = {
+    **SETTINGS,
+    "catalog": "catalog",
+    "stages.quantize.steps": "100",
+    "stages.quantize.codebook_sizes": "[16,16]",
+    "stages.quantize.workers": "2",
+    "stages.rank.epochs": "2",
+    "stages.rank.workers": "2",
+    "stages.generate.sasrec": "null",  # one generator is enough to wait for
+    "stages.generate.language_model": "null",
+    "stages.generate.product_codes.fit.steps": "5",
+    "stages.generate.product_codes.codewords": "32",
+}
 
 
 def free_port() -> int:
@@ -84,18 +96,27 @@ def dashboard():
 
 
 @pytest.fixture(scope="module")
-def run(dashboard, tmp_path_factory):
-    """The run directory of the demo as a job, submitted from a folder that is not the repository."""
+def job(dashboard: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
+    """The run directory of a job, what the job said, and what an undisturbed run keeps of the catalogue.
+
+    The run was begun on this machine, where all its actors were killed, and later the driver with all its processes.
+    It was submitted from the folder that holds the catalogue, which is not the repository.
+    """
     place = tmp_path_factory.mktemp("jobs")
-    write_sample(str(place / "catalog"), items=50, users=60)
-    workflow = REPOSITORY / "workflows" / "definitions" / "demo.yaml"
-    command = [BIN / "tesserec", "submit", workflow, "--address", dashboard, "--run-dir", "run"]
-    for override in ("catalog=catalog", "stages.ingest.max_reject_share=0.5", *QUICK):
-        command += ["--set", override]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=840, check=False)
+    undisturbed = write_catalog(place, items=64, users=60)
+    demo = str(REPOSITORY / "workflows" / "definitions" / "demo.yaml")
+    command = [demo, *(part for key, value in QUICK.items() for part in ("--set", f"{key}={value}"))]
+    run_with_kills(command, place / "run", ["all actors", "everything"], len(undisturbed))
+    submit = [BIN / "tesserec", "submit", *command, "--address", dashboard, "--run-dir", "run"]
+    done = subprocess.run(submit, cwd=place, capture_output=True, text=True, timeout=840, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("raysubmit_")
-    return place / "run"
+    return place / "run", done.stderr, undisturbed
+
+
+@pytest.fixture(scope="module")
+def run(job: tuple[Path, str, list[dict[str, Any]]]) -> Path:
+    return job[0]
 
 
 def test_submission_waits_for_the_agent_of_a_head_that_has_just_started(monkeypatch):
@@ -113,6 +134,11 @@ def test_submission_waits_for_the_agent_of_a_head_that_has_just_started(monkeypa
     Client.answers = iter([RuntimeError("No available agent")])
     with pytest.raises(RuntimeError, match="agent"):
         jobs._submit(Client(), "true")
+
+
+def test_a_run_killed_on_one_machine_goes_on_as_a_job_and_ends_with_the_rows_of_an_undisturbed_one(job):
+    run, log, undisturbed = job
+    assert_no_row_is_lost(run, undisturbed, log)
 
 
 def test_every_stage_of_the_job_is_complete_and_no_row_is_lost(run):
