@@ -15,9 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest files come first: one of them alone at the end would leave a core idle."""
+    """Let the longest files come first: one of them alone at the end would leave a core idle.
+
+    One process runs a file as a whole, and one process runs all files that use `ray_cluster`, so that it starts once.
+    """
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")

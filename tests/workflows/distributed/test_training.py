@@ -26,7 +26,7 @@ pytestmark = pytest.mark.long
 
 
 def count(config: dict[str, Any]) -> None:
-    """Draw and report six steps. The first attempt fails on rank 1 after the third; the next adds up all ranks' rows."""
+    """Draw and report six steps. The first attempt fails on rank 1 after the third; the next adds up all rows."""
     sys.stdout.write("noise that belongs to the worker\n")
     mine = torch.tensor([torch.rand(()).item(), np.random.rand(), random.random()], dtype=torch.float64)  # noqa: NPY002
     drawn = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
