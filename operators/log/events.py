@@ -77,7 +77,8 @@ def split_by_time(time: np.ndarray, *, valid: float, test: float) -> np.ndarray:
     number = np.searchsorted(cuts, time, side="right").astype(np.int8)
     if len(np.unique(number)) < len(SPLITS):
         raise UserError(
-            "The log has too few distinct timestamps for a split by time: choose split.kind leave_last or add events."
+            f"The log has too few distinct timestamps ({len(np.unique(time))}) for a split by time: write split: "
+            "{kind: leave_last} at the top of the definition, or add events."
         )
     return number
 

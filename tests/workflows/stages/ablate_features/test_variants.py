@@ -19,10 +19,11 @@ from workflows.catalogs.synthetic.sample import write_sample
 from workflows.distributed.trials import run_trials
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import features, ingest
+from workflows.stages import features
 from workflows.stages.ablate_features import scores
 from workflows.stages.ablate_features import stage as ablate_features
 from workflows.stages.ablate_features.variants import VARIANTS, lacks_inputs, variant_items, variant_settings
+from workflows.stages.ingest import stage as ingest
 
 FITTED, SEEDS = ("id", "image", "truth", "shuffled"), (0, 1)
 

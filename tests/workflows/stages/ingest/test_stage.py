@@ -12,7 +12,9 @@ from storage.errors import UserError
 from storage.run import RunDir
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import ingest
+from workflows.stages.ingest import events as ingest_events
+from workflows.stages.ingest.items import canonical_items
+from workflows.stages.ingest.stage import Config
 
 
 @pytest.fixture
@@ -30,7 +32,13 @@ def context(tmp_path):
 
 def run(context: Context, **config):
     tables.check(context.catalog, needs_interactions=False)
-    return stage("ingest").run(ingest.Config(**config), context)
+    return stage("ingest").run(Config(**config), context)
+
+
+def clean(raw: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFrame, dict[str, int]]:
+    canonical = ingest_events.canonical_events(raw, "log")
+    events, dropped = ingest_events.clean_events(canonical, item_ids, raw, [])
+    return events, {reason: loss.events for reason, loss in dropped.items()}
 
 
 def test_csv_jsonl_and_parquet_of_the_same_catalogue_come_out_equal(context, tmp_path):
@@ -75,10 +83,10 @@ def test_bad_items_leave_with_their_reason(context, tmp_path):
     assert context.run.read_table("catalog", "items")["title"].to_pylist() == ["1", "5"]
     codes = [(r["item_id"], r["stage"], r["code"]) for r in context.run.read_table("rejects", "ingest").to_pylist()]
     assert codes == [
-        ("", "ingest", "no_item_id"),
+        (None, "ingest", "no_item_id"),
         (None, "ingest", "no_item_id"),
         ("a", "ingest", "duplicate_item_id"),
-        ("", "ingest", "no_item_id"),
+        (None, "ingest", "no_item_id"),
     ]
 
 
@@ -96,9 +104,10 @@ def test_bad_events_are_counted_and_dropped():
         ("u", "b", noon, None),
     ]
     raw = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "label"], orient="row")
-    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a", "b"]))
+    events, dropped = clean(raw, pl.Series(["a", "b"]))
     assert events.height == 2
     assert dropped == {
+        "unreadable_row": 0,
         "no_user_id": 1,
         "unknown_item": 2,
         "no_timestamp": 1,
@@ -124,12 +133,13 @@ def test_bad_events_are_counted_and_dropped():
 )
 def test_timestamps_of_all_kinds_mean_the_same(values):
     raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": values})
-    stamp = ingest.canonical_events(raw, "log")["timestamp"]
+    stamp = ingest_events.canonical_events(raw, "log")["timestamp"]
     assert stamp.dtype == pl.Datetime("us", "UTC")
     assert stamp.to_list() == [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)]
 
 
 NAN = float("nan")
+T = 1_577_934_245  # 2020-01-02 03:04:05 UTC
 
 
 @pytest.mark.parametrize(
@@ -144,7 +154,7 @@ NAN = float("nan")
 )
 def test_a_timestamp_that_cannot_be_read_costs_its_own_event(values):
     raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": values, "label": 1})
-    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a"]))
+    events, dropped = clean(raw, pl.Series(["a"]))
     assert events["timestamp"].to_list() == [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)]
     assert dropped["no_timestamp"] == len(values) - 1
 
@@ -155,32 +165,33 @@ def test_a_timestamp_that_cannot_be_read_costs_its_own_event(values):
     ids=["text", "float", "bool"],
 )
 def test_a_label_that_cannot_be_read_costs_its_own_event(values, kept):
-    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": range(len(values)), "label": values})
-    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a"]))
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": range(T, T + len(values)), "label": values})
+    events, dropped = clean(raw, pl.Series(["a"]))
     assert events["label"].to_list() == kept
     assert dropped["no_label"] == len(values) - 2
 
 
 def test_context_that_is_not_finite_is_unknown():
-    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": 1, "hour": [3.0, NAN, float("inf"), 1e300, None]})
-    assert ingest.canonical_events(raw, "log")["hour"].to_list() == [3, None, None, None, None]
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": T, "hour": [3.0, NAN, float("inf"), 1e300, None]})
+    assert ingest_events.canonical_events(raw, "log")["hour"].to_list() == [3, None, None, None, None]
 
 
 @pytest.mark.parametrize("column", ["timestamp", "label"])
 @pytest.mark.parametrize("values", [["oops", ""], [NAN, NAN], [None, None], [[1], [2]], [{"a": 1}, {"a": 2}]])
 def test_a_column_in_which_nothing_can_be_read_is_named(column, values):
-    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": [1, 2], "label": [1, 0]})
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": [T, T + 1], "label": [1, 0]})
     with pytest.raises(UserError, match=f"column '{column}' that can be read"):
-        ingest.canonical_events(raw.with_columns(pl.Series(column, values)), "log")
+        ingest_events.canonical_events(raw.with_columns(pl.Series(column, values)), "log")
 
 
 LOSSES = {
-    "no_user_id": ",a,1,1",
-    "unknown_item": "u,nope,1,1",
+    "unreadable_row": f"u,a,{T},1,1",
+    "no_user_id": f",a,{T},1",
+    "unknown_item": f"u,nope,{T},1",
     "no_timestamp": "u,a,oops,1",
     "future_timestamp": "u,a,32503680000,1",
-    "no_label": "u,a,1,",
-    "duplicate_event": "u,a,2,1",
+    "no_label": f"u,a,{T},",
+    "duplicate_event": f"u,a,{T + 2},1",
 }
 
 
@@ -188,7 +199,9 @@ LOSSES = {
 def test_a_log_that_loses_more_than_its_share_is_refused(context, tmp_path, reason):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
     log = tmp_path / "catalog" / "interactions.csv"
-    log.write_text("\n".join(["user_id,item_id,timestamp,label", "u,a,2,1", "u,a,3,1", *[LOSSES[reason]] * 2]) + "\n")
+    log.write_text(
+        "\n".join(["user_id,item_id,timestamp,label", f"u,a,{T + 2},1", f"u,a,{T + 3},1", *[LOSSES[reason]] * 2]) + "\n"
+    )
     assert run(context).metrics["interactions"]["dropped"][reason] == 2  # a half is allowed
     for folder in ("catalog", "rejects"):
         shutil.rmtree(tmp_path / "run" / folder)
@@ -203,10 +216,10 @@ def test_a_log_that_loses_more_than_its_share_is_refused(context, tmp_path, reas
 
 
 def test_limits_do_not_make_a_finished_stage_run_again():
-    assert ingest.Config(max_dropped_share=0.9, max_reject_share=0.9).identity() == ingest.Config().identity()
+    assert Config(max_dropped_share=0.9, max_reject_share=0.9).identity() == Config().identity()
 
 
-@pytest.mark.parametrize(("rows", "says"), [("", "has no rows"), ("u,nope,1\n", "0 usable of 1 events")])
+@pytest.mark.parametrize(("rows", "says"), [("", "has no rows"), ("u,nope,1577934245\n", "0 usable of 1 events")])
 def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path, rows, says):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
     (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\n" + rows)
@@ -229,7 +242,7 @@ def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path,
 )
 def test_the_meaning_of_timestamps_is_recorded_where_the_catalogue_tells_it(context, tmp_path, content, timestamps):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
-    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1577934245\n")
     before = tables.signature(context.catalog)
     if content is not None:
         (tmp_path / "catalog" / "catalog.json").write_text(content, encoding="latin-1")
@@ -244,7 +257,7 @@ def test_the_meaning_of_timestamps_is_recorded_where_the_catalogue_tells_it(cont
 def test_a_log_that_has_left_the_catalogue_leaves_the_run(context, tmp_path):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
     log = tmp_path / "catalog" / "interactions.csv"
-    log.write_text("user_id,item_id,timestamp\nu,a,1\n")
+    log.write_text("user_id,item_id,timestamp\nu,a,1577934245\n")
     run(context)
     assert (tmp_path / "run" / "catalog" / "interactions").exists()
     log.unlink()
@@ -277,12 +290,12 @@ def test_empty_media_in_lists_are_left_out(context, tmp_path, media):
 def test_attributes_of_another_shape_are_refused():
     raw = pl.DataFrame({"item_id": ["1"], "attributes": [[{"name": "genre", "value": "noir"}]]})
     with pytest.raises(UserError, match="pairs of key and value"):
-        ingest.canonical_items(raw, "items")
+        canonical_items(raw, "items")
 
 
 def test_written_types_are_those_of_the_contract(context, tmp_path):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
-    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,label,hour\nu,a,5,1,3\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,label,hour\nu,a,1577934245,1,3\n")
     run(context)
     items = {field.name: str(field.type) for field in context.run.read_table("catalog", "items").schema}
     events = {field.name: str(field.type) for field in context.run.read_table("catalog", "interactions").schema}
@@ -297,14 +310,14 @@ def test_written_types_are_those_of_the_contract(context, tmp_path):
 
 
 def test_numeric_columns_become_context_and_text_ones_do_not():
-    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "hour": [3], "page": ["x"]})
-    assert ingest.canonical_events(raw, "log").columns == ["user_id", "item_id", "timestamp", "hour"]
+    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "hour": [3], "page": ["x"]})
+    assert ingest_events.canonical_events(raw, "log").columns == ["user_id", "item_id", "timestamp", "hour"]
 
 
 def test_ratings_are_no_labels():
-    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "label": [4.5]})
+    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "label": [4.5]})
     with pytest.raises(UserError, match="labels outside 0 … 1"):
-        ingest.canonical_events(raw, "log")
+        ingest_events.canonical_events(raw, "log")
 
 
 @pytest.mark.parametrize(
