@@ -215,13 +215,17 @@ def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_all_values, parse_constant=lambda name: None)
+            row = json.loads(line, object_pairs_hook=all_values, parse_constant=lambda name: None)
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
         else:
             bad.append(f"line {number} is no JSON object")
+    if content[:SAMPLE_BYTES].lstrip().startswith(b"["):
+        raise UserError(
+            f"{uri} is one JSON array: write one object for each row, on a line of its own, without brackets."
+        )
     if not rows:
         raise UserError(
             f"{uri} has no line that is a JSON object: write one object for each row, on a line of its own."
@@ -231,7 +235,7 @@ def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     return pl.DataFrame([column if column.name in TEXT else _typed(column, ",") for column in columns]), bad
 
 
-def _all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes an object of JSON; a key that stands there several times gets the list of its values."""
     values: dict[str, list[Any]] = {}
     for key, value in pairs:

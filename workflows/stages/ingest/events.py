@@ -24,13 +24,14 @@ REMEDIES = {
 }
 COLUMNS = {"no_user_id": "user_id", "unknown_item": "item_id", "no_label": "label"}
 COLUMNS |= dict.fromkeys(("no_timestamp", "future_timestamp"), "timestamp")  # the value that a reason is about
+EXAMPLES = 3  # values that a sentence shows
 
 
 class Loss(NamedTuple):
-    """Events that were dropped for one reason, with the value of one of them (of a line, what is wrong with it)."""
+    """Events that were dropped for one reason, with values of some of them (of lines, what is wrong with them)."""
 
     events: int
-    example: object = None
+    examples: tuple[object, ...] = ()
 
 
 def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> pl.DataFrame:
@@ -96,13 +97,16 @@ def clean_events(
         "future_timestamp": pl.col("timestamp") > now,
         "no_label": pl.col("label").is_null() if "label" in events.columns else pl.lit(value=False),
     }
-    dropped = {"unreadable_row": Loss(len(bad), bad[0] if bad else None)}
+    dropped = {"unreadable_row": Loss(len(bad), tuple(bad[:1]))}
     columns = events.columns
     events = events.with_row_index("row")
     for reason, condition in reasons.items():
         lost = events.filter(condition)
-        dropped[reason] = Loss(lost.height, raw[COLUMNS[reason]][lost["row"][0]] if lost.height else None)
-        events = events.filter(~condition)
+        dropped[reason] = Loss(0)
+        if lost.height:
+            values = raw[COLUMNS[reason]].gather(lost["row"]).drop_nulls().unique(maintain_order=True)
+            dropped[reason] = Loss(lost.height, tuple(values[:EXAMPLES]))
+            events = events.filter(~condition)
     unique = events.select(columns).unique(maintain_order=True)
     dropped["duplicate_event"] = Loss(events.height - unique.height)
     return unique.sort("timestamp", "user_id", "item_id"), dropped
@@ -127,9 +131,9 @@ def check_dropped(source: str, kept: int, dropped: dict[str, Loss], limit: float
         raise UserError(f"{source} has no rows: write events there, or remove the file to work on items alone.")
     reason = max(dropped, key=lambda name: dropped[name].events)
     loss = dropped[reason]
-    remedy = times.remedy(loss.example) if reason == "no_timestamp" else REMEDIES[reason]
+    remedy = times.remedy(loss.examples[0]) if reason == "no_timestamp" and loss.examples else REMEDIES[reason]
     if reason == "unknown_item":
-        remedy += f" ({', '.join(map(repr, item_ids.head(3)))})"
+        remedy += f" ({', '.join(map(repr, item_ids.head(EXAMPLES)))})"
     counted = f"{source} has {kept} usable of {kept + lost} events, {loss.events} dropped as {reason}"
     raised = ", or raise stages.ingest.max_dropped_share" if kept else ""
     raise UserError(f"{counted}{_such_as(loss)}: {remedy}{raised}.")
@@ -143,8 +147,8 @@ def to_arrow(events: pl.DataFrame) -> pa.Table:
 
 
 def _such_as(loss: Loss) -> str:
-    example = loss.example if isinstance(loss.example, str | float | int) else str(loss.example)
-    return "" if loss.example is None else f" (such as {example!r})"
+    shown = (repr(one) if isinstance(one, str | float) else str(one) for one in loss.examples)
+    return f" (such as {', '.join(shown)})" if loss.examples else ""
 
 
 def _number(name: str, dtype: pl.DataType) -> pl.Expr:

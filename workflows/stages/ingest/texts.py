@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from storage.text_tables import MISSING
+from storage.text_tables import MISSING, all_values
 
 NAMES = (
     "a|abbr|acronym|address|article|aside|audio|b|base|bdi|bdo|big|blockquote|body|br|button|canvas|caption|center|"
@@ -80,7 +80,7 @@ def nested(text: str) -> Any:
     if not re.match(r"\s*[\[({]", text) or len(text) > LONGEST_LIST:
         return None
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=all_values)
     except (ValueError, RecursionError):
         pass
     try:

@@ -13,14 +13,16 @@ YEARS = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)  # what 
 ISO = (
     r"(?i)^(\d{4})(?:[-/.](\d{1,2})[-/.](\d{1,2})|(\d{2})(\d{2}))"
     r"(?:(?:T|\s+)(\d{1,2})(?::?(\d{2})(?::?(\d{2})(?:[.,](\d{1,9}))?)?)?)?"
-    r"\s*(?:Z|UTC|GMT|\+00:?00\s*(?:UTC|GMT)|([+-])(\d{2}):?(\d{2})?)?$"
+    r"\s*(?:Z|UTC|GMT|\+00:?00\s*(?:UTC|GMT)|([+-])(\d{2}):?(\d{2})?(?:\[[\w/+-]+\])?)?$"
 )
 UNIX = r"^\d{1,19}(?:[.,]\d*)?$"
 KEYS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits of a date written as a number
 KEY_YEARS = 1990, 2100
 US_1971 = 31_536_000_000_000
 US_FEBRUARY_1970 = 31 * 86_400_000_000
-UNITS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 1_000_000, 1))  # from, times, by: ns, µs, ms, s
+# From, times, by: ns, µs, ms, s. Of 18 digits are numbers of 100 ns since year 1 or 1601, as .NET and Windows count.
+UNITS = ((10**18, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 1_000_000, 1))
+MICROS_END = 10**17
 REMEDY = "write timestamps as 2024-03-04T10:11:12Z (ISO 8601) or as Unix time"
 
 
@@ -28,8 +30,8 @@ def parse(values: pl.Series, *, order: bool = False) -> pl.Series:
     """Returns the moments of a column, null where a value means none or more than one.
 
     Text may be ISO 8601 in any form, or a number. Numbers are Unix time in s, ms, µs or ns by their size, or dates such
-    as 20240304 if at least half of them are. Numbers that would fall into 1970, and moments of January 1970, are other
-    things (days, minutes, a wrong unit), and are not read.
+    as 20240304 if a tenth of them or more are. Numbers that would fall into 1970, and moments of January 1970, are
+    something else (days, minutes, a wrong unit), and are not read.
 
     Args:
         values: the column.
@@ -100,6 +102,7 @@ def _numbers(values: pl.Series, *, order: bool) -> pl.Series:
         exact = pl.when(whole.cast(pl.Float64) == real).then(whole * times // by)
         rounded = (real * times / by).round().cast(pl.Int64, strict=False)
         micros = pl.when(real >= least).then(pl.coalesce(exact, rounded)).otherwise(micros)
+    micros = pl.when(~pl.lit(real.is_between(MICROS_END, 10**18, closed="left"))).then(micros)
     stamps = pl.select(micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")).to_series()
     if order:
         return stamps
@@ -109,8 +112,8 @@ def _numbers(values: pl.Series, *, order: bool) -> pl.Series:
     for digits, form in KEYS.items():
         dates = text.set(text.str.len_chars() != digits, None).str.to_datetime(form, time_unit="us", strict=False)
         dates = dates.set(~dates.dt.year().is_between(*KEY_YEARS), None).dt.replace_time_zone("UTC")
-        if 2 * dates.count() >= max(plausible.sum(), 1):
-            return dates
+        if dates.count() >= max(plausible.sum() / 10, 1):
+            stamps = pl.select(pl.coalesce(dates, stamps)).to_series()
     return stamps
 
 

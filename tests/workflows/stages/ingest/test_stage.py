@@ -3,10 +3,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
 
+from operators.log.split import SplitLeaveLast
 from storage import tables
 from storage.errors import UserError
 from storage.run import RunDir
@@ -314,9 +316,10 @@ def test_numeric_columns_become_context_and_text_ones_do_not():
     assert ingest_events.canonical_events(raw, "log").columns == ["user_id", "item_id", "timestamp", "hour"]
 
 
-def test_ratings_are_no_labels():
-    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "label": [4.5]})
-    with pytest.raises(UserError, match="labels outside 0 … 1"):
+@pytest.mark.parametrize("label", [4.5, -1.0])
+def test_ratings_are_no_labels(label):
+    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "label": [label]})
+    with pytest.raises(UserError, match=rf"labels outside 0 … 1 \(such as {label:g}\): .* rating is 4 or more"):
         ingest_events.canonical_events(raw, "log")
 
 
@@ -334,3 +337,120 @@ def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says)
     with pytest.raises(UserError) as caught:
         tables.check(context.catalog, needs_interactions=False)
     assert says in str(caught.value)
+
+
+def write(folder: Path, log: list[str], items: str = "item_id,title\na,x\nb,y\n") -> None:
+    (folder / "catalog" / "items.csv").write_text(items)
+    (folder / "catalog" / "interactions.csv").write_text("\n".join(log) + "\n")
+
+
+def noted(context: Context, **config) -> list[str]:
+    lines: list[str] = []
+    run(dataclasses.replace(context, log=lines.append), **config)
+    return lines
+
+
+def test_the_first_and_the_last_time_are_told(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp", "u,a,2024-03-04", "v,b,2023-11-14T22:13:20Z", "u,b,2024-01-01 UTC"])
+    lines = noted(context)
+    assert lines == ["ingest: 3 events of 2 users from 2023-11-14 22:13:20 to 2024-03-04 00:00:00 UTC"]
+    log = run(context).metrics["interactions"]
+    assert (log["first"], log["last"]) == ("2023-11-14T22:13:20+00:00", "2024-03-04T00:00:00+00:00")
+
+
+def test_ids_that_were_floats_match_those_that_are_whole(context, tmp_path):
+    pl.DataFrame({"item_id": [1.0, 2.0, NAN, None]}).write_parquet(tmp_path / "catalog" / "items.parquet")
+    log = ["user_id,item_id,timestamp", f"7.0,1,{T}", f"8.0,2,{T}", f"8.0,nan,{T}", f"NULL,1,{T}"]
+    (tmp_path / "catalog" / "interactions.csv").write_text("\n".join(log))
+    result = run(context)
+    assert (result.rows_out, result.rejected) == (2, 2)
+    assert context.run.read_table("catalog", "interactions").select(["user_id", "item_id"]).to_pylist() == [
+        {"user_id": "7", "item_id": "1"},
+        {"user_id": "8", "item_id": "2"},
+    ]
+    dropped = result.metrics["interactions"]["dropped"]
+    assert (dropped["no_user_id"], dropped["unknown_item"]) == (1, 1)
+
+
+def test_ids_of_both_tables_are_shown_where_none_matches(context, tmp_path):
+    log = ["user_id,item_id,timestamp", *(f"u,{item},{T}" for item in ("07", "07", "08", "09", "10"))]
+    write(tmp_path, log, "item_id\n7\n8\n9\n10x\n")
+    with pytest.raises(UserError, match=r"unknown_item \(such as '07', '08', '09'\): .* \('7', '8', '9'\)\.$"):
+        run(context)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "says"),
+    [
+        (["03/04/2024", "04/04/2024"], r"that can be read \(such as '03/04/2024'\): day and month could be either"),
+        (["45355", "45356"], r"\(such as '45355'\): it looks like a day number of Excel"),
+        (["1", "2"], r'as Unix time it would lie in 1970: .* \{"timestamps": "order"\} in catalog.json'),
+        (
+            ["03/04/2024", "04/04/2024", "2024-04-03"],
+            r"2 dropped as no_timestamp \(such as '03/04/2024', '04/04/2024'\)",
+        ),
+    ],
+)
+def test_times_that_could_be_others_are_refused_with_what_to_write(context, tmp_path, stamps, says):
+    write(tmp_path, ["user_id,item_id,timestamp", *(f"u,a,{stamp}" for stamp in stamps)])
+    with pytest.raises(UserError, match=says):
+        run(context)
+
+
+def test_dropped_events_are_told_with_examples_the_commonest_reason_first(context, tmp_path):
+    good = [f"u,{item},{T + n}" for n in range(4) for item in "ab"]
+    write(tmp_path, ["user_id,item_id,timestamp", *good, "u,a,oops", f"u,c,{T}", f"u,d,{T}", "u,a"])
+    assert noted(context)[1].endswith(
+        "interactions 2 unknown_item (such as 'c', 'd'), 1 unreadable_row (such as 'line 13 has another number of "
+        "fields (2) than the header (3)'), 1 no_timestamp (such as 'oops')"
+    )
+
+
+def test_labels_that_are_all_0_end_a_run_that_learns_from_them(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp,label", *(f"u,a,{T + n},0" for n in range(9))])
+    with pytest.raises(UserError, match="Every label of the log is 0"):
+        run(dataclasses.replace(context, splits=True))
+    assert run(context).rows_out == 2
+
+
+def test_labels_that_are_all_1_are_told(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp,label", *(f"u,a,{T + n},1" for n in range(9))])
+    assert noted(dataclasses.replace(context, splits=True))[1] == (
+        "ingest: every label is 1, which says nothing: the log is read as positives alone"
+    )
+
+
+def test_a_log_that_its_split_cannot_part_is_refused(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp", *(f"u{n},a,2024-03-04" for n in range(9)), "u1,b,2024-03-04"])
+    with pytest.raises(UserError, match=r"distinct timestamps \(1\) .* write split: \{kind: leave_last\}"):
+        run(dataclasses.replace(context, splits=True))
+    with pytest.raises(UserError, match="No user has three events"):
+        run(dataclasses.replace(context, splits=True, split=SplitLeaveLast(kind="leave_last")))
+    assert run(context).rows_out == 2
+
+
+def test_markup_is_no_text(context, tmp_path):
+    write(
+        tmp_path, ["user_id,item_id,timestamp", f"u,a,{T}"], "item_id,title,description\na,I <3 A&amp;B,<p>Felt</p>\n"
+    )
+    run(context)
+    assert context.run.read_table("catalog", "items", columns=["title", "description"]).to_pylist() == [
+        {"title": "I <3 A&B", "description": "Felt"}
+    ]
+
+
+def test_an_index_column_is_no_context(context, tmp_path):
+    write(tmp_path, [",user_id,item_id,timestamp,hour", *(f"{n},u,a,{T + n},3" for n in range(3))])
+    run(context)
+    assert context.run.read_table("catalog", "interactions").column_names == ["user_id", "item_id", "timestamp", "hour"]
+
+
+def test_lines_that_are_no_items_are_rejected_with_their_number(context, tmp_path):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,x,y\nb,y\n\nc,z,\n")
+    result = run(context)
+    assert (result.rows_in, result.rows_out, result.rejected) == (3, 2, 1)
+    [reject] = context.run.read_table("rejects", "ingest").to_pylist()
+    assert (reject["code"], reject["detail"][:6]) == ("unreadable_row", "line 2")
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,x,y\nb,y,z\n")
+    with pytest.raises(UserError, match="no usable item: unreadable_row, line 2 has another number of fields"):
+        run(context)

@@ -1,0 +1,89 @@
+"""Media and attributes in the shapes in which tables hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from storage import tables
+from storage.errors import UserError
+from workflows.stages.ingest.items import canonical_items, split_items, to_arrow
+
+
+def items(folder: Path, name: str, text: str) -> list[dict[str, object]]:
+    (folder / name).write_text(text)
+    scanned = tables.scan(str(folder / name))
+    usable, _ = split_items(canonical_items(scanned.rows, name), scanned.bad)
+    return to_arrow(usable).to_pylist(maps_as_pydicts="strict")  # as the service shows them
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "a.jpg|b.mp4",
+        "['a.jpg', 'b.mp4']",
+        "['a.jpg' 'b.mp4']",
+        "('a.jpg', 'b.mp4')",
+        '"[""a.jpg"", ""b.mp4""]"',
+        "[{'uri': 'a.jpg', 'kind': 'image'}, {'uri': 'b.mp4'}]",
+        '"[{""uri"": ""a.jpg""}, ""b.mp4""]"',
+    ],
+)
+def test_lists_of_media_as_text(tmp_path: Path, media: str) -> None:
+    media = media if media.startswith('"') else f'"{media}"'
+    found = [{"uri": "a.jpg", "kind": "image"}, {"uri": "b.mp4", "kind": "video"}]
+    rows = items(tmp_path, "items.csv", f"item_id,media\n1,{media}\n2,\n3,nan\n4,[]\n5,(1).jpg\n")
+    assert [row["media"] for row in rows] == [found, None, None, [], [{"uri": "(1).jpg", "kind": "image"}]]
+
+
+@pytest.mark.parametrize("other", ['["b.jpg"]', '[{"uri": "b.jpg"}]', '{"uri": "b.jpg"}', '"b.jpg"', "\"['b.jpg']\""])
+@pytest.mark.parametrize("one", ['"a.jpg"', '["a.jpg"]', '[{"uri": "a.jpg"}]'])
+def test_media_of_one_kind_here_and_another_there(tmp_path: Path, one: str, other: str) -> None:
+    text = f'{{"item_id": 1, "media": {one}}}\n{{"item_id": 2, "media": {other}}}\n'
+    rows = items(tmp_path, "items.jsonl", text)
+    assert [[medium["uri"] for medium in row["media"]] for row in rows] == [["a.jpg"], ["b.jpg"]]
+
+
+RED = {"colour": "red, blue", "size": "3"}
+ATTRIBUTES = {
+    "object": '{"colour": ["red", "blue"], "size": 3}',
+    "twice": '{"colour": "red", "colour": "blue", "size": 3}',
+    "pairs": '[{"key": "colour", "value": "red"}, {"key": "size", "value": 3}, {"key": "colour", "value": "blue"}]',
+    "twice the same": '[["colour", "red"], ["colour", "blue"], ["colour", "red"], ["size", "3"], ["x", null]]',
+    "python": "{'colour': ['red', 'blue'], 'size': 3, 'x': None}",
+    "markup": '{"colour": ["<b>red</b>", "blue"], " size": "3"}',
+}
+
+
+@pytest.mark.parametrize("shape", ATTRIBUTES)
+def test_attributes_as_text(tmp_path: Path, shape: str) -> None:
+    text = ATTRIBUTES[shape].replace('"', '""')
+    rows = items(tmp_path, "items.csv", f'item_id,attributes\n1,"{text}"\n2,\n3,{{}}\n')
+    assert [row["attributes"] for row in rows] == [RED, None, {}]
+
+
+@pytest.mark.parametrize("shape", ["object", "twice", "pairs", "markup"])
+def test_an_item_with_two_attributes_of_one_key_keeps_both(tmp_path: Path, shape: str) -> None:
+    rows = items(tmp_path, "items.jsonl", f'{{"item_id": 1, "attributes": {ATTRIBUTES[shape]}}}\n{{"item_id": 2}}\n')
+    assert [row["attributes"] for row in rows] == [RED, None]
+
+
+def test_attributes_that_cannot_be_read_degrade_their_item() -> None:
+    raw = pl.DataFrame({"item_id": ["a", "b", "c"], "attributes": ['{"x": "y"}', '{"x": "y"}', "x:y"]})
+    usable, issues = split_items(canonical_items(raw, "items"), ["line 3 is no JSON object"])
+    assert usable["item_id"].to_list() == ["a", "b", "c"]
+    assert issues.rows() == [
+        (None, "rejected", "unreadable_row", "line 3 is no JSON object"),
+        ("c", "degraded", "no_attributes", "x:y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [("attributes", "colour:red", "attributes must be JSON"), ("media", "[{'large': 'a.jpg'}]", "media must be URIs")],
+)
+def test_a_column_in_another_shape_is_refused(column: str, value: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        canonical_items(pl.DataFrame({"item_id": ["a"], column: [value]}), "items")
