@@ -79,7 +79,7 @@ def columns(uri: str) -> list[str]:
     """Names of a table's columns."""
     fs, path = files.filesystem(uri)
     if uri.endswith(".csv"):
-        return named(text_tables.header(text_tables.as_utf8(files.read_bytes(uri))[0])[1])
+        return named(text_tables.header(text_tables.as_utf8(files.read_bytes(uri))[0], uri)[1])
     if not uri.endswith(".parquet"):
         return scan(uri).rows.columns
     try:

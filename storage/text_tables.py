@@ -57,11 +57,14 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def header(content: bytes) -> tuple[str, list[str], int]:
+def header(content: bytes, uri: str) -> tuple[str, list[str], int]:
     """Finds the header of a CSV file: by the right separator it has most of the names that are known, or most names.
 
     Returns:
         The separator, the names of the columns, and the number of lines up to the end of the header.
+
+    Raises:
+        UserError: the file is empty.
     """
     sample = content[:SAMPLE_BYTES].decode(errors="ignore")
     found = []
@@ -73,14 +76,17 @@ def header(content: bytes) -> tuple[str, list[str], int]:
         except csv.Error:  # a field of more than 128 KiB
             names = []
         found.append((separator, names, reader.line_num))
+    if not any(names for _, names, _ in found):
+        raise UserError(f"{uri} is empty: its first line must name the columns.")
     return max(found, key=lambda one: (len({*TEXT, "label"}.intersection(one[1])), len(one[1])))
 
 
 def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     """Reads a CSV file in UTF-8.
 
-    Fields too many are left out where they are empty. Lines without a value are none. Columns that are no `TEXT` and
-    hold numbers alone (with a decimal comma, if the separator is another) become floats, or booleans.
+    Fields too many are left out where they are empty, fields too few where their columns have no name. Lines without a
+    value are none. Columns that are no `TEXT` and hold numbers (with a decimal comma, if the separator is another) or
+    booleans become floats.
 
     Returns:
         The rows, and of each line that is no row what is wrong with it.
@@ -88,9 +94,7 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     Raises:
         UserError: the file is empty, a name stands twice in its header, or a quote is never closed.
     """
-    separator, names, skip = header(content)
-    if not names:
-        raise UserError(f"{uri} is empty: its first line must name the columns.")
+    separator, names, skip = header(content, uri)
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{uri} has two columns {twice[0]!r}: rename or remove one.")
     content = content if content.endswith((b"\n", b"\r")) else content + b"\n"
@@ -121,11 +125,11 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     tail = content.rstrip(b"\r\n")
     if any(end and "\n" in end.strip() and tail.endswith(end.strip().encode()) for end in ends):  # no quote after it
         raise UserError(_unclosed(content, uri, separator))
-    rows, bad = _mended(rows, ragged, content, separator, skip)
+    rows, bad = _mended(rows, ragged, content, separator, names, skip)
     rows = rows.filter(pl.any_horizontal(pl.all().is_not_null())).rename(
         dict(zip(columns, _unique(names), strict=True))
     )
-    return rows.with_columns(_typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+    return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -134,15 +138,15 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _mended(
-    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, skip: int
+    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, names: list[str], skip: int
 ) -> tuple[pl.DataFrame, list[str]]:
-    """Puts rows whose surplus fields are empty back in their place, and says of the others where they stand."""
+    """Puts rows that lack nothing, or have nothing too much, back in their place; says of others where they stand."""
     width, mended, bad = rows.width, {}, []
     for row, line in zip(ragged, _lines(content, (row.text.encode() for row in ragged)), strict=True):
         fields = _fields(row.text, separator)
         number = row.number - skip - 1
-        if len(fields) > width and not any(field.strip() for field in fields[width:]):
-            mended[number] = [field or None for field in fields[:width]]
+        if not any(field.strip() for field in fields[width:]) and not any(names[len(fields) :]):
+            mended[number] = [field or None for field in [*fields, *names[len(fields) :]][:width]]
             continue
         found = f"another number of fields ({row.actual_columns}) than the header ({width})"
         bad += [f"line {line + n} has {found}" for n in range(row.text.count("\n") + 1)]
@@ -184,16 +188,16 @@ def _unclosed(content: bytes, uri: str, separator: str) -> str:
     return f'{uri} has a quote (") on line {line} that is never closed: close it, or write it twice.'
 
 
-def _typed(column: pl.Series, separator: str) -> pl.Series:
-    """Returns booleans or floats for a column that holds nothing else, and the column as it is otherwise."""
+def typed(column: pl.Series, separator: str) -> pl.Series:
+    """Returns floats for a column that holds nothing but numbers and booleans, and the column as it is otherwise.
+
+    Labels may hold other text, which becomes null.
+    """
     lower = column.str.strip_chars().str.to_lowercase()
-    text = lower.set(lower.is_in(MISSING), None)
-    if text.null_count() == len(text):
-        return column
-    if text.is_in(["true", "false"]).all():
-        return text == "true"
+    text = lower.set(lower.is_in(MISSING), None).replace({"true": "1", "false": "0"})
     numbers = (text if separator == "," else text.str.replace(",", ".", literal=True)).cast(pl.Float64, strict=False)
-    return numbers if column.name == "label" or numbers.null_count() == text.null_count() else column
+    readable = column.name == "label" or numbers.count() == text.count()
+    return numbers if readable and numbers.count() else column
 
 
 def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
@@ -232,7 +236,7 @@ def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
         )
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [pl.Series(name, [_as_text(row.get(name)) for row in rows], pl.String) for name in names]
-    return pl.DataFrame([column if column.name in TEXT else _typed(column, ",") for column in columns]), bad
+    return pl.DataFrame([column if column.name in TEXT else typed(column, ",") for column in columns]), bad
 
 
 def all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

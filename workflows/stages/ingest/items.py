@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -21,6 +20,13 @@ MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
 ITEM_TYPES = ITEMS.remove(ITEMS.get_field_index("attributes"))
 VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
+FORMS = {
+    "item_id": "text or whole numbers",
+    "title": "text",
+    "description": "text",
+    "media": "URIs, or lists of URIs or of objects with the keys uri and kind",
+    "attributes": 'objects such as {"colour": "red"}, or lists of pairs of key and value',
+}
 NESTED = r"^\s*[\[({]"  # text that may be a list or an object
 
 
@@ -35,27 +41,28 @@ def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     """
     missing = [pl.lit(None).alias(name) for name in tables.KNOWN["items"] if name not in raw.columns]
     raw = raw.with_columns(missing)
-    with _wrong_types(source):
-        attributes, unreadable = _attributes(raw["attributes"])
-        return pl.DataFrame(
-            [
-                ids(raw["item_id"]),
-                plain(raw["title"]),
-                plain(raw["description"]),
-                _media(raw["media"]),
-                attributes.alias("attributes"),
-                unreadable.alias("unreadable"),
-            ]
-        )
+    columns = [
+        _read(raw["item_id"], source, ids),
+        *(_read(raw[name], source, plain) for name in ("title", "description")),
+        _read(raw["media"], source, _media),
+        *_read(raw["attributes"], source, _attributes),
+    ]
+    return pl.DataFrame(columns)
 
 
-@contextmanager
-def _wrong_types(source: str) -> Iterator[None]:
-    """Words polars' errors about a table as one of the user's."""
+def _read(column: pl.Series, source: str, function: Callable[[pl.Series], Any]) -> Any:
+    """Words polars' errors about a column as one of the user's."""
     try:
-        yield
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{source} has a column of the wrong type: {' '.join(str(error).split())[:200]}.") from error
+        return function(column)
+    except (pl.exceptions.PolarsError, _WrongFormError) as error:
+        found = str(error) if isinstance(error, _WrongFormError) else f"type {column.dtype}"
+        raise UserError(
+            f"{source} has a column {column.name!r} that cannot be read ({found[:80]}): write {FORMS[column.name]}."
+        ) from error
+
+
+class _WrongFormError(Exception):
+    """A value in another form than its column may have; the message is the value."""
 
 
 def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -132,7 +139,7 @@ def _media_of(value: Any) -> list[dict[str, Any]]:
     if isinstance(value, list | tuple | set):
         return [medium for part in value for medium in _media_of(part)]
     if isinstance(value, dict) and "uri" not in value:
-        raise pl.exceptions.SchemaError("media must be URIs, or objects with the keys uri and kind")
+        raise _WrongFormError(str(value))
     return [
         {"uri": value["uri"], "kind": value.get("kind")} if isinstance(value, dict) else {"uri": value, "kind": None}
     ]
@@ -146,18 +153,16 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     Returns:
         Lists of {key, value}, each key once; and the texts that cannot be read, null elsewhere.
     """
-    dtype, nothing = values.dtype, pl.Series([None], dtype=pl.String).new_from_index(0, len(values))
+    dtype, unreadable = values.dtype, pl.Series("unreadable", [None] * len(values), dtype=pl.String)
     if dtype == pl.Null or (isinstance(dtype, pl.Struct) and not dtype.fields):
-        return pl.Series([None] * len(values), dtype=pl.List(PAIR)), nothing
-    unreadable = nothing
+        return pl.Series("attributes", [None] * len(values), dtype=pl.List(PAIR)), unreadable
     if dtype == pl.String:
         text = values.str.strip_chars()
         text = text.set(text.str.to_lowercase().is_in([*MISSING, ""]), None)
         values = _parsed(text, _pairs_of, pl.List(PAIR))
         unreadable = text.set(values.is_not_null(), None)
         if unreadable.count() > text.count() / 2:
-            wrong = unreadable.drop_nulls()[0][:80]
-            raise pl.exceptions.SchemaError(f'attributes must be JSON such as {{"colour": "red"}}, not {wrong!r}')
+            raise _WrongFormError(unreadable.drop_nulls()[0])
     elif isinstance(dtype, pl.Struct):
         fields = [
             pl.select(pl.struct(key=pl.lit(field.name), value=_text(values.struct.field(field.name)))).to_series()
@@ -165,8 +170,8 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         ]
         values = pl.select(pl.when(pl.lit(values.is_not_null())).then(pl.concat_list(fields))).to_series()
     elif isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct) and "key" not in dtype.inner.to_schema():
-        raise pl.exceptions.SchemaError("attributes must be pairs of key and value")
-    return _distinct(values.cast(pl.List(PAIR))), unreadable
+        raise _WrongFormError(str(dtype.inner))
+    return _distinct(values.cast(pl.List(PAIR))).alias("attributes"), unreadable.alias("unreadable")
 
 
 def _text(values: pl.Series) -> pl.Series:

@@ -72,7 +72,7 @@ class IngestStage(Stage[Config]):
                 "rows_in": kept.height + sum(counts.values()),
                 "rows_out": kept.height,
                 "dropped": counts,
-                "first": kept["timestamp"][0].isoformat(),
+                "first": kept["timestamp"][0].isoformat(),  # in UTC; where timestamps only order, so do these
                 "last": kept["timestamp"][-1].isoformat(),
             }
         else:

@@ -63,6 +63,8 @@ def remedy(value: object) -> str:
         return "day and month could be either: write the year first, as in 2024-03-04"
     if re.match(r"\d{1,2}([-/.])\d{1,2}\1\d{2}\b", text):
         return "the year has two digits: write it with four and first, as in 2024-03-04"
+    if text.startswith("1970-01-"):
+        return f"seconds that were read as milliseconds or smaller units lie there: {REMEDY}"
     if not re.fullmatch(r"\d+([.,]\d*)?", text):
         return REMEDY
     if 20_000 <= float(text.replace(",", ".")) <= 60_000:

@@ -82,8 +82,13 @@ def test_attributes_that_cannot_be_read_degrade_their_item() -> None:
 
 @pytest.mark.parametrize(
     ("column", "value", "says"),
-    [("attributes", "colour:red", "attributes must be JSON"), ("media", "[{'large': 'a.jpg'}]", "media must be URIs")],
+    [
+        ("title", b"\xff", r"'title' that cannot be read \(type Binary\): write text"),
+        ("media", 1, r"'media' that cannot be read \(type Int64\)"),
+        ("attributes", "colour:red", r"'attributes' that cannot be read \(colour:red\): write objects"),
+        ("media", "[{'large': 'a.jpg'}]", r"'media' that cannot be read \(\{'large': 'a.jpg'\}\): write URIs"),
+    ],
 )
-def test_a_column_in_another_shape_is_refused(column: str, value: str, says: str) -> None:
+def test_a_column_in_another_shape_is_refused(column: str, value: object, says: str) -> None:
     with pytest.raises(UserError, match=says):
         canonical_items(pl.DataFrame({"item_id": ["a"], column: [value]}), "items")
