@@ -55,7 +55,9 @@ def scan(uri: str) -> Scanned:
     Raises:
         UserError: the file does not parse.
     """
-    content, bad, notes = files.read_bytes(uri), [], []
+    content = files.read_bytes(uri)
+    bad: list[str] = []
+    notes: list[str] = []
     if uri.endswith(".parquet"):
         try:
             rows = pl.read_parquet(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -38,23 +39,11 @@ def as_utf8(content: bytes) -> tuple[bytes, str | None]:
     if start.count(0) > len(start) / 4:
         little = start[1::2].count(0) > start[::2].count(0)
         return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").encode(), None
-    if _is_utf8(content):
-        return content, None
-    try:
-        return content.decode("cp1252").encode(), "Windows-1252"
-    except UnicodeDecodeError:  # five bytes mean nothing in it
-        return content.decode("latin-1").encode(), "Latin-1"
-
-
-def _is_utf8(content: bytes) -> bool:
-    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(content)
-    try:
-        for start in range(0, len(content), 1 << 24):
-            decoder.decode(view[start : start + (1 << 24)])
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
+    for encoding, name in (("utf-8", None), ("cp1252", "Windows-1252")):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            return (content if name is None else text.encode()), name
+    return content.decode("latin-1").encode(), "Latin-1"  # five bytes mean nothing in Windows-1252
 
 
 def header(content: bytes, uri: str) -> tuple[str, list[str], int]:

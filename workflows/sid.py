@@ -31,7 +31,7 @@ from storage.errors import UserError
 from storage.run import RunDir
 from workflows.engine.definition import Definition, finished_definition
 from workflows.engine.registry import stage
-from workflows.stages.ingest.items import ITEM_TYPES, canonical_items, split_items
+from workflows.stages.ingest.items import ITEM_TYPES, canonical_items, no_usable, split_items
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.quantize.settings import Config as QuantizeConfig
 
@@ -118,8 +118,7 @@ def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
         raise UserError(f"{file} has no column 'item_id': the columns are {', '.join(raw.rows.columns)}.")
     items, issues = split_items(canonical_items(raw.rows.drop("attributes", strict=False), file), raw.bad)
     if items.is_empty():
-        why = f"{issues['code'][0]}, {issues['detail'][0]}" if issues.height else "it has no rows"
-        raise UserError(f"{file} has no usable item: {why}.")
+        raise no_usable(file, issues)
     columns = items.select(ITEM_TYPES.names).to_arrow(compat_level=pl.CompatLevel.oldest())
     return columns.cast(ITEM_TYPES), issues
 

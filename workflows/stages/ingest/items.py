@@ -97,6 +97,13 @@ def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.D
     return kept.drop("code", "row", "unreadable"), pl.concat([lines, rejects, degraded])
 
 
+def no_usable(source: str, issues: pl.DataFrame) -> UserError:
+    """Returns the error of a table whose items are all rejected."""
+    lines = issues.filter(code="unreadable_row")["detail"]
+    why = lines[0] if len(lines) else "every item_id is empty" if issues.height else "it has no rows"
+    return UserError(f"{source} has no usable item: {why}.")
+
+
 def to_arrow(items: pl.DataFrame) -> pa.Table:
     """Arrow with the contract's types; polars knows no maps, so `attributes` is built from its lists of pairs."""
     table = items.to_arrow(compat_level=pl.CompatLevel.oldest())

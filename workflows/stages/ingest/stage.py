@@ -50,8 +50,7 @@ class IngestStage(Stage[Config]):
         usable, issues = items.split_items(items.canonical_items(scanned.rows, uri), scanned.bad)
         rejected = issues.filter(severity=REJECTED).height
         if usable.is_empty():
-            code, detail = issues.select("code", "detail").row(0)
-            raise UserError(f"{uri} has no usable item: {code}, {detail}.")
+            raise items.no_usable(uri, issues)
         metrics: dict[str, object] = {}
         notes = scanned.notes
         order = tables.timestamps(context.catalog)
