@@ -224,7 +224,7 @@ def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
             f"{uri} has no line that is a JSON object: write one object for each row, on a line of its own."
         )
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = [pl.Series(name, [_as_text(row.get(name)) for row in rows], pl.String) for name in names]
+    columns = [pl.Series(name, [as_text(row.get(name)) for row in rows], pl.String) for name in names]
     return pl.DataFrame([column if column.name in TEXT else typed(column, ",") for column in columns]), bad
 
 
@@ -236,5 +236,7 @@ def all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: found[0] if len(found) == 1 else found for key, found in values.items()}
 
 
-def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def as_text(value: Any) -> str | None:
+    """Returns a value of JSON as text, what is no text as JSON; half a surrogate pair, which no file holds, is `?`."""
+    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text and text.encode(errors="replace").decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 from operators.base import REJECTED
 from storage import tables
 from storage.errors import UserError
-from storage.text_tables import MISSING
+from storage.text_tables import MISSING, as_text
 from workflows.catalogs.canonical import ITEMS
 from workflows.stages.ingest.texts import ids, nested, plain
 
@@ -147,9 +146,8 @@ def _media_of(value: Any) -> list[dict[str, Any]]:
         return [medium for part in value for medium in _media_of(part)]
     if isinstance(value, dict) and "uri" not in value:
         raise _WrongFormError(str(value))
-    return [
-        {"uri": value["uri"], "kind": value.get("kind")} if isinstance(value, dict) else {"uri": value, "kind": None}
-    ]
+    uri, kind = (value["uri"], value.get("kind")) if isinstance(value, dict) else (value, None)
+    return [{"uri": as_text(uri), "kind": as_text(kind)}]
 
 
 def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
@@ -224,7 +222,7 @@ def _value_of(value: Any) -> str | None:
     """Returns the text of an attribute's value, lists joined."""
     if isinstance(value, list | tuple | set):
         return ", ".join(text for part in value if (text := _value_of(part)))
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return as_text(value)
 
 
 def _parsed(texts: pl.Series, function: Callable[[Any], Any], dtype: pl.DataType | type[pl.String]) -> pl.Series:

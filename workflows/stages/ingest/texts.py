@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from storage.text_tables import MISSING, all_values
+from storage.text_tables import MISSING, all_values, as_text
 
 NAMES = (
     "a|abbr|acronym|address|article|aside|audio|b|base|bdi|bdo|big|blockquote|body|br|button|canvas|caption|center|"
@@ -91,7 +91,8 @@ def nested(text: str) -> Any:
 
 def _joined(text: str) -> str:
     found = nested(text)
-    return " ".join(found) if isinstance(found, list) and all(isinstance(part, str) for part in found) else text
+    parts = isinstance(found, list) and all(isinstance(part, str) for part in found)
+    return as_text(" ".join(found)) or "" if parts else text
 
 
 def _unescaped(text: str) -> str:

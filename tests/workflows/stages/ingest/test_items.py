@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storage import tables
 from storage.errors import UserError
@@ -92,3 +98,26 @@ def test_attributes_that_cannot_be_read_degrade_their_item() -> None:
 def test_a_column_in_another_shape_is_refused(column: str, value: object, says: str) -> None:
     with pytest.raises(UserError, match=says):
         canonical_items(pl.DataFrame({"item_id": ["a"], column: [value]}), "items")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.text("ab\ud800'\"[{|", max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["uri", "key", "value", "x"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.tuples(JSON, JSON), min_size=1, max_size=3), how=st.sampled_from(["jsonl", "json", "python"]))
+def test_any_media_and_attributes_are_read_or_refused_in_one_sentence(tmp_path_factory, rows, how) -> None:
+    folder = tmp_path_factory.mktemp("catalog")
+    with contextlib.suppress(UserError):
+        if how == "jsonl":
+            lines = (json.dumps({"item_id": n, "media": m, "attributes": a}) for n, (m, a) in enumerate(rows))
+            found = items(folder, "items.jsonl", "\n".join(lines))
+        else:
+            text = json.dumps if how == "json" else repr
+            out = io.StringIO(newline="")
+            csv.writer(out).writerows([("item_id", "media", "attributes"), *((1, text(m), text(a)) for m, a in rows)])
+            found = items(folder, "items.csv", out.getvalue().encode(errors="replace").decode())
+        assert len(found) == (len(rows) if how == "jsonl" else 1)
