@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from models.common.collectives import single_worker_group
-from models.evaluation.variants import by_clicks, by_probability, conclude, gate_curve
+from models.evaluation.variants import compare, conclude, gate_curve
 from models.ranking import fitting
 from models.ranking.ranker import Ranker
 from models.ranking.settings import RankerSettings
@@ -170,15 +170,16 @@ def judge(fitted: dict[str, list[pa.Table]], rows: Rows, items: pa.Table, *, see
     label, row = rows.test["label"].to_numpy(), rows.test["row"].to_numpy()
     cold = items["item"].to_numpy()[row] == NULL_ID
     settings: dict[str, Any] = {"seed": seed, "draws": draws, "base": ID}
-    clicks = _scores(fitted, "test")
-    compared = {"test": by_clicks(user, label, clicks, **settings)}
+    clicks, clicked = _scores(fitted, "test"), (label > 0).astype(np.float64)
+    compared = {"test": compare((user,), clicked, clicks, **settings)}
     if len(np.unique(label[cold])) == 2:
         on_cold = {name: each[:, cold] for name, each in clicks.items()}
-        compared["test_cold"] = by_clicks(user[cold], label[cold], on_cold, item=row[cold], **settings)
+        compared["test_cold"] = compare((user[cold], row[cold]), clicked[cold], on_cold, **settings)
     if rows.pairs is not None:
-        shape = rows.pairs.probability.shape
-        true = {name: each.reshape(-1, *shape) for name, each in _scores(fitted, "pairs").items()}
-        compared["truth_cold"] = by_probability(rows.pairs.probability, true, **settings)
+        probability = rows.pairs.probability
+        users_and_items = tuple(code.reshape(-1) for code in np.indices(probability.shape))
+        true = _scores(fitted, "pairs")
+        compared["truth_cold"] = compare(users_and_items, probability.reshape(-1), true, **settings)
     metrics: dict[str, Any] = {part: conclude(each, VARIANTS, PARTS[part]) for part, each in compared.items()}
     last = list(compared.values())[-1]
     metrics["gate_curve"] = gate_curve({rate: last[name] for rate, name in GATE.items() if name in last})
