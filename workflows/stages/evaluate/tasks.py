@@ -6,7 +6,7 @@ from typing import Any
 
 from models.common.recommender import Queries
 from models.generation.examples import Corpus
-from models.generation.heldout import HeldOut, task_scores
+from models.generation.heldout import task_scores
 from models.recommenders.artifacts import load
 from models.recommenders.language_model import LanguageModelRecommender
 from workflows.engine.stage import Context
@@ -47,6 +47,5 @@ def held_out_scores(
         most: examples of a task.
         seed: of the sample of examples.
     """
-    held_out = HeldOut(corpus.held_out.nonzero()[:, 0], test.histories, test.target)
     tasks = recommender.settings.trained_tasks
-    return task_scores(recommender.model, recommender.trie, corpus, tasks, held_out, most=most, seed=seed)
+    return task_scores(recommender.model, recommender.trie, corpus, tasks, test, most=most, seed=seed)
