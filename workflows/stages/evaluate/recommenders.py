@@ -16,7 +16,7 @@ from models.recommenders.fitting import sample
 from models.recommenders.popularity import MostPopular
 from operators.features.ranker_inputs import aligned
 from workflows.engine.stage import Context
-from workflows.stages.generate.build import load_recommenders
+from workflows.stages.generate.build import load_recommender
 from workflows.stages.generate.data import read_data
 
 BASELINES = ("sasrec", "content", "popularity")
@@ -52,7 +52,7 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
     positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
     vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
     recommenders: dict[str, Recommender] = {
-        **load_recommenders(run, generated["history"]),
+        **{name: load_recommender(run, name) for name in generated["history"]},
         "content": fit_content(vectors, valid.histories, valid.target, banned=banned(valid)),
         "popularity": MostPopular(torch.from_numpy(positives)),
     }

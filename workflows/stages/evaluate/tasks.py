@@ -7,10 +7,9 @@ from typing import Any
 from models.common.recommender import Queries
 from models.generation.examples import Corpus
 from models.generation.heldout import task_scores
-from models.recommenders.artifacts import load
 from models.recommenders.language_model import LanguageModelRecommender
 from workflows.engine.stage import Context
-from workflows.stages.generate.build import artifact_uri, read_corpus
+from workflows.stages.generate.build import load_recommender, read_corpus
 from workflows.stages.generate.data import read_data
 
 EXAMPLES = 300  # per task
@@ -26,7 +25,7 @@ def score_tasks(context: Context) -> dict[str, Any]:
     generated = run.read_json("metrics", "generate.json")
     if name not in generated["history"]:
         return {}
-    recommender = load(artifact_uri(run, name))
+    recommender = load_recommender(run, name)
     if not isinstance(recommender, LanguageModelRecommender) or not recommender.settings.tasks:
         return {}
     data = read_data(run, context.split, **generated["queries"])
