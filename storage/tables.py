@@ -8,6 +8,7 @@ import posixpath
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import xxhash
 
 from storage import files
@@ -98,6 +99,12 @@ def rows(uri: str) -> int:
     if uri.endswith(".parquet"):
         return files.dataset(uri).count_rows()
     return scan(uri).height
+
+
+def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
+    """Returns every entry of a column map<string, string>: `row` (uint32, its position), `key`, `value`."""
+    column = pl.Series(pl.from_arrow(attributes)).cast(pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
+    return pl.DataFrame({"entry": column}).with_row_index("row").explode("entry").unnest("entry")
 
 
 def timestamps(catalog: str) -> str | None:
