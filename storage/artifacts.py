@@ -42,7 +42,7 @@ def load_one_of(uri: str, kinds: Sequence[str], what: str) -> tuple[str, dict[st
     """
     with rebuilding(uri, what):
         config = files.read_json(files.join(uri, "config.json"))
-        kind = config.pop("kind", None) if isinstance(config, dict) else None
+        kind: Any = config.pop("kind", None) if isinstance(config, dict) else None
         if kind not in kinds:
             raise ArtifactError(f"{uri} holds a {kind or 'foreign file'}, not a {what}", uri)
         tensors = load(files.read_bytes(files.join(uri, "model.safetensors")))
