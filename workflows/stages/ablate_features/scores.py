@@ -35,6 +35,9 @@ from workflows.stages.ablate_features.variants import (
 PARTS = {"test": "on the test split", "test_cold": "on cold items", "truth_cold": "on cold items, by true clicks"}
 
 
+Fitted = dict[str, list[dict[str, list[float]]]]  # by variant, of each seed, what `score` returns
+
+
 class Pairs(NamedTuple):
     """Users x items that training never saw, in a catalogue that knows the probability of each click."""
 
@@ -57,11 +60,13 @@ def read_examples(run: RunDir, catalog: str, *, users: int) -> Rows:
     return Rows(train, valid, test, true_pairs(run, catalog, train, users=users))
 
 
-def score(settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name: str, seed: int) -> pa.Table:
+def score(
+    settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name: str, seed: int
+) -> dict[str, list[float]]:
     """Fits one variant from one seed and returns its scores.
 
     Returns:
-        `part`, `test` and, if there are any, `pairs`, and `score`, the probabilities of the part's rows, list<float32>.
+        `test` and, if there are any, `pairs`: the probabilities of the part's rows, rounded to float32.
     """
     variant = VARIANTS[name]
     settings = variant_settings(settings, variant)
@@ -85,8 +90,7 @@ def score(settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name:
     parts = {"test": test}
     if rows.pairs is not None:
         parts["pairs"] = Examples(rows.pairs.examples, config.dense)
-    probabilities = [predict(ranker, items, examples).astype(np.float32) for examples in parts.values()]
-    return pa.table({"part": list(parts), "score": probabilities})
+    return {part: predict(ranker, items, each).astype(np.float32).tolist() for part, each in parts.items()}
 
 
 def image_vectors(run: RunDir) -> pa.Table:
@@ -151,7 +155,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     return Pairs(examples, pair_probability(catalog, impressions).reshape(len(chosen), len(cold)))
 
 
-def judge(fitted: dict[str, list[pa.Table]], rows: Rows, items: pa.Table, *, seed: int, draws: int) -> dict[str, Any]:
+def judge(fitted: Fitted, rows: Rows, items: pa.Table, *, seed: int, draws: int) -> dict[str, Any]:
     """Compares the scores of all variants with those of ids alone.
 
     Args:
@@ -186,9 +190,6 @@ def judge(fitted: dict[str, list[pa.Table]], rows: Rows, items: pa.Table, *, see
     return metrics
 
 
-def _scores(fitted: dict[str, list[pa.Table]], part: str) -> dict[str, np.ndarray]:
+def _scores(fitted: Fitted, part: str) -> dict[str, np.ndarray]:
     """Returns the scores of a part by variant, float32 [S, M]."""
-    return {
-        name: np.stack([table["score"][table["part"].to_pylist().index(part)].values.to_numpy() for table in by_seed])
-        for name, by_seed in fitted.items()
-    }
+    return {name: np.array([one[part] for one in by_seed], np.float32) for name, by_seed in fitted.items()}
