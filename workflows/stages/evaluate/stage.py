@@ -49,8 +49,7 @@ class EvaluateStage(Stage[Config]):
         if "rank" in there:
             rows, metrics = score_ranker(config, context)
         if "generate" in there:
-            from workflows.stages.evaluate.recommenders import score_recommenders
-            from workflows.stages.evaluate.tasks import score_tasks
+            from workflows.stages.evaluate.recommenders import score_recommenders, score_tasks
 
             cards = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
             rows += cards.get("popularity", {}).get("queries", 0)
