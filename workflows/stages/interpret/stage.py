@@ -121,7 +121,7 @@ def items_schema(config: Config) -> pa.Schema:
     """Returns the schema of `items`: the item's texts, and what the operators add that later stages read."""
     added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
     by_name = {field.name: field for field in added}
-    names = ("caption", "interests", "image_vector", "text_vector")
+    names = ("caption", "interests", "interest_kinds", "image_vector", "text_vector")
     return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(by_name[name] for name in names)])
 
 
@@ -129,7 +129,7 @@ class InterpretStage(Stage[Config]):
     """Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
 
     config_type = Config
-    version = 2
+    version = 3
     seeded = False
     reads = ("ingest",)
 
