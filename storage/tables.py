@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+import pyarrow as pa
 import xxhash
 
 from storage import files, text_tables
@@ -128,6 +129,12 @@ def rows(uri: str) -> int:
         return files.dataset(uri).count_rows()
     scanned = scan(uri)
     return scanned.rows.height + len(scanned.bad)
+
+
+def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
+    """Returns every entry of a column map<string, string>: `row` (uint32, its position), `key`, `value`."""
+    column = pl.Series(pl.from_arrow(attributes)).cast(pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
+    return pl.DataFrame({"entry": column}).with_row_index("row").explode("entry").unnest("entry")
 
 
 def timestamps(catalog: str) -> str | None:

@@ -166,7 +166,6 @@ def test_variants_are_fitted_side_by_side_and_judged(context: Context, tmp_path:
             names,
             SEEDS,
             folder=str(folder),
-            scores="parquet",
             at_once=2,
             progress=lambda number, of: done.append((number, of)),
         )
@@ -176,7 +175,7 @@ def test_variants_are_fitted_side_by_side_and_judged(context: Context, tmp_path:
     assert len(before) == len(SEEDS) * len(FITTED[:-1])
     fitted = fit(FITTED)
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert after.keys() == {f"{name}-{seed}.parquet" for name in FITTED for seed in SEEDS}
+    assert after.keys() == {f"{name}-{seed}.json" for name in FITTED for seed in SEEDS}
     assert {name: after[name] for name in before} == before
     assert done == [*((number, 6) for number in range(1, 7)), *((number, 8) for number in range(1, 9))]
 
