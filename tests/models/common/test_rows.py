@@ -44,7 +44,7 @@ def vectors_alone() -> np.ndarray:
     return vectors_of(list(range(6)), 1)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(order=st.permutations(range(6)), size=st.integers(1, 6), count=st.sampled_from([1, 2, 3]))
 def test_a_row_has_one_vector_whatever_its_neighbours_and_however_many_threads(order, size, count):
     before = torch.get_num_threads()

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -25,7 +25,7 @@ from storage.hashing import hash_order, hash_rows
 from storage.sorting import write_in_hash_order
 from workflows.stages.interpret import stage as interpret
 
-ITEMS = 18
+ITEMS = 12
 MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
 
 
@@ -36,9 +36,9 @@ def catalogue(tmp_path_factory) -> tuple[str, pa.Table]:
     words = ["red", "green", "silk", "wool", "dress", "hat", "of", "a", "with", "stripes"]
     for row in range(ITEMS):
         pixels = np.full((48, 40 + row, 3), noise.integers(0, 256, 3), np.uint8)
-        pixels[8:30, 10:30] = noise.integers(0, 256, 3) if row % 9 else 200
+        pixels[8:30, 10:30] = noise.integers(0, 256, 3) if row % 7 else 200
         Image.fromarray(pixels).save(folder / f"{row}.png")
-    texts = [" ".join(noise.choice(words, 1 + 3 * row)) for row in range(ITEMS)]
+    texts = [" ".join(noise.choice(words, 1 + 5 * row)) for row in range(ITEMS)]
     items = pa.table(
         {
             "item_id": [f"i{row}" for row in range(ITEMS)],
@@ -84,22 +84,25 @@ def reference(catalogue) -> tuple[pa.Table, np.ndarray]:
     return items, sids(items)
 
 
-@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@settings(max_examples=4)
 @given(
     order=st.permutations(range(ITEMS)),
-    size=st.sampled_from([2, 5, 16, 64]),
-    before=st.sampled_from([0, 7, ITEMS]),
+    size=st.sampled_from([2, 5, 64]),
+    before=st.sampled_from([0, 5, ITEMS - 1]),
     other=st.sampled_from([3, 64]),
+    killed=st.booleans(),
 )
-def test_sids_are_equal_whatever_the_order_the_batches_and_the_cache(catalogue, reference, order, size, before, other):
+def test_sids_are_equal_whatever_the_order_the_batches_and_the_cache(
+    catalogue, reference, order, size, before, other, killed
+):
     with tempfile.TemporaryDirectory() as scratch:
         cache = files.join(scratch, "cache")
-        early = interpreted(catalogue, sorted(order[:before]), other, cache) if before else None
-        if early is not None and size > other:  # a killed run: what it has written stays, the others follow
-            late = interpreted(catalogue, order[before:], size, None)
-            found = pa.concat_tables([early, late]) if before < ITEMS else early
+        done = [interpreted(catalogue, sorted(order[:before]), other, cache)] if before else []
+        if killed and done:  # what it has written stays, the others follow
+            done += [interpreted(catalogue, order[before:], size, None)]
         else:  # another run, which finds them in the cache
-            found = interpreted(catalogue, order, size, cache)
+            done = [interpreted(catalogue, order, size, cache)]
+        found = pa.concat_tables(done)
         target = files.join(scratch, "items")
         write_in_hash_order(found.to_batches(), target, ITEMS, interpret.items_schema(interpret.Config()))
         items = files.read_table(target)
