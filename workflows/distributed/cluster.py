@@ -18,6 +18,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Paths of the repository that workers do not need; .gitignore applies as well.
 EXCLUDES = [".git", ".venv", ".venv-bench", "/runs", "/data", "/tests", "/benchmarks"]
 
+# Threads of a fit wait asleep: where another process holds a core, threads that spin for the one on it take its time.
+WORKER_ENV = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+
 
 def connect(address: str, cpus: int) -> None:
     """Joins a Ray cluster, or starts one for this process; a second call does nothing.
@@ -42,7 +45,7 @@ def connect(address: str, cpus: int) -> None:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     init = partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR)
-    env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": WORKER_ENV}
     if address == "local":
         try:
             with _no_stderr():

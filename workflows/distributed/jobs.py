@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.errors import UserError
-from workflows.distributed.cluster import EXCLUDES, REPOSITORY
+from workflows.distributed.cluster import EXCLUDES, REPOSITORY, WORKER_ENV
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -82,7 +82,7 @@ def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
             return client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=job,
-                runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES},
+                runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": WORKER_ENV},
             )
         except (OSError, RuntimeError) as error:
             if f"{job} already exists" in str(error):
