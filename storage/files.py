@@ -95,6 +95,11 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def as_read(value: Any) -> Any:
+    """Returns a value as `read_json` gives it back after `write_json`: NaN and infinity as None, tuples as lists."""
+    return json.loads(json.dumps(_finite(value), allow_nan=False))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from storage import files
 from storage.manifest import Manifest
+from workflows.engine.text import count, decimal
 
 KINDS = (  # title of a table, the metric that selects its rows, and its columns
     ("clicks, test", "auc", ("auc", "user_auc", "log_loss", "ne", "calibration")),
@@ -29,8 +30,8 @@ def summary(manifest: Manifest, root: str) -> str:
     table.title, table.title_justify = f"{manifest.name} — {root}", "left"
     for name, entry in manifest.stages.items():
         counts = (entry.rows_in, entry.rows_out, entry.rejected, entry.degraded)
-        numbers = [f"{count:,}" for count in counts]
-        table.add_row(name, entry.state, *numbers, f"{entry.seconds:,.1f}", f"{entry.rows_per_second:,.0f}")
+        numbers = [*map(count, counts), decimal(entry.seconds, 1), count(entry.rows_per_second)]
+        table.add_row(name, entry.state, *numbers)
     out = io.StringIO()
     console = Console(file=out, width=110, highlight=False)
     console.print(table)
@@ -47,13 +48,13 @@ def summary(manifest: Manifest, root: str) -> str:
     return out.getvalue().rstrip()
 
 
-def _tables(metrics: dict[str, dict[str, Any]]) -> Iterator[Table]:
+def _tables(metrics: dict[str, Any]) -> Iterator[Table]:
     """Yields the tables of click models and of recommenders; slices and ratios are in the report only."""
     for title, decisive, columns in KINDS:
-        rows = {name: values for name, values in metrics.items() if decisive in values}
+        rows = {name: values for name, values in metrics.items() if isinstance(values, dict) and decisive in values}
         if not rows:
             continue
         table = Table(title, *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
         for name, values in rows.items():
-            table.add_row(name, *(f"{values[column]:.4f}" if column in values else "" for column in columns))
+            table.add_row(name, *(decimal(values[column]) if column in values else "" for column in columns))
         yield table

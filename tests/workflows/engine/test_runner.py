@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from operators.log.split import Split
+from storage.manifest import read_manifest
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
 from workflows.engine.registry import stage
@@ -69,3 +70,13 @@ def test_a_stage_that_reads_one_of_two_runs_anew_with_another_fit_of_it(
         return _fingerprints(resolve({"name": "w", "catalog": str(tmp_path), "stages": stages}, source="w"))["evaluate"]
 
     assert fingerprint(epochs=2) == fingerprint(epochs=2) != fingerprint(epochs=3)
+
+
+def test_metrics_are_the_same_live_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    metrics = {"auc": float("nan"), "interval": (float("inf"), 1.0), "counts": {1: None}}
+    monkeypatch.setattr(stage("ingest"), "run", lambda config, context: Result(rows_in=1, rows_out=1, metrics=metrics))
+    definition = resolve({"name": "w", "catalog": str(tmp_path), "stages": {"ingest": {}}}, source="w")
+    live = execute(definition, str(tmp_path / "run"))
+    assert live == read_manifest(str(tmp_path / "run"))
+    assert live.stages["ingest"].metrics == {"auc": None, "interval": [None, 1.0], "counts": {"1": None}}

@@ -13,6 +13,7 @@ from storage import files
 from storage.errors import UserError
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.engine.text import decimal
 from workflows.stages.generate.settings import GENERATORS, Config
 
 
@@ -80,7 +81,7 @@ def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
             logged.add(report["name"])
             context.log(
                 f"generate: {report['name']} is best at step {report['best']['step']} of {report['step']}, "
-                f"validation NDCG@10 {report['best'][NDCG]:.4f}, {report['seconds']:.0f} s"
+                f"validation NDCG@10 {decimal(report['best'][NDCG])}, {report['seconds']:.0f} s"
             )
 
     def progress(report: dict[str, Any]) -> None:

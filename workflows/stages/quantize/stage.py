@@ -21,6 +21,7 @@ from storage.run import RunDir
 from workflows.distributed.pools import Workers
 from workflows.engine.frozen import check_frozen
 from workflows.engine.stage import Context, Result, Stage
+from workflows.engine.text import decimal, percent
 from workflows.stages.quantize import scores
 from workflows.stages.quantize.settings import Config
 
@@ -69,9 +70,9 @@ class QuantizeStage(Stage[Config]):
         run.write_json({**cards, "history": history}, "metrics", "quantize.json")
         metrics = cards["scorecard"]
         context.log(
-            f"quantize: codebooks used {', '.join(f'{share:.0%}' for share in metrics['usage'])}; "
-            f"{metrics['collision_share']:.1%} of the items share their codes before deduplication; "
-            f"reconstruction cosine {metrics['reconstruction_cosine'][-1]:.3f}"
+            f"quantize: codebooks used {', '.join(map(percent, metrics['usage']))}; "
+            f"{percent(metrics['collision_share'])} of the items share their codes before deduplication; "
+            f"reconstruction cosine {decimal(metrics['reconstruction_cosine'][-1], 3)}"
         )
         return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
 
