@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.recommenders.settings import check_backbone
+from models.recommenders.settings import check_backbone, check_codewords
 from storage import files
 from storage.errors import UserError
 from workflows.distributed.pools import Workers
@@ -24,10 +24,12 @@ class GenerateStage(Stage[Config]):
     version = 2
     reads = ("ingest", "interpret", "project", "quantize")
 
-    def check(self, config: Config, root: str) -> None:
-        """Finds a backbone that is not there."""
+    def check(self, config: Config, root: str, *, items: int) -> None:
+        """Finds a backbone that is not there, and a catalogue with fewer items than codewords."""
         if config.language_model is not None:
             check_backbone(config.language_model)
+        if config.product_codes is not None:
+            check_codewords(config.product_codes, items)
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fits, which run one after the other."""

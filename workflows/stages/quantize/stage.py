@@ -44,7 +44,7 @@ class QuantizeStage(Stage[Config]):
     version = 2
     reads = ("project",)
 
-    def check(self, config: Config, root: str) -> None:
+    def check(self, config: Config, root: str, *, items: int) -> None:
         """Finds a run to take over that is none, or is this one."""
         if config.frozen is not None:
             check_frozen(config.frozen, root, "quantize")
@@ -61,6 +61,11 @@ class QuantizeStage(Stage[Config]):
         run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
+        if not config.frozen and (large := max(config.codebook_sizes)) > rows:
+            context.log(
+                f"quantize: {rows} items leave most of {large} codewords unused, and hardly any two of them share one: "
+                f"lower stages.quantize.codebook_sizes, to about {suited(rows)} each"
+            )
         history = take_over(config.frozen, run) if config.frozen else fit(config, context)
         quantizer, coded, sids = write_sids(config, run)
         cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
@@ -75,6 +80,15 @@ class QuantizeStage(Stage[Config]):
             f"reconstruction cosine {decimal(metrics['reconstruction_cosine'][-1], 3)}"
         )
         return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
+
+
+def suited(rows: int) -> int:
+    """Returns the power of two with about four items to a codeword, at least four.
+
+    >>> suited(81), suited(5)
+    (16, 4)
+    """
+    return max(4, 1 << (rows // 4 | 1).bit_length() - 1)
 
 
 def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarray]:
