@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -222,6 +223,8 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(f"{error.format_message().rstrip('.')}: see `tesserec --help`.")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"The disk of {error.filename or 'a path of the command'} is full: make room there and run it again.")
         _fail(f"{error.strerror or error}: {error.filename or 'see the paths of the command'}.")
     except (KeyboardInterrupt, SystemExit, typer.Abort):  # Ray's own handlers exit
         command = "the same command" + (" without --from" if any(a.startswith("--from") for a in sys.argv) else "")

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from models.common.settings import Settings
+from storage import files
 from storage.errors import UserError
 
 FOLDER = Path(__file__).parent / "tasks"  # a file's name begins with its task's place in the order
@@ -100,7 +101,7 @@ def load_tasks(names: Sequence[str] = ()) -> tuple[Task, ...]:
     tasks = []
     for name in names or registry:
         if name.endswith((".yaml", ".yml")):
-            tasks.append(_read(Path(name)))
+            tasks.append(_read(Path(files.absolute(name))))
         elif name in registry:
             tasks.append(registry[name])
         else:

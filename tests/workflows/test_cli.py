@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -259,3 +260,27 @@ def test_a_sample_is_summed_up_in_one_line(place, tesserec):
     assert out.startswith("new: 55 items and ")
     assert out.count("\n") == 1
     assert yaml.safe_load(Path("new/catalog.json").read_text())["name"] == "sample"
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(place, tesserec, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    away = place / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+    assert tesserec("run", "~/w.yaml", "--set", "catalog=~/good", "--run-dir=~/run")[0] == 0
+    assert "complete" in tesserec("show", "~/run")[1]
+    assert tesserec("check", "~/w.yaml", "--set", "catalog=~/good", "--run-dir=~/run")[0] == 0
+    assert tesserec("sample", "~/shop", "--items", "40", "--users", "20")[0] == 0
+    assert "There is no run at ~/none" in tesserec("sid", "~/none", "--items", "~/x.csv")[2].replace(str(place), "~")
+    assert {path.name for path in place.iterdir()} == {"good", "w.yaml", "run", "shop", "away"}
+    assert not [*away.iterdir()]
+
+
+def test_a_full_disk_is_named(place, tesserec, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/runs/w/items/part-0.parquet")
+
+    monkeypatch.setattr("workflows.engine.runner.execute", full)
+    status, _, err = tesserec("run", "w.yaml")
+    said = "The disk of /runs/w/items/part-0.parquet is full: make room there and run it again."
+    assert (status, err) == (2, f"tesserec: {said}\n")

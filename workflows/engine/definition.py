@@ -152,7 +152,7 @@ def _model() -> type[Definition]:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(files.absolute(path)).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"There is no workflow definition at {path}.") from error
     except (OSError, UnicodeDecodeError) as error:
