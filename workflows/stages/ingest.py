@@ -33,7 +33,7 @@ REMEDIES = {
     "no_label": "write a label for every event or leave the column out",
     "duplicate_event": "write every event once, with the time at which it happened",
 }
-VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
+VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv|3gp|flv|m?ts|wmv|ogv)([?#].*)?$"  # a hint; bytes decide
 
 
 class Config(StageConfig):
@@ -54,7 +54,7 @@ class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 2
+    version = 3
     seeded = False
 
     def run(self, config: Config, context: Context) -> Result:
@@ -219,7 +219,7 @@ def _media(dtype: pl.DataType) -> pl.Expr:
         uri = uri.struct.field("uri")
     uri = uri.cast(pl.String).str.strip_chars()
     guess = pl.when(uri.str.contains(VIDEO_SUFFIX)).then(pl.lit("video")).otherwise(pl.lit("image"))
-    known = pl.when(kind.is_in(["image", "video"])).then(kind)
+    known = kind.cast(pl.String).str.to_lowercase().str.extract(r"^\s*(image|video)\b")  # "VIDEO", "video/mp4"
     return column.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)).filter(uri != ""))
 
 
