@@ -96,14 +96,15 @@ def _damaged(uri: str) -> UserError:
     return UserError(f"{uri} cannot be read as Parquet: write it again, or give it the suffix of what it is.")
 
 
-def check(catalog: str, *, needs_interactions: bool) -> None:
-    """Refuses a catalogue that cannot be worked on.
+def check(catalog: str, *, needs_interactions: bool) -> int:
+    """Refuses a catalogue that cannot be worked on, and returns the rows of its items table.
 
     Raises:
         UserError: a table or a required column is missing, or there are no items.
     """
     if not files.exists(catalog):
         raise UserError(f"There is no catalogue at {catalog}: write its items table there.")
+    items = 0
     for table in ("items", "interactions"):
         uri = find(catalog, table)
         if uri is None:
@@ -119,8 +120,9 @@ def check(catalog: str, *, needs_interactions: bool) -> None:
                 near = part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
                 hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
                 raise UserError(f"{uri} has no column {column!r}: {hint}.")
-        if table == "items" and rows(uri) == 0:
+        if table == "items" and not (items := rows(uri)):
             raise UserError(f"{uri} has no rows: a catalogue needs at least one item.")
+    return items
 
 
 def rows(uri: str) -> int:

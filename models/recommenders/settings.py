@@ -11,6 +11,7 @@ from models.generation.backbones import Backbone, Tiny, load_tokenizer
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.recommenders.next_item import EncoderConfig
 from models.recommenders.product_codes import ProductCodesConfig
+from storage.errors import UserError
 
 
 class SasRecSettings(Settings):
@@ -113,3 +114,18 @@ def check_backbone(settings: LanguageModelSettings) -> None:
     """
     if not isinstance(settings.backbone, Tiny):
         load_tokenizer(settings.backbone)
+
+
+def check_codewords(settings: ProductCodesSettings, items: int) -> None:
+    """Checks that a catalogue is large enough for the codewords.
+
+    Raises:
+        UserError: it has one item, or fewer than codewords.
+    """
+    if items < 2:
+        raise UserError("There is one item alone and nothing to choose from: leave generate out of the stages.")
+    if items < settings.codewords:
+        raise UserError(
+            f"{items} items are too few for {settings.codewords} codewords: lower stages.generate.product_codes."
+            f"codewords to {1 << (items.bit_length() - 1)} or less."
+        )

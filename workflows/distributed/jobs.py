@@ -23,8 +23,8 @@ AGENT_SECONDS = 60.0
 def submit_run(definition: str, root: str, address: str, *, wait: bool) -> int:
     """Submits a run, prints the job's id on stdout and, with `wait`, follows its log on stderr.
 
-    The repository is sent as the job's working directory and the definition inside the entry point, so the cluster
-    needs only the dependencies (see cluster/Dockerfile).
+    The repository's code is sent as the job's working directory and the definition inside the entry point, so the
+    cluster needs only the dependencies (see cluster/Dockerfile).
 
     Args:
         definition: the resolved definition as YAML; its catalogue must be reachable from every node.

@@ -31,7 +31,7 @@ def preflight(
             raise UserError(f"{option} {named}: the stages of this workflow are {', '.join(definition.configs)}.")
     if start and until and ORDER.index(start) > ORDER.index(until):
         raise UserError(f"--from {start} comes after --until {until}: swap them.")
-    _check_log(definition)
+    items = _check_tables(definition)
     manifest = read_manifest(root) or Manifest(name=definition.name)
     if manifest.name != definition.name:
         raise UserError(
@@ -43,20 +43,25 @@ def preflight(
         cluster.check_reachable(address)
     else:  # on a cluster, models and keys are on its nodes
         for name, config in definition.configs.items():
-            stage(name).check(config, root)
+            stage(name).check(config, root, items=items)
     _check_pools(definition, cluster.nodes(address))
     return manifest
 
 
-def _check_log(definition: Definition) -> None:
-    """Checks that the catalogue has the tables that the stages read and timestamps that suit the split."""
+def _check_tables(definition: Definition) -> int:
+    """Checks that the catalogue has the tables that the stages read and timestamps that suit the split.
+
+    Returns:
+        The number of rows of the items table.
+    """
     splits = any(config.reads_split() for config in definition.configs.values())
-    tables.check(definition.catalog, needs_interactions=splits)
+    items = tables.check(definition.catalog, needs_interactions=splits)
     if splits and definition.split.kind == "time" and tables.timestamps(definition.catalog) == "order":
         raise UserError(
             "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} at "
             "the top of the definition."
         )
+    return items
 
 
 def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:

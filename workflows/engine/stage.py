@@ -82,8 +82,13 @@ class Stage(ABC, Generic[Config]):
     operators: ClassVar[tuple[type[Operator], ...]] = ()
     seeded: ClassVar[bool] = True
 
-    def check(self, config: Config, root: str) -> None:
+    def check(self, config: Config, root: str, *, items: int) -> None:
         """Checks, before any stage runs, that the stage can work on this machine for the run at `root`.
+
+        Args:
+            config: settings of the stage.
+            root: URI of the run directory.
+            items: rows of the catalogue's items table.
 
         Raises:
             UserError: it cannot; the sentence names what to change.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from workflows.engine.text import count, decimal, estimate, interval, is_number, percent, signed
 from workflows.report.contents import Figure, Table, intervals, trend
-from workflows.report.text import count, decimal, estimate, interval, is_number, percent, signed
 
 NAMES = {
     "product_codes": "product codes",

@@ -44,3 +44,12 @@ def test_only_stages_that_read_the_split_need_a_log(place: Path) -> None:
     for stages in ({**STAGES, "features": {}}, COLLABORATIVE):
         with pytest.raises(UserError, match="has no interactions table"):
             check(place, stages, {"kind": "leave_last"})
+
+
+def test_more_codewords_than_items_are_told_before_anything_runs(place: Path) -> None:
+    (place / "catalog" / "items.csv").write_text("item_id\n" + "".join(f"i{n}\n" for n in range(24)))
+    stages = {**STAGES, "generate": {"language_model": None}}
+    with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords to 16 or less"):
+        check(place, stages, {"kind": "leave_last"})
+    stages["generate"] = {"product_codes": {"codewords": 16}}
+    check(place, stages, {"kind": "leave_last"})

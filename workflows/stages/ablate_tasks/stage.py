@@ -24,7 +24,7 @@ class AblateTasksStage(Stage[Config]):
     uses = ("generate",)  # its models are fitted as the language model of generate
     reads = ("ingest", "interpret", "project", "quantize")
 
-    def check(self, config: Config, root: str) -> None:
+    def check(self, config: Config, root: str, *, items: int) -> None:
         """Finds a backbone that is not there."""
         check_backbone(config.language_model)
 

@@ -19,6 +19,7 @@ from operators.log.encoding import Log, read_log
 from operators.log.events import DAY_US
 from storage.manifest import first_unfinished
 from workflows.engine.stage import Context, Result, Stage, StageConfig
+from workflows.engine.text import decimal
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ class EvaluateStage(Stage[Config]):
             metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
         context.run.write_json(metrics, "metrics", "evaluate.json")
         for key in ("auc", "ndcg@10"):
-            if scores := [f"{name} {values[key]:.4f}" for name, values in metrics.items() if key in values]:
+            if scores := [f"{name} {decimal(values[key])}" for name, values in metrics.items() if key in values]:
                 context.log(f"{key.upper()}: {', '.join(scores)}")
         return Result(rows_in=rows, rows_out=rows, metrics=metrics)
 

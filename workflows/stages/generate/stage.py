@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.recommenders.settings import check_backbone
+from models.recommenders.settings import check_backbone, check_codewords
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.engine.text import decimal
 from workflows.stages.generate.settings import GENERATORS, Config
 
 
@@ -21,10 +22,12 @@ class GenerateStage(Stage[Config]):
     version = 2
     reads = ("ingest", "interpret", "project", "quantize")
 
-    def check(self, config: Config, root: str) -> None:
-        """Finds a backbone that is not there."""
+    def check(self, config: Config, root: str, *, items: int) -> None:
+        """Finds a backbone that is not there, and a catalogue with fewer items than codewords."""
         if config.language_model is not None:
             check_backbone(config.language_model)
+        if config.product_codes is not None:
+            check_codewords(config.product_codes, items)
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fits, which run one after the other."""
@@ -75,7 +78,7 @@ def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
             logged.add(report["name"])
             context.log(
                 f"generate: {report['name']} is best at step {report['best']['step']} of {report['step']}, "
-                f"validation NDCG@10 {report['best'][NDCG]:.4f}, {report['seconds']:.0f} s"
+                f"validation NDCG@10 {decimal(report['best'][NDCG])}, {report['seconds']:.0f} s"
             )
 
     def progress(report: dict[str, Any]) -> None:

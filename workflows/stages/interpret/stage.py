@@ -133,7 +133,7 @@ class InterpretStage(Stage[Config]):
     seeded = False
     reads = ("ingest",)
 
-    def check(self, config: Config, root: str) -> None:
+    def check(self, config: Config, root: str, *, items: int) -> None:
         """Finds what is wrong with models and cache on this machine before anything runs.
 
         Raises:
