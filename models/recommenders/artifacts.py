@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from models.common.devices import own_device
 from models.common.recommender import Recommender
+from models.recommenders.item_knn import ItemKnn
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
@@ -30,12 +31,14 @@ def load(uri: str) -> Recommender:
         raise UserError(f"There is no recommender at {uri}: run the stage generate first.") from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"The recommender at {uri} is damaged: run the stage generate again.") from error
-    if kind not in (*NEXT_ITEM_MODELS, LanguageModelRecommender.kind):
+    if kind not in (*NEXT_ITEM_MODELS, ItemKnn.kind, LanguageModelRecommender.kind):
         raise UserError(f"{uri} holds a {kind}, which is no recommender of this version: run the stage generate again.")
     config, tensors = load_model(uri, kind)
     try:
         if kind == LanguageModelRecommender.kind:
             return LanguageModelRecommender.from_artifact(uri, config, tensors, own_device())
+        if kind == ItemKnn.kind:
+            return ItemKnn.from_artifact(config, tensors)
         model: NextItemModel = NEXT_ITEM_MODELS[kind].from_artifact(config, tensors)
     except (ValueError, RuntimeError, LookupError, TypeError) as error:
         raise UserError(

@@ -11,6 +11,7 @@ NAMES = {
     "product_codes": "product codes",
     "language_model": "language model",
     "sasrec": "SASRec",
+    "item_knn": "item-kNN",
     "content": "content",
     "popularity": "popularity",
     # what runs of earlier versions call three of them
@@ -73,7 +74,7 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
     """Returns what the intervals allow to say of the generator beside each baseline, and what the queries are about."""
     lines = [
         _beside(NAMES[key], metrics[f"generator_over_{key}"])
-        for key in ("sasrec", "content", "itemknn", "popularity")
+        for key in ("sasrec", "item_knn", "content", "itemknn", "popularity")
         if f"generator_over_{key}" in metrics
     ]
     generator = metrics.get("generator") or {}

@@ -19,7 +19,7 @@ from workflows.engine.stage import Context
 from workflows.stages.generate.build import load_recommenders
 from workflows.stages.generate.data import read_data
 
-BASELINES = ("sasrec", "content", "popularity")
+BASELINES = ("sasrec", "item_knn", "content", "popularity")
 WITH_INTERVAL = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
 
 
@@ -52,7 +52,7 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
     positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
     vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
     recommenders: dict[str, Recommender] = {
-        **load_recommenders(run, generated["history"]),
+        **load_recommenders(run, generated["valid"]),
         "content": fit_content(vectors, valid.histories, valid.target, banned=banned(valid)),
         "popularity": MostPopular(torch.from_numpy(positives)),
     }

@@ -46,8 +46,9 @@ def run(tmp_path: Path, monkeypatch) -> RunDir:
     fitted = {"product_codes": Fixed(0), "sasrec": Fixed(1)}
     monkeypatch.setattr(recommenders, "load_recommenders", lambda of, names: {name: fitted[name] for name in names})
     asked = {"history": 5, "repeats": False}
-    history: dict[str, list] = {name: [] for name in fitted}
-    run.write_json({"chosen": "product_codes", "queries": asked, "history": history}, "metrics", "generate.json")
+    valid: dict[str, dict] = {name: {} for name in fitted}
+    written = {"chosen": "product_codes", "queries": asked, "valid": valid, "history": {}}
+    run.write_json(written, "metrics", "generate.json")
     return run
 
 
