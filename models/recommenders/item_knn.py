@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from models.recommenders.next_item import BLOCK_VALUES
 from models.recommenders.settings import ItemKnnSettings
 from storage.artifacts import save_model
 
+DECAY = 0.7  # with which neighbours and shrinkage are chosen, before it is chosen itself
 COUNTED = 1 << 24  # pairs of items that are counted at once, unless one item has more
 
 
@@ -85,7 +85,7 @@ def fit_item_knn(
         settings: with what is tried.
         sequences: item rows of each user's training history.
         items: of the catalogue, N.
-        valid: queries that choose the neighbours, the shrinkage and the decay.
+        valid: queries that choose the neighbours and the shrinkage, then the decay.
         filter_seen: whether lists leave out what a user has met.
     """
     banned = valid.seen if filter_seen else None
@@ -94,17 +94,15 @@ def fit_item_knn(
         rank = ranks(recommended(model, valid.histories, k=CUT, banned=banned), valid.target.numpy())
         return float(ndcg(rank, CUT).sum())
 
-    found: list[ItemKnn] = []
+    counted, most = last(sequences, settings.counted), max(settings.neighbours)
+    tried: list[ItemKnn] = []
     for shrinkage in settings.shrinkages:
-        neighbours, similarity = nearest(
-            last(sequences, settings.counted), items, width=max(settings.neighbours), shrinkage=shrinkage
-        )
-        tried = [
-            ItemKnn(neighbours[:, :width], similarity[:, :width], decay, shrinkage)
-            for width, decay in product(settings.neighbours, DECAYS)
+        neighbours, similarity = nearest(counted, items, width=most, shrinkage=shrinkage)
+        tried += [
+            ItemKnn(neighbours[:, :width], similarity[:, :width], DECAY, shrinkage) for width in settings.neighbours
         ]
-        found.append(max(tried, key=score))
-    return max(found, key=score)
+    chosen = max(tried, key=score)
+    return max((replace(chosen, decay=decay) for decay in DECAYS), key=score)
 
 
 def nearest(sequences: Jagged, items: int, *, width: int, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:

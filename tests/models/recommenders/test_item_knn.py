@@ -55,7 +55,8 @@ def test_blocks_of_items_and_of_users_change_nothing(monkeypatch):
     lists = ItemKnn(*whole, 0.5, 1).recommend(as_lists(rows), k=5)
     monkeypatch.setattr(item_knn, "COUNTED", 40)
     monkeypatch.setattr(item_knn, "BLOCK", 3)
-    assert all(torch.equal(*pair) for pair in zip(whole, nearest(as_lists(rows), 50, width=7, shrinkage=1)))
+    parts = nearest(as_lists(rows), 50, width=7, shrinkage=1)
+    assert all(torch.equal(*pair) for pair in zip(whole, parts, strict=True))
     again = ItemKnn(*whole, 0.5, 1).recommend(as_lists(rows), k=5)
     assert torch.equal(lists.items, again.items)
 
@@ -68,7 +69,7 @@ def test_an_item_outside_of_the_allowed_ones_is_not_recommended():
 
 @pytest.mark.parametrize(("place", "decays"), [(-1, {0.0, 0.3}), (0, {0.7, 0.85, 1.0})])
 def test_validation_chooses_what_tells_the_next_item_and_the_artifact_keeps_it(place, decays, tmp_path):
-    """What comes next was always chosen with the last item of a history, or with its first one, which is often in it."""
+    """What comes next was always chosen with the last item of a history, or with its first, which is often in it."""
     random = np.random.default_rng(0)
     sequences = [[item, 30 + item] for item in range(30) for _ in range(3)]
     histories = [
