@@ -17,7 +17,7 @@ FORMATS = ("parquet", "csv", "jsonl")
 REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
 KNOWN = {
     "items": ("item_id", "title", "description", "media", "attributes"),
-    "interactions": ("user_id", "item_id", "timestamp", "label"),
+    "interactions": ("user_id", "item_id", "timestamp", "label", "propensity"),  # of what was shown; no feature
 }
 
 

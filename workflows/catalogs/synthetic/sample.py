@@ -1,7 +1,8 @@
 """Writes the embedded catalogue: generated, deterministic, with known ground truth and some invalid rows on purpose.
 
-Beside the canonical files it writes the truth, which only evaluation may read: `truth.parquet` (P(click) per
-impression), `truth_items.parquet` (looks, quality, first_seen) and `truth_users.parquet` (tastes).
+Beside the canonical files it writes the truth, which only evaluation may read: `truth.parquet` (P(click), visit and
+position of every impression), `truth_visits.parquet` (user, start and need), `truth_items.parquet` (looks, quality,
+appeal, first_seen) and `truth_users.parquet` (tastes).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any, cast, get_args
 import numpy as np
 import pyarrow as pa
 
+from operators.columns import positions
 from storage import files
 from storage.errors import UserError
 from workflows.catalogs import canonical
-from workflows.catalogs.synthetic import behaviour, wording
+from workflows.catalogs.synthetic import behaviour, visits, wording
 from workflows.catalogs.synthetic.drawing import Look, Style, draw_clip, draw_photo
 
 BROKEN = 3  # rows of each kind
@@ -54,17 +56,17 @@ def write_sample(
     canonical.require_empty(directory)
 
     ids, truth_items, truth_users = _draw_world(items, users, seed)
-    impressions = behaviour.draw_impressions(truth_users, truth_items, _stream(seed, "impressions"))
-    probability = behaviour.click_probability(impressions, truth_users, truth_items)
-    clicks = behaviour.draw_clicks(probability, _stream(seed, "clicks"))
-    truth = impressions.drop_columns(["position"]).append_column("probability", pa.array(probability))
-    log = impressions.select(["user_id", "item_id", "timestamp"]).append_column("label", pa.array(clicks))
-    log = log.append_column("position", impressions["position"])
+    truth, truth_visits, propensity = _draw_log(truth_users, truth_items, seed)
+    clicks = behaviour.draw_clicks(truth["probability"].to_numpy(), _stream(seed, "clicks"))
+    log = truth.select(["user_id", "item_id", "timestamp"]).append_column("label", pa.array(clicks))
+    log = log.append_column("position", truth["position"]).append_column("propensity", propensity)
+    inequality = gini(np.bincount(positions(truth["item_id"], truth_items["item_id"]), minlength=items))
 
     rows = _describe(truth_items, seed)
     _write_media(directory, rows, truth_items, seed, cast("Style", style))
-    for name, table in (("truth", truth), ("truth_items", truth_items), ("truth_users", truth_users)):
-        files.write_part(files.join(directory, f"{name}.parquet"), table)
+    tables = {"": truth, "_visits": truth_visits, "_items": truth_items, "_users": truth_users}
+    for name, table in tables.items():
+        files.write_part(files.join(directory, f"truth{name}.parquet"), table)
     summary = canonical.write_catalog(
         directory,
         name="sample",
@@ -72,7 +74,10 @@ def write_sample(
         items=pa.Table.from_pylist(rows + _break_items(directory, rows, ids[items:]), schema=canonical.ITEMS),
         interactions=_break_log(log, ids[items + 3 * BROKEN :], _stream(seed, "broken")),
         timestamps="real",
-        notes=["generated: timestamps are simulated, and truth*.parquet holds what only evaluation may read"],
+        notes=[
+            "generated: timestamps are simulated, and truth*.parquet holds what only evaluation may read",
+            f"the Gini coefficient of how often items were shown is {inequality:.2f}",
+        ],
     )
     broken = {kind: {"rows": BROKEN, "ends": ends} for kind, ends in OUTCOMES.items()}
     return {**summary, "good_items": items, "users": users, "impressions": truth.num_rows, "broken": broken}
@@ -97,6 +102,42 @@ def _draw_world(items: int, users: int, seed: int) -> tuple[list[str], pa.Table,
     descriptive = _stream(seed, "descriptive").permutation(np.arange(items) % 2 == 0)
     truth_items = truth_items.append_column("descriptive", pa.array(descriptive))
     return ids, truth_items, behaviour.draw_users(user_ids, _stream(seed, "users"))
+
+
+def _draw_log(users: pa.Table, items: pa.Table, seed: int) -> tuple[pa.Table, pa.Table, pa.Array]:
+    """Returns what was shown with its truth, the visits, and the propensity beside what was shown."""
+    known = behaviour.world(users, items)
+    planned = visits.draw_visits(known, _stream(seed, "visits"))
+    need = behaviour.need_rows(planned["need"].to_pylist())
+    shown = visits.draw_impressions(known, planned, need, _stream(seed, "impressions"))
+    shown = shown.sort_by([("timestamp", "ascending"), ("user", "ascending")]).combine_chunks()
+    user, item, visit = (shown[name].to_numpy() for name in ("user", "item", "visit"))
+    time, position = shown["timestamp"].cast(pa.int64()).to_numpy(), shown["position"].to_numpy()
+    chance = behaviour.click_chance(known, user, item, time, position, need[visit])
+    truth = pa.table(
+        {
+            "user_id": users["user_id"].take(shown["user"]),
+            "item_id": items["item_id"].take(shown["item"]),
+            "timestamp": shown["timestamp"],
+            "probability": np.round(chance, 6),
+            "visit": pa.array(visit, pa.int32()),
+            "position": shown["position"],
+        }
+    )
+    planned = planned.set_column(0, "user_id", users["user_id"].take(planned["user"]))
+    return truth, planned, shown["propensity"]
+
+
+def gini(counts: np.ndarray) -> float:
+    """Returns the Gini coefficient of counts, [N]: 0 where all are equal, near 1 where one has all.
+
+    >>> gini(np.array([1, 1, 1, 1]))
+    0.0
+    >>> gini(np.array([0, 0, 0, 8]))
+    0.75
+    """
+    ordered, count = np.sort(counts), len(counts)
+    return float(2 * (np.arange(1, count + 1) @ ordered) / (count * ordered.sum()) - (count + 1) / count)
 
 
 def _describe(truth_items: pa.Table, seed: int) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]
     from models.ranking.popularity import fit_popularity
     from models.ranking.ranker import load_ranker
     from operators.features.ranker_inputs import Examples, ItemFeatures, predict
-    from workflows.catalogs.synthetic.behaviour import true_probability  # imports what draws pictures
+    from workflows.catalogs.synthetic.truth import true_probability  # imports what draws pictures
 
     run = context.run
     spec = run.read_json("features", "spec.json")
