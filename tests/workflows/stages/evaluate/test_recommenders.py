@@ -163,6 +163,19 @@ def test_the_generator_is_set_against_baselines_by_paired_ratios():
     assert found["sasrec"]["recall@10_interval"] == [1.0, 1.0]
 
 
+def test_the_truth_tells_how_much_of_the_gap_to_it_is_closed():
+    """Nobody gets their item from popularity, every second user from SASRec, and three of four from the truth."""
+    items = np.stack([np.random.default_rng(seed).permutation(50)[:20] for seed in range(400)])
+    half, most = items.copy(), items.copy()
+    half[::2], most[::4] = -1, -1
+    lists = {"sasrec": half, "popularity": np.full_like(items, -1), "truth": most}
+    found = judge(as_recommended(lists), asked(400, items), np.ones(50), np.zeros(50, bool), chosen="sasrec", seed=0)
+    assert found["gap_closed"]["sasrec"] == pytest.approx(2 / 3)
+    low, high = found["gap_closed"]["sasrec_interval"]
+    assert 0.5 < low < 2 / 3 < high < 0.8
+    assert set(found["gap_closed"]) == {"sasrec", "sasrec_interval"}
+
+
 def test_intervals_shrink_with_users():
     random = np.random.default_rng(0)
     widths = []
