@@ -94,12 +94,8 @@ def draw_items(item_ids: list[str], rng: np.random.Generator) -> pa.Table:
     return pa.table(columns)
 
 
-def draw_users(user_ids: list[str], rng: np.random.Generator) -> pa.Table:
-    """Draws the truth about users: `user_id` and, for every attribute value, three columns.
-
-    `attribute=value` is the taste on the first day, LATER + that the one on the last day, and MODEL + that what an old
-    model takes it for.
-    """
+def draw_archetypes(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draws what archetypes like, float64 [ARCHETYPES, L], and returns it with the strength of every taste, [L]."""
     archetypes = np.zeros((ARCHETYPES, len(TASTE_COLUMNS)))
     strengths, offset = np.empty(len(TASTE_COLUMNS)), 0
     for attribute, values in ATTRIBUTES.items():
@@ -110,10 +106,22 @@ def draw_users(user_ids: list[str], rng: np.random.Generator) -> pa.Table:
         strengths[offset : offset + len(values)] = strength
         offset += len(values)
     archetypes -= 0.2 * archetypes.mean(axis=0)  # otherwise popularity alone would predict taste
+    return archetypes, strengths
+
+
+def draw_users(user_ids: list[str], rng: np.random.Generator) -> pa.Table:
+    """Draws the truth about users: `user_id` and, for every attribute value, three columns.
+
+    `attribute=value` is the taste on the first day, LATER + that the one on the last day, and MODEL + that what an old
+    model takes it for.
+    """
+    archetypes, strengths = draw_archetypes(rng)
     count = len(user_ids)
-    first, second = archetypes[rng.integers(0, ARCHETYPES, (2, count))]
-    own, error = rng.normal(size=(2, *first.shape))
-    begin, end = (strengths * ((1 - share) * first + share * second + OWN_TASTE * own) for share in SECOND)
+    first, second = rng.integers(0, ARCHETYPES, (2, count))
+    own, error = rng.normal(size=(2, count, len(strengths)))
+    begin, end = (
+        strengths * ((1 - share) * archetypes[first] + share * archetypes[second] + OWN_TASTE * own) for share in SECOND
+    )
     model = begin + strengths * MODEL_ERROR * error
     columns = {
         f"{kind}{name}": pa.array(np.round(values, 3))
