@@ -19,7 +19,7 @@ FORMATS = ("parquet", "csv", "jsonl")
 REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
 KNOWN = {
     "items": ("item_id", "title", "description", "media", "attributes"),
-    "interactions": ("user_id", "item_id", "timestamp", "label"),
+    "interactions": ("user_id", "item_id", "timestamp", "label", "propensity"),  # of what was shown; no feature
 }
 UNNAMED = r"|Unnamed: \d+(\.\d+)?|_c\d+|\.\.\.\d+|__index_level_\d+__"  # by a CSV, pandas, Spark, readr, Arrow
 

@@ -45,6 +45,7 @@ WRITTEN_BY = {  # the first that a path contains counts
     "models/projector": "project",
     "models/quantizer": "quantize",
     "models/ranker": "rank",
+    "models/retriever": "rank",
     "models/generator": "generate",
     "catalog": "ingest",
     "features": "features",

@@ -21,6 +21,20 @@ class SasRecSettings(Settings):
     fit: FitConfig = FitConfig()
 
 
+class ItemKnnSettings(Settings):
+    """The baseline by co-occurrence. Of what is tried, validation chooses.
+
+    Attributes:
+        neighbours: of an item that are kept, the numbers to try.
+        shrinkages: added to the denominator of the cosine, the values to try.
+        counted: items of a user that count, the last ones: the work grows with the square of it.
+    """
+
+    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field((50, 200), min_length=1)
+    shrinkages: tuple[Annotated[float, Field(ge=0)], ...] = Field((0, 10, 100), min_length=1)
+    counted: int = Field(200, ge=2)
+
+
 class ProductCodesSettings(Settings):
     """The recommender by product codes.
 
