@@ -15,6 +15,7 @@ from operators.base import REJECTED, rejects_table
 from storage import files, tables
 from storage.errors import UserError
 from workflows.catalogs.canonical import ITEMS
+from workflows.catalogs.survey import Survey
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
@@ -40,14 +41,38 @@ class Config(StageConfig):
     """Settings of ingest.
 
     Attributes:
+        media: where the one medium of an item lies by its id, such as `pictures/{item_id}.jpg`; for an items table
+            without a column `media`.
+        label: column of the log that labels stand in.
+        positive_from: the least label that counts as 1, for ratings; all below count as 0.
         max_reject_share: share of rejected items past which the run fails.
         max_dropped_share: share of dropped events, duplicates included, past which the run fails.
     """
 
+    media: str | None = Field(None, pattern=r"\{item_id\}")
+    label: str = "label"
+    positive_from: float | None = None
     max_reject_share: float = Field(0.1, ge=0, le=1)
     max_dropped_share: float = Field(0.5, ge=0, le=1)
 
     resources: ClassVar[frozenset[str]] = frozenset({"max_reject_share", "max_dropped_share"})
+
+    def with_media(self, items: pl.DataFrame) -> pl.DataFrame:
+        """Adds the column `media` to a table as it was read, where the definition says where they lie."""
+        if self.media is None or "media" in items.columns:
+            return items
+        before, _, after = self.media.partition("{item_id}")
+        uri = pl.format("{}{}{}", pl.lit(before), pl.col("item_id").cast(pl.String).str.strip_chars(), pl.lit(after))
+        return items.with_columns(media=pl.concat_list(uri))
+
+    def with_labels(self, log: pl.DataFrame) -> pl.DataFrame:
+        """Makes the column `label` of a log as it was read, where the definition says how."""
+        if self.label != "label":
+            log = log.drop("label", strict=False).rename({self.label: "label"})
+        if self.positive_from is None or "label" not in log.columns:
+            return log
+        rating = pl.col("label").cast(pl.Float64, strict=False)
+        return log.with_columns(label=(rating >= self.positive_from).cast(pl.Float32))
 
 
 class IngestStage(Stage[Config]):
@@ -56,6 +81,22 @@ class IngestStage(Stage[Config]):
     config_type = Config
     version = 2
     seeded = False
+
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds labels that are none, and says what no item has.
+
+        Raises:
+            UserError: labels lie outside 0 … 1, or the column that they stand in is not there.
+        """
+        if catalog.events and config.label != "label" and config.label not in catalog.columns:
+            raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
+        low, high = catalog.labels or (0.0, 1.0)
+        if config.positive_from is None and not 0 <= low <= high <= 1:
+            raise UserError(
+                f"The labels of the log go from {low:g} to {high:g}: write stages.ingest.positive_from, the least one "
+                "that counts as liked, or labels of 1 and 0."
+            )
+        return []
 
     def run(self, config: Config, context: Context) -> Result:
         """Writes `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
@@ -66,7 +107,7 @@ class IngestStage(Stage[Config]):
         uri = tables.find(context.catalog, "items")
         assert uri is not None  # noqa: S101 - preflight has seen it
         raw = tables.scan(uri)
-        items, rejects = split_items(canonical_items(raw, uri))
+        items, rejects = split_items(canonical_items(config.with_media(raw), uri))
         if items.is_empty():
             raise UserError(f"{uri} has no usable item: every item_id is empty.")
         timestamps = tables.timestamps(context.catalog)
@@ -77,7 +118,8 @@ class IngestStage(Stage[Config]):
             )
         log_uri = tables.find(context.catalog, "interactions")
         if log_uri is not None:
-            events, dropped = clean_events(canonical_events(tables.scan(log_uri), log_uri), items["item_id"])
+            raw_log = config.with_labels(tables.scan(log_uri))
+            events, dropped = clean_events(canonical_events(raw_log, log_uri), items["item_id"])
             check_dropped(log_uri, events.height, dropped, config.max_dropped_share)
             context.run.write_table(_to_arrow_events(events), "catalog", "interactions")
             metrics["interactions"] = {

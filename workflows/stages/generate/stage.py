@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.recommenders.settings import check_backbone
+from models.recommenders.settings import check_backbone, check_texts
 from storage import files
 from storage.errors import UserError
+from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
 from workflows.stages.generate.settings import GENERATORS, Config
@@ -28,6 +29,11 @@ class GenerateStage(Stage[Config]):
         if config.language_model is not None:
             check_backbone(config.language_model)
 
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds tasks of the language model whose texts no item has; see `check_texts`."""
+        tasks = config.language_model.tasks if config.language_model else ()
+        return check_texts(tasks, catalog.lacking, "stages.generate.language_model.tasks")
+
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fits, which run one after the other."""
         return Workers(config.workers, config.cpus_per_worker, config.use_gpu)
@@ -36,7 +42,7 @@ class GenerateStage(Stage[Config]):
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.artifacts import load
         from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
-        from workflows.stages.generate.build import artifact_uri, require_learnable, write_codes
+        from workflows.stages.generate.build import artifact_uri, learnable, write_codes
         from workflows.stages.generate.data import read_data, save_items
 
         run = context.run
@@ -45,7 +51,8 @@ class GenerateStage(Stage[Config]):
         data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
         require_queries(data.valid, "validation")
         if config.language_model is not None:
-            require_learnable(config.language_model, run, data, seed=context.seed)
+            tasks = learnable(config.language_model, context, data)
+            config = config.model_copy(update={"language_model": tasks})
         forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
         save_items(run, data.item_ids)
         if config.product_codes is not None:
