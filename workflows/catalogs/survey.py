@@ -18,6 +18,7 @@ class Survey:
         items: rows of the items table.
         filled: by `title`, `description`, `media` and `attributes`, the items that have one.
         bare: items with neither a title, nor a description, nor a medium.
+        unnamed: rows without an id, or with the id of another row.
         unread: columns of the items table that no stage reads.
         events: rows of the log; None without a log.
         labels: the lowest and the highest label; None where no event has one.
@@ -28,6 +29,7 @@ class Survey:
     items: int
     filled: dict[str, int]
     bare: int
+    unnamed: int
     unread: tuple[str, ...] = ()
     events: int | None = None
     labels: tuple[float, float] | None = None
@@ -52,12 +54,13 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
     items = scan(uri)
     schema, known = items.collect_schema(), tables.KNOWN["items"][1:]
     has = filled(schema, media)
-    counted = items.select("item_id", **has).select(pl.len().alias("items"), pl.col(*has).sum())
-    items_row = counted.collect(engine="streaming").row(0, named=True)
+    ids = pl.col("item_id").cast(pl.String).str.strip_chars()
+    named = ids.filter(ids != "").n_unique()
+    counted = items.select("item_id", **has).select(pl.len().alias("items"), pl.col(*has).sum(), named=named)
+    row = counted.collect(engine="streaming").row(0, named=True)
     unread = tuple(name for name in schema if name not in tables.KNOWN["items"])
-    found = Survey(
-        catalog, int(items_row["items"]), {name: int(items_row[name]) for name in known}, int(items_row["bare"]), unread
-    )
+    by_column = {name: int(row[name]) for name in known}
+    found = Survey(catalog, row["items"], by_column, int(row["bare"]), row["items"] - row["named"], unread)
     log_uri = tables.find(catalog, "interactions")
     if log_uri is None:
         return found

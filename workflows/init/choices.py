@@ -1,4 +1,4 @@
-"""From what there is in a catalogue to a definition that fits it: every choice with its reason and its minutes."""
+"""From what there is in a catalogue to a definition that fits it: every choice with its reason and its cost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,24 @@ FEW_ITEMS, MANY_ITEMS = 1_500, 5_000
 RANKED_FROM, FITTED_FROM = 100, 500  # training examples, and positives, below which nothing is learned
 CHOSEN_FROM = 40  # items, below which a list of ten is no choice
 TEXTS_FROM = 100  # items that a language model is worth the time for
-EPOCHS = 40  # of the users, for a next-item model
+EPOCHS, LEAST_STEPS = 40, 500  # of a next-item model
+VALIDATIONS = 5  # of a fit
 LENGTH = 50  # items of a history that next-item models read
-TOKENS = 60.0  # of a document of the language model
+DOCUMENTS, TOKENS = 64, 60.0  # of a step of the language model, and tokens of a document
+LOG_STAGES = ("features", "rank", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A stage, or a part of one, with its settings (None leaves a part out), why they are so, and its seconds."""
+    """A stage, or a part of one.
+
+    Attributes:
+        name: of the stage or part.
+        settings: that differ from the defaults; None leaves a part out.
+        reason: why they are so.
+        parts: of the stage.
+        seconds: that it takes, without its parts.
+    """
 
     name: str
     settings: dict[str, Any] | None = field(default_factory=dict)
@@ -43,8 +53,9 @@ class Plan:
     """A definition to be written.
 
     Attributes:
-        split: of the log, with the reason; None where no stage reads it.
-        stages: that run, in order; `left_out`, by stage the reason.
+        stages: that run, in order.
+        split: of the log; None where no stage reads it.
+        left_out: reasons, by the stages that are left out.
     """
 
     stages: tuple[Choice, ...]
@@ -54,82 +65,81 @@ class Plan:
 
 def choose(found: Findings, node: Node) -> Plan:
     """Chooses stages and settings for a catalogue on a machine."""
-    items = found.counts.items - found.counts.bare
-    stages = [*_content(found, items, int(node.cpus) - READER_CPUS)]
-    behaviour = found.behaviour
+    items, behaviour = found.counts.items - found.counts.bare - found.counts.unnamed, found.behaviour
+    stages = list(_content(found, items, cpus=max(1, int(node.cpus) - READER_CPUS)))
+    left_out: dict[str, str] = {}
+    split = None
     if behaviour is None or not behaviour.parts:
-        reason = behaviour.reason if behaviour is not None and behaviour.reason else "there is no log"
-        left_out = dict.fromkeys(("features", "rank", "generate", "evaluate"), reason)
-        return Plan((*stages, Choice("report", seconds=5)), left_out=left_out)
-    part, left_out = behaviour.parts[0], {}
-    learned: list[Choice] = []
-    if part.examples >= RANKED_FROM:
-        learned += _rank(behaviour, part)
+        left_out[", ".join(LOG_STAGES)] = behaviour.reason if behaviour is not None else "there is no log"
     else:
-        left_out["features, rank"] = _why_no_rank(part)
-    left = BUDGET - sum(stage.cost for stage in (*stages, *learned))
-    if part.asked and part.positives >= FITTED_FROM and items >= CHOSEN_FROM:
-        learned.append(_generate(found, items, part, max(left, 300.0), gpus=node.gpus > 0))
-    else:
-        left_out["generate"] = (
-            f"{items} items are no choice for lists of ten"
-            if items < CHOSEN_FROM
-            else f"{part.positives} positives to train on are too few, {FITTED_FROM} or more are worth it"
-            if part.asked
-            else "no user has two positives to train on and later ones to ask for"
-        )
-    if not learned:
-        left_out["evaluate"] = "nothing is fitted on the log"
-        return Plan((*stages, Choice("report", seconds=5)), left_out=left_out)
-    learned.append(_evaluate(part, learned))
-    return Plan((*stages, *learned, Choice("report", seconds=5)), _split(behaviour, part), left_out)
+        part, before = behaviour.parts[0], len(stages)
+        if part.examples >= RANKED_FROM:
+            stages += _rank(behaviour, part)
+        else:
+            left_out["features, rank"] = _no_rank(part)
+        if why := _no_generate(part, items):
+            left_out["generate"] = why
+        else:
+            left = max(BUDGET - sum(stage.cost for stage in stages), 300.0)
+            stages.append(_generate(found, items, part, left, gpus=node.gpus > 0))
+        if len(stages) == before:
+            left_out["evaluate"] = "nothing is fitted on the log"
+        else:
+            stages.append(_evaluate(part, stages[-1]))
+            split = _split(behaviour, part)
+    return Plan((*stages, Choice("report", seconds=5)), split, left_out)
 
 
-def _content(found: Findings, items: int, cpus: int) -> Iterator[Choice]:
+def _content(found: Findings, items: int, *, cpus: int) -> Iterator[Choice]:
     """Chooses the stages that need no log."""
-    counts, media = found.counts, found.media
     reasons = {
         "media": "pictures are named by the ids of their items",
         "label": "the column that says what users liked",
-        "positive_from": "ratings of this or more count as liked, those below as not",
+        "positive_from": "ratings from this on count as liked, those below as not",
+        "max_reject_share": "many items have no id of their own",
     }
-    drops = {}
-    if found.behaviour is not None and found.behaviour.dropped > 0.4:
-        drops, reasons["max_dropped_share"] = {"max_dropped_share": 0.8}, "much of the log cannot be used: see above"
-    settings = {**found.ingest, **drops}
-    yield Choice("ingest", settings, "; ".join(reasons[name] for name in settings), seconds=1 + counts.items / 1e5)
-    interpret: dict[str, Any] = {}
-    why = []
-    if counts.bare > 0.05 * counts.items:
-        interpret["max_reject_share"], _ = 1.0, why.append("many items have nothing to interpret")
-    share = counts.filled["media"] / max(counts.items, 1)
-    pictures = clips = 0
-    if media is None:
-        why.append("no media: texts alone are embedded")
-    else:
-        videos = media.kinds.get("video", 0) / max(sum(media.kinds.values()), 1)
-        clips = round(videos * share * items)
-        pictures = round(share * items) - clips
-        if media.http:
-            interpret["fetch"], _ = {"http": True}, why.append("media behind http are fetched, from public addresses")
-        if (media.tried and media.opened < 0.7 * media.tried) or media.http:
-            interpret["max_degraded_share"] = 1.0
-            why.append("many media may not open")
-        if found.characters >= RICH:
-            interpret["caption"] = {"gate": {"thin_below": RICH}}
-            why.append(f"captions only where title and description are short, half have {found.characters} characters")
-    if items > 2_000:
-        interpret["commit_rows"], _ = 128, why.append("larger blocks for many items")
-    yield Choice("interpret", interpret, "; ".join(why), seconds=costs.interpret(items, pictures, clips, max(cpus, 1)))
+    crowded = {"max_reject_share": 1.0} if found.counts.unnamed > 0.1 * found.counts.items else {}
+    ingest = {**found.ingest, **crowded}
+    why = "; ".join(reasons[name] for name in ingest)
+    yield Choice("ingest", ingest, why, seconds=1 + found.counts.items / 1e5)
+    settings: dict[str, Any] = {}
+    whys = []
+    for more, reason in _interpret(found, items):
+        settings |= more
+        whys.append(reason)
+    share = found.counts.filled["media"] / max(found.counts.items, 1)
+    kinds = found.media.kinds if found.media is not None else {}
+    clips = round(items * share * kinds.get("video", 0) / max(sum(kinds.values()), 1))
+    seconds = costs.interpret(items, round(items * share) - clips, clips, cpus)
+    yield Choice("interpret", settings, "; ".join(whys), seconds=seconds)
     yield Choice("project", {"width": 128}, "one vector per item, of pictures and texts", seconds=1 + items / 3_000)
     codewords = _codewords(items)
     sizes = {"codebook_sizes": [codewords] * 3}
-    room = f"{codewords}³ codes for {items:,} items, and no more codewords than have items to be the mean of"
+    room = f"{codewords}³ codes for {items:,} items"
     if items < FEW_ITEMS:
-        settings, reason = {"method": "rqkmeans", **sizes}, f"k-means does for few items; {room}"
-        yield Choice("quantize", settings, reason, seconds=costs.quantize(items, 0))
+        settings = {"method": "rqkmeans", **sizes}
+        yield Choice("quantize", settings, f"k-means does for few items; {room}", seconds=costs.quantize(items, 0))
     else:
         yield Choice("quantize", {"method": "rqvae", **sizes}, room, seconds=costs.quantize(items, 1_500))
+
+
+def _interpret(found: Findings, items: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields settings of interpret, each with its reason."""
+    counts, media = found.counts, found.media
+    if counts.bare > 0.05 * counts.items:
+        yield {"max_reject_share": 1.0}, "many items have nothing to interpret"
+    if media is None:
+        yield {}, "no media: texts alone are embedded"
+    else:
+        if media.http:
+            yield {"fetch": {"http": True}}, "media behind http are fetched, from public addresses"
+        if media.http or media.opened < 0.7 * media.tried:
+            yield {"max_degraded_share": 1.0}, "many media may not open"
+        if found.characters >= RICH:
+            gate = {"caption": {"gate": {"thin_below": RICH}}}
+            yield gate, f"half of the texts have {found.characters} characters: captions only where there are few"
+    if items > 2_000:
+        yield {"commit_rows": 128}, "larger blocks for many items"
 
 
 def _codewords(items: int) -> int:
@@ -144,12 +154,20 @@ def _below(number: int) -> int:
     return 1 << max(0, number.bit_length() - 1)
 
 
-def _why_no_rank(part: Parts) -> str:
+def _no_rank(part: Parts) -> str:
     if part.examples:
-        return f"{part.examples} examples are too few to learn from"
-    return (
-        "what a ranker learns from compares the times of users, and these times or the log's length do not allow that"
-    )
+        return f"{part.examples} examples are too few to learn from, {RANKED_FROM} are the least"
+    return "a ranker compares the times of users, which these times do not allow, or the log is too short"
+
+
+def _no_generate(part: Parts, items: int) -> str:
+    if items < CHOSEN_FROM:
+        return f"{items} items are no choice for lists of ten"
+    if not part.asked:
+        return "no user has two positives to train on, and later ones to ask for"
+    if part.positives < FITTED_FROM:
+        return f"{part.positives} positives are too few to learn from, {FITTED_FROM} are the least"
+    return ""
 
 
 def _rank(behaviour: Behaviour, part: Parts) -> Iterator[Choice]:
@@ -159,78 +177,77 @@ def _rank(behaviour: Behaviour, part: Parts) -> Iterator[Choice]:
         else "without labels every event counts as liked, and four negatives are sampled for each"
     )
     yield Choice("features", {}, labels, seconds=1 + part.examples / 5e4)
-    epochs = max(1, min(10, int(600 * costs.RANKED / max(part.examples, 1))))
-    yield Choice(
-        "rank",
-        {"epochs": epochs},
-        f"about {part.examples:,} rows to train on",
-        seconds=costs.rank(part.examples, epochs),
-    )
+    epochs = max(1, min(10, int(600 * costs.RANKED / part.examples)))
+    seconds = costs.rank(part.examples, epochs)
+    yield Choice("rank", {"epochs": epochs}, f"about {part.examples:,} rows to train on", seconds=seconds)
 
 
 def _generate(found: Findings, items: int, part: Parts, budget: float, *, gpus: bool) -> Choice:
     """Chooses the recommenders of next items and their steps, within some seconds."""
-    length = min(part.positives / max(part.sequences, 1), LENGTH)
-    large = items >= MANY_ITEMS
-    batch = 256 if part.sequences > 10_000 else 64
-    epochs = -(-EPOCHS * part.sequences // batch)
+    length = min(part.positives / part.sequences, LENGTH)
+    large, batch = items >= MANY_ITEMS, 256 if part.sequences > 10_000 else 64
     validation = 2_000 * (2e-4 + 2e-8 * items)  # seconds
-
-    def fit(seconds: float, step: float, most: int, each: int = batch, valid: float = validation) -> tuple[dict, float]:
-        steps = int(min(max(epochs * batch // each, 200), most, max(seconds / step, 100)) // 100 * 100)
-        settings = {"batch_size": each, "steps": steps, "validate_every": steps // 5}
-        return settings, steps * step + 5 * valid
-
-    sasrec, first = fit(budget / 4, costs.step_of_items(batch * length, items), 5_000)
-    parts = [Choice("sasrec", {"fit": sasrec}, "the baseline", seconds=first)]
+    step = costs.step_of_items(batch * length, items)
+    fit, first = _fit(budget / 4, step, validation, batch, part, most=5_000)
+    parts = [Choice("sasrec", {"fit": fit}, "the baseline", seconds=first)]
     codewords = min(256, _below(max(items // 4, 2)))
     model = {"codes": 32, "model": {"dim": 128, "inner": 512}} if large else {}
     step = costs.step_of_items(batch / 2 * length, items, wide=8 if large else 2)
-    course, second = fit(budget / 3, step, 6_000, batch // 2)
+    fit, second = _fit(budget / 3, step, validation, batch // 2, part, most=6_000)
     reason = f"{model.get('codes', 16)} codes of {codewords} codewords for {items:,} items"
-    parts.append(Choice("product_codes", {"codewords": codewords, **model, "fit": course}, reason, seconds=second))
-    titles, captions = found.counts.filled["title"], found.counts.filled["media"]
-    left = budget - first - second
-    if items < TEXTS_FROM or not (titles or captions):
-        why = f"{items} items are few" if items < TEXTS_FROM else "no texts to learn from"
-        parts.append(Choice("language_model", None, f"left out, {why}"))
-    elif left < 240:
-        parts.append(Choice("language_model", None, "left out, it would take the run beyond an hour"))
-    else:
-        layers = 2 if items < MANY_ITEMS else 3
-        course, third = fit(left * 0.7, costs.step_of_tokens(64 * TOKENS, layers), 1_000, 64, 500 * costs.QUERY)
-        settings = {
-            "tasks": "all",
-            "backbone": {"name": "tiny", "layers": layers},
-            "text_tokens": 1024 if items < 1_000 else 4096,
-            "beams": 20,
-            "fit": {**course, "valid_queries": 500},
-        }
-        parts.append(Choice("language_model", settings, "all tasks that have their texts", seconds=third))
-    settings = {"filter_seen": False} if part.repeats else {}
-    why = (
-        "users choose the same items again"
-        if part.repeats
-        else f"{part.sequences:,} histories, {length:.0f} items each"
-    )
-    return Choice("generate", settings | ({"use_gpu": True} if gpus else {}), why, tuple(parts), costs.FIT_START)
+    parts.append(Choice("product_codes", {"codewords": codewords, **model, "fit": fit}, reason, seconds=second))
+    parts.append(_language_model(found, items, part, budget - first - second))
+    why = f"{part.sequences:,} histories, {length:.0f} items each"
+    settings = {"use_gpu": True} if gpus else {}
+    if part.repeats:
+        settings["filter_seen"], why = False, f"{why}; users choose the same items again"
+    return Choice("generate", settings, why, tuple(parts), costs.FIT_START)
 
 
-def _evaluate(part: Parts, learned: list[Choice]) -> Choice:
+def _language_model(found: Findings, items: int, part: Parts, budget: float) -> Choice:
+    layers = 3 if items >= MANY_ITEMS else 2
+    validation = 500 * costs.QUERY
+    step = costs.step_of_tokens(DOCUMENTS * TOKENS, layers)
+    if not found.counts.filled["title"] and not found.counts.filled["media"]:
+        return Choice("language_model", None, "left out, no titles or captions to learn from")
+    if items < TEXTS_FROM:
+        return Choice("language_model", None, f"left out, {items} items are few")
+    if budget < LEAST_STEPS * step + VALIDATIONS * validation:
+        return Choice("language_model", None, "left out, it would take the run beyond an hour")
+    fit, seconds = _fit(budget, step, validation, DOCUMENTS, part, most=1_000)
+    settings = {
+        "tasks": "all",
+        "backbone": {"name": "tiny", "layers": layers},
+        "text_tokens": 1024 if items < FEW_ITEMS else 4096,
+        "beams": 20,
+        "fit": {**fit, "valid_queries": 500},
+    }
+    return Choice("language_model", settings, "all tasks that have their texts", seconds=seconds)
+
+
+def _fit(
+    budget: float, step: float, validation: float, batch: int, part: Parts, *, most: int
+) -> tuple[dict[str, Any], float]:
+    """Returns the settings of a fit that stays within some seconds, and the seconds that it takes."""
+    wanted = min(max(EPOCHS * part.sequences // batch, LEAST_STEPS), most)
+    affordable = int((budget - VALIDATIONS * validation) / step)
+    steps = max(min(wanted, affordable), VALIDATIONS * 10) // 10 * 10
+    settings = {"batch_size": batch, "steps": steps, "validate_every": steps // VALIDATIONS}
+    return settings, steps * step + VALIDATIONS * validation
+
+
+def _evaluate(part: Parts, generate: Choice) -> Choice:
     asked = min(part.asked, 5_000)
-    spoken = any(p.name == "language_model" and p.settings is not None for choice in learned for p in choice.parts)
-    seconds = 5 + (costs.QUERY * asked + 20 if spoken else 0)
+    speaks = any(model.name == "language_model" and model.settings is not None for model in generate.parts)
+    seconds = 5 + (costs.QUERY * asked + 20 if speaks else 0)
     if part.asked > asked:
         return Choice("evaluate", {"queries": asked}, f"a sample of {part.asked:,} queries is enough", seconds=seconds)
     return Choice("evaluate", seconds=seconds)
 
 
 def _split(behaviour: Behaviour, part: Parts) -> Choice:
-    if part.split.kind == "time":
-        assert behaviour.first is not None and behaviour.last is not None  # noqa: S101, PT018 - as times order users
+    if behaviour.first is not None and behaviour.last is not None and part.split.kind == "time":
         days = (behaviour.last - behaviour.first).days
-        return Choice(
-            "split", {"kind": "time"}, f"the last tenths of {days:,} days validate and test, as in production"
-        )
+        return Choice("split", {"kind": "time"}, f"the last tenths of {days:,} days validate and test")
     why = "times only order the events of one user" if behaviour.first is None else "a split by time leaves too little"
     return Choice("split", {"kind": "leave_last"}, f"{why}: each user's last event tests, the one before validates")

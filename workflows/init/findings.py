@@ -147,7 +147,7 @@ def _sample(uri: str, rows: int) -> pl.DataFrame:
     """Returns rows of a table that are evenly spread."""
     table = scan(uri)
     step = max(1, math.ceil(table.select(pl.len()).collect(engine="streaming").item() / rows))
-    return table.gather_every(step).collect(engine="streaming")
+    return table.with_row_index("row").filter(pl.col("row") % step == 0).drop("row").collect(engine="streaming")
 
 
 def _pictures_by_id(catalog: str, items: pl.DataFrame) -> str | None:
@@ -203,6 +203,8 @@ def _media(catalog: str, items: pl.DataFrame) -> Media:
 
 def _odd_items(found: Findings) -> Iterator[str]:
     counts, media = found.counts, found.media
+    if counts.unnamed:
+        yield f"{counts.unnamed:,} items have no id or that of another item: they will be rejected"
     if counts.bare:
         yield f"{counts.bare:,} items have no title, no description and no medium: they will be rejected"
     if media is not None and media.opened < media.tried:

@@ -83,11 +83,16 @@ class IngestStage(Stage[Config]):
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
-        """Finds labels that are none, and says what no item has.
+        """Finds ids that are none, and labels that are none.
 
         Raises:
-            UserError: labels lie outside 0 … 1, or the column that they stand in is not there.
+            UserError: too many items have no id of their own, labels lie outside 0 … 1, or their column is not there.
         """
+        if catalog.unnamed > config.max_reject_share * catalog.items:
+            raise UserError(
+                f"{catalog.unnamed:,} of {catalog.items:,} items have no item_id, or that of another item: give each "
+                "its own, or raise stages.ingest.max_reject_share."
+            )
         if catalog.events and config.label != "label" and config.label not in catalog.columns:
             raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
         low, high = catalog.labels or (0.0, 1.0)
