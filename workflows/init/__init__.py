@@ -14,6 +14,7 @@ from storage import files
 from storage.errors import UserError
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
+from workflows.init import costs
 from workflows.init.choices import Choice, Plan, choose
 from workflows.init.findings import Findings, find
 
@@ -49,7 +50,7 @@ def minutes(plan: Plan) -> str:
     >>> minutes(Plan((Choice("ingest", seconds=150.0),)))
     'about 3 minutes on this machine when it is quiet'
     """
-    seconds = 15 + sum(choice.cost for choice in plan.stages)  # 15: the start of Ray
+    seconds = costs.RAY_START + sum(choice.cost for choice in plan.stages)
     long = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{max(1, round(seconds / 60))} minutes"
     return f"about {long} on this machine when it is quiet"
 

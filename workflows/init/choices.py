@@ -18,9 +18,9 @@ RANKED_FROM, FITTED_FROM = 100, 500  # training examples, and positives, below w
 CHOSEN_FROM = 40  # items, below which a list of ten is no choice
 TEXTS_FROM = 100  # items that a language model is worth the time for
 EPOCHS, LEAST_STEPS = 40, 500  # of a next-item model
-VALIDATIONS = 5  # of a fit
+VALIDATIONS, VALID_QUERIES, VALID_SEARCHES = 5, 2_000, 500  # of a fit, and queries of each
 LENGTH = 50  # items of a history that next-item models read
-DOCUMENTS, TOKENS = 64, 60.0  # of a step of the language model, and tokens of a document
+DOCUMENTS, TOKENS = 64, 75.0  # of a step of the language model, and tokens of a document
 LOG_STAGES = ("features", "rank", "generate", "evaluate")
 
 
@@ -85,7 +85,7 @@ def choose(found: Findings, node: Node) -> Plan:
         if len(stages) == before:
             left_out["evaluate"] = "nothing is fitted on the log"
         else:
-            stages.append(_evaluate(part, stages[-1]))
+            stages.append(_evaluate(part, stages[-1], items))
             split = _split(behaviour, part)
     return Plan((*stages, Choice("report", seconds=5)), split, left_out)
 
@@ -186,13 +186,13 @@ def _generate(found: Findings, items: int, part: Parts, budget: float, *, gpus: 
     """Chooses the recommenders of next items and their steps, within some seconds."""
     length = min(part.positives / part.sequences, LENGTH)
     large, batch = items >= MANY_ITEMS, 256 if part.sequences > 10_000 else 64
-    validation = 2_000 * (2e-4 + 2e-8 * items)  # seconds
-    step = costs.step_of_items(batch * length, items)
+    validation = costs.validation(VALID_QUERIES, items)
+    step = costs.sasrec_step(batch * length, items)
     fit, first = _fit(budget / 4, step, validation, batch, part, most=5_000)
     parts = [Choice("sasrec", {"fit": fit}, "the baseline", seconds=first)]
     codewords = min(256, _below(max(items // 4, 2)))
     model = {"codes": 32, "model": {"dim": 128, "inner": 512}} if large else {}
-    step = costs.step_of_items(batch / 2 * length, items, wide=8 if large else 2)
+    step = costs.product_codes_step(batch / 2 * length, large=large)
     fit, second = _fit(budget / 3, step, validation, batch // 2, part, most=6_000)
     reason = f"{model.get('codes', 16)} codes of {codewords} codewords for {items:,} items"
     parts.append(Choice("product_codes", {"codewords": codewords, **model, "fit": fit}, reason, seconds=second))
@@ -206,8 +206,8 @@ def _generate(found: Findings, items: int, part: Parts, budget: float, *, gpus: 
 
 def _language_model(found: Findings, items: int, part: Parts, budget: float) -> Choice:
     layers = 3 if items >= MANY_ITEMS else 2
-    validation = 500 * costs.QUERY
-    step = costs.step_of_tokens(DOCUMENTS * TOKENS, layers)
+    validation = costs.searches(VALID_SEARCHES, layers)
+    step = costs.language_model_step(DOCUMENTS * TOKENS, layers)
     if not found.counts.filled["title"] and not found.counts.filled["media"]:
         return Choice("language_model", None, "left out, no titles or captions to learn from")
     if items < TEXTS_FROM:
@@ -220,7 +220,7 @@ def _language_model(found: Findings, items: int, part: Parts, budget: float) -> 
         "backbone": {"name": "tiny", "layers": layers},
         "text_tokens": 1024 if items < FEW_ITEMS else 4096,
         "beams": 20,
-        "fit": {**fit, "valid_queries": 500},
+        "fit": {**fit, "valid_queries": VALID_SEARCHES},
     }
     return Choice("language_model", settings, "all tasks that have their texts", seconds=seconds)
 
@@ -236,10 +236,12 @@ def _fit(
     return settings, steps * step + VALIDATIONS * validation
 
 
-def _evaluate(part: Parts, generate: Choice) -> Choice:
+def _evaluate(part: Parts, generate: Choice, items: int) -> Choice:
     asked = min(part.asked, 5_000)
-    speaks = any(model.name == "language_model" and model.settings is not None for model in generate.parts)
-    seconds = 5 + (costs.QUERY * asked + 20 if speaks else 0)
+    seconds = 5 + costs.validation(5 * asked, items)
+    for model in generate.parts:
+        if model.name == "language_model" and model.settings is not None:
+            seconds += 20 + costs.searches(asked, model.settings["backbone"]["layers"])
     if part.asked > asked:
         return Choice("evaluate", {"queries": asked}, f"a sample of {part.asked:,} queries is enough", seconds=seconds)
     return Choice("evaluate", seconds=seconds)
