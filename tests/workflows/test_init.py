@@ -137,6 +137,10 @@ def test_a_definition_runs_to_its_end_unchanged(tmp_path: Path, kind: Kind, size
     assert {entry.state for entry in manifest.stages.values()} == {"complete"}
     assert list(manifest.stages) == list(stages_of(tmp_path / "mine.yaml"))
     assert ("generate" in manifest.stages) == (sizes["items"] == 60)
+    if "generate" in manifest.stages:  # on the tasks that have their texts
+        scored = manifest.stages["evaluate"].metrics["tasks"]
+        assert "sids_to_title" in scored
+        assert not any("caption" in name for name in scored)
 
 
 @pytest.mark.soak
@@ -198,6 +202,15 @@ MEASURED = {
 def test_estimates_are_near_what_was_measured(name: str) -> None:
     estimate, seconds = MEASURED[name]
     assert 2 / 3 < estimate / seconds < 1.5
+
+
+def test_events_of_one_moment_are_not_learned_from(tmp_path: Path) -> None:
+    catalog = Path(write(tmp_path / "catalog", Kind(title=True, description=False, media=False, log="labels")))
+    log = pl.read_csv(catalog / "interactions.csv").with_columns(timestamp=pl.lit("2026-01-01"))
+    log.unique().write_csv(catalog / "interactions.csv")
+    init(str(catalog), str(tmp_path / "mine.yaml"))
+    assert not set(stages_of(tmp_path / "mine.yaml")) & set(choices.LOG_STAGES)
+    assert "left out, all events have the same time" in (tmp_path / "mine.yaml").read_text()
 
 
 @pytest.mark.parametrize(

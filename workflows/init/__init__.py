@@ -19,6 +19,7 @@ from workflows.init.choices import Choice, Plan, choose
 from workflows.init.findings import Findings, find
 
 WIDTH = 118
+NOUNS = {"title": "a title", "description": "a description", "media": "media", "attributes": "attributes"}
 
 
 def init(catalog: str, output: str) -> list[str]:
@@ -79,7 +80,7 @@ def _line(choice: Choice, indent: str) -> Iterator[str]:
         yield f"{indent}{choice.name}:" + (f" {_flow(choice.settings)}" if choice.settings != {} else "")
         return
     yield f"{indent}{choice.name}:"
-    for key, value in choice.settings.items():
+    for key, value in (choice.settings or {}).items():
         yield f"{indent}  {key}: {_flow(value)}"
     for part in choice.parts:
         yield from _line(part, f"{indent}  ")
@@ -101,12 +102,12 @@ def _flow(value: Any) -> str:
 def lines(catalog: str, found: Findings) -> Iterator[str]:
     """Yields what was found, a line for each subject."""
     counts, media, behaviour = found.counts, found.media, found.behaviour
-    shares = ", ".join(f"{_share(number, counts.items)} {name}" for name, number in counts.filled.items())
+    shares = ", ".join(f"{_share(counts.filled[name], counts.items)} with {noun}" for name, noun in NOUNS.items())
     yield f"{catalog}: {counts.items:,} items ({shares})"
     if media is not None:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in media.kinds.items())
+        kinds = " and ".join(f"{number:,} {kind}s" for kind, number in sorted(media.kinds.items()))
         tried = f"; {media.opened} of {media.tried} that were tried open" if media.tried else ""
-        yield f"  media: {kinds} of a sample{tried}{'; some behind http' if media.http else ''}"
+        yield f"  media: {kinds} in a sample{tried}{'; some behind http' if media.http else ''}"
     if found.characters:
         yield f"  texts: half of the items that have some have {found.characters} characters or more"
     if counts.events is None:
@@ -139,8 +140,8 @@ def _share(part: int, whole: int) -> str:
     """Says a share; all and none as such.
 
     >>> _share(1, 3), _share(3, 3), _share(0, 3)
-    ('33 %', 'all', 'no')
+    ('33 %', 'all', 'none')
     """
     if part == whole:
         return "all"
-    return f"{part / whole:.0%}".replace("%", " %") if part else "no"
+    return f"{part / whole:.0%}".replace("%", " %") if part else "none"

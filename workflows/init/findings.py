@@ -235,18 +235,20 @@ def _behaviour(
     events, dropped = ingest.clean_events(ingest.canonical_events(raw, log_uri), ids)
     ingest.check_dropped(log_uri, events.height, dropped, config.max_dropped_share)
     order = tables.timestamps(catalog) == "order"
-    times = (None, None) if order else (events["timestamp"].min(), events["timestamp"].max())
+    times = events.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(0)
     found = Behaviour(
         by_user.height,
         by_item.height,
         (int(per_user[len(per_user) // 2]), int(per_user[9 * len(per_user) // 10])),
-        *times,
+        *(times if not order else (None, None)),
         dropped=sum(dropped.values()) / max(raw.height, 1),
     )
     odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
+    if times[0] == times[1]:
+        return replace(found, reason="all events have the same time and nothing tells their order"), odd
     try:
         column = pa.chunked_array([ids.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())])
-        log = encode(ingest._to_arrow_events(events), column.take(hash_order(column.to_pylist())))
+        log = encode(ingest.to_arrow_events(events), column.take(hash_order(column.to_pylist())))
     except UserError as error:
         return replace(found, reason=str(error).split(":")[0]), odd
     parts, reason = [], ""
@@ -309,8 +311,9 @@ def _odd_events(
     now = datetime.now(UTC)
     for name, groups in (("user_id", by_user), ("item_id", by_item)):
         top = groups.sort("len").row(-1)
-        if groups.height >= MANY and top[1] > LARGE_SHARE * groups["len"].sum():
-            yield f"the {name} {top[0]!r} has {top[1] / groups['len'].sum():.0%} of all events"
+        share = top[1] / int(groups["len"].sum())
+        if groups.height >= MANY and share > LARGE_SHARE:
+            yield f"the {name} {top[0]!r} has {share:.0%} of all events"
     for reason, count in dropped.items():
         if not count:
             continue

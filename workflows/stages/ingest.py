@@ -126,7 +126,7 @@ class IngestStage(Stage[Config]):
             raw_log = config.with_labels(tables.scan(log_uri))
             events, dropped = clean_events(canonical_events(raw_log, log_uri), items["item_id"])
             check_dropped(log_uri, events.height, dropped, config.max_dropped_share)
-            context.run.write_table(_to_arrow_events(events), "catalog", "interactions")
+            context.run.write_table(to_arrow_events(events), "catalog", "interactions")
             metrics["interactions"] = {
                 "rows_in": events.height + sum(dropped.values()),
                 "rows_out": events.height,
@@ -325,7 +325,7 @@ def _to_arrow_items(items: pl.DataFrame) -> pa.Table:
     return table.drop_columns("attributes").cast(ITEM_TYPES).append_column("attributes", attributes)
 
 
-def _to_arrow_events(events: pl.DataFrame) -> pa.Table:
+def to_arrow_events(events: pl.DataFrame) -> pa.Table:
     """Arrow with the contract's types; polars would write large strings, which do not join with plain ones."""
     table = events.to_arrow(compat_level=pl.CompatLevel.oldest())
     kinds = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
