@@ -119,7 +119,8 @@ def finished(folder: Path, kind: Kind, **sizes: int) -> Manifest:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds as they are for small catalogues, and short fits."""
-    for name, value in {"FITTED_FROM": 50, "TEXTS_FROM": 40, "EPOCHS": 1, "LEAST_STEPS": 10}.items():
+    bounds = {"FITTED_FROM": 50, "TEXTS_FROM": 40}
+    for name, value in {**bounds, "EPOCHS": 1, "LEAST_STEPS": 10, "VALIDATIONS": 1, "DOCUMENTS": 8}.items():
         monkeypatch.setattr(choices, name, value)
 
 

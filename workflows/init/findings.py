@@ -240,7 +240,8 @@ def _behaviour(
         by_user.height,
         by_item.height,
         (int(per_user[len(per_user) // 2]), int(per_user[9 * len(per_user) // 10])),
-        *(times if not order else (None, None)),
+        first=None if order else times[0],
+        last=None if order else times[1],
         dropped=sum(dropped.values()) / max(raw.height, 1),
     )
     odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
