@@ -131,7 +131,7 @@ def exactness(models: int, say: Callable[[str], None]) -> dict[str, Any]:
         same += list(map(tuple, catalogue[some.items[0]].tolist())) == plain
         ties += int((some.scores[0].diff() == 0).any())
         best = beam_search(model, trie, prompt, lengths, beams=BEAMS, k=TOP)
-        certified += int(best.certified[0])
+        certified += int(best.exact is not None and best.exact[0])
         say(f"model {seed}: brute force {exhaustive}, beam search {same} of {seed + 1}")
     return {
         "exact": exhaustive == same == models,

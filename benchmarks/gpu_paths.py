@@ -181,7 +181,7 @@ def language_model(setting: Setting) -> Results:
     from models.generation.backbones import Tiny, build
     from models.generation.examples import Corpus, Sampler, item_texts, prompts
     from models.generation.greedy import greedy
-    from models.generation.heldout import HeldOut, task_losses
+    from models.generation.heldout import task_losses
     from models.generation.language import LanguageModel
     from models.generation.packing import pack
     from models.generation.tasks import load_tasks
@@ -211,8 +211,7 @@ def language_model(setting: Setting) -> Results:
     written = next(task for task in tasks if task.target == "title" and not task.over_histories)
     tokens, lengths = (part.to(setting.device) for part in prompts(corpus, written, torch.arange(8)))
     answers = greedy(model, tokens, lengths, max_tokens=8)
-    chosen = HeldOut(held_out.nonzero()[:, 0], queries.histories, queries.target)
-    losses = task_losses(model, corpus, tasks, chosen, most=20)
+    losses = task_losses(model, corpus, tasks, queries, most=20)
     found = {"items": lists.items, "scores": lists.scores, "losses": torch.tensor(list(losses.values()))}
     found["title_lengths"] = answers.offsets.diff()
 
@@ -224,7 +223,7 @@ def language_model(setting: Setting) -> Results:
     def recommender(learner: Any) -> LanguageModelRecommender:
         return LanguageModelRecommender(learner, corpus, trie, settings)
 
-    task = TrainingTask(model, draw, recommender, lambda learner: task_losses(learner, corpus, tasks, chosen, most=20))
+    task = TrainingTask(model, draw, recommender, lambda learner: task_losses(learner, corpus, tasks, queries, most=20))
     return found | {"bf16_fit_loss": _fit(task, queries, setting)}
 
 

@@ -27,7 +27,7 @@ from workflows.distributed import cluster
 from workflows.distributed.pools import READER_CPUS
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import ingest
+from workflows.stages.ingest import stage as ingest
 from workflows.stages.interpret import stage as interpret
 
 BATCH = 32

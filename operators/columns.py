@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import ArtifactError
+from storage.run import RunDir
 
 if TYPE_CHECKING:
     from models.common.jagged import Jagged
@@ -78,6 +79,15 @@ def rows_of(ids: Ids, table: pa.Table, name: str) -> pa.Table:
     if missing := int((at < 0).sum()):
         raise ArtifactError(f"{missing} items are missing in {name}", name)
     return table.take(at)
+
+
+def read_rows(run: RunDir, ids: Ids, *parts: str, columns: Sequence[str]) -> pa.Table:
+    """Returns columns of one of a run's tables, and `item_id`, for these items in their order.
+
+    Raises:
+        ArtifactError: an item has no row.
+    """
+    return rows_of(ids, run.read_table(*parts, columns=["item_id", *columns]), "/".join(parts))
 
 
 def _whole(column: Column) -> pa.Array:

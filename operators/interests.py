@@ -15,10 +15,10 @@ from operators.base import Operator, set_columns, with_failures
 
 @dataclass(frozen=True)
 class Interests(Operator):
-    """Up to four short tags of an item, lower-case, the strongest first.
+    """Up to four short tags of an item and kind, lower-case, the strongest first; intents before keywords.
 
     NULL where no text holds any. Where the miner fails it is NULL too, and the item gets an issue of severity
-    `degraded` with the miner's code.
+    `degraded` with the miner's code. `interest_kinds` has the kind of every tag.
 
     Attributes:
         miner: model that finds the tags.
@@ -31,8 +31,8 @@ class Interests(Operator):
 
     @property
     def output_schema(self) -> pa.Schema:
-        """Interests: list of strings."""
-        return pa.schema([("interests", pa.list_(pa.string()))])
+        """Interests, and the kind of each (`intent`, `keyword`): lists of strings."""
+        return pa.schema([(name, pa.list_(pa.string())) for name in ("interests", "interest_kinds")])
 
     def setup(self) -> None:
         self.miner.load()
@@ -42,11 +42,14 @@ class Interests(Operator):
         texts = [ItemText(*row) for row in zip(*columns, strict=True)]
         rows = [row for row, text in enumerate(texts) if any(part and part.strip() for part in text)]
         interests: list[list[str] | None] = [None] * len(texts)
+        kinds: list[list[str] | None] = [None] * len(texts)
         failures: dict[int, list[Failure]] = {}
         for row, tags in zip(rows, self.miner.mine([texts[row] for row in rows]), strict=True):
             if isinstance(tags, Failure):
                 failures[row] = [tags]
-            else:
-                interests[row] = tags or None
-        column = pa.array(interests, pa.list_(pa.string()))
-        return set_columns(table, {"interests": column, "issues": with_failures(table["issues"], failures)})
+            elif any(tags.values()):
+                interests[row] = [tag for of_kind in tags.values() for tag in of_kind]
+                kinds[row] = [kind for kind, of_kind in tags.items() for _ in of_kind]
+        columns = dict(zip(self.output_schema.names, (interests, kinds), strict=True))
+        tags_of = {name: pa.array(values, pa.list_(pa.string())) for name, values in columns.items()}
+        return set_columns(table, {**tags_of, "issues": with_failures(table["issues"], failures)})

@@ -14,7 +14,7 @@ from models.common.jagged import Jagged, chained, gather, last, repeated
 from models.ranking.ranker import load_ranker
 from models.recommenders.content import content_and_popularity
 from models.semantic_ids.suffixes import sid_string
-from operators.columns import jagged_of, rows_of
+from operators.columns import jagged_of, read_rows
 from operators.features.ranker_inputs import ItemFeatures
 from operators.features.tokens import NULL_ID
 from storage.run import RunDir
@@ -170,12 +170,10 @@ def display_table(run: RunDir, item_ids: pa.ChunkedArray) -> pa.Table:
     Raises:
         ArtifactError: an item is missing in an artifact.
     """
-    texts = ["title", "description", "caption"]
-    shown = rows_of(item_ids, run.read_table("items", columns=["item_id", *texts]), "items")
-    sids = rows_of(item_ids, run.read_table("sids", columns=["item_id", "codes"]), "sids")
-    catalog = run.read_table("catalog", "items", columns=["item_id", "attributes", "media"])
-    catalog = rows_of(item_ids, catalog, "catalog/items")
-    spelled = pa.array([sid_string(codes) for codes in sids["codes"].to_pylist()], pa.string())
+    shown = read_rows(run, item_ids, "items", columns=["title", "description", "caption"])
+    sids = read_rows(run, item_ids, "sids", columns=["codes"])["codes"]
+    catalog = read_rows(run, item_ids, "catalog", "items", columns=["attributes", "media"])
+    spelled = pa.array([sid_string(codes) for codes in sids.to_pylist()], pa.string())
     shown = shown.append_column("sid", spelled)
     for column in ("attributes", "media"):
         shown = shown.append_column(column, catalog[column])

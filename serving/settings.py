@@ -8,8 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage import files
-from storage.errors import UserError
-from storage.manifest import first_unfinished
+from storage.manifest import require_finished
 
 STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")  # the service reads what these wrote
 APPLICATION = "tesserec"
@@ -32,12 +31,7 @@ def check_servable(run: str) -> None:
     Raises:
         UserError: there is no run, it has no ranker, or a stage has not finished.
     """
-    if unfinished := first_unfinished(run, STAGES):
-        stage, state = unfinished
-        raise UserError(
-            f"The run at {run} cannot be served yet, its stage {stage} is {state}: "
-            f"finish it with `tesserec run WORKFLOW --run-dir {run}`, WORKFLOW naming the stages up to rank."
-        )
+    require_finished(run, STAGES, "cannot be served")
 
 
 def serve_config(run: str) -> str:

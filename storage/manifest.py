@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -79,6 +79,24 @@ def first_unfinished(root: str, stages: Iterable[str]) -> tuple[str, str] | None
     entries = require_manifest(root).stages
     states = ((stage, entries.get(stage, StageEntry()).state) for stage in stages)
     return next(((stage, state) for stage, state in states if state != "complete"), None)
+
+
+def require_finished(root: str, stages: Sequence[str], lack: str) -> None:
+    """Makes sure that some stages of the run at `root` are complete.
+
+    Args:
+        root: URI of the run directory.
+        stages: in their order.
+        lack: what the run is not good for before, for errors: "cannot be served".
+
+    Raises:
+        UserError: there is no run, or one of the stages is not complete.
+    """
+    if unfinished := first_unfinished(root, stages):
+        raise UserError(
+            f"The run at {root} {lack} yet, its stage {unfinished[0]} is {unfinished[1]}: finish it with `tesserec run "
+            f"WORKFLOW --run-dir {root}`, WORKFLOW naming the stages up to {stages[-1]}."
+        )
 
 
 def write_manifest(root: str, manifest: Manifest) -> None:

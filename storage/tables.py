@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import posixpath
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
+import pyarrow as pa
 import xxhash
 
-from storage import files
+from storage import files, text_tables
 from storage.errors import UserError
 
 FORMATS = ("parquet", "csv", "jsonl")
@@ -19,6 +21,7 @@ KNOWN = {
     "items": ("item_id", "title", "description", "media", "attributes"),
     "interactions": ("user_id", "item_id", "timestamp", "label"),
 }
+UNNAMED = r"|Unnamed: \d+(\.\d+)?|_c\d+|\.\.\.\d+|__index_level_\d+__"  # by a CSV, pandas, Spark, readr, Arrow
 
 
 def find(catalog: str, table: str) -> str | None:
@@ -33,37 +36,64 @@ def find(catalog: str, table: str) -> str | None:
     return found[0] if found else None
 
 
-def scan(uri: str) -> pl.DataFrame:
+class Scanned(NamedTuple):
+    """A table as its file has it.
+
+    Attributes:
+        rows: of the file, without columns that have no name (the index that a data frame wrote).
+        bad: of each line that is no row, what is wrong with it.
+        notes: what had to be guessed, a sentence each.
+    """
+
+    rows: pl.DataFrame
+    bad: list[str]
+    notes: list[str]
+
+
+def scan(uri: str) -> Scanned:
     """Reads a table as it is, without judging its columns.
 
     Raises:
         UserError: the file does not parse.
     """
     content = files.read_bytes(uri)
-    try:
-        match posixpath.splitext(uri)[1]:
-            case ".parquet":
-                return pl.read_parquet(content)
-            case ".csv":
-                return pl.read_csv(
-                    content, infer_schema_length=None, schema_overrides={"item_id": pl.String, "user_id": pl.String}
-                )
-            case _:
-                return pl.read_ndjson(content, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{uri} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+    bad: list[str] = []
+    notes: list[str] = []
+    if uri.endswith(".parquet"):
+        try:
+            rows = pl.read_parquet(content)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise _damaged(uri) from error
+    else:
+        content, guess = text_tables.as_utf8(content)
+        if guess is not None:
+            notes.append(f"{uri} is not UTF-8 and was read as {guess}")
+        read = text_tables.read_csv if uri.endswith(".csv") else text_tables.read_json_lines
+        rows, bad = read(content, uri)
+    return Scanned(rows.select(named(rows.columns)), bad, notes)
+
+
+def named(columns: list[str]) -> list[str]:
+    """Returns the columns that have a name of their own; data frames call the others `Unnamed: 0` or the like."""
+    return [name for name in columns if not re.fullmatch(UNNAMED, name)]
 
 
 def columns(uri: str) -> list[str]:
     """Names of a table's columns."""
     fs, path = files.filesystem(uri)
+    if uri.endswith(".csv"):
+        return named(text_tables.header(text_tables.as_utf8(files.read_bytes(uri))[0], uri)[1])
     if not uri.endswith(".parquet"):
-        return scan(uri).columns
+        return scan(uri).rows.columns
     try:
         with fs.open(path, "rb") as stream:
-            return list(pl.read_parquet_schema(stream))
+            return named(list(pl.read_parquet_schema(stream)))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{uri} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+        raise _damaged(uri) from error
+
+
+def _damaged(uri: str) -> UserError:
+    return UserError(f"{uri} cannot be read as Parquet: write it again, or give it the suffix of what it is.")
 
 
 def check(catalog: str, *, needs_interactions: bool) -> None:
@@ -97,7 +127,14 @@ def rows(uri: str) -> int:
     """Numbers of rows of a table."""
     if uri.endswith(".parquet"):
         return files.dataset(uri).count_rows()
-    return scan(uri).height
+    scanned = scan(uri)
+    return scanned.rows.height + len(scanned.bad)
+
+
+def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
+    """Returns every entry of a column map<string, string>: `row` (uint32, its position), `key`, `value`."""
+    column = pl.Series(pl.from_arrow(attributes)).cast(pl.List(pl.Struct({"key": pl.String, "value": pl.String})))
+    return pl.DataFrame({"entry": column}).with_row_index("row").explode("entry").unnest("entry")
 
 
 def timestamps(catalog: str) -> str | None:

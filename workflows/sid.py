@@ -31,7 +31,7 @@ from storage.errors import UserError
 from storage.run import RunDir
 from workflows.engine.definition import Definition, finished_definition
 from workflows.engine.registry import stage
-from workflows.stages import ingest
+from workflows.stages.ingest.items import ITEM_TYPES, canonical_items, no_usable, split_items
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.quantize.settings import Config as QuantizeConfig
 
@@ -114,13 +114,13 @@ def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
     if not files.exists(file):
         raise UserError(f"There is no file {file}: write the new items there, with the columns of a catalogue's items.")
     raw = tables.scan(file)
-    if "item_id" not in raw.columns:
-        raise UserError(f"{file} has no column 'item_id': the columns are {', '.join(raw.columns)}.")
-    items, rejects = ingest.split_items(ingest.canonical_items(raw, file))
+    if "item_id" not in raw.rows.columns:
+        raise UserError(f"{file} has no column 'item_id': the columns are {', '.join(raw.rows.columns)}.")
+    items, issues = split_items(canonical_items(raw.rows.drop("attributes", strict=False), file), raw.bad)
     if items.is_empty():
-        raise UserError(f"{file} has no usable item: {'every item_id is empty' if raw.height else 'it has no rows'}.")
-    columns = items.select(ingest.ITEM_TYPES.names).to_arrow(compat_level=pl.CompatLevel.oldest())
-    return columns.cast(ingest.ITEM_TYPES), rejects
+        raise no_usable(file, issues)
+    columns = items.select(ITEM_TYPES.names).to_arrow(compat_level=pl.CompatLevel.oldest())
+    return columns.cast(ITEM_TYPES), issues
 
 
 def check_output(output: str | None) -> None:

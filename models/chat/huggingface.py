@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -82,40 +83,74 @@ class _Loaded(NamedTuple):
 def _load(name: str, revision: str | None, dtype: str, device_map: str) -> _Loaded:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as WRITE
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as SEE
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(name, **where)
-    except OSError as error:
-        message = f"There is no model {name} within reach: give a folder, or a name on the Hugging Face hub."
-        raise UserError(message) from error
-    except ValueError as error:
-        raise UserError(f"transformers does not know {name}'s kind of model: choose another.") from error
+    config = read_config(name, where)
     if type(config) not in SEE and type(config) not in WRITE:
         raise UserError(f"{name} ({config.model_type}) writes no text: choose a language or vision-language model.")
     sees = type(config) in SEE
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     if dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    try:
-        model = auto.from_pretrained(
-            name, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, **where
-        )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{name} has no sound weights as safetensors: choose a model or revision that has.") from error
-    except torch.OutOfMemoryError:
-        raise UserError(f"{name} does not fit into the GPU's memory: choose a smaller model or dtype.") from None
-    try:
+    model = read_model(auto, name, config=config, dtype=dtype, device_map=device_map, **where)
+    with reading(f"{name}'s processor"):
         processor = _processor(name, where, config, sees)
-    except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{name}'s processor does not load, mend this or choose another model: {reason}") from error
     tokenizer = processor.tokenizer if sees else processor
     tokenizer.padding_side = "right" if config.get_text_config().is_encoder_decoder else "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_k=None, top_p=None)
     return _Loaded(model.eval(), processor, sees, special_tokens(tokenizer))
+
+
+def read_config(name: str, where: dict[str, Any]) -> Any:
+    """Returns the configuration of a model of transformers.
+
+    Raises:
+        UserError: there is no such model, or transformers does not know its kind.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **where)
+    except OSError as error:
+        message = f"There is no model {name} within reach: give a folder, or a name on the Hugging Face hub."
+        raise UserError(message) from error
+    except ValueError as error:
+        raise UserError(f"transformers does not know {name}'s kind of model: choose another.") from error
+
+
+def read_model(auto: Any, name: str, **options: Any) -> Any:
+    """Returns a model with its weights.
+
+    Args:
+        auto: class of transformers that chooses the model's.
+        name: of the model, or its folder.
+        options: of `from_pretrained`.
+
+    Raises:
+        UserError: it has no sound safetensors, or the GPU's memory does not suffice.
+    """
+    try:
+        return auto.from_pretrained(name, use_safetensors=True, **options)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{name} has no sound weights as safetensors: choose a model or revision that has.") from error
+    except torch.OutOfMemoryError:
+        raise UserError(f"{name} does not fit into the GPU's memory: choose a smaller model or dtype.") from None
+
+
+@contextmanager
+def reading(part: str) -> Iterator[None]:
+    """Words what goes wrong while a part of a model is read, such as its tokenizer, for the length of a block."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(f"{part} does not load, mend this or choose another model: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an exception says; libraries explain themselves on a page."""
+    return str(error).strip().partition("\n")[0]
 
 
 def _processor(name: str, where: dict[str, Any], config: Any, sees: bool) -> Any:

@@ -96,11 +96,14 @@ def best(
     items, _ = top_columns(scores, k)
     values = scores.gather(1, items)
     order = values.argsort(dim=1, descending=True, stable=True)
-    values, items = values.gather(1, order).float(), items.gather(1, order)
-    items = items.masked_fill(values == -torch.inf, -1)
-    missing = k - items.shape[1]
+    return filled_up(items.gather(1, order), values.gather(1, order).float(), k=k)
+
+
+def filled_up(items: torch.Tensor, scores: torch.Tensor, *, k: int) -> Recommended:
+    """Returns lists of at most k items, best first, [B, n], as k items each: none where a score is -inf or missing."""
+    items, missing = items.masked_fill(scores == -torch.inf, -1), k - items.shape[1]
     return Recommended(
-        functional.pad(items, (0, missing), value=-1), functional.pad(values, (0, missing), value=-torch.inf)
+        functional.pad(items, (0, missing), value=-1), functional.pad(scores, (0, missing), value=-torch.inf)
     )
 
 

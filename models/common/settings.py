@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from storage.errors import UserError
@@ -26,6 +27,32 @@ class Settings(BaseModel):
     """Frozen settings; an unknown key, an infinity and a NaN are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Returns the text of a file of settings; `what` it is, for errors.
+
+    Raises:
+        UserError: there is no such file, or it is no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {what} at {path}: give its path from where you stand.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a {what}: {error}.") from error
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Returns what a text in YAML says; `source` names it in errors.
+
+    Raises:
+        UserError: it is no YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 class FitConfig(Settings):

@@ -22,30 +22,8 @@ class Embeddings(NamedTuple):
     failures: dict[int, Failure]
 
 
-class ImageEmbedder(Protocol):
-    """A model of pictures. Implementations are backends; see `models.common.settings.Backend`."""
-
-    @property
-    def width(self) -> int:
-        """Components of a vector; known before the model is loaded, since the tables' schema needs it."""
-
-    def load(self) -> None:
-        """Loads weights; once per process, a second call is a no-op.
-
-        Raises:
-            UserError: the settings cannot work (no such model, a model that takes no pictures).
-        """
-
-    def embed_images(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Embeds pictures (uint8 [H, W, 3], any sizes) to float32 [N, width].
-
-        Raises:
-            UserError: the model's vectors have another width.
-        """
-
-
-class TextEmbedder(Protocol):
-    """A model of texts, or of texts with pictures. Implementations are backends."""
+class Embedder(Protocol):
+    """What both kinds of models have. Implementations are backends; see `models.common.settings.Backend`."""
 
     @property
     def width(self) -> int:
@@ -55,8 +33,24 @@ class TextEmbedder(Protocol):
         """Loads weights or open the client; once per process, a second call is a no-op.
 
         Raises:
-            UserError: the settings cannot work (no such model, no key in the environment).
+            UserError: the settings cannot work (no such model, a model that takes no pictures, no key in the
+                environment).
         """
+
+
+class ImageEmbedder(Embedder, Protocol):
+    """A model of pictures."""
+
+    def embed_images(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """Embeds pictures (uint8 [H, W, 3], any sizes) to float32 [N, width].
+
+        Raises:
+            UserError: the model's vectors have another width.
+        """
+
+
+class TextEmbedder(Embedder, Protocol):
+    """A model of texts, or of texts with pictures."""
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
         """Embeds texts, each in one input with its picture where `images` gives one.

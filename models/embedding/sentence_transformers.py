@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from PIL import Image
 from pydantic import PositiveInt
 
+from models.chat.huggingface import first_line
 from models.chat.special_tokens import plain, special_tokens
 from models.common.settings import Weights
 from models.embedding.embedder import Embeddings
@@ -122,20 +123,16 @@ def _load(settings: SentenceTransformers) -> _Loaded:
     try:
         model = _read(settings).eval()
     except ImportError as error:  # torchvision, for models that take videos as well
-        raise UserError(f"{settings.model} needs a package, install it: {_first_line(error)}") from error
+        raise UserError(f"{settings.model} needs a package, install it: {first_line(error)}") from error
     except Exception as error:  # hub, configuration, tokenizer and weights each fail in their own ways
         hint = "name a model of the Hugging Face hub, or a folder, that has safetensors and needs no code of its own"
-        raise UserError(f"{settings.model} does not load, {hint}: {_first_line(error)}") from error
+        raise UserError(f"{settings.model} does not load, {hint}: {first_line(error)}") from error
     if settings.chat_template is not None and not model.supports("message"):
         raise UserError(f"{settings.model} has no chat template that could be replaced: leave chat_template out.")
     tokenizer = getattr(model[0], "tokenizer", None)
     tokenizer = tokenizer if hasattr(tokenizer, "added_tokens_decoder") else None  # not all of them are transformers'
     limit = min(settings.max_tokens or math.inf, model.max_seq_length or math.inf)
     return _Loaded(settings.model, model, _prompt(settings, model), limit, tokenizer, special_tokens(tokenizer))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _read(settings: SentenceTransformers) -> SentenceTransformer:

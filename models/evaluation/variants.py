@@ -36,25 +36,24 @@ class Variant:
     label: str
 
 
-def by_clicks(
-    user: np.ndarray,
-    label: np.ndarray,
+def compare(
+    units: tuple[np.ndarray, ...],
+    probability: np.ndarray,
     scores: dict[str, np.ndarray],
     *,
     seed: int,
     draws: int = 200,
     base: str = "id",
-    item: np.ndarray | None = None,
 ) -> Results:
-    """Compares variants on the clicks of M impressions, with a bootstrap by user, and by item where `item` is given.
+    """Compares variants on M pairs of a user and an item, with a bootstrap by user, or by user and item.
 
     Args:
-        user: integer or string codes [M], at least one.
-        label: 1 or 0, [M].
+        units: integer or string codes [M], at least one, of every kind of unit that is resampled: (user,), or
+            (user, item) for conclusions about more items than these few.
+        probability: of a click, or the clicks themselves, 1 or 0: float [M].
         scores: by variant, float [S, M]; row s of every variant is of the same seed.
         seed: of the resamples.
         draws: number of resamples.
-        item: codes [M], for conclusions about more items than these few.
         base: the variant that gains are over.
 
     Returns:
@@ -62,42 +61,6 @@ def by_clicks(
         a variant `truth`, the others also have share and share_interval, the gain divided by that of the truth: NaN
         where the truth's own gain is not above 0 in every resample.
     """
-    units = (user,) if item is None else (user, item)
-    return _compare(units, (label > 0).astype(np.float64), scores, seed=seed, draws=draws, base=base)
-
-
-def by_probability(
-    probability: np.ndarray,
-    scores: dict[str, np.ndarray],
-    *,
-    seed: int,
-    draws: int = 200,
-    base: str = "id",
-) -> Results:
-    """Compares variants on the true probabilities of U users × I items, with a bootstrap by user and item.
-
-    Args:
-        probability: of a click, float [U, I].
-        scores: by variant, float [S, U, I].
-        seed: as in `by_clicks`, like the other arguments and the result.
-        draws: number of resamples.
-        base: the variant that gains are over.
-    """
-    users, items = np.indices(probability.shape)
-    flat = {name: score.reshape(len(score), -1) for name, score in scores.items()}
-    units = (users.reshape(-1), items.reshape(-1))
-    return _compare(units, probability.reshape(-1), flat, seed=seed, draws=draws, base=base)
-
-
-def _compare(
-    units: tuple[np.ndarray, ...],
-    probability: np.ndarray,
-    scores: dict[str, np.ndarray],
-    *,
-    seed: int,
-    draws: int,
-    base: str,
-) -> Results:
     samples = bootstrap_auc(units, probability, scores, seed=seed, draws=draws)
     if min(len(np.unique(unit)) for unit in units) < FEWEST:
         samples = {name: np.full_like(sample, np.nan) for name, sample in samples.items()}
@@ -126,7 +89,7 @@ def conclude(results: Results, variants: Mapping[str, Variant], where: str) -> d
     """Returns `variants`, the results, and `sentences`, one for each variant that has a gain.
 
     Args:
-        results: of `by_clicks` or `by_probability`.
+        results: of `compare`.
         variants: by name.
         where: what the AUCs are of: "on cold items".
     """

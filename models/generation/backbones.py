@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
-from safetensors import SafetensorError
 from torch.nn import functional
 
+from models.chat.huggingface import first_line, read_config, read_model, reading
 from models.chat.smollm2 import smollm2_path
 from models.common.dropout import dropout
 from models.common.seeds import generator, seed_of
@@ -111,13 +111,9 @@ def load_tokenizer(settings: SmolLM2 | Pretrained) -> tuple[PreTrainedTokenizerB
     """
     from transformers import AutoTokenizer
 
-    name, where = _place(settings)
-    rows = _config(name, where).get_text_config().vocab_size
-    try:
-        return AutoTokenizer.from_pretrained(name, **where), rows
-    except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{name}'s tokenizer does not load, mend this or choose another model: {reason}") from error
+    name, where, config = _located(settings)
+    with reading(f"{name}'s tokenizer"):
+        return AutoTokenizer.from_pretrained(name, **where), config.get_text_config().vocab_size
 
 
 def build(settings: Tiny | SmolLM2 | Pretrained, vocabulary: Vocabulary, *, seed: int = 0) -> PreTrainedModel:
@@ -163,40 +159,26 @@ def _tiny(settings: Tiny, vocabulary: Vocabulary, seed: int) -> PreTrainedModel:
     return model
 
 
-def _place(settings: SmolLM2 | Pretrained) -> tuple[str, dict[str, Any]]:
-    """A folder or name, and how transformers is to read it."""
-    if isinstance(settings, SmolLM2):
-        return smollm2_path(), {}
-    return settings.model, {"revision": settings.revision, "trust_remote_code": False}
+def _located(settings: SmolLM2 | Pretrained) -> tuple[str, dict[str, Any], PreTrainedConfig]:
+    """Returns a folder or name, how transformers is to read it, and its configuration."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-
-def _config(name: str, where: dict[str, Any]) -> PreTrainedConfig:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name, **where)
-    except OSError as error:
-        message = f"There is no model {name} within reach: give a folder, or a name on the Hugging Face hub."
-        raise UserError(message) from error
-    except ValueError as error:
-        raise UserError(f"transformers does not know {name}'s kind of model: choose another.") from error
+    chosen = (settings.model, settings.revision) if isinstance(settings, Pretrained) else (smollm2_path(), None)
+    name, where = chosen[0], {"revision": chosen[1], "trust_remote_code": False}
+    config = read_config(name, where)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{name} ({config.model_type}) is no causal language model: choose one.")
-    return config
+    return name, where, config
 
 
 def _extended(settings: SmolLM2 | Pretrained, vocabulary: Vocabulary, seed: int) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    name, where = _place(settings)
-    config = _config(name, where)
+    name, where, config = _located(settings)
     dtype = settings.dtype if isinstance(settings, Pretrained) else "float32"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **where
-        )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{name} has no sound weights as safetensors: choose a model or revision that has.") from error
+        options = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
+        model = read_model(AutoModelForCausalLM, name, **options, **where)
     except ValueError as error:
         raise UserError(f"{name} ({config.model_type}) has no attention through sdpa: choose another model.") from error
     extend(model, vocabulary, seed=seed)
@@ -238,7 +220,7 @@ def check(model: PreTrainedModel, name: str) -> None:
         hidden = model.base_model(input_ids=tokens[:, 3:], use_cache=False).last_hidden_state
         plain = functional.linear(hidden, model.get_output_embeddings().weight).float()
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{name} takes no mask over packed documents, choose another model: {reason}") from error
     near = 1e-3 if model.dtype == torch.float32 else 0.1
     if not torch.allclose(both[:, 3:], alone, rtol=near, atol=near):

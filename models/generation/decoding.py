@@ -7,24 +7,14 @@ item, each once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch.nn import functional
 
 from models.common.jagged import Jagged
-from models.common.recommender import top_columns
+from models.common.recommender import Recommended, filled_up, top_columns
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
 from storage.errors import UserError
-
-
-class Decoded(NamedTuple):
-    """The k best items that a beam search finds for B users, best first; of equal ones the lower path first."""
-
-    items: torch.Tensor  # int64 [B, k], rows of the catalogue; -1 where fewer are left
-    scores: torch.Tensor  # float32 [B, k], -inf there
-    certified: torch.Tensor  # bool [B]: no item outside the beams can be among the k best
 
 
 @torch.no_grad()
@@ -38,8 +28,8 @@ def beam_search(
     k: int,
     banned: Jagged | None = None,
     allowed: torch.Tensor | None = None,
-) -> Decoded:
-    """Returns the k best items after every prompt.
+) -> Recommended:
+    """Returns the k best items after every prompt, of equal ones the lower path first, and which lists are exact.
 
     One forward pass reads the prompts, one per level after the first the beams. The beams of a user are further
     positions of one sequence, told apart by the attention mask: each sees the prompt, its ancestors and itself (tree
@@ -47,7 +37,7 @@ def beam_search(
     copied when beams are dropped.
 
     As log-probabilities are at most 0, no item below a pruned prefix has a higher score than that: where the best of
-    the pruned is below the k-th item found, the k items are certainly the best of all.
+    the pruned is below the k-th item found, the k items are certainly the best of all: the list is exact.
 
     Args:
         model: in evaluation mode.
@@ -68,7 +58,7 @@ def beam_search(
 
     device, (users, width) = prompts.device, prompts.shape
     if not users:  # transformers cannot reshape nothing
-        return Decoded(prompts.new_empty(0, k), torch.empty(0, k, device=device), prompts.new_empty(0).bool())
+        return Recommended(prompts.new_empty(0, k), torch.empty(0, k, device=device), prompts.new_empty(0).bool())
     left = _Left(trie, users, banned, allowed)
     user, places = torch.arange(users, device=device)[:, None], torch.arange(width, device=device)
     cache = DynamicCache()
@@ -133,11 +123,7 @@ def _expand(
     return below, parents, (scores.gather(1, parents) + steps).masked_fill_(missing, -torch.inf)
 
 
-def _ranked(trie: Trie, nodes: torch.Tensor, scores: torch.Tensor, pruned: torch.Tensor, k: int) -> Decoded:
+def _ranked(trie: Trie, nodes: torch.Tensor, scores: torch.Tensor, pruned: torch.Tensor, k: int) -> Recommended:
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    scores = scores.gather(1, order)
-    items = trie.items[nodes.gather(1, order)].masked_fill(scores == -torch.inf, -1)
-    missing = k - order.shape[1]
-    scores = functional.pad(scores, (0, missing), value=-torch.inf)
-    certified = (pruned == -torch.inf) | (pruned < scores[:, -1])
-    return Decoded(functional.pad(items, (0, missing), value=-1), scores, certified)
+    found = filled_up(trie.items[nodes.gather(1, order)], scores.gather(1, order), k=k)
+    return found._replace(exact=(pruned == -torch.inf) | (pruned < found.scores[:, -1]))

@@ -7,7 +7,7 @@ may have shown its title or its semantic ID in a history.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from models.common.jagged import Jagged, gather, padded
+from models.common.recommender import Queries
 from models.common.seeds import generator, seed_of
 from models.evaluation.bootstrap import bootstrap_means, interval
 from models.evaluation.lists import ranks, recall
@@ -29,21 +30,6 @@ from models.generation.trie import Trie
 CHOICE, RESAMPLES, CAPTIONS = 611, 612, 613  # what is drawn, for seeds
 BATCH = 32  # prompts that are read at once
 CUTS = (1, 10)  # of the lists of items
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What the tasks are asked about.
-
-    Attributes:
-        items: int64 [E], none twice, for the tasks over items.
-        histories: items of Q users, oldest first, for the tasks over histories.
-        targets: int64 [Q], what each chose next.
-    """
-
-    items: torch.Tensor
-    histories: Jagged
-    targets: torch.Tensor
 
 
 class Examples(NamedTuple):
@@ -62,14 +48,17 @@ class Examples(NamedTuple):
         return Examples(self.targets[rows], None if self.histories is None else gather(self.histories, rows))
 
 
-def choose(corpus: Corpus, task: Task, held_out: HeldOut, *, most: int, seed: int) -> Examples:
-    """At most so many of the examples that have what a task reads and writes, by chance, in random order."""
+def choose(corpus: Corpus, task: Task, queries: Queries, *, most: int, seed: int) -> Examples:
+    """At most so many of the examples that have what a task reads and writes, by chance, in random order.
+
+    A task over items is asked about those that the corpus holds out, a task over histories about the queries.
+    """
     shown, answered = corpus.has(task.inputs), corpus.has([task.target])
-    every = Examples(held_out.items, None)
-    fits = shown[held_out.items]
+    every = Examples(corpus.held_out.nonzero()[:, 0], None)
+    fits = shown[every.targets]
     if task.over_histories:
-        every = Examples(held_out.targets, held_out.histories)
-        values, offsets, _ = held_out.histories
+        every = Examples(queries.target, queries.histories)
+        values, offsets, _ = queries.histories
         before = functional.pad(shown[values].cumsum(0), (1, 0))
         fits = before[offsets[1:]] > before[offsets[:-1]]
     order = torch.randperm(len(fits), generator=generator(CHOICE, seed))
@@ -77,7 +66,7 @@ def choose(corpus: Corpus, task: Task, held_out: HeldOut, *, most: int, seed: in
 
 
 def task_losses(
-    model: LanguageModel, corpus: Corpus, tasks: Sequence[Task], held_out: HeldOut, *, most: int = 300, seed: int = 0
+    model: LanguageModel, corpus: Corpus, tasks: Sequence[Task], queries: Queries, *, most: int = 300, seed: int = 0
 ) -> dict[str, float]:
     """By task, the mean loss of the responses that held-out examples ask for, each in nats per token, as in training.
 
@@ -89,7 +78,7 @@ def task_losses(
     Returns:
         Of the tasks that have an example.
     """
-    chosen = {task: choose(corpus, task, held_out, most=most, seed=seed) for task in tasks}
+    chosen = {task: choose(corpus, task, queries, most=most, seed=seed) for task in tasks}
     return {
         task.name: float(losses(model, corpus, task, examples).mean())
         for task, examples in chosen.items()
@@ -102,7 +91,7 @@ def task_scores(
     trie: Trie,
     corpus: Corpus,
     tasks: Sequence[Task],
-    held_out: HeldOut,
+    queries: Queries,
     *,
     most: int = 300,
     seed: int = 0,
@@ -130,7 +119,7 @@ def task_scores(
     """
     found: dict[str, dict[str, Any]] = {}
     for task in tasks:
-        examples = choose(corpus, task, held_out, most=most, seed=seed)
+        examples = choose(corpus, task, queries, most=most, seed=seed)
         found[task.name] = {"examples": len(examples.targets)}
         if not len(examples.targets):
             continue

@@ -13,8 +13,7 @@ from models.common.devices import TINY
 from models.generation.backbones import merged
 from models.generation.packing import IGNORED, Batch
 from models.generation.vocabulary import Vocabulary
-from storage.artifacts import load_model, save_model
-from storage.errors import UserError
+from storage.artifacts import load_model, rebuilding, save_model
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -129,14 +128,14 @@ def load_generator(uri: str) -> LanguageModel:
     """A generator on the CPU, in evaluation mode.
 
     Raises:
-        UserError: there is none at `uri`, or it is damaged.
+        ArtifactError: there is none at `uri`, or it is damaged.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     vocabulary = Vocabulary.load(uri)
     config, tensors = load_model(uri, KIND)
-    try:
+    with rebuilding(uri, KIND):
         kind = AutoConfig.for_model(**config["backbone"])
         with init_empty_weights(include_buffers=False):
             backbone = AutoModelForCausalLM.from_config(kind, attn_implementation="sdpa")
@@ -144,8 +143,4 @@ def load_generator(uri: str) -> LanguageModel:
         backbone.tie_weights()
         if unknown or any(value.is_meta for value in backbone.state_dict().values()):
             raise ValueError(f"weights {[*missing, *unknown]}")
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise UserError(
-            f"The generator at {uri} is damaged or of another version: run the stage generate again."
-        ) from error
     return LanguageModel(backbone, vocabulary).eval()

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from models.common.settings import Settings
+from models.common.settings import Settings, parse_yaml, read_text
 from storage.errors import UserError
 
 FOLDER = Path(__file__).parent / "tasks"  # a file's name begins with its task's place in the order
@@ -116,14 +115,7 @@ def load_tasks(names: Sequence[str] = ()) -> tuple[Task, ...]:
 
 
 def _read(path: Path) -> Task:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {path} of a task: give its path from where you stand.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a task: {error}.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    raw = parse_yaml(read_text(path, "task"), str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path} must be a YAML mapping with the keys name, description, prompt and target.")
     try:

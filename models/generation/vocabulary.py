@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from models.common.jagged import Jagged
 from models.semantic_ids.suffixes import NO_SUFFIX, sid_string
 from storage import files
+from storage.artifacts import rebuilding
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -191,13 +192,9 @@ class Vocabulary:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: there is none in the folder, or it is damaged.
+            ArtifactError: there is none in the folder, or it is damaged.
         """
-        try:
+        with rebuilding(uri, "vocabulary"):
             numbers = files.read_json(files.join(uri, _NUMBERS))
             text = Tokenizer.from_buffer(files.read_bytes(files.join(uri, _TOKENIZER))) if numbers["text"] else None
             return cls(**{**numbers, "sizes": tuple(numbers["sizes"]), "text": text})
-        except FileNotFoundError as error:
-            raise UserError(f"There is no vocabulary at {uri}: run the stage generate first.") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"The vocabulary at {uri} is damaged: run the stage generate again.") from error

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from models.chat.base import Failure
 from models.common.settings import Backend
-from models.interests.mining import MOST_TAGS, PEOPLE, ItemText, bounded, clean_tag
+from models.interests.mining import MOST_TAGS, PEOPLE, ItemText, Tags, bounded, clean_tag
 
 if TYPE_CHECKING:
     from yake import KeywordExtractor
 
 CANDIDATES = 500  # all of a text's
+MOST_KEYWORD_WORDS = 2
 READ = 400  # characters of title, caption and description together; the time goes with them
 # What captions say of the picture and not of the item: among them the tagger's words for outline, tone and surface.
 _OF_PICTURES = re.compile(
@@ -34,16 +35,16 @@ class Keywords(Backend):
     items. Words that it passes over fill up what it leaves open, in the order of the text.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     backend = "keywords"
 
     def load(self) -> None:
         """Reads the stop words."""
         _extractor()
 
-    def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
-        """Mines at most four tags of each item; fewer where the texts have fewer words."""
-        return [_keywords(bounded(text)) for text in texts]
+    def mine(self, texts: Sequence[ItemText]) -> list[Tags | Failure]:
+        """Mines at most four keywords of each item; fewer where the texts have fewer words."""
+        return [{"keyword": _keywords(bounded(text))} for text in texts]
 
 
 @functools.cache
@@ -51,7 +52,7 @@ def _extractor() -> KeywordExtractor:
     from yake import KeywordExtractor
 
     # Its own deduplication is off: ours, by words, leaves it nothing to do.
-    extractor = KeywordExtractor(lan="en", n=2, window_size=1, dedup_lim=1.0, top=CANDIDATES)
+    extractor = KeywordExtractor(lan="en", n=MOST_KEYWORD_WORDS, window_size=1, dedup_lim=1.0, top=CANDIDATES)
     extractor.stopword_set |= PEOPLE
     return extractor
 
@@ -77,7 +78,7 @@ def _candidates(text: str) -> Iterator[str]:
     # YAKE walks through sets, so equal scores come in another order in every process.
     ranked = sorted((round(score, 9), lower.find(phrase), phrase) for phrase, score in extractor.extract_keywords(text))
     for _, _, phrase in ranked:
-        if tag := clean_tag(phrase):
+        if (tag := clean_tag(phrase)) and len(tag.split()) <= MOST_KEYWORD_WORDS:  # an accent may part in two
             yield tag
     for word in lower.split():
         if (tag := clean_tag(word)) and tag not in extractor.stopword_set:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
@@ -17,8 +16,7 @@ from models.ranking.attention import TargetAttention
 from models.ranking.bags import EmbeddingBags
 from models.ranking.config import HISTORY, RankerConfig, Table, TableDtype
 from models.ranking.quantized import QuantizedBags, quantize_bags
-from storage.artifacts import load_model, save_model
-from storage.errors import ArtifactError
+from storage.artifacts import load_model, rebuilding, save_model
 
 
 @dataclass
@@ -189,9 +187,7 @@ def load_ranker(uri: str) -> Ranker:
         ArtifactError: there is none at `uri`, or it is damaged.
     """
     config, tensors = load_model(uri, "ranker")
-    try:
+    with rebuilding(uri, "ranker"):
         ranker = Ranker(RankerConfig.model_validate(config))
         ranker.load_state_dict(tensors, assign=True)
-    except (ValidationError, RuntimeError) as error:
-        raise ArtifactError(f"The ranker at {uri} is damaged or of another version", uri) from error
     return ranker.eval()

@@ -5,12 +5,9 @@ from __future__ import annotations
 from models.common.devices import own_device
 from models.common.recommender import Recommender
 from models.recommenders.language_model import LanguageModelRecommender
-from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
 from models.recommenders.sasrec import SasRec
-from storage import files
-from storage.artifacts import load_model
-from storage.errors import UserError
+from storage.artifacts import load_one_of, rebuilding
 
 NEXT_ITEM_MODELS: dict[str, type[SasRec] | type[ProductCodes]] = {model.kind: model for model in (SasRec, ProductCodes)}
 
@@ -22,23 +19,11 @@ def load(uri: str) -> Recommender:
         uri: the artifact's folder; nothing else of the run is read.
 
     Raises:
-        UserError: there is none at `uri`, it is damaged, or it is of another kind or version.
+        ArtifactError: there is none at `uri`, it is damaged, or it is of another kind or version.
     """
-    try:
-        kind = files.read_json(files.join(uri, "config.json")).get("kind")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no recommender at {uri}: run the stage generate first.") from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"The recommender at {uri} is damaged: run the stage generate again.") from error
-    if kind not in (*NEXT_ITEM_MODELS, LanguageModelRecommender.kind):
-        raise UserError(f"{uri} holds a {kind}, which is no recommender of this version: run the stage generate again.")
-    config, tensors = load_model(uri, kind)
-    try:
+    with rebuilding(uri, "recommender"):
+        kinds = (*NEXT_ITEM_MODELS, LanguageModelRecommender.kind)
+        kind, config, tensors = load_one_of(uri, kinds, "recommender")
         if kind == LanguageModelRecommender.kind:
             return LanguageModelRecommender.from_artifact(uri, config, tensors, own_device())
-        model: NextItemModel = NEXT_ITEM_MODELS[kind].from_artifact(config, tensors)
-    except (ValueError, RuntimeError, LookupError, TypeError) as error:
-        raise UserError(
-            f"The recommender at {uri} is damaged or of another version: run the stage generate again."
-        ) from error
-    return model.eval().to(own_device())
+        return NEXT_ITEM_MODELS[kind].from_artifact(config, tensors).eval().to(own_device())

@@ -16,7 +16,7 @@ from models.common.recommender import Queries
 from models.common.seeds import generator
 from models.generation.backbones import Tiny, build, load_tokenizer
 from models.generation.examples import Corpus, Sampler, examples, item_texts
-from models.generation.heldout import HeldOut, task_losses
+from models.generation.heldout import task_losses
 from models.generation.language import LanguageModel
 from models.generation.packing import Batch, pack
 from models.generation.trie import Trie
@@ -173,12 +173,11 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
     if not settings.tasks:
         return TrainingTask(model, draw, recommender)
     patience_from = config.steps // 2 if settings.schedule == "staged" else 0  # all tasks are drawn from there on
-    held_out = HeldOut(corpus.held_out.nonzero()[:, 0], valid.histories, valid.target)
     losses = partial(
         task_losses,
         corpus=corpus,
         tasks=settings.trained_tasks,
-        held_out=held_out,
+        queries=valid,
         most=min(VALID_EXAMPLES, config.valid_queries),
         seed=seed,
     )

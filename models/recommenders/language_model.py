@@ -62,9 +62,10 @@ class LanguageModelRecommender:
                 banned=own if own is None else Jagged(own.values.to(self._device), own.offsets.to(self._device)),
                 allowed=None if allowed is None else allowed.to(self._device),
             )
-            found.append(Recommended(best.items.cpu(), best.scores.cpu(), best.certified.cpu()))
+            exact = None if best.exact is None else best.exact.cpu()
+            found.append(Recommended(best.items.cpu(), best.scores.cpu(), exact))
         lists, back = concatenate(found, k=k), order.argsort()
-        exact = lists.exact if lists.exact is None else lists.exact[back]
+        exact = None if lists.exact is None else lists.exact[back]
         return Recommended(lists.items[back], lists.scores[back], exact)
 
     def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:

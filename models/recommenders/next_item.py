@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 from torch.nn import functional
 
 from models.common.jagged import Jagged, gather, padded
 from models.common.recommender import Recommended, best, concatenate
+from models.common.settings import Settings
 from models.recommenders.encoder import Block, Encoder
 from storage.artifacts import save_model
 
@@ -20,7 +21,7 @@ BLOCK_VALUES = 1 << 27  # scores that are held at once
 POSITIONS = 256  # per block of the loss: their logits stay in the processor's cache
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(Settings):
     """Size of the encoder.
 
     Attributes:
@@ -29,8 +30,6 @@ class EncoderConfig(BaseModel):
         dropout: of vectors, attention and blocks.
         length: items of a history that are read, the last ones.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dim: PositiveInt = 64
     layers: PositiveInt = 2

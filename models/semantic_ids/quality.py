@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import torch
 
 from models.semantic_ids.neighbours import neighbour_overlap
 from models.semantic_ids.prefixes import number_prefixes
 from models.semantic_ids.quantizer import Quantizer
+from storage import tables
 
 OVERLAP_ROWS = 2_000  # items whose neighbours are looked for
 SHUFFLES = 10  # of the categories, for the control of their purity
 BLOCK_ROWS = 16_384  # rows decoded at a time
-ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 
 
 def scorecard(
@@ -155,14 +154,7 @@ def category_purity(
 def _categories(attributes: pa.Array | pa.ChunkedArray) -> dict[str, np.ndarray]:
     """Returns the keys that serve as categories, each with the number of every item's value, int64 [N], -1 for none."""
     rows = len(attributes)
-    entries = (
-        pl.DataFrame({"entry": pl.Series(pl.from_arrow(attributes)).cast(ENTRIES)})
-        .with_row_index("row")
-        .explode("entry")
-        .unnest("entry")
-        .drop_nulls()
-        .unique(["row", "key"], keep="first", maintain_order=True)
-    )
+    entries = tables.entries(attributes).drop_nulls().unique(["row", "key"], keep="first", maintain_order=True)
     found = {}
     for (key,), part in sorted(entries.group_by("key", maintain_order=True), key=lambda pair: pair[0]):
         values = part["value"].n_unique()

@@ -17,8 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 
 from models.semantic_ids.kmeans import BLOCK_ROWS, argmin
-from storage.artifacts import load_model, save_model
-from storage.errors import ArtifactError
+from storage.artifacts import load_model, rebuilding, save_model
 
 RQKMEANS, RQVAE = "rqkmeans", "rqvae"
 
@@ -136,16 +135,13 @@ class Quantizer(nn.Module):
             ArtifactError: there is none, it is damaged, or it is another thing.
         """
         config, tensors = load_model(uri, "quantizer")
-        try:
+        with rebuilding(uri, "quantizer"):
             widths = {name: tuple(config[name]) for name in ("hidden_dims", "codebook_sizes")}
             if config["method"] not in (RQKMEANS, RQVAE):
                 raise ValueError(f"its method is {config['method']!r}")
             with torch.device("meta"):  # nothing is held for sizes that the tensors do not have
                 quantizer = Quantizer(Architecture(**{**config, **widths}))
             quantizer.load_state_dict(tensors, assign=True)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ArtifactError(f"The quantizer at {uri} does not fit this version ({reason})", uri) from error
         return quantizer.requires_grad_(False).eval()
 
 

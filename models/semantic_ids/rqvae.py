@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 
 from models.common.collectives import all_reduce_sum
+from models.common.data_parallel import restore, snapshot
 from models.semantic_ids.kmeans import BLOCK_ROWS, nearest
 from models.semantic_ids.moving_codebooks import MovingCodebooks
 from models.semantic_ids.quantizer import Architecture, Quantizer
@@ -93,7 +94,8 @@ def fit_rqvae(
     optimizer = torch.optim.Adam(learned, lr=schedule.learning_rate, fused=True)
     first, deal = 0, Deal(vectors.keys, schedule.batch_size, seed, vectors.values.device)
     if state is not None:
-        first = _restore(model, optimizer, state)
+        first = int(state["step"])
+        restore(model, optimizer, {name: tensor for name, tensor in state.items() if name != "step"})
         inputs = quantizer.standardise(vectors.values)
     else:
         set_statistics(quantizer, vectors)
@@ -252,24 +254,7 @@ def _mixed(batch: torch.Tensor, partners: torch.Tensor, keys: np.ndarray, *, see
 
 def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> State:
     """Returns all that the rest of a fit depends on."""
-    moments = {
-        f"optimizer.{number}.{name}": tensor
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, tensor in values.items()
-    }
-    return {"step": torch.tensor(step), **moments, **{f"model.{name}": t for name, t in model.state_dict().items()}}
-
-
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> int:
-    """Sets a state back; give its step."""
-    model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")})
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            moments.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(state["step"])
+    return {"step": torch.tensor(step), **snapshot(model, optimizer)}
 
 
 def _means(step: int, told: torch.Tensor, schedule: Schedule, width: int) -> dict[str, float]:

@@ -22,12 +22,12 @@ import xxhash
 from pydantic import Field
 
 from models.common.settings import Settings
+from storage import tables
 from storage.hashing import hash_strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))  # of a map, as polars has them
 NULL_ID = 0
 SEED = 0
 HASH = {"function": "xxh3_64", "seed": SEED}  # what an artifact says of its hashes
@@ -74,13 +74,7 @@ def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
 
     A value that lists several ("Drama|Comedy", "red, blue") gives a token for each.
     """
-    pairs = (
-        pl.DataFrame({"entry": pl.Series(pl.from_arrow(attributes)).cast(ENTRIES)})
-        .with_row_index("row")
-        .explode("entry")
-        .unnest("entry")
-        .with_columns(pl.col("key", "value").map_batches(_fold))
-    )
+    pairs = tables.entries(attributes).with_columns(pl.col("key", "value").map_batches(_fold))
     values = pl.col("value").str.replace_all("[|,;]", "|").str.split("|")
     return (
         pairs.with_columns(values)

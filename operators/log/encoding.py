@@ -38,8 +38,10 @@ def read_log(run: RunDir) -> Log:
     The process remembers the last one: most stages read the same log.
 
     Raises:
-        UserError: as of `encode`.
+        UserError: there is none, or as of `encode`.
     """
+    if not files.exists(run.uri("catalog", "interactions")):
+        raise UserError("The catalogue has no interactions: leave out the stages that read them, from features on.")
     tables = (run.uri("catalog", "interactions"), run.uri("embeddings"))
     return _read(*tables, *map(files.signature, tables))
 

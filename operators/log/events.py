@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.errors import UserError
-
 SPLITS = ("train", "valid", "test")
 DAY_US = 86_400_000_000
 RATE_PRIOR = 20.0  # events that the global rate weighs in a smoothed rate
@@ -65,40 +63,6 @@ def flatten(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     lengths = end - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1]), offsets
-
-
-def split_by_time(time: np.ndarray, *, valid: float, test: float) -> np.ndarray:
-    """Splits number (0, 1, 2 as in SPLITS) of every event, int8 [E]; all events of one moment share a split.
-
-    Raises:
-        UserError: a split would be empty.
-    """
-    cuts = np.quantile(time, [1 - valid - test, 1 - test], method="nearest")
-    number = np.searchsorted(cuts, time, side="right").astype(np.int8)
-    if len(np.unique(number)) < len(SPLITS):
-        raise UserError(
-            "The log has too few distinct timestamps for a split by time: choose split.kind leave_last or add events."
-        )
-    return number
-
-
-def split_leave_last(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Splits number of every event: each user's last one is test, the one before valid; int8 [E].
-
-    Users with fewer than three events train only. Among events of one moment the later row is the last.
-
-    Raises:
-        UserError: no user has three events.
-    """
-    order = np.lexsort((time, user))
-    counts = np.bincount(user)
-    ends = np.cumsum(counts)[counts >= 3]
-    if not len(ends):
-        raise UserError("No user has three events: choose split.kind time or add events.")
-    number = np.zeros(len(user), dtype=np.int8)
-    number[order[ends - 1]] = 2
-    number[order[ends - 2]] = 1
-    return number
 
 
 def first_interactions(events: Events) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from models.common.settings import Settings
-from operators.log.events import Events, split_by_time, split_leave_last
+from operators.log.events import SPLITS, Events
+from storage.errors import UserError
 
 
 class SplitTime(Settings):
@@ -19,8 +20,19 @@ class SplitTime(Settings):
     test: float = Field(default=0.1, gt=0, lt=1)
 
     def numbers(self, events: Events) -> np.ndarray:
-        """See `operators.log.events.split_by_time`."""
-        return split_by_time(events.time, valid=self.valid, test=self.test)
+        """Returns the split (0, 1, 2 as in SPLITS) of every event, int8 [E]; all events of one moment share a split.
+
+        Raises:
+            UserError: a split would be empty.
+        """
+        cuts = np.quantile(events.time, [1 - self.valid - self.test, 1 - self.test], method="nearest")
+        number = np.searchsorted(cuts, events.time, side="right").astype(np.int8)
+        if len(np.unique(number)) < len(SPLITS):
+            raise UserError(
+                f"The log has too few distinct timestamps ({len(np.unique(events.time))}) for a split by time: write "
+                "split: {kind: leave_last} at the top of the definition, or add events."
+            )
+        return number
 
     @model_validator(mode="after")
     def _room_for_training(self) -> SplitTime:
@@ -35,8 +47,22 @@ class SplitLeaveLast(Settings):
     kind: Literal["leave_last"]
 
     def numbers(self, events: Events) -> np.ndarray:
-        """See `operators.log.events.split_leave_last`."""
-        return split_leave_last(events.user, events.time)
+        """Returns the split of every event: each user's last one is test, the one before valid; int8 [E].
+
+        Users with fewer than three events train only. Among events of one moment the later row is the last.
+
+        Raises:
+            UserError: no user has three events.
+        """
+        order = np.lexsort((events.time, events.user))
+        counts = np.bincount(events.user)
+        ends = np.cumsum(counts)[counts >= 3]
+        if not len(ends):
+            raise UserError("No user has three events: choose split.kind time or add events.")
+        number = np.zeros(len(events), dtype=np.int8)
+        number[order[ends - 1]] = 2
+        number[order[ends - 2]] = 1
+        return number
 
 
 Split = Annotated[SplitTime | SplitLeaveLast, Field(discriminator="kind")]

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.common.jagged import gather
-from operators.columns import filled_matrix, jagged_of, matrix_column, matrix_of, positions, rows_of
+from operators.columns import filled_matrix, jagged_of, matrix_column, matrix_of, positions, read_rows, rows_of
 from storage.errors import ArtifactError
+from storage.run import RunDir
 
 MATRIX = np.arange(12, dtype=np.float32).reshape(4, 3)
 IDS = st.lists(st.sampled_from("abcdef"), max_size=12)
@@ -65,3 +66,12 @@ def test_rows_come_in_the_order_of_the_ids_and_a_missing_one_is_an_error() -> No
         rows_of(["x", "a", "y"], table, "values")
     assert str(pickle.loads(pickle.dumps(found.value))) == str(found.value)  # noqa: S301 - our own bytes
     assert found.value.path == "values"
+
+
+def test_rows_of_a_run_are_read_by_id(tmp_path) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_table(pa.table({"value": [1, 2], "item_id": ["a", "b"], "other": [0, 0]}), "catalog", "items")
+    found = read_rows(run, ["b", "a", "b"], "catalog", "items", columns=["value"])
+    assert found.to_pydict() == {"item_id": ["b", "a", "b"], "value": [2, 1, 2]}
+    with pytest.raises(ArtifactError, match="1 items are missing in catalog/items"):
+        read_rows(run, ["c"], "catalog", "items", columns=["value"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,10 +8,13 @@ import pyarrow as pa
 import pytest
 
 from models.chat.base import Failure
-from models.interests.mining import ItemText
+from models.chat.openai import OpenAIChat
+from models.interests.mining import ChatMiner, ItemText, Tags
 from operators.base import apply, with_outcome
+from operators.features.tokens import Tokens, interest_tokens
 from operators.interests import Interests
 from storage.errors import UserError
+from tests.models.chat.endpoint import said, serving, text_of
 
 
 def items(*texts: tuple[str | None, str | None, str | None]) -> pa.Table:
@@ -27,11 +31,14 @@ class Moody:
 
     def load(self) -> None: ...
 
-    def mine(self, texts: Sequence[ItemText]) -> list[list[str] | Failure]:
+    def mine(self, texts: Sequence[ItemText]) -> list[Tags | Failure]:
         assert all(any(text) for text in texts), "an item without a text reached the miner"
         if any(text.title == "no such model" for text in texts):
             raise UserError("There is no such model.")
-        return [Failure("unparsable_interests", "why") if t.title == "odd" else [str(t.title), "tag"] for t in texts]
+        return [
+            Failure("unparsable_interests", "why") if t.title == "odd" else {"keyword": [str(t.title), "tag"]}
+            for t in texts
+        ]
 
 
 def test_every_row_gets_its_own_tags():
@@ -41,6 +48,7 @@ def test_every_row_gets_its_own_tags():
     assert "scarf" in " ".join(scarf)
     assert "tin cup" in cup
     assert umbrella == ["umbrella"]
+    assert result["interest_kinds"][2].as_py() == ["keyword"]
     assert result["issues"].to_pylist() == [[], [], []]
     assert result.schema.field("interests") == Interests().output_schema.field("interests")
 
@@ -73,3 +81,21 @@ def test_an_empty_batch_has_the_columns():
     result = apply(Interests(), items())
     assert result.num_rows == 0
     assert result.schema.field("interests").type == pa.list_(pa.string())
+
+
+def test_the_papers_example_from_a_chat_server_to_the_features_of_the_ranker(monkeypatch: pytest.MonkeyPatch):
+    """TriAlignGR's intents of a pair of headphones, none of whose words stand in its texts."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    intents = ["productivity-focused lifestyle", "distraction-free commuting"]
+    answer = json.dumps({"intents": intents, "keywords": ["noise-cancelling headphones", "wireless"]})
+    table = items(("Wireless noise-cancelling headphones", "30 hours of music, over-ear.", "Black headphones."))
+    with serving() as endpoint:
+        endpoint.answer = lambda body, number: said(f"They keep noise away, so one can work and travel.\n{answer}")
+        chat = OpenAIChat("qwen2.5-7b-instruct", base_url=endpoint.url)
+        found = apply(Interests(ChatMiner(chat, kinds=("intent", "keyword"))), table)
+        (asked,) = endpoint.requests
+    assert "Caption: Black headphones." in text_of(asked)
+    assert found["interests"].to_pylist() == [[*intents, "noise-cancelling headphones", "wireless"]]
+    assert found["interest_kinds"].to_pylist() == [["intent", "intent", "keyword", "keyword"]]
+    tokens = interest_tokens(found["interests"], Tokens())["token"].to_list()
+    assert {"distraction free commuting", "wireless"} <= set(tokens)

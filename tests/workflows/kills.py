@@ -22,7 +22,7 @@ from workflows.catalogs.synthetic.sample import write_sample
 from workflows.distributed.streams import committed_rows
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import ingest
+from workflows.stages.ingest import stage as ingest
 
 COLUMNS = ["item_id", "title", "caption"]
 SETTINGS = {  # a cache would hide what is computed again

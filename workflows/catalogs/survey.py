@@ -86,9 +86,10 @@ def filled(schema: pl.Schema, media: str | None = None) -> dict[str, pl.Expr]:
 def scan(uri: str) -> pl.LazyFrame:
     """Returns a table as it is; of Parquet only what is asked for is read."""
     if not uri.endswith(".parquet"):
-        return tables.scan(uri).lazy()
+        return tables.scan(uri).rows.lazy()
     fs, path = files.filesystem(uri)
-    return pl.scan_parquet(path) if "file" in fs.protocol else pl.scan_pyarrow_dataset(files.dataset(uri))
+    table = pl.scan_parquet(path) if "file" in fs.protocol else pl.scan_pyarrow_dataset(files.dataset(uri))
+    return table.select(tables.named(table.collect_schema().names()))
 
 
 def _says(name: str, dtype: pl.DataType) -> pl.Expr:

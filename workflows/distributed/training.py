@@ -260,11 +260,13 @@ def is_fixable(error: BaseException) -> bool:
 def one_cause(name: str, failures: dict[int, Exception]) -> Exception:
     """Returns the exception to raise for failed ranks: one that the user can fix, or the first rank's by number."""
     causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
-    for cause in causes.values():
-        if is_fixable(cause):
-            return cause
-    rank, cause = next(iter(causes.items()))
-    return TrainingError(f"Training {name!r} failed on worker {rank}: {type(cause).__name__}: {cause}")
+    rank = min(causes, key=lambda rank: (not is_fixable(causes[rank]), rank))
+    return fixable_or(f"Training {name!r} failed on worker {rank}", causes[rank])
+
+
+def fixable_or(failed: str, cause: Exception) -> Exception:
+    """Returns an exception that the user can fix as it is, any other as a TrainingError that says what failed."""
+    return cause if is_fixable(cause) else TrainingError(f"{failed}: {type(cause).__name__}: {cause}")
 
 
 @contextmanager

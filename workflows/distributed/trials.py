@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -14,12 +14,9 @@ import ray.exceptions
 import torch
 
 from storage import files
-from workflows.distributed.training import TrainingError, is_fixable
+from workflows.distributed.training import fixable_or
 
-Format = Literal["json", "parquet"]
 Trial = tuple[str, int]  # name of the variant, seed
-WRITE: dict[Format, Callable[[str, Any], None]] = {"json": files.write_json, "parquet": files.write_part}
-READ: dict[Format, Callable[[str], Any]] = {"json": files.read_json, "parquet": files.read_table}
 
 
 def run_trials(
@@ -28,7 +25,6 @@ def run_trials(
     seeds: Sequence[int],
     *,
     folder: str,
-    scores: Format,
     at_once: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, list[Any]]:
@@ -38,12 +34,11 @@ def run_trials(
     After a failure no further trial starts, and those under way still write their scores.
 
     Args:
-        fit: called as `fit(name, seed)` in a worker process with one CPU and one torch thread; returns a JSON value or
-            a table. A module-level function or a `partial` of one, whose arguments are sent to the cluster once.
+        fit: called as `fit(name, seed)` in a worker process with one CPU and one torch thread; returns a JSON
+            value. A module-level function or a `partial` of one, whose arguments are sent to the cluster once.
         names: of the variants.
         seeds: from each of which every variant is fitted.
         folder: URI of the files.
-        scores: format of the files.
         at_once: maximum number of trials under way.
         progress: called with the number of finished trials and of all, once per trial.
 
@@ -55,18 +50,18 @@ def run_trials(
         TrainingError: a trial failed for another reason.
     """
     trials = [(name, seed) for seed in seeds for name in names]
-    finished = [trial for trial in trials if files.exists(scores_uri(folder, *trial, scores))]
+    finished = [trial for trial in trials if files.exists(scores_uri(folder, *trial))]
     left = [trial for trial in trials if trial not in finished]
-    run = partial(_run_trial, fit, folder, scores)
+    run = partial(_run_trial, fit, folder)
     with closing(run_tasks(run, left, at_once=at_once)) as tasks:  # an interrupt cancels what is under way at once
         for count, _ in enumerate(chain(finished, tasks), 1):
             progress(count, len(trials))
-    return {name: [READ[scores](scores_uri(folder, name, seed, scores)) for seed in seeds] for name in names}
+    return {name: [files.read_json(scores_uri(folder, name, seed)) for seed in seeds] for name in names}
 
 
-def scores_uri(folder: str, name: str, seed: int, scores: Format) -> str:
+def scores_uri(folder: str, name: str, seed: int) -> str:
     """Returns the URI of a trial's scores."""
-    return files.join(folder, f"{name}-{seed}.{scores}")
+    return files.join(folder, f"{name}-{seed}.json")
 
 
 def run_tasks(
@@ -89,7 +84,8 @@ def run_tasks(
             try:
                 ray.get(ended)
             except ray.exceptions.RayError as error:
-                failures.append(_cause(trial, error))
+                failed = f"The fit of {trial[0]!r} from seed {trial[1]} failed"
+                failures.append(fixable_or(failed, getattr(error, "cause", None) or error))
             else:
                 yield trial
     finally:
@@ -99,8 +95,8 @@ def run_tasks(
         raise failures[0]
 
 
-def _run_trial(fit: Callable[[str, int], Any], folder: str, scores: Format, name: str, seed: int) -> None:
-    WRITE[scores](scores_uri(folder, name, seed, scores), fit(name, seed))
+def _run_trial(fit: Callable[[str, int], Any], folder: str, name: str, seed: int) -> None:
+    files.write_json(scores_uri(folder, name, seed), fit(name, seed))
 
 
 @ray.remote(num_cpus=1)
@@ -109,11 +105,3 @@ def _run_on_worker(run: Callable[[str, int], None], name: str, seed: int) -> Non
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     run(name, seed)
-
-
-def _cause(trial: Trial, error: Exception) -> Exception:
-    """Returns the error that the user can fix, or one that names the trial."""
-    cause = getattr(error, "cause", None) or error
-    if is_fixable(cause):
-        return cause
-    return TrainingError(f"The fit of {trial[0]!r} from seed {trial[1]} failed: {type(cause).__name__}: {cause}")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
+from models.common.settings import parse_yaml, read_text
 from operators.log.split import Split, SplitTime
 from storage import files
 from storage.errors import UserError
-from storage.manifest import first_unfinished
+from storage.manifest import require_finished
 from storage.run import RunDir
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import StageConfig
@@ -82,8 +82,8 @@ def load(path: str, overrides: list[str]) -> Definition:
         UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type, or a stage that
             another one reads from is missing.
     """
-    text = _read(path)
-    definition = resolve(_apply_overrides(_parse(text, path), overrides), source=path)
+    text = read_text(path, "workflow definition")
+    definition = resolve(_apply_overrides(parse_yaml(text, path), overrides), source=path)
     definition._places.update(_lines(yaml.compose(text), path))
     keys = (override.partition("=")[0] for override in overrides)
     definition._places.update({key: f"--set {key}" for key in keys})
@@ -121,12 +121,7 @@ def finished_definition(run: RunDir) -> Definition:
     Raises:
         UserError: there is no run, or it has not finished quantize.
     """
-    if unfinished := first_unfinished(run.root, GIVES_SIDS):
-        stage, state = unfinished
-        raise UserError(
-            f"The run at {run.root} gives no SIDs yet, its stage {stage} is {state}: finish it with `tesserec run "
-            f"WORKFLOW --run-dir {run.root}`, WORKFLOW naming the stages up to quantize."
-        )
+    require_finished(run.root, GIVES_SIDS, "gives no SIDs")
     uri = run.uri("workflow.yaml")
     try:
         return resolve(yaml.safe_load(files.read_bytes(uri)), source=uri)
@@ -150,22 +145,6 @@ def _model() -> type[Definition]:
     )
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no workflow definition at {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a workflow definition: {error}.") from error
-
-
-def _parse(text: str, what: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error
-
-
 def _lines(node: yaml.Node | None, path: str, above: str = "") -> dict[str, str]:
     """Returns the `FILE:LINE` of every key of a YAML document, by dotted path."""
     places: dict[str, str] = {}
@@ -180,7 +159,7 @@ def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"--set {override!r} must have the form key=value, for example stages.rank.epochs=2.")
-        value = _parse(text, f"--set {override!r}: the value")
+        value = parse_yaml(text, f"--set {override!r}: the value")
         node = raw
         *parents, last = key.split(".")
         for parent in parents:

@@ -10,7 +10,7 @@ from workflows.engine.stage import Stage
 
 # Entry points of the stages, so that a command imports only the stages that it needs.
 STAGES = {
-    "ingest": "workflows.stages.ingest:IngestStage",
+    "ingest": "workflows.stages.ingest.stage:IngestStage",
     "interpret": "workflows.stages.interpret.stage:InterpretStage",
     "project": "workflows.stages.project:ProjectStage",
     "quantize": "workflows.stages.quantize.stage:QuantizeStage",

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
 
 from storage import files, tables
 from storage.errors import UserError
@@ -83,6 +86,7 @@ def execute(
                 progress=lambda done, total: None,
                 nodes=nodes,
                 split=definition.split,
+                splits=any(other.reads_split() for other in definition.configs.values()),
             )
             _run_stage(name, config, context, manifest, reporter)
     return manifest
@@ -171,7 +175,8 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
     try:
         with reporter.stage(name) as progress:
             result = stage(name).run(config, dataclasses.replace(context, progress=progress))
-        _check_result(name, result, config)
+        reasons = _reasons(name, context.run) if result.rejected or result.degraded else {}
+        _check_result(name, result, config, reasons)
         entry.state, computed = "complete", result.rows_in - result.metrics.get("reused", 0)
         for field in dataclasses.fields(result):
             setattr(entry, field.name, getattr(result, field.name))
@@ -183,14 +188,38 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
         entry.rows_per_second = round(computed / max(entry.seconds, 1e-3), 1)
         write_manifest(root, manifest)
     files.remove(context.run.uri("checkpoints", name))
-    dropped = f", {result.rejected} rejected" if result.rejected else ""
-    dropped += f", {result.degraded} degraded" if result.degraded else ""
+    parts = (("rejected", result.rejected), ("degraded", result.degraded))
+    lost = "".join(f", {count} {what} ({reasons[what].short})" for what, count in parts if count)
     reporter.line(
-        f"{name}: {result.rows_out} rows{dropped}, {entry.seconds:.1f} s, {entry.rows_per_second:.0f} rows per second"
+        f"{name}: {result.rows_out} rows{lost}, {entry.seconds:.1f} s, {entry.rows_per_second:.0f} rows per second"
     )
 
 
-def _check_result(name: str, result: Result, config: StageConfig) -> None:
+class _Reason(NamedTuple):
+    """The commonest reason for which a stage rejected or degraded rows: `10 no_item_id`, and with an example."""
+
+    short: str
+    long: str
+
+
+def _reasons(name: str, run: RunDir) -> dict[str, _Reason]:
+    """Returns the commonest reason of each severity in a stage's rejects; rows may have several."""
+    uri = run.uri("rejects", name)
+    if not files.exists(uri):
+        return {}
+    groups = (
+        pl.DataFrame(files.read_table(uri, ["severity", "code", "detail"]))
+        .group_by("severity", "code")
+        .agg(pl.len().alias("rows"), pl.col("detail").min())
+        .sort("rows", "code", descending=[False, True])  # the last of a severity stays
+    )
+    return {
+        severity: _Reason(f"{rows} {code}", f"{rows} as {code} (such as {detail!r})")
+        for severity, code, rows, detail in groups.iter_rows()
+    }
+
+
+def _check_result(name: str, result: Result, config: StageConfig, reasons: dict[str, _Reason]) -> None:
     if result.rows_in != result.rows_out + result.rejected:
         raise RuntimeError(f"stage {name} lost rows: {result}")
     for key, count, what in (
@@ -200,6 +229,7 @@ def _check_result(name: str, result: Result, config: StageConfig) -> None:
         limit = getattr(config, key, None)
         if limit is not None and count > limit * result.rows_in:
             raise UserError(
-                f"Stage {name} {what} {count} of {result.rows_in} rows, more than {key} = {limit} allows: read the "
-                f"reasons in rejects/{name}, then fix them and run with --from {name}, or raise stages.{name}.{key}."
+                f"Stage {name} {what} {count} of {result.rows_in} rows, {reasons[what].long}, more than {key} = "
+                f"{limit} allows: mend what rejects/{name} lists, then run with --from {name}, or raise "
+                f"stages.{name}.{key}."
             )

@@ -42,6 +42,7 @@ class Context:
     progress: Callable[[int, int], None]  # done, total
     nodes: Sequence[Node] = (Node(cpus=1 + READER_CPUS, gpus=0),)  # machines that streams may use
     split: Split = field(default_factory=SplitTime)  # split of the log, the same for all stages
+    splits: bool = False  # whether a stage of the definition reads that split
 
 
 @dataclass(frozen=True)

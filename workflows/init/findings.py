@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,10 @@ from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.media.sources import HTTP, Sources
 from workflows.catalogs.survey import Survey, filled, scan, survey
-from workflows.stages import ingest
+from workflows.stages.ingest import events as logs
+from workflows.stages.ingest.items import canonical_items
+from workflows.stages.ingest.stage import Config
+from workflows.stages.ingest.texts import ids as ids_of
 
 SAMPLED_ITEMS, SAMPLED_EVENTS, PROBED = 2_000, 500_000, 24
 RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
@@ -72,7 +75,6 @@ class Behaviour:
         first, last: time of the first and last event; None where times only order the events of one user.
         labelled: whether there are labels of both kinds.
         liked: share of positives.
-        dropped: share of events that ingest would drop.
         parts: what the splits leave, the preferred one first; empty where there is nothing to learn from.
         reason: why it is empty.
     """
@@ -84,7 +86,6 @@ class Behaviour:
     last: datetime | None
     labelled: bool = False
     liked: float = 1.0
-    dropped: float = 0.0
     parts: tuple[Parts, ...] = ()
     reason: str = ""
 
@@ -125,9 +126,9 @@ def find(catalog: str) -> Findings:
         settings["media"] = pattern
     if log_uri is not None and (rating := _ratings(counts, log_uri)):
         settings |= rating
-    config = ingest.Config(**settings)
+    config = Config(**settings)
     counts = survey(catalog, label=config.label, media=config.media)
-    items = ingest.canonical_items(config.with_media(sample), items_uri)
+    items = canonical_items(config.with_media(sample), items_uri)
     texts = pl.sum_horizontal(pl.col("title", "description").str.strip_chars().str.len_chars().fill_null(0))
     characters = items.select(texts.alias("n")).filter(pl.col("n") > 0)["n"].median()
     found = Findings(
@@ -218,7 +219,7 @@ def _odd_items(found: Findings) -> Iterator[str]:
 
 
 def _behaviour(
-    catalog: str, items_uri: str, log_uri: str, config: ingest.Config, counts: Survey
+    catalog: str, items_uri: str, log_uri: str, config: Config, counts: Survey
 ) -> tuple[Behaviour, list[str]]:
     """Counts over the whole log, and what ingest and both splits make of a sample of its users."""
     assert counts.events is not None  # noqa: S101 - there is a log
@@ -230,11 +231,12 @@ def _behaviour(
         table = table.filter(pl.col("user_id").hash(0) % share == 0)
     raw = config.with_labels(table.collect(engine="streaming"))
     schema = scan(items_uri).collect_schema()
-    usable = scan(items_uri).filter(~filled(schema, config.media)["bare"]).select(pl.col("item_id").cast(pl.String))
-    ids = usable.collect(engine="streaming")["item_id"].str.strip_chars().drop_nulls().unique()
-    events, dropped = ingest.clean_events(ingest.canonical_events(raw, log_uri), ids)
-    ingest.check_dropped(log_uri, events.height, dropped, config.max_dropped_share)
+    usable = scan(items_uri).filter(~filled(schema, config.media)["bare"]).select("item_id")
+    ids = ids_of(usable.collect(engine="streaming")["item_id"]).drop_nulls().unique()
     order = tables.timestamps(catalog) == "order"
+    canonical = logs.canonical_events(raw, log_uri, order=order)
+    events, dropped = logs.clean_events(canonical, ids, raw, bad=[])
+    logs.check_dropped(log_uri, events.height, dropped, config.max_dropped_share, ids)
     times = events.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(0)
     found = Behaviour(
         by_user.height,
@@ -242,14 +244,13 @@ def _behaviour(
         (int(per_user[len(per_user) // 2]), int(per_user[9 * len(per_user) // 10])),
         first=None if order else times[0],
         last=None if order else times[1],
-        dropped=sum(dropped.values()) / max(raw.height, 1),
     )
     odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
     if times[0] == times[1]:
         return replace(found, reason="all events have the same time and nothing tells their order"), odd
     try:
         column = pa.chunked_array([ids.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())])
-        log = encode(ingest.to_arrow_events(events), column.take(hash_order(column.to_pylist())))
+        log = encode(logs.to_arrow(events), column.take(hash_order(column.to_pylist())))
     except UserError as error:
         return replace(found, reason=str(error).split(":")[0]), odd
     parts, reason = [], ""
@@ -307,32 +308,22 @@ def _asked(events: Any, numbers: np.ndarray, name: str, *, repeats: bool) -> int
 
 
 def _odd_events(
-    raw: pl.DataFrame, ids: pl.Series, dropped: dict[str, int], by_user: pl.DataFrame, by_item: pl.DataFrame
+    raw: pl.DataFrame, ids: pl.Series, dropped: dict[str, logs.Loss], by_user: pl.DataFrame, by_item: pl.DataFrame
 ) -> Iterator[str]:
-    now = datetime.now(UTC)
     for name, groups in (("user_id", by_user), ("item_id", by_item)):
         top = groups.sort("len").row(-1)
         share = top[1] / int(groups["len"].sum())
         if groups.height >= MANY and share > LARGE_SHARE:
             yield f"the {name} {top[0]!r} has {share:.0%} of all events"
-    for reason, count in dropped.items():
-        if not count:
-            continue
-        what = f"{count:,} of {raw.height:,} events will be dropped as {reason}"
-        if reason == "future_timestamp":
-            what += f" (after {now:%Y-%m-%d})"
-        if reason == "unknown_item":
-            known = raw["item_id"].cast(pl.String).str.strip_chars()
-            strange = known.filter(~known.is_in(ids.implode())).drop_nulls().unique().sort()
-            what += f": {_three(strange)} against {_three(ids.sort())} in the items table"
-            if _bare_number(strange).is_in(_bare_number(ids).implode()).any():
-                what += "; they differ in zeros or .0 alone, which a spreadsheet may have lost or added"
-        yield what
+    if lost := logs.told(dropped):
+        yield f"of {raw.height:,} events will be dropped {lost}"
+    if dropped["unknown_item"].events:
+        known = ids_of(raw["item_id"])
+        strange = known.filter(~known.is_in(ids.implode())).drop_nulls().unique()
+        spreadsheet = _bare_number(strange).is_in(_bare_number(ids).implode()).any()
+        reason = "; they differ in zeros or .0 alone, which a spreadsheet may have lost or added" if spreadsheet else ""
+        yield f"the items table has ids such as {', '.join(map(repr, ids.sort().head(logs.EXAMPLES)))}{reason}"
 
 
 def _bare_number(ids: pl.Series) -> pl.Series:
     return ids.str.replace(r"\.0$", "").str.strip_chars_start("0")
-
-
-def _three(ids: pl.Series) -> str:
-    return ", ".join(map(repr, ids.head(3)))

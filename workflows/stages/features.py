@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from operators.columns import matrix_of, rows_of
+from operators.columns import matrix_of, read_rows
 from operators.features.items import item_features
 from operators.features.tokens import HASH, NULL_ID, Tokens
 from operators.log.encoding import Log, read_log
@@ -57,8 +57,6 @@ class FeaturesStage(Stage[Config]):
             UserError: there are no interactions, labels are missing in part or all 0, or a split would be empty.
         """
         run = context.run
-        if not files.exists(run.uri("catalog", "interactions")):
-            raise UserError("The catalogue has no interactions: leave features, rank and evaluate out of the stages.")
         log = read_log(run)
         events, items = log.events, read_items(run, log.items, config.tokens)
         interactions = files.dataset(run.uri("catalog", "interactions"))
@@ -140,11 +138,9 @@ def read_items(run: RunDir, ids: pa.ChunkedArray, tokens: Tokens) -> pa.Table:
     Raises:
         ArtifactError: a table of the run lacks an item.
     """
-    items = run.read_table("items", columns=["item_id", "title", "description", "caption", "interests"])
-    attributes = run.read_table("catalog", "items", columns=["item_id", "attributes"])
-    sids = run.read_table("sids", columns=["item_id", "codes"])
-    items, attributes = rows_of(ids, items, "items"), rows_of(ids, attributes, "catalog/items")["attributes"]
-    codes = matrix_of(rows_of(ids, sids, "sids")["codes"])
+    items = read_rows(run, ids, "items", columns=["title", "description", "caption", "interests"])
+    attributes = read_rows(run, ids, "catalog", "items", columns=["attributes"])["attributes"]
+    codes = matrix_of(read_rows(run, ids, "sids", columns=["codes"])["codes"])
     return item_features(items.append_column("attributes", attributes), codes[:, :-1], tokens)
 
 

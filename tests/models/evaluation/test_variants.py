@@ -29,9 +29,16 @@ def world(*, hint: float = 1.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return probability, scores
 
 
+def by_probability(probability: np.ndarray, scores: dict[str, np.ndarray], **options: int) -> variants.Results:
+    """Of users × items, by user and item."""
+    units = tuple(code.reshape(-1) for code in np.indices(probability.shape))
+    flat = {name: score.reshape(len(score), -1) for name, score in scores.items()}
+    return variants.compare(units, probability.reshape(-1), flat, **options)
+
+
 def test_variants_stand_in_order_with_intervals_that_hold_their_means():
     probability, scores = world()
-    results = variants.by_probability(probability, scores, seed=1, draws=100)
+    results = by_probability(probability, scores, seed=1, draws=100)
     assert results["id"]["auc"] < results["half"]["auc"] < results["truth"]["auc"]
     assert results["half"]["gain_interval"][0] > 0
     low, high = results["null"]["gain_interval"]
@@ -51,10 +58,10 @@ def test_variants_stand_in_order_with_intervals_that_hold_their_means():
 
 def test_pairing_makes_intervals_of_gains_narrow():
     probability, scores = world()
-    results = variants.by_probability(probability, scores, seed=1, draws=100)
+    results = by_probability(probability, scores, seed=1, draws=100)
     width = {key: np.diff(results["half"][key])[0] for key in ("auc_interval", "gain_interval")}
     assert width["gain_interval"] < 0.7 * width["auc_interval"]
-    same = variants.by_probability(probability, {"id": scores["id"], "twin": 2 * scores["id"]}, seed=1, draws=20)
+    same = by_probability(probability, {"id": scores["id"], "twin": 2 * scores["id"]}, seed=1, draws=20)
     assert same["twin"]["gain_interval"] == [0.0, 0.0]
 
 
@@ -63,14 +70,14 @@ def test_items_and_seeds_count_into_the_interval():
     random = np.random.default_rng(0)
     rate = np.tile(random.uniform(0.1, 0.9, ITEMS), (USERS, 1))
     steady = np.tile(rate + 0.3 * random.normal(size=ITEMS), (SEEDS, 1, 1))
-    by_item = variants.by_probability(rate, {"id": steady}, seed=0, draws=100)["id"]
+    by_item = by_probability(rate, {"id": steady}, seed=0, draws=100)["id"]
     assert np.diff(by_item["auc_interval"])[0] > 0.02
 
     label = (random.random(4000) < 0.5).astype(float)
     sizes = np.array([0.2, 0.6, 1.0, 1.4, 1.8])[:, None]
     shaky = sizes * label + random.normal(size=(SEEDS, 4000))
     user = np.arange(4000)
-    low, high = variants.by_clicks(user, label, {"id": shaky}, seed=0)["id"]["auc_interval"]
+    low, high = variants.compare((user,), label, {"id": shaky}, seed=0)["id"]["auc_interval"]
     aucs = np.array([auc(label, row) for row in shaky])
     assert high - low == pytest.approx(2 * 1.96 * aucs.std(ddof=1) / np.sqrt(SEEDS), rel=0.3)
 
@@ -82,28 +89,26 @@ def test_clicks_agree_with_the_probabilities_that_drew_them():
     label = (random.random((copies, USERS, ITEMS)) < probability).reshape(-1)
     user = np.tile(np.repeat(np.arange(USERS), ITEMS), copies)
     flat = {name: np.tile(score.reshape(SEEDS, -1), copies) for name, score in scores.items()}
-    clicks = variants.by_clicks(user, label, flat, seed=1, draws=20)
-    truth = variants.by_probability(probability, scores, seed=1, draws=20)
+    clicks = variants.compare((user,), label.astype(float), flat, seed=1, draws=20)
+    truth = by_probability(probability, scores, seed=1, draws=20)
     for name in scores:
         assert clicks[name]["auc"] == pytest.approx(truth[name]["auc"], abs=0.01)
 
 
 def test_no_share_is_told_of_a_gap_that_is_not_shown():
     probability, scores = world(hint=0.0)
-    result = variants.conclude(
-        variants.by_probability(probability, scores, seed=1, draws=50), VARIANTS, "on cold items"
-    )
+    result = variants.conclude(by_probability(probability, scores, seed=1, draws=50), VARIANTS, "on cold items")
     assert np.isnan(result["variants"]["half"]["share"])
     assert np.isnan(result["variants"]["half"]["share_interval"]).all()
     assert not any("give" in line for line in result["sentences"])
     same = {"id": scores["id"], "half": scores["half"], "truth": scores["id"]}  # a gap of zero to the last bit
-    assert np.isnan(variants.by_probability(probability, same, seed=1, draws=10)["half"]["share"])
+    assert np.isnan(by_probability(probability, same, seed=1, draws=10)["half"]["share"])
 
 
 def test_without_a_truth_variant_there_are_gains_alone():
     probability, scores = world()
     del scores["truth"]
-    result = variants.conclude(variants.by_probability(probability, scores, seed=1, draws=50), VARIANTS, "here")
+    result = variants.conclude(by_probability(probability, scores, seed=1, draws=50), VARIANTS, "here")
     assert "share" not in result["variants"]["half"]
     assert len(result["sentences"]) == 2
     assert json.loads(json.dumps(result)) == result
@@ -111,21 +116,19 @@ def test_without_a_truth_variant_there_are_gains_alone():
 
 def test_one_seed_still_has_an_interval():
     probability, scores = world()
-    results = variants.by_probability(
-        probability, {name: score[:1] for name, score in scores.items()}, seed=1, draws=50
-    )
+    results = by_probability(probability, {name: score[:1] for name, score in scores.items()}, seed=1, draws=50)
     assert np.diff(results["half"]["auc_interval"])[0] > 0
 
 
 def test_the_same_seed_gives_the_same_results():
     probability, scores = world()
-    first, again, other = (variants.by_probability(probability, scores, seed=seed, draws=20) for seed in (1, 1, 2))
+    first, again, other = (by_probability(probability, scores, seed=seed, draws=20) for seed in (1, 1, 2))
     assert first == again
     assert first["half"]["gain_interval"] != other["half"]["gain_interval"]
 
 
 def test_one_kind_of_click_tells_nothing():
-    results = variants.by_clicks(np.arange(9), np.zeros(9), dict.fromkeys(("id", "half"), np.ones((2, 9))), seed=0)
+    results = variants.compare((np.arange(9),), np.zeros(9), dict.fromkeys(("id", "half"), np.ones((2, 9))), seed=0)
     assert np.isnan(results["half"]["gain"])
     (line,) = variants.conclude(results, VARIANTS, "on cold items")["sentences"]
     assert line == "Half a hint: there is too little to tell an effect on AUC on cold items."

@@ -72,7 +72,7 @@ def test_with_beams_for_all_the_best_are_those_of_brute_force(seed, coarse, bann
     )
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.items, torch.where(expected.items < 0, -1, in_order[expected.items]))
-    assert found.certified.all()
+    assert found.exact.all()
 
 
 @pytest.mark.parametrize("kind", [LanguageModel, Coarse])
@@ -126,8 +126,8 @@ def test_certified_lists_are_the_best_of_all():
         prompts, lengths = padded_prompts(model, paths, seed)
         found = beam_search(model, trie, prompts, lengths, beams=12, k=2)
         scores = every_score(model, paths, prompts, lengths)
-        assert torch.equal(found.scores[found.certified], scores.topk(2).values[found.certified])
-        certified.append(found.certified)
+        assert torch.equal(found.scores[found.exact], scores.topk(2).values[found.exact])
+        certified.append(found.exact)
     share = torch.cat(certified).double().mean()
     assert 0 < share < 1
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from models.common.jagged import Jagged
+from models.common.recommender import Queries
 from models.generation.backbones import Tiny, build
 from models.generation.examples import Corpus, documents, item_texts
-from models.generation.heldout import Examples, HeldOut, choose, losses, task_losses, task_scores
+from models.generation.heldout import Examples, choose, losses, task_losses, task_scores
 from models.generation.language import LanguageModel
 from models.generation.packing import pack
 from models.generation.tasks import SEQUENCE, Task, load_tasks
@@ -41,7 +43,8 @@ CORPUS = Corpus(
     sequences=lists([[0, 1]]),
     held_out=torch.ones(ITEMS, dtype=torch.bool),
 )
-HELD_OUT = HeldOut(torch.arange(ITEMS), lists([[0, 1, 2], [13], [5], [3, 13, 3]]), torch.tensor([4, 5, 13, 6]))
+HISTORIES, TARGETS = lists([[0, 1, 2], [13], [5], [3, 13, 3]]), torch.tensor([4, 5, 13, 6])
+QUERIES = Queries(np.arange(4), HISTORIES, TARGETS, lists([[]] * 4))
 TRIE = Trie.build(PATHS, (ITEMS,))
 
 
@@ -77,9 +80,9 @@ def taught() -> LanguageModel:
     ],
 )
 def test_examples_have_what_a_task_reads_and_writes(name: str, targets: set[int]) -> None:
-    found = choose(CORPUS, TASKS[name], HELD_OUT, most=100, seed=0)
+    found = choose(CORPUS, TASKS[name], QUERIES, most=100, seed=0)
     assert sorted(found.targets.tolist()) == sorted(targets)
-    few = choose(CORPUS, TASKS[name], HELD_OUT, most=2, seed=0)
+    few = choose(CORPUS, TASKS[name], QUERIES, most=2, seed=0)
     assert few.targets.tolist() == found.targets[:2].tolist()
     if found.histories is not None:
         of = dict(zip([4, 5, 13, 6], [[0, 1, 2], [13], [5], [3, 13, 3]], strict=True))
@@ -89,14 +92,14 @@ def test_examples_have_what_a_task_reads_and_writes(name: str, targets: set[int]
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_a_loss_is_that_of_training(task: Task) -> None:
-    model, examples = new_model(), choose(CORPUS, task, HELD_OUT, most=100, seed=0)
+    model, examples = new_model(), choose(CORPUS, task, QUERIES, most=100, seed=0)
     found = losses(model, CORPUS, task, examples)
     assert len(found) > 1
     for row in range(len(found)):
         one = examples.take(torch.tensor([row]))
         (batch,) = pack(documents(CORPUS, task, *one), tokens_per_row=256, rows=1, pad=VOCABULARY.pad)
         assert float(found[row]) == pytest.approx(model.loss(batch).item(), abs=1e-4)
-    mean = task_losses(model, CORPUS, [task], HELD_OUT)[task.name]
+    mean = task_losses(model, CORPUS, [task], QUERIES)[task.name]
     assert mean == pytest.approx(float(found.mean()), abs=1e-5)
 
 
@@ -113,7 +116,7 @@ def test_of_every_position_the_last_one_counts() -> None:
 
 def test_exact_rates_are_those_of_ranking_all_items() -> None:
     model, task, ranks = new_model(), TASKS["title_to_sid"], []
-    scores = task_scores(model, TRIE, CORPUS, [task], HELD_OUT)["title_to_sid"]
+    scores = task_scores(model, TRIE, CORPUS, [task], QUERIES)["title_to_sid"]
     for item, title in enumerate(TITLES[:-1]):
         asked = replace(CORPUS, titles=item_texts(VOCABULARY, [title] * ITEMS, max_tokens=20))
         loss = losses(model, asked, task, Examples(torch.arange(ITEMS), None))
@@ -127,8 +130,8 @@ def test_exact_rates_are_those_of_ranking_all_items() -> None:
 
 
 def test_a_model_that_reads_captions_gains_by_them() -> None:
-    held_out = HeldOut(torch.arange(1, ITEMS - 1), HELD_OUT.histories, HELD_OUT.targets)
-    scores = task_scores(taught(), TRIE, CORPUS, SHORT, held_out)
+    inner = torch.ones(ITEMS, dtype=torch.bool).index_fill(0, torch.tensor([0, ITEMS - 1]), False)
+    scores = task_scores(taught(), TRIE, replace(CORPUS, held_out=inner), SHORT, QUERIES)
     item, title = scores["short_to_sid"], scores["short_to_title"]
     assert item["exact@1"] == 1
     assert item["shuffled"]["exact@1"] == 0
@@ -142,13 +145,13 @@ def test_a_model_that_reads_captions_gains_by_them() -> None:
 def test_captions_that_say_nothing_gain_nothing() -> None:
     captions = item_texts(VOCABULARY, ["a chair"] * ITEMS, max_tokens=20)
     corpus = replace(CORPUS, captions=captions)
-    found = task_scores(taught(), TRIE, corpus, SHORT[:1], HELD_OUT)["short_to_sid"]
+    found = task_scores(taught(), TRIE, corpus, SHORT[:1], QUERIES)["short_to_sid"]
     assert found["gain"]["loss"] == found["gain"]["exact@1"] == 0
     assert found["gain"]["loss_interval"] == [0, 0]
 
 
 def test_a_task_without_examples_says_so() -> None:
-    nothing = HeldOut(torch.tensor([13]), HELD_OUT.histories, HELD_OUT.targets)
+    corpus = replace(CORPUS, held_out=torch.arange(ITEMS) == 13)
     tasks = [TASKS["sid_to_title"]]
-    assert task_scores(new_model(), TRIE, CORPUS, tasks, nothing) == {"sid_to_title": {"examples": 0}}
-    assert task_losses(new_model(), CORPUS, tasks, nothing) == {}
+    assert task_scores(new_model(), TRIE, corpus, tasks, QUERIES) == {"sid_to_title": {"examples": 0}}
+    assert task_losses(new_model(), corpus, tasks, QUERIES) == {}

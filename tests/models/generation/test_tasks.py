@@ -67,7 +67,7 @@ def test_an_installed_package_brings_the_tasks() -> None:
         (["title_to_sids"], r"^There is no task 'title_to_sids': did you mean title_to_sid\?$"),
         (["xyz"], r"^There is no task 'xyz': choose among sids_to_sid, .*, or name a YAML file\.$"),
         (["title_to_sid"] * 2, r"^Two tasks are called 'title_to_sid': leave one out, or give it another name\.$"),
-        (["nowhere.yaml"], r"^There is no file nowhere\.yaml of a task: give its path from where you stand\.$"),
+        (["nowhere.yaml"], r"^There is no task at nowhere\.yaml: give its path from where you stand\.$"),
     ],
 )
 def test_a_wrong_name_is_told(names: list[str], said: str) -> None:

@@ -161,10 +161,10 @@ def test_a_tokenizer_that_does_not_fit_is_told() -> None:
 
 
 def test_what_is_no_vocabulary_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"There is no vocabulary at .*: run the stage generate first"):
+    with pytest.raises(UserError, match="There is no vocabulary at "):
         Vocabulary.load(str(tmp_path))
     TRAINED.save(str(tmp_path))
     for name, content in (("tokenizer.json", "{"), ("vocabulary.json", '{"text": false}'), ("vocabulary.json", "{")):
         (tmp_path / name).write_text(content)
-        with pytest.raises(UserError, match="is damaged: run the stage generate again"):
+        with pytest.raises(UserError, match=r"vocabulary at .* is damaged"):
             Vocabulary.load(str(tmp_path))

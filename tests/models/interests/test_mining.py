@@ -151,8 +151,8 @@ def test_a_useless_answer_is_asked_for_once_more_with_what_was_wrong():
     down = Failure("model_timeout", "It took too long.")
     good = '["travel bag", "waxed canvas"]'
     chat = Scripted((("I cannot say.", good, down, '["jazz", "piano"]'), (good, "Sorry.")))
-    found = ChatMiner(chat).mine([BAG] * 4)
-    assert found[:3] == [["travel bag", "waxed canvas"], ["travel bag", "waxed canvas"], down]
+    found = ChatMiner(chat, kinds=("keyword",)).mine([BAG] * 4)
+    assert found[:3] == [{"keyword": ["travel bag", "waxed canvas"]}, {"keyword": ["travel bag", "waxed canvas"]}, down]
     assert isinstance(found[3], Failure)
     assert found[3].code == "unparsable_interests"
     first, second = chat.asked
@@ -163,7 +163,40 @@ def test_a_useless_answer_is_asked_for_once_more_with_what_was_wrong():
 
 def test_the_names_of_the_texts_are_no_evidence():
     chat = Scripted((('["title", "caption", "canvas"]',), ('["canvas", "travel bag"]',)))
-    assert ChatMiner(chat).mine([BAG]) == [["canvas", "travel bag"]]
+    assert ChatMiner(chat, kinds=("keyword",)).mine([BAG]) == [{"keyword": ["canvas", "travel bag"]}]
+
+
+INTENTS = '["productivity-focused lifestyle", "distraction-free commuting"]'
+
+
+def test_intents_need_not_be_words_of_the_text_unless_they_are_to_be_grounded():
+    headphones = ItemText("Noise-cancelling headphones", "Wireless, 30 hours.", None)
+    chat = Scripted(((f"It keeps noise away.\n{INTENTS}",),))
+    assert ChatMiner(chat).mine([headphones]) == [{"intent": json.loads(INTENTS)}]
+    asked = chat.asked[0][0].text
+    assert "intents or lifestyles" in asked
+    assert "Think first" in asked
+    grounded = Scripted(((INTENTS,), (INTENTS,)))
+    found = ChatMiner(grounded, grounded=("intent",)).mine([headphones])
+    assert isinstance(found[0], Failure)
+
+
+def test_two_kinds_come_in_one_answer_and_stay_apart():
+    keywords = ["travel bag", "waxed canvas", "jazz piano"]
+    answer = json.dumps({"intents": ["weekend escapes", "travel bag"], "keywords": keywords})
+    chat = Scripted((("I see no intent: [x, y]", f"So:\n{answer}"), (answer,)))
+    kept = {"intent": ["weekend escapes", "travel bag"], "keyword": ["waxed canvas"]}  # each once, keywords grounded
+    assert ChatMiner(chat, kinds=("intent", "keyword")).mine([BAG, BAG]) == [kept, kept]
+    first, second = chat.asked
+    assert all('"intents" and "keywords"' in prompt.text for prompt in (*first, *second))
+    assert "held no list of intents" in second[0].system
+
+
+def test_an_answer_with_one_kind_of_two_fails():
+    chat = Scripted((('{"intents": ["weekend escapes", "slow travel"]}',),) * 2)
+    found = ChatMiner(chat, kinds=("intent", "keyword")).mine([BAG])[0]
+    assert isinstance(found, Failure)
+    assert found.detail == "The last answer held no list of keywords."
 
 
 def test_the_evidence_is_bounded_and_no_text_can_pass_for_another():
@@ -179,7 +212,7 @@ def test_the_evidence_is_bounded_and_no_text_can_pass_for_another():
 def test_reasoning_reaches_the_debug_log_and_no_other(caplog):
     chat = Scripted((('Because of secrets.\n["travel bag", "canvas"]',),) * 2)
     with caplog.at_level(logging.INFO):
-        assert ChatMiner(chat).mine([BAG]) == [["travel bag", "canvas"]]
+        assert ChatMiner(chat).mine([BAG]) == [{"intent": ["travel bag", "canvas"]}]
     assert "secrets" not in caplog.text
     with caplog.at_level(logging.DEBUG):
         ChatMiner(chat).mine([BAG])

@@ -112,5 +112,5 @@ def test_an_artifact_holds_all_that_decoding_needs(
     assert torch.equal(found.items, wanted.items)
     torch.testing.assert_close(found.scores, wanted.scores)
     (tmp_path / "model" / "vocabulary.json").unlink()
-    with pytest.raises(UserError, match="run the stage generate"):
+    with pytest.raises(UserError, match="There is no vocabulary"):
         load(str(tmp_path))

@@ -7,6 +7,7 @@ import pytest
 from operators.columns import matrix_column
 from operators.log import encoding
 from operators.log.encoding import encode, read_log
+from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
 
@@ -46,3 +47,8 @@ def test_a_log_is_encoded_once_until_a_table_changes(run: RunDir, monkeypatch: p
     run.write_table(run.read_table("embeddings").slice(1), "embeddings")
     assert len(read_log(run).events) == 3
     assert len(calls) == 3
+
+
+def test_a_run_without_interactions_is_told(tmp_path) -> None:
+    with pytest.raises(UserError, match="has no interactions"):
+        read_log(RunDir(str(tmp_path)))

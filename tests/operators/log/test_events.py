@@ -14,9 +14,8 @@ from operators.log.events import (
     first_interactions,
     histories,
     known_items,
-    split_by_time,
-    split_leave_last,
 )
+from operators.log.split import SplitLeaveLast, SplitTime
 from storage.errors import UserError
 
 USERS, ITEMS = 4, 6
@@ -136,15 +135,16 @@ def test_first_interactions_are_one_per_pair_and_earliest(rows: list[tuple[int, 
 
 def test_split_by_time_keeps_order_and_shares() -> None:
     time = np.random.default_rng(0).integers(0, 10_000, 2000)
-    number = split_by_time(time, valid=0.1, test=0.2)
+    number = SplitTime(valid=0.1, test=0.2).numbers(Events(time, time, time, time))
     assert time[number == 0].max() < time[number == 1].min()
     assert time[number == 1].max() < time[number == 2].min()
     np.testing.assert_allclose(np.bincount(number) / 2000, [0.7, 0.1, 0.2], atol=0.01)
 
 
 def test_split_by_time_needs_moments() -> None:
+    time = np.repeat([1, 2], 50)
     with pytest.raises(UserError, match="leave_last"):
-        split_by_time(np.repeat([1, 2], 50), valid=0.1, test=0.1)
+        SplitTime(valid=0.1, test=0.1).numbers(Events(time, time, time, time))
 
 
 @given(LOGS)
@@ -152,9 +152,9 @@ def test_leave_last_holds_out_the_two_last_events(rows: list[tuple[int, int, int
     log = events(rows)
     if np.bincount(log.user).max() < 3:
         with pytest.raises(UserError):
-            split_leave_last(log.user, log.time)
+            SplitLeaveLast(kind="leave_last").numbers(log)
         return
-    number = split_leave_last(log.user, log.time)
+    number = SplitLeaveLast(kind="leave_last").numbers(log)
     for user in range(USERS):
         mine = number[log.user == user].tolist()
         assert mine == ([0] * (len(mine) - 2) + [1, 2] if len(mine) >= 3 else [0] * len(mine))

@@ -10,9 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.common.jagged import Jagged
-from operators.log.events import SPLITS, Events, split_by_time, split_leave_last
+from operators.log.events import SPLITS, Events
 from operators.log.sequences import queries, training_sequences
+from operators.log.split import SplitLeaveLast, SplitTime
 from storage.errors import UserError
+
+LEAVE_LAST = SplitLeaveLast(kind="leave_last")
 
 
 class Event(NamedTuple):
@@ -43,8 +46,8 @@ def logs(draw: st.DrawFn) -> tuple[Events, np.ndarray]:
     events = Events(columns[0], columns[1], columns[2], columns[3].astype(np.float32))
     try:
         if draw(st.booleans()):
-            return events, split_leave_last(events.user, events.time)
-        return events, split_by_time(events.time, valid=0.2, test=0.2)
+            return events, LEAVE_LAST.numbers(events)
+        return events, SplitTime(valid=0.2, test=0.2).numbers(events)
     except UserError:
         assume(False)
         raise
@@ -116,7 +119,7 @@ def test_what_later_splits_hold_changes_nothing(log: tuple[Events, np.ndarray], 
 
 def test_a_disliked_item_is_seen_but_no_part_of_a_history() -> None:
     events = Events(np.zeros(5, np.int64), np.arange(5), np.arange(5), np.array([1, 0, 1, 1, 1], np.float32))
-    split = split_leave_last(events.user, events.time)
+    split = LEAVE_LAST.numbers(events)
     assert rows(training_sequences(events, split)) == [[0, 2]]
     found = queries(events, split, "test", history=9, repeats=False)
     assert found.target.tolist() == [4]
@@ -127,6 +130,6 @@ def test_a_disliked_item_is_seen_but_no_part_of_a_history() -> None:
 @pytest.mark.parametrize("repeats", [True, False])
 def test_an_item_that_was_met_before_is_asked_for_only_among_repeats(repeats: bool) -> None:
     events = Events(np.zeros(4, np.int64), np.array([0, 1, 2, 0]), np.arange(4), np.ones(4, np.float32))
-    found = queries(events, split_leave_last(events.user, events.time), "test", history=9, repeats=repeats)
+    found = queries(events, LEAVE_LAST.numbers(events), "test", history=9, repeats=repeats)
     assert found.target.tolist() == [0] * repeats
     assert found.user.shape == (int(repeats),)

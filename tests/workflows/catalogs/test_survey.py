@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from workflows.catalogs.survey import survey
@@ -21,6 +21,9 @@ ROWS = st.lists(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 def test_counts_are_those_of_the_rows(rows: list[dict], suffix: str, tmp_path: Path) -> None:
+    if suffix == "csv":  # in which a line without a value is no row
+        rows = [row for row in rows if any((value or "").strip() for value in row.values())]
+    assume(rows)
     table = pl.DataFrame(rows, schema=dict.fromkeys(("item_id", "title", "media"), pl.String))
     for old in tmp_path.iterdir():
         old.unlink()

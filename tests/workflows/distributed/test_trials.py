@@ -40,7 +40,6 @@ def run(folder: Path, names: list[str], seeds: list[int], done: list[Any], *, se
         names,
         seeds,
         folder=str(folder),
-        scores="json",
         at_once=2,
         progress=lambda *each: done.append(each),
     )

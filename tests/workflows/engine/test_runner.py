@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from operators.log.split import Split
+from storage.errors import UserError
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
 from workflows.engine.registry import stage
@@ -69,3 +70,18 @@ def test_a_stage_that_reads_one_of_two_runs_anew_with_another_fit_of_it(
         return _fingerprints(resolve({"name": "w", "catalog": str(tmp_path), "stages": stages}, source="w"))["evaluate"]
 
     assert fingerprint(epochs=2) == fingerprint(epochs=2) != fingerprint(epochs=3)
+
+
+def test_rejected_rows_are_told_with_their_commonest_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,1\n,2\nNULL,3\na,4\nb,5,6\n")
+
+    def run(limit: float) -> None:
+        stages = {"ingest": {"max_reject_share": limit}}
+        execute(resolve({"name": "w", "catalog": str(tmp_path), "stages": stages}, source="w"), str(tmp_path / "run"))
+
+    with pytest.raises(
+        UserError, match=r"rejected 4 of 5 rows, 2 as no_item_id \(such as 'row 1 of the items table'\)"
+    ):
+        run(0.5)
+    run(1)
+    assert "ingest: 1 rows, 4 rejected (2 no_item_id), " in capsys.readouterr().err

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from models.evaluation.variants import by_probability, conclude
+from models.evaluation.variants import conclude
 from tests.models.evaluation.test_variants import VARIANTS as LABELLED
-from tests.models.evaluation.test_variants import world
+from tests.models.evaluation.test_variants import by_probability, world
 from workflows.report import ablate_features
 
 NOTHING = [None, None]

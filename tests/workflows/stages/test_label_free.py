@@ -16,8 +16,9 @@ from storage.run import RunDir
 from workflows.catalogs.synthetic.sample import write_sample
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import features, ingest, rank
+from workflows.stages import features, rank
 from workflows.stages.evaluate import stage as evaluate
+from workflows.stages.ingest import stage as ingest
 
 pytestmark = pytest.mark.long
 

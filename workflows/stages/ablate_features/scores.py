@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from models.common.collectives import single_worker_group
-from models.evaluation.variants import by_clicks, by_probability, conclude, gate_curve
+from models.evaluation.variants import compare, conclude, gate_curve
 from models.ranking import fitting
 from models.ranking.ranker import Ranker
 from models.ranking.settings import RankerSettings
@@ -35,6 +35,9 @@ from workflows.stages.ablate_features.variants import (
 PARTS = {"test": "on the test split", "test_cold": "on cold items", "truth_cold": "on cold items, by true clicks"}
 
 
+Fitted = dict[str, list[dict[str, list[float]]]]  # by variant, of each seed, what `score` returns
+
+
 class Pairs(NamedTuple):
     """Users x items that training never saw, in a catalogue that knows the probability of each click."""
 
@@ -57,11 +60,13 @@ def read_examples(run: RunDir, catalog: str, *, users: int) -> Rows:
     return Rows(train, valid, test, true_pairs(run, catalog, train, users=users))
 
 
-def score(settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name: str, seed: int) -> pa.Table:
+def score(
+    settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name: str, seed: int
+) -> dict[str, list[float]]:
     """Fits one variant from one seed and returns its scores.
 
     Returns:
-        `part`, `test` and, if there are any, `pairs`, and `score`, the probabilities of the part's rows, list<float32>.
+        `test` and, if there are any, `pairs`: the probabilities of the part's rows, rounded to float32.
     """
     variant = VARIANTS[name]
     settings = variant_settings(settings, variant)
@@ -85,8 +90,7 @@ def score(settings: RankerSettings, rows: Rows, run: RunDir, catalog: str, name:
     parts = {"test": test}
     if rows.pairs is not None:
         parts["pairs"] = Examples(rows.pairs.examples, config.dense)
-    probabilities = [predict(ranker, items, examples).astype(np.float32) for examples in parts.values()]
-    return pa.table({"part": list(parts), "score": probabilities})
+    return {part: predict(ranker, items, each).astype(np.float32).tolist() for part, each in parts.items()}
 
 
 def image_vectors(run: RunDir) -> pa.Table:
@@ -151,7 +155,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     return Pairs(examples, pair_probability(catalog, impressions).reshape(len(chosen), len(cold)))
 
 
-def judge(fitted: dict[str, list[pa.Table]], rows: Rows, items: pa.Table, *, seed: int, draws: int) -> dict[str, Any]:
+def judge(fitted: Fitted, rows: Rows, items: pa.Table, *, seed: int, draws: int) -> dict[str, Any]:
     """Compares the scores of all variants with those of ids alone.
 
     Args:
@@ -170,24 +174,22 @@ def judge(fitted: dict[str, list[pa.Table]], rows: Rows, items: pa.Table, *, see
     label, row = rows.test["label"].to_numpy(), rows.test["row"].to_numpy()
     cold = items["item"].to_numpy()[row] == NULL_ID
     settings: dict[str, Any] = {"seed": seed, "draws": draws, "base": ID}
-    clicks = _scores(fitted, "test")
-    compared = {"test": by_clicks(user, label, clicks, **settings)}
+    clicks, clicked = _scores(fitted, "test"), (label > 0).astype(np.float64)
+    compared = {"test": compare((user,), clicked, clicks, **settings)}
     if len(np.unique(label[cold])) == 2:
         on_cold = {name: each[:, cold] for name, each in clicks.items()}
-        compared["test_cold"] = by_clicks(user[cold], label[cold], on_cold, item=row[cold], **settings)
+        compared["test_cold"] = compare((user[cold], row[cold]), clicked[cold], on_cold, **settings)
     if rows.pairs is not None:
-        shape = rows.pairs.probability.shape
-        true = {name: each.reshape(-1, *shape) for name, each in _scores(fitted, "pairs").items()}
-        compared["truth_cold"] = by_probability(rows.pairs.probability, true, **settings)
+        probability = rows.pairs.probability
+        users_and_items = tuple(code.reshape(-1) for code in np.indices(probability.shape))
+        true = _scores(fitted, "pairs")
+        compared["truth_cold"] = compare(users_and_items, probability.reshape(-1), true, **settings)
     metrics: dict[str, Any] = {part: conclude(each, VARIANTS, PARTS[part]) for part, each in compared.items()}
     last = list(compared.values())[-1]
     metrics["gate_curve"] = gate_curve({rate: last[name] for rate, name in GATE.items() if name in last})
     return metrics
 
 
-def _scores(fitted: dict[str, list[pa.Table]], part: str) -> dict[str, np.ndarray]:
+def _scores(fitted: Fitted, part: str) -> dict[str, np.ndarray]:
     """Returns the scores of a part by variant, float32 [S, M]."""
-    return {
-        name: np.stack([table["score"][table["part"].to_pylist().index(part)].values.to_numpy() for table in by_seed])
-        for name, by_seed in fitted.items()
-    }
+    return {name: np.array([one[part] for one in by_seed], np.float32) for name, by_seed in fitted.items()}

@@ -103,7 +103,6 @@ class AblateFeaturesStage(Stage[Config]):
             [name for name in names if name not in lacking],
             [context.seed + number for number in range(config.seeds)],
             folder=run.uri("checkpoints", "ablate_features", context.fingerprint, "scores"),
-            scores="parquet",
             at_once=config.workers,
             progress=context.progress,
         )

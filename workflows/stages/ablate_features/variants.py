@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from models.evaluation.variants import TRUTH, Variant
 from models.ranking.config import ITEM, USER
 from models.ranking.settings import RankerSettings, TableConfig, Tables
-from operators.columns import positions, rows_of
+from operators.columns import positions, read_rows
 from operators.features.tokens import NULL_ID, token_hashes
 from storage import files
 from storage.errors import UserError
@@ -161,9 +161,8 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
 
 def thin_first(run: RunDir, item_ids: pa.ChunkedArray, rate: float) -> np.ndarray:
     """Returns a mask [N] of the share of items with the least text, for which a caption matters most."""
-    items = run.read_table("items", columns=["item_id", "title", "description"])
-    items = rows_of(item_ids, items, "items")
-    lengths = [pc.fill_null(pc.utf8_length(items[name]), 0).to_numpy() for name in ("title", "description")]
+    items = read_rows(run, item_ids, "items", columns=["title", "description"]).drop_columns("item_id")
+    lengths = [pc.fill_null(pc.utf8_length(texts), 0).to_numpy() for texts in items.columns]
     order = hash_order(item_ids.to_pylist())  # the order among equal lengths
     order = order[np.argsort(sum(lengths)[order], kind="stable")]
     mask = np.zeros(len(order), dtype=bool)

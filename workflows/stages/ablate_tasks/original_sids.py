@@ -14,7 +14,7 @@ from storage import files
 from storage.run import RunDir
 from storage.sorting import write_in_hash_order
 from workflows.distributed import streams
-from workflows.distributed.pools import Step, plan
+from workflows.distributed.pools import Step
 from workflows.engine.definition import finished_definition
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
@@ -52,53 +52,38 @@ def write_original(context: Context, to: RunDir) -> bool:
     assert isinstance(projected, project.Config)  # noqa: S101
     assert isinstance(quantized, QuantizeConfig)  # noqa: S101
     there = replace(context, run=to, progress=lambda done, total: None)
-    _embed(read, context, texts, to)
+    _embed(read, there, texts, context.run)
     text_alone = {"frozen": None, "weights": project.Weights(image=0, text=1)}
     stage("project").run(projected.model_copy(update=text_alone), there)
     sizes = tuple(context.run.read_json("models", "quantizer", "config.json")["codebook_sizes"])
-    _quantize(quantized.model_copy(update={"frozen": None, "codebook_sizes": sizes}), there, context.run)
+    quantized = quantized.model_copy(update={"frozen": None, "codebook_sizes": sizes})
+    if quantized.reads_split():
+        to.write_table(context.run.read_table("catalog", "interactions"), "catalog", "interactions")
+    fit(quantized, there)
+    write_sids(quantized, to)
     to.write_json({"items": texts.num_rows}, COMPLETE)
     return True
 
 
-def _embed(config: interpret.Config, context: Context, texts: pa.Table, to: RunDir) -> None:
-    """Writes `items`: texts, no captions, vectors of the texts and none of pictures."""
-    nothing = context.run.read_table("items", columns=["caption", "interests", "image_vector"]).schema
+def _embed(config: interpret.Config, context: Context, texts: pa.Table, run: RunDir) -> None:
+    """Writes `items`: texts, no captions, vectors of the texts and none of pictures; `run` is whose items they are."""
+    nothing = run.read_table("items", columns=["caption", "interests", "image_vector"]).schema
     for field in nothing:
         texts = texts.append_column(field, pa.nulls(texts.num_rows, field.type))
-    folder = to.uri("checkpoints", "texts")
-    source = files.join(folder, "source")
-    files.write_table(source, texts.drop_columns("image_vector"))
+    folder = context.run.uri("checkpoints", "texts")
+    files.write_table(files.join(folder, "source"), texts.drop_columns("image_vector"))
     operator = config.text_embedding.operator()
     assert isinstance(operator, EmbedTexts)  # noqa: S101 - for the type checker
-    cache = interpret.cache_uri(config, context.run.root)
+    cache = interpret.cache_uri(config, run.root)
     embed = CachedOperator(replace(operator, joint=False), "text_embedding", cache)
     step = Step("text_embedding", embed, config.text_embedding.pool, config.text_embedding.place)
     schema = pa.unify_schemas([texts.schema, operator.output_schema])
     read = [name for name in schema.names if name != "image_vector"]
-    if streams.committed_rows(folder) < texts.num_rows:
-        streams.stream(
-            source,
-            plan([step], context.nodes, blocks=-(-texts.num_rows // config.commit_rows)),
-            sink=folder,
-            columns=read,
-            commit_rows=config.commit_rows,
-            no_progress_timeout_s=config.no_progress_timeout_s,
-            on_rows=lambda done: None,
-        )
+    interpret.stream_rest(config, context, [step], folder, read, texts.num_rows)
 
     def batches() -> Iterator[pa.RecordBatch]:
         kind = schema.field("image_vector").type
         for batch in streams.outcome_batches(folder, KEPT, read):
             yield batch.append_column("image_vector", pa.nulls(batch.num_rows, kind))
 
-    write_in_hash_order(batches(), to.uri("items"), texts.num_rows, schema)
-
-
-def _quantize(config: QuantizeConfig, context: Context, run: RunDir) -> None:
-    """Writes `models/quantizer` and `sids`."""
-    to = context.run
-    if config.reads_split():
-        to.write_table(run.read_table("catalog", "interactions"), "catalog", "interactions")
-    fit(config, context)
-    write_sids(config, to)
+    write_in_hash_order(batches(), context.run.uri("items"), texts.num_rows, schema)

@@ -11,6 +11,7 @@ import torch
 from models.common.recommender import Queries, recommended
 from models.evaluation.bootstrap import Estimate, bootstrap_means, over_seeds, size, verdict
 from models.evaluation.lists import CUT, ranks
+from models.generation.heldout import task_scores
 from models.recommenders import fitting
 from models.recommenders.language_model import LanguageModelRecommender
 from operators.log.split import Split
@@ -25,7 +26,6 @@ from workflows.stages.ablate_tasks.variants import (
     variant_settings,
 )
 from workflows.stages.evaluate.recommenders import WITH_INTERVAL
-from workflows.stages.evaluate.tasks import held_out_scores
 from workflows.stages.generate.build import training_task
 from workflows.stages.generate.data import Data, read_data
 
@@ -70,12 +70,13 @@ def score(config: Config, runs: Mapping[str, RunDir], data: Data, name: str, see
     recommender = task.recommender(task.learner.eval())
     assert isinstance(recommender, LanguageModelRecommender)  # noqa: S101 - for the type checker
     test = data.test
+    model, trie, tasks = recommender.model, recommender.trie, settings.trained_tasks
     lists = recommended(recommender, test.histories, k=CUT, banned=test.seen if config.filter_seen else None)
     return {
         **fitting.best_of(curve),
         "seconds": curve[-1]["seconds"],
         "rank": ranks(lists, test.target.numpy()).tolist(),
-        "tasks": held_out_scores(recommender, recommender.corpus, test, most=config.examples, seed=seed),
+        "tasks": task_scores(model, trie, recommender.corpus, tasks, test, most=config.examples, seed=seed),
     }
 
 

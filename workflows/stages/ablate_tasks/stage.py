@@ -75,7 +75,6 @@ class AblateTasksStage(Stage[Config]):
             list(variants),
             [context.seed + number for number in range(config.seeds)],
             folder=folder,
-            scores="json",
             at_once=config.workers,
             progress=context.progress,
         )

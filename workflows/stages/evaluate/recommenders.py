@@ -1,4 +1,4 @@
-"""Measures the lists of every recommender on the test split: generators and baselines, by the same queries."""
+"""Measures the lists of every recommender on the test split, by the same queries, and what each task has learned."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 from models.common.recommender import Queries, Recommended, Recommender, recommend_blocks
 from models.evaluation.bootstrap import bootstrap_means, interval
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
+from models.generation.heldout import task_scores
 from models.recommenders.content import fit_content
 from models.recommenders.fitting import sample
+from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.popularity import MostPopular
 from operators.features.ranker_inputs import aligned
 from workflows.engine.stage import Context
-from workflows.stages.generate.build import load_recommenders
+from workflows.stages.generate.build import load_recommender, read_corpus
 from workflows.stages.generate.data import read_data
 
+EXAMPLES = 300  # per task
 BASELINES = ("sasrec", "content", "popularity")
 WITH_INTERVAL = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
 
@@ -52,7 +55,7 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
     positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
     vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
     recommenders: dict[str, Recommender] = {
-        **load_recommenders(run, generated["history"]),
+        **{name: load_recommender(run, name) for name in generated["history"]},
         "content": fit_content(vectors, valid.histories, valid.target, banned=banned(valid)),
         "popularity": MostPopular(torch.from_numpy(positives)),
     }
@@ -117,3 +120,23 @@ def judge(
 def _ratio(over: Any, under: Any) -> np.ndarray:
     over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
     return np.divide(over, under, out=np.full_like(under, np.nan), where=under > 0)
+
+
+def score_tasks(context: Context) -> dict[str, Any]:
+    """Returns held-out scores by task, see `models.generation.heldout.task_scores`.
+
+    Tasks about content are scored on items that were held out of them, recommending tasks on the test split. Empty
+    where no language model that reads text was fitted.
+    """
+    run, name, seed = context.run, LanguageModelRecommender.kind, context.seed
+    generated = run.read_json("metrics", "generate.json")
+    if name not in generated["history"]:
+        return {}
+    recommender = load_recommender(run, name)
+    if not isinstance(recommender, LanguageModelRecommender) or not recommender.settings.tasks:
+        return {}
+    data = read_data(run, context.split, **generated["queries"])
+    settings, model = recommender.settings, recommender.model
+    corpus = read_corpus(settings, run, data, seed=seed, vocabulary=model.vocabulary)
+    tasks = settings.trained_tasks
+    return task_scores(model, recommender.trie, corpus, tasks, data.test, most=EXAMPLES, seed=seed)

@@ -49,8 +49,7 @@ class EvaluateStage(Stage[Config]):
         if "rank" in there:
             rows, metrics = score_ranker(config, context)
         if "generate" in there:
-            from workflows.stages.evaluate.recommenders import score_recommenders
-            from workflows.stages.evaluate.tasks import score_tasks
+            from workflows.stages.evaluate.recommenders import score_recommenders, score_tasks
 
             cards = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
             rows += cards.get("popularity", {}).get("queries", 0)
@@ -172,8 +171,7 @@ def retrieval(
     """
     import torch
 
-    from models.common import jagged
-    from models.common.jagged import Jagged
+    from models.common.jagged import Jagged, from_arrays
     from models.common.recommender import recommended
     from models.recommenders.content import content_and_popularity
     from operators.columns import jagged_of, positions
@@ -183,8 +181,7 @@ def retrieval(
     user = positions(test["user_id"], log.users)
     history = jagged_of(test["history"])
     time = test["timestamp"].cast(pa.int64()).to_numpy()
-    values, ends = histories(log.events, user, time, length=len(log.events))
-    seen = jagged.from_arrays(values, ends)
+    seen = from_arrays(*histories(log.events, user, time, length=len(log.events)))
     target = torch.from_numpy(test["row"].to_numpy().astype(np.int64))
 
     content, k = content_and_popularity(embedding, torch.from_numpy(popularity)), max(recall_at)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -95,13 +93,13 @@ def learnable(settings: LanguageModelSettings, context: Context, data: Data) -> 
     return found
 
 
-def load_recommenders(run: RunDir, names: Iterable[str]) -> dict[str, Recommender]:
-    """Loads recommenders that a run has fitted, by name.
+def load_recommender(run: RunDir, name: str) -> Recommender:
+    """Loads a recommender that a run has fitted.
 
     Raises:
-        UserError: one of them is damaged, or was not fitted.
+        ArtifactError: it is damaged, or was not fitted.
     """
-    return {name: load(artifact_uri(run, name)) for name in names}
+    return load(artifact_uri(run, name))
 
 
 def artifact_uri(run: RunDir, name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from models.common.jagged import Jagged
 from models.common.recommender import Queries
 from models.generation.vocabulary import sid_codes
-from operators.columns import matrix_of, rows_of
+from operators.columns import matrix_of, read_rows
 from operators.log.encoding import read_log
 from operators.log.sequences import queries, training_sequences
 from operators.log.split import Split
@@ -60,8 +60,7 @@ def save_items(run: RunDir, ids: pa.ChunkedArray) -> None:
 
 def read_texts(run: RunDir, ids: pa.ChunkedArray) -> list[list[str | None]]:
     """Returns titles and captions of the items, None where there is none."""
-    items = run.read_table("items", columns=["item_id", "title", "caption"])
-    items = rows_of(ids, items, "items")
+    items = read_rows(run, ids, "items", columns=["title", "caption"])
     return [items[name].to_pylist() for name in ("title", "caption")]
 
 
@@ -71,7 +70,6 @@ def read_sids(run: RunDir, ids: pa.ChunkedArray) -> SemanticIds:
     Raises:
         ArtifactError: an item has none.
     """
-    sids = run.read_table("sids", columns=["item_id", "codes"])
     codebooks = run.read_json("models", "quantizer", "config.json")["codebook_sizes"]
-    codes, sizes = sid_codes(matrix_of(rows_of(ids, sids, "sids")["codes"]), codebooks)
+    codes, sizes = sid_codes(matrix_of(read_rows(run, ids, "sids", columns=["codes"])["codes"]), codebooks)
     return SemanticIds(torch.from_numpy(codes), sizes, len(sizes) > len(codebooks))

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from models.recommenders.settings import check_backbone, check_texts
-from storage import files
-from storage.errors import UserError
 from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
@@ -40,14 +38,11 @@ class GenerateStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
-        from models.recommenders.artifacts import load
         from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
-        from workflows.stages.generate.build import artifact_uri, learnable, write_codes
+        from workflows.stages.generate.build import learnable, load_recommender, write_codes
         from workflows.stages.generate.data import read_data, save_items
 
         run = context.run
-        if not files.exists(run.uri("catalog", "interactions")):
-            raise UserError("The catalogue has no interactions: leave generate and evaluate out of the stages.")
         data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
         require_queries(data.valid, "validation")
         if config.language_model is not None:
@@ -60,7 +55,7 @@ class GenerateStage(Stage[Config]):
         history = _fit(config, context)
         compared = sample(data.valid, config.compared, seed=context.seed)
         valid = {
-            name: validate(load(artifact_uri(run, name)), compared, filter_seen=config.filter_seen) for name in history
+            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
         choice = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}

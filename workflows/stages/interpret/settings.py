@@ -132,7 +132,7 @@ CAPTIONS = OneOf(
 )
 INTERESTS = OneOf(
     section(Interests, Keywords),
-    section(Interests, ChatMiner, SmolLM2),
+    section(Interests, ChatMiner, SmolLM2, kinds=("keyword",)),  # too small a model for anything latent
     section(Interests, ChatMiner, HuggingFaceChat, max_new_tokens=ROOM_TO_REASON),
     section(Interests, ChatMiner, OpenAIChat),
     section(Interests, ChatMiner, VllmChat, max_new_tokens=ROOM_TO_REASON),

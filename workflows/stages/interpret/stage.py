@@ -122,7 +122,7 @@ def items_schema(config: Config) -> pa.Schema:
     """Returns the schema of `items`: the item's texts, and what the operators add that later stages read."""
     added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
     by_name = {field.name: field for field in added}
-    names = ("caption", "interests", "image_vector", "text_vector")
+    names = ("caption", "interests", "interest_kinds", "image_vector", "text_vector")
     return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(by_name[name] for name in names)])
 
 
@@ -130,7 +130,7 @@ class InterpretStage(Stage[Config]):
     """Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
 
     config_type = Config
-    version = 2
+    version = 3
     seeded = False
     reads = ("ingest",)
 
@@ -173,28 +173,43 @@ class InterpretStage(Stage[Config]):
         folder = context.run.uri("checkpoints", "interpret")
         sink = files.join(folder, context.fingerprint)
         forget_other_attempts(context, "interpret")
-        source = files.join(sink, "source")
-        total = write_source(config, context, source)
+        total = write_source(config, context, files.join(sink, "source"))
         schema = items_schema(config)
         reused = streams.committed_rows(sink)
         if reused:
             context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
-        if reused < total:
-            operators = steps(config, context.catalog, cache_uri(config, context.run.root))
-            streams.stream(
-                source,
-                plan(operators, context.nodes, blocks=-(-(total - reused) // config.commit_rows)),
-                sink=sink,
-                columns=[*schema.names, "work"],
-                commit_rows=config.commit_rows,
-                no_progress_timeout_s=config.no_progress_timeout_s,
-                on_rows=lambda done: context.progress(done, total),
-            )
+        operators = steps(config, context.catalog, cache_uri(config, context.run.root))
+        stream_rest(config, context, operators, sink, [*schema.names, "work"], total)
         batches = streams.outcome_batches(sink, KEPT, schema.names)
         kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
         rejected, degraded, codes = _write_rejects(sink, context)
         metrics = {"reused": reused, "issues": codes, **_work(sink)}
         return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
+
+
+def stream_rest(
+    config: Config, context: Context, operators: Sequence[Step], sink: str, columns: list[str], total: int
+) -> None:
+    """Streams rows through operators, but for those that an earlier attempt has committed; see `streams.stream`.
+
+    Args:
+        config: whose limits count.
+        context: of the stage.
+        operators: in order.
+        sink: folder of the stream, with its rows in the folder `source`.
+        columns: to write.
+        total: number of rows.
+    """
+    if (left := total - streams.committed_rows(sink)) > 0:
+        streams.stream(
+            files.join(sink, "source"),
+            plan(operators, context.nodes, blocks=-(-left // config.commit_rows)),
+            sink=sink,
+            columns=columns,
+            commit_rows=config.commit_rows,
+            no_progress_timeout_s=config.no_progress_timeout_s,
+            on_rows=lambda done: context.progress(done, total),
+        )
 
 
 def cache_uri(config: Config, root: str) -> str | None:

@@ -19,10 +19,11 @@ from workflows.catalogs.synthetic.sample import write_sample
 from workflows.distributed.trials import run_trials
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import features, ingest
+from workflows.stages import features
 from workflows.stages.ablate_features import scores
 from workflows.stages.ablate_features import stage as ablate_features
 from workflows.stages.ablate_features.variants import VARIANTS, lacks_inputs, variant_items, variant_settings
+from workflows.stages.ingest import stage as ingest
 
 FITTED, SEEDS = ("id", "image", "truth", "shuffled"), (0, 1)
 
@@ -165,7 +166,6 @@ def test_variants_are_fitted_side_by_side_and_judged(context: Context, tmp_path:
             names,
             SEEDS,
             folder=str(folder),
-            scores="parquet",
             at_once=2,
             progress=lambda number, of: done.append((number, of)),
         )
@@ -175,7 +175,7 @@ def test_variants_are_fitted_side_by_side_and_judged(context: Context, tmp_path:
     assert len(before) == len(SEEDS) * len(FITTED[:-1])
     fitted = fit(FITTED)
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert after.keys() == {f"{name}-{seed}.parquet" for name in FITTED for seed in SEEDS}
+    assert after.keys() == {f"{name}-{seed}.json" for name in FITTED for seed in SEEDS}
     assert {name: after[name] for name in before} == before
     assert done == [*((number, 6) for number in range(1, 7)), *((number, 8) for number in range(1, 9))]
 

@@ -103,7 +103,6 @@ def fit(
         list(make_variants(CONFIG.language_model)),
         seeds,
         folder=str(folder),
-        scores="json",
         at_once=2,
         progress=progress,
     )

@@ -44,7 +44,7 @@ def run(tmp_path: Path, monkeypatch) -> RunDir:
     """A run whose generate stage has fitted two recommenders."""
     run = write_run(tmp_path, labels=True)
     fitted = {"product_codes": Fixed(0), "sasrec": Fixed(1)}
-    monkeypatch.setattr(recommenders, "load_recommenders", lambda of, names: {name: fitted[name] for name in names})
+    monkeypatch.setattr(recommenders, "load_recommender", lambda of, name: fitted[name])
     asked = {"history": 5, "repeats": False}
     history: dict[str, list] = {name: [] for name in fitted}
     run.write_json({"chosen": "product_codes", "queries": asked, "history": history}, "metrics", "generate.json")
@@ -98,7 +98,7 @@ def test_every_recommender_is_asked_for_the_test_positives(run, repeats):
     assert metrics["popularity"]["ndcg@10"] == pytest.approx(np.mean(expected))
     assert {metrics[name]["queries"] for name in names} == {len(expected)} == {result.rows_out}
     assert metrics["sasrec"]["cold_queries"] == sum(cold)
-    (banned,) = recommenders.load_recommenders(run, ["product_codes"])["product_codes"].banned
+    (banned,) = recommenders.load_recommender(run, "product_codes").banned
     assert (banned is None) == repeats
     assert run.read_json("metrics", "evaluate.json")["sasrec"]["recall@20"] == metrics["sasrec"]["recall@20"]
 

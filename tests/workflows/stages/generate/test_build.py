@@ -135,7 +135,7 @@ def test_a_language_model_recommends_as_it_did_without_the_run_and_a_damaged_one
     recommender = task.recommender(task.learner.eval())
     assert task.losses(task.learner).keys() == {task.name for task in settings.tasks}
     uri = build.artifact_uri(run, "language_model")
-    with pytest.raises(UserError, match="run the stage"):
+    with pytest.raises(UserError, match="There is no recommender"):
         load(uri)
     recommender.save(uri, task.learner.state_dict())
     files.filesystem(uri)[0].mv(uri, str(tmp_path / "moved"), recursive=True)
@@ -149,7 +149,7 @@ def test_a_language_model_recommends_as_it_did_without_the_run_and_a_damaged_one
     assert found.exact is not None
     assert found.exact.shape == (len(data.test.target),)
     files.remove(str(tmp_path / "moved" / "model.safetensors"))
-    with pytest.raises(UserError, match=r"There is no language_model at .*moved\.$"):
+    with pytest.raises(UserError, match=r"There is no recommender at .*moved\.$"):
         load(str(tmp_path / "moved"))
 
 

@@ -17,7 +17,8 @@ from storage.run import RunDir
 from tests.workflows.interpreted import interpreted_here
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import ingest, project
+from workflows.stages import project
+from workflows.stages.ingest import stage as ingest
 from workflows.stages.interpret import stage as interpret
 
 pytestmark = pytest.mark.long

@@ -3,16 +3,20 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
 
+from operators.log.split import SplitLeaveLast
 from storage import tables
 from storage.errors import UserError
 from storage.run import RunDir
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import ingest
+from workflows.stages.ingest import events as ingest_events
+from workflows.stages.ingest.items import canonical_items
+from workflows.stages.ingest.stage import Config
 
 
 @pytest.fixture
@@ -30,7 +34,13 @@ def context(tmp_path):
 
 def run(context: Context, **config):
     tables.check(context.catalog, needs_interactions=False)
-    return stage("ingest").run(ingest.Config(**config), context)
+    return stage("ingest").run(Config(**config), context)
+
+
+def clean(raw: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFrame, dict[str, int]]:
+    canonical = ingest_events.canonical_events(raw, "log")
+    events, dropped = ingest_events.clean_events(canonical, item_ids, raw, [])
+    return events, {reason: loss.events for reason, loss in dropped.items()}
 
 
 def test_csv_jsonl_and_parquet_of_the_same_catalogue_come_out_equal(context, tmp_path):
@@ -75,10 +85,10 @@ def test_bad_items_leave_with_their_reason(context, tmp_path):
     assert context.run.read_table("catalog", "items")["title"].to_pylist() == ["1", "5"]
     codes = [(r["item_id"], r["stage"], r["code"]) for r in context.run.read_table("rejects", "ingest").to_pylist()]
     assert codes == [
-        ("", "ingest", "no_item_id"),
+        (None, "ingest", "no_item_id"),
         (None, "ingest", "no_item_id"),
         ("a", "ingest", "duplicate_item_id"),
-        ("", "ingest", "no_item_id"),
+        (None, "ingest", "no_item_id"),
     ]
 
 
@@ -96,9 +106,10 @@ def test_bad_events_are_counted_and_dropped():
         ("u", "b", noon, None),
     ]
     raw = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "label"], orient="row")
-    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a", "b"]))
+    events, dropped = clean(raw, pl.Series(["a", "b"]))
     assert events.height == 2
     assert dropped == {
+        "unreadable_row": 0,
         "no_user_id": 1,
         "unknown_item": 2,
         "no_timestamp": 1,
@@ -124,12 +135,13 @@ def test_bad_events_are_counted_and_dropped():
 )
 def test_timestamps_of_all_kinds_mean_the_same(values):
     raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": values})
-    stamp = ingest.canonical_events(raw, "log")["timestamp"]
+    stamp = ingest_events.canonical_events(raw, "log")["timestamp"]
     assert stamp.dtype == pl.Datetime("us", "UTC")
     assert stamp.to_list() == [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)]
 
 
 NAN = float("nan")
+T = 1_577_934_245  # 2020-01-02 03:04:05 UTC
 
 
 @pytest.mark.parametrize(
@@ -144,7 +156,7 @@ NAN = float("nan")
 )
 def test_a_timestamp_that_cannot_be_read_costs_its_own_event(values):
     raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": values, "label": 1})
-    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a"]))
+    events, dropped = clean(raw, pl.Series(["a"]))
     assert events["timestamp"].to_list() == [datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)]
     assert dropped["no_timestamp"] == len(values) - 1
 
@@ -155,32 +167,33 @@ def test_a_timestamp_that_cannot_be_read_costs_its_own_event(values):
     ids=["text", "float", "bool"],
 )
 def test_a_label_that_cannot_be_read_costs_its_own_event(values, kept):
-    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": range(len(values)), "label": values})
-    events, dropped = ingest.clean_events(ingest.canonical_events(raw, "log"), pl.Series(["a"]))
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": range(T, T + len(values)), "label": values})
+    events, dropped = clean(raw, pl.Series(["a"]))
     assert events["label"].to_list() == kept
     assert dropped["no_label"] == len(values) - 2
 
 
 def test_context_that_is_not_finite_is_unknown():
-    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": 1, "hour": [3.0, NAN, float("inf"), 1e300, None]})
-    assert ingest.canonical_events(raw, "log")["hour"].to_list() == [3, None, None, None, None]
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": T, "hour": [3.0, NAN, float("inf"), 1e300, None]})
+    assert ingest_events.canonical_events(raw, "log")["hour"].to_list() == [3, None, None, None, None]
 
 
 @pytest.mark.parametrize("column", ["timestamp", "label"])
 @pytest.mark.parametrize("values", [["oops", ""], [NAN, NAN], [None, None], [[1], [2]], [{"a": 1}, {"a": 2}]])
 def test_a_column_in_which_nothing_can_be_read_is_named(column, values):
-    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": [1, 2], "label": [1, 0]})
+    raw = pl.DataFrame({"user_id": "u", "item_id": "a", "timestamp": [T, T + 1], "label": [1, 0]})
     with pytest.raises(UserError, match=f"column '{column}' that can be read"):
-        ingest.canonical_events(raw.with_columns(pl.Series(column, values)), "log")
+        ingest_events.canonical_events(raw.with_columns(pl.Series(column, values)), "log")
 
 
 LOSSES = {
-    "no_user_id": ",a,1,1",
-    "unknown_item": "u,nope,1,1",
+    "unreadable_row": f"u,a,{T},1,1",
+    "no_user_id": f",a,{T},1",
+    "unknown_item": f"u,nope,{T},1",
     "no_timestamp": "u,a,oops,1",
     "future_timestamp": "u,a,32503680000,1",
-    "no_label": "u,a,1,",
-    "duplicate_event": "u,a,2,1",
+    "no_label": f"u,a,{T},",
+    "duplicate_event": f"u,a,{T + 2},1",
 }
 
 
@@ -188,7 +201,9 @@ LOSSES = {
 def test_a_log_that_loses_more_than_its_share_is_refused(context, tmp_path, reason):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
     log = tmp_path / "catalog" / "interactions.csv"
-    log.write_text("\n".join(["user_id,item_id,timestamp,label", "u,a,2,1", "u,a,3,1", *[LOSSES[reason]] * 2]) + "\n")
+    log.write_text(
+        "\n".join(["user_id,item_id,timestamp,label", f"u,a,{T + 2},1", f"u,a,{T + 3},1", *[LOSSES[reason]] * 2]) + "\n"
+    )
     assert run(context).metrics["interactions"]["dropped"][reason] == 2  # a half is allowed
     for folder in ("catalog", "rejects"):
         shutil.rmtree(tmp_path / "run" / folder)
@@ -203,10 +218,10 @@ def test_a_log_that_loses_more_than_its_share_is_refused(context, tmp_path, reas
 
 
 def test_limits_do_not_make_a_finished_stage_run_again():
-    assert ingest.Config(max_dropped_share=0.9, max_reject_share=0.9).identity() == ingest.Config().identity()
+    assert Config(max_dropped_share=0.9, max_reject_share=0.9).identity() == Config().identity()
 
 
-@pytest.mark.parametrize(("rows", "says"), [("", "has no rows"), ("u,nope,1\n", "0 usable of 1 events")])
+@pytest.mark.parametrize(("rows", "says"), [("", "has no rows"), ("u,nope,1577934245\n", "0 usable of 1 events")])
 def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path, rows, says):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
     (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\n" + rows)
@@ -229,7 +244,7 @@ def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path,
 )
 def test_the_meaning_of_timestamps_is_recorded_where_the_catalogue_tells_it(context, tmp_path, content, timestamps):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
-    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1577934245\n")
     before = tables.signature(context.catalog)
     if content is not None:
         (tmp_path / "catalog" / "catalog.json").write_text(content, encoding="latin-1")
@@ -244,7 +259,7 @@ def test_the_meaning_of_timestamps_is_recorded_where_the_catalogue_tells_it(cont
 def test_a_log_that_has_left_the_catalogue_leaves_the_run(context, tmp_path):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
     log = tmp_path / "catalog" / "interactions.csv"
-    log.write_text("user_id,item_id,timestamp\nu,a,1\n")
+    log.write_text("user_id,item_id,timestamp\nu,a,1577934245\n")
     run(context)
     assert (tmp_path / "run" / "catalog" / "interactions").exists()
     log.unlink()
@@ -276,13 +291,13 @@ def test_empty_media_in_lists_are_left_out(context, tmp_path, media):
 
 def test_attributes_of_another_shape_are_refused():
     raw = pl.DataFrame({"item_id": ["1"], "attributes": [[{"name": "genre", "value": "noir"}]]})
-    with pytest.raises(UserError, match="pairs of key and value"):
-        ingest.canonical_items(raw, "items")
+    with pytest.raises(UserError, match=r"'attributes' that cannot be read .* pairs of key and value"):
+        canonical_items(raw, "items")
 
 
 def test_written_types_are_those_of_the_contract(context, tmp_path):
     (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
-    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,label,hour\nu,a,5,1,3\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,label,hour\nu,a,1577934245,1,3\n")
     run(context)
     items = {field.name: str(field.type) for field in context.run.read_table("catalog", "items").schema}
     events = {field.name: str(field.type) for field in context.run.read_table("catalog", "interactions").schema}
@@ -297,14 +312,15 @@ def test_written_types_are_those_of_the_contract(context, tmp_path):
 
 
 def test_numeric_columns_become_context_and_text_ones_do_not():
-    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "hour": [3], "page": ["x"]})
-    assert ingest.canonical_events(raw, "log").columns == ["user_id", "item_id", "timestamp", "hour"]
+    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "hour": [3], "page": ["x"]})
+    assert ingest_events.canonical_events(raw, "log").columns == ["user_id", "item_id", "timestamp", "hour"]
 
 
-def test_ratings_are_no_labels():
-    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "label": [4.5]})
-    with pytest.raises(UserError, match="labels outside 0 … 1"):
-        ingest.canonical_events(raw, "log")
+@pytest.mark.parametrize("label", [4.5, -1.0])
+def test_ratings_are_no_labels(label):
+    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "label": [label]})
+    with pytest.raises(UserError, match=rf"labels outside 0 … 1 \(such as {label:g}\): .*positive_from"):
+        ingest_events.canonical_events(raw, "log")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +341,7 @@ def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says)
 
 def test_ratings_become_labels_and_leave_the_context(context, tmp_path):
     (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
-    rows = "".join(f"u,a,{n + 1},{rating},7\n" for n, rating in enumerate([1, 3.5, 4, 5]))
+    rows = "".join(f"u,a,{T + n},{rating},7\n" for n, rating in enumerate([1, 3.5, 4, 5]))
     (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,stars,hour\n" + rows)
     run(context, label="stars", positive_from=4)
     log = pl.DataFrame(context.run.read_table("catalog", "interactions"))
@@ -338,3 +354,120 @@ def test_media_that_are_named_by_ids_get_their_uris(context, tmp_path):
     run(context, media="clips/{item_id}.mp4")
     rows = context.run.read_table("catalog", "items").to_pylist()
     assert [row["media"] for row in rows] == [[{"uri": f"clips/{name}.mp4", "kind": "video"}] for name in ("a", "7")]
+
+
+def write(folder: Path, log: list[str], items: str = "item_id,title\na,x\nb,y\n") -> None:
+    (folder / "catalog" / "items.csv").write_text(items)
+    (folder / "catalog" / "interactions.csv").write_text("\n".join(log) + "\n")
+
+
+def noted(context: Context, **config) -> list[str]:
+    lines: list[str] = []
+    run(dataclasses.replace(context, log=lines.append), **config)
+    return lines
+
+
+def test_the_first_and_the_last_time_are_told(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp", "u,a,2024-03-04", "v,b,2023-11-14T22:13:20Z", "u,b,2024-01-01 UTC"])
+    lines = noted(context)
+    assert lines == ["ingest: 3 events of 2 users from 2023-11-14 22:13:20 to 2024-03-04 00:00:00 UTC"]
+    log = run(context).metrics["interactions"]
+    assert (log["first"], log["last"]) == ("2023-11-14T22:13:20+00:00", "2024-03-04T00:00:00+00:00")
+
+
+def test_ids_that_were_floats_match_those_that_are_whole(context, tmp_path):
+    pl.DataFrame({"item_id": [1.0, 2.0, NAN, None]}).write_parquet(tmp_path / "catalog" / "items.parquet")
+    log = ["user_id,item_id,timestamp", f"7.0,1,{T}", f"8.0,2,{T}", f"8.0,nan,{T}", f"NULL,1,{T}"]
+    (tmp_path / "catalog" / "interactions.csv").write_text("\n".join(log))
+    result = run(context)
+    assert (result.rows_out, result.rejected) == (2, 2)
+    assert context.run.read_table("catalog", "interactions").select(["user_id", "item_id"]).to_pylist() == [
+        {"user_id": "7", "item_id": "1"},
+        {"user_id": "8", "item_id": "2"},
+    ]
+    dropped = result.metrics["interactions"]["dropped"]
+    assert (dropped["no_user_id"], dropped["unknown_item"]) == (1, 1)
+
+
+def test_ids_of_both_tables_are_shown_where_none_matches(context, tmp_path):
+    log = ["user_id,item_id,timestamp", *(f"u,{item},{T}" for item in ("07", "07", "08", "09", "10"))]
+    write(tmp_path, log, "item_id\n7\n8\n9\n10x\n")
+    with pytest.raises(UserError, match=r"unknown_item \(such as '07', '08', '09'\): .* \('7', '8', '9'\)\.$"):
+        run(context)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "says"),
+    [
+        (["03/04/2024", "04/04/2024"], r"that can be read \(such as '03/04/2024'\): day and month could be either"),
+        (["45355", "45356"], r"\(such as '45355'\): it looks like a day number of Excel"),
+        (["1", "2"], r'as Unix time it would lie in 1970: .* \{"timestamps": "order"\} in catalog.json'),
+        (
+            ["03/04/2024", "04/04/2024", "2024-04-03"],
+            r"2 dropped as no_timestamp \(such as '03/04/2024', '04/04/2024'\)",
+        ),
+    ],
+)
+def test_times_that_could_be_others_are_refused_with_what_to_write(context, tmp_path, stamps, says):
+    write(tmp_path, ["user_id,item_id,timestamp", *(f"u,a,{stamp}" for stamp in stamps)])
+    with pytest.raises(UserError, match=says):
+        run(context)
+
+
+def test_dropped_events_are_told_with_examples_the_commonest_reason_first(context, tmp_path):
+    good = [f"u,{item},{T + n}" for n in range(4) for item in "ab"]
+    write(tmp_path, ["user_id,item_id,timestamp", *good, "u,a,oops", f"u,c,{T}", f"u,d,{T}", "u,a"])
+    assert noted(context)[1].endswith(
+        "interactions 2 unknown_item (such as 'c', 'd'), 1 unreadable_row (such as 'line 13 has another number of "
+        "fields (2) than the header (3)'), 1 no_timestamp (such as 'oops')"
+    )
+
+
+def test_labels_that_are_all_0_end_a_run_that_learns_from_them(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp,label", *(f"u,a,{T + n},0" for n in range(9))])
+    with pytest.raises(UserError, match="Every label of the log is 0"):
+        run(dataclasses.replace(context, splits=True))
+    assert run(context).rows_out == 2
+
+
+def test_labels_that_are_all_1_are_told(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp,label", *(f"u,a,{T + n},1" for n in range(9))])
+    assert noted(dataclasses.replace(context, splits=True))[1] == (
+        "ingest: every label is 1, which says nothing: the log is read as positives alone"
+    )
+
+
+def test_a_log_that_its_split_cannot_part_is_refused(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp", *(f"u{n},a,2024-03-04" for n in range(9)), "u1,b,2024-03-04"])
+    with pytest.raises(UserError, match=r"distinct timestamps \(1\) .* write split: \{kind: leave_last\}"):
+        run(dataclasses.replace(context, splits=True))
+    with pytest.raises(UserError, match="No user has three events"):
+        run(dataclasses.replace(context, splits=True, split=SplitLeaveLast(kind="leave_last")))
+    assert run(context).rows_out == 2
+
+
+def test_markup_is_no_text(context, tmp_path):
+    write(
+        tmp_path, ["user_id,item_id,timestamp", f"u,a,{T}"], "item_id,title,description\na,I <3 A&amp;B,<p>Felt</p>\n"
+    )
+    run(context)
+    assert context.run.read_table("catalog", "items", columns=["title", "description"]).to_pylist() == [
+        {"title": "I <3 A&B", "description": "Felt"}
+    ]
+
+
+def test_an_index_column_is_no_context(context, tmp_path):
+    write(tmp_path, [",user_id,item_id,timestamp,hour", *(f"{n},u,a,{T + n},3" for n in range(3))])
+    run(context)
+    assert context.run.read_table("catalog", "interactions").column_names == ["user_id", "item_id", "timestamp", "hour"]
+
+
+def test_lines_that_are_no_items_are_rejected_with_their_number(context, tmp_path):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,x,y\nb,y\n\nc,z,\n")
+    result = run(context)
+    assert (result.rows_in, result.rows_out, result.rejected) == (3, 2, 1)
+    [reject] = context.run.read_table("rejects", "ingest").to_pylist()
+    assert (reject["code"], reject["detail"][:6]) == ("unreadable_row", "line 2")
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,x,y\nb,y,z\n")
+    with pytest.raises(UserError, match="no usable item: line 2 has another number of fields"):
+        run(context)

@@ -1,0 +1,242 @@
+"""Reading CSV and JSON Lines as people export them: separators, encodings, and lines that are no rows."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+
+from storage.errors import UserError
+
+SEPARATORS = (",", ";", "\t", "|")
+SAMPLE_BYTES = 1 << 16  # of a file, in which its header ends
+BLOCK_BYTES = 1 << 26  # the longest row
+MISSING = ("nan", "null", "none", "<na>", "nat", "\\n")  # how data frames and databases write no value, in lower case
+# Columns that are text whatever their values look like: a title 007 is no number.
+TEXT = ("item_id", "user_id", "title", "description", "media", "attributes", "timestamp")
+
+
+def as_utf8(content: bytes) -> tuple[bytes, str | None]:
+    """Returns a text file in UTF-8 without a byte order mark, and the encoding that it had if this is a guess.
+
+    What has no mark and is not UTF-8 is UTF-16 if it is full of zero bytes, and otherwise taken for Windows-1252, which
+    extends Latin-1.
+    """
+    if content.startswith(codecs.BOM_UTF8):
+        return content[3:], None
+    start = content[:SAMPLE_BYTES]
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace").encode(), None
+    if start.count(0) > len(start) / 4:
+        little = start[1::2].count(0) > start[::2].count(0)
+        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").encode(), None
+    for encoding, name in (("utf-8", None), ("cp1252", "Windows-1252")):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            return (content if name is None else text.encode()), name
+    return content.decode("latin-1").encode(), "Latin-1"  # five bytes mean nothing in Windows-1252
+
+
+def header(content: bytes, uri: str) -> tuple[str, list[str], int]:
+    """Finds the header of a CSV file: by the right separator it has most of the names that are known, or most names.
+
+    Returns:
+        The separator, the names of the columns, and the number of lines up to the end of the header.
+
+    Raises:
+        UserError: the file is empty.
+    """
+    sample = content[:SAMPLE_BYTES].decode(errors="ignore")
+    found = []
+    for separator in SEPARATORS:
+        reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
+        try:
+            rows = ([name.strip() for name in row] for row in reader)
+            names = next((row for row in rows if any(row) and not re.fullmatch("sep=.?", row[0])), [])
+        except csv.Error:  # a field of more than 128 KiB
+            names = []
+        found.append((separator, names, reader.line_num))
+    if not any(names for _, names, _ in found):
+        raise UserError(f"{uri} is empty: its first line must name the columns.")
+    return max(found, key=lambda one: (len({*TEXT, "label"}.intersection(one[1])), len(one[1])))
+
+
+def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
+    """Reads a CSV file in UTF-8.
+
+    Fields too many are left out where they are empty, fields too few where their columns have no name. Lines without a
+    value are none. Columns that are no `TEXT` and hold numbers (with a decimal comma, if the separator is another) or
+    booleans become floats.
+
+    Returns:
+        The rows, and of each line that is no row what is wrong with it.
+
+    Raises:
+        UserError: the file is empty, a name stands twice in its header, or a quote is never closed.
+    """
+    separator, names, skip = header(content, uri)
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"{uri} has two columns {twice[0]!r}: rename or remove one.")
+    content = content if content.endswith((b"\n", b"\r")) else content + b"\n"
+    columns = [str(position) for position in range(len(names))]
+    ragged: list[Any] = []
+
+    def collect(row: Any) -> str:
+        ragged.append(row)
+        return "skip"
+
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(content),
+            # Rows are numbered in one thread only.
+            pyarrow.csv.ReadOptions(
+                use_threads=False, column_names=columns, skip_rows=skip, block_size=min(BLOCK_BYTES, len(content) + 1)
+            ),
+            pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=collect),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True, null_values=[""]
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise UserError(_unclosed(content, uri, separator)) from error
+    rows = pl.DataFrame(table)
+    ends = [rows.item(-1, -1)] if rows.height else []
+    ends += [_fields(row.text, separator)[-1] for row in ragged[-1:]]
+    tail = content.rstrip(b"\r\n")
+    if any(end and "\n" in end.strip() and tail.endswith(end.strip().encode()) for end in ends):  # no quote after it
+        raise UserError(_unclosed(content, uri, separator))
+    rows, bad = _mended(rows, ragged, content, separator, names, skip)
+    rows = rows.filter(pl.any_horizontal(pl.all().is_not_null())).rename(
+        dict(zip(columns, _unique(names), strict=True))
+    )
+    return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Gives columns without a name one each."""
+    return [name or f"Unnamed: {position}" for position, name in enumerate(names)]
+
+
+def _mended(
+    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, names: list[str], skip: int
+) -> tuple[pl.DataFrame, list[str]]:
+    """Puts rows that lack nothing, or have nothing too much, back in their place; says of others where they stand."""
+    width, mended, bad = rows.width, {}, []
+    for row, line in zip(ragged, _lines(content, (row.text.encode() for row in ragged)), strict=True):
+        fields = _fields(row.text, separator)
+        number = row.number - skip - 1
+        if not any(field.strip() for field in fields[width:]) and not any(names[len(fields) :]):
+            mended[number] = [field or None for field in [*fields, *names[len(fields) :]][:width]]
+            continue
+        found = f"another number of fields ({row.actual_columns}) than the header ({width})"
+        bad += [f"line {line + n} has {found}" for n in range(row.text.count("\n") + 1)]
+    if mended:
+        kept = pl.Series(range(rows.height + len(ragged)), dtype=pl.Int64)
+        kept = kept.filter(~kept.is_in([row.number - skip - 1 for row in ragged]))
+        back = pl.DataFrame(list(mended.values()), schema=rows.schema, orient="row")
+        both = [rows.with_columns(kept.alias("at")), back.with_columns(pl.Series("at", list(mended), pl.Int64))]
+        rows = pl.concat(both).sort("at").drop("at")
+    return rows, bad
+
+
+def _fields(text: str, separator: str) -> list[str]:
+    return next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [""])
+
+
+def _lines(content: bytes, texts: Iterable[bytes]) -> Iterator[int]:
+    """Yields the number, from 1, of the line at which each of some rows begins, given in their order."""
+    newline = b"\n" if b"\n" in content else b"\r"
+    position, line, ends = 0, 1, b"\r\n"
+    for text in texts:
+        at = content.find(text, position)
+        while at > 0 and (content[at - 1] not in ends or content[at + len(text)] not in ends):
+            at = content.find(text, at + 1)
+        if at >= 0:
+            line += content.count(newline, position, at)
+            position = at
+        yield line
+
+
+def _unclosed(content: bytes, uri: str, separator: str) -> str:
+    """Says on which line the quote stands that swallows the rest of a file."""
+    limit = csv.field_size_limit(len(content) + 1)
+    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=separator)
+    line, ends = 1, 0
+    for _ in reader:
+        line, ends = ends + 1, reader.line_num
+    csv.field_size_limit(limit)
+    return f'{uri} has a quote (") on line {line} that is never closed: close it, or write it twice.'
+
+
+def typed(column: pl.Series, separator: str) -> pl.Series:
+    """Returns floats for a column that holds nothing but numbers and booleans, and the column as it is otherwise.
+
+    Labels may hold other text, which becomes null.
+    """
+    lower = column.str.strip_chars().str.to_lowercase()
+    text = lower.set(lower.is_in(MISSING), None).replace({"true": "1", "false": "0"})
+    numbers = (text if separator == "," else text.str.replace(",", ".", literal=True)).cast(pl.Float64, strict=False)
+    readable = column.name == "label" or numbers.count() == text.count()
+    return numbers if readable and numbers.count() else column
+
+
+def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
+    """Reads JSON Lines in UTF-8; what is of one type here and of another there becomes text, lists and objects as JSON.
+
+    Returns:
+        The rows, and of each line that is no row what is wrong with it.
+
+    Raises:
+        UserError: not one line is a JSON object.
+    """
+    try:
+        return pl.read_ndjson(content, infer_schema_length=None), []
+    except pl.exceptions.PolarsError:
+        pass
+    rows: list[dict[str, Any]] = []
+    bad = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=all_values, parse_constant=lambda name: None)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad.append(f"line {number} is no JSON object")
+    if content[:SAMPLE_BYTES].lstrip().startswith(b"["):
+        raise UserError(
+            f"{uri} is one JSON array: write one object for each row, on a line of its own, without brackets."
+        )
+    if not rows:
+        raise UserError(
+            f"{uri} has no line that is a JSON object: write one object for each row, on a line of its own."
+        )
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [pl.Series(name, [as_text(row.get(name)) for row in rows], pl.String) for name in names]
+    return pl.DataFrame([column if column.name in TEXT else typed(column, ",") for column in columns]), bad
+
+
+def all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of JSON; a key that stands there several times gets the list of its values."""
+    values: dict[str, list[Any]] = {}
+    for key, value in pairs:
+        values.setdefault(key, []).append(value)
+    return {key: found[0] if len(found) == 1 else found for key, found in values.items()}
+
+
+def as_text(value: Any) -> str | None:
+    """Returns a value of JSON as text, what is no text as JSON; half a surrogate pair, which no file holds, is `?`."""
+    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text and text.encode(errors="replace").decode()

@@ -1,0 +1,173 @@
+"""CSV and JSON Lines in the dialects in which people export them."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import tables
+from storage.errors import UserError
+from storage.text_tables import as_utf8, read_csv, read_json_lines
+
+TEXT = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=8) | st.sampled_from(
+    ["a,b", "a;b", "a\tb", "a|b", 'say "x"', "two\nlines", "007", "1,5"]
+)
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1")
+
+
+def rows(text: str, name: str = "items.csv") -> tuple[list[dict[str, object]], list[str]]:
+    read = read_csv if name.endswith(".csv") else read_json_lines
+    frame, bad = read(text.encode(), name)
+    return frame.to_dicts(), bad
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    table=st.lists(st.tuples(TEXT, TEXT, st.floats(0, 1e6).map(lambda number: round(number, 2))), max_size=6),
+    separator=st.sampled_from(",;\t|"),
+    encoding=st.sampled_from(ENCODINGS),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    last=st.booleans(),
+)
+def test_a_table_comes_back_from_every_dialect(table, separator, encoding, quoting, newline, last) -> None:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter=separator, quoting=quoting, lineterminator=newline)
+    writer.writerow(["item_id", "title", "price"])
+    for n, (title, _, price) in enumerate(table):
+        writer.writerow([f"p-{n}", title, price if separator == "," else str(price).replace(".", ",")])
+    text = out.getvalue() if last else out.getvalue().removesuffix(newline)
+    content, guess = as_utf8(text.encode(encoding))
+    frame, bad = read_csv(content, "items.csv")
+    assert bad == []
+    assert frame["item_id"].to_list() == [f"p-{n}" for n in range(len(table))]
+    if guess is None or guess == "Latin-1" or text.isascii() or encoding == "latin-1":
+        assert frame["title"].to_list() == [title or None for title, _, _ in table]
+    if table:
+        assert frame["price"].to_list() == [price for _, _, price in table]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_a_table_or_one_sentence(content: bytes) -> None:
+    for read in (read_csv, read_json_lines):
+        with contextlib.suppress(UserError):
+            read(as_utf8(content)[0], "items")
+
+
+@pytest.mark.parametrize("mark", ["", "sep=;\n", "\n\n"], ids=["plain", "excel", "empty lines"])
+def test_the_separator_is_that_of_the_header(mark: str) -> None:
+    assert rows(mark + 'item_id;"title, or name";media\n1;"a;b, c";x.jpg|y.jpg\n') == (
+        [{"item_id": "1", "title, or name": "a;b, c", "media": "x.jpg|y.jpg"}],
+        [],
+    )
+
+
+def test_rows_that_are_none_are_told_with_their_line() -> None:
+    text = 'item_id,title\n1,a\n2,b,extra\n\n"3\n",c\n4\n,\n5,e,,\n6,f\n'
+    found, bad = rows(text)
+    assert [row["item_id"] for row in found] == ["1", "3\n", "5", "6"]  # in their order, surplus empty fields left out
+    other = "has another number of fields ({}) than the header (2)"
+    assert bad == [f"line 3 {other.format(3)}", f"line 7 {other.format(1)}"]
+
+
+def test_fields_of_columns_without_a_name_may_be_missing() -> None:
+    assert rows("item_id,title,,\n1,a\n2,b,,\n3\n") == (
+        [
+            {"item_id": "1", "title": "a", "Unnamed: 2": None, "Unnamed: 3": None},
+            {"item_id": "2", "title": "b", "Unnamed: 2": None, "Unnamed: 3": None},
+        ],
+        ["line 4 has another number of fields (1) than the header (4)"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('item_id,title\n1,a\n2,"b\n3,c\n', 3),
+        ('item_id,title,media\n1,"a\nb",c\n2,"b,c\n3,c,d\n', 4),
+        ('item_id,title\n1,a\n"2,b\n3,c', 3),
+    ],
+)
+def test_a_quote_that_is_never_closed_is_told_with_its_line(text: str, line: int) -> None:
+    with pytest.raises(UserError, match=f"on line {line} that is never closed"):
+        rows(text)
+
+
+def test_lines_that_a_stray_quote_joins_count_one_by_one() -> None:
+    found, bad = rows('item_id,title,media\n1,a,b\n2,"5 inch,b\n3,c,"d"\n4,e,f\n')
+    assert [row["item_id"] for row in found] == ["1", "4"]
+    assert [line[:6] for line in bad] == ["line 3", "line 4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "is empty"), ("\n", "is empty"), ("item_id,title,title\n1,a,b\n", "two columns 'title'")]
+)
+def test_a_header_that_cannot_be_used_is_refused(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        rows(text)
+
+
+def test_numbers_booleans_and_texts() -> None:
+    found, _ = rows("item_id;title;price;sold;size;none\n007;007;1,5;True;1;\n8;8;nan;false;S;\n")
+    assert found == [
+        {"item_id": "007", "title": "007", "price": 1.5, "sold": 1.0, "size": "1", "none": None},
+        {"item_id": "8", "title": "8", "price": None, "sold": 0.0, "size": "S", "none": None},
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "_c0", "...1"])
+def test_the_index_of_a_data_frame_is_no_column(tmp_path: Path, name: str) -> None:
+    uri = tmp_path / "interactions.csv"
+    uri.write_text(f"{name},user_id,item_id,timestamp\n0,u,a,1\n")
+    assert tables.scan(str(uri)).rows.columns == tables.columns(str(uri)) == ["user_id", "item_id", "timestamp"]
+
+
+def test_the_index_that_arrow_keeps_is_no_column(tmp_path: Path) -> None:
+    uri = str(tmp_path / "items.parquet")
+    pl.DataFrame({"item_id": ["a"], "__index_level_0__": [3]}).write_parquet(uri)
+    assert tables.scan(uri).rows.columns == tables.columns(uri) == ["item_id"]
+
+
+def test_an_encoding_that_is_guessed_is_told(tmp_path: Path) -> None:
+    uri = tmp_path / "items.csv"
+    for content, note in (("é".encode(), []), ("é".encode("cp1252"), ["Windows-1252"]), (b"\x81", ["Latin-1"])):
+        uri.write_bytes(b"item_id\n" + content + b"\n")
+        assert [line.rsplit(" ", 1)[1] for line in tables.scan(str(uri)).notes] == note
+    assert as_utf8(codecs.BOM_UTF16_BE + "é".encode("utf-16-be")) == ("é".encode(), None)
+
+
+def test_json_lines_of_mixed_types_become_text_and_bad_lines_are_told() -> None:
+    text = '{"item_id": 1, "media": "a.jpg", "x": 1}\n\n{"item_id": "b", "media": ["a.jpg"], "x": NaN}\nbroken\n[1]\n'
+    found, bad = rows(text + '{"item_id": "c", "media": {"uri": "a"}, "x": true}\n', "items.jsonl")
+    assert bad == ["line 4 is no JSON object", "line 5 is no JSON object"]
+    assert [row["item_id"] for row in found] == ["1", "b", "c"]
+    assert [row["media"] for row in found] == ["a.jpg", '["a.jpg"]', '{"uri": "a"}']
+
+
+def test_a_key_that_an_object_has_twice_keeps_both_values() -> None:
+    found, _ = rows('{"item_id": "1", "attributes": {"colour": "red", "colour": "blue"}}\n', "items.jsonl")
+    assert found[0]["attributes"] == '{"colour": ["red", "blue"]}'
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "no line"), ("x", "no line"), ('[{"item_id": 1}]', "one JSON array")])
+def test_what_is_no_json_lines_is_refused(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        rows(text, "items.jsonl")
+
+
+@pytest.mark.parametrize("name", ["items.csv", "items.jsonl", "items.parquet"])
+def test_errors_are_not_those_of_the_parser(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'\x00\xff"junk')
+    with pytest.raises(UserError) as caught:
+        tables.check(str(tmp_path), needs_interactions=False)
+    assert "polars" not in str(caught.value).lower()
+    assert "truncate" not in str(caught.value)

@@ -1,0 +1,239 @@
+"""The items of a catalogue in canonical form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from operators.base import REJECTED
+from storage import tables
+from storage.errors import UserError
+from storage.text_tables import MISSING, as_text
+from workflows.catalogs.canonical import ITEMS
+from workflows.stages.ingest.texts import ids, nested, plain
+
+MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
+PAIR = pl.Struct({"key": pl.String, "value": pl.String})
+ITEM_TYPES = ITEMS.remove(ITEMS.get_field_index("attributes"))
+VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
+FORMS = {
+    "item_id": "text or whole numbers",
+    "title": "text",
+    "description": "text",
+    "media": "URIs, or lists of URIs or of objects with the keys uri and kind",
+    "attributes": 'objects such as {"colour": "red"}, or lists of pairs of key and value',
+}
+NESTED = r"^\s*[\[({]"  # text that may be a list or an object
+
+
+def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Gives an items table the canonical columns and types (docs/own-data.md), titles and descriptions without markup.
+
+    Returns:
+        The columns of a catalogue's items, and `unreadable`: attributes that are text and no JSON, null elsewhere.
+
+    Raises:
+        UserError: a column has a type that cannot be read as what it should be.
+    """
+    missing = [pl.lit(None).alias(name) for name in tables.KNOWN["items"] if name not in raw.columns]
+    raw = raw.with_columns(missing)
+    columns = [
+        _read(raw["item_id"], source, ids),
+        *(_read(raw[name], source, plain) for name in ("title", "description")),
+        _read(raw["media"], source, _media),
+        *_read(raw["attributes"], source, _attributes),
+    ]
+    return pl.DataFrame(columns)
+
+
+def _read(column: pl.Series, source: str, function: Callable[[pl.Series], Any]) -> Any:
+    """Words polars' errors about a column as one of the user's."""
+    try:
+        return function(column)
+    except (pl.exceptions.PolarsError, _WrongFormError) as error:
+        found = str(error) if isinstance(error, _WrongFormError) else f"type {column.dtype}"
+        raise UserError(
+            f"{source} has a column {column.name!r} that cannot be read ({found[:80]}): write {FORMS[column.name]}."
+        ) from error
+
+
+class _WrongFormError(Exception):
+    """A value in another form than its column may have; the message is the value."""
+
+
+def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Usable items, and issues (item_id, severity, code, detail); of equal ids the first row stays.
+
+    Args:
+        items: of `canonical_items`.
+        bad: of each line that is no row, what is wrong with it.
+    """
+    judged = items.with_columns(
+        code=pl.when(pl.col("item_id").is_null())
+        .then(pl.lit("no_item_id"))
+        .when(~pl.col("item_id").is_first_distinct())
+        .then(pl.lit("duplicate_item_id"))
+    ).with_row_index("row")
+    rejects = judged.filter(pl.col("code").is_not_null()).select(
+        "item_id",
+        severity=pl.lit(REJECTED),
+        code="code",
+        detail=pl.format("row {} of the items table", pl.col("row")),
+    )
+    lines = pl.select(
+        item_id=pl.lit(None, pl.String),
+        severity=pl.lit(REJECTED),
+        code=pl.lit("unreadable_row"),
+        detail=pl.lit(pl.Series(bad, dtype=pl.String)),
+    )
+    kept = judged.filter(pl.col("code").is_null())
+    degraded = kept.filter(pl.col("unreadable").is_not_null()).select(
+        "item_id", severity=pl.lit("degraded"), code=pl.lit("no_attributes"), detail=pl.col("unreadable").str.head(200)
+    )
+    return kept.drop("code", "row", "unreadable"), pl.concat([lines, rejects, degraded])
+
+
+def no_usable(source: str, issues: pl.DataFrame) -> UserError:
+    """Returns the error of a table whose items are all rejected."""
+    lines = issues.filter(code="unreadable_row")["detail"]
+    why = lines[0] if len(lines) else "every item_id is empty" if issues.height else "it has no rows"
+    return UserError(f"{source} has no usable item: {why}.")
+
+
+def to_arrow(items: pl.DataFrame) -> pa.Table:
+    """Arrow with the contract's types; polars knows no maps, so `attributes` is built from its lists of pairs."""
+    table = items.to_arrow(compat_level=pl.CompatLevel.oldest())
+    lists = table["attributes"].cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
+    pairs = pa.concat_arrays(lists.chunks)
+    keys, values = (pairs.values.field(name) for name in ("key", "value"))
+    attributes = pa.MapArray.from_arrays(pairs.offsets, keys, values, mask=pairs.is_null())
+    return table.drop_columns("attributes").cast(ITEM_TYPES).append_column("attributes", attributes)
+
+
+def _media(values: pl.Series) -> pl.Series:
+    """Lists of {uri, kind} or of URIs, such a list or one URI as text, or URIs parted by `|`.
+
+    Empty URIs are left out. A missing kind follows from the suffix.
+    """
+    if values.dtype == pl.Null:
+        return values.cast(pl.List(MEDIUM))
+    if values.dtype == pl.List(pl.String) and values.explode().str.contains(NESTED).any():  # URIs here, objects there
+        lists = (None if row is None else _media_of([nested(text or "") or text for text in row]) for row in values)
+        values = pl.Series(list(lists), dtype=pl.List(MEDIUM))
+    if values.dtype == pl.String:
+        values = values.set(values.str.strip_chars().str.to_lowercase().is_in(MISSING), None)
+        found = _parsed(values, _media_of, pl.List(MEDIUM))
+        split = values.str.split("|").list.eval(pl.struct(uri=pl.element(), kind=pl.lit(None, pl.String)))
+        values = pl.select(pl.coalesce(found, split)).to_series()
+    if isinstance(values.dtype, pl.Struct):
+        values = pl.select(pl.concat_list(values)).to_series()
+    uri, kind = pl.element(), pl.lit(None, pl.String)
+    if isinstance(values.dtype, pl.List) and isinstance(values.dtype.inner, pl.Struct):
+        kind = uri.struct.field("kind") if "kind" in values.dtype.inner.to_schema() else kind
+        uri = uri.struct.field("uri")
+    uri = uri.cast(pl.String).str.strip_chars()
+    guess = pl.when(uri.str.contains(VIDEO_SUFFIX)).then(pl.lit("video")).otherwise(pl.lit("image"))
+    known = pl.when(kind.is_in(["image", "video"])).then(kind)
+    return values.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)).filter(uri != "")).alias("media")
+
+
+def _media_of(value: Any) -> list[dict[str, Any]]:
+    """Returns the media of what was parsed from text: a URI, an object with a URI, or lists of them."""
+    if isinstance(value, list | tuple | set):
+        return [medium for part in value for medium in _media_of(part)]
+    if isinstance(value, dict) and "uri" not in value:
+        raise _WrongFormError(str(value))
+    uri, kind = (value["uri"], value.get("kind")) if isinstance(value, dict) else (value, None)
+    return [{"uri": as_text(uri), "kind": as_text(kind)}]
+
+
+def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Reads maps (lists of {key, value}), objects with one field per key, or either as text, see `texts.nested`.
+
+    Pairs without a key or a value are left out; the values of a key that an item has several times are joined.
+
+    Returns:
+        Lists of {key, value}, each key once; and the texts that cannot be read, null elsewhere.
+    """
+    dtype, unreadable = values.dtype, pl.Series("unreadable", [None] * len(values), dtype=pl.String)
+    if dtype == pl.Null or (isinstance(dtype, pl.Struct) and not dtype.fields):
+        return pl.Series("attributes", [None] * len(values), dtype=pl.List(PAIR)), unreadable
+    if dtype == pl.String:
+        text = values.str.strip_chars()
+        text = text.set(text.str.to_lowercase().is_in([*MISSING, ""]), None)
+        values = _parsed(text, _pairs_of, pl.List(PAIR))
+        unreadable = text.set(values.is_not_null(), None)
+        if unreadable.count() > text.count() / 2:
+            raise _WrongFormError(unreadable.drop_nulls()[0])
+    elif isinstance(dtype, pl.Struct):
+        fields = [
+            pl.select(pl.struct(key=pl.lit(field.name), value=_text(values.struct.field(field.name)))).to_series()
+            for field in dtype.fields
+        ]
+        values = pl.select(pl.when(pl.lit(values.is_not_null())).then(pl.concat_list(fields))).to_series()
+    elif isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct) and "key" not in dtype.inner.to_schema():
+        raise _WrongFormError(str(dtype.inner))
+    return _distinct(values.cast(pl.List(PAIR))).alias("attributes"), unreadable.alias("unreadable")
+
+
+def _text(values: pl.Series) -> pl.Series:
+    """Returns the values of one attribute as text, lists joined."""
+    if isinstance(values.dtype, pl.List):
+        return values.cast(pl.List(pl.String)).list.join(", ")
+    return values.struct.json_encode() if isinstance(values.dtype, pl.Struct) else values.cast(pl.String)
+
+
+def _distinct(lists: pl.Series) -> pl.Series:
+    """Cleans keys and values, leaves out pairs without either, and joins the distinct values of a key."""
+    rows = pl.DataFrame({"row": pl.Series(range(len(lists)), dtype=pl.UInt32), "pair": lists})
+    pairs = rows.explode("pair").drop_nulls("pair").unnest("pair")
+    values = _parsed(pairs["value"], _value_of, pl.String)
+    values = pairs.select(pl.coalesce(values, "value").alias("value")).to_series()
+    pairs = pairs.with_columns(plain(pairs["key"]), plain(values))
+    joined = (
+        pairs.drop_nulls()
+        .group_by("row", "key", maintain_order=True)
+        .agg(pl.col("value").unique(maintain_order=True).str.join(", "))
+        .group_by("row", maintain_order=True)
+        .agg(pl.struct("key", "value").alias("clean"))
+    )
+    found = rows.join(joined, on="row", how="left", maintain_order="left")
+    empty = pl.lit([], pl.List(PAIR))
+    return found.select(pl.when(pl.col("pair").is_not_null()).then(pl.coalesce("clean", empty))).to_series()
+
+
+def _pairs_of(value: Any) -> list[dict[str, str | None]] | None:
+    """Returns pairs for an object, a list of objects {key, value} or a list of pairs; None for anything else."""
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    elif all(isinstance(part, dict) and "key" in part for part in value):
+        pairs = [(part["key"], part.get("value")) for part in value]
+    elif all(isinstance(part, list | tuple) and len(part) == 2 for part in value):
+        pairs = [tuple(part) for part in value]
+    else:
+        return None
+    return [{"key": _value_of(key), "value": _value_of(each)} for key, each in pairs]
+
+
+def _value_of(value: Any) -> str | None:
+    """Returns the text of an attribute's value, lists joined."""
+    if isinstance(value, list | tuple | set):
+        return ", ".join(text for part in value if (text := _value_of(part)))
+    return as_text(value)
+
+
+def _parsed(texts: pl.Series, function: Callable[[Any], Any], dtype: pl.DataType | type[pl.String]) -> pl.Series:
+    """Applies a function to the lists and objects that some distinct texts hold; null for other text."""
+    distinct = texts.filter(texts.str.contains(NESTED)).unique()
+    values = [(text, nested(text)) for text in distinct]
+    found = [(text, function(value)) for text, value in values if isinstance(value, list | tuple | set | dict)]
+    table = pl.DataFrame(
+        {
+            "text": pl.Series([text for text, _ in found], dtype=pl.String),
+            "found": pl.Series([v for _, v in found], dtype=dtype),
+        }
+    )
+    return pl.DataFrame({"text": texts}).join(table, on="text", how="left", maintain_order="left")["found"]

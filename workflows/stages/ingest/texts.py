@@ -1,0 +1,120 @@
+"""Ids and texts as data frames, spreadsheets and shops write them: marks for no value, markup, lists as text."""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+from html.entities import html5
+from typing import Any
+
+import polars as pl
+
+from storage.text_tables import MISSING, all_values, as_text
+
+NAMES = (
+    "a|abbr|acronym|address|article|aside|audio|b|base|bdi|bdo|big|blockquote|body|br|button|canvas|caption|center|"
+    "cite|code|col|colgroup|dd|del|details|dfn|dir|div|dl|dt|em|embed|fieldset|figcaption|figure|font|footer|form|"
+    "frame|frameset|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|kbd|label|legend|li|link|main|map|mark|meta|nav|"
+    "noscript|object|ol|option|p|param|path|picture|pre|q|s|samp|section|select|small|source|span|strike|strong|sub|"
+    "summary|sup|svg|table|tbody|td|textarea|tfoot|th|thead|time|title|tr|tt|u|ul|var|video|wbr"
+)
+INLINE = "a|abbr|b|big|em|font|i|mark|s|small|span|strike|strong|sub|sup|tt|u|wbr"  # they part no words
+VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"'<>]+)"""
+ATTRIBUTE = rf"[\w:.@-]+\s*=\s*{VALUE}|allowfullscreen|async|checked|controls|defer|disabled|hidden|nowrap|selected"
+TAG = r"(?i)</?(?:{names})(?:\s+(?:" + ATTRIBUTE + r"))*\s*/?>"
+REMOVED = (  # patterns of markup and what takes their place, in this order
+    (r"(?is)<(?:script|style)\b[^>]*>.*?</(?:script|style)\s*>", " "),
+    (r"(?is)<(?:script|style)\b[^>]*>.*$", " "),  # cut off before its end
+    (r"(?s)<!--.*?-->", " "),
+    (r"(?i)<!doctype[^>]*>|<\?xml[^>]*>|<!\[CDATA\[|\]\]>", " "),
+    (TAG.format(names=INLINE), ""),
+    (TAG.format(names=NAMES), " "),
+)
+ENTITY = re.compile(r"&(#\d{1,7};|#[xX][0-9a-fA-F]{1,6};|[a-zA-Z][a-zA-Z0-9]{1,30};)")
+INVISIBLE = r"[[\p{Cc}\p{Cf}]&&[^\s]]"  # control characters; zero-width ones, soft hyphens, marks of direction
+LONGEST_LIST = 1 << 20  # characters of a list written as text
+
+
+def ids(values: pl.Series) -> pl.Series:
+    """Returns ids as text without blanks around them, null where there is none.
+
+    Whole numbers that a data frame has turned into floats, because a value was missing, are whole numbers again.
+    """
+    if values.dtype.is_float() or values.dtype.is_decimal():
+        number = values.cast(pl.Float64)
+        whole = number.cast(pl.Int64, strict=False)
+        text = pl.select(
+            pl.when(whole.cast(pl.Float64) == number)
+            .then(whole.cast(pl.String))
+            .when(number.is_finite())
+            .then(number.cast(pl.String))
+        ).to_series()
+    else:
+        text = values.cast(pl.String, strict=False).str.strip_chars()
+        text = pl.select(pl.when(~text.str.to_lowercase().is_in([*MISSING, ""])).then(text)).to_series()
+        if text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
+            text = text.str.strip_suffix(".0")
+    return text.alias(values.name)
+
+
+def plain(values: pl.Series) -> pl.Series:
+    """Returns texts without markup, entities and invisible characters, blanks collapsed; null where nothing is left."""
+    if isinstance(values.dtype, pl.List):
+        values = values.cast(pl.List(pl.String)).list.join(" ")
+    texts = values.cast(pl.String)
+    texts = _replaced(texts, texts.str.contains(r"^\s*\["), _joined)
+    for _ in range(3):  # feeds escape twice, and what they wrap once more
+        texts = _stripped(texts)
+        texts = _replaced(texts, texts.str.contains("&", literal=True), _unescaped)
+    texts = _stripped(texts).str.replace_all(INVISIBLE, "").str.replace_all(r"\s+", " ").str.strip_chars()
+    return texts.set(texts.str.to_lowercase().is_in([*MISSING, ""]), None)
+
+
+def nested(text: str) -> Any:
+    """Parses a list or an object that was written as text, by JSON or as Python shows it; returns None for other text.
+
+    NumPy shows its arrays of text without commas.
+    """
+    if not re.match(r"\s*[\[({]", text) or len(text) > LONGEST_LIST:
+        return None
+    try:
+        return json.loads(text, object_pairs_hook=all_values)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _joined(text: str) -> str:
+    found = nested(text)
+    parts = isinstance(found, list) and all(isinstance(part, str) for part in found)
+    return as_text(" ".join(found)) or "" if parts else text
+
+
+def _unescaped(text: str) -> str:
+    return ENTITY.sub(
+        lambda found: html.unescape(found[0]) if found[1][0] == "#" or found[1] in html5 else found[0], text
+    )
+
+
+def _stripped(texts: pl.Series) -> pl.Series:
+    marked = texts.str.contains("[<\\]]")
+    if not marked.any():
+        return texts
+    found = texts.filter(marked)
+    for pattern, blank in REMOVED:
+        found = found.str.replace_all(pattern, blank)
+    return texts.scatter(marked.arg_true(), found)
+
+
+def _replaced(texts: pl.Series, where: pl.Series, function: Any) -> pl.Series:
+    """Applies a function to the distinct texts of some rows."""
+    found = texts.filter(where)
+    if not len(found):
+        return texts
+    before = found.unique()
+    return texts.scatter(where.arg_true(), found.replace_strict(before, [function(text) for text in before]))
