@@ -96,22 +96,19 @@ def _damaged(uri: str) -> UserError:
     return UserError(f"{uri} cannot be read as Parquet: write it again, or give it the suffix of what it is.")
 
 
-def check(catalog: str, *, needs_interactions: bool) -> int:
-    """Refuses a catalogue that cannot be worked on, and returns the rows of its items table.
+def check(catalog: str) -> None:
+    """Refuses a catalogue that cannot be worked on; it may lack interactions.
 
     Raises:
         UserError: a table or a required column is missing, or there are no items.
     """
     if not files.exists(catalog):
         raise UserError(f"There is no catalogue at {catalog}: write its items table there.")
-    items = 0
     for table in ("items", "interactions"):
         uri = find(catalog, table)
         if uri is None:
-            if table == "items" or needs_interactions:
-                raise UserError(
-                    f"{catalog} has no {table} table: expected {table}.parquet, {table}.csv or {table}.jsonl."
-                )
+            if table == "items":
+                raise UserError(f"{catalog} has no items table: expected items.parquet, items.csv or items.jsonl.")
             continue
         present = columns(uri)
         for column in REQUIRED[table]:
@@ -120,9 +117,8 @@ def check(catalog: str, *, needs_interactions: bool) -> int:
                 near = part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
                 hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
                 raise UserError(f"{uri} has no column {column!r}: {hint}.")
-        if table == "items" and not (items := rows(uri)):
+        if table == "items" and not rows(uri):
             raise UserError(f"{uri} has no rows: a catalogue needs at least one item.")
-    return items
 
 
 def rows(uri: str) -> int:

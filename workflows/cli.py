@@ -87,6 +87,18 @@ def import_(
 
 
 @app.command()
+def init(
+    catalog: Annotated[str, typer.Argument(help="Folder or fsspec URI of a catalogue.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Definition to write; its name is the workflow's.")],
+) -> None:
+    """Look at a catalogue and write a definition that fits it."""
+    from workflows.init import init as write_definition
+
+    for line in write_definition(catalog, output):
+        typer.echo(line)
+
+
+@app.command()
 def check(workflow: Workflow, set_: Overrides = None, run_dir: RunDirOption = None, address: Address = "local") -> None:
     """Find what is wrong with a workflow before it runs."""
     from workflows.distributed.cluster import nodes
@@ -94,7 +106,7 @@ def check(workflow: Workflow, set_: Overrides = None, run_dir: RunDirOption = No
     from workflows.engine.preflight import pools_shown, preflight
 
     definition = load(workflow, set_ or [])
-    preflight(definition, _run_dir(definition.name, run_dir), address=address)
+    preflight(definition, _run_dir(definition.name, run_dir), address=address, tell=typer.echo)
     typer.echo(f"{definition.name}: {', '.join(definition.configs)}")
     for line in pools_shown(definition, nodes(address)):
         typer.echo(line)

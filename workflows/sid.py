@@ -152,7 +152,7 @@ def _coded(
         item_id, embedding and codes (without the suffix) of the items that are kept; issues of all items.
     """
     config: interpret.Config = definition.stages.interpret
-    stage("interpret").check(config, run.root, items=items.num_rows)
+    stage("interpret").check(config, run.root)
     # The run's log tells nothing of these items: to the gate they are new and have no events.
     items = items.append_column("gate", decide(items, config.caption.gate))
     steps = interpret.steps(config, folder, interpret.cache_uri(config, run.root))

@@ -119,7 +119,7 @@ class Sampler:
             UserError: a task has none, or one that answers at every position needs longer rows.
         """
         self.corpus, self.tasks, self.seed = corpus, tuple(tasks), seed
-        self._examples = [_examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
+        self._examples = [examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
         self.counts = tuple(map(len, self._examples))
         lengths = corpus.sequences.offsets.diff().tolist()
         longest = min(corpus.history + 1, max(lengths, default=0)) * corpus.sid_codes.shape[1] + 1
@@ -161,8 +161,8 @@ class Sampler:
         return documents(self.corpus, task, values[examples], ranges(values, starts, examples))
 
 
-def _examples(corpus: Corpus, task: Task) -> torch.Tensor:
-    """Returns the items, or the places of targets in the sequences' values, int64."""
+def examples(corpus: Corpus, task: Task) -> torch.Tensor:
+    """Returns what a task can be learned from: items, or places of targets in the sequences' values; int64."""
     target = corpus.has([task.target])
     shown = corpus.has(task.inputs)
     if not task.over_histories:

@@ -30,12 +30,14 @@ class Task(Settings):
         prompt: text with placeholders: {sids} and {titles}, a user's last items, oldest first; {sid}, {title} and
             {caption} of the item that is asked for.
         target: what of the item is to follow.
+        optional: whether the task is left out where no item has what it shows and asks for; else that is an error.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     description: str = ""
     prompt: str
     target: Literal["sid", "title"]
+    optional: bool = False
 
     @property
     def pieces(self) -> tuple[tuple[str, str | None], ...]:

@@ -15,7 +15,7 @@ from models.common.jagged import Jagged
 from models.common.recommender import Queries
 from models.common.seeds import generator
 from models.generation.backbones import Tiny, build, load_tokenizer
-from models.generation.examples import Corpus, Sampler, item_texts
+from models.generation.examples import Corpus, Sampler, examples, item_texts
 from models.generation.heldout import task_losses
 from models.generation.language import LanguageModel
 from models.generation.packing import Batch, pack
@@ -175,6 +175,12 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
         seed=seed,
     )
     return TrainingTask(model, draw, recommender, losses, patience_from)
+
+
+def without_unlearnable(settings: LanguageModelSettings, corpus: Corpus) -> LanguageModelSettings:
+    """Returns the settings without the optional tasks that a corpus has no example of."""
+    kept = tuple(task for task in settings.tasks if not task.optional or len(examples(corpus, task)))
+    return settings.model_copy(update={"tasks": kept})
 
 
 def check_learnable(settings: LanguageModelSettings, corpus: Corpus, *, seed: int) -> tuple[Sampler, Trie]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -63,8 +64,10 @@ class ProductCodesSettings(Settings):
 
 def _of_registry(tasks: object) -> object:
     """Tasks in the place of their names, so that settings hold what is trained and not where it was read."""
+    if tasks == "all":
+        return tuple(task.model_copy(update={"optional": True}) for task in load_tasks())
     if isinstance(tasks, str):
-        raise ValueError(f"write a list: [{tasks}]")
+        raise ValueError(f"write a list, [{tasks}], or all")
     named = isinstance(tasks, list | tuple) and len(tasks) > 0 and all(isinstance(each, str) for each in tasks)
     return load_tasks(tasks) if named else tasks  # type: ignore[arg-type]
 
@@ -74,8 +77,9 @@ class LanguageModelSettings(Settings):
 
     Attributes:
         backbone: the decoder.
-        tasks: by name, or by the paths of YAML files of one's own; empty: semantic IDs alone, without any text. The
-            first of them that reads SIDs of a history and writes a SID recommends.
+        tasks: by name, or by the paths of YAML files of one's own; `all`: those of the registry that the catalogue has
+            the texts for; empty: semantic IDs alone, without any text. The first of them that reads SIDs of a history
+            and writes a SID recommends.
         schedule: `joint` draws all tasks evenly throughout; `staged` draws content tasks alone in the first quarter of
             the steps, recommending tasks alone in the second, and all from then on.
         text_tokens: of the tokenizer that a decoder from scratch gets, trained on the catalogue's texts.
@@ -118,6 +122,29 @@ class LanguageModelSettings(Settings):
         if not self.tasks and self.schedule == "staged":
             raise ValueError("there is but one task without text: set schedule to joint, or name tasks")
         return self
+
+
+def check_texts(tasks: Sequence[Task], lacking: Collection[str], key: str) -> list[str]:
+    """Finds tasks over texts that a catalogue lacks.
+
+    Args:
+        tasks: of a definition.
+        lacking: of `title` and `caption`, what no item has.
+        key: of the tasks in the definition.
+
+    Returns:
+        A line that names the optional ones; nothing where there are none.
+
+    Raises:
+        UserError: the definition names one of them.
+    """
+    short = [task for task in tasks if task.columns & set(lacking)]
+    for task in short:
+        if not task.optional:
+            missing = " and no ".join(sorted(task.columns & set(lacking)))
+            raise UserError(f"{key} names {task.name}, and no item has a {missing}: take it out, or write `all`.")
+    names = ", ".join(task.name for task in short)
+    return [f"left out, since no item has a {' or a '.join(sorted(lacking))}: {names}"] if short else []
 
 
 def check_backbone(settings: LanguageModelSettings) -> None:

@@ -46,7 +46,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from workflows.catalogs.synthetic.sample import write_sample
 
     folder = tmp_path_factory.mktemp("catalogue") / "sample"
-    write_sample(str(folder), items=40, users=20)
+    write_sample(str(folder), items=80, users=20)
     return folder
 
 
@@ -112,9 +112,15 @@ def test_a_command_works(
                 assert answer.get("status") == "ok" or answer["item_id"] == "item 2"
         case [".venv/bin/tesserec", "sample", _, *options]:
             assert tesserec("sample", "fresh", *options)[0] == 0
+        case [".venv/bin/tesserec", "init", catalog, "-o", "mine.yaml"]:
+            status, out, error = tesserec("init", catalog, "-o", "mine.yaml")
+            assert status == 0, error
+            assert "minutes" in out
         case [".venv/bin/tesserec", "import", name, source, folder]:
             assert tesserec("import", name, source, folder)[0] == 0
         case [".venv/bin/tesserec", "run", workflow, *options]:
+            if workflow == "mine.yaml":
+                assert tesserec("init", "my-catalog", "-o", "mine.yaml")[0] == 0
             if workflow.endswith("amazon-beauty.yaml"):
                 assert tesserec("import", "amazon", "data/amazon", "data/amazon-beauty")[0] == 0
             status, _, error = tesserec("check", workflow, *options, *FRESH)  # every stage of it
@@ -129,6 +135,8 @@ def test_a_command_works(
             assert status == 0, error
             assert calls == [(run, "127.0.0.1", 18017)]
         case [".venv/bin/tesserec", "check", workflow, *options]:
+            if workflow == "mine.yaml":
+                assert tesserec("init", "my-catalog", "-o", "mine.yaml")[0] == 0
             status, out, error = tesserec("check", workflow, *options, *FRESH)
             assert status == 0, error
             assert "ingest" in out

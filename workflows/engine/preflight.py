@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from storage import files, tables
 from storage.errors import UserError
 from storage.manifest import Manifest, read_manifest
+from workflows.catalogs.survey import survey
 from workflows.distributed import cluster
 from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError
 from workflows.engine.definition import Definition
@@ -17,21 +18,34 @@ LARGE = 1 << 40  # rows of a stream that gets as many actors as fit
 
 
 def preflight(
-    definition: Definition, root: str, start: str | None = None, until: str | None = None, address: str = "local"
+    definition: Definition,
+    root: str,
+    start: str | None = None,
+    until: str | None = None,
+    address: str = "local",
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Checks a workflow before any work and returns the run's manifest, or a new one.
 
+    Args:
+        definition: the workflow.
+        root: URI of the run directory.
+        start, until: first and last stage to run.
+        address: the Ray cluster to use, see `cluster.connect`.
+        tell: gets a line for every part that is left out because the catalogue cannot feed it.
+
     Raises:
-        UserError: the catalogue cannot be read or its timestamps do not suit the split, the run directory belongs to
-            another workflow or cannot be written, a stage name is unknown, a model cannot work on this machine, or the
-            pools do not fit.
+        UserError: the catalogue cannot be read, lacks what a stage needs, or its timestamps do not suit the split; the
+            run directory belongs to another workflow or cannot be written, a stage name is unknown, a model cannot work
+            on this machine, or the pools do not fit.
     """
     for option, named in (("--from", start), ("--until", until)):
         if named is not None and named not in definition.configs:
             raise UserError(f"{option} {named}: the stages of this workflow are {', '.join(definition.configs)}.")
     if start and until and ORDER.index(start) > ORDER.index(until):
         raise UserError(f"--from {start} comes after --until {until}: swap them.")
-    items = _check_tables(definition)
+    _check_log(definition)
+    _check_data(definition, tell)
     manifest = read_manifest(root) or Manifest(name=definition.name)
     if manifest.name != definition.name:
         raise UserError(
@@ -43,25 +57,48 @@ def preflight(
         cluster.check_reachable(address)
     else:  # on a cluster, models and keys are on its nodes
         for name, config in definition.configs.items():
-            stage(name).check(config, root, items=items)
+            stage(name).check(config, root)
     _check_pools(definition, cluster.nodes(address))
     return manifest
 
 
-def _check_tables(definition: Definition) -> int:
-    """Checks that the catalogue has the tables that the stages read and timestamps that suit the split.
-
-    Returns:
-        The number of rows of the items table.
-    """
-    splits = any(config.reads_split() for config in definition.configs.values())
-    items = tables.check(definition.catalog, needs_interactions=splits)
-    if splits and definition.split.kind == "time" and tables.timestamps(definition.catalog) == "order":
+def _check_log(definition: Definition) -> None:
+    """Checks that the catalogue has the tables that the stages read and timestamps that suit the split."""
+    tables.check(definition.catalog)
+    from_log = [name for name, config in definition.configs.items() if config.reads_split()]
+    if from_log and tables.find(definition.catalog, "interactions") is None:
+        raise UserError(f"{definition.catalog} has no interactions table, {_without_log(definition, from_log)}.")
+    if from_log and definition.split.kind == "time" and tables.timestamps(definition.catalog) == "order":
         raise UserError(
             "The timestamps of this catalogue only order the events of one user: write split: {kind: leave_last} at "
             "the top of the definition."
         )
-    return items
+
+
+def _without_log(definition: Definition, from_log: list[str]) -> str:
+    """Says how a definition does without a log: what reads it goes, and what reads nothing else."""
+    if "quantize" in from_log:
+        return "which this quantizer learns from: set stages.quantize.method to rqvae"
+    gone: list[str] = []
+    for name in definition.configs:
+        declared = stage(name)
+        lacks_one = any(needed in gone for needed in declared.reads)
+        lacks_all = bool(declared.reads_one_of) and all(
+            needed in gone or needed not in definition.configs for needed in declared.reads_one_of
+        )
+        if name in from_log or lacks_one or lacks_all:
+            gone.append(name)
+    return f"which {', '.join(gone)} read: delete them from stages, or let `tesserec init` write a definition"
+
+
+def _check_data(definition: Definition, tell: Callable[[str], None]) -> None:
+    """Checks that the tables hold what the stages need, and tells what is left out where they do not."""
+    ingest = definition.configs.get("ingest")
+    columns = {name: getattr(ingest, name) for name in ("label", "media") if ingest is not None}
+    found = survey(definition.catalog, **columns)
+    for name, config in definition.configs.items():
+        for line in stage(name).check_data(config, found):
+            tell(f"{name}: {line}")
 
 
 def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:

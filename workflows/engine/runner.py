@@ -53,9 +53,10 @@ def execute(
     """
     root = files.absolute(root)  # workers have another current directory
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
-    manifest = preflight(definition, root, start, until, address)
+    reporter = Reporter()
+    manifest = preflight(definition, root, start, until, address, tell=reporter.line)
     fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
-    run, reporter = RunDir(root), Reporter()
+    run = RunDir(root)
     _stages_to_run(definition, manifest, fingerprints, start, until)  # raises before anything is locked or written
     with ExitStack() as stack:
         stack.enter_context(_only_driver(root))

@@ -12,6 +12,7 @@ from operators.base import Operator
 from operators.log.split import Split, SplitTime
 from storage import files
 from storage.run import RunDir
+from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import READER_CPUS, Group, Node, Workers
 
 
@@ -82,17 +83,23 @@ class Stage(ABC, Generic[Config]):
     operators: ClassVar[tuple[type[Operator], ...]] = ()
     seeded: ClassVar[bool] = True
 
-    def check(self, config: Config, root: str, *, items: int) -> None:
+    def check(self, config: Config, root: str) -> None:
         """Checks, before any stage runs, that the stage can work on this machine for the run at `root`.
-
-        Args:
-            config: settings of the stage.
-            root: URI of the run directory.
-            items: rows of the catalogue's items table.
 
         Raises:
             UserError: it cannot; the sentence names what to change.
         """
+
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Checks, before any stage runs, that the catalogue has what the stage needs.
+
+        Returns:
+            A line for every part that is left out because the catalogue cannot feed it.
+
+        Raises:
+            UserError: the catalogue lacks what the stage cannot do without, or what the settings name.
+        """
+        return []
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the processes of its fits on Ray; None for a stage that fits nothing there."""

@@ -54,7 +54,7 @@ class ProjectStage(Stage[Config]):
     reads = ("interpret",)
     operators = (Project,)
 
-    def check(self, config: Config, root: str, *, items: int) -> None:
+    def check(self, config: Config, root: str) -> None:
         """Finds a run to take over that is none, or is this one."""
         if config.frozen is not None:
             check_frozen(config.frozen, root, "project")

@@ -53,3 +53,84 @@ def test_more_codewords_than_items_are_told_before_anything_runs(place: Path) ->
         check(place, stages, {"kind": "leave_last"})
     stages["generate"] = {"product_codes": {"codewords": 16}}
     check(place, stages, {"kind": "leave_last"})
+
+
+def test_a_definition_of_a_catalogue_without_a_log_is_told_which_stages_go(place: Path) -> None:
+    (place / "catalog" / "interactions.csv").unlink()
+    log_stages = {"features": {}, "rank": {}, "generate": {"language_model": None}, "evaluate": {}, "report": {}}
+    with pytest.raises(UserError, match=r"features, rank, generate, evaluate read: delete them .* `tesserec init`"):
+        check(place, {**STAGES, **log_stages}, {"kind": "leave_last"})
+    with pytest.raises(UserError, match=r"set stages.quantize.method to rqvae"):
+        check(place, COLLABORATIVE, {"kind": "leave_last"})
+
+
+def told(place: Path, stages: dict) -> list[str]:
+    lines: list[str] = []
+    raw = {"name": "w", "catalog": str(place / "catalog"), "split": {"kind": "leave_last"}, "stages": stages}
+    preflight(resolve(raw, source="w"), str(place / "run"), tell=lines.append)
+    return lines
+
+
+TEXTS = [
+    ("item_id,title\na,vase\n", "caption", ["caption_to_sid", "caption_to_title"]),
+    ("item_id,media\na,a.jpg\n", "title", ["sids_to_title", "titles_to_title", "titles_to_sid", "title_to_sid"]),
+]
+
+
+@pytest.mark.parametrize(("items", "lacking", "tasks"), TEXTS)
+@pytest.mark.parametrize("where", ["generate", "ablate_tasks"])
+def test_tasks_without_their_texts_are_left_out_of_all_and_errors_where_they_are_named(
+    place: Path, items: str, lacking: str, tasks: list[str], where: str
+) -> None:
+    (place / "catalog" / "items.csv").write_text(items)
+
+    def stages(tasks: object) -> dict:
+        return {**STAGES, where: {"language_model": {"tasks": tasks}}}
+
+    (line,) = told(place, stages("all"))
+    assert line.startswith(f"{where}: left out, since no item has a {lacking}: ")
+    assert set(tasks) <= set(line.rpartition(": ")[2].split(", "))
+    named = rf"stages.{where}.language_model.tasks names {tasks[0]}, and no item has a {lacking}"
+    with pytest.raises(UserError, match=named):
+        told(place, stages(["sids_to_sid", tasks[0]]))
+
+
+def test_without_titles_and_captions_no_task_is_left_to_ablate(place: Path) -> None:
+    (place / "catalog" / "items.csv").write_text("item_id,description\na,A vase.\n")
+    with pytest.raises(UserError, match="delete ablate_tasks"):
+        told(place, {**STAGES, "ablate_tasks": {}})
+    assert told(place, {**STAGES, "generate": {"language_model": {"tasks": []}}}) == []
+
+
+def test_variants_without_their_inputs_are_left_out_by_default_and_errors_where_they_are_named(place: Path) -> None:
+    stages = {**STAGES, "features": {}, "ablate_features": {}}
+    (line,) = told(place, stages)
+    assert "caption, caption+sid, image, null, random, shuffled" in line
+    for variants, sentence in ((["id", "image"], "take image out"), (["id", "truth"], "take truth out")):
+        with pytest.raises(UserError, match=sentence):
+            told(place, {**stages, "ablate_features": {"variants": variants}})
+    assert told(place, {**stages, "ablate_features": {"variants": ["id", "title"]}}) == []
+
+
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        ("item_id,price\na,3\n", "1 of 1 items have no title, no description and no medium: give them one.$"),
+        ("item_id,title\na,vase\nb,\nc,\n", "2 of 3 items have no title.*max_reject_share"),
+        ("item_id,title\na,vase\na,lamp\n,chair\n", "2 of 3 items have no item_id, or that of another item"),
+    ],
+)
+def test_too_many_items_without_anything_to_interpret_or_an_id_are_told(place: Path, items: str, sentence: str) -> None:
+    (place / "catalog" / "items.csv").write_text(items)
+    with pytest.raises(UserError, match=sentence):
+        told(place, STAGES)
+
+
+def test_ratings_need_a_setting_that_makes_labels_of_them(place: Path) -> None:
+    log = place / "catalog" / "interactions.csv"
+    log.write_text("user_id,item_id,timestamp,label\nu,a,1,1\nu,a,2,5\n")
+    with pytest.raises(UserError, match=r"from 1 to 5: write stages.ingest.positive_from"):
+        told(place, STAGES)
+    assert told(place, {**STAGES, "ingest": {"positive_from": 4}}) == []
+    with pytest.raises(UserError, match=r"stages.ingest.label is 'stars': the log has user_id"):
+        told(place, {**STAGES, "ingest": {"label": "stars", "positive_from": 4}})

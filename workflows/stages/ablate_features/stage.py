@@ -13,9 +13,18 @@ from pydantic import Field, field_validator
 
 from models.evaluation.variants import TRUTH
 from models.ranking.settings import RankerSettings
+from storage.errors import UserError
+from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, StageConfig
-from workflows.stages.ablate_features.variants import ID, VARIANTS, lacks_inputs, require_truth, truth_of_items
+from workflows.stages.ablate_features.variants import (
+    ID,
+    VARIANTS,
+    lacks_columns,
+    lacks_inputs,
+    require_truth,
+    truth_of_items,
+)
 
 
 class Config(StageConfig):
@@ -59,6 +68,19 @@ class AblateFeaturesStage(Stage[Config]):
     uses = ("rank",)  # its rankers are fitted as those of rank
     reads = ("ingest", "interpret", "project", "features")
 
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds variants that read what no item has.
+
+        Raises:
+            UserError: the definition names one of them.
+        """
+        if TRUTH in (config.variants or ()):
+            require_truth(catalog.uri)
+        lacking = ", ".join(name for name in config.variants or VARIANTS if lacks_columns(VARIANTS[name], catalog))
+        if lacking and config.variants:
+            raise UserError(f"No item has what these variants read: take {lacking} out of ablate_features.variants.")
+        return [f"left out, since no item has what they read: {lacking}"] if lacking else []
+
     def workers(self, config: Config) -> Workers | None:
         """Returns the fits that run side by side, one CPU each."""
         return Workers(config.workers)
@@ -69,8 +91,6 @@ class AblateFeaturesStage(Stage[Config]):
         from workflows.stages.ablate_features import scores
 
         run = context.run
-        if TRUTH in (config.variants or ()):
-            require_truth(context.catalog)  # before the first fit
         has_truth = truth_of_items(context.catalog) is not None
         names = config.variants or tuple(name for name in VARIANTS if has_truth or name != TRUTH)
         items = run.read_table("features", "items")

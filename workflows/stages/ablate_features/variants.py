@@ -18,6 +18,7 @@ from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
+from workflows.catalogs.survey import Survey
 
 ID = "id"  # the variant that gains are over
 
@@ -101,6 +102,16 @@ def lacks_inputs(variant: FeatureVariant, items: pa.Table, run: RunDir) -> bool:
         return vectors.null_count == len(vectors)
     bags = [bag for bag in variant.bags if not (bag == "caption" and variant.caption == "truth")]
     return any(not np.any(items[bag].combine_chunks().flatten().to_numpy()) for bag in bags)
+
+
+def lacks_columns(variant: FeatureVariant, catalog: Survey) -> bool:
+    """Tells whether no item has what the variant reads, as far as the tables tell."""
+    reads_captions = "caption" in variant.bags and variant.caption != "truth"
+    return any(
+        not catalog.filled[column]
+        for column, read in (("media", variant.image or reads_captions), ("title", "title" in variant.bags))
+        if read
+    )
 
 
 def variant_items(items: pa.Table, variant: FeatureVariant, run: RunDir, catalog: str, *, seed: int) -> pa.Table:

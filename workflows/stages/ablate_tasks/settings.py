@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from models.generation.tasks import load_tasks
 from models.recommenders.settings import LanguageModelSettings
 from workflows.engine.stage import StageConfig
 
@@ -31,7 +30,7 @@ class Config(StageConfig):
 
     resources: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    language_model: LanguageModelSettings = Field(default_factory=lambda: LanguageModelSettings(tasks=load_tasks()))
+    language_model: LanguageModelSettings = Field(default_factory=lambda: LanguageModelSettings(tasks="all"))
     budget: Budget = "steps"
     seeds: int = Field(3, ge=2)
     filter_seen: bool = True

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from models.recommenders.settings import check_backbone
+from models.recommenders.settings import check_backbone, check_texts
+from storage.errors import UserError
+from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage
 from workflows.stages.ablate_tasks.settings import Config
@@ -24,9 +26,21 @@ class AblateTasksStage(Stage[Config]):
     uses = ("generate",)  # its models are fitted as the language model of generate
     reads = ("ingest", "interpret", "project", "quantize")
 
-    def check(self, config: Config, root: str, *, items: int) -> None:
+    def check(self, config: Config, root: str) -> None:
         """Finds a backbone that is not there."""
         check_backbone(config.language_model)
+
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds tasks whose texts no item has; see `check_texts`.
+
+        Raises:
+            UserError: the definition names one of them, or none is left to add to the main one.
+        """
+        tasks = config.language_model.tasks
+        lines = check_texts(tasks, catalog.lacking, "stages.ablate_tasks.language_model.tasks")
+        if sum(not task.columns & catalog.lacking for task in tasks) < 2:
+            raise UserError("No item has a title or a caption, so no task adds to the main one: delete ablate_tasks.")
+        return lines
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the fits that run side by side, one CPU each."""
@@ -41,13 +55,14 @@ class AblateTasksStage(Stage[Config]):
         from workflows.stages.ablate_tasks import scores
         from workflows.stages.ablate_tasks.original_sids import write_original
         from workflows.stages.ablate_tasks.variants import ORIGINAL, OWN, make_variants
-        from workflows.stages.generate.build import require_learnable
+        from workflows.stages.generate.build import learnable
 
         run = context.run
         data = scores.read_queries(config, run, context.split, seed=context.seed)
         for name, queries in (("validation", data.valid), ("test", data.test)):
             require_queries(queries, name)
-        require_learnable(config.language_model, run, data, seed=context.seed)
+        tasks = learnable(config.language_model, context, data)
+        config = config.model_copy(update={"language_model": tasks})
         folder = run.uri("checkpoints", "ablate_tasks", context.fingerprint, "scores")
         runs = {OWN: run, ORIGINAL: RunDir(files.join(folder, "original"))}
         variants = make_variants(config.language_model)

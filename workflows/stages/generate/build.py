@@ -22,6 +22,7 @@ from operators.log.collaborative import collaborative_vectors
 from operators.log.split import Split
 from storage.artifacts import load_model, save_model
 from storage.run import RunDir
+from workflows.engine.stage import Context
 from workflows.stages.generate.data import Data, read_sids, read_texts
 
 CODES = "codes"  # kind and folder of the quantised items
@@ -75,14 +76,21 @@ def read_corpus(
     return build.make_corpus(settings, vocabulary, sids.codes, texts, data.sequences, seed=seed)
 
 
-def require_learnable(settings: LanguageModelSettings, run: RunDir, data: Data, *, seed: int) -> None:
-    """Finds what the language model cannot be learned from, before anything is fitted.
+def learnable(settings: LanguageModelSettings, context: Context, data: Data) -> LanguageModelSettings:
+    """Returns the settings of what the language model can learn, before anything is fitted.
+
+    Optional tasks that nothing can be learned from are left out, and a line says so.
 
     Raises:
         UserError: there is nothing to learn a task from, a row has no room for a history, two items share their
             semantic ID, or a model that was trained before is not there.
     """
-    build.check_learnable(settings, read_corpus(settings, run, data, seed=seed), seed=seed)
+    corpus = read_corpus(settings, context.run, data, seed=context.seed)
+    found = build.without_unlearnable(settings, corpus)
+    if left_out := ", ".join(task.name for task in settings.tasks if task not in found.tasks):
+        context.log(f"left out, since no item has the texts: {left_out}")
+    build.check_learnable(found, corpus, seed=context.seed)
+    return found
 
 
 def load_recommender(run: RunDir, name: str) -> Recommender:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.recommenders.settings import check_backbone, check_codewords
+from models.recommenders.settings import check_backbone, check_codewords, check_texts
+from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
 from workflows.engine.text import decimal
@@ -22,12 +23,17 @@ class GenerateStage(Stage[Config]):
     version = 3
     reads = ("ingest", "interpret", "project", "quantize")
 
-    def check(self, config: Config, root: str, *, items: int) -> None:
-        """Finds a backbone that is not there, and a catalogue with fewer items than codewords."""
+    def check(self, config: Config, root: str) -> None:
+        """Finds a backbone that is not there."""
         if config.language_model is not None:
             check_backbone(config.language_model)
+
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds tasks of the language model whose texts no item has, and a catalogue with fewer items than codewords."""
         if config.product_codes is not None:
-            check_codewords(config.product_codes, items)
+            check_codewords(config.product_codes, catalog.items)
+        tasks = config.language_model.tasks if config.language_model else ()
+        return check_texts(tasks, catalog.lacking, "stages.generate.language_model.tasks")
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fits, which run one after the other."""
@@ -37,14 +43,15 @@ class GenerateStage(Stage[Config]):
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
         from models.recommenders.item_knn import fit_item_knn
-        from workflows.stages.generate.build import artifact_uri, load_recommender, require_learnable, write_codes
+        from workflows.stages.generate.build import artifact_uri, learnable, load_recommender, write_codes
         from workflows.stages.generate.data import read_data, save_items
 
         run = context.run
         data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
         require_queries(data.valid, "validation")
         if config.language_model is not None:
-            require_learnable(config.language_model, run, data, seed=context.seed)
+            tasks = learnable(config.language_model, context, data)
+            config = config.model_copy(update={"language_model": tasks})
         forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
         save_items(run, data.item_ids)
         if config.product_codes is not None:

@@ -59,7 +59,7 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
         ids(raw["user_id"]),
         ids(raw["item_id"]),
         times.parse(raw["timestamp"], order=order),
-        *(_number(raw[name]) for name in [*label, *sorted(context)]),
+        *(number(raw[name]) for name in [*label, *sorted(context)]),
     )
     for name in ["timestamp", *label]:
         if events.height and events[name].is_null().all():
@@ -72,7 +72,7 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
         if len(outside):
             raise UserError(
                 f"{source} has labels outside 0 … 1 (such as {outside[0]:g}): write 1 for a click or like and 0 for "
-                "none; of ratings, write label = 1 where the rating is 4 or more, and else 0."
+                "none, or set stages.ingest.positive_from, the least rating that counts as liked."
             )
     return events
 
@@ -150,7 +150,8 @@ def _such_as(examples: Iterable[object]) -> str:
     return f" (such as {shown})" if shown else ""
 
 
-def _number(column: pl.Series) -> pl.Series:
+def number(column: pl.Series) -> pl.Series:
+    """Returns numbers, also those that were written as text, as float32; null where a value is none or not finite."""
     column = typed(column, ",") if column.dtype == pl.String else column
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
         return pl.Series(column.name, [None] * len(column), pl.Float32)

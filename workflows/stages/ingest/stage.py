@@ -12,22 +12,46 @@ from operators.base import REJECTED, rejects_table
 from operators.log.events import Events
 from storage import files, tables
 from storage.errors import UserError
+from workflows.catalogs.survey import Survey
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 from workflows.stages.ingest import events, items
+from workflows.stages.ingest.texts import ids
 
 
 class Config(StageConfig):
     """Settings of ingest.
 
     Attributes:
+        media: where the one medium of an item lies by its id, such as `pictures/{item_id}.jpg`; for an items table
+            without a column `media`.
+        label: column of the log that labels stand in.
+        positive_from: the least label that counts as 1, for ratings; all below count as 0.
         max_reject_share: share of rejected items past which the run fails.
         max_dropped_share: share of dropped events, duplicates included, past which the run fails.
     """
 
+    media: str | None = Field(None, pattern=r"\{item_id\}")
+    label: str = "label"
+    positive_from: float | None = None
     max_reject_share: float = Field(0.1, ge=0, le=1)
     max_dropped_share: float = Field(0.5, ge=0, le=1)
 
     resources: ClassVar[frozenset[str]] = frozenset({"max_reject_share", "max_dropped_share"})
+
+    def with_media(self, table: pl.DataFrame) -> pl.DataFrame:
+        """Adds the column `media` to items as they were read, where the definition says where media lie."""
+        if self.media is None or "media" in table.columns:
+            return table
+        before, _, after = self.media.partition("{item_id}")
+        return table.with_columns(media=pl.format("{}{}{}", pl.lit(before), ids(table["item_id"]), pl.lit(after)))
+
+    def with_labels(self, log: pl.DataFrame) -> pl.DataFrame:
+        """Makes the column `label` of a log as it was read, where the definition says how."""
+        if self.label != "label":
+            log = log.drop("label", strict=False).rename({self.label: "label"})
+        if self.positive_from is None or "label" not in log.columns:
+            return log
+        return log.with_columns((events.number(log["label"]) >= self.positive_from).cast(pl.Float32))
 
 
 class IngestStage(Stage[Config]):
@@ -36,6 +60,27 @@ class IngestStage(Stage[Config]):
     config_type = Config
     version = 3
     seeded = False
+
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds ids that are none, and labels that are none.
+
+        Raises:
+            UserError: too many items have no id of their own, labels lie outside 0 … 1, or their column is not there.
+        """
+        if catalog.unnamed > config.max_reject_share * catalog.items:
+            raise UserError(
+                f"{catalog.unnamed:,} of {catalog.items:,} items have no item_id, or that of another item: give each "
+                "its own, or raise stages.ingest.max_reject_share."
+            )
+        if catalog.events and config.label != "label" and config.label not in catalog.columns:
+            raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
+        low, high = catalog.labels or (0.0, 1.0)
+        if config.positive_from is None and not 0 <= low <= high <= 1:
+            raise UserError(
+                f"The labels of the log go from {low:g} to {high:g}: write stages.ingest.positive_from, the least one "
+                "that counts as liked, or labels of 1 and 0."
+            )
+        return []
 
     def run(self, config: Config, context: Context) -> Result:
         """Writes `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
@@ -47,7 +92,7 @@ class IngestStage(Stage[Config]):
         uri = tables.find(context.catalog, "items")
         assert uri is not None  # noqa: S101 - preflight has seen it
         scanned = tables.scan(uri)
-        usable, issues = items.split_items(items.canonical_items(scanned.rows, uri), scanned.bad)
+        usable, issues = items.split_items(items.canonical_items(config.with_media(scanned.rows), uri), scanned.bad)
         rejected = issues.filter(severity=REJECTED).height
         if usable.is_empty():
             raise items.no_usable(uri, issues)
@@ -59,8 +104,9 @@ class IngestStage(Stage[Config]):
         log_uri = tables.find(context.catalog, "interactions")
         if log_uri is not None:
             log = tables.scan(log_uri)
-            canonical = events.canonical_events(log.rows, log_uri, order=order == "order")
-            kept, dropped = events.clean_events(canonical, usable["item_id"], log.rows, log.bad)
+            rows = config.with_labels(log.rows)
+            canonical = events.canonical_events(rows, log_uri, order=order == "order")
+            kept, dropped = events.clean_events(canonical, usable["item_id"], rows, log.bad)
             events.check_dropped(log_uri, kept.height, dropped, config.max_dropped_share, usable["item_id"])
             notes = [*notes, *log.notes, *check_learnable(kept, context, order == "order")]
             if lost := events.told(dropped):

@@ -21,6 +21,7 @@ from storage.identity import identity
 from storage.media.limits import Limits
 from storage.media.sources import Sources
 from storage.sorting import write_in_hash_order
+from workflows.catalogs.survey import Survey
 from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
 from workflows.engine.stage import Context, Result, Stage, StageConfig, forget_other_attempts
@@ -133,7 +134,7 @@ class InterpretStage(Stage[Config]):
     seeded = False
     reads = ("ingest",)
 
-    def check(self, config: Config, root: str, *, items: int) -> None:
+    def check(self, config: Config, root: str) -> None:
         """Finds what is wrong with models and cache on this machine before anything runs.
 
         Raises:
@@ -144,6 +145,20 @@ class InterpretStage(Stage[Config]):
         cache = cache_uri(config, root)
         if cache is not None and not files.writable(cache):
             raise UserError(f"The cache {cache} cannot be written: give stages.interpret.cache another URI, or false.")
+
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds a catalogue in which too many items have nothing to interpret.
+
+        Raises:
+            UserError: more of them would be rejected than the settings allow.
+        """
+        limit = config.max_reject_share if catalog.bare < catalog.items else 0
+        if catalog.bare > limit * catalog.items:
+            raise UserError(
+                f"{catalog.bare:,} of {catalog.items:,} items have no title, no description and no medium: give them "
+                "one" + (", or raise stages.interpret.max_reject_share." if limit else ".")
+            )
+        return []
 
     def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
         """Returns the operators in their pools.

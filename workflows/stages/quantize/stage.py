@@ -44,7 +44,7 @@ class QuantizeStage(Stage[Config]):
     version = 2
     reads = ("project",)
 
-    def check(self, config: Config, root: str, *, items: int) -> None:
+    def check(self, config: Config, root: str) -> None:
         """Finds a run to take over that is none, or is this one."""
         if config.frozen is not None:
             check_frozen(config.frozen, root, "quantize")

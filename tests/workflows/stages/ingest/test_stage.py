@@ -319,7 +319,7 @@ def test_numeric_columns_become_context_and_text_ones_do_not():
 @pytest.mark.parametrize("label", [4.5, -1.0])
 def test_ratings_are_no_labels(label):
     raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "label": [label]})
-    with pytest.raises(UserError, match=rf"labels outside 0 … 1 \(such as {label:g}\): .* rating is 4 or more"):
+    with pytest.raises(UserError, match=rf"labels outside 0 … 1 \(such as {label:g}\): .*positive_from"):
         ingest_events.canonical_events(raw, "log")
 
 
@@ -337,6 +337,23 @@ def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says)
     with pytest.raises(UserError) as caught:
         tables.check(context.catalog, needs_interactions=False)
     assert says in str(caught.value)
+
+
+def test_ratings_become_labels_and_leave_the_context(context, tmp_path):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
+    rows = "".join(f"u,a,{T + n},{rating},7\n" for n, rating in enumerate([1, 3.5, 4, 5]))
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,stars,hour\n" + rows)
+    run(context, label="stars", positive_from=4)
+    log = pl.DataFrame(context.run.read_table("catalog", "interactions"))
+    assert log["label"].to_list() == [0, 0, 1, 1]
+    assert log.columns == ["user_id", "item_id", "timestamp", "label", "hour"]
+
+
+def test_media_that_are_named_by_ids_get_their_uris(context, tmp_path):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n 7 ,lamp\n")
+    run(context, media="clips/{item_id}.mp4")
+    rows = context.run.read_table("catalog", "items").to_pylist()
+    assert [row["media"] for row in rows] == [[{"uri": f"clips/{name}.mp4", "kind": "video"}] for name in ("a", "7")]
 
 
 def write(folder: Path, log: list[str], items: str = "item_id,title\na,x\nb,y\n") -> None:

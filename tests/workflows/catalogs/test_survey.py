@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from workflows.catalogs.survey import survey
+
+TEXT = st.sampled_from([None, "", " ", "vase", " red "])
+ROWS = st.lists(
+    st.fixed_dictionaries({"item_id": st.sampled_from(["a", "b", "c", "", None]), "title": TEXT, "media": TEXT}),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(rows=ROWS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_counts_are_those_of_the_rows(rows: list[dict], suffix: str, tmp_path: Path) -> None:
+    if suffix == "csv":  # in which a line without a value is no row
+        rows = [row for row in rows if any((value or "").strip() for value in row.values())]
+    assume(rows)
+    table = pl.DataFrame(rows, schema=dict.fromkeys(("item_id", "title", "media"), pl.String))
+    for old in tmp_path.iterdir():
+        old.unlink()
+    writers = {"parquet": table.write_parquet, "csv": table.write_csv, "jsonl": table.write_ndjson}
+    writers[suffix](tmp_path / f"items.{suffix}")
+    found = survey(str(tmp_path))
+
+    def says(row: dict, name: str) -> bool:
+        return bool((row[name] or "").strip())
+
+    assert found.items == len(rows)
+    for name in ("title", "media"):
+        assert found.filled[name] == sum(says(row, name) for row in rows)
+    assert found.filled["description"] == found.filled["attributes"] == 0
+    assert found.bare == sum(not says(row, "title") and not says(row, "media") for row in rows)
+    assert found.unnamed == len(rows) - len({row["item_id"] for row in rows if row["item_id"]})
+    assert (found.events, found.labels, found.unread) == (None, None, ())
+
+
+def test_lists_structs_and_labels_are_counted(tmp_path: Path) -> None:
+    media = [[], None, [{"uri": "x.jpg", "kind": "image"}]]
+    pl.DataFrame({"item_id": ["a", "b", "c"], "media": media, "brand": 1}).write_parquet(tmp_path / "items.parquet")
+    log = {"user_id": ["u"] * 3, "item_id": ["a"] * 3, "timestamp": [1, 2, 3], "stars": ["1", "x", "4.5"]}
+    pl.DataFrame(log).write_parquet(tmp_path / "interactions.parquet")
+    found = survey(str(tmp_path), label="stars")
+    assert (found.filled["media"], found.bare, found.unread) == (1, 2, ("brand",))
+    assert (found.events, found.labels, found.columns) == (3, (1.0, 4.5), tuple(log))
+    assert survey(str(tmp_path)).labels is None
+    pl.DataFrame({"item_id": ["a", "b"]}).write_parquet(tmp_path / "items.parquet")
+    assert survey(str(tmp_path), media="{item_id}.jpg").filled["media"] == 2

@@ -1,0 +1,104 @@
+"""Counts over a catalogue's tables: what is there for the stages to learn from. A Parquet table is not read whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from storage import files, tables
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts over the tables of a catalogue.
+
+    Attributes:
+        uri: of the catalogue.
+        items: rows of the items table.
+        filled: by `title`, `description`, `media` and `attributes`, the items that have one.
+        bare: items with neither a title, nor a description, nor a medium.
+        unnamed: rows without an id, or with the id of another row.
+        unread: columns of the items table that no stage reads.
+        events: rows of the log; None without a log.
+        labels: the lowest and the highest label; None where no event has one.
+        columns: of the log.
+    """
+
+    uri: str
+    items: int
+    filled: dict[str, int]
+    bare: int
+    unnamed: int
+    unread: tuple[str, ...] = ()
+    events: int | None = None
+    labels: tuple[float, float] | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def lacking(self) -> frozenset[str]:
+        """Of `title` and `caption`, what no item can have; captions are read off media."""
+        return frozenset(name for name, of in (("title", "title"), ("caption", "media")) if not self.filled[of])
+
+
+def survey(catalog: str, *, label: str = "label", media: str | None = None) -> Survey:
+    """Counts in the tables of a catalogue that `storage.tables.check` accepts.
+
+    Args:
+        catalog: URI of the catalogue.
+        label: column of the log that labels stand in.
+        media: where the media of an item lie by its id, for an items table that does not say so.
+    """
+    uri = tables.find(catalog, "items")
+    assert uri is not None  # noqa: S101 - checked
+    items = scan(uri)
+    schema, known = items.collect_schema(), tables.KNOWN["items"][1:]
+    has = filled(schema, media)
+    ids = pl.col("item_id").cast(pl.String).str.strip_chars()
+    named = ids.filter(ids != "").n_unique()
+    counted = items.select("item_id", **has).select(pl.len().alias("items"), pl.col(*has).sum(), named=named)
+    row = counted.collect(engine="streaming").row(0, named=True)
+    unread = tuple(name for name in schema if name not in tables.KNOWN["items"])
+    by_column = {name: int(row[name]) for name in known}
+    found = Survey(catalog, row["items"], by_column, int(row["bare"]), row["items"] - row["named"], unread)
+    log_uri = tables.find(catalog, "interactions")
+    if log_uri is None:
+        return found
+    log = scan(log_uri)
+    names = log.collect_schema().names()
+    values = pl.col(label).cast(pl.Float64, strict=False) if label in names else pl.lit(None, pl.Float64)
+    values = values.filter(values.is_finite())
+    counted = log.select(events=pl.len(), low=values.min(), high=values.max())
+    events, low, high = counted.collect(engine="streaming").row(0)
+    labels = None if low is None else (low, high)
+    return replace(found, events=events, labels=labels, columns=tuple(names))
+
+
+def filled(schema: pl.Schema, media: str | None = None) -> dict[str, pl.Expr]:
+    """Returns what tells whether an item has a title, …, or is `bare`; see `Survey` and `survey`."""
+    known = tables.KNOWN["items"][1:]
+    has = {name: _says(name, schema[name]) if name in schema else pl.lit(value=False) for name in known}
+    if media is not None and "media" not in schema:
+        has["media"] = pl.lit(value=True)
+    return {**has, "bare": ~(has["title"] | has["description"] | has["media"])}
+
+
+def scan(uri: str) -> pl.LazyFrame:
+    """Returns a table as it is; of Parquet only what is asked for is read."""
+    if not uri.endswith(".parquet"):
+        return tables.scan(uri).rows.lazy()
+    fs, path = files.filesystem(uri)
+    table = pl.scan_parquet(path) if "file" in fs.protocol else pl.scan_pyarrow_dataset(files.dataset(uri))
+    return table.select(tables.named(table.collect_schema().names()))
+
+
+def _says(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Whether a cell says anything."""
+    column = pl.col(name)
+    if dtype == pl.String:
+        column = column.str.strip_chars() != ""
+    elif isinstance(dtype, pl.List):
+        column = column.list.len() > 0
+    else:
+        column = column.is_not_null()
+    return column.fill_null(value=False)

@@ -1,0 +1,147 @@
+"""`tesserec init`: looks at a catalogue and writes a definition that fits it, every choice with its reason."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from storage import files
+from storage.errors import UserError
+from workflows.distributed import cluster
+from workflows.engine.definition import resolve
+from workflows.init import costs
+from workflows.init.choices import Choice, Plan, choose
+from workflows.init.findings import Findings, find
+
+WIDTH = 118
+NOUNS = {"title": "a title", "description": "a description", "media": "media", "attributes": "attributes"}
+
+
+def init(catalog: str, output: str) -> list[str]:
+    """Writes a definition for a catalogue and returns what was found, in about ten lines.
+
+    Raises:
+        UserError: the catalogue cannot be worked on, or the file is there already or has a name that cannot be used.
+    """
+    if Path(output).exists():
+        raise UserError(f"{output} is there already: name another file with -o, or remove it.")
+    name = Path(output).stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(
+            f"{output} gives the workflow its name: use letters, digits, dots, dashes and underscores alone."
+        )
+    found = find(catalog)
+    node = cluster.nodes("local")[0]
+    plan = choose(found, node)
+    text = definition(name, catalog, plan)
+    resolve(yaml.safe_load(text), source=output)
+    files.write_bytes(output, text.encode())
+    ran = ", ".join(choice.name for choice in plan.stages)
+    return [*lines(catalog, found), f"{output}: {ran}; {minutes(plan)}", f"Next: tesserec check {output}"]
+
+
+def minutes(plan: Plan) -> str:
+    """Says how long a run will take.
+
+    >>> minutes(Plan((Choice("ingest", seconds=150.0),)))
+    'about 3 minutes on this machine when it is quiet'
+    """
+    seconds = costs.RAY_START + sum(choice.cost for choice in plan.stages)
+    long = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{max(1, round(seconds / 60))} minutes"
+    return f"about {long} on this machine when it is quiet"
+
+
+def definition(name: str, catalog: str, plan: Plan) -> str:
+    """Returns a definition as YAML, with the reason of every choice beside it."""
+    out = [
+        f"# Written by `tesserec init`: {minutes(plan)}. Change what you like; a line without settings takes defaults."
+    ]
+    out += [f"name: {name}", "seed: 0", f"catalog: {_flow(catalog)}"]
+    if plan.split is not None:
+        out += _line(plan.split, "")
+    out.append("stages:")
+    for choice in plan.stages:
+        out += _line(choice, "  ")
+    out += [line for stage, reason in plan.left_out.items() for line in _comment(f"{stage}: left out, {reason}", "  ")]
+    return "\n".join(out) + "\n"
+
+
+def _line(choice: Choice, indent: str) -> Iterator[str]:
+    cost = f"about {_long(choice.cost)}" if choice.cost >= 20 else ""
+    comment = "; ".join(part for part in (choice.reason, cost) if part)
+    if comment:
+        yield from _comment(comment, indent)
+    if not choice.parts:
+        yield f"{indent}{choice.name}:" + (f" {_flow(choice.settings)}" if choice.settings != {} else "")
+        return
+    yield f"{indent}{choice.name}:"
+    for key, value in (choice.settings or {}).items():
+        yield f"{indent}  {key}: {_flow(value)}"
+    for part in choice.parts:
+        yield from _line(part, f"{indent}  ")
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    mark = f"{indent}# "
+    return textwrap.wrap(text, WIDTH, initial_indent=mark, subsequent_indent=mark)
+
+
+def _flow(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("...\n").strip()
+
+
+def lines(catalog: str, found: Findings) -> Iterator[str]:
+    """Yields what was found, a line for each subject."""
+    counts, media, behaviour = found.counts, found.media, found.behaviour
+    shares = ", ".join(f"{_share(counts.filled[name], counts.items)} with {noun}" for name, noun in NOUNS.items())
+    yield f"{catalog}: {counts.items:,} items ({shares})"
+    if media is not None:
+        kinds = " and ".join(f"{number:,} {kind}s" for kind, number in sorted(media.kinds.items()))
+        tried = f"; {media.opened} of {media.tried} that were tried open" if media.tried else ""
+        yield f"  media: {kinds} in a sample{tried}{'; some behind http' if media.http else ''}"
+    if found.characters:
+        yield f"  texts: half of the items that have some have {found.characters} characters or more"
+    if counts.events is None:
+        yield "  log: none"
+    elif behaviour is not None:
+        yield f"  log: {counts.events:,} events, {behaviour.users:,} users, {behaviour.items:,} items with an event"
+        median, most = behaviour.per_user
+        yield f"  per user: half have {median} events or more, one in ten {most} or more"
+        yield (
+            "  time: only the order of each user's events"
+            if behaviour.first is None or behaviour.last is None
+            else f"  time: {behaviour.first:%Y-%m-%d %H:%M} to {behaviour.last:%Y-%m-%d %H:%M} UTC"
+        )
+        if counts.labels is None and "label" not in found.ingest:
+            yield "  labels: none, every event counts as liked"
+        elif "positive_from" in found.ingest:
+            column = found.ingest.get("label", "label")
+            least = found.ingest["positive_from"]
+            yield f"  labels: ratings in {column}, liked from {least:g}, which are {behaviour.liked:.0%}"
+        else:
+            yield f"  labels: 0 and 1, liked are {behaviour.liked:.0%}" if behaviour.labelled else "  labels: one alone"
+        context = [name for name in counts.columns if name not in ("user_id", "item_id", "timestamp", "label")]
+        if context := [name for name in context if name != found.ingest.get("label")]:
+            yield f"  further columns of the log: {', '.join(context[:8])}; numbers become context features"
+    for sentence in found.odd:
+        yield f"  look at: {sentence}"
+
+
+def _share(part: int, whole: int) -> str:
+    """Says a share; all and none as such.
+
+    >>> _share(1, 3), _share(3, 3), _share(0, 3)
+    ('33 %', 'all', 'none')
+    """
+    if part == whole:
+        return "all"
+    return f"{part / whole:.0%}".replace("%", " %") if part else "none"

@@ -1,0 +1,329 @@
+"""What there is in a catalogue to choose settings by: counts over its tables, a sample of media, both splits tried."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from operators.log.encoding import Log, encode
+from operators.log.events import SPLITS, first_interactions, known_items
+from operators.log.sequences import queries, training_sequences
+from operators.log.split import Split, SplitLeaveLast, SplitTime
+from operators.media.fetch import FetchMedia
+from storage import files, tables
+from storage.errors import UserError
+from storage.hashing import hash_order
+from storage.media.sources import HTTP, Sources
+from workflows.catalogs.survey import Survey, filled, scan, survey
+from workflows.stages.ingest import events as logs
+from workflows.stages.ingest.items import canonical_items
+from workflows.stages.ingest.stage import Config
+from workflows.stages.ingest.texts import ids as ids_of
+
+SAMPLED_ITEMS, SAMPLED_EVENTS, PROBED = 2_000, 500_000, 24
+RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
+LIKED = 0.7  # share of the way from the lowest to the highest rating from which on one counts as liked
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov")
+LARGE_SHARE = 0.1  # of the log, for one user or item of many
+MANY = 50
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a sample of the media came to.
+
+    Attributes:
+        kinds: `image` or `video` of the first medium of the sampled items.
+        http: whether some lie behind http; these are not opened here.
+        tried, opened: items whose media were opened, and those where that worked.
+        problem: the commonest code of those where it did not.
+    """
+
+    kinds: dict[str, int]
+    http: bool
+    tried: int = 0
+    opened: int = 0
+    problem: str = ""
+
+
+class Parts(NamedTuple):
+    """What a split of the log leaves to learn from."""
+
+    split: Split
+    examples: int  # rows that the ranker trains on; 0 where it cannot
+    positives: int  # of training, in `sequences` histories
+    sequences: int
+    asked: int  # queries of the test part; 0 where next-item models cannot be fitted
+    repeats: bool  # whether most of the queries are about items that the user has met
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a log holds.
+
+    Attributes:
+        users, items: with an event.
+        per_user: the median of the events of a user, and the number that nine in ten users stay below.
+        first, last: time of the first and last event; None where times only order the events of one user.
+        labelled: whether there are labels of both kinds.
+        liked: share of positives.
+        parts: what the splits leave, the preferred one first; empty where there is nothing to learn from.
+        reason: why it is empty.
+    """
+
+    users: int
+    items: int
+    per_user: tuple[int, int]
+    first: datetime | None
+    last: datetime | None
+    labelled: bool = False
+    liked: float = 1.0
+    parts: tuple[Parts, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What there is in a catalogue.
+
+    Attributes:
+        counts: of its tables.
+        ingest: settings of ingest that the tables ask for.
+        media: None where no item has one.
+        characters: of title and description together, the median of items that have some.
+        behaviour: None without a log.
+        odd: sentences about what a user may not expect.
+    """
+
+    counts: Survey
+    ingest: dict[str, Any] = field(default_factory=dict)
+    media: Media | None = None
+    characters: int = 0
+    behaviour: Behaviour | None = None
+    odd: tuple[str, ...] = ()
+
+
+def find(catalog: str) -> Findings:
+    """Looks at the tables of a catalogue, through counts and samples.
+
+    Raises:
+        UserError: the catalogue cannot be worked on.
+    """
+    tables.check(catalog)
+    items_uri, log_uri = (tables.find(catalog, name) for name in ("items", "interactions"))
+    assert items_uri is not None  # noqa: S101 - checked
+    counts, sample = survey(catalog), _sample(items_uri, SAMPLED_ITEMS)
+    settings: dict[str, Any] = {}
+    if not counts.filled["media"] and (pattern := _pictures_by_id(catalog, sample)):
+        settings["media"] = pattern
+    if log_uri is not None and (rating := _ratings(counts, log_uri)):
+        settings |= rating
+    config = Config(**settings)
+    counts = survey(catalog, label=config.label, media=config.media)
+    items = canonical_items(config.with_media(sample), items_uri)
+    texts = pl.sum_horizontal(pl.col("title", "description").str.strip_chars().str.len_chars().fill_null(0))
+    characters = items.select(texts.alias("n")).filter(pl.col("n") > 0)["n"].median()
+    found = Findings(
+        counts,
+        settings,
+        _media(catalog, items) if counts.filled["media"] else None,
+        int(characters) if isinstance(characters, float) else 0,
+    )
+    odd = list(_odd_items(found))
+    if log_uri is not None and counts.events:
+        behaviour, more = _behaviour(catalog, items_uri, log_uri, config, counts)
+        return replace(found, behaviour=behaviour, odd=(*odd, *more))
+    return replace(found, odd=tuple(odd))
+
+
+def _sample(uri: str, rows: int) -> pl.DataFrame:
+    """Returns rows of a table that are evenly spread."""
+    table = scan(uri)
+    step = max(1, math.ceil(table.select(pl.len()).collect(engine="streaming").item() / rows))
+    return table.with_row_index("row").filter(pl.col("row") % step == 0).drop("row").collect(engine="streaming")
+
+
+def _pictures_by_id(catalog: str, items: pl.DataFrame) -> str | None:
+    """Returns where media named by the ids of items lie, as `stages.ingest.media`; None where there are none."""
+    ids = [name for name in items["item_id"].cast(pl.String).drop_nulls().head(PROBED) if name and "/" not in name]
+    fs, path = files.filesystem(catalog)
+    folders = [
+        "",
+        *(entry["name"].rsplit("/", 1)[-1] + "/" for entry in fs.ls(path, detail=True) if entry["type"] == "directory"),
+    ]
+    found = Counter(
+        f"{folder}{{item_id}}.{suffix}"
+        for folder in folders
+        for suffix in SUFFIXES
+        for name in ids
+        if fs.exists(f"{path}/{folder}{name}.{suffix}")
+    )
+    return found.most_common(1)[0][0] if found else None
+
+
+def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
+    """Returns the settings that make labels of ratings; none where labels are 0 and 1, or absent."""
+    column = next((name for name in ("label", *RATINGS) if name in counts.columns), None)
+    if column is None:
+        return {}
+    value = pl.col(column).cast(pl.Float64, strict=False)
+    low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
+    if low is None or not math.isfinite(high - low) or (low >= 0 and high <= 1):
+        return {}
+    named = {} if column == "label" else {"label": column}
+    return {**named, "positive_from": float(math.ceil(low + LIKED * (high - low)))}
+
+
+def _media(catalog: str, items: pl.DataFrame) -> Media:
+    """Opens the media of a few items, as interpret will."""
+    with_media = items.filter(pl.col("media").list.len() > 0)
+    first = with_media["media"].list.first().struct.unnest()
+    http = first["uri"].str.split("://").list.first().is_in(HTTP)
+    kinds = dict(first["kind"].value_counts().iter_rows())
+    here = with_media.filter(~http.fill_null(value=False)).head(PROBED)
+    found = Media(kinds, bool(http.any()))
+    if here.is_empty():
+        return found
+    rows = here.select("media", title=pl.lit("kept"), description=pl.lit(None, pl.String)).to_arrow()
+    nothing = pa.array([[]] * here.height, pa.list_(pa.null()))
+    fetched = FetchMedia(root=catalog, sources=Sources())(
+        rows.append_column("outcome", pa.array(["kept"] * here.height)).append_column("issues", nothing)
+    )
+    opened = int((pl.Series(fetched["frames"].combine_chunks().value_lengths().to_numpy()) > 0).sum())
+    codes = Counter(issue["code"] for row in fetched["issues"].to_pylist() for issue in row)
+    return replace(found, tried=here.height, opened=opened, problem=codes.most_common(1)[0][0] if codes else "")
+
+
+def _odd_items(found: Findings) -> Iterator[str]:
+    counts, media = found.counts, found.media
+    if counts.unnamed:
+        yield f"{counts.unnamed:,} items have no id or that of another item: they will be rejected"
+    if counts.bare:
+        yield f"{counts.bare:,} items have no title, no description and no medium: they will be rejected"
+    if media is not None and media.opened < media.tried:
+        broken = media.tried - media.opened
+        yield f"{broken} of {media.tried} media that were tried do not open ({media.problem})"
+    if counts.unread:
+        names = ", ".join(counts.unread[:6]) + (", …" if len(counts.unread) > 6 else "")
+        yield f"no stage reads the items' columns {names}: put what should be learned from into attributes"
+    if counts.events == 0:
+        yield "the interactions table has no rows"
+
+
+def _behaviour(
+    catalog: str, items_uri: str, log_uri: str, config: Config, counts: Survey
+) -> tuple[Behaviour, list[str]]:
+    """Counts over the whole log, and what ingest and both splits make of a sample of its users."""
+    assert counts.events is not None  # noqa: S101 - there is a log
+    table = scan(log_uri)
+    by_user, by_item = (table.group_by(name).len().collect(engine="streaming") for name in ("user_id", "item_id"))
+    per_user = by_user["len"].sort()
+    share = max(1, math.ceil(counts.events / SAMPLED_EVENTS))
+    if share > 1:
+        table = table.filter(pl.col("user_id").hash(0) % share == 0)
+    raw = config.with_labels(table.collect(engine="streaming"))
+    schema = scan(items_uri).collect_schema()
+    usable = scan(items_uri).filter(~filled(schema, config.media)["bare"]).select("item_id")
+    ids = ids_of(usable.collect(engine="streaming")["item_id"]).drop_nulls().unique()
+    order = tables.timestamps(catalog) == "order"
+    canonical = logs.canonical_events(raw, log_uri, order=order)
+    events, dropped = logs.clean_events(canonical, ids, raw, bad=[])
+    logs.check_dropped(log_uri, events.height, dropped, config.max_dropped_share, ids)
+    times = events.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(0)
+    found = Behaviour(
+        by_user.height,
+        by_item.height,
+        (int(per_user[len(per_user) // 2]), int(per_user[9 * len(per_user) // 10])),
+        first=None if order else times[0],
+        last=None if order else times[1],
+    )
+    odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
+    if times[0] == times[1]:
+        return replace(found, reason="all events have the same time and nothing tells their order"), odd
+    try:
+        column = pa.chunked_array([ids.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())])
+        log = encode(logs.to_arrow(events), column.take(hash_order(column.to_pylist())))
+    except UserError as error:
+        return replace(found, reason=str(error).split(":")[0]), odd
+    parts, reason = [], ""
+    for split in (SplitLeaveLast(kind="leave_last"),) if order else (SplitTime(), SplitLeaveLast(kind="leave_last")):
+        try:
+            part = _parts(log, split, share, order=order)
+        except UserError as error:
+            reason = reason or str(error).split(":")[0]
+            continue
+        if part.examples or part.asked:
+            parts.append(part)
+    parts.sort(key=lambda part: (part.examples > 0) + (part.asked > 0), reverse=True)
+    liked = float(log.events.label.mean())
+    if liked == 1 and "label" in raw.columns:
+        odd.append("every label is 1, which says as little as none: negatives are sampled")
+    reason = "" if parts else reason or "no split of the log leaves something to learn from and something to ask"
+    return replace(found, labelled=log.labelled, liked=liked, parts=tuple(parts), reason=reason), odd
+
+
+def _parts(log: Log, split: Split, share: int, *, order: bool) -> Parts:
+    """Tries a split; all numbers but the queries' are of the whole log, of which a `share`-th was read.
+
+    Raises:
+        UserError: the log cannot be split so.
+    """
+    events = log.events
+    numbers = split.numbers(events)
+    eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
+    rows = [
+        int(known_items(events.take(numbers <= number), asked.item, asked.time).sum())
+        if not log.labelled
+        else len(asked)
+        for number in range(len(SPLITS))
+        for asked in [events.take((numbers == number) & eligible)]
+    ]
+    sequences = training_sequences(events, numbers)
+    lengths = sequences.offsets.diff()
+    asked = {
+        repeats: [_asked(events, numbers, name, repeats=repeats) for name in SPLITS[1:]] for repeats in (False, True)
+    }
+    repeats = 2 * asked[False][1] < asked[True][1]
+    learns = bool((lengths > 1).any()) and min(asked[repeats]) > 0
+    return Parts(
+        split,
+        0 if order or min(rows) == 0 else share * rows[0] * (1 if log.labelled else 5),
+        share * len(sequences.values),
+        share * len(lengths),
+        share * asked[repeats][1] if learns else 0,
+        repeats,
+    )
+
+
+def _asked(events: Any, numbers: np.ndarray, name: str, *, repeats: bool) -> int:
+    return len(queries(events, numbers, name, history=1, repeats=repeats).target)
+
+
+def _odd_events(
+    raw: pl.DataFrame, ids: pl.Series, dropped: dict[str, logs.Loss], by_user: pl.DataFrame, by_item: pl.DataFrame
+) -> Iterator[str]:
+    for name, groups in (("user_id", by_user), ("item_id", by_item)):
+        top = groups.sort("len").row(-1)
+        share = top[1] / int(groups["len"].sum())
+        if groups.height >= MANY and share > LARGE_SHARE:
+            yield f"the {name} {top[0]!r} has {share:.0%} of all events"
+    if lost := logs.told(dropped):
+        yield f"of {raw.height:,} events will be dropped {lost}"
+    if dropped["unknown_item"].events:
+        known = ids_of(raw["item_id"])
+        strange = known.filter(~known.is_in(ids.implode())).drop_nulls().unique()
+        spreadsheet = _bare_number(strange).is_in(_bare_number(ids).implode()).any()
+        reason = "; they differ in zeros or .0 alone, which a spreadsheet may have lost or added" if spreadsheet else ""
+        yield f"the items table has ids such as {', '.join(map(repr, ids.sort().head(logs.EXAMPLES)))}{reason}"
+
+
+def _bare_number(ids: pl.Series) -> pl.Series:
+    return ids.str.replace(r"\.0$", "").str.strip_chars_start("0")
