@@ -141,7 +141,8 @@ def _load(settings: SentenceTransformers) -> _Loaded:
     tokenizer = getattr(model[0], "tokenizer", None)
     tokenizer = tokenizer if hasattr(tokenizer, "added_tokens_decoder") else None  # not all of them are transformers'
     limit = min(settings.max_tokens or math.inf, model.max_seq_length or math.inf)
-    step = LENGTH_STEP if math.isinf(limit) else math.gcd(LENGTH_STEP, int(limit))  # none is padded beyond the limit
+    # rows pass a CPU alone, at their own lengths; and none is padded beyond the limit
+    step = 1 if model.device.type == "cpu" else math.gcd(LENGTH_STEP, 0 if math.isinf(limit) else int(limit))
     return _Loaded(settings.model, model, _prompt(settings, model), limit, step, tokenizer, special_tokens(tokenizer))
 
 
@@ -175,7 +176,7 @@ def _prompt(settings: SentenceTransformers, model: SentenceTransformer) -> str |
 def _features(text: str, image: np.ndarray | None, loaded: _Loaded) -> dict[str, Any]:
     """What the model reads of a row: none of it is cut but the text, by as many tokens as are too many.
 
-    Tokens are padded to few lengths, so that rows can pass a GPU together whatever their neighbours.
+    On a GPU tokens are padded to few lengths, so that rows can pass together whatever their neighbours.
     """
     uncut = {"text": {"truncation": False, "pad_to_multiple_of": loaded.step}}
     while True:
