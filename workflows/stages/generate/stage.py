@@ -29,7 +29,7 @@ class GenerateStage(Stage[Config]):
             check_backbone(config.language_model)
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
-        """Finds tasks of the language model whose texts no item has, and a catalogue with fewer items than codewords."""
+        """Finds tasks of the language model whose texts no item has, and more codewords than items."""
         if config.product_codes is not None:
             check_codewords(config.product_codes, catalog.items)
         tasks = config.language_model.tasks if config.language_model else ()
