@@ -41,7 +41,7 @@ from workflows.catalogs.synthetic.behaviour import DAY_US, LATER, START_US, Worl
 from workflows.catalogs.synthetic.sample import stream
 from workflows.catalogs.synthetic.truth import true_lists
 from workflows.stages.evaluate.recommenders import judge
-from workflows.stages.ingest import canonical_events, clean_events
+from workflows.stages.ingest.events import canonical_events, clean_events
 
 PAIRS = list(itertools.product(range(behaviour.ARCHETYPES), repeat=2))
 NEEDS = np.array([*range(len(behaviour.ATTRIBUTES["category"])), -1])
@@ -95,12 +95,13 @@ def measure(catalog: str) -> dict[str, Any]:
     seed = int(re.findall(r"seed (\d+)", files.read_json(files.join(catalog, "catalog.json"))["source"])[0])
     items = files.read_table(files.join(catalog, "truth_items.parquet"))
     uri = files.join(catalog, "interactions.parquet")
-    raw = pl.from_arrow(files.read_table(uri))
-    kept, _ = clean_events(canonical_events(raw, uri), pl.from_arrow(items)["item_id"])  # type: ignore[arg-type,index]
+    raw = pl.DataFrame(files.read_table(uri))
+    kept, _ = clean_events(canonical_events(raw, uri), pl.Series(items["item_id"]), raw, [])
     log = encode(kept.to_arrow(compat_level=pl.CompatLevel.oldest()), items["item_id"].cast(pa.large_string()))
     numbers = SplitTime().numbers(log.events)
     test = queries(log.events, numbers, "test", history=1, repeats=False)
     positives = np.bincount(training_sequences(log.events, numbers).values, minlength=items.num_rows)
+    assert test.time is not None  # noqa: S101 - of a log
     lists = {
         "popularity": recommend_blocks(MostPopular(torch.from_numpy(positives)), test.histories, k=20, banned=test.seen)
     }
@@ -118,8 +119,8 @@ def measure(catalog: str) -> dict[str, Any]:
     lists["truth"] = truth
     cold = np.ones(items.num_rows, dtype=bool)
     cold[log.events.item[numbers == 0]] = False
-    found = judge(lists, test, positives, cold, chosen="histories", seed=0)
-    return {name: found[name] for name in (*lists, "gap_closed")}
+    scores = judge(lists, test, positives, cold, chosen="histories", seed=0)
+    return {name: scores[name] for name in (*lists, "gap_closed")}
 
 
 def main() -> None:
