@@ -17,7 +17,7 @@ from storage.manifest import require_manifest
 
 
 class _Commands(TyperGroup):
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Runs a command; typer would turn Ctrl-C into a status without a word."""
         try:
             return super().invoke(ctx)

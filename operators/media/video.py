@@ -6,6 +6,7 @@ import io
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import av
 import numpy as np
@@ -185,7 +186,7 @@ def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
     The matrix maps (x, y) to (a x + c y, b x + d y), y downwards (FFmpeg, libavutil/display.h).
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]

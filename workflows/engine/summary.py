@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from serving.settings import STAGES as SERVED
 from storage import files
 from storage.manifest import Manifest
 from workflows.engine.text import count, decimal
@@ -24,7 +25,7 @@ KINDS = (  # title of a table, the metric that selects its rows, and its columns
 
 
 def summary(manifest: Manifest, root: str) -> str:
-    """Returns the stages with counts and speeds, the headline metrics, errors, and the path of the report."""
+    """Returns stages with counts and speeds, headline metrics, errors, the path of the report, and what to do next."""
     columns = ("rows in", "rows out", "rejected", "degraded", "seconds", "rows/s")
     table = Table("stage", "state", *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
     table.title, table.title_justify = f"{manifest.name} — {root}", "left"
@@ -42,9 +43,13 @@ def summary(manifest: Manifest, root: str) -> str:
     for name, entry in manifest.stages.items():
         if entry.error:
             console.print(f"{name} failed: {entry.error}", markup=False)
+        if entry.state == "interrupted":
+            console.print(f"{name} was interrupted: the same `tesserec run` goes on from there", markup=False)
     report = files.join(root, "report", "index.html")
     if files.exists(report):
         console.print(f"report: {report}", markup=False, soft_wrap=True)
+    if all(name in manifest.stages and manifest.stages[name].state == "complete" for name in SERVED):
+        console.print(f"next: tesserec serve {root}", markup=False, soft_wrap=True)
     return out.getvalue().rstrip()
 
 

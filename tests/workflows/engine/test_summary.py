@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.settings import STAGES as SERVED
 from storage.manifest import Manifest, StageEntry
 from workflows.engine.summary import summary
 
@@ -38,3 +39,11 @@ def test_whatever_is_not_defined_is_a_dash(metrics) -> None:
     shown = summary(Manifest(name="tiny", stages=stages), "nowhere")
     assert "nan" not in shown
     assert "inf" not in shown
+
+
+def test_the_last_lines_say_what_to_do_next() -> None:
+    stages = {name: StageEntry(state="complete") for name in ("ingest", *SERVED)}
+    assert summary(Manifest(name="w", stages=stages), "runs/w").endswith("next: tesserec serve runs/w")
+    stages[SERVED[-1]].state = "interrupted"
+    last = f"{SERVED[-1]} was interrupted: the same `tesserec run` goes on from there"
+    assert summary(Manifest(name="w", stages=stages), "runs/w").endswith(last)
