@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from storage.errors import UserError
 from workflows.distributed.pools import READER_CPUS, Node
@@ -46,7 +49,7 @@ def connect(address: str, cpus: int) -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    init = partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR)
+    init = partial(_init, address=address, log_to_driver=False, logging_level=logging.ERROR)
     env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
     if address == "local":
         try:
@@ -62,6 +65,16 @@ def connect(address: str, cpus: int) -> None:
         init(runtime_env=None if in_job else env)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"There is no Ray cluster at {address!r}: start one with `ray start --head`.") from error
+
+
+def _init(**settings: Any) -> None:
+    """Starts or joins Ray; SIGTERM keeps its handler, where Ray's own would print a stack and abort."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**settings)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _remedy(said: str) -> str:
