@@ -19,7 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -100,26 +100,27 @@ def measure(catalog: str) -> dict[str, Any]:
     log = encode(kept.to_arrow(compat_level=pl.CompatLevel.oldest()), items["item_id"].cast(pa.large_string()))
     numbers = SplitTime().numbers(log.events)
     test = queries(log.events, numbers, "test", history=1, repeats=False)
+    time = cast("np.ndarray", test.time)
     positives = np.bincount(training_sequences(log.events, numbers).values, minlength=items.num_rows)
     lists = {
         "popularity": recommend_blocks(MostPopular(torch.from_numpy(positives)), test.histories, k=20, banned=test.seen)
     }
     histories, clicks = Histories(items, seed), log.events.take(log.events.label > 0)
     found = []
-    for row, (user, now) in enumerate(zip(test.user, test.time, strict=True)):
+    for row, (user, now) in enumerate(zip(test.user, time, strict=True)):
         own = clicks.take((clicks.user == user) & (clicks.time <= now))
         *_, chance = histories.predictions(own.item, own.time)
         found.append(best(torch.from_numpy(chance[None]), k=max(CUTS), banned=sliced(test.seen, row, row + 1)))
     lists["histories"] = concatenate(found, k=max(CUTS))
     users = log.users.take(pa.array(test.user)).cast(pa.string())
-    truth = true_lists(catalog, items["item_id"], users, test.time, k=max(CUTS), banned=test.seen)
+    truth = true_lists(catalog, items["item_id"], users, time, k=max(CUTS), banned=test.seen)
     if truth is None:
         raise UserError(f"{catalog} has no truth: write it by `tesserec sample`.")
     lists["truth"] = truth
     cold = np.ones(items.num_rows, dtype=bool)
     cold[log.events.item[numbers == 0]] = False
-    found = judge(lists, test, positives, cold, chosen="histories", seed=0)
-    return {name: found[name] for name in (*lists, "gap_closed")}
+    scores = judge(lists, test, positives, cold, chosen="histories", seed=0)
+    return {name: scores[name] for name in (*lists, "gap_closed")}
 
 
 def main() -> None:

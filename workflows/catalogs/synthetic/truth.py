@@ -49,7 +49,13 @@ def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
 
 
 def true_lists(
-    catalog: str, item_ids: pa.ChunkedArray, user_ids: pa.Array, time: np.ndarray, *, k: int, banned: Jagged | None
+    catalog: str,
+    item_ids: pa.ChunkedArray,
+    user_ids: pa.Array,
+    time: np.ndarray | None,
+    *,
+    k: int,
+    banned: Jagged | None,
 ) -> Recommended | None:
     """Returns the items that users most likely chose at these moments of the log, by all that caused their choice.
 
@@ -60,14 +66,14 @@ def true_lists(
         catalog: URI of a catalogue.
         item_ids: of N rows.
         user_ids: of Q queries.
-        time: of an event of theirs, int64 [Q], microseconds.
+        time: of an event of theirs, int64 [Q], microseconds; None where it is not known.
         k: length of the lists.
         banned: item rows that each user must not get.
 
     Returns:
-        None where the catalogue has no truth, or lacks a moment.
+        None where the catalogue has no truth, or lacks a moment, or it is not known.
     """
-    if not files.exists(files.join(catalog, "truth_visits.parquet")):
+    if time is None or not files.exists(files.join(catalog, "truth_visits.parquet")):
         return None
     truth = files.read_table(files.join(catalog, "truth.parquet"))
     keys = ["user_id", "timestamp"]
