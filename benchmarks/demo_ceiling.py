@@ -19,7 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -100,6 +100,7 @@ def measure(catalog: str) -> dict[str, Any]:
     log = encode(kept.to_arrow(compat_level=pl.CompatLevel.oldest()), items["item_id"].cast(pa.large_string()))
     numbers = SplitTime().numbers(log.events)
     test = queries(log.events, numbers, "test", history=1, repeats=False)
+    time = cast("np.ndarray", test.time)
     positives = np.bincount(training_sequences(log.events, numbers).values, minlength=items.num_rows)
     assert test.time is not None  # noqa: S101 - of a log
     lists = {
@@ -107,13 +108,13 @@ def measure(catalog: str) -> dict[str, Any]:
     }
     histories, clicks = Histories(items, seed), log.events.take(log.events.label > 0)
     found = []
-    for row, (user, now) in enumerate(zip(test.user, test.time, strict=True)):
+    for row, (user, now) in enumerate(zip(test.user, time, strict=True)):
         own = clicks.take((clicks.user == user) & (clicks.time <= now))
         *_, chance = histories.predictions(own.item, own.time)
         found.append(best(torch.from_numpy(chance[None]), k=max(CUTS), banned=sliced(test.seen, row, row + 1)))
     lists["histories"] = concatenate(found, k=max(CUTS))
     users = log.users.take(pa.array(test.user)).cast(pa.string())
-    truth = true_lists(catalog, items["item_id"], users, test.time, k=max(CUTS), banned=test.seen)
+    truth = true_lists(catalog, items["item_id"], users, time, k=max(CUTS), banned=test.seen)
     if truth is None:
         raise UserError(f"{catalog} has no truth: write it by `tesserec sample`.")
     lists["truth"] = truth

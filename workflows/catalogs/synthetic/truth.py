@@ -66,12 +66,12 @@ def true_lists(
         catalog: URI of a catalogue.
         item_ids: of N rows.
         user_ids: of Q queries.
-        time: of an event of theirs, int64 [Q], microseconds, where it is known.
+        time: of an event of theirs, int64 [Q], microseconds; None where it is not known.
         k: length of the lists.
         banned: item rows that each user must not get.
 
     Returns:
-        None where the catalogue has no truth, or lacks a moment.
+        None where the catalogue has no truth, or lacks a moment, or it is not known.
     """
     if time is None or not files.exists(files.join(catalog, "truth_visits.parquet")):
         return None
