@@ -39,10 +39,14 @@ def as_utf8(content: bytes) -> tuple[bytes, str | None]:
     if start.count(0) > len(start) / 4:
         little = start[1::2].count(0) > start[::2].count(0)
         return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").encode(), None
-    for encoding, name in (("utf-8", None), ("cp1252", "Windows-1252")):
-        with contextlib.suppress(UnicodeDecodeError):
-            text = content.decode(encoding)
-            return (content if name is None else text.encode()), name
+    with contextlib.suppress(UnicodeDecodeError):
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for at in range(0, len(content), SAMPLE_BYTES):  # a copy of all as text would be as large as the file
+            decoder.decode(content[at : at + SAMPLE_BYTES])
+        decoder.decode(b"", final=True)
+        return content, None
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode("cp1252").encode(), "Windows-1252"
     return content.decode("latin-1").encode(), "Latin-1"  # five bytes mean nothing in Windows-1252
 
 
@@ -95,7 +99,7 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
         return "skip"
 
     try:
-        table = pyarrow.csv.read_csv(
+        reader = pyarrow.csv.open_csv(
             pa.BufferReader(content),
             # Rows are numbered in one thread only.
             pyarrow.csv.ReadOptions(
@@ -106,18 +110,19 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
                 column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True, null_values=[""]
             ),
         )
+        nothing = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+        rows = pl.concat([nothing, *(pl.DataFrame(batch) for batch in reader)])  # block by block: the file is held, too
     except pa.ArrowInvalid as error:
         raise UserError(_unclosed(content, uri, separator)) from error
-    rows = pl.DataFrame(table)
     ends = [rows.item(-1, -1)] if rows.height else []
     ends += [_fields(row.text, separator)[-1] for row in ragged[-1:]]
-    tail = content.rstrip(b"\r\n")
+    tail = content[-BLOCK_BYTES:].rstrip(b"\r\n")
     if any(end and "\n" in end.strip() and tail.endswith(end.strip().encode()) for end in ends):  # no quote after it
         raise UserError(_unclosed(content, uri, separator))
     rows, bad = _mended(rows, ragged, content, separator, names, skip)
-    rows = rows.filter(pl.any_horizontal(pl.all().is_not_null())).rename(
-        dict(zip(columns, _unique(names), strict=True))
-    )
+    if (blank := rows.select(pl.all_horizontal(pl.all().is_null())).to_series()).any():
+        rows = rows.filter(~blank)
+    rows = rows.rename(dict(zip(columns, _unique(names), strict=True)))
     return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -86,10 +87,16 @@ def filled(schema: pl.Schema, media: str | None = None) -> dict[str, pl.Expr]:
 def scan(uri: str) -> pl.LazyFrame:
     """Returns a table as it is; of Parquet only what is asked for is read."""
     if not uri.endswith(".parquet"):
-        return tables.scan(uri).rows.lazy()
+        return _text(uri, files.signature(uri)).lazy()
     fs, path = files.filesystem(uri)
     table = pl.scan_parquet(path) if "file" in fs.protocol else pl.scan_pyarrow_dataset(files.dataset(uri))
     return table.select(tables.named(table.collect_schema().names()))
+
+
+@functools.lru_cache(maxsize=2)
+def _text(uri: str, _signature: tuple[str, ...]) -> pl.DataFrame:
+    """Reads a CSV or JSON Lines table, which takes a while, once for all who count in it."""
+    return tables.scan(uri).rows
 
 
 def _says(name: str, dtype: pl.DataType) -> pl.Expr:

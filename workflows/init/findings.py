@@ -231,8 +231,9 @@ def _behaviour(
         table = table.filter(pl.col("user_id").hash(0) % share == 0)
     raw = config.with_labels(table.collect(engine="streaming"))
     schema = scan(items_uri).collect_schema()
-    usable = scan(items_uri).filter(~filled(schema, config.media)["bare"]).select("item_id")
-    ids = ids_of(usable.collect(engine="streaming")["item_id"]).drop_nulls().unique()
+    items = scan(items_uri).select("item_id", bare=filled(schema, config.media)["bare"]).collect(engine="streaming")
+    items = items.with_columns(ids_of(items["item_id"])).drop_nulls("item_id").unique("item_id")
+    ids, usable = items["item_id"], items.filter(~pl.col("bare"))["item_id"]
     order = tables.timestamps(catalog) == "order"
     canonical = logs.canonical_events(raw, log_uri, order=order)
     events, dropped = logs.clean_events(canonical, ids, raw, bad=[])
@@ -249,7 +250,7 @@ def _behaviour(
     if times[0] == times[1]:
         return replace(found, reason="all events have the same time and nothing tells their order"), odd
     try:
-        column = pa.chunked_array([ids.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())])
+        column = pa.chunked_array([usable.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())])
         log = encode(logs.to_arrow(events), column.take(hash_order(column.to_pylist())))
     except UserError as error:
         return replace(found, reason=str(error).split(":")[0]), odd
