@@ -33,13 +33,14 @@ class StageEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The stages of a run, in their order."""
+    """The stages of a run, in their order, and a line for each of their parts that the catalogue cannot feed."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
     version: int = 1
     stages: dict[str, StageEntry] = Field(default_factory=dict)
+    left_out: list[str] = Field(default_factory=list)
 
 
 def read_manifest(root: str) -> Manifest | None:

@@ -53,8 +53,10 @@ def execute(
     """
     root = files.absolute(root)  # workers have another current directory
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
-    reporter = Reporter()
-    manifest = preflight(definition, root, start, until, address, tell=reporter.line)
+    reporter, left_out = Reporter(), list[str]()
+    manifest = preflight(definition, root, start, until, address, tell=left_out.append)
+    for line in left_out:
+        reporter.line(line)
     fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
     run = RunDir(root)
     _stages_to_run(definition, manifest, fingerprints, start, until)  # raises before anything is locked or written
@@ -63,6 +65,7 @@ def execute(
         manifest = read_manifest(root) or manifest  # another driver may have written it before it let go of the lock
         todo = _stages_to_run(definition, manifest, fingerprints, start, until)
         _forget_stale(manifest, fingerprints, forced=start)
+        manifest.left_out = left_out
         write_manifest(root, manifest)
         if not todo:
             reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")

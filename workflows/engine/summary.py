@@ -40,6 +40,8 @@ def summary(manifest: Manifest, root: str) -> str:
     if evaluate is not None and evaluate.state == "complete":
         for metrics in _tables(evaluate.metrics):
             console.print(metrics)
+    for line in manifest.left_out:
+        console.print(line, markup=False, soft_wrap=True)
     for name, entry in manifest.stages.items():
         if entry.error:
             console.print(f"{name} failed: {entry.error}", markup=False)

@@ -96,3 +96,14 @@ def test_metrics_are_the_same_live_and_read_again(tmp_path: Path, monkeypatch: p
     live = execute(definition, str(tmp_path / "run"))
     assert live == read_manifest(str(tmp_path / "run"))
     assert live.stages["ingest"].metrics == {"auc": None, "interval": [None, 1.0], "counts": {"1": None}}
+
+
+def test_what_the_catalogue_cannot_feed_is_told_and_kept_in_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    monkeypatch.setattr(stage("ingest"), "check_data", lambda config, catalog: ["no spoons"])
+    definition = resolve({"name": "w", "catalog": str(tmp_path), "stages": {"ingest": {}}}, source="w")
+    manifest = execute(definition, str(tmp_path / "run"))
+    assert manifest.left_out == ["ingest: no spoons"] == read_manifest(str(tmp_path / "run")).left_out
+    assert "ingest: no spoons" in capsys.readouterr().err

@@ -47,3 +47,8 @@ def test_the_last_lines_say_what_to_do_next() -> None:
     stages[SERVED[-1]].state = "interrupted"
     last = f"{SERVED[-1]} was interrupted: the same `tesserec run` goes on from there"
     assert summary(Manifest(name="w", stages=stages), "runs/w").endswith(last)
+
+
+def test_what_was_left_out_is_shown_with_its_reason() -> None:
+    line = "generate: left out, since no item has a title: title_to_sid"
+    assert line in summary(Manifest(name="w", left_out=[line]), "runs/w").splitlines()
