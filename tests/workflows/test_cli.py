@@ -196,7 +196,7 @@ def test_check_says_what_a_run_would_take(place, tesserec):
 
 
 def test_a_stage_that_rejects_too_much_fails_and_says_so(place, tesserec):
-    pl.DataFrame({"item_id": ["a", "a", "b"]}).write_csv(place / "good" / "items.csv")
+    pl.DataFrame({"item_id": ["a", "NULL", "b"]}).write_csv(place / "good" / "items.csv")
     status, _, err = tesserec("run", "w.yaml")
     assert status == 2
     assert "rejected 1 of 3 rows" in err
