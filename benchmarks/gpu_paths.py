@@ -65,9 +65,9 @@ def image_encoder(setting: Setting) -> Results:
 
 def text_encoder(setting: Setting) -> Results:
     """Runs MiniLM."""
-    from models.common import encoders
+    from models.embedding.local import LocalTexts
 
-    return {"vectors": torch.from_numpy(encoders.text_encoder().encode(_texts(setting.sizes.pictures)))}
+    return {"vectors": torch.from_numpy(LocalTexts().embed_texts(_texts(setting.sizes.pictures)).vectors)}
 
 
 def chat(setting: Setting) -> Results:

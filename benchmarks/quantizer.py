@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import quantizer_peers as peers
 from benchmarks.machine import machine, with_peers
-from models.common.encoders import text_encoder
+from models.embedding.local import LocalTexts
 from models.semantic_ids.kmeans import BLOCK_ROWS
 from models.semantic_ids.neighbours import neighbour_overlap
 from models.semantic_ids.quality import collisions, usage
@@ -108,7 +108,7 @@ def embeddings(file: Path) -> np.ndarray:
     cache, key = Cache(folder), hashlib.blake2b("\n".join(texts).encode(), digest_size=16).digest()
     found = cache.get_many("benchmark-texts", [key])
     if key not in found:
-        cache.put_many("benchmark-texts", {key: text_encoder().encode(texts).tobytes()})
+        cache.put_many("benchmark-texts", {key: LocalTexts().embed_texts(texts).vectors.tobytes()})
         found = cache.get_many("benchmark-texts", [key])
     return np.frombuffer(found[key], np.float32).reshape(len(texts), -1)
 

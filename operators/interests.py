@@ -38,8 +38,7 @@ class Interests(Operator):
         self.miner.load()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        columns = (table[name].to_pylist() for name in self.key_columns)
-        texts = [ItemText(*row) for row in zip(*columns, strict=True)]
+        texts = [ItemText(*row) for row in zip(*(table[name].to_pylist() for name in self.key_columns), strict=True)]
         rows = [row for row, text in enumerate(texts) if any(part and part.strip() for part in text)]
         interests: list[list[str] | None] = [None] * len(texts)
         kinds: list[list[str] | None] = [None] * len(texts)

@@ -30,6 +30,7 @@ class Project(Operator):
 
     artifact: str
 
+    version: ClassVar[int] = 2
     input_columns: ClassVar[tuple[str, ...]] = BLOCKS
 
     @property

@@ -63,12 +63,13 @@ class Pipeline:
             UserError: the ranker is missing or damaged, or an artifact lacks items.
         """
         spec = run.read_json("features", "spec.json")
+        retriever = run.read_json("models", "retriever", "config.json")
         table = run.read_table("features", "items")
         users = run.read_table("features", "users")
         embeddings = run.read_table("embeddings", columns=["item_id", "embedding"])
         self.ranker = load_ranker(run.uri("models", "ranker"))
         self.items = ItemFeatures(table, embeddings, self.ranker.config)
-        self.content = content_and_popularity(self.items.embedding, popularity(table))
+        self.content = content_and_popularity(self.items.embedding, popularity(table), retriever["popularity_weight"])
         self.candidates = candidates
         self._row = {item_id: row for row, item_id in enumerate(self.items.item_id)}
         self._display = display_table(run, table["item_id"])

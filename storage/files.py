@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -40,8 +41,8 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A plain path made absolute; any other URI as it is."""
-    return uri if "://" in uri else str(Path(uri).absolute())
+    """A plain path made absolute, a leading `~` being the home folder as in `filesystem`; any other URI as it is."""
+    return uri if "://" in uri else str(Path(os.path.expanduser(uri)).absolute())  # noqa: PTH111 - `~nobody` stays
 
 
 def exists(uri: str) -> bool:
@@ -76,13 +77,23 @@ def write_bytes(uri: str, content: bytes) -> None:
     """Writes a file atomically: readers see the old content or the new, never a part.
 
     A temporary sibling is moved over the target; where a move is a copy, as in object stores, the copy is whole too.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full; names it, and no sibling is left.
     """
     fs, path = filesystem(uri)
     parent = fs._parent(path)
-    fs.makedirs(parent, exist_ok=True)
     temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
-    fs.pipe_file(temporary, content)
-    fs.mv(temporary, path)
+    try:
+        fs.makedirs(parent, exist_ok=True)
+        fs.pipe_file(temporary, content)
+        fs.mv(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            fs.rm_file(temporary)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk does not say for which file
+            raise OSError(error.errno, error.strerror, path) from error
+        raise
 
 
 def read_json(uri: str) -> Any:
@@ -93,6 +104,11 @@ def read_json(uri: str) -> Any:
 def write_json(uri: str, value: Any) -> None:
     """Writes a value as indented JSON, atomically; numbers that JSON does not have (NaN, infinity) become null."""
     write_bytes(uri, (json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def as_read(value: Any) -> Any:
+    """Returns a value as `read_json` gives it back after `write_json`: NaN and infinity as None, tuples as lists."""
+    return json.loads(json.dumps(_finite(value), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

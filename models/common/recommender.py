@@ -21,6 +21,7 @@ class Queries(NamedTuple):
     histories: Jagged  # the user's last positives by then, oldest first
     target: torch.Tensor  # int64 [Q]
     seen: Jagged  # all that the user had met by then, in order of time; nothing where repeats are asked for
+    time: np.ndarray | None = None  # int64 [Q], microseconds, where it is known
 
 
 class Recommended(NamedTuple):

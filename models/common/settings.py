@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from storage import files
 from storage.errors import UserError
 
 Place = Literal["cpu", "gpu", "model", "remote"]
@@ -36,7 +37,7 @@ def read_text(path: str | Path, what: str) -> str:
         UserError: there is no such file, or it is no text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(files.absolute(str(path))).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"There is no {what} at {path}: give its path from where you stand.") from error
     except (OSError, UnicodeDecodeError) as error:

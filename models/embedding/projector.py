@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from storage.artifacts import load_model, save_model
 from storage.errors import UserError
@@ -32,8 +33,10 @@ class Projector:
     explained: float
 
     def transform(self, blocks: list[Blocks]) -> np.ndarray:
-        """Projects one batch, a block for each name, to float32 [N, width]."""
-        return _standardise(blocks, self.means, self.scales) @ self.components
+        """Projects one batch, a block for each name, to float32 [N, width]; each row as if it were alone."""
+        values = _standardise(blocks, self.means, self.scales)
+        # in double precision what the size of a batch changes is lost in rounding
+        return (values.astype(np.float64) @ self.components).astype(np.float32)
 
     def save(self, uri: str) -> None:
         """Writes the artifact."""
@@ -84,7 +87,8 @@ def fit_projector(batches: Callable[[], Iterable[list[Blocks]]], weights: dict[s
         values = _standardise(blocks, means, scales).astype(np.float64)
         covariance += values.T @ values
         rows += len(values)
-    variances, axes = np.linalg.eigh(covariance / max(rows, 1))
+    with threadpool_limits(1):  # several threads add up in another order, and slow each other down on a busy machine
+        variances, axes = np.linalg.eigh(covariance / max(rows, 1))
     variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
     axes *= np.where(axes[np.abs(axes).argmax(0), np.arange(size)] < 0, -1.0, 1.0)  # one sign, whatever LAPACK chose
     width = min(width, size)

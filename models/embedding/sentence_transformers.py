@@ -7,20 +7,24 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from PIL import Image
 from pydantic import PositiveInt
+from torch import Tensor
 
 from models.chat.huggingface import first_line
 from models.chat.special_tokens import plain, special_tokens
+from models.common.rows import encode_rows
 from models.common.settings import Weights
 from models.embedding.embedder import Embeddings
 from storage.errors import UserError
 from storage.identity import speed
+
+LENGTH_STEP = 16  # tokens that lengths are padded to a multiple of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -48,7 +52,7 @@ class SentenceTransformers(Weights):
         pooling: `mean`, `cls` or `lasttoken`, for weights that come without sentence-transformers' own files or whose
             files ask for code; None for what those files say.
         chat_template: template in Jinja, in place of the model's own.
-        batch_size: inputs that pass the model at once.
+        batch_size: inputs that pass the model at once on a GPU; on a CPU each passes alone.
     """
 
     width: PositiveInt
@@ -60,6 +64,7 @@ class SentenceTransformers(Weights):
     chat_template: str | None = None
     batch_size: PositiveInt = speed(32)
 
+    version: ClassVar[int] = 2
     backend = "sentence-transformers"
 
     def load(self) -> None:
@@ -87,24 +92,27 @@ class SentenceTransformers(Weights):
         """
         return Embeddings(self._embed(texts, images or [None] * len(texts)), {})
 
-    @torch.inference_mode()
     def _embed(self, texts: Sequence[str], images: Sequence[np.ndarray | None]) -> np.ndarray:
-        from sentence_transformers.util import batch_to_device
-
         loaded = _load(self)
         model = loaded.model
-        texts = [plain(text, loaded.special) for text in texts]
-        vectors = np.zeros((len(texts), self.width), np.float32)
-        for rows in _batches(texts, images, self.batch_size):
-            features = _features([texts[row] for row in rows], [images[row] for row in rows], loaded)
-            found = model(batch_to_device(features, model.device))["sentence_embedding"]
+        pairs = zip(texts, images, strict=True)
+        inputs = [_features(plain(text, loaded.special), image, loaded) for text, image in pairs]
+
+        def network(rows: list[int]) -> Tensor:
+            found = model(_stacked([inputs[row] for row in rows], model.device))["sentence_embedding"]
             found = found[:, : model.truncate_dim].float()
             if found.shape[1] != self.width:
                 raise UserError(
                     f"{self.model} gives vectors of width {found.shape[1]}, not {self.width}: set its width."
                 )
-            vectors[rows] = (F.normalize(found, dim=1) if self.normalise else found).cpu().numpy()
-        return vectors
+            return F.normalize(found, dim=1) if self.normalise else found
+
+        alike: dict[str, list[int]] = {}
+        for row, features in enumerate(inputs):
+            shape = {name: value.shape if isinstance(value, Tensor) else value for name, value in features.items()}
+            alike.setdefault(str(shape), []).append(row)
+        vectors = np.zeros((len(texts), self.width), np.float32)
+        return encode_rows(vectors, alike.values(), network, device=model.device, size=self.batch_size)
 
 
 class _Loaded(NamedTuple):
@@ -114,6 +122,7 @@ class _Loaded(NamedTuple):
     model: SentenceTransformer
     prompt: str | None
     limit: float  # tokens of an input
+    step: int  # of their lengths
     tokenizer: PreTrainedTokenizerBase | None
     special: re.Pattern[str] | None
 
@@ -132,7 +141,9 @@ def _load(settings: SentenceTransformers) -> _Loaded:
     tokenizer = getattr(model[0], "tokenizer", None)
     tokenizer = tokenizer if hasattr(tokenizer, "added_tokens_decoder") else None  # not all of them are transformers'
     limit = min(settings.max_tokens or math.inf, model.max_seq_length or math.inf)
-    return _Loaded(settings.model, model, _prompt(settings, model), limit, tokenizer, special_tokens(tokenizer))
+    # rows pass a CPU alone, at their own lengths; and none is padded beyond the limit
+    step = 1 if model.device.type == "cpu" else math.gcd(LENGTH_STEP, 0 if math.isinf(limit) else int(limit))
+    return _Loaded(settings.model, model, _prompt(settings, model), limit, step, tokenizer, special_tokens(tokenizer))
 
 
 def _read(settings: SentenceTransformers) -> SentenceTransformer:
@@ -162,32 +173,32 @@ def _prompt(settings: SentenceTransformers, model: SentenceTransformer) -> str |
     return model.prompts[name]
 
 
-def _batches(texts: Sequence[str], images: Sequence[np.ndarray | None], size: int) -> list[list[int]]:
-    """Rows that pass the model together: of one kind (text, picture, both), similar lengths side by side."""
-    kinds: dict[tuple[bool, bool], list[int]] = {}
-    for row in sorted(range(len(texts)), key=lambda row: len(texts[row])):
-        kinds.setdefault((bool(texts[row]), images[row] is not None), []).append(row)
-    return [rows[start : start + size] for rows in kinds.values() for start in range(0, len(rows), size)]
+def _features(text: str, image: np.ndarray | None, loaded: _Loaded) -> dict[str, Any]:
+    """What the model reads of a row: none of it is cut but the text, by as many tokens as are too many.
 
-
-def _features(texts: list[str], images: list[np.ndarray | None], loaded: _Loaded) -> dict[str, Any]:
-    """What the model reads of rows of one kind: none of it is cut but the texts, by as many tokens as are too many."""
+    On a GPU tokens are padded to few lengths, so that rows can pass together whatever their neighbours.
+    """
+    uncut = {"text": {"truncation": False, "pad_to_multiple_of": loaded.step}}
     while True:
-        inputs = [_input(text, image, loaded) for text, image in zip(texts, images, strict=True)]
-        uncut = {"text": {"truncation": False}}
-        features = loaded.model.preprocess(inputs, prompt=loaded.prompt, processing_kwargs=uncut)
+        features = loaded.model.preprocess([_input(text, image, loaded)], prompt=loaded.prompt, processing_kwargs=uncut)
         if "attention_mask" not in features or loaded.tokenizer is None:
             return features
-        lengths = features["attention_mask"].sum(dim=1).tolist()
-        if max(lengths) <= loaded.limit:
+        excess = int(features["attention_mask"].sum()) - loaded.limit
+        if excess <= 0:
             return features
-        excess = [max(0, length - int(loaded.limit)) for length in lengths]
-        if any(over and not text for over, text in zip(excess, texts, strict=True)):
+        if not text:
             raise UserError(
                 f"{loaded.limit} tokens have no room for template and picture of {loaded.name}: raise max_tokens."
             )
-        tokenizer = loaded.tokenizer
-        texts = [_shorten(text, over, tokenizer) for text, over in zip(texts, excess, strict=True)]
+        text = _shorten(text, int(excess), loaded.tokenizer)
+
+
+def _stacked(inputs: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    """Returns the inputs of rows of one shape as one batch on a device; what is no tensor is alike in all."""
+    return {
+        name: torch.cat([row[name] for row in inputs]).to(device) if isinstance(value, Tensor) else value
+        for name, value in inputs[0].items()
+    }
 
 
 def _input(text: str, image: np.ndarray | None, loaded: _Loaded) -> Any:
@@ -201,7 +212,5 @@ def _input(text: str, image: np.ndarray | None, loaded: _Loaded) -> Any:
 
 def _shorten(text: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """Takes tokens from the end of a text."""
-    if not tokens:
-        return text
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text[: offsets[-tokens][0]].rstrip() if len(offsets) > tokens else ""

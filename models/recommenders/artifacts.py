@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from models.common.devices import own_device
 from models.common.recommender import Recommender
+from models.recommenders.item_knn import ItemKnn
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.product_codes import ProductCodes
 from models.recommenders.sasrec import SasRec
@@ -22,8 +23,10 @@ def load(uri: str) -> Recommender:
         ArtifactError: there is none at `uri`, it is damaged, or it is of another kind or version.
     """
     with rebuilding(uri, "recommender"):
-        kinds = (*NEXT_ITEM_MODELS, LanguageModelRecommender.kind)
+        kinds = (*NEXT_ITEM_MODELS, ItemKnn.kind, LanguageModelRecommender.kind)
         kind, config, tensors = load_one_of(uri, kinds, "recommender")
         if kind == LanguageModelRecommender.kind:
             return LanguageModelRecommender.from_artifact(uri, config, tensors, own_device())
+        if kind == ItemKnn.kind:
+            return ItemKnn.from_artifact(config, tensors)
         return NEXT_ITEM_MODELS[kind].from_artifact(config, tensors).eval().to(own_device())

@@ -25,7 +25,7 @@ from models.recommenders.fitting import TrainingTask
 from models.recommenders.language_model import LanguageModelRecommender, corpus_of_ids
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_quantizer import Quantized, quantize
-from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, check_codewords
 from storage.errors import UserError
 
 ORDER, HELD_OUT = 41, 42  # what is drawn
@@ -48,14 +48,7 @@ def quantize_items(
     Raises:
         UserError: the catalogue has one item, or fewer than codewords.
     """
-    items = len(embeddings)
-    if items < 2:
-        raise UserError("There is one item alone and nothing to choose from: leave generate out of the stages.")
-    if items < settings.codewords:
-        raise UserError(
-            f"{items} items are too few for {settings.codewords} codewords: lower stages.generate.product_codes."
-            f"codewords to {1 << (items.bit_length() - 1)} or less."
-        )
+    check_codewords(settings, len(embeddings))
     parts = [_scaled(embeddings)]
     if collaborative is not None:
         parts.append(settings.collaborative * _scaled(collaborative))

@@ -12,9 +12,10 @@ from models.common.recommender import Recommended, best, recommended
 from models.evaluation.lists import CUT, ndcg, ranks
 
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)  # from the last item alone to the mean of the history
-# What the most popular item has over the least popular one, in units of cosine. Content alone finds fewer of the next
-# items than popularity does, and the two together more than either (benchmarks/RESULTS.md).
-POPULARITY_WEIGHT = 1.0
+# What the most popular item has over the least popular one, in units of cosine; of equally good ones the first counts.
+# None is 0: who has no history gets the popular items.
+POPULARITY_WEIGHTS = (1.0, 0.25, 0.5, 2.0, 4.0)
+RETRIEVED = 50  # candidates among which the next item should be
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,48 @@ def normalise(embeddings: torch.Tensor) -> torch.Tensor:
     return functional.normalize(centred / centred.std(0, correction=0).clamp_min(1e-6), dim=1)
 
 
-def popularity_bonus(popularity: torch.Tensor) -> torch.Tensor:
-    """Returns POPULARITY_WEIGHT for the most popular item down to 0 for the least, by ranks; float32 [N].
+def popularity_bonus(popularity: torch.Tensor, weight: float) -> torch.Tensor:
+    """Returns `weight` for the most popular item down to 0 for the least, by ranks; float32 [N].
 
     Args:
         popularity: float [N], higher first.
+        weight: see POPULARITY_WEIGHTS.
     """
     order = popularity.argsort(descending=True, stable=True)
     bonus = torch.empty(len(order))
-    bonus[order] = torch.linspace(POPULARITY_WEIGHT, 0, len(order))
+    bonus[order] = torch.linspace(weight, 0, len(order))
     return bonus
 
 
-def content_and_popularity(embeddings: torch.Tensor, popularity: torch.Tensor) -> Content:
+def content_and_popularity(embeddings: torch.Tensor, popularity: torch.Tensor, weight: float) -> Content:
     """Returns what finds candidates for a ranker: items near the mean of the history, the popular ones first.
 
     Args:
         embeddings: float32 [N, D].
         popularity: float [N], higher first.
+        weight: of popularity, see `fit_popularity_weight`.
     """
-    return Content(normalise(embeddings), decay=1.0, bonus=popularity_bonus(popularity))
+    return Content(normalise(embeddings), decay=1.0, bonus=popularity_bonus(popularity, weight))
+
+
+def fit_popularity_weight(
+    embeddings: torch.Tensor, popularity: torch.Tensor, histories: Jagged, target: torch.Tensor, *, banned: Jagged
+) -> float:
+    """Chooses the weight of popularity with the highest recall@50 on validation queries.
+
+    Args:
+        embeddings: float32 [N, D].
+        popularity: float [N], higher first.
+        histories: of Q queries, item rows.
+        target: the item that came next, int64 [Q].
+        banned: what their lists must not hold.
+    """
+
+    def hits(weight: float) -> float:
+        model = content_and_popularity(embeddings, popularity, weight)
+        return float((ranks(recommended(model, histories, k=RETRIEVED, banned=banned), target.numpy()) > 0).sum())
+
+    return max(POPULARITY_WEIGHTS, key=hits)
 
 
 def fit_content(

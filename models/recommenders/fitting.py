@@ -182,8 +182,13 @@ def best_of(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def sample(queries: Queries, count: int, *, seed: int) -> Queries:
     """Returns a random sample of so many queries in their order, or all where there are fewer."""
     rows = torch.randperm(len(queries.target), generator=generator(VALID, seed))[:count].sort().values
+    at = rows.numpy()
     return Queries(
-        queries.user[rows.numpy()], gather(queries.histories, rows), queries.target[rows], gather(queries.seen, rows)
+        queries.user[at],
+        gather(queries.histories, rows),
+        queries.target[rows],
+        gather(queries.seen, rows),
+        None if queries.time is None else queries.time[at],
     )
 
 

@@ -54,8 +54,14 @@ class ProductCodes(NextItemModel):
 
     kind: ClassVar[str] = "product_codes"
 
-    def __init__(self, config: ProductCodesConfig, quantized: Quantized) -> None:
+    def __init__(self, config: ProductCodesConfig, quantized: Quantized, chosen: torch.Tensor | None = None) -> None:
         """Makes a model of N items.
+
+        Args:
+            config: its size.
+            quantized: the items' codes.
+            chosen: rows of the items that training chooses from, ascending; None for all. An item that is new has
+                the vectors of its codes from others; were it among the choices, it would be learned as never chosen.
 
         Raises:
             UserError: the dimensions are not those of the codewords.
@@ -69,6 +75,12 @@ class ProductCodes(NextItemModel):
         self.codes: torch.Tensor
         self.register_buffer("codes", quantized.codes)
         self._add_rows(codewords)
+        chosen = torch.arange(self.items) if chosen is None else chosen
+        place = torch.zeros(self.items, dtype=torch.int64).index_put((chosen,), torch.arange(len(chosen)))
+        self.chosen: torch.Tensor
+        self.place: torch.Tensor
+        self.register_buffer("chosen", chosen, persistent=False)
+        self.register_buffer("place", place, persistent=False)
         self.codeword = nn.Parameter(torch.randn(parts, codewords, config.dim) * NOISE)
         scaled = quantized.codewords * (SCALE / quantized.codewords.square().mean().sqrt().clamp_min(1e-12))
         with torch.no_grad():
@@ -117,9 +129,9 @@ class ProductCodes(NextItemModel):
         return (hidden @ self.codeword.flatten(0, 1).T).unflatten(1, self.codeword.shape[:2])
 
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Returns the cross-entropy over the catalogue, or the mean of that of each code."""
+        """Returns the cross-entropy over the items to choose from, or the mean of that of each code."""
         if self.objective == "catalogue":
-            return cross_entropy(hidden, self.every_vector(), target)
+            return cross_entropy(hidden, self.every_vector()[self.chosen], self.place[target])
         codes = self.codes[target]
         parts = zip(self.codeword, codes.T, strict=True)
         return torch.stack([cross_entropy(hidden, words, wanted) for words, wanted in parts]).mean()

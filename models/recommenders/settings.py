@@ -22,6 +22,20 @@ class SasRecSettings(Settings):
     fit: FitConfig = FitConfig()
 
 
+class ItemKnnSettings(Settings):
+    """The baseline by co-occurrence. Of what is tried, validation chooses.
+
+    Attributes:
+        neighbours: of an item that are kept, the numbers to try.
+        shrinkages: added to the denominator of the cosine, the values to try.
+        counted: items of a user that count, the last ones: the work grows with the square of it.
+    """
+
+    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field((50, 200), min_length=1)
+    shrinkages: tuple[Annotated[float, Field(ge=0)], ...] = Field((0, 10, 100), min_length=1)
+    counted: int = Field(200, ge=2)
+
+
 class ProductCodesSettings(Settings):
     """The recommender by product codes.
 
@@ -141,3 +155,18 @@ def check_backbone(settings: LanguageModelSettings) -> None:
     """
     if not isinstance(settings.backbone, Tiny):
         load_tokenizer(settings.backbone)
+
+
+def check_codewords(settings: ProductCodesSettings, items: int) -> None:
+    """Checks that a catalogue is large enough for the codewords.
+
+    Raises:
+        UserError: it has one item, or fewer than codewords.
+    """
+    if items < 2:
+        raise UserError("There is one item alone and nothing to choose from: leave generate out of the stages.")
+    if items < settings.codewords:
+        raise UserError(
+            f"{items} items are too few for {settings.codewords} codewords: lower stages.generate.product_codes."
+            f"codewords to {1 << (items.bit_length() - 1)} or less."
+        )

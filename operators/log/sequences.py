@@ -45,4 +45,5 @@ def queries(events: Events, split: np.ndarray, name: str, *, history: int, repea
         from_arrays(*histories(known, targets.user, targets.time, length=history)),
         torch.from_numpy(targets.item),
         from_arrays(*histories(met, targets.user, targets.time, length=0 if repeats else len(met))),
+        targets.time,
     )

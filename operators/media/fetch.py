@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.base import ISSUE, KEPT, REJECTED, Operator, set_columns
-from operators.media.images import DECODING, decode_image
-from operators.media.video import decode_video
+from operators.media.images import DECODING
+from operators.media.medium import decode
 from storage.errors import UserError
 from storage.identity import speed
 from storage.media.limits import Limits, MediaError
@@ -42,7 +42,8 @@ class Fetched(NamedTuple):
 class FetchMedia(Operator):
     """Fetch the media of each item and decode the first `max_media` that can be used.
 
-    A medium that fails leaves an issue of severity `degraded`, whatever the reason. The first `TRIES` times `max_media`
+    Their bytes tell pictures from videos, whatever name and kind say. A medium that fails, or of which only a part
+    decodes, leaves an issue of severity `degraded`, whatever the reason. The first `TRIES` times `max_media`
     media of an item are tried, no more. An item with neither a frame nor a text has nothing to interpret and is
     rejected.
 
@@ -60,7 +61,7 @@ class FetchMedia(Operator):
     sources: Sources = field(default_factory=Sources)
     concurrency: int = speed(8)
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     input_columns: ClassVar[tuple[str, ...]] = ("title", "description", "media", "outcome", "issues")
 
     @property
@@ -107,21 +108,26 @@ class FetchMedia(Operator):
             if used == self.max_media:
                 break
             uri = medium["uri"] or ""
+            partly: list[str] = []
             try:
                 content = read_limited(resolve(uri, self.root, self.sources), limits, self.sources)
                 with DECODING:
-                    video = medium["kind"] == "video"
-                    frames += decode_video(content, limits) if video else [decode_image(content, limits)]
+                    decoded = decode(content, medium["kind"], limits, partly.append)
             except (MemoryError, UserError):
                 raise
             except Exception as error:  # noqa: BLE001 - a broken medium must not cost the item its title
-                code = error.code if isinstance(error, MediaError) else "unreadable"
-                problems.append({"severity": "degraded", "code": code, "detail": f"{shown(uri)}: {error}"[:500]})
+                problems.append(_degraded(error.code if isinstance(error, MediaError) else "unreadable", uri, error))
             else:
                 used += 1
-                digest.update(f"{video} {len(content)} ".encode())
+                frames += decoded.frames
+                problems += [_degraded("damaged_video", uri, detail) for detail in partly]
+                digest.update(f"{decoded.video} {len(content)} ".encode())
                 digest.update(content)
         return Fetched(frames, digest.digest() if frames else None, problems)
+
+
+def _degraded(code: str, uri: str, detail: object) -> dict[str, str]:
+    return {"severity": "degraded", "code": code, "detail": f"{shown(uri)}: {detail}"[:500]}
 
 
 def _has_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from storage.media.limits import Limits, MediaError
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 COSTLY = {"WEBP": 4}  # libwebp keeps several canvases: so many times the memory, and so many times fewer pixels
 MAX_PASSES = 20  # that a progressive JPEG may make over `max_pixels` pixels, or more over fewer; encoders make ten
 STRIP_PIXELS = 1 << 20

@@ -21,7 +21,7 @@ class Sources:
     """Where media may lie beside the catalogue's own folder.
 
     Attributes:
-        roots: further folders, as absolute paths or URIs (`/data/media`, `s3://bucket/media`).
+        roots: further folders, as absolute paths or URIs (`/data/media`, `~/media`, `s3://bucket/media`).
         http: whether http and https URLs are fetched; from public addresses alone.
         allow_private: `host:port` pairs, as URLs give them, that are fetched though their addresses are private.
     """
@@ -31,7 +31,9 @@ class Sources:
     allow_private: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for root in self.roots:
+        roots = tuple(files.absolute(root) if root.startswith("~") else root for root in self.roots)
+        object.__setattr__(self, "roots", roots)
+        for root in roots:
             if not root.startswith("/") and "://" not in root:
                 raise UserError(f"Media root {root!r} is relative: give an absolute path or a URI.")
             if _scheme(root) in HTTP:
@@ -84,6 +86,8 @@ def _resolve(uri: str, root: str, sources: Sources) -> str:
     if scheme == "file":
         folders = [os.path.realpath(files.filesystem(place)[1]) for place in roots]
         path = os.path.realpath(os.path.join(folders[0], unquote(urlsplit(uri).path) if given else uri))  # noqa: PTH118
+        if not given and not os.path.exists(path):  # noqa: PTH110 - a name may hold "?"; else it parts a query
+            path = os.path.realpath(os.path.join(folders[0], re.split("[?#]", uri)[0]))  # noqa: PTH118
     else:
         if "::" in full:  # to fsspec "a::b" is one file system inside another
             raise MediaError("scheme_not_allowed", "a chain of file systems")

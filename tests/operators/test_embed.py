@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from models.chat.base import Failure
-from models.common.encoders import image_encoder, text_encoder
+from models.common.encoders import image_encoder
 from models.embedding.embedder import Embeddings
+from models.embedding.local import LocalTexts
 from operators.base import apply, with_outcome
 from operators.columns import matrix_of
 from operators.embed import EmbedImages, EmbedTexts
@@ -74,7 +75,7 @@ def test_a_text_without_interests_is_embedded_as_title_caption_and_description()
     ]
     out = EmbedTexts()(table(rows))
     texts = ["A hat. Red.. Wool", "A hat", "A hat. Red.. red hats, winter. Wool"]
-    np.testing.assert_array_equal(matrix_of(out["text_vector"]), text_encoder().encode(texts))
+    np.testing.assert_array_equal(matrix_of(out["text_vector"]), LocalTexts().embed_texts(texts).vectors)
 
 
 def test_rows_without_a_text_are_not_embedded():

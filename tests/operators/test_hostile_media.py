@@ -191,7 +191,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
     "broken profile.jpg": (lambda: encoded(RED, "JPEG", icc_profile=b"no profile at all"), (40, 60)),
     # names that say something else
     "a png.jpg": (lambda: encoded(RED, "PNG"), (40, 60)),
-    "a video.jpg": (video, "not_an_image"),
+    "a video.jpg": (video, (64, 64)),
     "text.jpg": (lambda: b"a photograph of a shoe", "not_an_image"),
     "page.jpg": (lambda: b"<!doctype html><script>alert(1)</script>", "not_an_image"),
     "drawing.jpg": (
@@ -248,7 +248,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
     "frames of gigabytes.mp4": (lambda: patched(video(), b"stsz", 4, ">I", 2**31 - 1), "broken_video"),
     "frames elsewhere.mp4": (lambda: patched(video(), b"stco", 8, ">I", 2**31), "broken_video"),
     "frames of garbage.mp4": (lambda: video().replace(b"\x00\x00\x01\xb6", b"\xff\xff\xff\xff"), "broken_video"),
-    "a picture.mp4": (lambda: encoded(RED, "PNG"), "broken_video"),
+    "a picture.mp4": (lambda: encoded(RED, "PNG"), (40, 60)),
     "text.mp4": (lambda: b"a film about a shoe", "broken_video"),
     "list of files.mp4": (
         lambda: b"ffconcat version 1.0\nfile 'good.mp4'\nfile 'file:///etc/passwd'\n",

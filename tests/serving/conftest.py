@@ -78,6 +78,7 @@ def write_ranker(run: RunDir) -> None:
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), config)
     ranker.set_statistics(dense=train.dense, content=items.embedding, rate=0.3)
     save_ranker(run.uri("models", "ranker"), config, ranker.state_dict())
+    run.write_json({"popularity_weight": 1.0}, "models", "retriever", "config.json")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import fsspec
 import pyarrow as pa
 import pytest
 
 from storage import files
 from storage.errors import UserError
+from storage.media.sources import Sources
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -57,3 +61,24 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
 def test_an_unknown_scheme_is_one_sentence():
     with pytest.raises(UserError, match="Cannot open 'nope://x'"):
         files.filesystem("nope://x")
+
+
+def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    files.write_bytes(str(tmp_path / "a"), b"old")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limit[1]))
+    try:
+        with pytest.raises(OSError) as told:
+            files.write_bytes(str(tmp_path / "a"), bytes(4096))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert told.value.filename == str(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert files.read_bytes(str(tmp_path / "a")) == b"old"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.absolute("~/a") == files.filesystem("~/a")[1] == str(tmp_path / "a")
+    assert files.absolute("s3://b/~/a") == "s3://b/~/a"
+    assert Sources(roots=("~/a",)).roots == (str(tmp_path / "a"),)

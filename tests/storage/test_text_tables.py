@@ -168,6 +168,6 @@ def test_what_is_no_json_lines_is_refused(text: str, says: str) -> None:
 def test_errors_are_not_those_of_the_parser(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'\x00\xff"junk')
     with pytest.raises(UserError) as caught:
-        tables.check(str(tmp_path), needs_interactions=False)
+        tables.check(str(tmp_path))
     assert "polars" not in str(caught.value).lower()
     assert "truncate" not in str(caught.value)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +17,7 @@ import yaml
 
 from storage.errors import ArtifactError
 from storage.manifest import Manifest, require_manifest, write_manifest
+from tests.conftest import REPOSITORY
 
 OPENAI = "stages.interpret={caption: {backend: openai, model: x, api_key_env: NO_SUCH_KEY}}"
 LOCAL_MODEL = "stages.interpret={caption: {backend: huggingface, model: /no/such}}"
@@ -90,15 +97,44 @@ def test_an_artifact_that_cannot_be_used_is_named_with_what_writes_it(tesserec, 
     assert tesserec("check", "w.yaml")[::2] == (2, f"tesserec: {problem}: {remedy}.\n")
 
 
-@pytest.mark.parametrize(("arguments", "again"), [([], "again"), (["--from", "ingest"], "without --from")])
-def test_an_interrupted_run_says_how_it_is_resumed(place, tesserec, monkeypatch, arguments, again):
+@pytest.mark.parametrize(("arguments", "again"), [([], ""), (["--from", "ingest"], " without --from")])
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", ["definition.load", "preflight.preflight", "runner.execute"])
+def test_an_interrupted_run_says_how_it_is_resumed(place, tesserec, monkeypatch, arguments, again, how, where):
     def interrupted(*_, **__):
-        raise KeyboardInterrupt
+        raise how
 
-    monkeypatch.setattr("workflows.engine.runner.execute", interrupted)
+    monkeypatch.setattr(f"workflows.engine.{where}", interrupted)
+    if where == "preflight.preflight":
+        monkeypatch.setattr("workflows.engine.runner.preflight", interrupted)
     status, out, err = tesserec("run", "w.yaml", *arguments)
     assert (status, out) == (130, "")
-    assert err == f"Interrupted; run the same command {again} to resume.\n"
+    assert err == f"Interrupted; the same command{again} goes on from here.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_stage_interrupts_it(place, tesserec, monkeypatch, number):
+    monkeypatch.setattr("workflows.stages.ingest.canonical_items", lambda *_: os.kill(os.getpid(), number))
+    status, _, err = tesserec("run", "w.yaml")
+    assert (status, err) == (130, "Interrupted; the same command goes on from here.\n")
+    assert require_manifest("runs/w").stages["ingest"].state == "interrupted"
+
+
+def test_ctrl_c_in_a_real_run(place, tesserec):
+    shown = place / "runs" / "w" / "manifest.json"
+    hook = "import workflows.stages.ingest as i, time; i.canonical_items = lambda *_: time.sleep(60); "
+    line = [sys.executable, "-c", hook + "from workflows.cli import main; main()", "run", "w.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(line, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not (shown.exists() and '"running"' in shown.read_text()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1].splitlines()[-1] == "Interrupted; the same command goes on from here."
+    assert process.returncode == 130
+    assert "failed" not in tesserec("show", "runs/w")[1]
+    assert require_manifest("runs/w").stages["ingest"].state == "interrupted"
+    assert tesserec("run", "w.yaml")[0] == 0
 
 
 def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
@@ -224,3 +260,27 @@ def test_a_sample_is_summed_up_in_one_line(place, tesserec):
     assert out.startswith("new: 55 items and ")
     assert out.count("\n") == 1
     assert yaml.safe_load(Path("new/catalog.json").read_text())["name"] == "sample"
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(place, tesserec, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    away = place / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+    assert tesserec("run", "~/w.yaml", "--set", "catalog=~/good", "--run-dir=~/run")[0] == 0
+    assert "complete" in tesserec("show", "~/run")[1]
+    assert tesserec("check", "~/w.yaml", "--set", "catalog=~/good", "--run-dir=~/run")[0] == 0
+    assert tesserec("sample", "~/shop", "--items", "40", "--users", "20")[0] == 0
+    assert "There is no run at ~/none" in tesserec("sid", "~/none", "--items", "~/x.csv")[2].replace(str(place), "~")
+    assert {path.name for path in place.iterdir()} == {"good", "w.yaml", "run", "shop", "away"}
+    assert not [*away.iterdir()]
+
+
+def test_a_full_disk_is_named(place, tesserec, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/runs/w/items/part-0.parquet")
+
+    monkeypatch.setattr("workflows.engine.runner.execute", full)
+    status, _, err = tesserec("run", "w.yaml")
+    said = "The disk of /runs/w/items/part-0.parquet is full: make room there and run it again."
+    assert (status, err) == (2, f"tesserec: {said}\n")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -452,6 +453,65 @@ def test_an_unfinished_run_says_so_and_shows_nothing_of_unfinished_stages(run):
     assert [image["alt"] for image in page.of("img")] != []
     for absent in ("No semantic IDs", "No examples", "No ranker", "No test metrics"):
         assert absent in page.text
+
+
+EVERY_FIT = {  # metrics/STAGE.json of every stage whose figures the page draws
+    "quantize": {"scorecard": SCORECARD, "naive": SCORECARD, "history": [{"step": s, "loss": 1.0} for s in (1, 2)]},
+    "rank": [{"epoch": e, "train_log_loss": 0.6, "valid_log_loss": 0.5} for e in (1, 2)],
+    "generate": {
+        "chosen": "sasrec",
+        "history": {"sasrec": [{"step": s, "train_loss": 1.0, "valid_ndcg@10": 0.1} for s in (1, 2)]},
+    },
+    "ablate_features": {
+        "test": {
+            "variants": {
+                "id": {"auc": 0.6, "auc_interval": [0.5, 0.7], "seeds": [0.6]},
+                "caption": {"auc": 0.7, "auc_interval": [0.6, 0.8], "gain": 0.1, "gain_interval": [0.05, 0.15]},
+            }
+        },
+        "gate_curve": [{"rate": rate, "auc": 0.6, "interval": [0.5, 0.7]} for rate in (0.0, 0.5, 1.0)],
+    },
+    "ablate_tasks": {
+        "steps": 10,
+        "batch_size": 8,
+        "queries": 9,
+        "users": 9,
+        "sentences": [],
+        "variants": {
+            str(n): {"tasks": ["t"] * n, "sids": "own", "ndcg@10": 0.1, "ndcg@10_interval": [0.0, 0.2]} for n in (1, 2)
+        },
+    },
+}
+LISTS = {"recall@10": 0.1, "recall@10_interval": [0.0, 0.2], "ndcg@10": 0.1, "ndcg@10_interval": [0.0, 0.2]}
+RECOMMENDERS = {"generator": LISTS, "sasrec": LISTS, "generator_over_sasrec": LISTS, "tasks": {"t": LISTS}}
+
+
+NONE = (None, float("nan"), float("inf"))
+
+
+def undefined(value, draw):
+    """A copy of metrics whose numbers, not their counts, are replaced by what `draw` makes of them."""
+    if isinstance(value, dict):
+        return {key: undefined(part, draw) for key, part in value.items()}
+    if isinstance(value, list):
+        return [undefined(part, draw) for part in value]
+    return draw(value) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("chance", [1.0, 0.5, 0.1])
+def test_the_page_is_written_whatever_is_not_defined(tmp_path, chance):
+    numbers = random.Random(chance)
+
+    def draw(value):
+        return numbers.choice(NONE) if numbers.random() < chance else value
+
+    run, metrics = build_run(tmp_path), METRICS | {"evaluate": EVALUATE | RECOMMENDERS} | EVERY_FIT
+    shown = {name: undefined(metrics[name], draw) if isinstance(metrics[name], dict) else {} for name in metrics}
+    stages = {name: entry(position, name, metrics=found) for position, (name, found) in enumerate(shown.items())}
+    write_manifest(run.root, Manifest(name="tiny", stages=stages))
+    for name, fit in EVERY_FIT.items():
+        run.write_json(undefined(fit, draw), "metrics", f"{name}.json")
+    assert not [row for table in page_of(run).tables for row in table if {"nan", "inf", "None"} & set(row)]
 
 
 def test_before_interpret_the_items_come_from_the_catalogue(run):

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import signal
 import socket
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from storage.errors import UserError
 from workflows.distributed.pools import READER_CPUS, Node
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Paths of the repository that workers do not need; .gitignore applies as well.
-EXCLUDES = [".git", ".venv", ".venv-bench", "/runs", "/data", "/tests", "/benchmarks"]
+PACKAGES = ("workflows", "serving", "operators", "models", "storage")
+# In Ray's reading of gitignore patterns: everything but the code, whatever else a user keeps beside it. `/*` would
+# leave out the repository itself, which is `.`.
+EXCLUDES = ["/[!.]*", "/.?*", *(f"!/{name}{end}" for name in PACKAGES for end in ("", "/")), "__pycache__"]
+LITTLE_SPACE = 100 << 20  # bytes; Ray does not start, and does not say why, where less is free
+
+# Threads of a fit wait asleep: where another process holds a core, threads that spin for the one on it take its time.
+WORKER_ENV = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def connect(address: str, cpus: int) -> None:
     """Joins a Ray cluster, or starts one for this process; a second call does nothing.
 
-    Workers get the repository as working directory. It comes first on their import path, so that a folder `models/` in
-    the user's current directory shadows nothing.
+    Workers get the repository's code as working directory. It comes first on their import path, so that a folder
+    `models/` in the user's current directory shadows nothing.
 
     Args:
         address: `local`, `auto` (the cluster of this machine, or of the job that runs this), or `host:port`.
@@ -41,15 +52,15 @@ def connect(address: str, cpus: int) -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    init = partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR)
-    env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    init = partial(_init, address=address, log_to_driver=False, logging_level=logging.ERROR)
+    env = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": WORKER_ENV}
     if address == "local":
         try:
             with _no_stderr():
                 init(num_cpus=cpus, include_dashboard=False, runtime_env=env)
         except Exception as error:  # Ray raises plain ones
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"Ray did not start here ({reason}): retry when the machine is less busy.") from error
+            said = " ".join(str(error).split())
+            raise UserError(f"Ray did not start here ({said[:200]}): {_remedy(said)}.") from error
         return
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # a job brings its own working directory
     check_reachable(address)
@@ -57,6 +68,31 @@ def connect(address: str, cpus: int) -> None:
         init(runtime_env=None if in_job else env)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"There is no Ray cluster at {address!r}: start one with `ray start --head`.") from error
+
+
+def _init(**settings: Any) -> None:
+    """Starts or joins Ray; SIGTERM keeps its handler, where Ray's own would print a stack and abort."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**settings)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _remedy(said: str) -> str:
+    """Returns what helps a Ray that did not start, by what it said and by what this machine lacks."""
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if "AF_UNIX" in said:
+        return (
+            f"the path of its temporary folder, {temporary}, is too long for sockets: set RAY_TMPDIR to a shorter one"
+        )
+    if "exceeds the maximum size" in said:
+        return f"move what is no code out of the folders {', '.join(PACKAGES)} of {REPOSITORY}"
+    for folder in (temporary, "/dev/shm"):  # noqa: S108 - where Ray keeps its objects
+        if Path(folder).exists() and shutil.disk_usage(folder).free < LITTLE_SPACE:
+            return f"{folder} is full: make room there" + (", or set RAY_TMPDIR" if folder == temporary else "")
+    return "retry when the machine is less busy"
 
 
 def nodes(address: str) -> list[Node]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.errors import UserError
-from workflows.distributed.cluster import EXCLUDES, REPOSITORY
+from workflows.distributed.cluster import EXCLUDES, REPOSITORY, WORKER_ENV
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -23,8 +23,8 @@ AGENT_SECONDS = 60.0
 def submit_run(definition: str, root: str, address: str, *, wait: bool) -> int:
     """Submits a run, prints the job's id on stdout and, with `wait`, follows its log on stderr.
 
-    The repository is sent as the job's working directory and the definition inside the entry point, so the cluster
-    needs only the dependencies (see cluster/Dockerfile).
+    The repository's code is sent as the job's working directory and the definition inside the entry point, so the
+    cluster needs only the dependencies (see cluster/Dockerfile).
 
     Args:
         definition: the resolved definition as YAML; its catalogue must be reachable from every node.
@@ -82,7 +82,7 @@ def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
             return client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=job,
-                runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES},
+                runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": WORKER_ENV},
             )
         except (OSError, RuntimeError) as error:
             if f"{job} already exists" in str(error):

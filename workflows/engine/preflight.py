@@ -64,7 +64,7 @@ def preflight(
 
 def _check_log(definition: Definition) -> None:
     """Checks that the catalogue has the tables that the stages read and timestamps that suit the split."""
-    tables.check(definition.catalog, needs_interactions=False)
+    tables.check(definition.catalog)
     from_log = [name for name, config in definition.configs.items() if config.reads_split()]
     if from_log and tables.find(definition.catalog, "interactions") is None:
         raise UserError(f"{definition.catalog} has no interactions table, {_without_log(definition, from_log)}.")

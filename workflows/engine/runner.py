@@ -177,9 +177,13 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
             result = stage(name).run(config, dataclasses.replace(context, progress=progress))
         reasons = _reasons(name, context.run) if result.rejected or result.degraded else {}
         _check_result(name, result, config, reasons)
+        result = dataclasses.replace(result, metrics=files.as_read(result.metrics))  # what later readers will get
         entry.state, computed = "complete", result.rows_in - result.metrics.get("reused", 0)
         for field in dataclasses.fields(result):
             setattr(entry, field.name, getattr(result, field.name))
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM
+        entry.state, computed = "interrupted", 0
+        raise
     except BaseException as error:
         entry.state, entry.error, computed = "failed", f"{type(error).__name__}: {error}"[:1000], 0
         raise

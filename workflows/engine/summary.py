@@ -9,8 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from serving.settings import STAGES as SERVED
 from storage import files
 from storage.manifest import Manifest
+from workflows.engine.text import count, decimal
 
 KINDS = (  # title of a table, the metric that selects its rows, and its columns
     ("clicks, test", "auc", ("auc", "user_auc", "log_loss", "ne", "calibration")),
@@ -23,14 +25,14 @@ KINDS = (  # title of a table, the metric that selects its rows, and its columns
 
 
 def summary(manifest: Manifest, root: str) -> str:
-    """Returns the stages with counts and speeds, the headline metrics, errors, and the path of the report."""
+    """Returns stages with counts and speeds, headline metrics, errors, the path of the report, and what to do next."""
     columns = ("rows in", "rows out", "rejected", "degraded", "seconds", "rows/s")
     table = Table("stage", "state", *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
     table.title, table.title_justify = f"{manifest.name} — {root}", "left"
     for name, entry in manifest.stages.items():
         counts = (entry.rows_in, entry.rows_out, entry.rejected, entry.degraded)
-        numbers = [f"{count:,}" for count in counts]
-        table.add_row(name, entry.state, *numbers, f"{entry.seconds:,.1f}", f"{entry.rows_per_second:,.0f}")
+        numbers = [*map(count, counts), decimal(entry.seconds, 1), count(entry.rows_per_second)]
+        table.add_row(name, entry.state, *numbers)
     out = io.StringIO()
     console = Console(file=out, width=110, highlight=False)
     console.print(table)
@@ -41,19 +43,23 @@ def summary(manifest: Manifest, root: str) -> str:
     for name, entry in manifest.stages.items():
         if entry.error:
             console.print(f"{name} failed: {entry.error}", markup=False)
+        if entry.state == "interrupted":
+            console.print(f"{name} was interrupted: the same `tesserec run` goes on from there", markup=False)
     report = files.join(root, "report", "index.html")
     if files.exists(report):
         console.print(f"report: {report}", markup=False, soft_wrap=True)
+    if all(name in manifest.stages and manifest.stages[name].state == "complete" for name in SERVED):
+        console.print(f"next: tesserec serve {root}", markup=False, soft_wrap=True)
     return out.getvalue().rstrip()
 
 
-def _tables(metrics: dict[str, dict[str, Any]]) -> Iterator[Table]:
+def _tables(metrics: dict[str, Any]) -> Iterator[Table]:
     """Yields the tables of click models and of recommenders; slices and ratios are in the report only."""
     for title, decisive, columns in KINDS:
-        rows = {name: values for name, values in metrics.items() if decisive in values}
+        rows = {name: values for name, values in metrics.items() if isinstance(values, dict) and decisive in values}
         if not rows:
             continue
         table = Table(title, *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
         for name, values in rows.items():
-            table.add_row(name, *(f"{values[column]:.4f}" if column in values else "" for column in columns))
+            table.add_row(name, *(decimal(values[column]) if column in values else "" for column in columns))
         yield table

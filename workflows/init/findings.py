@@ -116,7 +116,7 @@ def find(catalog: str) -> Findings:
     Raises:
         UserError: the catalogue cannot be worked on.
     """
-    tables.check(catalog, needs_interactions=False)
+    tables.check(catalog)
     items_uri, log_uri = (tables.find(catalog, name) for name in ("items", "interactions"))
     assert items_uri is not None  # noqa: S101 - checked
     counts, sample = survey(catalog), _sample(items_uri, SAMPLED_ITEMS)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from storage import files
 from storage.run import RunDir
+from workflows.engine import text
 from workflows.report import (
     ablate_features,
     ablate_tasks,
@@ -19,7 +20,6 @@ from workflows.report import (
     gallery,
     recommendations,
     semantic_ids,
-    text,
 )
 from workflows.report.source import read_source
 

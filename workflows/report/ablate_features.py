@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from workflows.engine.text import DASH, decimal, estimate, interval, is_number, percent, signed
 from workflows.report import figures
 from workflows.report.contents import Figure, Table, intervals
-from workflows.report.text import DASH, decimal, estimate, interval, is_number, percent, signed
 
 SCOPES = {
     "truth_cold": "Cold items, against the true click probabilities of users × items",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from workflows.engine.text import DASH, count, decimal, estimate, interval, is_number, signed
 from workflows.report import figures
 from workflows.report.contents import Figure, Table, intervals
 from workflows.report.recommendations import TASK_MEASURES
-from workflows.report.text import DASH, count, decimal, estimate, interval, is_number, signed
 
 SIDS = {"own": "the run's", "original": "of text alone"}
 METRICS = {"recall@10": "recall@10", "ndcg@10": "NDCG@10"}

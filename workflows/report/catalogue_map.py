@@ -12,9 +12,9 @@ import numpy as np
 from models.semantic_ids.suffixes import sid_string
 from storage import files
 from storage.media.limits import Limits
+from workflows.engine.text import count, percent
 from workflows.report.pictures import picture
 from workflows.report.source import Source
-from workflows.report.text import count, percent
 
 WIDTH = 1000  # units of the drawing
 MARGIN = 30

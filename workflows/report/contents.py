@@ -13,9 +13,9 @@ from markupsafe import Markup
 from storage import files
 from storage.manifest import State
 from workflows.engine.registry import ORDER
+from workflows.engine.text import DASH, count, decimal, duration, interval, is_number, listing, percent, signed
 from workflows.report import figures
 from workflows.report.source import Source
-from workflows.report.text import count, decimal, duration, interval, is_number, listing, percent
 
 EXAMPLES = 3
 SCORES = {"auc": "AUC", "user_auc": "per-user AUC", "log_loss": "log-loss", "ne": "NE", "calibration": "calibration"}
@@ -65,6 +65,7 @@ def problems(source: Source) -> list[str]:
     newest = dict(zip(entries, accumulate((entry.started for entry in entries.values()), max), strict=True))
     named = {
         "Still running, or killed before the end": by_state["running"],
+        "Interrupted": by_state["interrupted"],
         "Not run yet": by_state["pending"],
         "Older than a stage before them, with the numbers of an earlier attempt": [
             name for name in by_state["complete"] if entries[name].started < newest[name]
@@ -96,8 +97,8 @@ def tiles(source: Source) -> Iterator[Tile]:
         popularity = decimal(metrics.get("popularity", {}).get("auc"), 3)
         yield Tile("AUC of the ranker", decimal(ranker.get("auc"), 3), f"popularity {popularity}")
     if gain := metrics.get("auc_gain"):
-        note = f"95% interval {interval(gain['interval'], 3)}"
-        yield Tile(f"AUC gain over {gain['over']}", f"{gain['mean']:+.3f}", note)
+        note = f"95% interval {interval(gain.get('interval'), 3) or DASH}"
+        yield Tile(f"AUC gain over {gain['over']}", signed(gain.get("mean"), 3), note)
     if generator := metrics.get("generator"):
         sasrec = metrics.get("sasrec", {}).get("ndcg@10")
         note = f"SASRec {decimal(sasrec)}" if is_number(sasrec) else ""

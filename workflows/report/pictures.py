@@ -9,8 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from operators.media.images import decode_image
-from operators.media.video import decode_video
+from operators.media.medium import decode
 from storage.media.limits import Limits, MediaError
 from storage.media.sources import Sources, read_limited, resolve
 from workflows.report.source import Source
@@ -32,7 +31,8 @@ def picture(media: list[dict[str, str]] | None, source: Source, limits: Limits) 
     missing = "no media"
     for medium in media or []:
         try:
-            return Picture(preview(medium, source.catalog, allowed, limits), "", medium["kind"] == "video")
+            shown, video = preview(medium, source.catalog, allowed, limits)
+            return Picture(shown, "", video)
         except MediaError as error:
             missing = error.code.replace("_", " ")
         except Exception:  # noqa: BLE001 - a store may raise anything, and the page must be written without the preview
@@ -40,14 +40,14 @@ def picture(media: list[dict[str, str]] | None, source: Source, limits: Limits) 
     return Picture("", missing, video=False)
 
 
-def preview(medium: dict[str, Any], catalog: str, sources: Sources, limits: Limits) -> str:
-    """Returns a picture, or a frame from the middle of a video, as a data URI of a small JPEG.
+def preview(medium: dict[str, Any], catalog: str, sources: Sources, limits: Limits) -> tuple[str, bool]:
+    """Returns a picture, or a frame from the middle of a video, as a data URI of a small JPEG, and which it is.
 
     Raises:
         MediaError: the medium may not be read or does not decode.
     """
     content = read_limited(resolve(medium["uri"] or "", catalog, sources), limits, sources)
-    pixels = decode_video(content, limits)[0] if medium["kind"] == "video" else decode_image(content, limits)
+    frames, video = decode(content, medium["kind"], limits)
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=82, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    Image.fromarray(frames[0]).save(out, "JPEG", quality=82, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}", video

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from workflows.engine.text import count, decimal, estimate, interval, is_number, percent, signed
 from workflows.report.contents import Figure, Table, intervals, trend
-from workflows.report.text import count, decimal, estimate, interval, is_number, percent, signed
 
 NAMES = {
     "product_codes": "product codes",
     "language_model": "language model",
     "sasrec": "SASRec",
+    "item_knn": "item-kNN",
     "content": "content",
     "popularity": "popularity",
+    "truth": "truth",
     # what runs of earlier versions call three of them
     "parallel": "product codes",
     "sequential": "language model",
@@ -73,9 +75,13 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
     """Returns what the intervals allow to say of the generator beside each baseline, and what the queries are about."""
     lines = [
         _beside(NAMES[key], metrics[f"generator_over_{key}"])
-        for key in ("sasrec", "content", "itemknn", "popularity")
+        for key in ("sasrec", "item_knn", "content", "itemknn", "popularity")
         if f"generator_over_{key}" in metrics
     ]
+    closed = {NAMES[key]: value for key, value in _part(metrics, "gap_closed").items() if key in NAMES}
+    if closed:
+        shares = ", ".join(f"{name} {percent(share)}" for name, share in closed.items())
+        lines.append(f"Of the gap between popularity and the truth, by NDCG@10, is closed: {shares}.")
     generator = metrics.get("generator") or {}
     if is_number(generator.get("queries")):
         cold = generator.get("cold_queries")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from workflows.engine.text import count, decimal, percent
 from workflows.report.contents import Figure, Table, trend
-from workflows.report.text import count, decimal, percent
 
 Show = Callable[[Any], str]
 ATTRIBUTES = 8  # maximum number of attributes whose purity is shown

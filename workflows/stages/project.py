@@ -49,7 +49,7 @@ class ProjectStage(Stage[Config]):
     """Fit the projection of raw vectors once, freeze it, and write every item's embedding."""
 
     config_type = Config
-    version = 1
+    version = 2
     seeded = False
     reads = ("interpret",)
     operators = (Project,)

@@ -1,4 +1,4 @@
-"""Rank: fit the TorchRec ranker on Ray Train and write models/ranker."""
+"""Rank: fit what finds candidates, then the TorchRec ranker on Ray Train; write models/retriever and models/ranker."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from models.ranking.fitting import Data
     from models.ranking.training import Trainer
     from storage.run import RunDir
+
+
+COMPARED = 5_000  # validation queries that choose the weight of popularity among the candidates, at most
 
 
 class Config(RankerSettings, StageConfig):
@@ -38,7 +41,7 @@ class RankStage(Stage[Config]):
     """Rank: fit the TorchRec ranker on Ray Train and write models/ranker."""
 
     config_type = Config
-    version = 2
+    version = 3
     reads = ("project", "features")
 
     def workers(self, config: Config) -> Workers | None:
@@ -49,6 +52,7 @@ class RankStage(Stage[Config]):
         """Fits the ranker of a run whose features are written."""
         from workflows.distributed.training import fit
 
+        weight = fit_retriever(context)
         history = fit(
             train_loop,
             {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
@@ -61,7 +65,32 @@ class RankStage(Stage[Config]):
         context.run.write_json(epochs, "metrics", "rank.json")
         best = min(epochs, key=lambda epoch: epoch["valid_log_loss"])
         rows = epochs[-1]["rows"]
-        return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs)})
+        return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs), "popularity_weight": weight})
+
+
+def fit_retriever(context: Context) -> float:
+    """Chooses on validation how much popularity counts among the ranker's candidates; writes models/retriever."""
+    import numpy as np
+    import torch
+
+    from models.recommenders.content import fit_popularity_weight
+    from models.recommenders.fitting import sample
+    from operators.features.ranker_inputs import aligned
+    from operators.log.encoding import read_log
+    from operators.log.sequences import queries
+
+    run, log = context.run, read_log(context.run)
+    numbers = context.split.numbers(log.events)
+    valid = queries(
+        log.events, numbers, "valid", history=run.read_json("features", "spec.json")["history"], repeats=False
+    )
+    valid = sample(valid, COMPARED, seed=context.seed)
+    chosen = log.events.item[(numbers == 0) & (log.events.label > 0)]
+    popularity = torch.from_numpy(np.bincount(chosen, minlength=len(log.items)))
+    vectors = aligned(log.items, run.read_table("embeddings"))
+    weight = fit_popularity_weight(vectors, popularity, valid.histories, valid.target, banned=valid.seen)
+    run.write_json({"popularity_weight": weight}, "models", "retriever", "config.json")
+    return weight
 
 
 def train_loop(task: dict[str, Any]) -> None:

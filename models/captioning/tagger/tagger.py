@@ -26,7 +26,7 @@ class Tagger(Backend):
 
     vector_is_local: bool = True
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     backend = "tagger"
 
     @property

@@ -65,3 +65,10 @@ def test_the_artifact_projects_as_before(tmp_path):
     loaded = Projector.load(str(tmp_path))
     assert np.array_equal(loaded.transform(data), projector.transform(data))
     assert (loaded.names, loaded.explained) == (projector.names, projector.explained)
+
+
+def test_a_row_is_projected_alike_alone_and_among_others():
+    data = blocks(np.random.default_rng(5))
+    projector = fit_projector(lambda: [data], {"image": 1.0, "text": 1.0}, width=6)
+    alone = [projector.transform([(v[row : row + 1], k[row : row + 1]) for v, k in data]) for row in range(300)]
+    np.testing.assert_array_equal(projector.transform(data), np.concatenate(alone))

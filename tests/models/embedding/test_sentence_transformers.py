@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+from models.common import rows
 from models.embedding.sentence_transformers import SentenceTransformers
 from storage.errors import UserError
 
@@ -139,6 +140,22 @@ def test_vectors_are_those_of_the_library_in_the_order_of_the_texts(bert):
     np.testing.assert_allclose(ours.vectors, theirs, atol=1e-6)
     assert ours.vectors.dtype == np.float32
     assert ours.failures == {}
+
+
+def test_what_passes_a_gpu_together_has_the_vectors_of_rows_alone(bert, decoder, clip, seeing, monkeypatch):
+    texts = ["w1", "", "w2 w3", "w4 " * 20, "", "w5"]
+    pictures = [None, PICTURES[0], None, None, PICTURES[1], None]
+    joint = [None, PICTURES[0], PICTURES[2], None, PICTURES[1], PICTURES[0]]
+    cases = [
+        (SentenceTransformers(bert, 16, batch_size=4), [text or "w6" for text in texts], [None] * 6),
+        (SentenceTransformers(decoder, 16, pooling="lasttoken", batch_size=4), [t or "w" for t in texts], [None] * 6),
+        (SentenceTransformers(clip, 8, batch_size=4), texts, pictures),
+        (SentenceTransformers(seeing, 16, pooling="lasttoken", chat_template=CLOSED, batch_size=4), texts, joint),
+    ]
+    alone = [model.embed_texts(asked, beside).vectors for model, asked, beside in cases]
+    monkeypatch.setattr(rows, "rows_of_call", lambda device, size: size)
+    for vectors, (model, asked, beside) in zip(alone, cases, strict=True):
+        np.testing.assert_allclose(model.embed_texts(asked, beside).vectors, vectors, atol=1e-5)
 
 
 def test_an_overlong_text_is_cut_at_its_last_fitting_token(bert):

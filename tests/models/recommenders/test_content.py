@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.common.jagged import Jagged
-from models.recommenders.content import Content, content_and_popularity, fit_content, normalise
+from models.recommenders import content
+from models.recommenders.content import (
+    POPULARITY_WEIGHTS,
+    Content,
+    content_and_popularity,
+    fit_content,
+    fit_popularity_weight,
+    normalise,
+)
 
 ITEMS = 9
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=5), min_size=1, max_size=5)
@@ -68,33 +76,51 @@ def test_the_decay_follows_what_tells_the_next_item(place, decays):
 
 
 def brute_with_popularity(
-    embeddings: np.ndarray, popularity: np.ndarray, history: list[int], seen: list[int], k: int
+    embeddings: np.ndarray, popularity: np.ndarray, weight: float, history: list[int], seen: list[int], k: int
 ) -> list[int]:
     z = (embeddings - embeddings.mean(0)) / embeddings.std(0)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     user = z[history].mean(0) if history else np.zeros(z.shape[1])
     rank = np.argsort(np.argsort(-popularity, kind="stable"), kind="stable")
-    scores = z @ (user / max(np.linalg.norm(user), 1e-12)) + 1 - rank / (len(rank) - 1)
+    scores = z @ (user / max(np.linalg.norm(user), 1e-12)) + weight * (1 - rank / (len(rank) - 1))
     order = [int(i) for i in np.argsort(-scores, kind="stable") if i not in seen][:k]
     return order + [-1] * (k - len(order))
 
 
-def test_candidates_are_those_of_the_cosine_to_the_mean_and_of_the_popularity() -> None:
+@pytest.mark.parametrize("weight", [0.25, 1.0, 4.0])
+def test_candidates_are_those_of_the_cosine_to_the_mean_and_of_the_popularity(weight: float) -> None:
     random = np.random.default_rng(0)
     embeddings, popularity = random.normal(size=(20, 5)).astype(np.float32), random.random(20)
     histories = [[1, 2], [], [3], [4, 4, 5], list(range(18)), [], [7]]
     seen = [[1, 2, 9], [0], [], [4, 5], list(range(18)), [], [7]]
-    model = content_and_popularity(torch.tensor(embeddings), torch.tensor(popularity))
+    model = content_and_popularity(torch.tensor(embeddings), torch.tensor(popularity), weight)
     found = model.recommend(as_lists(histories), k=4, banned=as_lists(seen)).items
-    wanted = [brute_with_popularity(embeddings, popularity, h, s, 4) for h, s in zip(histories, seen, strict=True)]
+    wanted = [
+        brute_with_popularity(embeddings, popularity, weight, h, s, 4) for h, s in zip(histories, seen, strict=True)
+    ]
     assert found.tolist() == wanted
 
 
 def test_who_has_no_history_gets_the_popular_items_also_beyond_the_catalogue() -> None:
-    model = content_and_popularity(torch.eye(3), torch.tensor([1.0, 3, 2]))
+    model = content_and_popularity(torch.eye(3), torch.tensor([1.0, 3, 2]), 1.0)
     assert model.recommend(as_lists([[]]), k=9).items.tolist() == [[1, 2, 0, *[-1] * 6]]
 
 
 def test_no_user_gets_no_list() -> None:
-    model = content_and_popularity(torch.eye(3), torch.tensor([1.0, 3, 2]))
+    model = content_and_popularity(torch.eye(3), torch.tensor([1.0, 3, 2]), 1.0)
     assert model.recommend(as_lists([]), k=2, banned=as_lists([])).items.shape == (0, 2)
+
+
+def test_the_weight_of_popularity_follows_what_tells_the_next_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A twin of the history's item comes next, which nobody else chose; or what all choose."""
+    monkeypatch.setattr(content, "RETRIEVED", 5)
+    random = np.random.default_rng(0)
+    half = random.normal(size=(100, 16))
+    embeddings = torch.tensor(np.concatenate([half, half + 0.1 * random.normal(size=half.shape)]), dtype=torch.float32)
+    histories = as_lists([[item] for item in range(100)])
+    popularity = torch.arange(200).flip(0)
+    twins, popular = torch.arange(100, 200), torch.tensor(random.integers(0, 6, 100))
+    chosen = [fit_popularity_weight(embeddings, popularity, histories, to, banned=histories) for to in (twins, popular)]
+    assert chosen == [min(POPULARITY_WEIGHTS), max(POPULARITY_WEIGHTS)]
+    nothing = as_lists([])
+    assert fit_popularity_weight(embeddings, popularity, nothing, twins[:0], banned=nothing) == 1.0

@@ -63,6 +63,18 @@ def test_the_order_is_that_of_products_with_the_vectors_that_are_read() -> None:
     assert torch.equal(order, products[:, distinct].argsort(dim=1, descending=True))
 
 
+def test_items_that_nobody_chose_are_not_learned_as_never_chosen() -> None:
+    chosen = torch.tensor([0, 3, 7, 20, 39])
+    torch.manual_seed(0)
+    model = ProductCodes(ProductCodesConfig(dim=DIM, inner=32, length=5), drawn(), chosen)
+    hidden, target = torch.randn(4, DIM), torch.tensor([39, 3, 3, 0])
+    products = hidden @ model.vectors(chosen).T
+    wanted = functional.cross_entropy(products, torch.tensor([4, 1, 1, 0]))
+    torch.testing.assert_close(model.mean_loss(hidden, target), wanted)
+    assert model.scores(hidden).shape == (4, ITEMS)
+    assert not {"chosen", "place"} & model.state_dict().keys()
+
+
 @pytest.mark.parametrize("objective", ["catalogue", "codes"])
 def test_the_loss_is_the_cross_entropy_over_the_catalogue_or_of_each_code(objective: str) -> None:
     model, hidden = make(objective=objective), torch.randn(6, DIM)

@@ -129,7 +129,7 @@ def test_a_surprise_while_decoding_has_the_code_of_a_broken_medium(monkeypatch):
 def test_a_medium_that_cannot_even_be_named_costs_itself_alone(tmp_path, monkeypatch):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "odd.png").write_bytes(b"odd")
-    monkeypatch.setattr(fetch, "decode_image", lambda content, limits: 1 / 0)
+    monkeypatch.setattr(fetch, "decode", lambda *_: 1 / 0)
     rows = [("a", "a title", ["http://[x", "loop", "odd.png"]), ("b", None, ["loop"])]
     out = apply(FetchMedia(root=str(tmp_path)), items(rows)).to_pylist()
     assert [(row["outcome"], [issue["code"] for issue in row["issues"]]) for row in out] == [

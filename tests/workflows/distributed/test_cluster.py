@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import ray
@@ -8,14 +11,53 @@ import ray
 from storage.errors import UserError
 from workflows.distributed import cluster
 
+TIMED_OUT = "The current node timed out\nduring startup."
 
-def test_a_ray_that_does_not_start_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize(
+    ("reason", "free", "remedy"),
+    [
+        (TIMED_OUT, 1 << 40, "retry when the machine is less busy"),
+        (TIMED_OUT, 1 << 20, "/tm/p is full: make room there, or set RAY_TMPDIR"),
+        (
+            "AF_UNIX path length cannot exceed 107 bytes: '/tm/p/x'",
+            1 << 40,
+            "the path of its temporary folder, /tm/p, is too long for sockets: set RAY_TMPDIR to a shorter one",
+        ),
+        (
+            "Package size (600MiB) exceeds the maximum size of 512MiB",
+            1 << 40,
+            "move what is no code out of the folders",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, reason: str, free: int, remedy: str
+) -> None:
     def init(**_: Any) -> None:
-        raise Exception("The current node timed out\nduring startup.")
+        raise Exception(reason)
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster, "local_settings", lambda cpus: {})
-    said = r"did not start here \(The current node timed out during startup\.\): retry when the machine is less busy\.$"
-    with pytest.raises(UserError, match=f"^Ray {said}"):
+    monkeypatch.setenv("RAY_TMPDIR", "/tm/p")
+    monkeypatch.setattr(cluster.Path, "exists", lambda _: True)
+    monkeypatch.setattr(cluster.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError) as told:
         cluster.connect("local", 2)
+    assert str(told.value).startswith(f"Ray did not start here ({' '.join(reason.split())}): {remedy}")
+
+
+def test_only_code_is_sent_to_workers(tmp_path: Path) -> None:
+    """By Ray's own packer, which reads the patterns in a way of its own."""
+    from ray._private.runtime_env.packaging import _zip_files
+
+    kept = {f"{name}/{file}" for name in cluster.PACKAGES for file in ("__init__.py", "deep/er/a.yaml")}
+    left = {"shop/film.mp4", "shop/models/x.py", "items.csv", ".git/HEAD", ".x", "runs/w/a", "models/__pycache__/a.pyc"}
+    for name in kept | left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    _zip_files(str(tmp_path), cluster.EXCLUDES, str(tmp_path.parent / "sent.zip"), include_gitignore=True)
+    with ZipFile(tmp_path.parent / "sent.zip") as sent:
+        assert set(sent.namelist()) == kept
+    assert all((cluster.REPOSITORY / name).is_dir() for name in cluster.PACKAGES)

@@ -46,6 +46,15 @@ def test_only_stages_that_read_the_split_need_a_log(place: Path) -> None:
             check(place, stages, {"kind": "leave_last"})
 
 
+def test_more_codewords_than_items_are_told_before_anything_runs(place: Path) -> None:
+    (place / "catalog" / "items.csv").write_text("item_id\n" + "".join(f"i{n}\n" for n in range(24)))
+    stages = {**STAGES, "generate": {"language_model": None}}
+    with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords to 16 or less"):
+        check(place, stages, {"kind": "leave_last"})
+    stages["generate"] = {"product_codes": {"codewords": 16}}
+    check(place, stages, {"kind": "leave_last"})
+
+
 def test_a_definition_of_a_catalogue_without_a_log_is_told_which_stages_go(place: Path) -> None:
     (place / "catalog" / "interactions.csv").unlink()
     log_stages = {"features": {}, "rank": {}, "generate": {"language_model": None}, "evaluate": {}, "report": {}}

@@ -9,6 +9,7 @@ import pytest
 
 from operators.log.split import Split
 from storage.errors import UserError
+from storage.manifest import read_manifest
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
 from workflows.engine.registry import stage
@@ -85,3 +86,13 @@ def test_rejected_rows_are_told_with_their_commonest_reason(tmp_path: Path, caps
         run(0.5)
     run(1)
     assert "ingest: 1 rows, 4 rejected (2 no_item_id), " in capsys.readouterr().err
+
+
+def test_metrics_are_the_same_live_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    metrics = {"auc": float("nan"), "interval": (float("inf"), 1.0), "counts": {1: None}}
+    monkeypatch.setattr(stage("ingest"), "run", lambda config, context: Result(rows_in=1, rows_out=1, metrics=metrics))
+    definition = resolve({"name": "w", "catalog": str(tmp_path), "stages": {"ingest": {}}}, source="w")
+    live = execute(definition, str(tmp_path / "run"))
+    assert live == read_manifest(str(tmp_path / "run"))
+    assert live.stages["ingest"].metrics == {"auc": None, "interval": [None, 1.0], "counts": {"1": None}}

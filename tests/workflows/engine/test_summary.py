@@ -1,7 +1,12 @@
 from __future__ import annotations
 
-import pytest
+import math
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.settings import STAGES as SERVED
 from storage.manifest import Manifest, StageEntry
 from workflows.engine.summary import summary
 
@@ -21,3 +26,24 @@ def test_recommenders_stand_under_the_names_that_the_run_gave_them(names, tmp_pa
     for name in ("generator", *names):
         assert [name, "0.1000", "0.0500", "0.2000", "0.0625", "0.5000"] in rows
     assert "generator_over" not in shown
+
+
+KEYS = st.sampled_from(["ranker", "popularity", *CARD, "auc", "user_auc", "calibration"])
+LEAVES = st.none() | st.floats() | st.integers() | st.text(max_size=3)
+
+
+@settings(max_examples=20)
+@given(st.dictionaries(KEYS, st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner))))
+def test_whatever_is_not_defined_is_a_dash(metrics) -> None:
+    stages = {"evaluate": StageEntry(state="complete", metrics=metrics, seconds=math.nan)}
+    shown = summary(Manifest(name="tiny", stages=stages), "nowhere")
+    assert "nan" not in shown
+    assert "inf" not in shown
+
+
+def test_the_last_lines_say_what_to_do_next() -> None:
+    stages = {name: StageEntry(state="complete") for name in ("ingest", *SERVED)}
+    assert summary(Manifest(name="w", stages=stages), "runs/w").endswith("next: tesserec serve runs/w")
+    stages[SERVED[-1]].state = "interrupted"
+    last = f"{SERVED[-1]} was interrupted: the same `tesserec run` goes on from there"
+    assert summary(Manifest(name="w", stages=stages), "runs/w").endswith(last)

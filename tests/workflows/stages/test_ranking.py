@@ -282,8 +282,8 @@ def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
     test = run.read_table("features", "test")
     log = encode(run.read_table("catalog", "interactions"), items)
     popularity = np.arange(ITEMS, dtype=np.float64)
-    some = evaluate.retrieval(embedding, test, log, popularity, (5,))
-    none = evaluate.retrieval(embedding, test.filter(pa.compute.equal(test["label"], 0)), log, popularity, (5,))
+    disliked = test.filter(pa.compute.equal(test["label"], 0))
+    some, none = (evaluate.retrieval(embedding, part, log, popularity, (5,), weight=1.0) for part in (test, disliked))
     assert some["queries"] > 0
     assert 0 <= some["recall@5"] <= 1
     assert none["queries"] == 0

@@ -21,7 +21,7 @@ from operators.log.events import Events, counts, histories
 from storage import files
 from storage.hashing import hash_order
 from storage.run import RunDir
-from workflows.catalogs.synthetic.behaviour import pair_probability
+from workflows.catalogs.synthetic.truth import pair_probability
 from workflows.stages.ablate_features.variants import (
     GATE,
     ID,

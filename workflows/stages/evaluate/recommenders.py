@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from models.common.recommender import Queries, Recommended, Recommender, recommend_blocks
@@ -17,17 +18,22 @@ from models.recommenders.fitting import sample
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.popularity import MostPopular
 from operators.features.ranker_inputs import aligned
+from operators.log.encoding import read_log
+from workflows.catalogs.synthetic.truth import true_lists
 from workflows.engine.stage import Context
 from workflows.stages.generate.build import load_recommender, read_corpus
 from workflows.stages.generate.data import read_data
 
 EXAMPLES = 300  # per task
-BASELINES = ("sasrec", "content", "popularity")
-WITH_INTERVAL = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
+BASELINES = ("sasrec", "item_knn", "content", "popularity")
+GAIN = f"ndcg@{CUT}"
+WITH_INTERVAL = {f"recall@{CUT}": recall, GAIN: ndcg}
 
 
 def score_recommenders(context: Context, *, queries: int | None, draws: int) -> dict[str, Any]:
-    """Returns metrics of the recommenders that the stage generate has fitted, of content and of popularity, by name.
+    """Returns metrics of the recommenders that the stage generate has fitted, of content, popularity and the truth.
+
+    The truth is known of a generated catalogue only.
 
     Every positive event of the test split that generate asks for is a query over the whole catalogue. What is tuned
     here is tuned on validation.
@@ -55,7 +61,7 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
     positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
     vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
     recommenders: dict[str, Recommender] = {
-        **{name: load_recommender(run, name) for name in generated["history"]},
+        **{name: load_recommender(run, name) for name in generated["valid"]},
         "content": fit_content(vectors, valid.histories, valid.target, banned=banned(valid)),
         "popularity": MostPopular(torch.from_numpy(positives)),
     }
@@ -64,6 +70,16 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
         began = time.monotonic()
         lists[name] = recommend_blocks(recommender, test.histories, k=max(CUTS), banned=banned(test))
         context.log(f"{name}: {len(test.user)} lists in {time.monotonic() - began:.1f} s")
+    truth = true_lists(
+        context.catalog,
+        data.item_ids,
+        read_log(run).users.take(pa.array(test.user)),
+        test.time,
+        k=max(CUTS),
+        banned=banned(test),
+    )
+    if truth is not None:
+        lists["truth"] = truth
     return judge(lists, test, positives, ~data.warm, chosen=generated["chosen"], seed=context.seed, draws=draws)
 
 
@@ -92,7 +108,9 @@ def judge(
         For every recommender and for `generator` the scorecard of its lists, with recall@10_interval and
         ndcg@10_interval, and exact_lists where they come from a search: the share of lists that are proved to miss
         nothing of the catalogue. For every baseline `generator_over_…`, the ratios of these two metrics with their
-        intervals, NaN where the baseline hits nothing. All intervals are of the same resampled users.
+        intervals, NaN where the baseline hits nothing. Where the truth is among the lists, `gap_closed`: the share of
+        the gap between the NDCG@10 of popularity and of the truth that every recommender closes, and NAME_interval.
+        All intervals are of the same resampled users.
     """
     target = test.target.numpy()
     place = {name: ranks(recommended.items.numpy(), target) for name, recommended in lists.items()}
@@ -114,7 +132,23 @@ def judge(
                 **{key: float(_ratio(cards[chosen][key], cards[name][key])) for key in WITH_INTERVAL},
                 **{f"{key}_interval": interval(ratios[key]) for key in WITH_INTERVAL},
             }
+    if "truth" in cards:
+        means = {name: np.asarray(card[GAIN]) for name, card in cards.items()}
+        over["gap_closed"] = {
+            **{name: float(share) for name, share in _closed(means).items()},
+            **{
+                f"{name}_interval": interval(share)
+                for name, share in _closed({name: samples[name, GAIN] for name in cards}).items()
+            },
+        }
     return {"generator": cards[chosen], **cards, **over}
+
+
+def _closed(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the share of the gap between popularity and the truth that every other recommender closes."""
+    low, high = scores["popularity"], scores["truth"]
+    others = {name: values for name, values in scores.items() if name not in ("popularity", "truth")}
+    return {name: _ratio(values - low, high - low) for name, values in others.items()}
 
 
 def _ratio(over: Any, under: Any) -> np.ndarray:

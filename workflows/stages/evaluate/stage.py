@@ -19,6 +19,7 @@ from operators.log.encoding import Log, read_log
 from operators.log.events import DAY_US
 from storage.manifest import first_unfinished
 from workflows.engine.stage import Context, Result, Stage, StageConfig
+from workflows.engine.text import decimal
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class EvaluateStage(Stage[Config]):
     """Measures the ranker, the recommenders and their baselines on the test split."""
 
     config_type = Config
-    version = 4
+    version = 5
     reads = ("ingest", "project")
     reads_one_of = ("rank", "generate")
     reads_all = True
@@ -57,7 +58,7 @@ class EvaluateStage(Stage[Config]):
             metrics |= {"tasks": tasks} if (tasks := score_tasks(context)) else {}
         context.run.write_json(metrics, "metrics", "evaluate.json")
         for key in ("auc", "ndcg@10"):
-            if scores := [f"{name} {values[key]:.4f}" for name, values in metrics.items() if key in values]:
+            if scores := [f"{name} {decimal(values[key])}" for name, values in metrics.items() if key in values]:
                 context.log(f"{key.upper()}: {', '.join(scores)}")
         return Result(rows_in=rows, rows_out=rows, metrics=metrics)
 
@@ -74,7 +75,7 @@ def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]
     from models.ranking.popularity import fit_popularity
     from models.ranking.ranker import load_ranker
     from operators.features.ranker_inputs import Examples, ItemFeatures, predict
-    from workflows.catalogs.synthetic.behaviour import true_probability  # imports what draws pictures
+    from workflows.catalogs.synthetic.truth import true_probability  # imports what draws pictures
 
     run = context.run
     spec = run.read_json("features", "spec.json")
@@ -115,7 +116,8 @@ def score_ranker(config: Config, context: Context) -> tuple[int, dict[str, Any]]
             "positives": int((label[rows] > 0).sum()),
             **{scorer: scorecard(user[rows], label[rows], score[rows]) for scorer, score in scores.items()},
         }
-    metrics["retriever"] = retrieval(items.embedding, test, log, positives, config.recall_at)
+    weight = run.read_json("models", "retriever", "config.json")["popularity_weight"]
+    metrics["retriever"] = retrieval(items.embedding, test, log, positives, config.recall_at, weight=weight)
     return test.num_rows, metrics
 
 
@@ -163,7 +165,13 @@ def training_counts(train: pa.Table, items: int, *, labelled: bool) -> tuple[np.
 
 
 def retrieval(
-    embedding: torch.Tensor, test: pa.Table, log: Log, popularity: np.ndarray, recall_at: tuple[int, ...]
+    embedding: torch.Tensor,
+    test: pa.Table,
+    log: Log,
+    popularity: np.ndarray,
+    recall_at: tuple[int, ...],
+    *,
+    weight: float,
 ) -> dict[str, float]:
     """recall@K of the test positives that were new to their user, in the whole catalogue less what the user had.
 
@@ -184,7 +192,8 @@ def retrieval(
     seen = from_arrays(*histories(log.events, user, time, length=len(log.events)))
     target = torch.from_numpy(test["row"].to_numpy().astype(np.int64))
 
-    content, k = content_and_popularity(embedding, torch.from_numpy(popularity)), max(recall_at)
+    content = content_and_popularity(embedding, torch.from_numpy(popularity), weight)
+    k = max(recall_at)
     candidates = recommended(content, history, k=k, banned=seen)
     no_history = Jagged(history.values[:0], torch.zeros(len(target) + 1, dtype=torch.int64))
     popular = recommended(content, no_history, k=k, banned=seen)

@@ -55,7 +55,7 @@ def training_task(
         sasrec = SasRec(settings.model, items=len(data.item_ids))
         return build.next_item_task(sasrec, data.sequences, settings.fit.batch_size, seed=seed)
     _, quantized = load_model(run.uri("models", "generator", CODES), CODES)
-    product_codes = ProductCodes(settings.model, Quantized(**quantized))
+    product_codes = ProductCodes(settings.model, Quantized(**quantized), data.sequences.values.unique())
     return build.next_item_task(product_codes, data.sequences, settings.fit.batch_size, seed=seed)
 
 

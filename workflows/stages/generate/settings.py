@@ -7,11 +7,11 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from models.common.data_parallel import Strategy
-from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from models.recommenders.settings import ItemKnnSettings, LanguageModelSettings, ProductCodesSettings, SasRecSettings
 from workflows.engine.stage import StageConfig
 
 GENERATORS = ("product_codes", "language_model")  # of which the better one on validation is chosen
-RECOMMENDERS = ("sasrec", *GENERATORS)  # in the order in which they are fitted
+RECOMMENDERS = ("sasrec", *GENERATORS)  # in the order in which they are trained
 
 
 class Config(StageConfig):
@@ -19,7 +19,7 @@ class Config(StageConfig):
 
     Attributes:
         product_codes, language_model: the generators; null leaves one out.
-        sasrec: the baseline; null leaves it out.
+        sasrec, item_knn: the baselines; null leaves one out.
         filter_seen: leave what a user has met out of their lists and out of the queries.
         compared: validation queries by which one of the generators is chosen, at most.
         workers, cpus_per_worker, use_gpu: processes that fit one model after the other, and what each of them gets.
@@ -32,6 +32,7 @@ class Config(StageConfig):
     product_codes: ProductCodesSettings | None = ProductCodesSettings()
     language_model: LanguageModelSettings | None = LanguageModelSettings()
     sasrec: SasRecSettings | None = SasRecSettings()
+    item_knn: ItemKnnSettings | None = ItemKnnSettings()
     filter_seen: bool = True
     compared: int = Field(5_000, ge=1)
     workers: int = Field(1, ge=1)
@@ -52,7 +53,7 @@ class Config(StageConfig):
 
     @property
     def names(self) -> list[str]:
-        """The recommenders that are fitted, in order."""
+        """The recommenders that are trained step by step, in order."""
         return [name for name in RECOMMENDERS if getattr(self, name) is not None]
 
     @property

@@ -1,17 +1,18 @@
 """Generate: fit the recommenders of next items on Ray Train, and choose the generator among them.
 
-Writes models/generator/{sasrec,product_codes,language_model}, models/generator/items (which item every row is),
-models/generator/codes (the items' product codes) and metrics/generate.json.
+Writes models/generator/{sasrec,item_knn,product_codes,language_model}, models/generator/items (which item every row
+is), models/generator/codes (the items' product codes) and metrics/generate.json.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from models.recommenders.settings import check_backbone, check_texts
+from models.recommenders.settings import check_backbone, check_codewords, check_texts
 from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.engine.text import decimal
 from workflows.stages.generate.settings import GENERATORS, Config
 
 
@@ -19,7 +20,7 @@ class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 2
+    version = 3
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
@@ -28,7 +29,9 @@ class GenerateStage(Stage[Config]):
             check_backbone(config.language_model)
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
-        """Finds tasks of the language model whose texts no item has; see `check_texts`."""
+        """Finds tasks of the language model whose texts no item has, and more codewords than items."""
+        if config.product_codes is not None:
+            check_codewords(config.product_codes, catalog.items)
         tasks = config.language_model.tasks if config.language_model else ()
         return check_texts(tasks, catalog.lacking, "stages.generate.language_model.tasks")
 
@@ -39,7 +42,8 @@ class GenerateStage(Stage[Config]):
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
-        from workflows.stages.generate.build import learnable, load_recommender, write_codes
+        from models.recommenders.item_knn import fit_item_knn
+        from workflows.stages.generate.build import artifact_uri, learnable, load_recommender, write_codes
         from workflows.stages.generate.data import read_data, save_items
 
         run = context.run
@@ -52,20 +56,28 @@ class GenerateStage(Stage[Config]):
         save_items(run, data.item_ids)
         if config.product_codes is not None:
             write_codes(run, config.product_codes, data.item_ids, context.split, seed=context.seed)
-        history = _fit(config, context)
         compared = sample(data.valid, config.compared, seed=context.seed)
+        counted = []
+        if config.item_knn is not None:
+            counted = ["item_knn"]
+            knn = fit_item_knn(
+                config.item_knn, data.sequences, len(data.item_ids), compared, filter_seen=config.filter_seen
+            )
+            knn.save(artifact_uri(run, "item_knn"))
+        history = _fit(config, context)
         valid = {
-            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in history
+            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen)
+            for name in [*counted, *history]
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
         choice = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         rows = len(data.sequences.values)
         best = {
-            name: {**valid[name], "step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]}
-            for name, curve in history.items()
+            name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]} for name, curve in history.items()
         }
-        return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **best})
+        metrics = {name: {**scores, **best.get(name, {})} for name, scores in valid.items()}
+        return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **metrics})
 
 
 def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
@@ -82,7 +94,7 @@ def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
             logged.add(report["name"])
             context.log(
                 f"generate: {report['name']} is best at step {report['best']['step']} of {report['step']}, "
-                f"validation NDCG@10 {report['best'][NDCG]:.4f}, {report['seconds']:.0f} s"
+                f"validation NDCG@10 {decimal(report['best'][NDCG])}, {report['seconds']:.0f} s"
             )
 
     def progress(report: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from workflows.stages.ingest.texts import ids, nested, plain
 MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
 ITEM_TYPES = ITEMS.remove(ITEMS.get_field_index("attributes"))
-VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv)$"
+VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv|3gp|flv|m?ts|wmv|ogv)([?#].*)?$"  # a hint; bytes decide
 FORMS = {
     "item_id": "text or whole numbers",
     "title": "text",
@@ -136,7 +136,7 @@ def _media(values: pl.Series) -> pl.Series:
         uri = uri.struct.field("uri")
     uri = uri.cast(pl.String).str.strip_chars()
     guess = pl.when(uri.str.contains(VIDEO_SUFFIX)).then(pl.lit("video")).otherwise(pl.lit("image"))
-    known = pl.when(kind.is_in(["image", "video"])).then(kind)
+    known = kind.cast(pl.String).str.to_lowercase().str.extract(r"^\s*(image|video)\b")  # "VIDEO", "video/mp4"
     return values.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)).filter(uri != "")).alias("media")
 
 

@@ -21,6 +21,7 @@ from storage.run import RunDir
 from workflows.distributed.pools import Workers
 from workflows.engine.frozen import check_frozen
 from workflows.engine.stage import Context, Result, Stage
+from workflows.engine.text import decimal, percent
 from workflows.stages.quantize import scores
 from workflows.stages.quantize.settings import Config
 
@@ -60,6 +61,11 @@ class QuantizeStage(Stage[Config]):
         run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
+        if not config.frozen and (large := max(config.codebook_sizes)) > rows:
+            context.log(
+                f"quantize: {rows} items leave most of {large} codewords unused, and hardly any two of them share one: "
+                f"lower stages.quantize.codebook_sizes, to about {suited(rows)} each"
+            )
         history = take_over(config.frozen, run) if config.frozen else fit(config, context)
         quantizer, coded, sids = write_sids(config, run)
         cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
@@ -69,11 +75,20 @@ class QuantizeStage(Stage[Config]):
         run.write_json({**cards, "history": history}, "metrics", "quantize.json")
         metrics = cards["scorecard"]
         context.log(
-            f"quantize: codebooks used {', '.join(f'{share:.0%}' for share in metrics['usage'])}; "
-            f"{metrics['collision_share']:.1%} of the items share their codes before deduplication; "
-            f"reconstruction cosine {metrics['reconstruction_cosine'][-1]:.3f}"
+            f"quantize: codebooks used {', '.join(map(percent, metrics['usage']))}; "
+            f"{percent(metrics['collision_share'])} of the items share their codes before deduplication; "
+            f"reconstruction cosine {decimal(metrics['reconstruction_cosine'][-1], 3)}"
         )
         return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
+
+
+def suited(rows: int) -> int:
+    """Returns the power of two with about four items to a codeword, at least four.
+
+    >>> suited(81), suited(5)
+    (16, 4)
+    """
+    return max(4, 1 << (rows // 4 | 1).bit_length() - 1)
 
 
 def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarray]:

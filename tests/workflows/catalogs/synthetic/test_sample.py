@@ -14,20 +14,22 @@ from PIL import Image
 
 from storage import files
 from storage.errors import UserError
-from workflows.catalogs.synthetic.behaviour import START, pair_probability, true_probability
+from workflows.catalogs.synthetic.behaviour import START
 from workflows.catalogs.synthetic.sample import BROKEN, FUTURE, OUTCOMES, write_sample
+from workflows.catalogs.synthetic.truth import pair_probability, true_probability
 from workflows.catalogs.synthetic.wording import PATTERN_WORDS
 
 # The default catalogue, frozen: later work is measured on it. It may change only when the lock moves an encoder or
 # when the catalogue is changed on purpose; then every figure measured on it is measured anew.
 FROZEN = {
-    "catalog.json": "69edac939a1c6825d0a5598c185c082e15215991f27ff64de4e3842d7cb4f0cf",
-    "interactions.parquet": "3f69576bf9f6af62761496fe2f7905ffe2305dfd62ae7010d362d9a0fb776deb",
+    "catalog.json": "3b9c95b29f45acdce69aaaa7e07d80c99b8649db5a73482e6bdf49b41b460e9a",
+    "interactions.parquet": "68c7c9cd383dd28a9c291f53318af71ee32e41af005ff54269d0fe68c6d193d9",
     "items.parquet": "5b4acf5c51296d86664ead269916a37d81e06cb59beb4c8c2238908cae30b9e3",
     "media": "ee7330559b216a9c12861ad13a1f5e842f8eae4da3b27a1a0b734505ef082e87",
-    "truth.parquet": "835e5aefef0cd23858e3cd22ab682bf31fe432c9ebe1b115894d3c750e2b9c7d",
-    "truth_items.parquet": "88aaa4dac0f97948e83e4a8ac44a0edcbacb7782a246bca5931e8aa0ad420c16",
-    "truth_users.parquet": "3ea76d4ff5ad2d4af30cefaaa795bb54e1371e115bb041019e30d9c570d626fa",
+    "truth.parquet": "bfeb9179f5bb31c7279c632c905a54101f66ad9123a6e0dfa08ff33354e97c98",
+    "truth_items.parquet": "adc486ce2a5b12362dd4d04167336b5908f0f53cd145bc7ed289ae58b0a5274d",
+    "truth_users.parquet": "df78b1c2718efd8dc1cf894de869959ac2c03f395ca576c5e8ff2793dae06a6c",
+    "truth_visits.parquet": "9c7c27e48e47422185a95f2c60829094591054af955a7a6daeb67aa6797d72cd",
 }
 
 
@@ -91,7 +93,7 @@ def test_default_counts(default: tuple[Path, dict[str, Any]]) -> None:
     assert (kinds.count(["video"]), kinds.count(["image", "video"]), kinds.count(["image"])) == (20, 20, 760)
     uris = {media["uri"] for row in items["media"].to_pylist()[:800] for media in row}
     assert all((directory / uri).is_file() for uri in uris)
-    assert log.schema.names == ["user_id", "item_id", "timestamp", "label", "position"]
+    assert log.schema.names == ["user_id", "item_id", "timestamp", "label", "position", "propensity"]
     assert 0.15 < pc.mean(log["label"]).as_py() < 0.3
 
 
@@ -121,18 +123,21 @@ def test_new_items_come_late(default: tuple[Path, dict[str, Any]]) -> None:
 
 def test_pair_probability_reproduces_the_truth(default: tuple[Path, dict[str, Any]]) -> None:
     directory, _ = default
-    log, truth = (pq.read_table(directory / f"{name}.parquet") for name in ("interactions", "truth"))
-    assert truth.schema.names == ["user_id", "item_id", "timestamp", "probability"]
-    known = log.filter(pc.is_in(log["item_id"], pq.read_table(directory / "truth_items.parquet")["item_id"]))
-    pairs = truth.join(
-        known.select(["user_id", "item_id", "timestamp", "position"])
-        .group_by(["user_id", "item_id", "timestamp"])
-        .aggregate([("position", "max")])
-        .rename_columns(["user_id", "item_id", "timestamp", "position"]),
-        ["user_id", "item_id", "timestamp"],
-    )
-    assert pairs.num_rows == 80_000
-    np.testing.assert_array_equal(pair_probability(str(directory), pairs), pairs["probability"].to_numpy())
+    truth, planned = (pq.read_table(directory / f"truth{name}.parquet") for name in ("", "_visits"))
+    assert truth.schema.names == ["user_id", "item_id", "timestamp", "probability", "visit", "position"]
+    assert planned.schema.names == ["user_id", "start", "need"]
+    pairs = truth.append_column("need", planned["need"].take(truth["visit"]))
+    np.testing.assert_array_equal(pair_probability(str(directory), pairs), truth["probability"].to_numpy())
+
+
+def test_the_log_tells_propensities_and_the_catalogue_how_uneven_they_are(
+    default: tuple[Path, dict[str, Any]],
+) -> None:
+    directory, summary = default
+    log = pq.read_table(directory / "interactions.parquet")
+    assert 0 < pc.min(log["propensity"]).as_py() < pc.max(log["propensity"]).as_py() < 1
+    note = next(note for note in summary["notes"] if "Gini" in note)
+    assert 0.5 < float(note.rsplit(" ", 1)[1]) < 0.8
 
 
 def test_truth_leaves_room_above_popularity(default: tuple[Path, dict[str, Any]]) -> None:
@@ -145,7 +150,7 @@ def test_truth_leaves_room_above_popularity(default: tuple[Path, dict[str, Any]]
     prior = log[~late].label.mean()
     rate = ((clicks["sum"] + 20 * prior) / (clicks["count"] + 20)).reindex(log.item_id[late]).fillna(prior)
     labels = log.label[late].to_numpy()
-    assert 0.75 <= auc(labels, log.probability[late].to_numpy()) <= 0.81
+    assert 0.80 <= auc(labels, log.probability[late].to_numpy()) <= 0.85
     assert 0.58 <= auc(labels, rate.to_numpy()) <= 0.64
 
 

@@ -46,8 +46,9 @@ def run(tmp_path: Path, monkeypatch) -> RunDir:
     fitted = {"product_codes": Fixed(0), "sasrec": Fixed(1)}
     monkeypatch.setattr(recommenders, "load_recommender", lambda of, name: fitted[name])
     asked = {"history": 5, "repeats": False}
-    history: dict[str, list] = {name: [] for name in fitted}
-    run.write_json({"chosen": "product_codes", "queries": asked, "history": history}, "metrics", "generate.json")
+    valid: dict[str, dict] = {name: {} for name in fitted}
+    written = {"chosen": "product_codes", "queries": asked, "valid": valid, "history": {}}
+    run.write_json(written, "metrics", "generate.json")
     return run
 
 
@@ -160,6 +161,19 @@ def test_the_generator_is_set_against_baselines_by_paired_ratios():
     assert np.isnan(found["generator_over_popularity"]["recall@10"])
     assert np.isnan(found["generator_over_popularity"]["recall@10_interval"]).all()
     assert found["sasrec"]["recall@10_interval"] == [1.0, 1.0]
+
+
+def test_the_truth_tells_how_much_of_the_gap_to_it_is_closed():
+    """Nobody gets their item from popularity, every second user from SASRec, and three of four from the truth."""
+    items = np.stack([np.random.default_rng(seed).permutation(50)[:20] for seed in range(400)])
+    half, most = items.copy(), items.copy()
+    half[::2], most[::4] = -1, -1
+    lists = {"sasrec": half, "popularity": np.full_like(items, -1), "truth": most}
+    found = judge(as_recommended(lists), asked(400, items), np.ones(50), np.zeros(50, bool), chosen="sasrec", seed=0)
+    assert found["gap_closed"]["sasrec"] == pytest.approx(2 / 3)
+    low, high = found["gap_closed"]["sasrec_interval"]
+    assert 0.5 < low < 2 / 3 < high < 0.8
+    assert set(found["gap_closed"]) == {"sasrec", "sasrec_interval"}
 
 
 def test_intervals_shrink_with_users():

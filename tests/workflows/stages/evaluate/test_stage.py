@@ -15,7 +15,7 @@ from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.serving.conftest import write_run
-from workflows.catalogs.synthetic.behaviour import true_probability
+from workflows.catalogs.synthetic.truth import true_probability
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
 from workflows.engine.summary import summary

@@ -33,7 +33,7 @@ def context(tmp_path):
 
 
 def run(context: Context, **config):
-    tables.check(context.catalog, needs_interactions=False)
+    tables.check(context.catalog)
     return stage("ingest").run(Config(**config), context)
 
 
@@ -335,7 +335,7 @@ def test_ratings_are_no_labels(label):
 def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says):
     (tmp_path / "catalog" / name).write_text(content)
     with pytest.raises(UserError) as caught:
-        tables.check(context.catalog, needs_interactions=False)
+        tables.check(context.catalog)
     assert says in str(caught.value)
 
 

@@ -28,6 +28,7 @@ from storage.run import RunDir
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.quantize.settings import Collaborative, Config
+from workflows.stages.quantize.stage import suited
 
 pytestmark = pytest.mark.long
 
@@ -184,12 +185,16 @@ def test_a_quantizer_of_another_width_is_refused(tmp_path: Path, fitted: Callabl
     with pytest.raises(UserError, match="take that over, too"):
         fitted(second, frozen=first.root)
     with pytest.raises(UserError, match="this very run"):
-        stage("quantize").check(Config(frozen=first.root), first.root)
+        stage("quantize").check(Config(frozen=first.root), first.root, items=301)
 
 
 def test_results_do_not_depend_on_what_a_worker_gets() -> None:
     config = Config(use_gpu=True, cpus_per_worker=4, workers=2, checkpoint_s=1)
     assert config.identity() == Config().identity()
+
+
+def test_codebooks_that_suit_a_small_catalogue_hold_several_items_a_word() -> None:
+    assert [suited(rows) for rows in (1, 16, 24, 81, 5_000)] == [4, 4, 4, 16, 1024]
 
 
 def test_codebooks_by_name_and_settings_that_do_not_fit() -> None:

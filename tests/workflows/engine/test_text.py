@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from workflows.report import text
+from workflows.engine import text
 
 
 @pytest.mark.parametrize(

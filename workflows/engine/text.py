@@ -1,4 +1,4 @@
-"""Numbers formatted for the page; a missing value, or one that is not a number, becomes a dash."""
+"""Numbers formatted for terminal, log and page; a missing value, or one that is not a number, becomes a dash."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def decimal(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if is_number(value) else DASH
 
 
-def signed(value: Any) -> str:
+def signed(value: Any, digits: int = 4) -> str:
     """Returns a change, with its sign.
 
     >>> signed(0.0312)
     '+0.0312'
     """
-    return f"{value:+.4f}" if is_number(value) else DASH
+    return f"{value:+.{digits}f}" if is_number(value) else DASH
 
 
 def percent(value: Any) -> str:
