@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from operators.log.encoding import Log, encode
 from operators.log.events import SPLITS, first_interactions, known_items
-from operators.log.sequences import queries, training_sequences
 from operators.log.split import Split, SplitLeaveLast, SplitTime
 from operators.media.fetch import FetchMedia
 from storage import files, tables
@@ -277,6 +276,11 @@ def _parts(log: Log, split: Split, share: int, *, order: bool) -> Parts:
     Raises:
         UserError: the log cannot be split so.
     """
+    from operators.log.sequences import queries, training_sequences  # imports torch, which a catalogue alone needs not
+
+    def queried(name: str, *, repeats: bool) -> int:
+        return len(queries(events, numbers, name, history=1, repeats=repeats).target)
+
     events = log.events
     numbers = split.numbers(events)
     eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
@@ -289,9 +293,7 @@ def _parts(log: Log, split: Split, share: int, *, order: bool) -> Parts:
     ]
     sequences = training_sequences(events, numbers)
     lengths = sequences.offsets.diff()
-    asked = {
-        repeats: [_asked(events, numbers, name, repeats=repeats) for name in SPLITS[1:]] for repeats in (False, True)
-    }
+    asked = {repeats: [queried(name, repeats=repeats) for name in SPLITS[1:]] for repeats in (False, True)}
     repeats = 2 * asked[False][1] < asked[True][1]
     learns = bool((lengths > 1).any()) and min(asked[repeats]) > 0
     return Parts(
@@ -302,10 +304,6 @@ def _parts(log: Log, split: Split, share: int, *, order: bool) -> Parts:
         share * asked[repeats][1] if learns else 0,
         repeats,
     )
-
-
-def _asked(events: Any, numbers: np.ndarray, name: str, *, repeats: bool) -> int:
-    return len(queries(events, numbers, name, history=1, repeats=repeats).target)
 
 
 def _odd_events(

@@ -47,7 +47,7 @@ def test_only_stages_that_read_the_split_need_a_log(place: Path) -> None:
 
 
 def test_more_codewords_than_items_are_told_before_anything_runs(place: Path) -> None:
-    (place / "catalog" / "items.csv").write_text("item_id\n" + "".join(f"i{n}\n" for n in range(24)))
+    (place / "catalog" / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},vase\n" for n in range(24)))
     stages = {**STAGES, "generate": {"language_model": None}}
     with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords to 16 or less"):
         check(place, stages, {"kind": "leave_last"})
@@ -85,7 +85,8 @@ def test_tasks_without_their_texts_are_left_out_of_all_and_errors_where_they_are
     (place / "catalog" / "items.csv").write_text(items)
 
     def stages(tasks: object) -> dict:
-        return {**STAGES, where: {"language_model": {"tasks": tasks}}}
+        without = {"product_codes": None} if where == "generate" else {}
+        return {**STAGES, where: {"language_model": {"tasks": tasks}, **without}}
 
     (line,) = told(place, stages("all"))
     assert line.startswith(f"{where}: left out, since no item has a {lacking}: ")
@@ -99,7 +100,7 @@ def test_without_titles_and_captions_no_task_is_left_to_ablate(place: Path) -> N
     (place / "catalog" / "items.csv").write_text("item_id,description\na,A vase.\n")
     with pytest.raises(UserError, match="delete ablate_tasks"):
         told(place, {**STAGES, "ablate_tasks": {}})
-    assert told(place, {**STAGES, "generate": {"language_model": {"tasks": []}}}) == []
+    assert told(place, {**STAGES, "generate": {"language_model": {"tasks": []}, "product_codes": None}}) == []
 
 
 def test_variants_without_their_inputs_are_left_out_by_default_and_errors_where_they_are_named(place: Path) -> None:
