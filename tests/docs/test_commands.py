@@ -123,6 +123,7 @@ def test_a_command_works(
                 assert tesserec("init", "my-catalog", "-o", "mine.yaml")[0] == 0
             if workflow.endswith("amazon-beauty.yaml"):
                 assert tesserec("import", "amazon", "data/amazon", "data/amazon-beauty")[0] == 0
+                options += ["--set", "stages.generate.product_codes.codewords=2"]  # for three items
             status, _, error = tesserec("check", workflow, *options, *FRESH)  # every stage of it
             assert status == 0, error
             if not workflow.endswith(LONG_RUNS):

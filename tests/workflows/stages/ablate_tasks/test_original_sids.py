@@ -56,6 +56,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
         "description": [None] * len(TITLES),
         "caption": [f"caption {number}" for number in range(len(TITLES))],
         "interests": [[f"interest {number}"] for number in range(len(TITLES))],
+        "interest_kinds": [["keyword"]] * len(TITLES),
     }
     for name in ("image_vector", "text_vector"):
         vectors = random.normal(size=(len(TITLES), schema.field(name).type.list_size)).astype(np.float32)
