@@ -7,7 +7,7 @@ of interpret. The steps of a fit cost what its positions and the catalogue's siz
 from __future__ import annotations
 
 RAY_START = 15.0
-STREAM_START, FIT_START = 40.0, 20.0  # seconds until the first row of interpret, or the first step of a fit
+STREAM_START, FIT_START = 25.0, 20.0  # seconds until the first row of interpret, or the first step of a fit
 PICTURE, CLIP, TEXT = 0.12, 0.4, 0.009  # CPU seconds to interpret an item with a picture, with a video, with text alone
 FLOPS = 5e10  # per second, of SASRec
 CODED = 3.5e-5  # seconds per position of a small recommender by product codes
