@@ -89,7 +89,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         fs.pipe_file(temporary, content)
         fs.mv(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # of a store's own kind; it must not hide the first one
             fs.rm_file(temporary)
         if isinstance(error, OSError) and error.errno is not None:  # a full disk does not say for which file
             raise OSError(error.errno, error.strerror, path) from error

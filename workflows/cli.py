@@ -226,7 +226,7 @@ def submit(
 
 def main() -> None:
     """Runs `tesserec` and `python -m workflows`."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run's manifest says what became of it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run's manifest says what became of it
     try:
         status = app(standalone_mode=False)
     except ArtifactError as error:

@@ -114,7 +114,8 @@ class ChatMiner:
     def mine(self, texts: Sequence[ItemText]) -> list[Tags | Failure]:
         """Mines two to four tags of each kind of each item; see `Miner.mine`.
 
-        An item whose second answer cannot be used gets the failure `unparsable_interests`; one that the model does not
+        A kind that an answer lacks is left out, since a short text may hold no two keywords. An item whose second
+        answer cannot be used gets the failure `unparsable_interests`; one that the model does not
         answer gets the model's own failure.
         """
         read = [bounded(text) for text in texts]
@@ -146,13 +147,15 @@ class ChatMiner:
 
     def _read(self, answer: str, evidence: str) -> Tags | Failure:
         tags: Tags = {}
+        failure = None
         for kind in self.kinds:
             keys = (f"{kind}s",) if len(self.kinds) > 1 else None
             found = parse_tags(answer, evidence if kind in self.grounded else None, keys=keys)
             if isinstance(found, Failure):
-                return found
-            tags[kind] = [tag for tag in found if not any(tag in earlier for earlier in tags.values())]
-        return tags
+                failure = failure or found
+            else:
+                tags[kind] = [tag for tag in found if not any(tag in earlier for earlier in tags.values())]
+        return tags or failure or Failure(UNPARSABLE, "No kind of tags was asked for.")
 
 
 def question(kinds: Sequence[Kind], *, simple: bool = False) -> str:

@@ -116,7 +116,7 @@ def nearest(sequences: Jagged, items: int, *, width: int, shrinkage: float) -> t
     chosen.data[:] = 1  # also where an item was chosen again
     of_items = chosen.T.tocsr()
     root = np.sqrt(of_items.sum(axis=1))
-    pairs = np.cumsum(of_items @ chosen.sum(axis=1))  # at most so many counts up to an item
+    pairs = np.cumsum(of_items @ chosen.sum(axis=1), dtype=np.float64)  # at most so many counts up to an item
     width = min(width, items)
     neighbours, similarity = np.zeros((items, width), np.int64), np.zeros((items, width), np.float32)
     start = 0
