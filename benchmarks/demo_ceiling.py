@@ -102,7 +102,6 @@ def measure(catalog: str) -> dict[str, Any]:
     test = queries(log.events, numbers, "test", history=1, repeats=False)
     time = cast("np.ndarray", test.time)
     positives = np.bincount(training_sequences(log.events, numbers).values, minlength=items.num_rows)
-    assert test.time is not None  # noqa: S101 - of a log
     lists = {
         "popularity": recommend_blocks(MostPopular(torch.from_numpy(positives)), test.histories, k=20, banned=test.seen)
     }
