@@ -25,6 +25,12 @@ MISSING = ("nan", "null", "none", "<na>", "nat", "\\n")  # how data frames and d
 TEXT = ("item_id", "user_id", "title", "description", "media", "attributes", "timestamp")
 
 
+def said(text: pl.Expr) -> pl.Expr:
+    """Returns texts without blanks around them, null where they stand for no value."""
+    text = text.str.strip_chars()
+    return pl.when(~text.str.to_lowercase().is_in([*MISSING, ""])).then(text)
+
+
 def as_utf8(content: bytes) -> tuple[bytes, str | None]:
     """Returns a text file in UTF-8 without a byte order mark, and the encoding that it had if this is a guess.
 

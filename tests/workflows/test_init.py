@@ -154,6 +154,15 @@ def test_drawn_catalogues_run_to_their_ends(tmp_path: Path, seed: int) -> None:
     assert {entry.state for entry in manifest.stages.values()} == {"complete"}
 
 
+@pytest.mark.parametrize(
+    "items", ["item_id,title,price\n,,3\n,,4\n", 'item_id,attributes\na,"{""colour"": ""red""}"\n', "item_id,title\n,vase\n"]
+)
+def test_a_catalogue_without_a_usable_item_is_refused(tmp_path: Path, items: str) -> None:
+    (tmp_path / "items.csv").write_text(items)
+    with pytest.raises(UserError, match="no item with an item_id and a title, a description or a medium"):
+        init(str(tmp_path), str(tmp_path / "mine.yaml"))
+
+
 def test_pictures_that_are_named_by_ids_are_found(tmp_path: Path) -> None:
     kind = Kind(title=True, description=False, media=True, log="")
     catalog = Path(write(tmp_path / "catalog", kind))

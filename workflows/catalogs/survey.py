@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from storage import files, tables
+from storage.text_tables import said
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Survey:
         filled: by `title`, `description`, `media` and `attributes`, the items that have one.
         bare: items with neither a title, nor a description, nor a medium.
         unnamed: rows without an id, or with the id of another row.
+        usable: items that are neither.
         unread: columns of the items table that no stage reads.
         events: rows of the log; None without a log.
         labels: the lowest and the highest label; None where no event has one.
@@ -31,6 +33,7 @@ class Survey:
     filled: dict[str, int]
     bare: int
     unnamed: int
+    usable: int
     unread: tuple[str, ...] = ()
     events: int | None = None
     labels: tuple[float, float] | None = None
@@ -55,13 +58,18 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
     items = scan(uri)
     schema, known = items.collect_schema(), tables.KNOWN["items"][1:]
     has = filled(schema, media)
-    ids = pl.col("item_id").cast(pl.String).str.strip_chars()
-    named = ids.filter(ids != "").n_unique()
-    counted = items.select("item_id", **has).select(pl.len().alias("items"), pl.col(*has).sum(), named=named)
+    ids = said(pl.col("item_id").cast(pl.String))
+    counted = items.select(ids, **has).select(
+        pl.len().alias("items"),
+        pl.col(*has).sum(),
+        named=pl.col("item_id").drop_nulls().n_unique(),
+        usable=pl.col("item_id").filter(~pl.col("bare")).drop_nulls().n_unique(),
+    )
     row = counted.collect(engine="streaming").row(0, named=True)
     unread = tuple(name for name in schema if name not in tables.KNOWN["items"])
     by_column = {name: int(row[name]) for name in known}
-    found = Survey(catalog, row["items"], by_column, int(row["bare"]), row["items"] - row["named"], unread)
+    unnamed = row["items"] - row["named"]
+    found = Survey(catalog, row["items"], by_column, int(row["bare"]), unnamed, row["usable"], unread)
     log_uri = tables.find(catalog, "interactions")
     if log_uri is None:
         return found
@@ -103,7 +111,7 @@ def _says(name: str, dtype: pl.DataType) -> pl.Expr:
     """Whether a cell says anything."""
     column = pl.col(name)
     if dtype == pl.String:
-        column = column.str.strip_chars() != ""
+        column = said(column).is_not_null()
     elif isinstance(dtype, pl.List):
         column = column.list.len() > 0
     else:

@@ -65,7 +65,7 @@ class Plan:
 
 def choose(found: Findings, node: Node) -> Plan:
     """Chooses stages and settings for a catalogue on a machine."""
-    items, behaviour = found.counts.items - found.counts.bare - found.counts.unnamed, found.behaviour
+    items, behaviour = found.counts.usable, found.behaviour
     stages = list(_content(found, items, cpus=max(1, int(node.cpus) - READER_CPUS)))
     left_out: dict[str, str] = {}
     split = None

@@ -127,6 +127,10 @@ def find(catalog: str) -> Findings:
         settings |= rating
     config = Config(**settings)
     counts = survey(catalog, label=config.label, media=config.media)
+    if not counts.usable:
+        raise UserError(
+            f"{items_uri} has no item with an item_id and a title, a description or a medium: give the items one."
+        )
     items = canonical_items(config.with_media(sample), items_uri)
     texts = pl.sum_horizontal(pl.col("title", "description").str.strip_chars().str.len_chars().fill_null(0))
     characters = items.select(texts.alias("n")).filter(pl.col("n") > 0)["n"].median()

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from storage.text_tables import MISSING, all_values, as_text
+from storage.text_tables import all_values, as_text, said
 
 NAMES = (
     "a|abbr|acronym|address|article|aside|audio|b|base|bdi|bdo|big|blockquote|body|br|button|canvas|caption|center|"
@@ -52,8 +52,7 @@ def ids(values: pl.Series) -> pl.Series:
             .then(number.cast(pl.String))
         ).to_series()
     else:
-        text = values.cast(pl.String, strict=False).str.strip_chars()
-        text = pl.select(pl.when(~text.str.to_lowercase().is_in([*MISSING, ""])).then(text)).to_series()
+        text = pl.select(said(pl.lit(values.cast(pl.String, strict=False)))).to_series()
         if text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
             text = text.str.strip_suffix(".0")
     return text.alias(values.name)
@@ -68,8 +67,8 @@ def plain(values: pl.Series) -> pl.Series:
     for _ in range(3):  # feeds escape twice, and what they wrap once more
         texts = _stripped(texts)
         texts = _replaced(texts, texts.str.contains("&", literal=True), _unescaped)
-    texts = _stripped(texts).str.replace_all(INVISIBLE, "").str.replace_all(r"\s+", " ").str.strip_chars()
-    return texts.set(texts.str.to_lowercase().is_in([*MISSING, ""]), None)
+    texts = _stripped(texts).str.replace_all(INVISIBLE, "").str.replace_all(r"\s+", " ")
+    return pl.select(said(pl.lit(texts)).alias(values.name)).to_series()
 
 
 def nested(text: str) -> Any:
