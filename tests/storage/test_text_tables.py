@@ -138,8 +138,9 @@ def test_the_index_that_arrow_keeps_is_no_column(tmp_path: Path) -> None:
 
 
 def test_an_encoding_that_is_guessed_is_told(tmp_path: Path) -> None:
-    uri = tmp_path / "items.csv"
-    for content, note in (("é".encode(), []), ("é".encode("cp1252"), ["Windows-1252"]), (b"\x81", ["Latin-1"])):
+    cases = ("é".encode(), []), ("é".encode("cp1252"), ["Windows-1252"]), (b"\x81", ["Latin-1"])
+    for case, (content, note) in enumerate(cases):
+        uri = tmp_path / f"items-{case}.csv"
         uri.write_bytes(b"item_id\n" + content + b"\n")
         assert [line.rsplit(" ", 1)[1] for line in tables.scan(str(uri)).notes] == note
     assert as_utf8(codecs.BOM_UTF16_BE + "é".encode("utf-16-be")) == ("é".encode(), None)
@@ -171,3 +172,15 @@ def test_errors_are_not_those_of_the_parser(tmp_path: Path, name: str) -> None:
         tables.check(str(tmp_path))
     assert "polars" not in str(caught.value).lower()
     assert "truncate" not in str(caught.value)
+
+
+def test_text_is_parsed_once_until_it_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    uri = str(tmp_path / "items.csv")
+    tables.check(str(tmp_path))
+    first = tables.scan(uri)
+    assert tables.scan(uri) is first
+    tables.forget()
+    assert tables.scan(uri) is not first
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\nb,lamp\n")
+    assert tables.scan(uri).rows.height == 2

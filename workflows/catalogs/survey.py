@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -52,11 +51,15 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
         catalog: URI of the catalogue.
         label: column of the log that labels stand in.
         media: where the media of an item lie by its id, for an items table that does not say so.
+
+    Raises:
+        UserError: ids are lists or objects.
     """
     uri = tables.find(catalog, "items")
     assert uri is not None  # noqa: S101 - checked
     items = scan(uri)
     schema, known = items.collect_schema(), tables.KNOWN["items"][1:]
+    _check_ids(uri, schema, "item_id")
     has = filled(schema, media)
     ids = said(pl.col("item_id").cast(pl.String))
     counted = items.select(ids, **has).select(
@@ -74,13 +77,27 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
     if log_uri is None:
         return found
     log = scan(log_uri)
-    names = log.collect_schema().names()
-    values = pl.col(label).cast(pl.Float64, strict=False) if label in names else pl.lit(None, pl.Float64)
+    schema = log.collect_schema()
+    _check_ids(log_uri, schema, "user_id", "item_id")
+    values = labels_of(schema, label)
     values = values.filter(values.is_finite())
     counted = log.select(events=pl.len(), low=values.min(), high=values.max())
     events, low, high = counted.collect(engine="streaming").row(0)
     labels = None if low is None else (low, high)
-    return replace(found, events=events, labels=labels, columns=tuple(names))
+    return replace(found, events=events, labels=labels, columns=tuple(schema))
+
+
+def _check_ids(uri: str, schema: pl.Schema, *names: str) -> None:
+    for name in names:
+        if schema[name].is_nested():
+            raise tables.unreadable(uri, name, f"type {schema[name]}")
+
+
+def labels_of(schema: pl.Schema, column: str) -> pl.Expr:
+    """Returns the values of a column of the log as numbers, null where they are none."""
+    if column not in schema or schema[column].is_nested():
+        return pl.lit(None, pl.Float64)
+    return pl.col(column).cast(pl.Float64, strict=False)
 
 
 def filled(schema: pl.Schema, media: str | None = None) -> dict[str, pl.Expr]:
@@ -95,16 +112,10 @@ def filled(schema: pl.Schema, media: str | None = None) -> dict[str, pl.Expr]:
 def scan(uri: str) -> pl.LazyFrame:
     """Returns a table as it is; of Parquet only what is asked for is read."""
     if not uri.endswith(".parquet"):
-        return _text(uri, files.signature(uri)).lazy()
+        return tables.scan(uri).rows.lazy()
     fs, path = files.filesystem(uri)
     table = pl.scan_parquet(path) if "file" in fs.protocol else pl.scan_pyarrow_dataset(files.dataset(uri))
     return table.select(tables.named(table.collect_schema().names()))
-
-
-@functools.lru_cache(maxsize=2)
-def _text(uri: str, _signature: tuple[str, ...]) -> pl.DataFrame:
-    """Reads a CSV or JSON Lines table, which takes a while, once for all who count in it."""
-    return tables.scan(uri).rows
 
 
 def _says(name: str, dtype: pl.DataType) -> pl.Expr:

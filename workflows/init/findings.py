@@ -21,7 +21,7 @@ from storage import files, tables
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.media.sources import HTTP, Sources
-from workflows.catalogs.survey import Survey, filled, scan, survey
+from workflows.catalogs.survey import Survey, filled, labels_of, scan, survey
 from workflows.stages.ingest import events as logs
 from workflows.stages.ingest.items import canonical_items
 from workflows.stages.ingest.stage import Config
@@ -141,7 +141,7 @@ def find(catalog: str) -> Findings:
         int(characters) if isinstance(characters, float) else 0,
     )
     odd = list(_odd_items(found))
-    if log_uri is not None and counts.events:
+    if log_uri is not None:
         behaviour, more = _behaviour(catalog, items_uri, log_uri, config, counts)
         return replace(found, behaviour=behaviour, odd=(*odd, *more))
     return replace(found, odd=tuple(odd))
@@ -177,7 +177,7 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     column = next((name for name in ("label", *RATINGS) if name in counts.columns), None)
     if column is None:
         return {}
-    value = pl.col(column).cast(pl.Float64, strict=False)
+    value = labels_of(scan(log_uri).collect_schema(), column)
     low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
     if low is None or not math.isfinite(high - low) or (low >= 0 and high <= 1):
         return {}
@@ -217,8 +217,6 @@ def _odd_items(found: Findings) -> Iterator[str]:
     if counts.unread:
         names = ", ".join(counts.unread[:6]) + (", …" if len(counts.unread) > 6 else "")
         yield f"no stage reads the items' columns {names}: put what should be learned from into attributes"
-    if counts.events == 0:
-        yield "the interactions table has no rows"
 
 
 def _behaviour(

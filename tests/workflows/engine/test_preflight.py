@@ -8,6 +8,7 @@ import pytest
 from storage.errors import UserError
 from workflows.engine.definition import resolve
 from workflows.engine.preflight import preflight
+from workflows.init import init
 
 STAGES = {"ingest": {}, "interpret": {}, "project": {}, "quantize": {}}
 COLLABORATIVE = {**STAGES, "quantize": {"method": "rqvae+collaborative"}}
@@ -135,3 +136,34 @@ def test_ratings_need_a_setting_that_makes_labels_of_them(place: Path) -> None:
     assert told(place, {**STAGES, "ingest": {"positive_from": 4}}) == []
     with pytest.raises(UserError, match=r"stages.ingest.label is 'stars': the log has user_id"):
         told(place, {**STAGES, "ingest": {"label": "stars", "positive_from": 4}})
+    log.write_text("user_id,item_id,timestamp\nu,a\n")
+    with pytest.raises(UserError, match=r"interactions.csv has no row that can be read \(line 2 .*\): write events"):
+        told(place, STAGES)
+
+
+def test_a_log_without_rows_is_told_before_anything_runs(place: Path) -> None:
+    (place / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,rating\n")
+    for ingest in ({}, {"label": "rating", "positive_from": 4}):
+        with pytest.raises(UserError, match=r"interactions.csv has no rows: write events there, or remove the file"):
+            told(place, {**STAGES, "ingest": ingest})
+    with pytest.raises(UserError, match=r"has no rows: write events there"):
+        init(str(place / "catalog"), str(place / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [("items", '{"item_id": ["a"], "title": "vase"}'), ("interactions", '{"user_id": {"n": 1}, "item_id": "a"}')],
+)
+def test_ids_of_another_type_are_told(place: Path, table: str, row: str) -> None:
+    (place / "catalog" / f"{table}.csv").unlink()
+    (place / "catalog" / f"{table}.jsonl").write_text(row.replace('"a"}', '"a", "timestamp": 1}'))
+    for look in (lambda: told(place, STAGES), lambda: init(str(place / "catalog"), str(place / "mine.yaml"))):
+        with pytest.raises(UserError, match=rf"{table}.jsonl has a column .* cannot be read .* text or whole numbers"):
+            look()
+
+
+def test_labels_of_another_type_are_none(place: Path) -> None:
+    (place / "catalog" / "interactions.csv").unlink()
+    log = '{"user_id": "u", "item_id": "a", "timestamp": 1, "label": [5]}'
+    (place / "catalog" / "interactions.jsonl").write_text(log)
+    assert told(place, STAGES) == []

@@ -48,9 +48,12 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
         order: timestamps only order a user's events, see `times.parse`.
 
     Raises:
-        UserError: not one timestamp, or not one label, can be read; labels lie outside 0 … 1.
+        UserError: ids are lists or objects; not one timestamp, or not one label, can be read; labels lie outside 0 … 1.
     """
     schema = raw.schema
+    for name in ("user_id", "item_id"):
+        if schema[name].is_nested():
+            raise tables.unreadable(source, name, f"type {schema[name]}")
     context = [
         n for n, t in schema.items() if n not in tables.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
     ]
@@ -126,8 +129,6 @@ def check_dropped(source: str, kept: int, dropped: dict[str, Loss], limit: float
     lost = sum(loss.events for loss in dropped.values())
     if kept and lost <= limit * (kept + lost):
         return
-    if not lost:
-        raise UserError(f"{source} has no rows: write events there, or remove the file to work on items alone.")
     reason = max(dropped, key=lambda name: dropped[name].events)
     loss = dropped[reason]
     remedy = times.remedy(loss.examples[0]) if reason == "no_timestamp" and loss.examples else REMEDIES[reason]

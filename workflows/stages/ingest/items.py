@@ -19,13 +19,6 @@ MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
 ITEM_TYPES = ITEMS.remove(ITEMS.get_field_index("attributes"))
 VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv|3gp|flv|m?ts|wmv|ogv)([?#].*)?$"  # a hint; bytes decide
-FORMS = {
-    "item_id": "text or whole numbers",
-    "title": "text",
-    "description": "text",
-    "media": "URIs, or lists of URIs or of objects with the keys uri and kind",
-    "attributes": 'objects such as {"colour": "red"}, or lists of pairs of key and value',
-}
 NESTED = r"^\s*[\[({]"  # text that may be a list or an object
 
 
@@ -55,9 +48,7 @@ def _read(column: pl.Series, source: str, function: Callable[[pl.Series], Any]) 
         return function(column)
     except (pl.exceptions.PolarsError, _WrongFormError) as error:
         found = str(error) if isinstance(error, _WrongFormError) else f"type {column.dtype}"
-        raise UserError(
-            f"{source} has a column {column.name!r} that cannot be read ({found[:80]}): write {FORMS[column.name]}."
-        ) from error
+        raise tables.unreadable(source, column.name, found) from error
 
 
 class _WrongFormError(Exception):

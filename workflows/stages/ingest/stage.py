@@ -72,7 +72,7 @@ class IngestStage(Stage[Config]):
                 f"{catalog.unnamed:,} of {catalog.items:,} items have no item_id, or that of another item: give each "
                 "its own, or raise stages.ingest.max_reject_share."
             )
-        if catalog.events and config.label != "label" and config.label not in catalog.columns:
+        if catalog.events is not None and config.label != "label" and config.label not in catalog.columns:
             raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
         low, high = catalog.labels or (0.0, 1.0)
         if config.positive_from is None and not 0 <= low <= high <= 1:
