@@ -13,7 +13,7 @@ from storage import tables
 from storage.errors import UserError
 from storage.text_tables import typed
 from workflows.stages.ingest import times
-from workflows.stages.ingest.texts import ids
+from workflows.stages.ingest.texts import ids, like
 
 REMEDIES = {
     "unreadable_row": "give every line as many fields as the header has",
@@ -60,7 +60,7 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
     label = ["label"] if "label" in schema else []
     events = raw.select(
         ids(raw["user_id"]),
-        ids(raw["item_id"]),
+        ids(raw["item_id"], whole=False),
         times.parse(raw["timestamp"], order=order),
         *(number(raw[name]) for name in [*label, *sorted(context)]),
     )
@@ -85,6 +85,8 @@ def clean_events(
 ) -> tuple[pl.DataFrame, dict[str, Loss]]:
     """Drops unusable events; returns the rest in time order, and what was dropped for each reason.
 
+    An item_id that differs from that of an item in `.0` alone is taken for it.
+
     Args:
         events: of `canonical_events`.
         item_ids: of the usable items.
@@ -92,6 +94,7 @@ def clean_events(
         bad: of each line of it that is no row, what is wrong with it.
     """
     now = datetime.now(UTC)
+    events = events.with_columns(like(events["item_id"], item_ids))
     reasons = {
         "no_user_id": pl.col("user_id").is_null(),
         "unknown_item": ~pl.col("item_id").is_in(item_ids.implode()).fill_null(value=False),

@@ -37,25 +37,32 @@ INVISIBLE = r"[[\p{Cc}\p{Cf}]&&[^\s]]"  # control characters; zero-width ones, s
 LONGEST_LIST = 1 << 20  # characters of a list written as text
 
 
-def ids(values: pl.Series) -> pl.Series:
+def ids(values: pl.Series, *, whole: bool = True) -> pl.Series:
     """Returns ids as text without blanks around them, null where there is none.
 
-    Whole numbers that a data frame has turned into floats, because a value was missing, are whole numbers again.
+    Whole numbers that a data frame has turned into floats, because a value was missing, are whole numbers again; those
+    that stand as text are if all of them do, and `whole` asks for it.
     """
     if values.dtype.is_float() or values.dtype.is_decimal():
         number = values.cast(pl.Float64)
-        whole = number.cast(pl.Int64, strict=False)
+        integer = number.cast(pl.Int64, strict=False)
         text = pl.select(
-            pl.when(whole.cast(pl.Float64) == number)
-            .then(whole.cast(pl.String))
+            pl.when(integer.cast(pl.Float64) == number)
+            .then(integer.cast(pl.String))
             .when(number.is_finite())
             .then(number.cast(pl.String))
         ).to_series()
     else:
         text = pl.select(said(pl.lit(values.cast(pl.String, strict=False)))).to_series()
-        if text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
+        if whole and text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
             text = text.str.strip_suffix(".0")
     return text.alias(values.name)
+
+
+def like(values: pl.Series, known: pl.Series) -> pl.Series:
+    """Returns ids as a column of known ones has them, which may differ in `.0` alone; others stay as they are."""
+    forms = [values, values.str.replace(r"^(-?\d+)\.0$", "$1"), values.str.replace(r"^(-?\d+)$", "$1.0")]
+    return pl.select(pl.coalesce(*(form.set(~form.is_in(known.implode()), None) for form in forms), values)).to_series()
 
 
 def plain(values: pl.Series) -> pl.Series:
