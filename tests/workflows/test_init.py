@@ -12,6 +12,7 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 import yaml
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from storage.errors import UserError
@@ -21,6 +22,7 @@ from workflows.engine.definition import load
 from workflows.engine.preflight import preflight
 from workflows.engine.runner import execute
 from workflows.init import choices, costs, init
+from workflows.stages.ingest.stage import Config
 
 COLOURS = ("red", "green", "blue", "black")
 THINGS = ("shirt", "boots", "vase", "lamp", "chair")
@@ -172,6 +174,50 @@ def test_pictures_that_are_named_by_ids_are_found(tmp_path: Path) -> None:
         (catalog / f"{n}.png").rename(catalog / "photos" / f"p-{n}.png")
     init(str(catalog), str(tmp_path / "mine.yaml"))
     assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"media": "photos/{item_id}.png"}
+
+
+@pytest.mark.parametrize("ids", [("1.0", "2.0"), ("a", "b")])
+def test_an_empty_column_of_media_is_none(tmp_path: Path, ids: tuple[str, ...]) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title,media\n" + "".join(f"{item},,\n" for item in ids))
+    (tmp_path / "pics").mkdir()
+    for item in ids:
+        Image.new("RGB", (48, 48)).save(tmp_path / "pics" / f"{item.removesuffix('.0')}.jpg")
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"media": "pics/{item_id}.jpg"}
+    preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))
+    items = Config(media="pics/{item_id}.jpg").with_media(pl.read_csv(tmp_path / "items.csv"))
+    assert items["media"].to_list() == [f"pics/{item.removesuffix('.0')}.jpg" for item in ids]
+
+
+def test_only_some_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},vase\n" for n in range(99)))
+    for n in range(99):
+        (tmp_path / f"{n:02}").mkdir()
+    looked, exists = [], LocalFileSystem.exists
+    monkeypatch.setattr(LocalFileSystem, "exists", lambda fs, path: looked.append(path) or exists(fs, path))
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert len(looked) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("values", "least"), [([-1, 0.5], 0.05), ([1, 2, 3, 4, 5], 4), ([0, 1.2], 1), ([1.5, 1.5], 1.5), ([-9, 9], 4)]
+)
+def test_some_ratings_count_as_liked(tmp_path: Path, values: list[float], least: float) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},vase\n" for n in range(9)))
+    events = "".join(f"u{n % 5},{n % 9},2026-01-{1 + n % 28:02},{values[n % len(values)]}\n" for n in range(90))
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,score\n" + events)
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"label": "score", "positive_from": least}
+    preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))
+
+
+def test_a_log_that_loses_most_of_its_events_gets_the_setting_that_allows_it(tmp_path: Path) -> None:
+    catalog = Path(write(tmp_path / "catalog", Kind(title=True, description=False, media=False, log="plain")))
+    items = pl.read_csv(catalog / "items.csv").head(2)
+    items.write_csv(catalog / "items.csv")
+    said = init(str(catalog), str(tmp_path / "mine.yaml"))
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"max_dropped_share": 1.0}
+    assert any("events will be dropped" in line for line in said)
 
 
 def test_what_is_odd_in_a_catalogue_is_said(tmp_path: Path) -> None:

@@ -103,9 +103,9 @@ def labels_of(schema: pl.Schema, column: str) -> pl.Expr:
 def filled(schema: pl.Schema, media: str | None = None) -> dict[str, pl.Expr]:
     """Returns what tells whether an item has a title, …, or is `bare`; see `Survey` and `survey`."""
     known = tables.KNOWN["items"][1:]
-    has = {name: _says(name, schema[name]) if name in schema else pl.lit(value=False) for name in known}
-    if media is not None and "media" not in schema:
-        has["media"] = pl.lit(value=True)
+    has = {name: says(name, schema) for name in known}
+    if media is not None:
+        has["media"] |= ~has["media"].any()
     return {**has, "bare": ~(has["title"] | has["description"] | has["media"])}
 
 
@@ -118,9 +118,11 @@ def scan(uri: str) -> pl.LazyFrame:
     return table.select(tables.named(table.collect_schema().names()))
 
 
-def _says(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Whether a cell says anything."""
-    column = pl.col(name)
+def says(name: str, schema: pl.Schema) -> pl.Expr:
+    """Returns whether the cells of a column hold anything; those of a column that is not there do not."""
+    if name not in schema:
+        return pl.lit(value=False)
+    column, dtype = pl.col(name), schema[name]
     if dtype == pl.String:
         column = said(column).is_not_null()
     elif isinstance(dtype, pl.List):

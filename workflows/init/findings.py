@@ -29,6 +29,7 @@ from workflows.stages.ingest.texts import ids as ids_of
 
 SAMPLED_ITEMS, SAMPLED_EVENTS, PROBED = 2_000, 500_000, 24
 RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
+FOLDERS = 20  # that are looked into for media
 LIKED = 0.7  # share of the way from the lowest to the highest rating from which on one counts as liked
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov")
 LARGE_SHARE = 0.1  # of the log, for one user or item of many
@@ -72,6 +73,7 @@ class Behaviour:
         users, items: with an event.
         per_user: the median of the events of a user, and the number that nine in ten users stay below.
         first, last: time of the first and last event; None where times only order the events of one user.
+        dropped: share of the events that ingest will drop.
         labelled: whether there are labels of both kinds.
         liked: share of positives.
         parts: what the splits leave, the preferred one first; empty where there is nothing to learn from.
@@ -83,6 +85,7 @@ class Behaviour:
     per_user: tuple[int, int]
     first: datetime | None
     last: datetime | None
+    dropped: float = 0.0
     labelled: bool = False
     liked: float = 1.0
     parts: tuple[Parts, ...] = ()
@@ -156,12 +159,10 @@ def _sample(uri: str, rows: int) -> pl.DataFrame:
 
 def _pictures_by_id(catalog: str, items: pl.DataFrame) -> str | None:
     """Returns where media named by the ids of items lie, as `stages.ingest.media`; None where there are none."""
-    ids = [name for name in items["item_id"].cast(pl.String).drop_nulls().head(PROBED) if name and "/" not in name]
+    ids = [name for name in ids_of(items["item_id"]).drop_nulls().head(PROBED) if "/" not in name]
     fs, path = files.filesystem(catalog)
-    folders = [
-        "",
-        *(entry["name"].rsplit("/", 1)[-1] + "/" for entry in fs.ls(path, detail=True) if entry["type"] == "directory"),
-    ]
+    inside = sorted(entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
+    folders = ["", *(name.rsplit("/", 1)[-1] + "/" for name in inside[:FOLDERS])]
     found = Counter(
         f"{folder}{{item_id}}.{suffix}"
         for folder in folders
@@ -182,7 +183,8 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     if low is None or not math.isfinite(high - low) or (low >= 0 and high <= 1):
         return {}
     named = {} if column == "label" else {"label": column}
-    return {**named, "positive_from": float(math.ceil(low + LIKED * (high - low)))}
+    least = low + LIKED * (high - low)
+    return {**named, "positive_from": float(math.ceil(least) if math.ceil(least) <= high else round(least, 6))}
 
 
 def _media(catalog: str, items: pl.DataFrame) -> Media:
@@ -238,7 +240,7 @@ def _behaviour(
     order = tables.timestamps(catalog) == "order"
     canonical = logs.canonical_events(raw, log_uri, order=order)
     events, dropped = logs.clean_events(canonical, ids, raw, bad=[])
-    logs.check_dropped(log_uri, events.height, dropped, config.max_dropped_share, ids)
+    logs.check_dropped(log_uri, events.height, dropped, 1.0, ids)
     times = events.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(0)
     found = Behaviour(
         by_user.height,
@@ -246,6 +248,7 @@ def _behaviour(
         (int(per_user[len(per_user) // 2]), int(per_user[9 * len(per_user) // 10])),
         first=None if order else times[0],
         last=None if order else times[1],
+        dropped=1 - events.height / raw.height,
     )
     odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
     if times[0] == times[1]:

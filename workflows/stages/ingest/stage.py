@@ -12,7 +12,7 @@ from operators.base import REJECTED, rejects_table
 from operators.log.events import Events
 from storage import files, tables
 from storage.errors import UserError
-from workflows.catalogs.survey import Survey
+from workflows.catalogs.survey import Survey, says
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 from workflows.stages.ingest import events, items
 from workflows.stages.ingest.texts import ids
@@ -23,7 +23,7 @@ class Config(StageConfig):
 
     Attributes:
         media: where the one medium of an item lies by its id, such as `pictures/{item_id}.jpg`; for an items table
-            without a column `media`.
+            without a column `media`, or with an empty one.
         label: column of the log that labels stand in.
         positive_from: the least label that counts as 1, for ratings; all below count as 0.
         max_reject_share: share of rejected items past which the run fails.
@@ -40,7 +40,7 @@ class Config(StageConfig):
 
     def with_media(self, table: pl.DataFrame) -> pl.DataFrame:
         """Adds the column `media` to items as they were read, where the definition says where media lie."""
-        if self.media is None or "media" in table.columns:
+        if self.media is None or ("media" in table.columns and table.select(says("media", table.schema).any()).item()):
             return table
         before, _, after = self.media.partition("{item_id}")
         return table.with_columns(media=pl.format("{}{}{}", pl.lit(before), ids(table["item_id"]), pl.lit(after)))
@@ -58,7 +58,7 @@ class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 3
+    version = 4
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
