@@ -277,3 +277,17 @@ def test_a_definition_is_not_overwritten_and_its_name_is_one(tmp_path: Path, out
     (tmp_path / "there.yaml").write_text("mine")
     with pytest.raises(UserError, match=sentence):
         init(catalog, str(tmp_path / output))
+
+
+@pytest.mark.parametrize("name", ["2024", "on", "1e3", "null", "2026-01-02"])
+def test_the_name_of_a_workflow_is_text(tmp_path: Path, name: str) -> None:
+    catalog = write(tmp_path / "catalog", KINDS[0])
+    init(catalog, str(tmp_path / f"{name}.yaml"))
+    assert load(str(tmp_path / f"{name}.yaml"), []).name == name
+
+
+def test_a_definition_in_the_home_folder_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        init(write(tmp_path / "catalog", KINDS[0]), "~/mine.yaml")
