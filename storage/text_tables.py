@@ -149,7 +149,7 @@ def _mended(
             mended[number] = [field or None for field in [*fields, *names[len(fields) :]][:width]]
             continue
         found = f"another number of fields ({row.actual_columns}) than the header ({width})"
-        bad += [f"line {line + n} has {found}" for n in range(row.text.count("\n") + 1)]
+        bad += [f"line {line + n} has {found}" for n in range(len(re.split("\r\n?|\n", row.text)))]
     if mended:
         kept = pl.Series(range(rows.height + len(ragged)), dtype=pl.Int64)
         kept = kept.filter(~kept.is_in([row.number - skip - 1 for row in ragged]))
@@ -166,15 +166,19 @@ def _fields(text: str, separator: str) -> list[str]:
 def _lines(content: bytes, texts: Iterable[bytes]) -> Iterator[int]:
     """Yields the number, from 1, of the line at which each of some rows begins, given in their order."""
     newline = b"\n" if b"\n" in content else b"\r"
-    position, line, ends = 0, 1, b"\r\n"
+    position, line = 0, 1
     for text in texts:
-        at = content.find(text, position)
-        while at > 0 and (content[at - 1] not in ends or content[at + len(text)] not in ends):
-            at = content.find(text, at + 1)
+        row = newline + text
+        at = content.find(row, position)
+        while at >= 0 and content[at + len(row)] not in b"\r\n":  # the start of a longer line
+            at = content.find(row, at + 1)
         if at >= 0:
-            line += content.count(newline, position, at)
-            position = at
+            line += content.count(newline, position, at + 1)
+            position = at + 1
         yield line
+        if at >= 0:  # behind the row, whose text may stand there twice
+            line += text.count(newline)
+            position += len(text)
 
 
 def _unclosed(content: bytes, uri: str, separator: str) -> str:

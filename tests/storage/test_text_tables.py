@@ -184,3 +184,9 @@ def test_text_is_parsed_once_until_it_is_forgotten(tmp_path: Path) -> None:
     assert tables.scan(uri) is not first
     (tmp_path / "items.csv").write_text("item_id,title\na,vase\nb,lamp\n")
     assert tables.scan(uri).rows.height == 2
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_equal_lines_that_are_no_rows_have_their_own_numbers(newline: str) -> None:
+    text = newline.join(["item_id,title", "1", "1,a", "1", "1", "11,b", "", '"1', '"', "1", ""])
+    assert [line.partition(" has")[0] for line in rows(text)[1]] == [f"line {n}" for n in (2, 4, 5, 8, 9, 10)]
