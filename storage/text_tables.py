@@ -97,6 +97,36 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{uri} has two columns {twice[0]!r}: rename or remove one.")
     content = content if content.endswith((b"\n", b"\r")) else content + b"\n"
+    wide = [*names, *[""] * _surplus(content, separator, skip, len(names))]
+    rows, bad = _rows(content, uri, separator, wide, skip, len(names))
+    if any(rows[:, position].count() for position in range(len(names), len(wide))):
+        rows, bad = _rows(content, uri, separator, names, skip, len(names))
+    rows = rows[:, : len(names)]
+    if (blank := rows.select(pl.all_horizontal(pl.all().is_null())).to_series()).any():
+        rows = rows.filter(~blank)
+    rows = rows.rename(dict(zip(rows.columns, _unique(names), strict=True)))
+    return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+
+
+def _surplus(content: bytes, separator: str, skip: int, width: int) -> int:
+    """Returns how many empty fields the first row has beyond those of the header; mostly all rows have them."""
+    sample = content[:SAMPLE_BYTES].decode(errors="ignore")
+    reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
+    with contextlib.suppress(csv.Error):  # a field of more than 128 KiB
+        for row in reader:
+            if row and reader.line_num > skip:
+                return 0 if any(field.strip() for field in row[width:]) else len(row[width:])
+    return 0
+
+
+def _rows(
+    content: bytes, uri: str, separator: str, names: list[str], skip: int, width: int
+) -> tuple[pl.DataFrame, list[str]]:
+    """Reads the rows under a header of `width` columns as text, in columns 0, 1, … for the names.
+
+    Raises:
+        UserError: a quote is never closed.
+    """
     columns = [str(position) for position in range(len(names))]
     ragged: list[Any] = []
 
@@ -125,11 +155,7 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     tail = content[-BLOCK_BYTES:].rstrip(b"\r\n")
     if any(end and "\n" in end.strip() and tail.endswith(end.strip().encode()) for end in ends):  # no quote after it
         raise UserError(_unclosed(content, uri, separator))
-    rows, bad = _mended(rows, ragged, content, separator, names, skip)
-    if (blank := rows.select(pl.all_horizontal(pl.all().is_null())).to_series()).any():
-        rows = rows.filter(~blank)
-    rows = rows.rename(dict(zip(columns, _unique(names), strict=True)))
-    return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+    return _mended(rows, ragged, content, separator, names, skip, width)
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -138,7 +164,7 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _mended(
-    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, names: list[str], skip: int
+    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, names: list[str], skip: int, header: int
 ) -> tuple[pl.DataFrame, list[str]]:
     """Puts rows that lack nothing, or have nothing too much, back in their place; says of others where they stand."""
     width, mended, bad = rows.width, {}, []
@@ -148,7 +174,7 @@ def _mended(
         if not any(field.strip() for field in fields[width:]) and not any(names[len(fields) :]):
             mended[number] = [field or None for field in [*fields, *names[len(fields) :]][:width]]
             continue
-        found = f"another number of fields ({row.actual_columns}) than the header ({width})"
+        found = f"another number of fields ({row.actual_columns}) than the header ({header})"
         bad += [f"line {line + n} has {found}" for n in range(len(re.split("\r\n?|\n", row.text)))]
     if mended:
         kept = pl.Series(range(rows.height + len(ragged)), dtype=pl.Int64)
