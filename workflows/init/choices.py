@@ -206,7 +206,7 @@ def _generate(found: Findings, items: int, part: Parts, budget: float, *, gpus: 
     settings = {"use_gpu": True} if gpus else {}
     if part.repeats:
         settings["filter_seen"], why = False, f"{why}; users choose the same items again"
-    return Choice("generate", settings, why, tuple(parts), costs.FIT_START)
+    return Choice("generate", settings, why, tuple(parts), costs.FIT_START + costs.item_knn(part.positives, items))
 
 
 def _language_model(found: Findings, items: int, part: Parts, budget: float) -> Choice:

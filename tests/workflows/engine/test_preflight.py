@@ -10,8 +10,9 @@ from workflows.engine.definition import resolve
 from workflows.engine.preflight import preflight
 from workflows.init import init
 
-STAGES = {"ingest": {}, "interpret": {}, "project": {}, "quantize": {}}
-COLLABORATIVE = {**STAGES, "quantize": {"method": "rqvae+collaborative"}}
+FEW = {"codebook_sizes": [1, 1, 1]}
+STAGES = {"ingest": {}, "interpret": {}, "project": {}, "quantize": FEW}
+COLLABORATIVE = {**STAGES, "quantize": {"method": "rqvae+collaborative", **FEW}}
 
 
 def check(place: Path, stages: dict, split: dict) -> None:
@@ -54,6 +55,10 @@ def test_more_codewords_than_items_are_told_before_anything_runs(place: Path) ->
         check(place, stages, {"kind": "leave_last"})
     stages["generate"] = {"product_codes": {"codewords": 16}}
     check(place, stages, {"kind": "leave_last"})
+    (line,) = told(place, {**STAGES, "quantize": {"codebook_sizes": [16, 32]}})
+    assert line.startswith("quantize: 24 items leave most of 32 codewords unused")
+    assert line.endswith("lower stages.quantize.codebook_sizes, to about 4 each")
+    assert told(place, {**STAGES, "quantize": {"codebook_sizes": [16, 24]}}) == []
 
 
 def test_a_definition_of_a_catalogue_without_a_log_is_told_which_stages_go(place: Path) -> None:

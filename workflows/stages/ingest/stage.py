@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from operators.base import REJECTED, rejects_table
+from operators.log.encoding import LIKED, liked
 from operators.log.events import Events
 from storage import files, tables
 from storage.errors import UserError
@@ -148,11 +149,11 @@ def check_learnable(log: pl.DataFrame, context: Context, order: bool) -> list[st
     notes = [f"{log.height} events of {log['user_id'].n_unique()} users from {first} to {last} UTC"]
     if order:
         notes = ["the timestamps tell the order of a user's events, not the time: they do not compare users"]
-    if "label" in log.columns and (log["label"] >= 0.5).all():
+    if "label" in log.columns and (log["label"] >= LIKED).all():
         notes.append("every label is 1, which says nothing: the log is read as positives alone")
     if context.splits:
-        if "label" in log.columns and not (log["label"] >= 0.5).any():
-            raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+        if "label" in log.columns:
+            liked(log["label"].to_numpy())
         user = log["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
         time, ones = log["timestamp"].dt.epoch("us").to_numpy(), np.ones(log.height, np.float32)
         context.split.numbers(Events(user, np.zeros_like(user), time, ones))
