@@ -202,7 +202,9 @@ def test_surplus_fields_are_left_out_where_they_are_empty(table: list[list[str]]
     found, bad = rows("item_id,title,note\n" + text)
     fine = [len(fields) >= 2 and not any(field.strip() for field in fields[2:]) for fields in table]
     assert [row["item_id"] for row in found] == [f"p{n}" for n, kept in enumerate(fine) if kept]
-    assert [row["title"] or "" for row in found] == [fields[0] for fields, kept in zip(table, fine, strict=True) if kept]
+    assert [row["title"] or "" for row in found] == [
+        fields[0] for fields, kept in zip(table, fine, strict=True) if kept
+    ]
     assert [line.split(" ", 2)[1] for line in bad] == [str(n + 2) for n, kept in enumerate(fine) if not kept]
     assert all("than the header (3)" in line for line in bad)
 

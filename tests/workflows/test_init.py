@@ -161,7 +161,8 @@ def test_drawn_catalogues_run_to_their_ends(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "items", ["item_id,title,price\n,,3\n,,4\n", 'item_id,attributes\na,"{""colour"": ""red""}"\n', "item_id,title\n,vase\n"]
+    "items",
+    ["item_id,title,price\n,,3\n,,4\n", 'item_id,attributes\na,"{""colour"": ""red""}"\n', "item_id,title\n,vase\n"],
 )
 def test_a_catalogue_without_a_usable_item_is_refused(tmp_path: Path, items: str) -> None:
     (tmp_path / "items.csv").write_text(items)

@@ -11,7 +11,9 @@ from workflows.catalogs.survey import survey
 
 TEXT = st.sampled_from([None, "", " ", "vase", " red ", "nan"])
 ROWS = st.lists(
-    st.fixed_dictionaries({"item_id": st.sampled_from(["a", "b", "c", "", "NULL", None]), "title": TEXT, "media": TEXT}),
+    st.fixed_dictionaries(
+        {"item_id": st.sampled_from(["a", "b", "c", "", "NULL", None]), "title": TEXT, "media": TEXT}
+    ),
     min_size=1,
     max_size=8,
 )

@@ -160,7 +160,7 @@ def _degraded(texts: pl.Series, where: pl.Series, code: str) -> pl.Series:
 
 
 def _media_of(value: Any) -> list[dict[str, Any]]:
-    """Returns the media of what was parsed from text: a URI, an object with one, or lists of them; see `_without_uri`."""
+    """Returns the media of what was parsed from text: a URI, an object, or lists of them; see `_without_uri`."""
     if isinstance(value, list | tuple | set):
         return [medium for part in value for medium in _media_of(part)]
     if isinstance(value, dict) and "uri" not in value:

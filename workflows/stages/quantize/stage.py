@@ -53,12 +53,11 @@ class QuantizeStage(Stage[Config]):
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
         """Says when there are more codewords than items."""
-        if config.frozen or (large := max(config.codebook_sizes)) <= catalog.items:
+        items, large = catalog.items, max(config.codebook_sizes)
+        if config.frozen or large <= items:
             return []
-        return [
-            f"{catalog.items} items leave most of {large} codewords unused, and hardly any two of them share one: lower "
-            f"stages.quantize.codebook_sizes, to about {suited(catalog.items)} each"
-        ]
+        unused = f"{items} items leave most of {large} codewords unused, and hardly any two of them share one"
+        return [f"{unused}: lower stages.quantize.codebook_sizes, to about {suited(items)} each"]
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fit; a quantizer that is taken over needs none."""
