@@ -243,6 +243,15 @@ def test_what_is_odd_in_a_catalogue_is_said(tmp_path: Path) -> None:
     assert "zeros or .0 alone" in said
 
 
+def test_ids_that_ingest_matches_are_not_told(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n1.0,vase\n1.5,vase\n2.0,vase\n")
+    log = "".join(f"u,{item},2026-01-{n + 1:02}\n" for n, item in enumerate(("1.0", "2.0", "7.0")))
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n" + log)
+    said = "\n".join(init(str(tmp_path), str(tmp_path / "mine.yaml")))
+    assert "will be dropped 1 unknown_item (such as '7.0')" in said
+    assert "zeros" not in said
+
+
 # Rows, sizes and seconds of benchmarks/RESULTS.md, "Seconds per stage" and "The next item on Amazon Beauty"
 MEASURED = {
     "interpret of the demo": (costs.interpret(809, 789, 20, cpus=2), 86),

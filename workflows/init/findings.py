@@ -26,6 +26,7 @@ from workflows.stages.ingest import events as logs
 from workflows.stages.ingest.items import canonical_items
 from workflows.stages.ingest.stage import Config
 from workflows.stages.ingest.texts import ids as ids_of
+from workflows.stages.ingest.texts import like
 
 SAMPLED_ITEMS, SAMPLED_EVENTS, PROBED = 2_000, 500_000, 24
 RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
@@ -322,8 +323,8 @@ def _odd_events(
     if lost := logs.told(dropped):
         yield f"of {raw.height:,} events will be dropped {lost}"
     if dropped["unknown_item"].events:
-        known = ids_of(raw["item_id"])
-        strange = known.filter(~known.is_in(ids.implode())).drop_nulls().unique()
+        named = like(ids_of(raw["item_id"], whole=False), ids)
+        strange = named.filter(~named.is_in(ids.implode())).drop_nulls().unique()
         spreadsheet = _bare_number(strange).is_in(_bare_number(ids).implode()).any()
         reason = "; they differ in zeros or .0 alone, which a spreadsheet may have lost or added" if spreadsheet else ""
         yield f"the items table has ids such as {', '.join(map(repr, ids.sort().head(logs.EXAMPLES)))}{reason}"
