@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -20,6 +21,18 @@ REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "times
 KNOWN = {
     "items": ("item_id", "title", "description", "media", "attributes"),
     "interactions": ("user_id", "item_id", "timestamp", "label", "propensity"),  # of what was shown; no feature
+}
+FORMS = {
+    "item_id": "text or whole numbers",
+    "user_id": "text or whole numbers",
+    "title": "text",
+    "description": "text",
+    "media": "URIs, or lists of URIs or of objects with the keys uri and kind",
+    "attributes": 'objects such as {"colour": "red"}, or lists of pairs of key and value',
+}
+EMPTY = {
+    "items": "a catalogue needs at least one item",
+    "interactions": "write events there, or remove the file to work on items alone",
 }
 UNNAMED = r"|Unnamed: \d+(\.\d+)?|_c\d+|\.\.\.\d+|__index_level_\d+__"  # by a CSV, pandas, Spark, readr, Arrow
 
@@ -51,26 +64,32 @@ class Scanned(NamedTuple):
 
 
 def scan(uri: str) -> Scanned:
-    """Reads a table as it is, without judging its columns.
+    """Reads a table as it is, without judging its columns; of text, which takes a while to parse, until `forget` once.
 
     Raises:
         UserError: the file does not parse.
     """
-    content = files.read_bytes(uri)
-    bad: list[str] = []
-    notes: list[str] = []
-    if uri.endswith(".parquet"):
-        try:
-            rows = pl.read_parquet(content)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise _damaged(uri) from error
-    else:
-        content, guess = text_tables.as_utf8(content)
-        if guess is not None:
-            notes.append(f"{uri} is not UTF-8 and was read as {guess}")
-        read = text_tables.read_csv if uri.endswith(".csv") else text_tables.read_json_lines
-        rows, bad = read(content, uri)
+    if not uri.endswith(".parquet"):
+        return _parsed(uri, files.signature(uri))
+    try:
+        rows = pl.read_parquet(files.read_bytes(uri))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _damaged(uri) from error
+    return Scanned(rows.select(named(rows.columns)), [], [])
+
+
+@functools.lru_cache(maxsize=2)  # both tables of a catalogue
+def _parsed(uri: str, _signature: tuple[str, ...]) -> Scanned:
+    content, guess = text_tables.as_utf8(files.read_bytes(uri))
+    notes = [] if guess is None else [f"{uri} is not UTF-8 and was read as {guess}"]
+    read = text_tables.read_csv if uri.endswith(".csv") else text_tables.read_json_lines
+    rows, bad = read(content, uri)
     return Scanned(rows.select(named(rows.columns)), bad, notes)
+
+
+def forget() -> None:
+    """Frees the memory of the tables that were read from text."""
+    _parsed.cache_clear()
 
 
 def named(columns: list[str]) -> list[str]:
@@ -80,11 +99,9 @@ def named(columns: list[str]) -> list[str]:
 
 def columns(uri: str) -> list[str]:
     """Names of a table's columns."""
-    fs, path = files.filesystem(uri)
-    if uri.endswith(".csv"):
-        return named(text_tables.header(text_tables.as_utf8(files.read_bytes(uri))[0], uri)[1])
     if not uri.endswith(".parquet"):
         return scan(uri).rows.columns
+    fs, path = files.filesystem(uri)
     try:
         with fs.open(path, "rb") as stream:
             return named(list(pl.read_parquet_schema(stream)))
@@ -100,7 +117,7 @@ def check(catalog: str) -> None:
     """Refuses a catalogue that cannot be worked on; it may lack interactions.
 
     Raises:
-        UserError: a table or a required column is missing, or there are no items.
+        UserError: a table or a required column is missing, or a table has no rows.
     """
     if not files.exists(catalog):
         raise UserError(f"There is no catalogue at {catalog}: write its items table there.")
@@ -117,16 +134,18 @@ def check(catalog: str) -> None:
                 near = part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
                 hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
                 raise UserError(f"{uri} has no column {column!r}: {hint}.")
-        if table == "items" and not rows(uri):
-            raise UserError(f"{uri} has no rows: a catalogue needs at least one item.")
+        if uri.endswith(".parquet"):
+            rows, bad = files.dataset(uri).count_rows(), list[str]()
+        else:
+            rows, bad = scan(uri).rows.height, scan(uri).bad
+        if not rows:
+            found = f"no row that can be read ({bad[0]})" if bad else "no rows"
+            raise UserError(f"{uri} has {found}: {EMPTY[table]}.")
 
 
-def rows(uri: str) -> int:
-    """Numbers of rows of a table."""
-    if uri.endswith(".parquet"):
-        return files.dataset(uri).count_rows()
-    scanned = scan(uri)
-    return scanned.rows.height + len(scanned.bad)
+def unreadable(uri: str, column: str, found: str) -> UserError:
+    """Returns the error of a column in another form than its name asks for."""
+    return UserError(f"{uri} has a column {column!r} that cannot be read ({found[:80]}): write {FORMS[column]}.")
 
 
 def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:

@@ -25,6 +25,12 @@ MISSING = ("nan", "null", "none", "<na>", "nat", "\\n")  # how data frames and d
 TEXT = ("item_id", "user_id", "title", "description", "media", "attributes", "timestamp")
 
 
+def said(text: pl.Expr) -> pl.Expr:
+    """Returns texts without blanks around them, null where they stand for no value."""
+    text = text.str.strip_chars()
+    return pl.when(~text.str.to_lowercase().is_in([*MISSING, ""])).then(text)
+
+
 def as_utf8(content: bytes) -> tuple[bytes, str | None]:
     """Returns a text file in UTF-8 without a byte order mark, and the encoding that it had if this is a guess.
 
@@ -91,6 +97,36 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{uri} has two columns {twice[0]!r}: rename or remove one.")
     content = content if content.endswith((b"\n", b"\r")) else content + b"\n"
+    wide = [*names, *[""] * _surplus(content, separator, skip, len(names))]
+    rows, bad = _rows(content, uri, separator, wide, skip, len(names))
+    if any(rows[:, position].count() for position in range(len(names), len(wide))):
+        rows, bad = _rows(content, uri, separator, names, skip, len(names))
+    rows = rows[:, : len(names)]
+    if (blank := rows.select(pl.all_horizontal(pl.all().is_null())).to_series()).any():
+        rows = rows.filter(~blank)
+    rows = rows.rename(dict(zip(rows.columns, _unique(names), strict=True)))
+    return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+
+
+def _surplus(content: bytes, separator: str, skip: int, width: int) -> int:
+    """Returns how many empty fields the first row has beyond those of the header; mostly all rows have them."""
+    sample = content[:SAMPLE_BYTES].decode(errors="ignore")
+    reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
+    with contextlib.suppress(csv.Error):  # a field of more than 128 KiB
+        for row in reader:
+            if row and reader.line_num > skip:
+                return 0 if any(field.strip() for field in row[width:]) else len(row[width:])
+    return 0
+
+
+def _rows(
+    content: bytes, uri: str, separator: str, names: list[str], skip: int, width: int
+) -> tuple[pl.DataFrame, list[str]]:
+    """Reads the rows under a header of `width` columns as text, in columns 0, 1, … for the names.
+
+    Raises:
+        UserError: a quote is never closed.
+    """
     columns = [str(position) for position in range(len(names))]
     ragged: list[Any] = []
 
@@ -119,11 +155,7 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     tail = content[-BLOCK_BYTES:].rstrip(b"\r\n")
     if any(end and "\n" in end.strip() and tail.endswith(end.strip().encode()) for end in ends):  # no quote after it
         raise UserError(_unclosed(content, uri, separator))
-    rows, bad = _mended(rows, ragged, content, separator, names, skip)
-    if (blank := rows.select(pl.all_horizontal(pl.all().is_null())).to_series()).any():
-        rows = rows.filter(~blank)
-    rows = rows.rename(dict(zip(columns, _unique(names), strict=True)))
-    return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+    return _mended(rows, ragged, content, separator, names, skip, width)
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -132,7 +164,7 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _mended(
-    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, names: list[str], skip: int
+    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, names: list[str], skip: int, header: int
 ) -> tuple[pl.DataFrame, list[str]]:
     """Puts rows that lack nothing, or have nothing too much, back in their place; says of others where they stand."""
     width, mended, bad = rows.width, {}, []
@@ -142,8 +174,8 @@ def _mended(
         if not any(field.strip() for field in fields[width:]) and not any(names[len(fields) :]):
             mended[number] = [field or None for field in [*fields, *names[len(fields) :]][:width]]
             continue
-        found = f"another number of fields ({row.actual_columns}) than the header ({width})"
-        bad += [f"line {line + n} has {found}" for n in range(row.text.count("\n") + 1)]
+        found = f"another number of fields ({row.actual_columns}) than the header ({header})"
+        bad += [f"line {line + n} has {found}" for n in range(len(re.split("\r\n?|\n", row.text)))]
     if mended:
         kept = pl.Series(range(rows.height + len(ragged)), dtype=pl.Int64)
         kept = kept.filter(~kept.is_in([row.number - skip - 1 for row in ragged]))
@@ -160,15 +192,19 @@ def _fields(text: str, separator: str) -> list[str]:
 def _lines(content: bytes, texts: Iterable[bytes]) -> Iterator[int]:
     """Yields the number, from 1, of the line at which each of some rows begins, given in their order."""
     newline = b"\n" if b"\n" in content else b"\r"
-    position, line, ends = 0, 1, b"\r\n"
+    position, line = 0, 1
     for text in texts:
-        at = content.find(text, position)
-        while at > 0 and (content[at - 1] not in ends or content[at + len(text)] not in ends):
-            at = content.find(text, at + 1)
+        row = newline + text
+        at = content.find(row, position)
+        while at >= 0 and content[at + len(row)] not in b"\r\n":  # the start of a longer line
+            at = content.find(row, at + 1)
         if at >= 0:
-            line += content.count(newline, position, at)
-            position = at
+            line += content.count(newline, position, at + 1)
+            position = at + 1
         yield line
+        if at >= 0:  # behind the row, whose text may stand there twice
+            line += text.count(newline)
+            position += len(text)
 
 
 def _unclosed(content: bytes, uri: str, separator: str) -> str:

@@ -17,6 +17,8 @@ from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.run import RunDir
 
+LIKED = 0.5  # the least label that counts as 1
+
 
 class Log(NamedTuple):
     """A log in numbers, ordered by time, then user, then item."""
@@ -72,11 +74,21 @@ def encode(interactions: pa.Table, item_ids: pa.ChunkedArray) -> Log:
     time = interactions["timestamp"].cast(pa.int64()).to_numpy()
     label = np.ones(len(user), np.float32)
     if labelled:
-        label = (interactions["label"].to_numpy() >= 0.5).astype(np.float32)
-        if not label.any():
-            raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+        label = liked(interactions["label"].to_numpy()).astype(np.float32)
         labelled = not label.all()
     order = np.lexsort((label, item, user, time))
     columns = [name for name in interactions.column_names if name not in ("user_id", "item_id", "timestamp", "label")]
     dense = pa.table({name: interactions[name].cast(pa.float32()).take(pa.array(order)) for name in columns})
     return Log(Events(user, item, time, label).take(order), users, dense, labelled, item_ids)
+
+
+def liked(labels: np.ndarray) -> np.ndarray:
+    """Returns which labels of a log say that an item was liked, bool.
+
+    Raises:
+        UserError: none does.
+    """
+    found = labels >= LIKED
+    if not found.any():
+        raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+    return found

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import tables
+from storage import tables, text_tables
 from storage.errors import UserError
 from storage.text_tables import as_utf8, read_csv, read_json_lines
 
@@ -138,8 +138,9 @@ def test_the_index_that_arrow_keeps_is_no_column(tmp_path: Path) -> None:
 
 
 def test_an_encoding_that_is_guessed_is_told(tmp_path: Path) -> None:
-    uri = tmp_path / "items.csv"
-    for content, note in (("é".encode(), []), ("é".encode("cp1252"), ["Windows-1252"]), (b"\x81", ["Latin-1"])):
+    cases = ("é".encode(), []), ("é".encode("cp1252"), ["Windows-1252"]), (b"\x81", ["Latin-1"])
+    for case, (content, note) in enumerate(cases):
+        uri = tmp_path / f"items-{case}.csv"
         uri.write_bytes(b"item_id\n" + content + b"\n")
         assert [line.rsplit(" ", 1)[1] for line in tables.scan(str(uri)).notes] == note
     assert as_utf8(codecs.BOM_UTF16_BE + "é".encode("utf-16-be")) == ("é".encode(), None)
@@ -171,3 +172,44 @@ def test_errors_are_not_those_of_the_parser(tmp_path: Path, name: str) -> None:
         tables.check(str(tmp_path))
     assert "polars" not in str(caught.value).lower()
     assert "truncate" not in str(caught.value)
+
+
+def test_text_is_parsed_once_until_it_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    uri = str(tmp_path / "items.csv")
+    tables.check(str(tmp_path))
+    first = tables.scan(uri)
+    assert tables.scan(uri) is first
+    tables.forget()
+    assert tables.scan(uri) is not first
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\nb,lamp\n")
+    assert tables.scan(uri).rows.height == 2
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_equal_lines_that_are_no_rows_have_their_own_numbers(newline: str) -> None:
+    text = newline.join(["item_id,title", "1", "1,a", "1", "1", "11,b", "", '"1', '"', "1", ""])
+    assert [line.partition(" has")[0] for line in rows(text)[1]] == [f"line {n}" for n in (2, 4, 5, 8, 9, 10)]
+
+
+FIELD = st.sampled_from(["", " ", "x", "1"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(table=st.lists(st.lists(FIELD, min_size=1, max_size=5), min_size=1, max_size=6))
+def test_surplus_fields_are_left_out_where_they_are_empty(table: list[list[str]]) -> None:
+    text = "".join(",".join([f"p{n}", *fields]) + "\n" for n, fields in enumerate(table))
+    found, bad = rows("item_id,title,note\n" + text)
+    fine = [len(fields) >= 2 and not any(field.strip() for field in fields[2:]) for fields in table]
+    assert [row["item_id"] for row in found] == [f"p{n}" for n, kept in enumerate(fine) if kept]
+    assert [row["title"] or "" for row in found] == [
+        fields[0] for fields, kept in zip(table, fine, strict=True) if kept
+    ]
+    assert [line.split(" ", 2)[1] for line in bad] == [str(n + 2) for n, kept in enumerate(fine) if not kept]
+    assert all("than the header (3)" in line for line in bad)
+
+
+def test_a_separator_at_the_end_of_every_line_costs_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_tables, "_fields", lambda text, separator: pytest.fail("row by row"))
+    found, bad = rows("item_id,title\n" + "".join(f"{n},vase,,\n" for n in range(9)))
+    assert (len(found), bad, list(found[0])) == (9, [], ["item_id", "title"])

@@ -53,7 +53,7 @@ def local_runs() -> Iterator[None]:
         from workflows.distributed import cluster, streams, training
         from workflows.stages.quantize import fitting
 
-        fit, datasets = training.fit, {}
+        fit, held = training.fit, dict[str, Rows]()
 
         def fit_here(*arguments: Any, datasets: dict[str, Rows] | None = None, **settings: Any) -> Any:
             held.update(datasets or {})
@@ -62,7 +62,6 @@ def local_runs() -> Iterator[None]:
         def shard(name: str, batch_rows: int) -> Iterator[pa.Table]:
             yield files.read_table(held[name].uri, columns=held[name].columns)
 
-        held: dict[str, Rows] = datasets
         patch.setattr(cluster, "connected", lambda address, cpus: nullcontext())
         patch.setattr(streams, "stream", stream_here)
         patch.setattr(fitting, "parquet_rows", Rows)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 import yaml
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from storage.errors import UserError
@@ -21,25 +22,29 @@ from workflows.engine.definition import load
 from workflows.engine.preflight import preflight
 from workflows.engine.runner import execute
 from workflows.init import choices, costs, init
+from workflows.stages.ingest.stage import Config
 
 COLOURS = ("red", "green", "blue", "black")
 THINGS = ("shirt", "boots", "vase", "lamp", "chair")
 
 
 class Kind(NamedTuple):
-    """What a catalogue has; `log` is "", "plain", "labels", "liked" (all 1), "ratings" or "order"."""
+    """What a catalogue has; `log` is "", "plain", "labels", "liked" (all 1), "zeros", "ratings" or "order"."""
 
     title: bool
     description: bool
     media: bool
     log: str
+    empty: bool = False  # whether what it has not is a column without a value, not absent
 
     def __str__(self) -> str:
-        return "+".join([*(name for name in self._fields[:3] if getattr(self, name)), self.log or "no log"])
+        has = [name for name in self._fields[:3] if getattr(self, name)]
+        return "+".join([*has, self.log or "no log", *(["empty columns"] if self.empty else [])])
 
 
-LOGS = ("", "plain", "labels", "liked", "ratings", "order")
+LOGS = ("", "plain", "labels", "liked", "zeros", "ratings", "order")
 KINDS = [Kind(*has, log) for has in itertools.product((False, True), repeat=3) for log in LOGS if any(has)]
+KINDS += [Kind(*has, "plain", empty=True) for has in itertools.product((False, True), repeat=3) if any(has)]
 
 
 def write(folder: Path, kind: Kind, *, items: int = 12, users: int = 6, events: int = 60, seed: int = 0) -> str:
@@ -58,6 +63,8 @@ def write(folder: Path, kind: Kind, *, items: int = 12, users: int = 6, events: 
             picture = Image.new("RGB", (48, 48), "white")
             picture.paste(colour, (4, 4, 20 + 4 * THINGS.index(thing), 44))
             picture.save(folder / f"{n}.png")
+    if kind.empty:
+        table = {**dict.fromkeys(("title", "description", "media", "attributes"), [None] * items), **table}
     pl.DataFrame(table).write_csv(folder / "items.csv")
     if kind.log:
         write_log(folder, kind.log, draw, items=items, users=users, events=events)
@@ -73,7 +80,7 @@ def write_log(folder: Path, kind: str, draw: random.Random, *, items: int, users
         places[user] += 1
         row = {"user_id": f"u{user}", "item_id": f"p-{int(items * draw.random() ** 2)}"}
         row["timestamp"] = str(places[user]) if kind == "order" else (start + dt.timedelta(hours=at)).isoformat()
-        row |= {"labels": {"label": draw.randrange(2)}, "liked": {"label": 1}}.get(kind, {})
+        row |= {"labels": {"label": draw.randrange(2)}, "liked": {"label": 1}, "zeros": {"label": 0}}.get(kind, {})
         row |= {"rating": draw.randrange(1, 6), "hour": 3} if kind == "ratings" else {}
         rows.append(row)
     pl.DataFrame(rows).write_csv(folder / "interactions.csv")
@@ -96,7 +103,6 @@ def test_every_kind_of_catalogue_gets_a_definition_that_passes_the_check(tmp_pat
     stages = stages_of(tmp_path / "mine.yaml")
     assert list(stages)[:4] == ["ingest", "interpret", "project", "quantize"]
     assert "12 items" in said[0]
-    assert all(name in stages or f"{name}" in text.partition("left out")[0] + text for name in choices.LOG_STAGES)
     for name in choices.LOG_STAGES:  # runs, or is left out with a reason
         assert (name in stages) != any(name in line and "left out" in line for line in text.splitlines()), name
     if kind.log in ("plain", "labels", "liked", "ratings"):
@@ -154,6 +160,16 @@ def test_drawn_catalogues_run_to_their_ends(tmp_path: Path, seed: int) -> None:
     assert {entry.state for entry in manifest.stages.values()} == {"complete"}
 
 
+@pytest.mark.parametrize(
+    "items",
+    ["item_id,title,price\n,,3\n,,4\n", 'item_id,attributes\na,"{""colour"": ""red""}"\n', "item_id,title\n,vase\n"],
+)
+def test_a_catalogue_without_a_usable_item_is_refused(tmp_path: Path, items: str) -> None:
+    (tmp_path / "items.csv").write_text(items)
+    with pytest.raises(UserError, match="no item with an item_id and a title, a description or a medium"):
+        init(str(tmp_path), str(tmp_path / "mine.yaml"))
+
+
 def test_pictures_that_are_named_by_ids_are_found(tmp_path: Path) -> None:
     kind = Kind(title=True, description=False, media=True, log="")
     catalog = Path(write(tmp_path / "catalog", kind))
@@ -163,6 +179,50 @@ def test_pictures_that_are_named_by_ids_are_found(tmp_path: Path) -> None:
         (catalog / f"{n}.png").rename(catalog / "photos" / f"p-{n}.png")
     init(str(catalog), str(tmp_path / "mine.yaml"))
     assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"media": "photos/{item_id}.png"}
+
+
+@pytest.mark.parametrize("ids", [("1.0", "2.0"), ("a", "b")])
+def test_an_empty_column_of_media_is_none(tmp_path: Path, ids: tuple[str, ...]) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title,media\n" + "".join(f"{item},,\n" for item in ids))
+    (tmp_path / "pics").mkdir()
+    for item in ids:
+        Image.new("RGB", (48, 48)).save(tmp_path / "pics" / f"{item.removesuffix('.0')}.jpg")
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"media": "pics/{item_id}.jpg"}
+    preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))
+    items = Config(media="pics/{item_id}.jpg").with_media(pl.read_csv(tmp_path / "items.csv"))
+    assert items["media"].to_list() == [f"pics/{item.removesuffix('.0')}.jpg" for item in ids]
+
+
+def test_only_some_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},vase\n" for n in range(99)))
+    for n in range(99):
+        (tmp_path / f"{n:02}").mkdir()
+    looked, exists = [], LocalFileSystem.exists
+    monkeypatch.setattr(LocalFileSystem, "exists", lambda fs, path: looked.append(path) or exists(fs, path))
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert len(looked) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("values", "least"), [([-1, 0.5], 0.05), ([1, 2, 3, 4, 5], 4), ([0, 1.2], 1), ([1.5, 1.5], 1.5), ([-9, 9], 4)]
+)
+def test_some_ratings_count_as_liked(tmp_path: Path, values: list[float], least: float) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},vase\n" for n in range(9)))
+    events = "".join(f"u{n % 5},{n % 9},2026-01-{1 + n % 28:02},{values[n % len(values)]}\n" for n in range(90))
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,score\n" + events)
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"label": "score", "positive_from": least}
+    preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))
+
+
+def test_a_log_that_loses_most_of_its_events_gets_the_setting_that_allows_it(tmp_path: Path) -> None:
+    catalog = Path(write(tmp_path / "catalog", Kind(title=True, description=False, media=False, log="plain")))
+    items = pl.read_csv(catalog / "items.csv").head(2)
+    items.write_csv(catalog / "items.csv")
+    said = init(str(catalog), str(tmp_path / "mine.yaml"))
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"max_dropped_share": 1.0}
+    assert any("events will be dropped" in line for line in said)
 
 
 def test_what_is_odd_in_a_catalogue_is_said(tmp_path: Path) -> None:
@@ -183,6 +243,15 @@ def test_what_is_odd_in_a_catalogue_is_said(tmp_path: Path) -> None:
     assert "zeros or .0 alone" in said
 
 
+def test_ids_that_ingest_matches_are_not_told(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n1.0,vase\n1.5,vase\n2.0,vase\n")
+    log = "".join(f"u,{item},2026-01-{n + 1:02}\n" for n, item in enumerate(("1.0", "2.0", "7.0")))
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n" + log)
+    said = "\n".join(init(str(tmp_path), str(tmp_path / "mine.yaml")))
+    assert "will be dropped 1 unknown_item (such as '7.0')" in said
+    assert "zeros" not in said
+
+
 # Rows, sizes and seconds of benchmarks/RESULTS.md, "Seconds per stage" and "The next item on Amazon Beauty"
 MEASURED = {
     "interpret of the demo": (costs.interpret(809, 789, 20, cpus=2), 86),
@@ -191,6 +260,7 @@ MEASURED = {
     "quantize of MovieLens": (costs.quantize(3_631, 1_500), 77),
     "rank of the demo": (costs.rank(63_999, 10), 65),
     "rank of MovieLens": (costs.rank(72_118, 10), 50),
+    "item_knn of Beauty": (costs.item_knn(200_000, 12_000), 30),
     "sasrec of MovieLens": (1_000 * costs.sasrec_step(64 * 50, 3_631), 121),
     "sasrec of Beauty": (5_000 * costs.sasrec_step(256 * 6.9, 12_100) + 28 * costs.validation(20_000, 12_100), 1_104),
     "product codes of MovieLens": (1_000 * costs.product_codes_step(64 * 50, large=False), 125),
@@ -222,3 +292,17 @@ def test_a_definition_is_not_overwritten_and_its_name_is_one(tmp_path: Path, out
     (tmp_path / "there.yaml").write_text("mine")
     with pytest.raises(UserError, match=sentence):
         init(catalog, str(tmp_path / output))
+
+
+@pytest.mark.parametrize("name", ["2024", "on", "1e3", "null", "2026-01-02"])
+def test_the_name_of_a_workflow_is_text(tmp_path: Path, name: str) -> None:
+    catalog = write(tmp_path / "catalog", KINDS[0])
+    init(catalog, str(tmp_path / f"{name}.yaml"))
+    assert load(str(tmp_path / f"{name}.yaml"), []).name == name
+
+
+def test_a_definition_in_the_home_folder_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        init(write(tmp_path / "catalog", KINDS[0]), "~/mine.yaml")

@@ -172,8 +172,8 @@ def test_new_known_and_bad_rows_stand_side_by_side(place, tesserec):
         spelled = [f"<{letter}_{code}>" for letter, code in zip("abc", one["codes"], strict=True) if code >= 0]
         assert one["sid"] == "".join(spelled)
     lines = err.splitlines()
-    assert "rejected None: no_item_id, 'row 3 of the items table'" in lines[0]
-    assert "rejected 'fresh': duplicate_item_id, 'row 4 of the items table'" in lines[1]
+    assert "rejected None: no_item_id, 'row 4 of the items table'" in lines[0]
+    assert "rejected 'fresh': duplicate_item_id, 'row 5 of the items table'" in lines[1]
     assert {line.split(", ")[0].split(" ", 1)[1] for line in lines[2:5]} == {
         "degraded 'half': not_an_image",
         "degraded 'lost': not_an_image",

@@ -32,7 +32,7 @@ def preflight(
         root: URI of the run directory.
         start, until: first and last stage to run.
         address: the Ray cluster to use, see `cluster.connect`.
-        tell: gets a line for every part that is left out because the catalogue cannot feed it.
+        tell: gets the lines of `Stage.check_data`.
 
     Raises:
         UserError: the catalogue cannot be read, lacks what a stage needs, or its timestamps do not suit the split; the

@@ -76,6 +76,8 @@ def execute(
                 if name in manifest.stages:
                     reporter.line(f"{name}: complete, skipped")
                 continue
+            if name != "ingest":
+                tables.forget()  # which preflight and ingest have read
             if needs_ray(definition, name, nodes):
                 stack.enter_context(cluster.connected(address, logical_cpus(definition, nodes)))
             if start is not None:

@@ -94,7 +94,7 @@ class Stage(ABC, Generic[Config]):
         """Checks, before any stage runs, that the catalogue has what the stage needs.
 
         Returns:
-            A line for every part that is left out because the catalogue cannot feed it.
+            A line for every part that is left out because the catalogue cannot feed it, or that is too large for it.
 
         Raises:
             UserError: the catalogue lacks what the stage cannot do without, or what the settings name.

@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from storage import files
+from storage import files, tables
 from storage.errors import UserError
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
+from workflows.engine.text import percent
 from workflows.init import costs
 from workflows.init.choices import Choice, Plan, choose
 from workflows.init.findings import Findings, find
@@ -28,7 +29,7 @@ def init(catalog: str, output: str) -> list[str]:
     Raises:
         UserError: the catalogue cannot be worked on, or the file is there already or has a name that cannot be used.
     """
-    if Path(output).exists():
+    if files.exists(output):
         raise UserError(f"{output} is there already: name another file with -o, or remove it.")
     name = Path(output).stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -49,11 +50,10 @@ def minutes(plan: Plan) -> str:
     """Says how long a run will take.
 
     >>> minutes(Plan((Choice("ingest", seconds=150.0),)))
-    'about 3 minutes on this machine when it is quiet'
+    'about 3 min on this machine when it is quiet'
     """
     seconds = costs.RAY_START + sum(choice.cost for choice in plan.stages)
-    long = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{max(1, round(seconds / 60))} minutes"
-    return f"about {long} on this machine when it is quiet"
+    return f"about {_long(seconds)} on this machine when it is quiet"
 
 
 def definition(name: str, catalog: str, plan: Plan) -> str:
@@ -61,7 +61,7 @@ def definition(name: str, catalog: str, plan: Plan) -> str:
     out = [
         f"# Written by `tesserec init`: {minutes(plan)}. Change what you like; a line without settings takes defaults."
     ]
-    out += [f"name: {name}", "seed: 0", f"catalog: {_flow(catalog)}"]
+    out += [f"name: {_flow(name)}", "seed: 0", f"catalog: {_flow(catalog)}"]
     if plan.split is not None:
         out += _line(plan.split, "")
     out.append("stages:")
@@ -87,6 +87,13 @@ def _line(choice: Choice, indent: str) -> Iterator[str]:
 
 
 def _long(seconds: float) -> str:
+    """Says how long something takes, in one unit: an estimate has no second one.
+
+    >>> _long(40), _long(200), _long(9_000)
+    ('40 s', '3 min', '2.5 h')
+    """
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
@@ -129,8 +136,8 @@ def lines(catalog: str, found: Findings) -> Iterator[str]:
             yield f"  labels: ratings in {column}, liked from {least:g}, which are {behaviour.liked:.0%}"
         else:
             yield f"  labels: 0 and 1, liked are {behaviour.liked:.0%}" if behaviour.labelled else "  labels: one alone"
-        context = [name for name in counts.columns if name not in ("user_id", "item_id", "timestamp", "label")]
-        if context := [name for name in context if name != found.ingest.get("label")]:
+        known = {*tables.KNOWN["interactions"], found.ingest.get("label")}
+        if context := [name for name in counts.columns if name not in known]:
             yield f"  further columns of the log: {', '.join(context[:8])}; numbers become context features"
     for sentence in found.odd:
         yield f"  look at: {sentence}"
@@ -140,8 +147,8 @@ def _share(part: int, whole: int) -> str:
     """Says a share; all and none as such.
 
     >>> _share(1, 3), _share(3, 3), _share(0, 3)
-    ('33 %', 'all', 'none')
+    ('33.3%', 'all', 'none')
     """
     if part == whole:
         return "all"
-    return f"{part / whole:.0%}".replace("%", " %") if part else "none"
+    return percent(part / whole) if part else "none"

@@ -17,6 +17,7 @@ FEW_ITEMS, MANY_ITEMS = 1_500, 5_000
 RANKED_FROM, FITTED_FROM = 100, 500  # training examples, and positives, below which nothing is learned
 CHOSEN_FROM = 40  # items, below which a list of ten is no choice
 TEXTS_FROM = 100  # items that a language model is worth the time for
+DROPPED = 0.4  # share of a sample's events, from which on the whole log may lose more than half
 EPOCHS, LEAST_STEPS = 40, 500  # of a next-item model
 VALIDATIONS, VALID_QUERIES, VALID_SEARCHES = 5, 2_000, 500  # of a fit, and queries of each
 LENGTH = 50  # items of a history that next-item models read
@@ -65,7 +66,7 @@ class Plan:
 
 def choose(found: Findings, node: Node) -> Plan:
     """Chooses stages and settings for a catalogue on a machine."""
-    items, behaviour = found.counts.items - found.counts.bare - found.counts.unnamed, found.behaviour
+    items, behaviour = found.counts.usable, found.behaviour
     stages = list(_content(found, items, cpus=max(1, int(node.cpus) - READER_CPUS)))
     left_out: dict[str, str] = {}
     split = None
@@ -97,9 +98,13 @@ def _content(found: Findings, items: int, *, cpus: int) -> Iterator[Choice]:
         "label": "the column that says what users liked",
         "positive_from": "ratings from this on count as liked, those below as not",
         "max_reject_share": "many items have no id of their own",
+        "max_dropped_share": "most events cannot be used, see what `tesserec init` says of them",
     }
-    crowded = {"max_reject_share": 1.0} if found.counts.unnamed > 0.1 * found.counts.items else {}
-    ingest = {**found.ingest, **crowded}
+    ingest = dict(found.ingest)
+    if found.counts.unnamed > 0.1 * found.counts.items:
+        ingest["max_reject_share"] = 1.0
+    if found.behaviour is not None and found.behaviour.dropped > DROPPED:
+        ingest["max_dropped_share"] = 1.0
     why = "; ".join(reasons[name] for name in ingest)
     yield Choice("ingest", ingest, why, seconds=1 + found.counts.items / 1e5)
     settings: dict[str, Any] = {}
@@ -201,7 +206,7 @@ def _generate(found: Findings, items: int, part: Parts, budget: float, *, gpus: 
     settings = {"use_gpu": True} if gpus else {}
     if part.repeats:
         settings["filter_seen"], why = False, f"{why}; users choose the same items again"
-    return Choice("generate", settings, why, tuple(parts), costs.FIT_START)
+    return Choice("generate", settings, why, tuple(parts), costs.FIT_START + costs.item_knn(part.positives, items))
 
 
 def _language_model(found: Findings, items: int, part: Parts, budget: float) -> Choice:

@@ -30,6 +30,11 @@ def rank(rows: int, epochs: int) -> float:
     return FIT_START + 0.7 * epochs * rows / RANKED
 
 
+def item_knn(events: int, items: int) -> float:
+    """Seconds to count what users chose together."""
+    return 1.2e-8 * events * items
+
+
 def sasrec_step(positions: float, items: int) -> float:
     """Seconds of a step over so many positions of histories."""
     return 0.01 + positions * (6e5 + 400 * items) / FLOPS

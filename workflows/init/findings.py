@@ -21,14 +21,16 @@ from storage import files, tables
 from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.media.sources import HTTP, Sources
-from workflows.catalogs.survey import Survey, filled, scan, survey
+from workflows.catalogs.survey import Survey, filled, labels_of, scan, survey
 from workflows.stages.ingest import events as logs
 from workflows.stages.ingest.items import canonical_items
 from workflows.stages.ingest.stage import Config
 from workflows.stages.ingest.texts import ids as ids_of
+from workflows.stages.ingest.texts import like
 
 SAMPLED_ITEMS, SAMPLED_EVENTS, PROBED = 2_000, 500_000, 24
 RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
+FOLDERS = 20  # that are looked into for media
 LIKED = 0.7  # share of the way from the lowest to the highest rating from which on one counts as liked
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov")
 LARGE_SHARE = 0.1  # of the log, for one user or item of many
@@ -72,6 +74,7 @@ class Behaviour:
         users, items: with an event.
         per_user: the median of the events of a user, and the number that nine in ten users stay below.
         first, last: time of the first and last event; None where times only order the events of one user.
+        dropped: share of the events that ingest will drop.
         labelled: whether there are labels of both kinds.
         liked: share of positives.
         parts: what the splits leave, the preferred one first; empty where there is nothing to learn from.
@@ -83,6 +86,7 @@ class Behaviour:
     per_user: tuple[int, int]
     first: datetime | None
     last: datetime | None
+    dropped: float = 0.0
     labelled: bool = False
     liked: float = 1.0
     parts: tuple[Parts, ...] = ()
@@ -127,6 +131,10 @@ def find(catalog: str) -> Findings:
         settings |= rating
     config = Config(**settings)
     counts = survey(catalog, label=config.label, media=config.media)
+    if not counts.usable:
+        raise UserError(
+            f"{items_uri} has no item with an item_id and a title, a description or a medium: give the items one."
+        )
     items = canonical_items(config.with_media(sample), items_uri)
     texts = pl.sum_horizontal(pl.col("title", "description").str.strip_chars().str.len_chars().fill_null(0))
     characters = items.select(texts.alias("n")).filter(pl.col("n") > 0)["n"].median()
@@ -137,7 +145,7 @@ def find(catalog: str) -> Findings:
         int(characters) if isinstance(characters, float) else 0,
     )
     odd = list(_odd_items(found))
-    if log_uri is not None and counts.events:
+    if log_uri is not None:
         behaviour, more = _behaviour(catalog, items_uri, log_uri, config, counts)
         return replace(found, behaviour=behaviour, odd=(*odd, *more))
     return replace(found, odd=tuple(odd))
@@ -152,12 +160,10 @@ def _sample(uri: str, rows: int) -> pl.DataFrame:
 
 def _pictures_by_id(catalog: str, items: pl.DataFrame) -> str | None:
     """Returns where media named by the ids of items lie, as `stages.ingest.media`; None where there are none."""
-    ids = [name for name in items["item_id"].cast(pl.String).drop_nulls().head(PROBED) if name and "/" not in name]
+    ids = [name for name in ids_of(items["item_id"]).drop_nulls().head(PROBED) if "/" not in name]
     fs, path = files.filesystem(catalog)
-    folders = [
-        "",
-        *(entry["name"].rsplit("/", 1)[-1] + "/" for entry in fs.ls(path, detail=True) if entry["type"] == "directory"),
-    ]
+    inside = sorted(entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
+    folders = ["", *(name.rsplit("/", 1)[-1] + "/" for name in inside[:FOLDERS])]
     found = Counter(
         f"{folder}{{item_id}}.{suffix}"
         for folder in folders
@@ -173,12 +179,13 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     column = next((name for name in ("label", *RATINGS) if name in counts.columns), None)
     if column is None:
         return {}
-    value = pl.col(column).cast(pl.Float64, strict=False)
+    value = labels_of(scan(log_uri).collect_schema(), column)
     low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
     if low is None or not math.isfinite(high - low) or (low >= 0 and high <= 1):
         return {}
     named = {} if column == "label" else {"label": column}
-    return {**named, "positive_from": float(math.ceil(low + LIKED * (high - low)))}
+    least = low + LIKED * (high - low)
+    return {**named, "positive_from": float(math.ceil(least) if math.ceil(least) <= high else round(least, 6))}
 
 
 def _media(catalog: str, items: pl.DataFrame) -> Media:
@@ -213,8 +220,6 @@ def _odd_items(found: Findings) -> Iterator[str]:
     if counts.unread:
         names = ", ".join(counts.unread[:6]) + (", …" if len(counts.unread) > 6 else "")
         yield f"no stage reads the items' columns {names}: put what should be learned from into attributes"
-    if counts.events == 0:
-        yield "the interactions table has no rows"
 
 
 def _behaviour(
@@ -236,7 +241,7 @@ def _behaviour(
     order = tables.timestamps(catalog) == "order"
     canonical = logs.canonical_events(raw, log_uri, order=order)
     events, dropped = logs.clean_events(canonical, ids, raw, bad=[])
-    logs.check_dropped(log_uri, events.height, dropped, config.max_dropped_share, ids)
+    logs.check_dropped(log_uri, events.height, dropped, 1.0, ids)
     times = events.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(0)
     found = Behaviour(
         by_user.height,
@@ -244,6 +249,7 @@ def _behaviour(
         (int(per_user[len(per_user) // 2]), int(per_user[9 * len(per_user) // 10])),
         first=None if order else times[0],
         last=None if order else times[1],
+        dropped=1 - events.height / raw.height,
     )
     odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
     if times[0] == times[1]:
@@ -317,8 +323,8 @@ def _odd_events(
     if lost := logs.told(dropped):
         yield f"of {raw.height:,} events will be dropped {lost}"
     if dropped["unknown_item"].events:
-        known = ids_of(raw["item_id"])
-        strange = known.filter(~known.is_in(ids.implode())).drop_nulls().unique()
+        named = like(ids_of(raw["item_id"], whole=False), ids)
+        strange = named.filter(~named.is_in(ids.implode())).drop_nulls().unique()
         spreadsheet = _bare_number(strange).is_in(_bare_number(ids).implode()).any()
         reason = "; they differ in zeros or .0 alone, which a spreadsheet may have lost or added" if spreadsheet else ""
         yield f"the items table has ids such as {', '.join(map(repr, ids.sort().head(logs.EXAMPLES)))}{reason}"

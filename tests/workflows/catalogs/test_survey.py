@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from workflows.catalogs.survey import survey
 
-TEXT = st.sampled_from([None, "", " ", "vase", " red "])
+TEXT = st.sampled_from([None, "", " ", "vase", " red ", "nan"])
 ROWS = st.lists(
-    st.fixed_dictionaries({"item_id": st.sampled_from(["a", "b", "c", "", None]), "title": TEXT, "media": TEXT}),
+    st.fixed_dictionaries(
+        {"item_id": st.sampled_from(["a", "b", "c", "", "NULL", None]), "title": TEXT, "media": TEXT}
+    ),
     min_size=1,
     max_size=8,
 )
@@ -32,14 +34,16 @@ def test_counts_are_those_of_the_rows(rows: list[dict], suffix: str, tmp_path: P
     found = survey(str(tmp_path))
 
     def says(row: dict, name: str) -> bool:
-        return bool((row[name] or "").strip())
+        return (row[name] or "").strip() not in ("", "nan", "NULL")
 
     assert found.items == len(rows)
     for name in ("title", "media"):
         assert found.filled[name] == sum(says(row, name) for row in rows)
     assert found.filled["description"] == found.filled["attributes"] == 0
     assert found.bare == sum(not says(row, "title") and not says(row, "media") for row in rows)
-    assert found.unnamed == len(rows) - len({row["item_id"] for row in rows if row["item_id"]})
+    named = [row for row in rows if says(row, "item_id")]
+    assert found.unnamed == len(rows) - len({row["item_id"] for row in named})
+    assert found.usable == len({row["item_id"] for row in named if says(row, "title") or says(row, "media")})
     assert (found.events, found.labels, found.unread) == (None, None, ())
 
 

@@ -8,9 +8,11 @@ import pytest
 from storage.errors import UserError
 from workflows.engine.definition import resolve
 from workflows.engine.preflight import preflight
+from workflows.init import init
 
-STAGES = {"ingest": {}, "interpret": {}, "project": {}, "quantize": {}}
-COLLABORATIVE = {**STAGES, "quantize": {"method": "rqvae+collaborative"}}
+FEW = {"codebook_sizes": [1, 1, 1]}
+STAGES = {"ingest": {}, "interpret": {}, "project": {}, "quantize": FEW}
+COLLABORATIVE = {**STAGES, "quantize": {"method": "rqvae+collaborative", **FEW}}
 
 
 def check(place: Path, stages: dict, split: dict) -> None:
@@ -53,6 +55,10 @@ def test_more_codewords_than_items_are_told_before_anything_runs(place: Path) ->
         check(place, stages, {"kind": "leave_last"})
     stages["generate"] = {"product_codes": {"codewords": 16}}
     check(place, stages, {"kind": "leave_last"})
+    (line,) = told(place, {**STAGES, "quantize": {"codebook_sizes": [16, 32]}})
+    assert line.startswith("quantize: 24 items leave most of 32 codewords unused")
+    assert line.endswith("lower stages.quantize.codebook_sizes, to about 4 each")
+    assert told(place, {**STAGES, "quantize": {"codebook_sizes": [16, 24]}}) == []
 
 
 def test_a_definition_of_a_catalogue_without_a_log_is_told_which_stages_go(place: Path) -> None:
@@ -135,3 +141,34 @@ def test_ratings_need_a_setting_that_makes_labels_of_them(place: Path) -> None:
     assert told(place, {**STAGES, "ingest": {"positive_from": 4}}) == []
     with pytest.raises(UserError, match=r"stages.ingest.label is 'stars': the log has user_id"):
         told(place, {**STAGES, "ingest": {"label": "stars", "positive_from": 4}})
+    log.write_text("user_id,item_id,timestamp\nu,a\n")
+    with pytest.raises(UserError, match=r"interactions.csv has no row that can be read \(line 2 .*\): write events"):
+        told(place, STAGES)
+
+
+def test_a_log_without_rows_is_told_before_anything_runs(place: Path) -> None:
+    (place / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,rating\n")
+    for ingest in ({}, {"label": "rating", "positive_from": 4}):
+        with pytest.raises(UserError, match=r"interactions.csv has no rows: write events there, or remove the file"):
+            told(place, {**STAGES, "ingest": ingest})
+    with pytest.raises(UserError, match=r"has no rows: write events there"):
+        init(str(place / "catalog"), str(place / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [("items", '{"item_id": ["a"], "title": "vase"}'), ("interactions", '{"user_id": {"n": 1}, "item_id": "a"}')],
+)
+def test_ids_of_another_type_are_told(place: Path, table: str, row: str) -> None:
+    (place / "catalog" / f"{table}.csv").unlink()
+    (place / "catalog" / f"{table}.jsonl").write_text(row.replace('"a"}', '"a", "timestamp": 1}'))
+    for look in (lambda: told(place, STAGES), lambda: init(str(place / "catalog"), str(place / "mine.yaml"))):
+        with pytest.raises(UserError, match=rf"{table}.jsonl has a column .* cannot be read .* text or whole numbers"):
+            look()
+
+
+def test_labels_of_another_type_are_none(place: Path) -> None:
+    (place / "catalog" / "interactions.csv").unlink()
+    log = '{"user_id": "u", "item_id": "a", "timestamp": 1, "label": [5]}'
+    (place / "catalog" / "interactions.jsonl").write_text(log)
+    assert told(place, STAGES) == []

@@ -81,9 +81,9 @@ def test_rejected_rows_are_told_with_their_commonest_reason(tmp_path: Path, caps
         execute(resolve({"name": "w", "catalog": str(tmp_path), "stages": stages}, source="w"), str(tmp_path / "run"))
 
     with pytest.raises(
-        UserError, match=r"rejected 4 of 5 rows, 2 as no_item_id \(such as 'row 1 of the items table'\)"
+        UserError, match=r"rejected 4 of 5 rows, 2 as no_item_id \(such as 'row 2 of the items table'\)"
     ):
-        run(0.5)
+        run(0.75)
     run(1)
     assert "ingest: 1 rows, 4 rejected (2 no_item_id), " in capsys.readouterr().err
 

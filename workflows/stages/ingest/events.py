@@ -13,7 +13,7 @@ from storage import tables
 from storage.errors import UserError
 from storage.text_tables import typed
 from workflows.stages.ingest import times
-from workflows.stages.ingest.texts import ids
+from workflows.stages.ingest.texts import ids, like
 
 REMEDIES = {
     "unreadable_row": "give every line as many fields as the header has",
@@ -48,16 +48,19 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
         order: timestamps only order a user's events, see `times.parse`.
 
     Raises:
-        UserError: not one timestamp, or not one label, can be read; labels lie outside 0 … 1.
+        UserError: ids are lists or objects; not one timestamp, or not one label, can be read; labels lie outside 0 … 1.
     """
     schema = raw.schema
+    for name in ("user_id", "item_id"):
+        if schema[name].is_nested():
+            raise tables.unreadable(source, name, f"type {schema[name]}")
     context = [
         n for n, t in schema.items() if n not in tables.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
     ]
     label = ["label"] if "label" in schema else []
     events = raw.select(
         ids(raw["user_id"]),
-        ids(raw["item_id"]),
+        ids(raw["item_id"], whole=False),
         times.parse(raw["timestamp"], order=order),
         *(number(raw[name]) for name in [*label, *sorted(context)]),
     )
@@ -82,6 +85,8 @@ def clean_events(
 ) -> tuple[pl.DataFrame, dict[str, Loss]]:
     """Drops unusable events; returns the rest in time order, and what was dropped for each reason.
 
+    An item_id that differs from that of an item in `.0` alone is taken for it.
+
     Args:
         events: of `canonical_events`.
         item_ids: of the usable items.
@@ -89,6 +94,7 @@ def clean_events(
         bad: of each line of it that is no row, what is wrong with it.
     """
     now = datetime.now(UTC)
+    events = events.with_columns(like(events["item_id"], item_ids))
     reasons = {
         "no_user_id": pl.col("user_id").is_null(),
         "unknown_item": ~pl.col("item_id").is_in(item_ids.implode()).fill_null(value=False),
@@ -126,8 +132,6 @@ def check_dropped(source: str, kept: int, dropped: dict[str, Loss], limit: float
     lost = sum(loss.events for loss in dropped.values())
     if kept and lost <= limit * (kept + lost):
         return
-    if not lost:
-        raise UserError(f"{source} has no rows: write events there, or remove the file to work on items alone.")
     reason = max(dropped, key=lambda name: dropped[name].events)
     loss = dropped[reason]
     remedy = times.remedy(loss.examples[0]) if reason == "no_timestamp" and loss.examples else REMEDIES[reason]

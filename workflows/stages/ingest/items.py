@@ -11,7 +11,7 @@ import pyarrow as pa
 from operators.base import REJECTED
 from storage import tables
 from storage.errors import UserError
-from storage.text_tables import MISSING, as_text
+from storage.text_tables import MISSING, as_text, said
 from workflows.catalogs.canonical import ITEMS
 from workflows.stages.ingest.texts import ids, nested, plain
 
@@ -19,13 +19,7 @@ MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
 ITEM_TYPES = ITEMS.remove(ITEMS.get_field_index("attributes"))
 VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv|3gp|flv|m?ts|wmv|ogv)([?#].*)?$"  # a hint; bytes decide
-FORMS = {
-    "item_id": "text or whole numbers",
-    "title": "text",
-    "description": "text",
-    "media": "URIs, or lists of URIs or of objects with the keys uri and kind",
-    "attributes": 'objects such as {"colour": "red"}, or lists of pairs of key and value',
-}
+UNREADABLE = ("no_media", "no_attributes")  # columns of `canonical_items`, and codes of degraded items
 NESTED = r"^\s*[\[({]"  # text that may be a list or an object
 
 
@@ -33,7 +27,7 @@ def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     """Gives an items table the canonical columns and types (docs/own-data.md), titles and descriptions without markup.
 
     Returns:
-        The columns of a catalogue's items, and `unreadable`: attributes that are text and no JSON, null elsewhere.
+        The columns of a catalogue's items, and `no_media`, `no_attributes`: texts that are none, null elsewhere.
 
     Raises:
         UserError: a column has a type that cannot be read as what it should be.
@@ -43,7 +37,7 @@ def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     columns = [
         _read(raw["item_id"], source, ids),
         *(_read(raw[name], source, plain) for name in ("title", "description")),
-        _read(raw["media"], source, _media),
+        *_read(raw["media"], source, _media),
         *_read(raw["attributes"], source, _attributes),
     ]
     return pl.DataFrame(columns)
@@ -55,9 +49,7 @@ def _read(column: pl.Series, source: str, function: Callable[[pl.Series], Any]) 
         return function(column)
     except (pl.exceptions.PolarsError, _WrongFormError) as error:
         found = str(error) if isinstance(error, _WrongFormError) else f"type {column.dtype}"
-        raise UserError(
-            f"{source} has a column {column.name!r} that cannot be read ({found[:80]}): write {FORMS[column.name]}."
-        ) from error
+        raise tables.unreadable(source, column.name, found) from error
 
 
 class _WrongFormError(Exception):
@@ -81,7 +73,7 @@ def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.D
         "item_id",
         severity=pl.lit(REJECTED),
         code="code",
-        detail=pl.format("row {} of the items table", pl.col("row")),
+        detail=pl.format("row {} of the items table", pl.col("row") + 1),  # from 1, as lines are
     )
     lines = pl.select(
         item_id=pl.lit(None, pl.String),
@@ -90,10 +82,13 @@ def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.D
         detail=pl.lit(pl.Series(bad, dtype=pl.String)),
     )
     kept = judged.filter(pl.col("code").is_null())
-    degraded = kept.filter(pl.col("unreadable").is_not_null()).select(
-        "item_id", severity=pl.lit("degraded"), code=pl.lit("no_attributes"), detail=pl.col("unreadable").str.head(200)
-    )
-    return kept.drop("code", "row", "unreadable"), pl.concat([lines, rejects, degraded])
+    degraded = [
+        kept.filter(pl.col(code).is_not_null()).select(
+            "item_id", severity=pl.lit("degraded"), code=pl.lit(code), detail=pl.col(code).str.head(200)
+        )
+        for code in UNREADABLE
+    ]
+    return kept.drop("code", "row", *UNREADABLE), pl.concat([lines, rejects, *degraded])
 
 
 def no_usable(source: str, issues: pl.DataFrame) -> UserError:
@@ -113,19 +108,25 @@ def to_arrow(items: pl.DataFrame) -> pa.Table:
     return table.drop_columns("attributes").cast(ITEM_TYPES).append_column("attributes", attributes)
 
 
-def _media(values: pl.Series) -> pl.Series:
-    """Lists of {uri, kind} or of URIs, such a list or one URI as text, or URIs parted by `|`.
+def _media(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Reads lists of {uri, kind} or of URIs, such a list or one URI as text, or URIs parted by `|`.
 
     Empty URIs are left out. A missing kind follows from the suffix.
+
+    Returns:
+        Lists of {uri, kind}; and the texts with an object that has no URI, null elsewhere.
     """
+    unreadable = pl.Series("no_media", [None] * len(values), dtype=pl.String)
     if values.dtype == pl.Null:
-        return values.cast(pl.List(MEDIUM))
+        return values.cast(pl.List(MEDIUM)), unreadable
     if values.dtype == pl.List(pl.String) and values.explode().str.contains(NESTED).any():  # URIs here, objects there
         lists = (None if row is None else _media_of([nested(text or "") or text for text in row]) for row in values)
-        values = pl.Series(list(lists), dtype=pl.List(MEDIUM))
+        texts, values = values.list.join(", ", ignore_nulls=True), pl.Series(list(lists), dtype=pl.List(MEDIUM))
+        unreadable = _degraded(texts, _without_uri(values), "no_media")
     if values.dtype == pl.String:
         values = values.set(values.str.strip_chars().str.to_lowercase().is_in(MISSING), None)
         found = _parsed(values, _media_of, pl.List(MEDIUM))
+        unreadable = _degraded(values, _without_uri(found), "no_media")
         split = values.str.split("|").list.eval(pl.struct(uri=pl.element(), kind=pl.lit(None, pl.String)))
         values = pl.select(pl.coalesce(found, split)).to_series()
     if isinstance(values.dtype, pl.Struct):
@@ -137,17 +138,35 @@ def _media(values: pl.Series) -> pl.Series:
     uri = uri.cast(pl.String).str.strip_chars()
     guess = pl.when(uri.str.contains(VIDEO_SUFFIX)).then(pl.lit("video")).otherwise(pl.lit("image"))
     known = kind.cast(pl.String).str.to_lowercase().str.extract(r"^\s*(image|video)\b")  # "VIDEO", "video/mp4"
-    return values.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)).filter(uri != "")).alias("media")
+    media = values.list.eval(pl.struct(uri=uri, kind=pl.coalesce(known, guess)).filter(uri != ""))
+    return media.alias("media"), unreadable
+
+
+def _without_uri(media: pl.Series) -> pl.Series:
+    """Returns whether what `_media_of` made of a text lacks a URI."""
+    return media.list.eval(pl.element().struct.field("uri").is_null()).list.any().fill_null(value=False)
+
+
+def _degraded(texts: pl.Series, where: pl.Series, code: str) -> pl.Series:
+    """Returns the texts that cannot be read, null elsewhere.
+
+    Raises:
+        _WrongFormError: these are more than half of the texts, so the column is another than its name says.
+    """
+    unreadable = texts.set(~where, None).alias(code)
+    if unreadable.count() > texts.count() / 2:
+        raise _WrongFormError(unreadable.drop_nulls()[0])
+    return unreadable
 
 
 def _media_of(value: Any) -> list[dict[str, Any]]:
-    """Returns the media of what was parsed from text: a URI, an object with a URI, or lists of them."""
+    """Returns the media of what was parsed from text: a URI, an object, or lists of them; see `_without_uri`."""
     if isinstance(value, list | tuple | set):
         return [medium for part in value for medium in _media_of(part)]
     if isinstance(value, dict) and "uri" not in value:
-        raise _WrongFormError(str(value))
+        return [{"uri": None, "kind": None}]
     uri, kind = (value["uri"], value.get("kind")) if isinstance(value, dict) else (value, None)
-    return [{"uri": as_text(uri), "kind": as_text(kind)}]
+    return [{"uri": as_text(uri) or "", "kind": as_text(kind)}]
 
 
 def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
@@ -158,16 +177,13 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     Returns:
         Lists of {key, value}, each key once; and the texts that cannot be read, null elsewhere.
     """
-    dtype, unreadable = values.dtype, pl.Series("unreadable", [None] * len(values), dtype=pl.String)
+    dtype, unreadable = values.dtype, pl.Series("no_attributes", [None] * len(values), dtype=pl.String)
     if dtype == pl.Null or (isinstance(dtype, pl.Struct) and not dtype.fields):
         return pl.Series("attributes", [None] * len(values), dtype=pl.List(PAIR)), unreadable
     if dtype == pl.String:
-        text = values.str.strip_chars()
-        text = text.set(text.str.to_lowercase().is_in([*MISSING, ""]), None)
+        text = pl.select(said(pl.lit(values))).to_series()
         values = _parsed(text, _pairs_of, pl.List(PAIR))
-        unreadable = text.set(values.is_not_null(), None)
-        if unreadable.count() > text.count() / 2:
-            raise _WrongFormError(unreadable.drop_nulls()[0])
+        unreadable = _degraded(text, values.is_null(), "no_attributes")
     elif isinstance(dtype, pl.Struct):
         fields = [
             pl.select(pl.struct(key=pl.lit(field.name), value=_text(values.struct.field(field.name)))).to_series()
@@ -176,7 +192,7 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         values = pl.select(pl.when(pl.lit(values.is_not_null())).then(pl.concat_list(fields))).to_series()
     elif isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct) and "key" not in dtype.inner.to_schema():
         raise _WrongFormError(str(dtype.inner))
-    return _distinct(values.cast(pl.List(PAIR))).alias("attributes"), unreadable.alias("unreadable")
+    return _distinct(values.cast(pl.List(PAIR))).alias("attributes"), unreadable
 
 
 def _text(values: pl.Series) -> pl.Series:

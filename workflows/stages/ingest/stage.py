@@ -9,10 +9,11 @@ import polars as pl
 from pydantic import Field
 
 from operators.base import REJECTED, rejects_table
+from operators.log.encoding import LIKED, liked
 from operators.log.events import Events
 from storage import files, tables
 from storage.errors import UserError
-from workflows.catalogs.survey import Survey
+from workflows.catalogs.survey import Survey, says
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 from workflows.stages.ingest import events, items
 from workflows.stages.ingest.texts import ids
@@ -23,7 +24,7 @@ class Config(StageConfig):
 
     Attributes:
         media: where the one medium of an item lies by its id, such as `pictures/{item_id}.jpg`; for an items table
-            without a column `media`.
+            without a column `media`, or with an empty one.
         label: column of the log that labels stand in.
         positive_from: the least label that counts as 1, for ratings; all below count as 0.
         max_reject_share: share of rejected items past which the run fails.
@@ -40,7 +41,7 @@ class Config(StageConfig):
 
     def with_media(self, table: pl.DataFrame) -> pl.DataFrame:
         """Adds the column `media` to items as they were read, where the definition says where media lie."""
-        if self.media is None or "media" in table.columns:
+        if self.media is None or ("media" in table.columns and table.select(says("media", table.schema).any()).item()):
             return table
         before, _, after = self.media.partition("{item_id}")
         return table.with_columns(media=pl.format("{}{}{}", pl.lit(before), ids(table["item_id"]), pl.lit(after)))
@@ -58,7 +59,7 @@ class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 3
+    version = 4
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
@@ -72,7 +73,7 @@ class IngestStage(Stage[Config]):
                 f"{catalog.unnamed:,} of {catalog.items:,} items have no item_id, or that of another item: give each "
                 "its own, or raise stages.ingest.max_reject_share."
             )
-        if catalog.events and config.label != "label" and config.label not in catalog.columns:
+        if catalog.events is not None and config.label != "label" and config.label not in catalog.columns:
             raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
         low, high = catalog.labels or (0.0, 1.0)
         if config.positive_from is None and not 0 <= low <= high <= 1:
@@ -148,11 +149,11 @@ def check_learnable(log: pl.DataFrame, context: Context, order: bool) -> list[st
     notes = [f"{log.height} events of {log['user_id'].n_unique()} users from {first} to {last} UTC"]
     if order:
         notes = ["the timestamps tell the order of a user's events, not the time: they do not compare users"]
-    if "label" in log.columns and (log["label"] >= 0.5).all():
+    if "label" in log.columns and (log["label"] >= LIKED).all():
         notes.append("every label is 1, which says nothing: the log is read as positives alone")
     if context.splits:
-        if "label" in log.columns and not (log["label"] >= 0.5).any():
-            raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+        if "label" in log.columns:
+            liked(log["label"].to_numpy())
         user = log["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
         time, ones = log["timestamp"].dt.epoch("us").to_numpy(), np.ones(log.height, np.float32)
         context.split.numbers(Events(user, np.zeros_like(user), time, ones))

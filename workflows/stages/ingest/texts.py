@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from storage.text_tables import MISSING, all_values, as_text
+from storage.text_tables import all_values, as_text, said
 
 NAMES = (
     "a|abbr|acronym|address|article|aside|audio|b|base|bdi|bdo|big|blockquote|body|br|button|canvas|caption|center|"
@@ -37,26 +37,32 @@ INVISIBLE = r"[[\p{Cc}\p{Cf}]&&[^\s]]"  # control characters; zero-width ones, s
 LONGEST_LIST = 1 << 20  # characters of a list written as text
 
 
-def ids(values: pl.Series) -> pl.Series:
+def ids(values: pl.Series, *, whole: bool = True) -> pl.Series:
     """Returns ids as text without blanks around them, null where there is none.
 
-    Whole numbers that a data frame has turned into floats, because a value was missing, are whole numbers again.
+    Whole numbers that a data frame has turned into floats, because a value was missing, are whole numbers again; those
+    that stand as text are if all of them do, and `whole` asks for it.
     """
     if values.dtype.is_float() or values.dtype.is_decimal():
         number = values.cast(pl.Float64)
-        whole = number.cast(pl.Int64, strict=False)
+        integer = number.cast(pl.Int64, strict=False)
         text = pl.select(
-            pl.when(whole.cast(pl.Float64) == number)
-            .then(whole.cast(pl.String))
+            pl.when(integer.cast(pl.Float64) == number)
+            .then(integer.cast(pl.String))
             .when(number.is_finite())
             .then(number.cast(pl.String))
         ).to_series()
     else:
-        text = values.cast(pl.String, strict=False).str.strip_chars()
-        text = pl.select(pl.when(~text.str.to_lowercase().is_in([*MISSING, ""])).then(text)).to_series()
-        if text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
+        text = pl.select(said(pl.lit(values.cast(pl.String, strict=False)))).to_series()
+        if whole and text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
             text = text.str.strip_suffix(".0")
     return text.alias(values.name)
+
+
+def like(values: pl.Series, known: pl.Series) -> pl.Series:
+    """Returns ids as a column of known ones has them, which may differ in `.0` alone; others stay as they are."""
+    forms = [values, values.str.replace(r"^(-?\d+)\.0$", "$1"), values.str.replace(r"^(-?\d+)$", "$1.0")]
+    return pl.select(pl.coalesce(*(form.set(~form.is_in(known.implode()), None) for form in forms), values)).to_series()
 
 
 def plain(values: pl.Series) -> pl.Series:
@@ -68,8 +74,8 @@ def plain(values: pl.Series) -> pl.Series:
     for _ in range(3):  # feeds escape twice, and what they wrap once more
         texts = _stripped(texts)
         texts = _replaced(texts, texts.str.contains("&", literal=True), _unescaped)
-    texts = _stripped(texts).str.replace_all(INVISIBLE, "").str.replace_all(r"\s+", " ").str.strip_chars()
-    return texts.set(texts.str.to_lowercase().is_in([*MISSING, ""]), None)
+    texts = _stripped(texts).str.replace_all(INVISIBLE, "").str.replace_all(r"\s+", " ")
+    return pl.select(said(pl.lit(texts)).alias(values.name)).to_series()
 
 
 def nested(text: str) -> Any:

@@ -18,6 +18,7 @@ from storage.artifacts import model_digest
 from storage.errors import UserError
 from storage.hashing import content_order, hash_order, hash_rows
 from storage.run import RunDir
+from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
 from workflows.engine.frozen import check_frozen
 from workflows.engine.stage import Context, Result, Stage
@@ -50,6 +51,14 @@ class QuantizeStage(Stage[Config]):
             check_frozen(config.frozen, root, "quantize")
             Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
 
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Says when there are more codewords than items."""
+        items, large = catalog.items, max(config.codebook_sizes)
+        if config.frozen or large <= items:
+            return []
+        unused = f"{items} items leave most of {large} codewords unused, and hardly any two of them share one"
+        return [f"{unused}: lower stages.quantize.codebook_sizes, to about {suited(items)} each"]
+
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fit; a quantizer that is taken over needs none."""
         return None if config.frozen else Workers(config.workers, config.cpus_per_worker, config.use_gpu)
@@ -61,11 +70,6 @@ class QuantizeStage(Stage[Config]):
         run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
-        if not config.frozen and (large := max(config.codebook_sizes)) > rows:
-            context.log(
-                f"quantize: {rows} items leave most of {large} codewords unused, and hardly any two of them share one: "
-                f"lower stages.quantize.codebook_sizes, to about {suited(rows)} each"
-            )
         history = take_over(config.frozen, run) if config.frozen else fit(config, context)
         quantizer, coded, sids = write_sids(config, run)
         cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)

@@ -86,13 +86,33 @@ def test_attributes_that_cannot_be_read_degrade_their_item() -> None:
     ]
 
 
+BROKEN = '{"url": "b.jpg"}'
+
+
+@pytest.mark.parametrize(
+    ("cell", "uris"),
+    [(BROKEN, []), (f'["a.jpg", {BROKEN}]', ["a.jpg"]), (["a.jpg", BROKEN], ["a.jpg"]), ('{"uri": null}', None)],
+)
+def test_media_that_cannot_be_read_degrade_their_item(cell: object, uris: list[str] | None) -> None:
+    media = [["x.jpg"] if isinstance(cell, list) else "x.jpg"] * 2 + [cell]
+    raw = pl.DataFrame({"item_id": ["a", "b", "c"], "media": media})
+    usable, issues = split_items(canonical_items(raw, "items"), [])
+    assert [[medium["uri"] for medium in media] for media in usable["media"]] == [["x.jpg"], ["x.jpg"], uris or []]
+    assert [row[:3] for row in issues.rows()] == ([] if uris is None else [("c", "degraded", "no_media")])
+
+
+def test_rows_are_counted_from_1_as_lines_are() -> None:
+    _, issues = split_items(canonical_items(pl.DataFrame({"item_id": ["a", "a"]}), "items"), [])
+    assert issues["detail"].to_list() == ["row 2 of the items table"]
+
+
 @pytest.mark.parametrize(
     ("column", "value", "says"),
     [
         ("title", b"\xff", r"'title' that cannot be read \(type Binary\): write text"),
         ("media", 1, r"'media' that cannot be read \(type Int64\)"),
         ("attributes", "colour:red", r"'attributes' that cannot be read \(colour:red\): write objects"),
-        ("media", "[{'large': 'a.jpg'}]", r"'media' that cannot be read \(\{'large': 'a.jpg'\}\): write URIs"),
+        ("media", "[{'large': 'a.jpg'}]", r"'media' that cannot be read \(\[\{'large': 'a.jpg'\}\]\): write URIs"),
     ],
 )
 def test_a_column_in_another_shape_is_refused(column: str, value: object, says: str) -> None:
