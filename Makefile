@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/tesserec run workflows/definitions/demo.yaml --set catalog=$(DEMO)-catalog --run-dir $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
-@pytest.hookimpl(wrapper=True)  # the groups have to be there before pytest-xdist reads them
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Let the longest files come first: one of them alone at the end would leave a core idle.
-
-    One process runs a file as a whole, and one process runs all files that use `ray_cluster`, so that it starts once.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files come first: one of them alone at the end would leave a core idle."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
-    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else item.nodeid.partition("::")[0]))
-    return (yield)
 
 
 @pytest.fixture(scope="session")
