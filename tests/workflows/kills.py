@@ -116,5 +116,5 @@ def _wait_for_rows(run: Path, process: subprocess.Popen[str], at_least: int) -> 
             if (found := committed_rows(str(sink))) >= at_least:
                 return found
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise AssertionError("no rows were committed in time")

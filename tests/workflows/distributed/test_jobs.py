@@ -103,7 +103,7 @@ def job(dashboard: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     It was submitted from the folder that holds the catalogue, which is not the repository.
     """
     place = tmp_path_factory.mktemp("jobs")
-    undisturbed = write_catalog(place, items=64, users=60)
+    undisturbed = write_catalog(place, items=128, users=60)  # so many that a kill falls between two commits
     demo = str(REPOSITORY / "workflows" / "definitions" / "demo.yaml")
     command = [demo, *(part for key, value in QUICK.items() for part in ("--set", f"{key}={value}"))]
     run_with_kills(command, place / "run", ["all actors", "everything"], len(undisturbed))
