@@ -81,9 +81,16 @@ def scan(uri: str) -> Scanned:
 @functools.lru_cache(maxsize=2)  # both tables of a catalogue
 def _parsed(uri: str, _signature: tuple[str, ...]) -> Scanned:
     content, guess = text_tables.as_utf8(files.read_bytes(uri))
-    notes = [] if guess is None else [f"{uri} is not UTF-8 and was read as {guess}"]
-    read = text_tables.read_csv if uri.endswith(".csv") else text_tables.read_json_lines
-    rows, bad = read(content, uri)
+    notes = (
+        []
+        if guess is None
+        else [f"{uri} is not UTF-8 and was read as {guess}: if letters look wrong, save it as UTF-8"]
+    )
+    if uri.endswith(".csv"):
+        rows, bad = text_tables.read_csv(content, uri)
+        notes += [f"{uri} {found}" for found in text_tables.open_quotes(rows)]
+    else:
+        rows, bad = text_tables.read_json_lines(content, uri)
     return Scanned(rows.select(named(rows.columns)), bad, notes)
 
 
@@ -141,6 +148,17 @@ def check(catalog: str) -> None:
         if not rows:
             found = f"no row that can be read ({bad[0]})" if bad else "no rows"
             raise UserError(f"{uri} has {found}: {EMPTY[table]}.")
+
+
+def check_ids(uri: str, schema: pl.Schema, *names: str) -> None:
+    """Checks that columns of ids are no lists, objects or bytes.
+
+    Raises:
+        UserError: one is.
+    """
+    for name in names:
+        if schema[name].is_nested() or schema[name] == pl.Binary:
+            raise unreadable(uri, name, f"type {schema[name]}")
 
 
 def unreadable(uri: str, column: str, found: str) -> UserError:

@@ -19,8 +19,10 @@ from storage.errors import UserError
 
 SEPARATORS = (",", ";", "\t", "|")
 SAMPLE_BYTES = 1 << 16  # of a file, in which its header ends
+LINES_OF_A_FIELD = 5  # other than a description's
 BLOCK_BYTES = 1 << 26  # the longest row
-MISSING = ("nan", "null", "none", "<na>", "nat", "\\n")  # how data frames and databases write no value, in lower case
+# How data frames, databases and spreadsheets write no value, in lower case.
+MISSING = ("nan", "null", "none", "<na>", "nat", "\\n", "n/a", "#n/a")
 # Columns that are text whatever their values look like: a title 007 is no number.
 TEXT = ("item_id", "user_id", "title", "description", "media", "attributes", "timestamp")
 
@@ -106,6 +108,15 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
         rows = rows.filter(~blank)
     rows = rows.rename(dict(zip(rows.columns, _unique(names), strict=True)))
     return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+
+
+def open_quotes(rows: pl.DataFrame) -> Iterator[str]:
+    """Yields a sentence for each column with a field of so many lines that its quote may have taken in other rows."""
+    for column in rows.select(pl.col(pl.String).exclude("description")):
+        lines = column.str.count_matches("\n")
+        if (most := lines.max() or 0) > LINES_OF_A_FIELD:
+            start = column[lines.arg_max()][:40].partition("\n")[0]
+            yield f'has a {column.name} of {most + 1} lines, which begins with {start!r}: does it lack a quote (")?'
 
 
 def _surplus(content: bytes, separator: str, skip: int, width: int) -> int:

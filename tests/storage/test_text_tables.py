@@ -138,12 +138,22 @@ def test_the_index_that_arrow_keeps_is_no_column(tmp_path: Path) -> None:
 
 
 def test_an_encoding_that_is_guessed_is_told(tmp_path: Path) -> None:
-    cases = ("é".encode(), []), ("é".encode("cp1252"), ["Windows-1252"]), (b"\x81", ["Latin-1"])
+    cases = ("é".encode(), None), ("é".encode("cp1252"), "Windows-1252"), (b"\x81", "Latin-1")
     for case, (content, note) in enumerate(cases):
         uri = tmp_path / f"items-{case}.csv"
         uri.write_bytes(b"item_id\n" + content + b"\n")
-        assert [line.rsplit(" ", 1)[1] for line in tables.scan(str(uri)).notes] == note
+        told = f"{uri} is not UTF-8 and was read as {note}: if letters look wrong, save it as UTF-8"
+        assert tables.scan(str(uri)).notes == ([told] if note else [])
     assert as_utf8(codecs.BOM_UTF16_BE + "é".encode("utf-16-be")) == ("é".encode(), None)
+
+
+def test_a_quote_that_takes_in_other_rows_is_told(tmp_path: Path) -> None:
+    rows = [f"{n},t {n}" for n in range(40)]
+    rows[5], rows[20] = '5,"27 inch', '20,"27 inch'
+    uri = tmp_path / "items.csv"
+    uri.write_text("item_id,title\n" + "\n".join(rows) + "\n")
+    (note,) = tables.scan(str(uri)).notes
+    assert "has a title of 16 lines, which begins with '27 inch'" in note
 
 
 def test_json_lines_of_mixed_types_become_text_and_bad_lines_are_told() -> None:

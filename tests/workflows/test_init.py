@@ -306,3 +306,9 @@ def test_a_definition_in_the_home_folder_is_not_overwritten(tmp_path: Path, monk
     (tmp_path / "mine.yaml").write_text("mine")
     with pytest.raises(UserError, match="is there already"):
         init(write(tmp_path / "catalog", KINDS[0]), "~/mine.yaml")
+
+
+def test_lines_that_are_no_rows_are_told(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},vase\n" for n in range(9)) + "a,b,c\n")
+    said = init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert any("1 lines of" in line and "cannot be read (line 11 has another number of fields" in line for line in said)

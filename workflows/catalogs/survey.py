@@ -59,7 +59,7 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
     assert uri is not None  # noqa: S101 - checked
     items = scan(uri)
     schema, known = items.collect_schema(), tables.KNOWN["items"][1:]
-    _check_ids(uri, schema, "item_id")
+    tables.check_ids(uri, schema, "item_id")
     has = filled(schema, media)
     ids = said(pl.col("item_id").cast(pl.String))
     counted = items.select(ids, **has).select(
@@ -78,19 +78,13 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
         return found
     log = scan(log_uri)
     schema = log.collect_schema()
-    _check_ids(log_uri, schema, "user_id", "item_id")
+    tables.check_ids(log_uri, schema, "user_id", "item_id")
     values = labels_of(schema, label)
     values = values.filter(values.is_finite())
     counted = log.select(events=pl.len(), low=values.min(), high=values.max())
     events, low, high = counted.collect(engine="streaming").row(0)
     labels = None if low is None else (low, high)
     return replace(found, events=events, labels=labels, columns=tuple(schema))
-
-
-def _check_ids(uri: str, schema: pl.Schema, *names: str) -> None:
-    for name in names:
-        if schema[name].is_nested():
-            raise tables.unreadable(uri, name, f"type {schema[name]}")
 
 
 def labels_of(schema: pl.Schema, column: str) -> pl.Expr:

@@ -144,11 +144,21 @@ def find(catalog: str) -> Findings:
         _media(catalog, items) if counts.filled["media"] else None,
         int(characters) if isinstance(characters, float) else 0,
     )
-    odd = list(_odd_items(found))
+    odd = [*_unreadable(items_uri), *(_unreadable(log_uri) if log_uri else ()), *_odd_items(found)]
     if log_uri is not None:
         behaviour, more = _behaviour(catalog, items_uri, log_uri, config, counts)
         return replace(found, behaviour=behaviour, odd=(*odd, *more))
     return replace(found, odd=tuple(odd))
+
+
+def _unreadable(uri: str) -> Iterator[str]:
+    """Says what had to be guessed of a table that is text, and which lines are no rows."""
+    if uri.endswith(".parquet"):
+        return
+    scanned = tables.scan(uri)
+    yield from scanned.notes
+    if scanned.bad:
+        yield f"{len(scanned.bad)} lines of {uri} cannot be read ({scanned.bad[0]})"
 
 
 def _sample(uri: str, rows: int) -> pl.DataFrame:
@@ -181,7 +191,7 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
         return {}
     value = labels_of(scan(log_uri).collect_schema(), column)
     low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
-    if low is None or not math.isfinite(high - low) or (low >= 0 and high <= 1):
+    if low is None or not math.isfinite(high - low) or low == high or (low >= 0 and high <= 1):
         return {}
     named = {} if column == "label" else {"label": column}
     least = low + LIKED * (high - low)

@@ -48,12 +48,11 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
         order: timestamps only order a user's events, see `times.parse`.
 
     Raises:
-        UserError: ids are lists or objects; not one timestamp, or not one label, can be read; labels lie outside 0 … 1.
+        UserError: ids are lists, objects or bytes; not one timestamp, or not one label, can be read; labels lie outside
+            0 … 1.
     """
     schema = raw.schema
-    for name in ("user_id", "item_id"):
-        if schema[name].is_nested():
-            raise tables.unreadable(source, name, f"type {schema[name]}")
+    tables.check_ids(source, schema, "user_id", "item_id")
     context = [
         n for n, t in schema.items() if n not in tables.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
     ]

@@ -32,6 +32,7 @@ def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
     Raises:
         UserError: a column has a type that cannot be read as what it should be.
     """
+    tables.check_ids(source, raw.schema, "item_id")
     missing = [pl.lit(None).alias(name) for name in tables.KNOWN["items"] if name not in raw.columns]
     raw = raw.with_columns(missing)
     columns = [

@@ -33,7 +33,8 @@ REMOVED = (  # patterns of markup and what takes their place, in this order
     (TAG.format(names=NAMES), " "),
 )
 ENTITY = re.compile(r"&(#\d{1,7};|#[xX][0-9a-fA-F]{1,6};|[a-zA-Z][a-zA-Z0-9]{1,30};)")
-INVISIBLE = r"[[\p{Cc}\p{Cf}]&&[^\s]]"  # control characters; zero-width ones, soft hyphens, marks of direction
+# Control characters, zero-width ones, soft hyphens and marks of direction; joiners spell words and draw emoji.
+INVISIBLE = r"[[\p{Cc}\p{Cf}]&&[^\s\u{200C}\u{200D}]]"
 LONGEST_LIST = 1 << 20  # characters of a list written as text
 
 

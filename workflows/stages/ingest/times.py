@@ -30,8 +30,8 @@ def parse(values: pl.Series, *, order: bool = False) -> pl.Series:
     """Returns the moments of a column, null where a value means none or more than one.
 
     Text may be ISO 8601 in any form, or a number. Numbers are Unix time in s, ms, µs or ns by their size, or dates such
-    as 20240304 if a tenth of them or more are. Numbers that would fall into 1970, and moments of January 1970, are
-    something else (days, minutes, a wrong unit), and are not read.
+    as 20240304 if a tenth of them or more are. Numbers that would fall into 1970, and moments before February 1970,
+    are something else (days, minutes, a wrong unit, marks for no date), and are not read.
 
     Args:
         values: the column.
@@ -42,7 +42,7 @@ def parse(values: pl.Series, *, order: bool = False) -> pl.Series:
         text = values.str.strip_chars(" \t\r\n\u00a0\"'")
         number = text.str.contains(UNIX)
         numbers = _numbers(text.set(~number, None).str.replace(",", ".", literal=True), order=order)
-        written = _not_january(_iso(text.set(number, None)), order=order)
+        written = _from_1970(_iso(text.set(number, None)), order=order)
         stamps = pl.select(pl.coalesce(numbers, written)).to_series()
     elif dtype.is_numeric():
         stamps = _numbers(values, order=order)
@@ -50,7 +50,7 @@ def parse(values: pl.Series, *, order: bool = False) -> pl.Series:
         zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
         moments = values.dt.convert_time_zone("UTC") if zoned else values.cast(pl.Datetime("us"), strict=False)
         moments = moments.cast(TYPE, strict=False) if zoned else moments.dt.replace_time_zone("UTC")
-        stamps = _not_january(moments, order=order)
+        stamps = _from_1970(moments, order=order)
     else:
         return pl.Series(values.name, [None] * len(values), TYPE)
     return stamps.set(~stamps.is_between(*YEARS), None).alias(values.name)
@@ -119,7 +119,6 @@ def _numbers(values: pl.Series, *, order: bool) -> pl.Series:
     return stamps
 
 
-def _not_january(stamps: pl.Series, *, order: bool) -> pl.Series:
-    """Leaves out moments of January 1970, which seconds, read in a larger unit, become."""
-    wrong = stamps.dt.epoch("us").is_between(0, US_FEBRUARY_1970, closed="left")
-    return stamps if order else stamps.set(wrong, None)
+def _from_1970(stamps: pl.Series, *, order: bool) -> pl.Series:
+    """Leaves out moments before February 1970: marks for no date, such as 1899-12-30, and seconds in a larger unit."""
+    return stamps if order else stamps.set(stamps.dt.epoch("us") < US_FEBRUARY_1970, None)

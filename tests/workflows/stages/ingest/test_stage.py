@@ -495,3 +495,17 @@ def test_ids_that_are_both_there_are_told_apart(context, tmp_path):
     write(tmp_path, log, "item_id\n1\n1.0\n2\n")
     run(context)
     assert context.run.read_table("catalog", "interactions")["item_id"].to_pylist() == ["1.0", "2", "1"]
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id"])
+def test_ids_of_bytes_are_refused_in_words_of_the_table(column: str) -> None:
+    raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T]}).with_columns(
+        pl.lit(b"\xff").alias(column)
+    )
+    with pytest.raises(
+        UserError, match=f"'{column}' that cannot be read \\(type Binary\\): write text or whole numbers"
+    ):
+        ingest_events.canonical_events(raw, "log")
+    if column == "item_id":
+        with pytest.raises(UserError, match="type Binary"):
+            canonical_items(raw, "items")

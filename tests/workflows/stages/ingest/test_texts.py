@@ -44,6 +44,7 @@ CLEAN = {
     "['two', 'parts']": "two parts",
     "<p> </p>": None,
     "nan": None,
+    "N/A": None,
     "[]": None,
 }  # fmt: skip
 KEPT = [
@@ -58,6 +59,7 @@ KEPT = [
     "[REC]",
     "007",
     "x&y=1",
+    "می\u200cخواهم 👩\u200d👧",  # joiners
 ]
 
 

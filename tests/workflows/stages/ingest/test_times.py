@@ -129,7 +129,12 @@ def test_what_could_be_another_time_is_refused_with_what_to_write(value: str) ->
 def test_seconds_that_were_read_as_larger_units_are_refused() -> None:
     wrong = datetime(1970, 1, 20, 18, 52, 27, tzinfo=UTC)
     assert parse(pl.Series([wrong])).to_list() == parse(pl.Series([wrong.isoformat()])).to_list() == [None]
-    assert parse(pl.Series([date(1969, 7, 20)])).to_list() == [datetime(1969, 7, 20, tzinfo=UTC)]
+    assert parse(pl.Series([date(1971, 7, 20)])).to_list() == [datetime(1971, 7, 20, tzinfo=UTC)]
+
+
+@pytest.mark.parametrize("mark", ["0001-01-01 00:00:00", "1899-12-30", "1900-01-01T00:00:00Z"])
+def test_marks_for_no_date_are_no_times(mark: str) -> None:
+    assert parse(pl.Series([mark, "2024-03-04"])).null_count() == 1
 
 
 def test_timestamps_that_only_order_may_be_small() -> None:
