@@ -113,10 +113,11 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
 def open_quotes(rows: pl.DataFrame) -> Iterator[str]:
     """Yields a sentence for each column with a field of so many lines that its quote may have taken in other rows."""
     for column in rows.select(pl.col(pl.String).exclude("description")):
-        lines = column.str.count_matches("\n")
-        if (most := lines.max() or 0) > LINES_OF_A_FIELD:
-            start = column[lines.arg_max()][:40].partition("\n")[0]
-            yield f'has a {column.name} of {most + 1} lines, which begins with {start!r}: does it lack a quote (")?'
+        breaks = column.str.count_matches("\n").fill_null(0).to_numpy()
+        if len(breaks) and breaks.max() > LINES_OF_A_FIELD:
+            start = column[int(breaks.argmax())][:40].partition("\n")[0]
+            lines = f"a {column.name} of {breaks.max() + 1} lines, which begins with {start!r}"
+            yield f'has {lines}: does it lack a quote (")?'
 
 
 def _surplus(content: bytes, separator: str, skip: int, width: int) -> int:
