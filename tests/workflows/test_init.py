@@ -205,14 +205,15 @@ def test_only_some_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("values", "least"), [([-1, 0.5], 0.05), ([1, 2, 3, 4, 5], 4), ([0, 1.2], 1), ([1.5, 1.5], 1.5), ([-9, 9], 4)]
+    ("values", "least"), [([-1, 0.5], 0.05), ([1, 2, 3, 4, 5], 4), ([0, 1.2], 1), ([-9, 9], 4), ([1.5], None)]
 )
-def test_some_ratings_count_as_liked(tmp_path: Path, values: list[float], least: float) -> None:
+def test_some_ratings_count_as_liked(tmp_path: Path, values: list[float], least: float | None) -> None:
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},vase\n" for n in range(9)))
     events = "".join(f"u{n % 5},{n % 9},2026-01-{1 + n % 28:02},{values[n % len(values)]}\n" for n in range(90))
     (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,score\n" + events)
     init(str(tmp_path), str(tmp_path / "mine.yaml"))
-    assert stages_of(tmp_path / "mine.yaml")["ingest"] == {"label": "score", "positive_from": least}
+    settings = None if least is None else {"label": "score", "positive_from": least}  # one value rates nothing
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == settings
     preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))
 
 

@@ -191,7 +191,7 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
         return {}
     value = labels_of(scan(log_uri).collect_schema(), column)
     low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
-    if low is None or not math.isfinite(high - low) or low == high or (low >= 0 and high <= 1):
+    if low is None or not math.isfinite(high - low) or (low >= 0 and high <= 1) or (low == high and column != "label"):
         return {}
     named = {} if column == "label" else {"label": column}
     least = low + LIKED * (high - low)
