@@ -67,7 +67,11 @@ def definition(name: str, catalog: str, plan: Plan) -> str:
     out.append("stages:")
     for choice in plan.stages:
         out += _line(choice, "  ")
-    out += [line for stage, reason in plan.left_out.items() for line in _comment(f"{stage}: left out, {reason}", "  ")]
+    out += [
+        line
+        for stage, reason in plan.left_out.items()
+        for line in _comment(f"{stage}: left out, {reason[:1].lower()}{reason[1:]}", "  ")
+    ]
     return "\n".join(out) + "\n"
 
 
