@@ -81,11 +81,7 @@ def scan(uri: str) -> Scanned:
 @functools.lru_cache(maxsize=2)  # both tables of a catalogue
 def _parsed(uri: str, _signature: tuple[str, ...]) -> Scanned:
     content, guess = text_tables.as_utf8(files.read_bytes(uri))
-    notes = (
-        []
-        if guess is None
-        else [f"{uri} is not UTF-8 and was read as {guess}: if letters look wrong, save it as UTF-8"]
-    )
+    notes = [f"{uri} is not UTF-8 and was read as {guess}: if letters look wrong, save it as UTF-8"] if guess else []
     if uri.endswith(".csv"):
         rows, bad = text_tables.read_csv(content, uri)
         notes += [f"{uri} {found}" for found in text_tables.open_quotes(rows)]

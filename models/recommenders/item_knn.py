@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -48,22 +49,24 @@ class ItemKnn:
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
-        items, width = self.neighbours.shape
-        starts = np.arange(items + 1) * width
-        table = sparse.csr_array(
-            (self.similarity.flatten().numpy(), self.neighbours.flatten().numpy(), starts), (items, items)
-        )
-        found = []
+        items, found = len(self.neighbours), []
         for rows in torch.arange(len(histories.offsets) - 1).split(max(1, min(BLOCK, BLOCK_VALUES // items))):
             values, offsets, _ = gather(histories, rows)
             age = torch.repeat_interleave(offsets[1:], offsets.diff()) - 1 - torch.arange(len(values))
             weights = torch.tensor(self.decay).pow(age)
             users = sparse.csr_array((weights.numpy(), values.numpy(), offsets.numpy()), (len(rows), items))
-            scores = torch.from_numpy((users @ table).toarray())
+            scores = torch.from_numpy((users @ self._matrix).toarray())
             scores[scores == 0] = -torch.inf
             own = None if banned is None else gather(banned, rows)
             found.append(best(scores, k=k, banned=own, allowed=allowed))
         return concatenate(found, k=k)
+
+    @functools.cached_property
+    def _matrix(self) -> sparse.csr_array:
+        """The similarities as a matrix [N, N], made once: SciPy copies the rows of all neighbours."""
+        items, width = self.neighbours.shape
+        values = self.similarity.flatten().numpy(), self.neighbours.flatten().numpy(), np.arange(items + 1) * width
+        return sparse.csr_array(values, (items, items))
 
     def save(self, uri: str) -> None:
         """Writes an artifact for `models.recommenders.artifacts.load`."""

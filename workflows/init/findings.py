@@ -130,7 +130,8 @@ def find(catalog: str) -> Findings:
     if log_uri is not None and (rating := _ratings(counts, log_uri)):
         settings |= rating
     config = Config(**settings)
-    counts = survey(catalog, label=config.label, media=config.media)
+    if settings:  # they change what counts as a label or a medium
+        counts = survey(catalog, label=config.label, media=config.media)
     if not counts.usable:
         raise UserError(
             f"{items_uri} has no item with an item_id and a title, a description or a medium: give the items one."

@@ -75,7 +75,8 @@ def true_lists(
     """
     if time is None or not files.exists(files.join(catalog, "truth_visits.parquet")):
         return None
-    truth = files.read_table(files.join(catalog, "truth.parquet"))
+    columns = ["user_id", "item_id", "timestamp", "visit", "position"]
+    truth = files.read_table(files.join(catalog, "truth.parquet"), columns=columns)
     keys = ["user_id", "timestamp"]
     asked = pa.table({"user_id": user_ids, "timestamp": pa.array(time).cast(truth["timestamp"].type)})
     asked = asked.append_column("query", pa.array(np.arange(len(time))))
