@@ -25,6 +25,7 @@ BLOCK_BYTES = 1 << 26  # the longest row
 MISSING = ("nan", "null", "none", "<na>", "nat", "\\n", "n/a", "#n/a")
 # Columns that are text whatever their values look like: a title 007 is no number.
 TEXT = ("item_id", "user_id", "title", "description", "media", "attributes", "timestamp")
+THOUSANDS = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$"  # with a decimal comma
 
 
 def said(text: pl.Expr) -> pl.Expr:
@@ -237,9 +238,17 @@ def typed(column: pl.Series, separator: str) -> pl.Series:
     """
     lower = column.str.strip_chars().str.to_lowercase()
     text = lower.set(lower.is_in(MISSING), None).replace({"true": "1", "false": "0"})
-    numbers = (text if separator == "," else text.str.replace(",", ".", literal=True)).cast(pl.Float64, strict=False)
+    numbers = (text if separator == "," else _decimal_points(text)).cast(pl.Float64, strict=False)
     readable = column.name == "label" or numbers.count() == text.count()
     return numbers if readable and numbers.count() else column
+
+
+def _decimal_points(text: pl.Series) -> pl.Series:
+    """Writes decimal commas as points; where a column has any, and thousands at all its points, those points go."""
+    pointed = text.filter(text.str.contains(".", literal=True))
+    if len(pointed) and text.str.contains(",", literal=True).any() and pointed.str.contains(THOUSANDS).all():
+        text = text.str.replace_all(".", "", literal=True)
+    return text.str.replace(",", ".", literal=True)
 
 
 def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:

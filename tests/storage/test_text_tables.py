@@ -124,6 +124,20 @@ def test_numbers_booleans_and_texts() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["1.002", "12,50", "-1.234.002,5"], [1002, 12.5, -1234002.5]),
+        (["1.002", "3.004"], [1.002, 3.004]),  # without a comma a point may be a decimal one
+        (["1.002", "3.5", "12,50"], [1.002, 3.5, 12.5]),
+        (["1,5", "2"], [1.5, 2]),
+    ],
+)
+def test_points_part_thousands_where_commas_are_decimal(cells: list[str], numbers: list[float]) -> None:
+    found, _ = rows("item_id;price\n" + "".join(f"{n};{cell}\n" for n, cell in enumerate(cells)))
+    assert [row["price"] for row in found] == numbers
+
+
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "_c0", "...1"])
 def test_the_index_of_a_data_frame_is_no_column(tmp_path: Path, name: str) -> None:
     uri = tmp_path / "interactions.csv"
