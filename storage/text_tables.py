@@ -99,7 +99,7 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
     separator, names, skip = header(content, uri)
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{uri} has two columns {twice[0]!r}: rename or remove one.")
-    content = content if content.endswith((b"\n", b"\r")) else content + b"\n"
+    content = _quotes_doubled(content if content.endswith((b"\n", b"\r")) else content + b"\n", separator)
     wide = [*names, *[""] * _surplus(content, separator, skip, len(names))]
     rows, bad = _rows(content, uri, separator, wide, skip, len(names))
     if any(rows[:, position].count() for position in range(len(names), len(wide))):
@@ -109,6 +109,15 @@ def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
         rows = rows.filter(~blank)
     rows = rows.rename(dict(zip(rows.columns, _unique(names), strict=True)))
     return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+
+
+def _quotes_doubled(content: bytes, separator: str) -> bytes:
+    """Doubles the quotes of CSV where a sample has one behind a backslash that ends no field, as MySQL writes."""
+    other = re.escape(separator.encode())
+    escaped = rb'(?m)(?:^|%b)"(?:[^"\\]|\\[^"])*\\"[^"\r\n%b]' % (other, other)
+    if b'\\"' not in content[:SAMPLE_BYTES] or not re.search(escaped, content[:SAMPLE_BYTES]):
+        return content
+    return content.replace(b"\\\\", b"\0\0").replace(b'\\"', b'""').replace(b"\0\0", b"\\")
 
 
 def open_quotes(rows: pl.DataFrame) -> Iterator[str]:

@@ -79,6 +79,18 @@ def test_rows_that_are_none_are_told_with_their_line() -> None:
     assert bad == [f"line 3 {other.format(3)}", f"line 7 {other.format(1)}"]
 
 
+def test_quotes_behind_backslashes_are_quotes() -> None:
+    lines = [r'1,"a \"quoted\" word"', r'2,"\"all\""', r'3,"27\", black"', r'4,"C:\\"', "5,plain", r'6,"\N"']
+    found, bad = rows("item_id,title\n" + "\n".join(lines) + "\n")
+    titles = ['a "quoted" word', '"all"', '27", black', "C:\\", "plain", "\\N"]
+    assert ([row["title"] for row in found], bad) == (titles, [])
+
+
+def test_backslashes_at_the_end_of_fields_are_backslashes() -> None:
+    found, _ = rows('item_id,title,note\n1,"C:\\","x"\n2,"a ""b\\"" c","y"\n3,5\\" wide,z\n')
+    assert [row["title"] for row in found] == ["C:\\", 'a "b\\" c', '5\\" wide']
+
+
 def test_fields_of_columns_without_a_name_may_be_missing() -> None:
     assert rows("item_id,title,,\n1,a\n2,b,,\n3\n") == (
         [
