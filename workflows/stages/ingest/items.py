@@ -18,7 +18,11 @@ from workflows.stages.ingest.texts import ids, nested, plain
 MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
 PAIR = pl.Struct({"key": pl.String, "value": pl.String})
 ITEM_TYPES = ITEMS.remove(ITEMS.get_field_index("attributes"))
-VIDEO_SUFFIX = r"(?i)\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv|3gp|flv|m?ts|wmv|ogv)([?#].*)?$"  # a hint; bytes decide
+PICTURES = "jpe?g|jfif|png|webp|avif|gif|bmp|tiff?|heic"
+VIDEOS = "mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv|3gp|flv|m?ts|wmv|ogv"
+VIDEO_SUFFIX = rf"(?i)\.({VIDEOS})([?#].*)?$"  # a hint; bytes decide
+FILE = rf"[^,;|]+\.(?:{PICTURES}|{VIDEOS})(?:[?#][^,;|]*)?"
+FILES = rf"(?i)^{FILE}(?:[,;]{FILE})*[,;\s]*$"
 UNREADABLE = ("no_media", "no_attributes")  # columns of `canonical_items`, and codes of degraded items
 NESTED = r"^\s*[\[({]"  # text that may be a list or an object
 
@@ -112,6 +116,8 @@ def to_arrow(items: pl.DataFrame) -> pa.Table:
 def _media(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Reads lists of {uri, kind} or of URIs, such a list or one URI as text, or URIs parted by `|`.
 
+    Commas and semicolons part them, too, where every part ends as a file of media does.
+
     Empty URIs are left out. A missing kind follows from the suffix.
 
     Returns:
@@ -128,7 +134,8 @@ def _media(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         values = values.set(values.str.strip_chars().str.to_lowercase().is_in(MISSING), None)
         found = _parsed(values, _media_of, pl.List(MEDIUM))
         unreadable = _degraded(values, _without_uri(found), "no_media")
-        split = values.str.split("|").list.eval(pl.struct(uri=pl.element(), kind=pl.lit(None, pl.String)))
+        parted = values.set(~values.str.contains(FILES), None).str.replace_all("[,;]", "|")
+        split = pl.coalesce(parted, values).str.split("|").list.eval(pl.struct(uri=pl.element(), kind=pl.lit(None, pl.String)))
         values = pl.select(pl.coalesce(found, split)).to_series()
     if isinstance(values.dtype, pl.Struct):
         values = pl.select(pl.concat_list(values)).to_series()

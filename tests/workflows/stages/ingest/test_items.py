@@ -44,6 +44,22 @@ def test_lists_of_media_as_text(tmp_path: Path, media: str) -> None:
     assert [row["media"] for row in rows] == [found, None, None, [], [{"uri": "(1).jpg", "kind": "image"}]]
 
 
+@pytest.mark.parametrize(
+    ("cell", "uris"),
+    [
+        ("a.jpg, b.PNG", ["a.jpg", "b.PNG"]),
+        ("a.jpg;https://x.org/b c.mp4?w=1 ; c.webp,", ["a.jpg", "https://x.org/b c.mp4?w=1", "c.webp"]),
+        ("a, b.jpg", ["a, b.jpg"]),
+        ("https://x.org/c_fill,w_200/a.jpg", ["https://x.org/c_fill,w_200/a.jpg"]),
+        ("a.jpg?w=1,2", ["a.jpg?w=1,2"]),
+        ("data:image/png;base64,aGk=", ["data:image/png;base64,aGk="]),
+    ],
+)
+def test_commas_and_semicolons_part_files_of_media(cell: str, uris: list[str]) -> None:
+    found = canonical_items(pl.DataFrame({"item_id": ["a"], "media": [cell]}), "items")["media"][0]
+    assert [medium["uri"] for medium in found] == uris
+
+
 @pytest.mark.parametrize("other", ['["b.jpg"]', '[{"uri": "b.jpg"}]', '{"uri": "b.jpg"}', '"b.jpg"', "\"['b.jpg']\""])
 @pytest.mark.parametrize("one", ['"a.jpg"', '["a.jpg"]', '[{"uri": "a.jpg"}]'])
 def test_media_of_one_kind_here_and_another_there(tmp_path: Path, one: str, other: str) -> None:
