@@ -24,6 +24,7 @@ VIDEO_SUFFIX = rf"(?i)\.({VIDEOS})([?#].*)?$"  # a hint; bytes decide
 FILE = rf"[^,;|]+\.(?:{PICTURES}|{VIDEOS})(?:[?#][^,;|]*)?"
 FILES = rf"(?i)^{FILE}(?:[,;]{FILE})*[,;\s]*$"
 UNREADABLE = ("no_media", "no_attributes")  # columns of `canonical_items`, and codes of degraded items
+WRITTEN_PAIR = r"^(?P<key>[\p{L}_][^=:]{0,39})[=:](?P<value>.+)$"
 NESTED = r"^\s*[\[({]"  # text that may be a list or an object
 
 
@@ -178,7 +179,9 @@ def _media_of(value: Any) -> list[dict[str, Any]]:
 
 
 def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Reads maps (lists of {key, value}), objects with one field per key, or either as text, see `texts.nested`.
+    """Reads maps (lists of {key, value} or {name, value}), objects with one field per key, or either as text.
+
+    For text see `texts.nested` and `_written_pairs`.
 
     Pairs without a key or a value are left out; the values of a key that an item has several times are joined.
 
@@ -190,7 +193,7 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         return pl.Series("attributes", [None] * len(values), dtype=pl.List(PAIR)), unreadable
     if dtype == pl.String:
         text = pl.select(said(pl.lit(values))).to_series()
-        values = _parsed(text, _pairs_of, pl.List(PAIR))
+        values = pl.select(pl.coalesce(_parsed(text, _pairs_of, pl.List(PAIR)), _written_pairs(text))).to_series()
         unreadable = _degraded(text, values.is_null(), "no_attributes")
     elif isinstance(dtype, pl.Struct):
         fields = [
@@ -199,8 +202,23 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         ]
         values = pl.select(pl.when(pl.lit(values.is_not_null())).then(pl.concat_list(fields))).to_series()
     elif isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct) and "key" not in dtype.inner.to_schema():
-        raise _WrongFormError(str(dtype.inner))
+        if not {"name", "value"} <= dtype.inner.to_schema().keys():
+            raise _WrongFormError(str(dtype.inner))
+        pair = pl.element().struct
+        values = values.list.eval(pl.struct(key=pair.field("name"), value=pair.field("value").cast(pl.String)))
     return _distinct(values.cast(pl.List(PAIR))).alias("attributes"), unreadable
+
+
+def _written_pairs(texts: pl.Series) -> pl.Series:
+    """Reads `key=value` or `key: value`, parted by `;`, else `|`, else commas; null where a part is no such pair."""
+    by = pl.lit(",")
+    for other in "|;":
+        by = pl.when(texts.str.contains(other, literal=True)).then(pl.lit(other)).otherwise(by)
+    parts = pl.select(pl.lit(texts).str.split(by)).to_series()
+    parts = parts.list.eval(pl.element().str.strip_chars().filter(pl.element().str.contains(r"\S")))
+    pairs = parts.list.eval(pl.element().str.extract_groups(WRITTEN_PAIR))
+    fine = pairs.list.eval(pl.element().struct.field("key").is_not_null()).list.all() & (pairs.list.len() > 0)
+    return pl.select(pl.when(fine).then(pairs)).to_series()
 
 
 def _text(values: pl.Series) -> pl.Series:
@@ -230,11 +248,13 @@ def _distinct(lists: pl.Series) -> pl.Series:
 
 
 def _pairs_of(value: Any) -> list[dict[str, str | None]] | None:
-    """Returns pairs for an object, a list of objects {key, value} or a list of pairs; None for anything else."""
+    """Returns pairs for an object, lists of {key, value}, {name, value} or pairs; None for anything else."""
     if isinstance(value, dict):
         pairs = list(value.items())
     elif all(isinstance(part, dict) and "key" in part for part in value):
         pairs = [(part["key"], part.get("value")) for part in value]
+    elif all(isinstance(part, dict) and {"name", "value"} <= part.keys() for part in value):
+        pairs = [(part["name"], part["value"]) for part in value]
     elif all(isinstance(part, list | tuple) and len(part) == 2 for part in value):
         pairs = [tuple(part) for part in value]
     else:

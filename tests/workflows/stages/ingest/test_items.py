@@ -74,6 +74,10 @@ ATTRIBUTES = {
     "twice": '{"colour": "red", "colour": "blue", "size": 3}',
     "pairs": '[{"key": "colour", "value": "red"}, {"key": "size", "value": 3}, {"key": "colour", "value": "blue"}]',
     "twice the same": '[["colour", "red"], ["colour", "blue"], ["colour", "red"], ["size", "3"], ["x", null]]',
+    "names": '[{"name": "colour", "value": "red"}, {"name": "colour", "value": "blue"}, {"name": "size", "value": 3}]',
+    "written": "colour=red; size = 3;colour: blue",
+    "commas": "colour: red, size: 3, colour: blue",
+    "bars": "colour=red, blue|size=3",
     "python": "{'colour': ['red', 'blue'], 'size': 3, 'x': None}",
     "markup": '{"colour": ["<b>red</b>", "blue"], " size": "3"}',
 }
@@ -86,20 +90,33 @@ def test_attributes_as_text(tmp_path: Path, shape: str) -> None:
     assert [row["attributes"] for row in rows] == [RED, None, {}]
 
 
-@pytest.mark.parametrize("shape", ["object", "twice", "pairs", "markup"])
+@pytest.mark.parametrize("shape", ["object", "twice", "pairs", "names", "markup"])
 def test_an_item_with_two_attributes_of_one_key_keeps_both(tmp_path: Path, shape: str) -> None:
     rows = items(tmp_path, "items.jsonl", f'{{"item_id": 1, "attributes": {ATTRIBUTES[shape]}}}\n{{"item_id": 2}}\n')
     assert [row["attributes"] for row in rows] == [RED, None]
 
 
 def test_attributes_that_cannot_be_read_degrade_their_item() -> None:
-    raw = pl.DataFrame({"item_id": ["a", "b", "c"], "attributes": ['{"x": "y"}', '{"x": "y"}', "x:y"]})
+    raw = pl.DataFrame({"item_id": ["a", "b", "c"], "attributes": ['{"x": "y"}', '{"x": "y"}', "x y"]})
     usable, issues = split_items(canonical_items(raw, "items"), ["line 3 is no JSON object"])
     assert usable["item_id"].to_list() == ["a", "b", "c"]
     assert issues.rows() == [
         (None, "rejected", "unreadable_row", "line 3 is no JSON object"),
-        ("c", "degraded", "no_attributes", "x:y"),
+        ("c", "degraded", "no_attributes", "x y"),
     ]
+
+
+@pytest.mark.parametrize("cell", ["red", "color: red, blue", "12:30", "=red", ": x", ";"])
+def test_a_cell_that_is_no_attributes_costs_its_own(cell: str) -> None:
+    raw = pl.DataFrame({"item_id": ["a", "b", "c"], "attributes": ["color=red", "link: https://x.org/?a=b;", cell]})
+    usable, issues = split_items(canonical_items(raw, "items"), [])
+    assert to_arrow(usable)["attributes"].to_pylist()[:2] == [[("color", "red")], [("link", "https://x.org/?a=b")]]
+    assert issues.rows() == [("c", "degraded", "no_attributes", cell)]
+
+
+def test_names_with_values_in_lists_are_attributes() -> None:
+    raw = pl.DataFrame({"item_id": ["1"], "attributes": [[{"name": "genre", "value": 7}]]})
+    assert canonical_items(raw, "items")["attributes"].to_list() == [[{"key": "genre", "value": "7"}]]
 
 
 BROKEN = '{"url": "b.jpg"}'
@@ -127,7 +144,7 @@ def test_rows_are_counted_from_1_as_lines_are() -> None:
     [
         ("title", b"\xff", r"'title' that cannot be read \(type Binary\): write text"),
         ("media", 1, r"'media' that cannot be read \(type Int64\)"),
-        ("attributes", "colour:red", r"'attributes' that cannot be read \(colour:red\): write objects"),
+        ("attributes", "Apparel - Tops", r"cannot be read \(Apparel - Tops\): write objects .* column to description"),
         ("media", "[{'large': 'a.jpg'}]", r"'media' that cannot be read \(\[\{'large': 'a.jpg'\}\]\): write URIs"),
     ],
 )

@@ -290,7 +290,7 @@ def test_empty_media_in_lists_are_left_out(context, tmp_path, media):
 
 
 def test_attributes_of_another_shape_are_refused():
-    raw = pl.DataFrame({"item_id": ["1"], "attributes": [[{"name": "genre", "value": "noir"}]]})
+    raw = pl.DataFrame({"item_id": ["1"], "attributes": [[{"genre": "noir"}]]})
     with pytest.raises(UserError, match=r"'attributes' that cannot be read .* pairs of key and value"):
         canonical_items(raw, "items")
 
