@@ -133,8 +133,9 @@ def check(catalog: str) -> None:
         present = columns(uri)
         for column in REQUIRED[table]:
             if column not in present:
+                same = [name for name in present if _bare(name) == _bare(column)]
                 part_of = [name for name in present if name.lower() in column]
-                near = part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
+                near = same or part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
                 hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
                 raise UserError(f"{uri} has no column {column!r}: {hint}.")
         if uri.endswith(".parquet"):
@@ -144,6 +145,11 @@ def check(catalog: str) -> None:
         if not rows:
             found = f"no row that can be read ({bad[0]})" if bad else "no rows"
             raise UserError(f"{uri} has {found}: {EMPTY[table]}.")
+
+
+def _bare(name: str) -> str:
+    """Returns the letters and digits of a name in lower case."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def check_ids(uri: str, schema: pl.Schema, *names: str) -> None:

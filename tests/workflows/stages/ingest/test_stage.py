@@ -327,6 +327,7 @@ def test_ratings_are_no_labels(label):
     ("name", "content", "says"),
     [
         ("items.csv", "id,title\n1,a\n", "has no column 'item_id': rename 'id'"),
+        *(("items.csv", f"i,{name}\n1,a\n", f"rename {name!r}") for name in ("Item ID", "itemId", "ITEM-ID", "Item_Id")),
         ("items.csv", "item_id,title\n", "has no rows"),
         ("items.csv", "item_id,title\na,x,y\n", "has no row that can be read (line 2 has another number of fields"),
         ("items.parquet", "junk", "cannot be read"),
