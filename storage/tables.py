@@ -34,6 +34,13 @@ EMPTY = {
     "items": "a catalogue needs at least one item",
     "interactions": "write events there, or remove the file to work on items alone",
 }
+FOREIGN = {  # by its first bytes, what a file is, and what to do
+    b"PAR1\x15": "a Parquet file: give it the suffix .parquet",
+    b"PK\x03\x04": "an Excel workbook or another ZIP archive: export its table as CSV, or unpack it",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: export its table as CSV",
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+}
+START = 1 << 12  # bytes that tell what a file is
 UNNAMED = r"|Unnamed: \d+(\.\d+)?|_c\d+|\.\.\.\d+|__index_level_\d+__"  # by a CSV, pandas, Spark, readr, Arrow
 
 
@@ -47,6 +54,17 @@ def find(catalog: str, table: str) -> str | None:
     if len(found) > 1:
         raise UserError(f"{catalog} holds {table} in {len(found)} formats: keep one of {', '.join(found)}.")
     return found[0] if found else None
+
+
+def _otherwise_written(catalog: str, table: str) -> str | None:
+    """Returns the name of a table's file in capitals; a list of all files could be one of a million pictures."""
+    names = (
+        f"{name}.{end}"
+        for name in (table, table.title(), table.upper())
+        for suffix in FORMATS
+        for end in (suffix, suffix.upper())
+    )
+    return next((name for name in names if name.lower() != name and files.exists(files.join(catalog, name))), None)
 
 
 class Scanned(NamedTuple):
@@ -74,13 +92,16 @@ def scan(uri: str) -> Scanned:
     try:
         rows = pl.read_parquet(files.read_bytes(uri))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise _damaged(uri) from error
+        raise _no_parquet(uri) from error
     return Scanned(rows.select(named(rows.columns)), [], [])
 
 
 @functools.lru_cache(maxsize=2)  # both tables of a catalogue
 def _parsed(uri: str, _signature: tuple[str, ...]) -> Scanned:
-    content, guess = text_tables.as_utf8(files.read_bytes(uri))
+    content = files.read_bytes(uri)
+    if other := _foreign(content[:START]):
+        raise UserError(f"{uri} is {other}.")
+    content, guess = text_tables.as_utf8(content)
     notes = [f"{uri} is not UTF-8 and was read as {guess}: if letters look wrong, save it as UTF-8"] if guess else []
     if uri.endswith(".csv"):
         rows, bad = text_tables.read_csv(content, uri)
@@ -109,11 +130,26 @@ def columns(uri: str) -> list[str]:
         with fs.open(path, "rb") as stream:
             return named(list(pl.read_parquet_schema(stream)))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise _damaged(uri) from error
+        raise _no_parquet(uri) from error
 
 
-def _damaged(uri: str) -> UserError:
-    return UserError(f"{uri} cannot be read as Parquet: write it again, or give it the suffix of what it is.")
+def _foreign(start: bytes) -> str | None:
+    return next((said for first, said in FOREIGN.items() if start.startswith(first)), None)
+
+
+def _no_parquet(uri: str) -> UserError:
+    """Returns the error of a file that cannot be read as Parquet, by its first bytes."""
+    fs, path = files.filesystem(uri)
+    if fs.isdir(path):
+        return UserError(f"{uri} is a folder: write its parts as one file.")
+    with fs.open(path, "rb") as stream:
+        start = stream.read(START)
+    if start.startswith(b"PAR1") or not (other := _foreign(start)):
+        text = start and not start.startswith(b"PAR1") and 0 not in start
+        suffix = "jsonl" if start.lstrip().startswith(b"{") else "csv"
+        remedy = f"it is text, so give it the suffix .{suffix}" if text else "write it again"
+        return UserError(f"{uri} cannot be read as Parquet: {remedy}.")
+    return UserError(f"{uri} is {other}.")
 
 
 def check(catalog: str) -> None:
@@ -124,9 +160,14 @@ def check(catalog: str) -> None:
     """
     if not files.exists(catalog):
         raise UserError(f"There is no catalogue at {catalog}: write its items table there.")
+    fs, path = files.filesystem(catalog)
+    if fs.isfile(path):
+        raise UserError(f"{catalog} is a file: name the folder in which it lies, and the table items.csv or the like.")
     for table in ("items", "interactions"):
         uri = find(catalog, table)
         if uri is None:
+            if other := _otherwise_written(catalog, table):
+                raise UserError(f"{catalog} has a table {other}: rename it to {other.lower()}.")
             if table == "items":
                 raise UserError(f"{catalog} has no items table: expected items.parquet, items.csv or items.jsonl.")
             continue

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -339,6 +340,46 @@ def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says)
     with pytest.raises(UserError) as caught:
         tables.check(context.catalog)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("items.csv", gzip.compress(b"item_id"), "items.csv is compressed with gzip: unpack it."),
+        ("items.jsonl", b"PK\x03\x04rest", "is an Excel workbook or another ZIP archive: export its table as CSV, or"),
+        ("items.parquet", b"PK\x03\x04rest", "is an Excel workbook or another ZIP archive: export its table as CSV, or"),
+        ("items.csv", pl.DataFrame({"item_id": ["a"]}), "items.csv is a Parquet file: give it the suffix .parquet."),
+        ("items.parquet", b"item_id\na\n", "cannot be read as Parquet: it is text, so give it the suffix .csv."),
+        ("items.parquet", b'{"item_id": 1}\n', "it is text, so give it the suffix .jsonl."),
+        ("items.parquet", b"PAR1\x15 and no more", "cannot be read as Parquet: write it again."),
+        ("items.parquet", b"", "cannot be read as Parquet: write it again."),
+        ("ITEMS.CSV", b"item_id\na\n", "has a table ITEMS.CSV: rename it to items.csv."),
+        ("items.CSV", b"item_id\na\n", "has a table items.CSV: rename it to items.csv."),
+        ("Interactions.csv", b"user_id\n", "has a table Interactions.csv: rename it to interactions.csv."),
+    ],
+)
+def test_files_of_another_format_or_name_are_told(context, tmp_path, name, content, says):
+    if name == "Interactions.csv":
+        (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,x\n")
+    if isinstance(content, bytes):
+        (tmp_path / "catalog" / name).write_bytes(content)
+    else:
+        content.write_parquet(tmp_path / "catalog" / name)
+    with pytest.raises(UserError) as caught:
+        tables.check(context.catalog)
+    assert says in str(caught.value)
+
+
+def test_a_folder_of_parts_is_told(context, tmp_path):
+    (tmp_path / "catalog" / "items.parquet").mkdir()
+    with pytest.raises(UserError, match="items.parquet is a folder: write its parts as one file"):
+        tables.check(context.catalog)
+
+
+def test_a_catalogue_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "items.csv").write_text("item_id,title\na,x\n")
+    with pytest.raises(UserError, match="is a file: name the folder in which it lies"):
+        tables.check(str(tmp_path / "items.csv"))
 
 
 def test_ratings_become_labels_and_leave_the_context(context, tmp_path):
