@@ -140,8 +140,6 @@ def _foreign(start: bytes) -> str | None:
 def _no_parquet(uri: str) -> UserError:
     """Returns the error of a file that cannot be read as Parquet, by its first bytes."""
     fs, path = files.filesystem(uri)
-    if fs.isdir(path):
-        return UserError(f"{uri} is a folder: write its parts as one file.")
     with fs.open(path, "rb") as stream:
         start = stream.read(START)
     if start.startswith(b"PAR1") or not (other := _foreign(start)):
@@ -171,6 +169,8 @@ def check(catalog: str) -> None:
             if table == "items":
                 raise UserError(f"{catalog} has no items table: expected items.parquet, items.csv or items.jsonl.")
             continue
+        if fs.isdir(files.filesystem(uri)[1]):
+            raise UserError(f"{uri} is a folder: write its parts as one file.")
         present = columns(uri)
         for column in REQUIRED[table]:
             if column not in present:

@@ -370,9 +370,10 @@ def test_files_of_another_format_or_name_are_told(context, tmp_path, name, conte
     assert says in str(caught.value)
 
 
-def test_a_folder_of_parts_is_told(context, tmp_path):
-    (tmp_path / "catalog" / "items.parquet").mkdir()
-    with pytest.raises(UserError, match="items.parquet is a folder: write its parts as one file"):
+@pytest.mark.parametrize("suffix", tables.FORMATS)
+def test_a_folder_of_parts_is_told(context, tmp_path, suffix):
+    (tmp_path / "catalog" / f"items.{suffix}").mkdir()
+    with pytest.raises(UserError, match=f"items.{suffix} is a folder: write its parts as one file"):
         tables.check(context.catalog)
 
 
