@@ -102,7 +102,7 @@ def _parsed(uri: str, _signature: tuple[str, ...]) -> Scanned:
     if other := _foreign(content[:START]):
         raise UserError(f"{uri} is {other}.")
     content, guess = text_tables.as_utf8(content)
-    notes = [f"{uri} is not UTF-8 and was read as {guess}: if letters look wrong, save it as UTF-8"] if guess else []
+    notes = [f"{uri} {guess}: if letters look wrong, save it as UTF-8"] if guess else []
     if uri.endswith(".csv"):
         rows, bad = text_tables.read_csv(content, uri)
         notes += [f"{uri} {found}" for found in text_tables.open_quotes(rows)]

@@ -19,6 +19,7 @@ from storage.errors import UserError
 
 SEPARATORS = (",", ";", "\t", "|")
 SAMPLE_BYTES = 1 << 16  # of a file, in which its header ends
+DAMAGED = "\ufffd".encode()
 LINES_OF_A_FIELD = 5  # other than a description's
 BLOCK_BYTES = 1 << 26  # the longest row
 # How data frames, databases and spreadsheets write no value, in lower case.
@@ -35,10 +36,10 @@ def said(text: pl.Expr) -> pl.Expr:
 
 
 def as_utf8(content: bytes) -> tuple[bytes, str | None]:
-    """Returns a text file in UTF-8 without a byte order mark, and the encoding that it had if this is a guess.
+    """Returns a text file in UTF-8 without a byte order mark, and what was guessed of its encoding, as a predicate.
 
-    What has no mark and is not UTF-8 is UTF-16 if it is full of zero bytes, and otherwise taken for Windows-1252, which
-    extends Latin-1.
+    What has no mark and is not UTF-8 is UTF-16 if it is full of zero bytes; it is damaged UTF-8 if it has more
+    characters of several bytes than places that are none; and otherwise taken for Windows-1252, which extends Latin-1.
     """
     if content.startswith(codecs.BOM_UTF8):
         return content[3:], None
@@ -54,9 +55,23 @@ def as_utf8(content: bytes) -> tuple[bytes, str | None]:
             decoder.decode(content[at : at + SAMPLE_BYTES])
         decoder.decode(b"", final=True)
         return content, None
+    mended = content.decode(errors="replace").encode()
+    damages = mended.count(DAMAGED) - content.count(DAMAGED)
+    if len(mended.translate(None, bytes(range(0xC0)))) > 2 * damages:  # first bytes of characters, DAMAGED among them
+        return mended, f"is no UTF-8 in {damages} places, the first on line {_first_damage(content)}, read as \ufffd"
     with contextlib.suppress(UnicodeDecodeError):
-        return content.decode("cp1252").encode(), "Windows-1252"
-    return content.decode("latin-1").encode(), "Latin-1"  # five bytes mean nothing in Windows-1252
+        return content.decode("cp1252").encode(), "is not UTF-8 and was read as Windows-1252"
+    # Five bytes mean nothing in Windows-1252.
+    return content.decode("latin-1").encode(), "is not UTF-8 and was read as Latin-1"
+
+
+def _first_damage(content: bytes) -> int | None:
+    """Returns the line with the first byte that is no UTF-8."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1
+    return None
 
 
 def header(content: bytes, uri: str) -> tuple[str, list[str], int]:
