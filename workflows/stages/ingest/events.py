@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -27,6 +28,7 @@ REMEDIES = {
 COLUMNS = {"no_user_id": "user_id", "unknown_item": "item_id", "no_label": "label"}
 COLUMNS |= dict.fromkeys(("no_timestamp", "future_timestamp"), "timestamp")  # the value that a reason is about
 LABELS = "write 1 for a click or like and 0 for none, or leave the column out"
+IDS = r"(^|[\W_])[iI][dD]$|[a-z]I[dD]$"  # names such as id, session_id, Order ID, visitId
 EXAMPLES = 3  # values that a sentence shows
 
 
@@ -40,7 +42,8 @@ class Loss(NamedTuple):
 def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> pl.DataFrame:
     """Gives an interactions table the canonical columns: user_id, item_id, timestamp, label?, numeric context columns.
 
-    Other columns are left out. A value that cannot be read, or is not finite, becomes null.
+    Other columns are left out. A value that cannot be read, or is not finite, becomes null. Users whose ids differ in
+    `.0` alone are one.
 
     Args:
         raw: the table as it is.
@@ -53,15 +56,13 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
     """
     schema = raw.schema
     tables.check_ids(source, schema, "user_id", "item_id")
-    context = [
-        n for n, t in schema.items() if n not in tables.KNOWN["interactions"] and (t.is_numeric() or t == pl.Boolean)
-    ]
+    context = context_columns(schema)
     label = ["label"] if "label" in schema else []
     events = raw.select(
-        ids(raw["user_id"]),
+        ids(raw["user_id"], whole=False).str.replace(r"^(-?\d+)\.0$", "$1"),
         ids(raw["item_id"], whole=False),
         times.parse(raw["timestamp"], order=order),
-        *(number(raw[name]) for name in [*label, *sorted(context)]),
+        *(number(raw[name]) for name in [*label, *context]),
     )
     for name in ["timestamp", *label]:
         if events.height and events[name].is_null().all():
@@ -77,6 +78,12 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
                 "none, or set stages.ingest.positive_from, the least rating that counts as liked."
             )
     return events
+
+
+def context_columns(schema: pl.Schema) -> list[str]:
+    """Returns the columns of a log that become context features: numbers, but for those whose names say id."""
+    numbers = (name for name, dtype in schema.items() if dtype.is_numeric() or dtype == pl.Boolean)
+    return sorted(name for name in numbers if name not in tables.KNOWN["interactions"] and not re.search(IDS, name))
 
 
 def clean_events(

@@ -35,11 +35,12 @@ REMOVED = (  # patterns of markup and what takes their place, in this order
 ENTITY = re.compile(r"&(#\d{1,7};|#[xX][0-9a-fA-F]{1,6};|[a-zA-Z][a-zA-Z0-9]{1,30};)")
 # Control characters, zero-width ones, soft hyphens and marks of direction; joiners spell words and draw emoji.
 INVISIBLE = r"[[\p{Cc}\p{Cf}]&&[^\s\u{200C}\u{200D}]]"
+EXCEL = r'^\s*="([^"]*)"\s*$'
 LONGEST_LIST = 1 << 20  # characters of a list written as text
 
 
 def ids(values: pl.Series, *, whole: bool = True) -> pl.Series:
-    """Returns ids as text without blanks around them, null where there is none.
+    """Returns ids as text without blanks and `="…"` of a spreadsheet around them, null where there is none.
 
     Whole numbers that a data frame has turned into floats, because a value was missing, are whole numbers again; those
     that stand as text are if all of them do, and `whole` asks for it.
@@ -54,7 +55,8 @@ def ids(values: pl.Series, *, whole: bool = True) -> pl.Series:
             .then(number.cast(pl.String))
         ).to_series()
     else:
-        text = pl.select(said(pl.lit(values.cast(pl.String, strict=False)))).to_series()
+        text = values.cast(pl.String, strict=False).str.replace(EXCEL, "$1")
+        text = pl.select(said(pl.lit(text))).to_series()
         if whole and text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
             text = text.str.strip_suffix(".0")
     return text.alias(values.name)

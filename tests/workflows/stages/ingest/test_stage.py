@@ -312,6 +312,12 @@ def test_written_types_are_those_of_the_contract(context, tmp_path):
     }
 
 
+def test_numbers_that_identify_something_are_no_context():
+    raw = pl.DataFrame({"user_id": ["u"], "item_id": "a", "timestamp": T, "session_id": 7, "ID": 1, "paid": 1, "hour": 3})
+    raw = raw.with_columns(orderId=pl.lit(3), **{"Visit ID": pl.lit(4)})
+    assert ingest_events.canonical_events(raw, "log").columns[3:] == ["hour", "paid"]
+
+
 def test_numeric_columns_become_context_and_text_ones_do_not():
     raw = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [T], "hour": [3], "page": ["x"]})
     assert ingest_events.canonical_events(raw, "log").columns == ["user_id", "item_id", "timestamp", "hour"]
@@ -431,6 +437,11 @@ def test_ids_that_were_floats_match_those_that_are_whole(context, tmp_path):
     ]
     dropped = result.metrics["interactions"]["dropped"]
     assert (dropped["no_user_id"], dropped["unknown_item"]) == (1, 1)
+
+
+def test_users_whose_ids_differ_in_a_zero_fraction_alone_are_one():
+    raw = pl.DataFrame({"user_id": ["3", "3.0", "u", '="03"'], "item_id": "a", "timestamp": T})
+    assert ingest_events.canonical_events(raw, "log")["user_id"].to_list() == ["3", "3", "u", "03"]
 
 
 def test_ids_of_both_tables_are_shown_where_none_matches(context, tmp_path):

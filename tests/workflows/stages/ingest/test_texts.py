@@ -24,6 +24,7 @@ NAN = float("nan")
         (["nan", "NaN", "NULL", "null", "None", "<NA>", "NaT", "\\N", "", " "], [None] * 10),
         ([" 007 ", "p-1"], ["007", "p-1"]),
         ([7, None], ["7", None]),
+        (['="00027"', ' ="a b" ', '=""', '="x'], ["00027", "a b", None, '="x']),
         ([None, None], [None, None]),
     ],
 )
