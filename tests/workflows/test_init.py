@@ -244,6 +244,24 @@ def test_what_is_odd_in_a_catalogue_is_said(tmp_path: Path) -> None:
     assert "zeros or .0 alone" in said
 
 
+def test_what_becomes_of_further_columns_of_the_log_is_told(tmp_path: Path) -> None:
+    items = "".join(f"{n},vase,{n}\n" for n in range(8))
+    (tmp_path / "items.csv").write_text(f"item_id,title,row\n{items}1.2E+12,lamp,8\n")
+    events = [f"u{n % 6},{n % 7},2026-01-{1 + n % 28:02},{n % 3},9{n % 9},home,{n}\n" for n in range(99)]
+    names = "user_id,item_id,timestamp,hour,session_id,page,row"
+    (tmp_path / "interactions.csv").write_text(names + "\n" + "".join(events) + "Total,99\n")
+    said = "\n".join(init(str(tmp_path), str(tmp_path / "mine.yaml")))
+    assert (
+        "further columns of the log: hour, row (become context features); session_id (look like ids, not read); "
+        "page (no numbers, not read)\n"
+    ) in said
+    assert "the log's row differs in every event, as ids do: remove it if it measures nothing" in said
+    assert "the log's hour" not in said
+    assert "items.csv has item_id such as '1.2E+12', which lost digits in a spreadsheet: export it" in said
+    assert "1 lines of" in said  # the row with the total
+    assert "line 101 has another number of fields" in said
+
+
 def test_ids_that_ingest_matches_are_not_told(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("item_id,title\n1.0,vase\n1.5,vase\n2.0,vase\n")
     log = "".join(f"u,{item},2026-01-{n + 1:02}\n" for n, item in enumerate(("1.0", "2.0", "7.0")))

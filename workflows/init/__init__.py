@@ -18,6 +18,7 @@ from workflows.engine.text import percent
 from workflows.init import costs
 from workflows.init.choices import Choice, Plan, choose
 from workflows.init.findings import Findings, find
+from workflows.stages.ingest.events import IDS
 
 WIDTH = 118
 NOUNS = {"title": "a title", "description": "a description", "media": "media", "attributes": "attributes"}
@@ -141,8 +142,16 @@ def lines(catalog: str, found: Findings) -> Iterator[str]:
         else:
             yield f"  labels: 0 and 1, liked are {behaviour.liked:.0%}" if behaviour.labelled else "  labels: one alone"
         known = {*tables.KNOWN["interactions"], found.ingest.get("label")}
-        if context := [name for name in counts.columns if name not in known]:
-            yield f"  further columns of the log: {', '.join(context[:8])}; numbers become context features"
+        if further := [name for name in counts.columns if name not in known]:
+            rest = [name for name in further if name not in found.context]
+            ids = [name for name in rest if re.search(IDS, name)]
+            kinds = {
+                "become context features": [name for name in further if name in found.context],
+                "look like ids, not read": ids,
+                "no numbers, not read": [name for name in rest if name not in ids],
+            }
+            parts = (f"{', '.join(names[:8])} ({kind})" for kind, names in kinds.items() if names)
+            yield f"  further columns of the log: {'; '.join(parts)}"
     for sentence in found.odd:
         yield f"  look at: {sentence}"
 

@@ -35,6 +35,7 @@ LIKED = 0.7  # share of the way from the lowest to the highest rating from which
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov")
 LARGE_SHARE = 0.1  # of the log, for one user or item of many
 MANY = 50
+ROUNDED = r"^\s*\d([.,]\d+)?[eE]\+\d+\s*$"  # 1.2E+12, as spreadsheets show long numbers
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Findings:
         media: None where no item has one.
         characters: of title and description together, the median of items that have some.
         behaviour: None without a log.
+        context: columns of the log that become context features.
         odd: sentences about what a user may not expect.
     """
 
@@ -111,6 +113,7 @@ class Findings:
     media: Media | None = None
     characters: int = 0
     behaviour: Behaviour | None = None
+    context: tuple[str, ...] = ()
     odd: tuple[str, ...] = ()
 
 
@@ -146,9 +149,11 @@ def find(catalog: str) -> Findings:
         int(characters) if isinstance(characters, float) else 0,
     )
     odd = [*_unreadable(items_uri), *(_unreadable(log_uri) if log_uri else ()), *_odd_items(found)]
+    odd += [*_rounded(items_uri, "item_id"), *(_rounded(log_uri, "user_id", "item_id") if log_uri else ())]
     if log_uri is not None:
         behaviour, more = _behaviour(catalog, items_uri, log_uri, config, counts)
-        return replace(found, behaviour=behaviour, odd=(*odd, *more))
+        context = tuple(logs.context_columns(scan(log_uri).collect_schema()))
+        return replace(found, behaviour=behaviour, context=context, odd=(*odd, *more))
     return replace(found, odd=tuple(odd))
 
 
@@ -162,11 +167,20 @@ def _unreadable(uri: str) -> Iterator[str]:
         yield f"{len(scanned.bad)} lines of {uri} cannot be read ({scanned.bad[0]})"
 
 
+def _rounded(uri: str, *columns: str) -> Iterator[str]:
+    """Says which ids have lost digits."""
+    for name in columns:
+        if scan(uri).collect_schema()[name] == pl.String:
+            ids = pl.col(name).filter(pl.col(name).str.contains(ROUNDED))
+            if (found := scan(uri).select(ids.first()).collect(engine="streaming").item()) is not None:
+                yield f"{uri} has {name} such as {found!r}, which lost digits in a spreadsheet: export it with ids as text"
+
+
 def _sample(uri: str, rows: int) -> pl.DataFrame:
     """Returns rows of a table that are evenly spread."""
     table = scan(uri)
     step = max(1, math.ceil(table.select(pl.len()).collect(engine="streaming").item() / rows))
-    return table.with_row_index("row").filter(pl.col("row") % step == 0).drop("row").collect(engine="streaming")
+    return table.with_row_index("").filter(pl.col("") % step == 0).drop("").collect(engine="streaming")
 
 
 def _pictures_by_id(catalog: str, items: pl.DataFrame) -> str | None:
@@ -263,6 +277,9 @@ def _behaviour(
         dropped=1 - events.height / raw.height,
     )
     odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
+    for name in logs.context_columns(raw.schema):
+        if raw.height >= MANY and (raw[name].cast(pl.Float64) % 1 == 0).all() and raw[name].is_unique().all():
+            odd.append(f"the log's {name} differs in every event, as ids do: remove it if it measures nothing")
     if times[0] == times[1]:
         return replace(found, reason="all events have the same time and nothing tells their order"), odd
     try:

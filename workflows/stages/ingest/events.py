@@ -110,12 +110,12 @@ def clean_events(
     }
     dropped = {"unreadable_row": Loss(len(bad), tuple(bad[:1]))}
     columns = events.columns
-    events = events.with_row_index("row")
+    events = events.with_row_index("")  # which no column of a table is called
     for reason, condition in reasons.items():
         lost = events.filter(condition)
         dropped[reason] = Loss(0)
         if lost.height:
-            values = raw[COLUMNS[reason]].gather(lost["row"]).drop_nulls().unique(maintain_order=True)
+            values = raw[COLUMNS[reason]].gather(lost[""]).drop_nulls().unique(maintain_order=True)
             dropped[reason] = Loss(lost.height, tuple(values[:EXAMPLES]))
             events = events.filter(~condition)
     unique = events.select(columns).unique(maintain_order=True)

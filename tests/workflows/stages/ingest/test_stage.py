@@ -312,6 +312,11 @@ def test_written_types_are_those_of_the_contract(context, tmp_path):
     }
 
 
+def test_a_context_column_may_be_called_row():
+    raw = pl.DataFrame({"user_id": ["u", None], "item_id": "a", "timestamp": T, "row": 7})
+    assert clean(raw, pl.Series(["a"]))[0]["row"].to_list() == [7]
+
+
 def test_numbers_that_identify_something_are_no_context():
     raw = pl.DataFrame({"user_id": ["u"], "item_id": "a", "timestamp": T, "session_id": 7, "ID": 1, "paid": 1, "hour": 3})
     raw = raw.with_columns(orderId=pl.lit(3), **{"Visit ID": pl.lit(4)})
