@@ -9,6 +9,8 @@ import polars as pl
 from storage import files, tables
 from storage.text_tables import said
 
+SAMPLED = 20_000  # rows
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -110,6 +112,20 @@ def scan(uri: str) -> pl.LazyFrame:
     fs, path = files.filesystem(uri)
     table = pl.scan_parquet(path) if "file" in fs.protocol else pl.scan_pyarrow_dataset(files.dataset(uri))
     return table.select(tables.named(table.collect_schema().names()))
+
+
+def sample(uri: str) -> pl.DataFrame:
+    """Returns some rows of a table: of text evenly spread ones, of Parquet the first of the first, middle and last group.
+
+    So hardly more than `SAMPLED` rows are read of a Parquet file, wherever it lies.
+    """
+    if not uri.endswith(".parquet"):
+        rows = tables.scan(uri).rows
+        return rows.gather_every(max(1, rows.height // SAMPLED))
+    groups = [group for part in files.dataset(uri).get_fragments() for group in part.split_by_row_group()]
+    chosen = sorted({0, len(groups) // 2, len(groups) - 1})
+    rows = pl.concat(pl.DataFrame(groups[at].head(SAMPLED // len(chosen))) for at in chosen)
+    return rows.select(tables.named(rows.columns))
 
 
 def says(name: str, schema: pl.Schema) -> pl.Expr:

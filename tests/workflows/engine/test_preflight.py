@@ -36,6 +36,7 @@ def test_timestamps_that_only_order_do_not_split_by_time(place: Path, stages: di
         check(place, stages, {"kind": "time"})
     check(place, stages, {"kind": "leave_last"})
     (place / "catalog" / "catalog.json").write_text(json.dumps({"timestamps": "real"}))
+    (place / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1577934245\n")
     check(place, stages, {"kind": "time"})
 
 
@@ -167,8 +168,9 @@ def test_ids_of_another_type_are_told(place: Path, table: str, row: str) -> None
             look()
 
 
-def test_labels_of_another_type_are_none(place: Path) -> None:
+def test_labels_of_another_type_are_told(place: Path) -> None:
     (place / "catalog" / "interactions.csv").unlink()
     log = '{"user_id": "u", "item_id": "a", "timestamp": 1, "label": [5]}'
     (place / "catalog" / "interactions.jsonl").write_text(log)
-    assert told(place, STAGES) == []
+    with pytest.raises(UserError, match=r"no value in its column 'label' that can be read \(such as \[5\]\): write 1"):
+        told(place, STAGES)

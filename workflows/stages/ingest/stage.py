@@ -13,7 +13,7 @@ from operators.log.encoding import LIKED, liked
 from operators.log.events import Events
 from storage import files, tables
 from storage.errors import UserError
-from workflows.catalogs.survey import Survey, says
+from workflows.catalogs.survey import Survey, sample, says
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 from workflows.stages.ingest import events, items
 from workflows.stages.ingest.texts import ids
@@ -63,10 +63,11 @@ class IngestStage(Stage[Config]):
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
-        """Finds ids that are none, and labels that are none.
+        """Finds ids that are none, and labels and timestamps that are none.
 
         Raises:
-            UserError: too many items have no id of their own, labels lie outside 0 … 1, or their column is not there.
+            UserError: too many items have no id of their own, labels lie outside 0 … 1, their column is not there, or
+                no timestamp or no label of a sample can be read.
         """
         if catalog.unnamed > config.max_reject_share * catalog.items:
             raise UserError(
@@ -81,6 +82,10 @@ class IngestStage(Stage[Config]):
                 f"The labels of the log go from {low:g} to {high:g}: write stages.ingest.positive_from, the least one "
                 "that counts as liked, or labels of 1 and 0."
             )
+        if (log_uri := tables.find(catalog.uri, "interactions")) is not None:
+            rows = config.with_labels(sample(log_uri))
+            rows = rows.drop_nulls([name for name in ("timestamp", "label") if name in rows.columns])
+            events.canonical_events(rows, log_uri, order=tables.timestamps(catalog.uri) == "order")
         return []
 
     def run(self, config: Config, context: Context) -> Result:

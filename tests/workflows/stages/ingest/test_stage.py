@@ -13,6 +13,7 @@ from operators.log.split import SplitLeaveLast
 from storage import tables
 from storage.errors import UserError
 from storage.run import RunDir
+from workflows.catalogs.survey import sample, survey
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.ingest import events as ingest_events
@@ -472,6 +473,42 @@ def test_times_that_could_be_others_are_refused_with_what_to_write(context, tmp_
     write(tmp_path, ["user_id,item_id,timestamp", *(f"u,a,{stamp}" for stamp in stamps)])
     with pytest.raises(UserError, match=says):
         run(context)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"timestamp": "03/04/2024"}, "'timestamp' that can be read (such as '03/04/2024'): day and month could be"),
+        ({"timestamp": "45355"}, "'timestamp' that can be read (such as '45355'): it looks like a day number of Excel"),
+        ({"timestamp": "2024-03-04", "label": "yes"}, "no value in its column 'label' that can be read"),
+    ],
+)
+def test_what_ingest_would_refuse_is_refused_by_the_check(context, tmp_path, columns, says, suffix):
+    write(tmp_path, [])
+    (tmp_path / "catalog" / "interactions.csv").unlink()
+    log = pl.DataFrame({"user_id": ["u"] * 3, "item_id": "a", **columns})
+    (log.write_csv if suffix == "csv" else log.write_parquet)(tmp_path / "catalog" / f"interactions.{suffix}")
+    tables.check(context.catalog)
+    with pytest.raises(UserError) as checked:
+        stage("ingest").check_data(Config(), survey(context.catalog))
+    assert says in str(checked.value)
+    with pytest.raises(UserError) as ran:
+        run(context)
+    assert str(ran.value) == str(checked.value)
+
+
+def test_a_sample_without_a_time_is_not_refused(context, tmp_path, monkeypatch):
+    monkeypatch.setattr("workflows.catalogs.survey.SAMPLED", 9)
+    write(tmp_path, [])
+    (tmp_path / "catalog" / "interactions.csv").unlink()
+    log = pl.DataFrame({"user_id": ["u"] * 100, "item_id": "a", "timestamp": [None] * 50 + list(range(T, T + 50))})
+    log.write_parquet(tmp_path / "catalog" / "interactions.parquet", row_group_size=40)
+    uri = str(tmp_path / "catalog" / "interactions.parquet")
+    assert sample(uri)["timestamp"].to_list() == [None] * 6 + [T + 30, T + 31, T + 32]
+    assert stage("ingest").check_data(Config(), survey(context.catalog)) == []
+    write(tmp_path, ["user_id,item_id,timestamp", *(f"u,a,{T + n}" for n in range(100))])
+    assert len(sample(uri.replace("parquet", "csv"))) == 10
 
 
 def test_dropped_events_are_told_with_examples_the_commonest_reason_first(context, tmp_path):
