@@ -28,7 +28,7 @@ FORMS = {
     "title": "text",
     "description": "text",
     "media": "URIs, or lists of URIs or of objects with the keys uri and kind",
-    "attributes": 'objects such as {"colour": "red"}, lists of pairs of key and value, or rename the column to description',
+    "attributes": 'objects such as {"colour": "red"}, pairs of key and value, or rename the column to description',
 }
 EMPTY = {
     "items": "a catalogue needs at least one item",

@@ -257,7 +257,7 @@ def test_what_becomes_of_further_columns_of_the_log_is_told(tmp_path: Path) -> N
     ) in said
     assert "the log's row differs in every event, as ids do: remove it if it measures nothing" in said
     assert "the log's hour" not in said
-    assert "items.csv has item_id such as '1.2E+12', which lost digits in a spreadsheet: export it" in said
+    assert "items.csv has item_id such as '1.2E+12', which lost digits in a spreadsheet: export ids" in said
     assert "1 lines of" in said  # the row with the total
     assert "line 101 has another number of fields" in said
 

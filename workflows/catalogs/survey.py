@@ -115,9 +115,9 @@ def scan(uri: str) -> pl.LazyFrame:
 
 
 def sample(uri: str) -> pl.DataFrame:
-    """Returns some rows of a table: of text evenly spread ones, of Parquet the first of the first, middle and last group.
+    """Returns about `SAMPLED` rows of a table, and reads hardly more of Parquet.
 
-    So hardly more than `SAMPLED` rows are read of a Parquet file, wherever it lies.
+    Those of text are evenly spread, those of Parquet the first of the first, the middle and the last row group.
     """
     if not uri.endswith(".parquet"):
         rows = tables.scan(uri).rows

@@ -145,12 +145,12 @@ def lines(catalog: str, found: Findings) -> Iterator[str]:
         if further := [name for name in counts.columns if name not in known]:
             rest = [name for name in further if name not in found.context]
             ids = [name for name in rest if re.search(IDS, name)]
-            kinds = {
+            fates = {
                 "become context features": [name for name in further if name in found.context],
                 "look like ids, not read": ids,
                 "no numbers, not read": [name for name in rest if name not in ids],
             }
-            parts = (f"{', '.join(names[:8])} ({kind})" for kind, names in kinds.items() if names)
+            parts = (f"{', '.join(names[:8])} ({fate})" for fate, names in fates.items() if names)
             yield f"  further columns of the log: {'; '.join(parts)}"
     for sentence in found.odd:
         yield f"  look at: {sentence}"

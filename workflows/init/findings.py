@@ -173,7 +173,7 @@ def _rounded(uri: str, *columns: str) -> Iterator[str]:
         if scan(uri).collect_schema()[name] == pl.String:
             ids = pl.col(name).filter(pl.col(name).str.contains(ROUNDED))
             if (found := scan(uri).select(ids.first()).collect(engine="streaming").item()) is not None:
-                yield f"{uri} has {name} such as {found!r}, which lost digits in a spreadsheet: export it with ids as text"
+                yield f"{uri} has {name} such as {found!r}, which lost digits in a spreadsheet: export ids as text"
 
 
 def _sample(uri: str, rows: int) -> pl.DataFrame:
@@ -277,9 +277,6 @@ def _behaviour(
         dropped=1 - events.height / raw.height,
     )
     odd = list(_odd_events(raw, ids, dropped, by_user, by_item))
-    for name in logs.context_columns(raw.schema):
-        if raw.height >= MANY and (raw[name].cast(pl.Float64) % 1 == 0).all() and raw[name].is_unique().all():
-            odd.append(f"the log's {name} differs in every event, as ids do: remove it if it measures nothing")
     if times[0] == times[1]:
         return replace(found, reason="all events have the same time and nothing tells their order"), odd
     try:
@@ -348,6 +345,9 @@ def _odd_events(
         share = top[1] / int(groups["len"].sum())
         if groups.height >= MANY and share > LARGE_SHARE:
             yield f"the {name} {top[0]!r} has {share:.0%} of all events"
+    for name in logs.context_columns(raw.schema):
+        if raw.height >= MANY and (raw[name].cast(pl.Float64) % 1 == 0).all() and raw[name].is_unique().all():
+            yield f"the log's {name} differs in every event, as ids do: remove it if it measures nothing"
     if lost := logs.told(dropped):
         yield f"of {raw.height:,} events will be dropped {lost}"
     if dropped["unknown_item"].events:

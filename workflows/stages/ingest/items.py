@@ -136,7 +136,11 @@ def _media(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         found = _parsed(values, _media_of, pl.List(MEDIUM))
         unreadable = _degraded(values, _without_uri(found), "no_media")
         parted = values.set(~values.str.contains(FILES), None).str.replace_all("[,;]", "|")
-        split = pl.coalesce(parted, values).str.split("|").list.eval(pl.struct(uri=pl.element(), kind=pl.lit(None, pl.String)))
+        split = (
+            pl.coalesce(parted, values)
+            .str.split("|")
+            .list.eval(pl.struct(uri=pl.element(), kind=pl.lit(None, pl.String)))
+        )
         values = pl.select(pl.coalesce(found, split)).to_series()
     if isinstance(values.dtype, pl.Struct):
         values = pl.select(pl.concat_list(values)).to_series()

@@ -319,7 +319,9 @@ def test_a_context_column_may_be_called_row():
 
 
 def test_numbers_that_identify_something_are_no_context():
-    raw = pl.DataFrame({"user_id": ["u"], "item_id": "a", "timestamp": T, "session_id": 7, "ID": 1, "paid": 1, "hour": 3})
+    raw = pl.DataFrame(
+        {"user_id": ["u"], "item_id": "a", "timestamp": T, "session_id": 7, "ID": 1, "paid": 1, "hour": 3}
+    )
     raw = raw.with_columns(orderId=pl.lit(3), **{"Visit ID": pl.lit(4)})
     assert ingest_events.canonical_events(raw, "log").columns[3:] == ["hour", "paid"]
 
@@ -340,7 +342,10 @@ def test_ratings_are_no_labels(label):
     ("name", "content", "says"),
     [
         ("items.csv", "id,title\n1,a\n", "has no column 'item_id': rename 'id'"),
-        *(("items.csv", f"i,{name}\n1,a\n", f"rename {name!r}") for name in ("Item ID", "itemId", "ITEM-ID", "Item_Id")),
+        *(
+            ("items.csv", f"i,{name}\n1,a\n", f"rename {name!r}")
+            for name in ("Item ID", "itemId", "ITEM-ID", "Item_Id")
+        ),
         ("items.csv", "item_id,title\n", "has no rows"),
         ("items.csv", "item_id,title\na,x,y\n", "has no row that can be read (line 2 has another number of fields"),
         ("items.parquet", "junk", "cannot be read"),
@@ -359,7 +364,11 @@ def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says)
     [
         ("items.csv", gzip.compress(b"item_id"), "items.csv is compressed with gzip: unpack it."),
         ("items.jsonl", b"PK\x03\x04rest", "is an Excel workbook or another ZIP archive: export its table as CSV, or"),
-        ("items.parquet", b"PK\x03\x04rest", "is an Excel workbook or another ZIP archive: export its table as CSV, or"),
+        (
+            "items.parquet",
+            b"PK\x03\x04rest",
+            "is an Excel workbook or another ZIP archive: export its table as CSV, or",
+        ),
         ("items.csv", pl.DataFrame({"item_id": ["a"]}), "items.csv is a Parquet file: give it the suffix .parquet."),
         ("items.parquet", b"item_id\na\n", "cannot be read as Parquet: it is text, so give it the suffix .csv."),
         ("items.parquet", b'{"item_id": 1}\n', "it is text, so give it the suffix .jsonl."),
