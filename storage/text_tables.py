@@ -26,7 +26,7 @@ BLOCK_BYTES = 1 << 26  # the longest row
 MISSING = ("nan", "null", "none", "<na>", "nat", "\\n", "n/a", "#n/a")
 # Columns that are text whatever their values look like: a title 007 is no number.
 TEXT = ("item_id", "user_id", "title", "description", "media", "attributes", "timestamp")
-THOUSANDS = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$"  # with a decimal comma
+THOUSANDS = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d+)?$"  # with a decimal comma
 
 
 def said(text: pl.Expr) -> pl.Expr:
@@ -41,8 +41,8 @@ def as_utf8(content: bytes) -> tuple[bytes, str | None]:
     What has no mark and is not UTF-8 is UTF-16 if it is full of zero bytes; it is damaged UTF-8 if it has more
     characters of several bytes than places that are none; and otherwise taken for Windows-1252, which extends Latin-1.
     """
-    if content.startswith(codecs.BOM_UTF8):
-        return content[3:], None
+    marked = content.startswith(codecs.BOM_UTF8)
+    content = content.removeprefix(codecs.BOM_UTF8)
     start = content[:SAMPLE_BYTES]
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", errors="replace").encode(), None
@@ -57,7 +57,8 @@ def as_utf8(content: bytes) -> tuple[bytes, str | None]:
         return content, None
     mended = content.decode(errors="replace").encode()
     damages = mended.count(DAMAGED) - content.count(DAMAGED)
-    if len(mended.translate(None, bytes(range(0xC0)))) > 2 * damages:  # first bytes of characters, DAMAGED among them
+    characters = len(mended.translate(None, bytes(range(0xC0))))  # of several bytes, DAMAGED among them
+    if marked or characters > 2 * damages:
         return mended, f"is no UTF-8 in {damages} places, the first on line {_first_damage(content)}, read as \ufffd"
     with contextlib.suppress(UnicodeDecodeError):
         return content.decode("cp1252").encode(), "is not UTF-8 and was read as Windows-1252"

@@ -142,6 +142,7 @@ def test_numbers_booleans_and_texts() -> None:
         (["1.002", "12,50", "-1.234.002,5"], [1002, 12.5, -1234002.5]),
         (["1.002", "3.004"], [1.002, 3.004]),  # without a comma a point may be a decimal one
         (["1.002", "3.5", "12,50"], [1.002, 3.5, 12.5]),
+        (["0.125", "12,50"], [0.125, 12.5]),
         (["1,5", "2"], [1.5, 2]),
     ],
 )
@@ -180,6 +181,11 @@ def test_one_bad_byte_does_not_garble_the_other_letters(tmp_path: Path) -> None:
     assert found.rows["title"].to_list() == ["é \ufffd", "caf\ufffd ", "ü"]
     told = "is no UTF-8 in 2 places, the first on line 3, read as \ufffd: if letters look wrong, save it as UTF-8"
     assert found.notes == [f"{uri} {told}"]
+    marked, told = as_utf8(codecs.BOM_UTF8 + b"item_id\ncaf\xe9\n")
+    assert (marked.decode(), told) == (
+        "item_id\ncaf\ufffd\n",
+        "is no UTF-8 in 1 places, the first on line 2, read as \ufffd",
+    )
     few = "é,".encode() + "é à ü".encode("cp1252")  # more bytes that are no UTF-8 than characters that are
     assert as_utf8(few) == (few.decode("cp1252").encode(), "is not UTF-8 and was read as Windows-1252")
 
