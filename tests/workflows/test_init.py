@@ -247,7 +247,9 @@ def test_what_is_odd_in_a_catalogue_is_said(tmp_path: Path) -> None:
 def test_what_becomes_of_further_columns_of_the_log_is_told(tmp_path: Path) -> None:
     items = "".join(f"{n},vase,{n}\n" for n in range(8))
     (tmp_path / "items.csv").write_text(f"item_id,title,row\n{items}1.2E+12,lamp,8\n")
-    events = [f"u{n % 6},{n % 7},2026-01-{1 + n % 28:02},{n % 3},9{n % 9},home,{n}\n" for n in range(99)]
+    events = [
+        f"{n % 6}{'.0' * (n // 6 % 2)},{n % 7},2026-01-{1 + n % 28:02},{n % 3},9{n % 9},home,{n}\n" for n in range(99)
+    ]
     names = "user_id,item_id,timestamp,hour,session_id,page,row"
     (tmp_path / "interactions.csv").write_text(names + "\n" + "".join(events) + "Total,99\n")
     said = "\n".join(init(str(tmp_path), str(tmp_path / "mine.yaml")))
@@ -257,7 +259,8 @@ def test_what_becomes_of_further_columns_of_the_log_is_told(tmp_path: Path) -> N
     ) in said
     assert "the log's row differs in every event, as ids do: remove it if it measures nothing" in said
     assert "the log's hour" not in said
-    assert "items.csv has item_id such as '1.2E+12', which lost digits in a spreadsheet: export ids" in said
+    assert "items.csv has ids such as '1.2E+12' that lost digits in a spreadsheet: export item_id" in said
+    assert " 99 events, 6 users" in said
     assert "1 lines of" in said  # the row with the total
     assert "line 101 has another number of fields" in said
 

@@ -173,7 +173,7 @@ def _rounded(uri: str, *columns: str) -> Iterator[str]:
         if scan(uri).collect_schema()[name] == pl.String:
             ids = pl.col(name).filter(pl.col(name).str.contains(ROUNDED))
             if (found := scan(uri).select(ids.first()).collect(engine="streaming").item()) is not None:
-                yield f"{uri} has {name} such as {found!r}, which lost digits in a spreadsheet: export ids as text"
+                yield f"{uri} has ids such as {found!r} that lost digits in a spreadsheet: export {name} as text"
 
 
 def _sample(uri: str, rows: int) -> pl.DataFrame:
@@ -254,6 +254,7 @@ def _behaviour(
     assert counts.events is not None  # noqa: S101 - there is a log
     table = scan(log_uri)
     by_user, by_item = (table.group_by(name).len().collect(engine="streaming") for name in ("user_id", "item_id"))
+    by_user = by_user.with_columns(logs.user_ids(by_user["user_id"])).group_by("user_id").sum()
     per_user = by_user["len"].sort()
     share = max(1, math.ceil(counts.events / SAMPLED_EVENTS))
     if share > 1:

@@ -59,7 +59,7 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
     context = context_columns(schema)
     label = ["label"] if "label" in schema else []
     events = raw.select(
-        ids(raw["user_id"], whole=False).str.replace(r"^(-?\d+)\.0$", "$1"),
+        user_ids(raw["user_id"]),
         ids(raw["item_id"], whole=False),
         times.parse(raw["timestamp"], order=order),
         *(number(raw[name]) for name in [*label, *context]),
@@ -78,6 +78,11 @@ def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> 
                 "none, or set stages.ingest.positive_from, the least rating that counts as liked."
             )
     return events
+
+
+def user_ids(values: pl.Series) -> pl.Series:
+    """Returns the ids of users, without `.0` behind whole numbers: no table of users says which of them are floats."""
+    return ids(values, whole=False).str.replace(r"^(-?\d+)\.0$", "$1")
 
 
 def context_columns(schema: pl.Schema) -> list[str]:
