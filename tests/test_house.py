@@ -21,7 +21,7 @@ MOST_FLOORS = 7
 MOST_ENTRIES = 12
 # Only a new part may raise it: 13,583 before one's own data (`init`, tables as people export them, item_knn, the log of
 # the embedded catalogue).
-MOST_CODE_LINES = 15_608
+MOST_CODE_LINES = 15_737
 LEAST_DOCUMENTED = 1117 / 1123  # share of public modules, classes, functions and methods, before the folders
 MOST_LINES_OF_A_FILE = 400
 LEAST_CODE_LINES_OF_A_FILE = 5
