@@ -198,7 +198,7 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
         write_manifest(root, manifest)
     files.remove(context.run.uri("checkpoints", name))
     parts = (("rejected", result.rejected), ("degraded", result.degraded))
-    lost = "".join(f", {count} {what} ({reasons[what].short})" for what, count in parts if count)
+    lost = "".join(f", {count} {what}{_why(reasons, what)}" for what, count in parts if count)
     reporter.line(
         f"{name}: {result.rows_out} rows{lost}, {entry.seconds:.1f} s, {entry.rows_per_second:.0f} rows per second"
     )
@@ -209,6 +209,11 @@ class _Reason(NamedTuple):
 
     short: str
     long: str
+
+
+def _why(reasons: dict[str, _Reason], what: str) -> str:
+    """Returns the commonest reason in brackets; nothing for rows of the log, which no table of rejects lists."""
+    return f" ({reasons[what].short})" if what in reasons else ""
 
 
 def _reasons(name: str, run: RunDir) -> dict[str, _Reason]:

@@ -64,6 +64,8 @@ class FeaturesStage(Stage[Config]):
         split = context.split.numbers(events)
         if "label" in interactions.schema.names and not log.labelled:
             context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
+        if given > len(events):
+            context.log(f"{given - len(events)} events are about items that interpret rejected, and are left out")
         context.log(f"{len(events)} events, split by {'time' if context.split.kind == 'time' else 'last event'}")
         # Without labels the task is discovery, as in serving: an item is an example when a user first meets it.
         eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)

@@ -107,3 +107,17 @@ def test_what_the_catalogue_cannot_feed_is_told_and_kept_in_the_manifest(
     manifest = execute(definition, str(tmp_path / "run"))
     assert manifest.left_out == ["ingest: no spoons"] == read_manifest(str(tmp_path / "run")).left_out
     assert "ingest: no spoons" in capsys.readouterr().err
+
+
+def test_rows_of_the_log_that_are_left_out_need_no_table_of_rejects(
+    tmp_path: Path, ran: dict[str, Split], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the features stage does with the events of items that interpret rejected."""
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1700000000\n")
+    monkeypatch.setattr(stage("features"), "run", lambda config, context: Result(rows_in=5, rows_out=3, rejected=2))
+    stages = {name: {} for name in STAGES}
+    raw = {"name": "w", "catalog": str(tmp_path), "stages": stages}
+    manifest = execute(resolve(raw, source="w"), str(tmp_path / "run"))
+    assert (manifest.stages["features"].state, manifest.stages["rank"].state) == ("complete", "complete")
+    assert "features: 3 rows, 2 rejected, " in capsys.readouterr().err
