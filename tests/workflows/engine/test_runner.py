@@ -44,7 +44,7 @@ def test_every_stage_gets_the_split_and_those_that_read_it_run_anew_with_another
 ) -> None:
     (tmp_path / "catalog").mkdir()
     (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
-    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1700000000\n")
     stages = {name: {} for name in STAGES} | {"quantize": {"method": method}}
 
     def run(**split: object) -> list[str]:
