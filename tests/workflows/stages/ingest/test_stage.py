@@ -362,7 +362,7 @@ def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says)
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("items.csv", gzip.compress(b"item_id"), "items.csv is compressed with gzip: unpack it."),
+        ("items.csv", gzip.compress(b"item_id", mtime=0), "items.csv is compressed with gzip: unpack it."),
         ("items.jsonl", b"PK\x03\x04rest", "is an Excel workbook or another ZIP archive: export its table as CSV, or"),
         (
             "items.parquet",
