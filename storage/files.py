@@ -7,8 +7,9 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from storage.errors import UserError
+
+PART_ROWS = 65_536  # of a folder of Parquet parts
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -67,10 +70,32 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def copy(uri: str, target: str) -> None:
+    """Copies a folder with all it holds within one file system, in place of what is at the target."""
+    remove(target)
+    fs, path = filesystem(uri)
+    for name in fs.find(path):
+        write_bytes(join(target, name[len(path) + 1 :]), fs.cat_file(name))
+
+
+def size(uri: str) -> int:
+    """Returns the number of bytes of a file."""
+    fs, path = filesystem(uri)
+    return int(fs.size(path))
+
+
 def read_bytes(uri: str) -> bytes:
     """Returns the content of a file."""
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
+
+
+@contextlib.contextmanager
+def opened(uri: str) -> Iterator[IO[bytes]]:
+    """Opens a file for reading; what gzip has compressed is unpacked where its name ends in `.gz`."""
+    fs, path = filesystem(uri)
+    with fs.open(path, "rb", compression="gzip" if path.endswith(".gz") else None) as stream:
+        yield stream
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -130,6 +155,14 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return dataset(uri).to_table(columns=columns)
 
 
+def parts(uri: str) -> list[str]:
+    """Returns the URIs of the Parquet files of a folder, in the order of their names."""
+    fs, path = filesystem(uri)
+    return [
+        join(uri, name.rsplit("/", 1)[-1]) for name in sorted(fs.ls(path, detail=False)) if name.endswith(".parquet")
+    ]
+
+
 def signature(uri: str) -> tuple[str, ...]:
     """Returns what tells one state of a file, or of a folder of files, from another: sizes, times of change, tags."""
     fs, path = filesystem(uri)
@@ -137,15 +170,50 @@ def signature(uri: str) -> tuple[str, ...]:
     return tuple(f"{name}:{fs.ukey(name)}" for name in sorted(fs.find(path)))
 
 
-def write_table(uri: str, table: pa.Table, *, part_rows: int = 65_536) -> None:
-    """Replaces a folder of Parquet parts by a table.
+def batches(uri: str, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yields columns of a table in batches of at most so many rows, in order, and reads hardly ahead."""
+    yield from dataset(uri).to_batches(columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1)
+
+
+def read_range(uri: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+    """Returns columns of the rows from `start` up to `stop`, reading only the parts that hold them."""
+    source, first = dataset(uri), 0
+    found = [source.head(0, columns=columns)]
+    for part in source.get_fragments():
+        rows = part.count_rows()  # from its footer
+        if first < stop and start < first + rows:
+            begin = max(start - first, 0)
+            found.append(part.to_table(columns=columns).slice(begin, stop - first - begin))
+        first += rows
+    return pa.concat_tables(found)
+
+
+def write_table(uri: str, table: pa.Table, *, part_rows: int = PART_ROWS) -> None:
+    """Replaces a folder of Parquet parts by a table; see `write_parts`."""
+    write_parts(uri, [table], part_rows=part_rows)
+
+
+def write_parts(uri: str, tables: Iterable[pa.Table], *, part_rows: int = PART_ROWS) -> int:
+    """Replaces a folder of Parquet parts by the rows of tables, holding about one part; returns their number.
 
     Each part appears whole or not at all. The folder as a whole counts as written once its stage is complete in
     the manifest, which is why readers look there first.
     """
     remove(uri)
-    for part, start in enumerate(range(0, max(table.num_rows, 1), part_rows)):
-        write_part(join(uri, f"part-{part:05d}.parquet"), table.slice(start, part_rows))
+    held, part, rows = pa.table({}), 0, 0
+    for table in tables:
+        rows += table.num_rows
+        held = pa.concat_tables([held, table]) if held.num_rows else table
+        while held.num_rows > part_rows:
+            write_part(part_uri(uri, part), held.slice(0, part_rows))
+            held, part = held.slice(part_rows), part + 1
+    write_part(part_uri(uri, part), held)
+    return rows
+
+
+def part_uri(uri: str, number: int) -> str:
+    """Returns the URI of a part of a folder."""
+    return join(uri, f"part-{number:05d}.parquet")
 
 
 def write_part(uri: str, table: pa.Table) -> None:

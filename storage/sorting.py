@@ -39,7 +39,7 @@ def write_in_hash_order(batches: Iterable[pa.RecordBatch], target: str, rows: in
         buckets = [Path(scratch) / f"{part:05d}.arrow" for part in range(parts)]
         writers = [pa.ipc.new_stream(str(bucket), schema) for bucket in buckets]
         for batch in batches:
-            hashes = hash_strings(batch["item_id"].to_pylist())
+            hashes = hash_strings(batch["item_id"])
             owner = (hashes >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
             for part in np.unique(owner):
                 chosen = batch.filter(pa.array(owner == part))
@@ -49,7 +49,7 @@ def write_in_hash_order(batches: Iterable[pa.RecordBatch], target: str, rows: in
         for part, bucket in enumerate(buckets):
             with pa.OSFile(str(bucket)) as source:
                 table = pa.ipc.open_stream(source).read_all()
-            table = table.take(hash_order(table["item_id"].to_pylist()))
-            files.write_part(files.join(target, f"part-{part:05d}.parquet"), table)
+            table = table.take(hash_order(table["item_id"]))
+            files.write_part(files.part_uri(target, part), table)
             written += table.num_rows
     return written

@@ -1,22 +1,20 @@
-"""Finding and reading the tables of a catalogue: `items` and `interactions` as Parquet, CSV or JSON Lines."""
+"""Finding and checking the tables of a catalogue: `items` and `interactions` as Parquet, CSV or JSON Lines."""
 
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
 import xxhash
 
-from storage import files, text_tables
+from storage import files
+from storage.blocks import SUFFIXES, columns, parts, read, table_files
 from storage.errors import UserError
 
-FORMATS = ("parquet", "csv", "jsonl")
 REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
 KNOWN = {
     "items": ("item_id", "title", "description", "media", "attributes"),
@@ -34,26 +32,21 @@ EMPTY = {
     "items": "a catalogue needs at least one item",
     "interactions": "write events there, or remove the file to work on items alone",
 }
-FOREIGN = {  # by its first bytes, what a file is, and what to do
-    b"PAR1\x15": "a Parquet file: give it the suffix .parquet",
-    b"PK\x03\x04": "an Excel workbook or another ZIP archive: export its table as CSV, or unpack it",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook: export its table as CSV",
-    b"\x1f\x8b": "compressed with gzip: unpack it",
-}
-START = 1 << 12  # bytes that tell what a file is
-UNNAMED = r"|Unnamed: \d+(\.\d+)?|_c\d+|\.\.\.\d+|__index_level_\d+__"  # by a CSV, pandas, Spark, readr, Arrow
 
 
 def find(catalog: str, table: str) -> str | None:
-    """URI of a table's file (`items.parquet`, `items.csv`, …) in a catalogue, None where it is absent.
+    """URI of a table's file or folder (`items.parquet`, `items.csv.gz`, `items`, …), None where it is absent.
+
+    The folder `items` is one if it holds files of tables: it may be one of pictures.
 
     Raises:
         UserError: it is there in two formats.
     """
-    found = [uri for suffix in FORMATS if files.exists(uri := files.join(catalog, f"{table}.{suffix}"))]
+    found = [uri for suffix in SUFFIXES if files.exists(uri := files.join(catalog, table + suffix))]
     if len(found) > 1:
         raise UserError(f"{catalog} holds {table} in {len(found)} formats: keep one of {', '.join(found)}.")
-    return found[0] if found else None
+    folder = files.join(catalog, table)
+    return found[0] if found else folder if table_files(folder) else None
 
 
 def _otherwise_written(catalog: str, table: str) -> str | None:
@@ -61,93 +54,10 @@ def _otherwise_written(catalog: str, table: str) -> str | None:
     names = (
         f"{name}.{end}"
         for name in (table, table.title(), table.upper())
-        for suffix in FORMATS
-        for end in (suffix, suffix.upper())
+        for suffix in SUFFIXES
+        for end in (suffix[1:], suffix[1:].upper())
     )
     return next((name for name in names if name.lower() != name and files.exists(files.join(catalog, name))), None)
-
-
-class Scanned(NamedTuple):
-    """A table as its file has it.
-
-    Attributes:
-        rows: of the file, without columns that have no name (the index that a data frame wrote).
-        bad: of each line that is no row, what is wrong with it.
-        notes: what had to be guessed, a sentence each.
-    """
-
-    rows: pl.DataFrame
-    bad: list[str]
-    notes: list[str]
-
-
-def scan(uri: str) -> Scanned:
-    """Reads a table as it is, without judging its columns; of text, which takes a while to parse, until `forget` once.
-
-    Raises:
-        UserError: the file does not parse.
-    """
-    if not uri.endswith(".parquet"):
-        return _parsed(uri, files.signature(uri))
-    try:
-        rows = pl.read_parquet(files.read_bytes(uri))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _no_parquet(uri) from error
-    return Scanned(rows.select(named(rows.columns)), [], [])
-
-
-@functools.lru_cache(maxsize=2)  # both tables of a catalogue
-def _parsed(uri: str, _signature: tuple[str, ...]) -> Scanned:
-    content = files.read_bytes(uri)
-    if other := _foreign(content[:START]):
-        raise UserError(f"{uri} is {other}.")
-    content, guess = text_tables.as_utf8(content)
-    notes = [f"{uri} {guess}: if letters look wrong, save it as UTF-8"] if guess else []
-    if uri.endswith(".csv"):
-        rows, bad = text_tables.read_csv(content, uri)
-        notes += [f"{uri} {found}" for found in text_tables.open_quotes(rows)]
-    else:
-        rows, bad = text_tables.read_json_lines(content, uri)
-    return Scanned(rows.select(named(rows.columns)), bad, notes)
-
-
-def forget() -> None:
-    """Frees the memory of the tables that were read from text."""
-    _parsed.cache_clear()
-
-
-def named(columns: list[str]) -> list[str]:
-    """Returns the columns that have a name of their own; data frames call the others `Unnamed: 0` or the like."""
-    return [name for name in columns if not re.fullmatch(UNNAMED, name)]
-
-
-def columns(uri: str) -> list[str]:
-    """Names of a table's columns."""
-    if not uri.endswith(".parquet"):
-        return scan(uri).rows.columns
-    fs, path = files.filesystem(uri)
-    try:
-        with fs.open(path, "rb") as stream:
-            return named(list(pl.read_parquet_schema(stream)))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _no_parquet(uri) from error
-
-
-def _foreign(start: bytes) -> str | None:
-    return next((said for first, said in FOREIGN.items() if start.startswith(first)), None)
-
-
-def _no_parquet(uri: str) -> UserError:
-    """Returns the error of a file that cannot be read as Parquet, by its first bytes."""
-    fs, path = files.filesystem(uri)
-    with fs.open(path, "rb") as stream:
-        start = stream.read(START)
-    if start.startswith(b"PAR1") or not (other := _foreign(start)):
-        text = start and not start.startswith(b"PAR1") and 0 not in start
-        suffix = "jsonl" if start.lstrip().startswith(b"{") else "csv"
-        remedy = f"it is text, so give it the suffix .{suffix}" if text else "write it again"
-        return UserError(f"{uri} cannot be read as Parquet: {remedy}.")
-    return UserError(f"{uri} is {other}.")
 
 
 def check(catalog: str) -> None:
@@ -169,8 +79,6 @@ def check(catalog: str) -> None:
             if table == "items":
                 raise UserError(f"{catalog} has no items table: expected items.parquet, items.csv or items.jsonl.")
             continue
-        if fs.isdir(files.filesystem(uri)[1]):
-            raise UserError(f"{uri} is a folder: write its parts as one file.")
         present = columns(uri)
         for column in REQUIRED[table]:
             if column not in present:
@@ -179,11 +87,12 @@ def check(catalog: str) -> None:
                 near = same or part_of or difflib.get_close_matches(column, present, n=1, cutoff=0.6)
                 hint = f"rename {near[0]!r}" if near else f"the columns are {', '.join(present)}"
                 raise UserError(f"{uri} has no column {column!r}: {hint}.")
-        if uri.endswith(".parquet"):
-            rows, bad = files.dataset(uri).count_rows(), list[str]()
+        bad = list[str]()
+        for block in read(uri):
+            bad += block.bad[:1]
+            if block.rows.height:
+                break
         else:
-            rows, bad = scan(uri).rows.height, scan(uri).bad
-        if not rows:
             found = f"no row that can be read ({bad[0]})" if bad else "no rows"
             raise UserError(f"{uri} has {found}: {EMPTY[table]}.")
 
@@ -234,15 +143,17 @@ def signature(catalog: str) -> list[str]:
     Media are not read: a changed picture under the same name goes unnoticed until the tables change.
     """
     found = []
-    sources = {table: find(catalog, table) for table in ("items", "interactions")}
-    sources["about"] = files.join(catalog, "catalog.json")
-    for name, uri in sources.items():
-        if uri is None or not files.exists(uri):
-            continue
-        fs, path = files.filesystem(uri)
-        if "file" in fs.protocol:
-            with Path(path).open("rb") as stream:
-                found.append(f"{name}:{hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()}")
-        else:
-            found.append(f"{name}:{fs.ukey(path)}")
-    return [catalog, *found]
+    for name in ("items", "interactions"):
+        uri = find(catalog, name)
+        found += [_state(name, part) for part in parts(uri)] if uri is not None else []
+    about = files.join(catalog, "catalog.json")
+    return [catalog, *found, *([_state("about", about)] if files.exists(about) else [])]
+
+
+def _state(name: str, uri: str) -> str:
+    """Returns what tells one content of a file from another."""
+    fs, path = files.filesystem(uri)
+    if "file" not in fs.protocol:
+        return f"{name}:{fs.ukey(path)}"
+    with Path(path).open("rb") as stream:
+        return f"{name}:{hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()}"

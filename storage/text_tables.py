@@ -1,27 +1,23 @@
-"""Reading CSV and JSON Lines as people export them: separators, encodings, and lines that are no rows."""
+"""Reading CSV as people export it: separators, quotes, numbers, and lines that are no rows."""
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
+from storage.encodings import LONGEST, SAMPLE_BYTES
 from storage.errors import UserError
 
 SEPARATORS = (",", ";", "\t", "|")
-SAMPLE_BYTES = 1 << 16  # of a file, in which its header ends
-DAMAGED = "\ufffd".encode()
 LINES_OF_A_FIELD = 5  # other than a description's
-BLOCK_BYTES = 1 << 26  # the longest row
 # How data frames, databases and spreadsheets write no value, in lower case.
 MISSING = ("nan", "null", "none", "<na>", "nat", "\\n", "n/a", "#n/a")
 # Columns that are text whatever their values look like: a title 007 is no number.
@@ -33,46 +29,6 @@ def said(text: pl.Expr) -> pl.Expr:
     """Returns texts without blanks around them, null where they stand for no value."""
     text = text.str.strip_chars()
     return pl.when(~text.str.to_lowercase().is_in([*MISSING, ""])).then(text)
-
-
-def as_utf8(content: bytes) -> tuple[bytes, str | None]:
-    """Returns a text file in UTF-8 without a byte order mark, and what was guessed of its encoding, as a predicate.
-
-    What has no mark and is not UTF-8 is UTF-16 if it is full of zero bytes; it is damaged UTF-8 if it has more
-    characters of several bytes than places that are none; and otherwise taken for Windows-1252, which extends Latin-1.
-    """
-    marked = content.startswith(codecs.BOM_UTF8)
-    content = content.removeprefix(codecs.BOM_UTF8)
-    start = content[:SAMPLE_BYTES]
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace").encode(), None
-    if start.count(0) > len(start) / 4:
-        little = start[1::2].count(0) > start[::2].count(0)
-        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").encode(), None
-    with contextlib.suppress(UnicodeDecodeError):
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        for at in range(0, len(content), SAMPLE_BYTES):  # a copy of all as text would be as large as the file
-            decoder.decode(content[at : at + SAMPLE_BYTES])
-        decoder.decode(b"", final=True)
-        return content, None
-    mended = content.decode(errors="replace").encode()
-    damages = mended.count(DAMAGED) - content.count(DAMAGED)
-    characters = len(mended.translate(None, bytes(range(0xC0))))  # of several bytes, DAMAGED among them
-    if marked or characters > 2 * damages:
-        return mended, f"is no UTF-8 in {damages} places, the first on line {_first_damage(content)}, read as \ufffd"
-    with contextlib.suppress(UnicodeDecodeError):
-        return content.decode("cp1252").encode(), "is not UTF-8 and was read as Windows-1252"
-    # Five bytes mean nothing in Windows-1252.
-    return content.decode("latin-1").encode(), "is not UTF-8 and was read as Latin-1"
-
-
-def _first_damage(content: bytes) -> int | None:
-    """Returns the line with the first byte that is no UTF-8."""
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        return content.count(b"\n", 0, error.start) + 1
-    return None
 
 
 def header(content: bytes, uri: str) -> tuple[str, list[str], int]:
@@ -99,40 +55,121 @@ def header(content: bytes, uri: str) -> tuple[str, list[str], int]:
     return max(found, key=lambda one: (len({*TEXT, "label"}.intersection(one[1])), len(one[1])))
 
 
-def read_csv(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
-    """Reads a CSV file in UTF-8.
+class Dialect(NamedTuple):
+    """What the first block of a CSV file says of all of it.
+
+    Attributes:
+        separator: of fields.
+        names: of the columns.
+        surplus: empty fields that rows have beyond those of the header.
+        newline: ends lines.
+        escaped: whether quotes in fields stand behind backslashes.
+    """
+
+    separator: str
+    names: list[str]
+    surplus: int
+    newline: bytes
+    escaped: bool
+
+
+class Block(NamedTuple):
+    """Rows of a text file.
+
+    Attributes:
+        rows: in their order.
+        bad: of each line that is no row, what is wrong with it.
+        numbers: columns that are read as numbers, and whether points part thousands in them; None before any row.
+    """
+
+    rows: pl.DataFrame
+    bad: list[str]
+    numbers: dict[str, bool] | None
+
+
+def read_csv(
+    contents: Iterable[tuple[bytes, bool]], uri: str, numbers: dict[str, bool] | None = None
+) -> Iterator[Block]:
+    """Reads a CSV file in UTF-8 block by block.
 
     Fields too many are left out where they are empty, fields too few where their columns have no name. Lines without a
     value are none. Columns that are no `TEXT` and hold numbers (with a decimal comma, if the separator is another) or
     booleans become floats.
 
-    Returns:
-        The rows, and of each line that is no row what is wrong with it.
+    Args:
+        contents: the file in parts that end anywhere, and whether they are the last one.
+        uri: of the file.
+        numbers: of `Block`, as an earlier file of the table has them; else the first block with rows decides.
 
     Raises:
         UserError: the file is empty, a name stands twice in its header, or a quote is never closed.
     """
+    dialect: Dialect | None = None
+    held, skip, line = b"", 0, 0  # lines before the rows of a block, and before the block
+    for content, last in contents:
+        if dialect is None:
+            dialect, skip = _dialect(content, uri)
+        content = held + (_quotes_doubled(content) if dialect.escaped else content)
+        end = len(content) if last else _end_of_rows(content, dialect)
+        if not end and len(content) > LONGEST:
+            raise UserError(_unclosed(content, uri, dialect.separator, line))
+        block, held = content[:end], content[end:]
+        if not block:
+            continue
+        if skip == 0:  # bad lines are looked for behind the end of another one
+            block, skip, line = dialect.newline + block, 1, line - 1
+        rows, bad = _read_block(block, uri, dialect, skip, line)
+        if numbers is None and rows.height:  # a header alone says nothing
+            numbers = numeric(rows, dialect.separator)
+        known = {name: thousands for name, thousands in (numbers or {}).items() if name in rows.columns}
+        typed = (as_number(rows[name], dialect.separator, thousands=points) for name, points in known.items())
+        yield Block(rows.with_columns(typed), bad, numbers)
+        line, skip = line + block.count(dialect.newline), 0
+
+
+def _dialect(content: bytes, uri: str) -> tuple[Dialect, int]:
+    """Returns how a file is written, by its start, and the number of lines up to the end of its header."""
     separator, names, skip = header(content, uri)
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{uri} has two columns {twice[0]!r}: rename or remove one.")
-    content = _quotes_doubled(content if content.endswith((b"\n", b"\r")) else content + b"\n", separator)
-    wide = [*names, *[""] * _surplus(content, separator, skip, len(names))]
-    rows, bad = _rows(content, uri, separator, wide, skip, len(names))
-    if any(rows[:, position].count() for position in range(len(names), len(wide))):
-        rows, bad = _rows(content, uri, separator, names, skip, len(names))
-    rows = rows[:, : len(names)]
+    newline = b"\n" if b"\n" in content else b"\r"
+    surplus = _surplus(content, separator, skip, len(names))
+    return Dialect(separator, names, surplus, newline, _escaped(content, separator)), skip
+
+
+def _end_of_rows(content: bytes, dialect: Dialect) -> int:
+    """Returns where the last row ends that is there whole; 0 where none is."""
+    if b'"' not in content:
+        return content.rfind(dialect.newline) + 1
+    end, other = re.escape(dialect.newline), re.escape(dialect.separator.encode())
+    field = rb'(?:"[^"]*+(?:""[^"]*+)*+"|(?!"))[^%b%b]*+' % (end, other)
+    found = re.match(rb"(?:(?:%b%b)*+%b%b)*+" % (field, other, field, end), content)
+    return found.end() if found else 0
+
+
+def _read_block(content: bytes, uri: str, dialect: Dialect, skip: int, line: int) -> tuple[pl.DataFrame, list[str]]:
+    """Reads whole rows as text, and says what is wrong with lines that are none, see `_rows`."""
+    names, width = dialect.names, len(dialect.names)
+    content = content if content.endswith((b"\n", b"\r")) else content + b"\n"
+    wide = [*names, *[""] * dialect.surplus]
+    rows, bad = _rows(content, uri, dialect.separator, wide, skip, width, line)
+    if any(rows[:, position].count() for position in range(width, len(wide))):
+        rows, bad = _rows(content, uri, dialect.separator, names, skip, width, line)
+    rows = rows[:, :width]
     if (blank := rows.select(pl.all_horizontal(pl.all().is_null())).to_series()).any():
         rows = rows.filter(~blank)
-    rows = rows.rename(dict(zip(rows.columns, _unique(names), strict=True)))
-    return rows.with_columns(typed(rows[name], separator) for name in rows.columns if name not in TEXT), bad
+    return rows.rename(dict(zip(rows.columns, _unique(names), strict=True))), bad
 
 
-def _quotes_doubled(content: bytes, separator: str) -> bytes:
-    """Doubles the quotes of CSV where a sample has one behind a backslash that ends no field, as MySQL writes."""
+def _escaped(content: bytes, separator: str) -> bool:
+    """Returns whether a sample has a quote behind a backslash that ends no field, as MySQL writes."""
     other = re.escape(separator.encode())
     escaped = rb'(?m)(?:^|%b)"(?:[^"\\]|\\[^"])*\\"[^"\r\n%b]' % (other, other)
-    if b'\\"' not in content[:SAMPLE_BYTES] or not re.search(escaped, content[:SAMPLE_BYTES]):
-        return content
+    return b'\\"' in content[:SAMPLE_BYTES] and re.search(escaped, content[:SAMPLE_BYTES]) is not None
+
+
+def _quotes_doubled(content: bytes) -> bytes:
+    """Writes quotes behind backslashes twice instead."""
     return content.replace(b"\\\\", b"\0\0").replace(b'\\"', b'""').replace(b"\0\0", b"\\")
 
 
@@ -158,9 +195,11 @@ def _surplus(content: bytes, separator: str, skip: int, width: int) -> int:
 
 
 def _rows(
-    content: bytes, uri: str, separator: str, names: list[str], skip: int, width: int
+    content: bytes, uri: str, separator: str, names: list[str], skip: int, width: int, line: int
 ) -> tuple[pl.DataFrame, list[str]]:
     """Reads the rows under a header of `width` columns as text, in columns 0, 1, … for the names.
+
+    The block begins behind so many lines.
 
     Raises:
         UserError: a quote is never closed.
@@ -177,7 +216,7 @@ def _rows(
             pa.BufferReader(content),
             # Rows are numbered in one thread only.
             pyarrow.csv.ReadOptions(
-                use_threads=False, column_names=columns, skip_rows=skip, block_size=min(BLOCK_BYTES, len(content) + 1)
+                use_threads=False, column_names=columns, skip_rows=skip, block_size=len(content) + 1
             ),
             pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=collect),
             pyarrow.csv.ConvertOptions(
@@ -187,13 +226,13 @@ def _rows(
         nothing = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
         rows = pl.concat([nothing, *(pl.DataFrame(batch) for batch in reader)])  # block by block: the file is held, too
     except pa.ArrowInvalid as error:
-        raise UserError(_unclosed(content, uri, separator)) from error
+        raise UserError(_unclosed(content, uri, separator, line)) from error
     ends = [rows.item(-1, -1)] if rows.height else []
     ends += [_fields(row.text, separator)[-1] for row in ragged[-1:]]
-    tail = content[-BLOCK_BYTES:].rstrip(b"\r\n")
+    tail = content.rstrip(b"\r\n")
     if any(end and "\n" in end.strip() and tail.endswith(end.strip().encode()) for end in ends):  # no quote after it
-        raise UserError(_unclosed(content, uri, separator))
-    return _mended(rows, ragged, content, separator, names, skip, width)
+        raise UserError(_unclosed(content, uri, separator, line))
+    return _mended(rows, ragged, content, separator, names, skip, width, line)
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -202,7 +241,14 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _mended(
-    rows: pl.DataFrame, ragged: list[Any], content: bytes, separator: str, names: list[str], skip: int, header: int
+    rows: pl.DataFrame,
+    ragged: list[Any],
+    content: bytes,
+    separator: str,
+    names: list[str],
+    skip: int,
+    header: int,
+    before: int,
 ) -> tuple[pl.DataFrame, list[str]]:
     """Puts rows that lack nothing, or have nothing too much, back in their place; says of others where they stand."""
     width, mended, bad = rows.width, {}, []
@@ -213,7 +259,7 @@ def _mended(
             mended[number] = [field or None for field in [*fields, *names[len(fields) :]][:width]]
             continue
         found = f"another number of fields ({row.actual_columns}) than the header ({header})"
-        bad += [f"line {line + n} has {found}" for n in range(len(re.split("\r\n?|\n", row.text)))]
+        bad += [f"line {before + line + n} has {found}" for n in range(len(re.split("\r\n?|\n", row.text)))]
     if mended:
         kept = pl.Series(range(rows.height + len(ragged)), dtype=pl.Int64)
         kept = kept.filter(~kept.is_in([row.number - skip - 1 for row in ragged]))
@@ -245,85 +291,51 @@ def _lines(content: bytes, texts: Iterable[bytes]) -> Iterator[int]:
             position += len(text)
 
 
-def _unclosed(content: bytes, uri: str, separator: str) -> str:
-    """Says on which line the quote stands that swallows the rest of a file."""
+def _unclosed(content: bytes, uri: str, separator: str, before: int) -> str:
+    """Says on which line the quote stands that swallows the rest of a file; so many lines are before the content."""
     limit = csv.field_size_limit(len(content) + 1)
-    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=separator)
+    reader = csv.reader(io.StringIO(content.decode(errors="replace"), newline=""), delimiter=separator)
     line, ends = 1, 0
     for _ in reader:
         line, ends = ends + 1, reader.line_num
     csv.field_size_limit(limit)
-    return f'{uri} has a quote (") on line {line} that is never closed: close it, or write it twice.'
+    return f'{uri} has a quote (") on line {before + line} that is never closed: close it, or write it twice.'
 
 
-def typed(column: pl.Series, separator: str) -> pl.Series:
-    """Returns floats for a column that holds nothing but numbers and booleans, and the column as it is otherwise.
+def numeric(rows: pl.DataFrame, separator: str) -> dict[str, bool]:
+    """Returns the columns of text that hold nothing but numbers and booleans, and whether points part thousands there.
 
-    Labels may hold other text, which becomes null.
+    Labels may hold other text.
     """
-    lower = column.str.strip_chars().str.to_lowercase()
-    text = lower.set(lower.is_in(MISSING), None).replace({"true": "1", "false": "0"})
-    numbers = (text if separator == "," else _decimal_points(text)).cast(pl.Float64, strict=False)
-    readable = column.name == "label" or numbers.count() == text.count()
-    return numbers if readable and numbers.count() else column
+    found = {}
+    for column in rows.select(pl.exclude(*TEXT)):
+        text = _bare(column)
+        thousands = separator != "," and _has_thousands(text)
+        numbers = as_number(text, separator, thousands=thousands).count()
+        if numbers and (column.name == "label" or numbers == text.count()):
+            found[column.name] = thousands
+    return found
 
 
-def _decimal_points(text: pl.Series) -> pl.Series:
-    """Writes decimal commas as points; where a column has any, and thousands at all its points, those points go."""
-    pointed = text.filter(text.str.contains(".", literal=True))
-    if len(pointed) and text.str.contains(",", literal=True).any() and pointed.str.contains(THOUSANDS).all():
+def as_number(column: pl.Series, separator: str, *, thousands: bool) -> pl.Series:
+    """Returns a column of text as floats, booleans as 1 and 0; null where it holds other text.
+
+    If fields are parted by anything but a comma, commas are decimal ones.
+    """
+    text = _bare(column)
+    if thousands:
         text = text.str.replace_all(".", "", literal=True)
-    return text.str.replace(",", ".", literal=True)
+    text = text if separator == "," else text.str.replace(",", ".", literal=True)
+    return text.cast(pl.Float64, strict=False)
 
 
-def read_json_lines(content: bytes, uri: str) -> tuple[pl.DataFrame, list[str]]:
-    """Reads JSON Lines in UTF-8; what is of one type here and of another there becomes text, lists and objects as JSON.
-
-    Returns:
-        The rows, and of each line that is no row what is wrong with it.
-
-    Raises:
-        UserError: not one line is a JSON object.
-    """
-    try:
-        return pl.read_ndjson(content, infer_schema_length=None), []
-    except pl.exceptions.PolarsError:
-        pass
-    rows: list[dict[str, Any]] = []
-    bad = []
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, object_pairs_hook=all_values, parse_constant=lambda name: None)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            bad.append(f"line {number} is no JSON object")
-    if content[:SAMPLE_BYTES].lstrip().startswith(b"["):
-        raise UserError(
-            f"{uri} is one JSON array: write one object for each row, on a line of its own, without brackets."
-        )
-    if not rows:
-        raise UserError(
-            f"{uri} has no line that is a JSON object: write one object for each row, on a line of its own."
-        )
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [pl.Series(name, [as_text(row.get(name)) for row in rows], pl.String) for name in names]
-    return pl.DataFrame([column if column.name in TEXT else typed(column, ",") for column in columns]), bad
+def _bare(column: pl.Series) -> pl.Series:
+    lower = column.str.strip_chars().str.to_lowercase()
+    return lower.set(lower.is_in(MISSING), None).replace({"true": "1", "false": "0"})
 
 
-def all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes an object of JSON; a key that stands there several times gets the list of its values."""
-    values: dict[str, list[Any]] = {}
-    for key, value in pairs:
-        values.setdefault(key, []).append(value)
-    return {key: found[0] if len(found) == 1 else found for key, found in values.items()}
-
-
-def as_text(value: Any) -> str | None:
-    """Returns a value of JSON as text, what is no text as JSON; half a surrogate pair, which no file holds, is `?`."""
-    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text and text.encode(errors="replace").decode()
+def _has_thousands(text: pl.Series) -> bool:
+    """Returns whether a column has decimal commas, and thousands at all its points."""
+    pointed = text.filter(text.str.contains(".", literal=True))
+    commas = text.str.contains(",", literal=True).any()
+    return bool(len(pointed) and commas and pointed.str.contains(THOUSANDS).all())

@@ -24,6 +24,26 @@ def test_table_comes_back_from_its_parts_in_order(root):
     assert files.read_table(files.join(root, "t")).equals(table)
 
 
+@pytest.mark.parametrize("sizes", [[10], [1, 1, 8], [3, 3, 3, 1], [0, 10, 0], [2, 8]])
+def test_parts_are_those_of_the_whole_table_however_it_comes(root, sizes):
+    table, starts = pa.table({"x": list(range(10))}), [sum(sizes[:at]) for at in range(len(sizes))]
+    files.write_table(files.join(root, "whole"), table, part_rows=3)
+    pieces = (table.slice(start, size) for start, size in zip(starts, sizes, strict=True))
+    assert files.write_parts(files.join(root, "pieces"), pieces, part_rows=3) == 10
+    for part in range(4):
+        whole, piece = (files.read_table(files.part_uri(files.join(root, name), part)) for name in ("whole", "pieces"))
+        assert whole.equals(piece)
+    assert not files.exists(files.part_uri(files.join(root, "pieces"), 4))
+
+
+def test_a_range_of_rows_is_that_of_the_whole_table(root):
+    uri, table = files.join(root, "t"), pa.table({"x": list(range(10)), "y": list(range(10))})
+    files.write_table(uri, table, part_rows=3)
+    for start in range(11):
+        for stop in range(start, 13):
+            assert files.read_range(uri, start, stop, ["x"]).equals(table.select(["x"]).slice(start, stop - start))
+
+
 def test_writing_a_table_again_leaves_nothing_of_the_old_one(root):
     uri = files.join(root, "t")
     files.write_table(uri, pa.table({"x": list(range(10))}), part_rows=3)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from storage import hashing
-from storage.hashing import content_order, hash_order, hash_rows, hash_strings
+from storage.hashing import content_order, draw_uniform, hash_numbers, hash_order, hash_rows, hash_strings
 
 
 @given(st.lists(st.text(max_size=8), unique=True), st.randoms())
@@ -66,3 +66,15 @@ def test_content_comes_first_and_equal_contents_go_by_their_ids(contents):
     order = content_order(hashes, ids)
     place = {name: at for at, name in enumerate(ids[i] for i in hash_order(ids))}
     assert order.tolist() == sorted(range(len(ids)), key=lambda i: (contents[i], place[ids[i]]))
+
+
+def test_draws_follow_from_numbers_and_a_seed():
+    one, other = np.arange(20_000), np.arange(20_000) // 100
+    key = hash_numbers(one, other, seed=3)
+    assert len(np.unique(key)) == len(key)
+    assert (hash_numbers(one[5:9], other[5:9], seed=3) == key[5:9]).all()
+    assert (hash_numbers(one, other, seed=4) != key).all()
+    draws = np.stack([draw_uniform(key, number) for number in range(3)])
+    assert ((draws >= 0) & (draws < 1)).all()
+    assert np.abs(draws.mean(1) - 0.5).max() < 0.01
+    assert np.abs(np.corrcoef(draws) - np.eye(3)).max() < 0.03

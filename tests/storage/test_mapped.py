@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from operators.columns import matrix_column
+from storage import mapped
+from storage.mapped import map_columns, map_table
+from storage.run import RunDir
+
+WIDTH = 3
+
+
+def table_of(rows: list[tuple[str, int, list[int]]]) -> pa.Table:
+    texts, numbers, lists = ([row[at] for row in rows] for at in range(3))
+    matrix = np.arange(len(rows) * WIDTH, dtype=np.float32).reshape(-1, WIDTH)
+    return pa.table(
+        {
+            "item_id": pa.array(texts, pa.string()),
+            "number": pa.array(numbers, pa.int64()),
+            "list": pa.array(lists, pa.list_(pa.int64())),
+            "vector": matrix_column(matrix),
+        }
+    )
+
+
+row = st.tuples(st.text(max_size=4), st.integers(-9, 9), st.lists(st.integers(0, 9), max_size=3))
+
+
+@settings(max_examples=25)
+@given(rows=st.lists(row, max_size=20), size=st.integers(1, 7))
+def test_a_mapped_table_is_the_table_in_one_chunk(tmp_path_factory, rows, size) -> None:
+    run, table = RunDir(str(tmp_path_factory.mktemp("run"))), table_of(rows)
+    run.write_table(table, "things")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapped, "BATCH_ROWS", size)
+        found = map_columns(run, "things", columns=table.column_names)
+    assert found.equals(table)
+    assert all(column.num_chunks == 1 for column in found.columns)
+
+
+def test_it_is_made_once_and_anew_when_the_table_has_changed(tmp_path: Path, monkeypatch) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_table(table_of([("a", 1, [1])]), "things")
+    first = map_columns(run, "things", columns=["item_id"])
+    with monkeypatch.context() as patch:
+        patch.setattr(mapped, "_write", lambda *_: pytest.fail("made again"))
+        assert map_columns(run, "things", columns=["item_id"]).equals(first)
+    run.write_table(table_of([("b", 2, []), ("c", 3, [])]), "things")
+    assert map_columns(run, "things", columns=["item_id"])["item_id"].to_pylist() == ["b", "c"]
+    assert first["item_id"].to_pylist() == ["a"]  # who has it open keeps it
+    assert len(list(tmp_path.glob("checkpoints/maps/*/*"))) == 1
+
+
+def test_two_processes_that_make_a_table_at_once_do_not_take_it_from_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, schema = RunDir(str(tmp_path)), pa.schema([("n", pa.int64())])
+    replace = os.replace
+
+    def batches() -> list[pa.RecordBatch]:
+        return pa.table({"n": [1]}, schema=schema).to_batches()
+
+    def later() -> list[pa.RecordBatch]:
+        map_table(run, "numbers", ["state"], schema, batches)  # the other one
+        monkeypatch.setattr(os, "replace", watched)
+        return batches()
+
+    def watched(source: str, target: Path) -> None:
+        assert target.exists()
+        replace(source, target)
+
+    assert map_table(run, "numbers", ["state"], schema, later)["n"].to_pylist() == [1]
+
+
+def test_values_are_those_of_the_file_without_a_copy(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_table(table_of([("a", 1, [1, 2])] * 5), "things")
+    before = pa.total_allocated_bytes()
+    found = map_columns(run, "things", columns=["item_id", "vector", "list"])
+    values = found["vector"].chunk(0).flatten().to_numpy(zero_copy_only=True)
+    assert values.shape == (15,)
+    assert pa.total_allocated_bytes() - before < 1024
+
+
+def test_null_is_refused(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_table(pa.table({"item_id": ["a", None]}), "things")
+    with pytest.raises(ValueError, match="1 values of a mapped column are NULL"):
+        map_columns(run, "things", columns=["item_id"])
+    assert not list(tmp_path.glob("checkpoints/maps/*/*"))
+
+
+def test_two_processes_may_make_one_map_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_table(table_of([("a", 1, [1])]), "things")
+    write, replace = mapped._write, os.replace
+
+    def other_first(*arguments: Any) -> None:
+        write(*arguments)
+        monkeypatch.setattr(mapped, "_write", write)
+        map_columns(run, "things", columns=["item_id"])
+
+    def seen(source: str, target: Path) -> None:
+        assert target.exists() == (len(called) > 0)  # the other process is about to map it
+        called.append(target)
+        replace(source, target)
+
+    called: list[Path] = []
+    monkeypatch.setattr(mapped, "_write", other_first)
+    monkeypatch.setattr(os, "replace", seen)
+    assert map_columns(run, "things", columns=["item_id"])["item_id"].to_pylist() == ["a"]
+    assert len(called) == 2
