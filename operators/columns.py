@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage import files
 from storage.errors import ArtifactError
 from storage.run import RunDir
 
@@ -52,7 +53,7 @@ def filled_matrix(column: Column) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jagged_of(column: Column) -> Jagged:
-    """Returns a list column of integers as tensors, straight from its Arrow buffers."""
+    """Returns a list column of integers as tensors, straight from its Arrow buffers; int64 values are shared."""
     from models.common.jagged import from_arrays  # tables alone need no torch
 
     array = _whole(column)
@@ -60,14 +61,19 @@ def jagged_of(column: Column) -> Jagged:
     return from_arrays(array.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
+def list_column(lists: Jagged) -> pa.ListArray:
+    """Returns lists of integers as a column, list<int64>, which `jagged_of` reads."""
+    return pa.ListArray.from_arrays(lists.offsets.numpy().astype(np.int32), lists.values.numpy())
+
+
 def positions(ids: Ids, among: Ids) -> np.ndarray:
     """Returns the position of each id among others, int64 [N]; -1 where it is missing, the first where it is twice."""
-    found = pc.index_in(_strings(ids), _strings(among))
+    found = pc.index_in(strings(ids), strings(among))
     return _whole(found.fill_null(-1)).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def rows_of(ids: Ids, table: pa.Table, name: str) -> pa.Table:
-    """Returns the rows of a table with these values of `item_id`, in their order.
+    """Returns the rows of a table with these values of `item_id`, in their order; the table itself where it is that.
 
     Args:
         name: of the table, for errors.
@@ -75,10 +81,23 @@ def rows_of(ids: Ids, table: pa.Table, name: str) -> pa.Table:
     Raises:
         ArtifactError: an id has no row.
     """
+    if table["item_id"].equals(pa.chunked_array([_whole(strings(ids))])):
+        return table
     at = positions(ids, table["item_id"])
     if missing := int((at < 0).sum()):
         raise ArtifactError(f"{missing} items are missing in {name}", name)
     return table.take(at)
+
+
+def read_block(run: RunDir, ids: Ids, start: int, *parts: str, columns: Sequence[str]) -> pa.Table:
+    """Returns what `read_rows` does; fast where these are the table's rows from `start` on.
+
+    Raises:
+        ArtifactError: an item has no row.
+    """
+    found = files.read_range(run.uri(*parts), start, start + len(ids), ["item_id", *columns])
+    same = found["item_id"].equals(pa.chunked_array([_whole(strings(ids))]))
+    return found if same else read_rows(run, ids, *parts, columns=columns)
 
 
 def read_rows(run: RunDir, ids: Ids, *parts: str, columns: Sequence[str]) -> pa.Table:
@@ -91,8 +110,11 @@ def read_rows(run: RunDir, ids: Ids, *parts: str, columns: Sequence[str]) -> pa.
 
 
 def _whole(column: Column) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ChunkedArray):  # one chunk is not copied: it may be mapped
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return column
 
 
-def _strings(ids: Ids) -> Column:
+def strings(ids: Ids) -> Column:
+    """Returns ids as a column."""
     return ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, pa.string())

@@ -8,7 +8,7 @@ the model runs only where understanding the media is expected to pay. The paper 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,10 +18,12 @@ import pyarrow as pa
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from operators.log.events import DAY_US
-from storage.hashing import hash_order
+from storage.hashing import hash_ids, hash_order
 
 OPEN, CACHED_ONLY = "open", "cached_only"
 NO_MEDIA, NOT_WORTH_IT = "no_media", "not_worth_it"
+TIME = pl.Datetime("us", "UTC")
+SEEN = pl.Schema({"item": pl.Int64(), "events": pl.Int64(), "first": TIME, "last": TIME})
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,29 @@ class GateRule:
     log_share: Annotated[float, Field(gt=0, le=1)] = 0.8
 
 
-def activity(interactions: pl.LazyFrame) -> pl.DataFrame:
+def activity(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Counts how often and for how long items have been seen.
 
     Give it the events that are known when the choice is made: those of a test split would leak into the choice.
 
     Args:
-        interactions: columns `item_id` and `timestamp`.
+        parts: of a log, with the columns `item` (hash of the id) and `timestamp`.
 
     Returns:
-        One row per item: `item_id` string, `events` int64, `age_days` float64, from the item's first event to the
-        log's last.
+        One row per item: `item` int64, `events` int64, `age_days` float64, from the item's first event to the log's
+        last.
     """
-    age = pl.col("timestamp").max() - pl.col("timestamp")
-    return (
-        interactions.select("item_id", age_days=age.dt.total_microseconds() / DAY_US)
-        .group_by("item_id")
-        .agg(events=pl.len().cast(pl.Int64), age_days=pl.col("age_days").max())
-        .collect()
-    )
+    seen = pl.DataFrame(schema=SEEN)
+    for part in parts:
+        time = pl.col("timestamp")
+        counted = part.group_by("item").agg(events=pl.len(), first=time.min(), last=time.max())
+        seen = (
+            pl.concat([seen, counted.cast(SEEN)])
+            .group_by("item")
+            .agg(pl.col("events").sum(), pl.col("first").min(), pl.col("last").max())
+        )
+    age = pl.col("last").max() - pl.col("first")
+    return seen.select("item", "events", age_days=age.dt.total_microseconds() / DAY_US)
 
 
 def decide(
@@ -87,8 +93,8 @@ def decide(
     """
     frame = pl.DataFrame(items.select(["item_id", "title", "description", "media"]))
     if seen is None:
-        seen = pl.DataFrame(schema={"item_id": pl.String, "events": pl.Int64, "age_days": pl.Float64})
-    frame = frame.join(seen, on="item_id", how="left", maintain_order="left")
+        seen = pl.DataFrame(schema={"item": pl.Int64, "events": pl.Int64, "age_days": pl.Float64})
+    frame = frame.with_columns(item=hash_ids(frame["item_id"])).join(seen, on="item", how="left", maintain_order="left")
     frame = frame.with_columns(pl.col("events").fill_null(0))
     refused_media = pl.lit(rule.has_media) & (pl.col("media").list.len().fill_null(0) == 0)
     gate = pl.when(refused_media).then(pl.lit(NO_MEDIA)).when(_worth(rule)).then(pl.lit(OPEN))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from models.semantic_ids.suffixes import allocate_suffixes
-from operators.columns import matrix_column, matrix_of, positions
+from operators.columns import Ids, matrix_column, matrix_of, positions, strings
 from storage import files
 from storage.artifacts import model_digest
 from storage.errors import UserError
@@ -35,17 +34,17 @@ REFERENCE_ROWS = 20_000  # of a run's items, that new ones are compared with
 def reference_embeddings(run: RunDir) -> torch.Tensor:
     """Embeddings of at most `REFERENCE_ROWS` items of a run, float32 [M, D], chosen by the hash of their ids."""
     embeddings = files.dataset(run.uri("embeddings"))
-    order = hash_order(embeddings.to_table(columns=["item_id"])["item_id"].to_pylist())
+    order = hash_order(embeddings.to_table(columns=["item_id"])["item_id"])
     rows = embeddings.take(np.sort(order[:REFERENCE_ROWS]), columns=["embedding"])
     return torch.tensor(matrix_of(rows["embedding"]))
 
 
 def give_sids(
-    item_ids: Sequence[str],
+    item_ids: Ids,
     codes: np.ndarray,
     contents: np.ndarray,
     *,
-    known_ids: Sequence[str],
+    known_ids: Ids,
     known_codes: np.ndarray,
     always: bool = False,
     max_suffixes: int = 256,
@@ -70,7 +69,7 @@ def give_sids(
     sids = np.empty((len(codes), known_codes.shape[1]), np.int32)
     sids[known] = known_codes[at[known]]
     suffixes = allocate_suffixes(
-        list(compress(item_ids, ~known)),
+        strings(item_ids).filter(pa.array(~known)),
         codes[~known],
         contents[~known],
         always=always,
@@ -82,7 +81,7 @@ def give_sids(
     return sids
 
 
-def known_sids(run: RunDir) -> tuple[list[str], np.ndarray]:
+def known_sids(run: RunDir) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Returns all SIDs of a run: those of its fit, and those that were added since.
 
     Returns:
@@ -142,13 +141,13 @@ def add_sids(
         )
         part = new.select(["item_id", "embedding"]).append_column("codes", matrix_column(sids))
         try:
-            _create(files.join(_folder(run, quantizer), f"part-{len(added):05d}.parquet"), part)
+            _create(files.part_uri(_folder(run, quantizer), len(added)), part)
         except FileExistsError:  # another caller was faster
             continue
         return set(ids)
 
 
-def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple[list[str], np.ndarray]:
+def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Returns what the items of a run, whose quantizer of so many levels is there, get their SIDs beside.
 
     Of a fresh fit, what was added under the very same quantizer before; of one taken over, all SIDs of the earlier run
@@ -165,7 +164,7 @@ def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple
         before = [run.read_table("sids")] if files.exists(run.uri("sids")) else []
         own = [earlier.read_table("sids"), *added_sids(earlier), *before, *own]
     if not own:
-        return [], np.empty((0, levels + 1), np.int32)
+        return pa.chunked_array([], pa.string()), np.empty((0, levels + 1), np.int32)
     ids, codes = _distinct(own)
     if earlier is not None and len(np.unique(codes, axis=0)) < len(codes):
         raise UserError(
@@ -175,12 +174,12 @@ def inherited_sids(run: RunDir, earlier: RunDir | None, *, levels: int) -> tuple
     return ids, codes
 
 
-def _distinct(tables: Sequence[pa.Table]) -> tuple[list[str], np.ndarray]:
+def _distinct(tables: Sequence[pa.Table]) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Of an item that was added and then taken into the catalogue, one row."""
     table = pa.concat_tables([part.select(["item_id", "codes"]) for part in tables])
     ids = table["item_id"].combine_chunks()
     table = table.filter(pl.Series(ids).is_first_distinct().to_arrow())
-    return table["item_id"].to_pylist(), matrix_of(table["codes"])
+    return table["item_id"], matrix_of(table["codes"])
 
 
 def quantizer_digest(run: RunDir) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ class Jagged(NamedTuple):
 
 
 def from_arrays(values: np.ndarray, offsets: np.ndarray) -> Jagged:
-    """Returns integers [V] and offsets [N+1] as lists."""
-    return Jagged(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.astype(np.int64)))
+    """Returns integers [V] and offsets [N+1] as lists; what is int64 is not copied, and must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return Jagged(*(torch.from_numpy(array.astype(np.int64, copy=False)) for array in (values, offsets)))
 
 
 def gather(source: Jagged, rows: torch.Tensor) -> Jagged:

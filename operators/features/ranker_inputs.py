@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,9 +16,13 @@ from models.common.jagged import Jagged, chained, filled, gather, newest, sliced
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
+from models.ranking.schedule import Parts, Piece
 from operators.columns import jagged_of, matrix_of, rows_of
 from operators.features.tokens import HASH, NULL_ID, table_rows
+from storage import files
 from storage.errors import ArtifactError
+from storage.mapped import map_columns
+from storage.run import RunDir
 
 
 def looked_up(tokens: Jagged, table: Table) -> Jagged:
@@ -151,13 +157,23 @@ class ItemFeatures:
         )
 
 
+def read_embeddings(run: RunDir) -> pa.Table:
+    """Returns item_id and embedding of a run's items, mapped: the processes of a node share one copy."""
+    return map_columns(run, "embeddings", columns=["item_id", "embedding"])
+
+
 def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
-    """Returns the embeddings in the order of `item_ids`, float32 [N, D].
+    """Returns the embeddings in the order of `item_ids`, float32 [N, D], not to be written to.
+
+    A mapped table that is in this order (see `read_embeddings`) is not copied.
 
     Raises:
         ArtifactError: an item has none.
     """
-    return torch.tensor(matrix_of(rows_of(item_ids, embeddings, "embeddings")["embedding"]))
+    values = matrix_of(rows_of(item_ids, embeddings, "embeddings")["embedding"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
 
 
 def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
@@ -196,6 +212,22 @@ class Examples:
             keep=keep,
             total=total,
         )
+
+
+def example_parts(uri: str, dense: Sequence[str]) -> Parts[Examples]:
+    """Returns the examples of a split (the folder features/train, valid or test) by partition, a file each.
+
+    What was read last is kept: a split that is read whole each time is read once.
+    """
+    uris = files.parts(uri)
+    columns = ["user", "row", "history", "label", *dense]
+
+    @functools.lru_cache(maxsize=1)
+    def read(pieces: tuple[Piece, ...]) -> Examples:
+        tables = [files.read_table(uris[part], columns).slice(low, high - low) for part, low, high in pieces]
+        return Examples(pa.concat_tables(tables), dense)
+
+    return Parts([files.dataset(each).count_rows() for each in uris], read)
 
 
 @torch.inference_mode()

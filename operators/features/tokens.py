@@ -23,14 +23,13 @@ from pydantic import Field
 
 from models.common.settings import Settings
 from storage import tables
-from storage.hashing import hash_strings
+from storage.hashing import hash_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NULL_ID = 0
-SEED = 0
-HASH = {"function": "xxh3_64", "seed": SEED}  # what an artifact says of its hashes
+HASH = {"function": "xxh3_64", "seed": 0}  # what an artifact says of its hashes
 
 
 class Tokens(Settings):
@@ -103,7 +102,7 @@ def prefix_tokens(codes: np.ndarray) -> pl.DataFrame:
 
 def token_hashes(tokens: Iterable[str]) -> np.ndarray:
     """63 bits of XXH3-64 of each token's UTF-8 bytes, int64 [N]; never 0."""
-    return np.maximum(hash_strings(tokens, seed=SEED) >> np.uint64(1), 1).astype(np.int64)
+    return hash_ids(tokens)
 
 
 def token_lists(tokens: pl.DataFrame, rows: int, *, limit: int) -> pa.ListArray:

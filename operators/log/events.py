@@ -8,6 +8,7 @@ test event reaches a training row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,6 +59,21 @@ def before(
     return order, start, np.searchsorted(keys, of * span + np.searchsorted(moments, at))
 
 
+def before_each(entity: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what `before` says of the events themselves, some four times as fast."""
+    order = np.lexsort((time, entity))
+    position = np.arange(len(order))
+    sorted_entity, sorted_time = entity[order], time[order]
+    other = np.ones(len(order), dtype=bool)  # begins another entity
+    other[1:] = sorted_entity[1:] != sorted_entity[:-1]
+    later = other.copy()  # begins another moment
+    later[1:] |= sorted_time[1:] != sorted_time[:-1]
+    start, end = np.empty_like(order), np.empty_like(order)
+    start[order] = np.maximum.accumulate(np.where(other, position, 0))
+    end[order] = np.maximum.accumulate(np.where(later, position, 0))
+    return order, start, end
+
+
 def flatten(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions start[0]…end[0]-1, start[1]…, one after the other, and the offsets [Q+1] of every range."""
     lengths = end - start
@@ -75,60 +91,65 @@ def first_interactions(events: Events) -> np.ndarray:
     return mask
 
 
-def known_items(log: Events, item: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Masks [Q] of the queries whose item has an event in the log strictly before their time."""
-    _, start, end = before(log.item, log.time, item, time)
-    return end > start
+def not_met(
+    positives: Events, drawn: np.ndarray, known: Events, *, ratio: int
+) -> tuple[Events, np.ndarray, np.ndarray]:
+    """Keeps the first `ratio` items drawn for each positive that its user had not met by then.
 
-
-def draw_negatives(
-    positives: Events, log: Events, *, items: int, ratio: int, seed: int, rounds: int = 10
-) -> tuple[Events, np.ndarray]:
-    """Negatives for a log without labels, from what existed at each positive's time.
-
-    Mixed negative sampling (Yang et al. 2020, doi 10.1145/3366424.3386195): each draw is, with even odds, the item of
-    a random earlier event (so in proportion to its popularity at that time) or a random item that an earlier event
-    had shown. Popular items are thereby negatives as well as positives, and popularity alone tells less. Items that
-    the user had interacted with by then are drawn again; interactions that came later are not looked at.
+    Interactions that came later are not looked at. Where too few draws are left, there are fewer.
 
     Args:
         positives: one example per row, [P].
-        log: every event that may be known, [E].
-        items: number of items in all.
-        ratio: draws per positive.
-        rounds: tries per draw; a draw that has found nothing by then is left out.
+        drawn: items, int64 [P, K].
+        known: every event that may be known, of these users at least.
+        ratio: negatives per positive.
 
     Returns:
-        The negatives [M], label 0, M ≤ P * ratio, and for each its row in `positives` [M].
+        The negatives [M], label 0, M ≤ P * ratio, in the order of their positives; for each its row in `positives` and
+        its column in `drawn`.
     """
-    random = np.random.default_rng(seed)
-    by_time = np.argsort(log.time, kind="stable")
-    times, recent_items = log.time[by_time], log.item[by_time]
-    _, first = np.unique(recent_items, return_index=True)
-    first.sort()
-    arrived, arrival = recent_items[first], times[first]  # items in order of their first event
-    pair = log.user * items + log.item
-    pairs, inverse = np.unique(pair, return_inverse=True)
+    items = max(int(drawn.max(initial=0)), int(known.item.max(initial=0))) + 1
+    pairs, inverse = np.unique(known.user * items + known.item, return_inverse=True)
     first_time = np.full(len(pairs) + 1, np.iinfo(np.int64).max)  # the last entry answers for pairs never seen
-    np.minimum.at(first_time, inverse, log.time)
+    np.minimum.at(first_time, inverse, known.time)
+    wanted = positives.user[:, None] * items + drawn
+    found = np.searchsorted(pairs, wanted)
+    found[found == len(pairs)] = 0
+    found = np.where(pairs[found] == wanted, found, len(pairs)) if len(pairs) else found
+    new = first_time[found] > positives.time[:, None]
+    row, column = np.nonzero(new & (new.cumsum(axis=1) <= ratio))
+    negatives = Events(positives.user[row], drawn[row, column], positives.time[row], np.zeros(len(row), np.float32))
+    return negatives, row, column
 
-    source = np.repeat(np.arange(len(positives)), ratio)
-    known_events = np.searchsorted(times, positives.time)
-    shown_items = np.searchsorted(arrival, positives.time)
-    source = source[known_events[source] > 0]
-    drawn = np.full(len(source), -1, dtype=np.int64)
-    for _ in range(rounds):
-        open_ = np.flatnonzero(drawn < 0)
-        rows = source[open_]
-        popular = recent_items[(random.random(len(rows)) * known_events[rows]).astype(np.int64)]
-        uniform = arrived[(random.random(len(rows)) * shown_items[rows]).astype(np.int64)]
-        item = np.where(random.random(len(rows)) < 0.5, popular, uniform)
-        wanted = positives.user[rows] * items + item
-        found = np.searchsorted(pairs, wanted)
-        found[(found == len(pairs)) | (pairs[np.minimum(found, len(pairs) - 1)] != wanted)] = len(pairs)
-        drawn[open_] = np.where(first_time[found] <= positives.time[rows], -1, item)
-    source, drawn = source[drawn >= 0], drawn[drawn >= 0]
-    return Events(positives.user[source], drawn, positives.time[source], np.zeros(len(drawn), dtype=np.float32)), source
+
+def own_histories(log: Events, rows: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `histories` of some of the events, of their own users at their own times.
+
+    Args:
+        log: the events.
+        rows: of the queries in it, int64 [Q].
+        length: of the histories, at most.
+    """
+    order, start, end = before_each(log.user, log.time)
+    liked = log.label[order] > 0
+    before_it = np.concatenate([[0], np.cumsum(liked)])  # positives before each place of the order
+    first, last = before_it[start[rows]], before_it[end[rows]]
+    positions, offsets = flatten(np.maximum(first, last - length), last)
+    return log.item[order[liked]][positions].astype(np.int32), offsets.astype(np.int32)
+
+
+def last_histories(log: Events, users: int, *, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the last `length` positive items of every user after the last event, all of them where it is None.
+
+    Returns:
+        See `histories`; offsets int32 [users + 1].
+    """
+    positive = log.take(log.label > 0)
+    order = np.lexsort((positive.time, positive.user))
+    ends = np.cumsum(np.bincount(positive.user, minlength=users))
+    starts = np.concatenate([[0], ends[:-1]])
+    positions, offsets = flatten(starts if length is None else np.maximum(starts, ends - length), ends)
+    return positive.item[order[positions]].astype(np.int32), offsets.astype(np.int32)
 
 
 def histories(log: Events, user: np.ndarray, time: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,29 +164,80 @@ def histories(log: Events, user: np.ndarray, time: np.ndarray, *, length: int) -
     return positive.item[order[positions]].astype(np.int32), offsets.astype(np.int32)
 
 
-def counts(log: Events, item: np.ndarray, user: np.ndarray, time: np.ndarray, *, rates: bool) -> dict[str, np.ndarray]:
-    """Popularity, age and activity strictly before each query's time, float32 [Q] each.
+class Known(NamedTuple):
+    """What was known of an entity, or of the whole log, strictly before a moment; int64 [Q] each."""
 
-    item_events, user_events: log(1 + number of events); item_share: log of the item's share of all events, one added to
-    both; item_age: log(1 + days since the item's first event), -1 before it; with `rates`, item_rate
-    and user_rate: share of positives, smoothed by the global rate of that time.
+    events: np.ndarray
+    positives: np.ndarray
+    first: np.ndarray  # time of the first event, microseconds; anything where there is none
+
+
+def known_before(log: Events, entity: np.ndarray, of: np.ndarray, at: np.ndarray) -> Known:
+    """Counts, per query, the events of entity `of` strictly before `at`.
+
+    Args:
+        log: the events, [E].
+        entity: int64 [E], users or items of the events.
+        of, at: int64 [Q], the queries.
     """
-    total = np.searchsorted(np.sort(log.time), time)
-    columns: dict[str, np.ndarray] = {}
+    if not len(log):
+        return Known(*np.zeros((3, len(of)), np.int64))
+    return _counted(log, *before(entity, log.time, of, at))
+
+
+def known_before_each(log: Events, entity: np.ndarray) -> Known:
+    """Counts, per event, those of its entity strictly before it; see `known_before`."""
+    return _counted(log, *before_each(entity, log.time))
+
+
+def _counted(log: Events, order: np.ndarray, start: np.ndarray, end: np.ndarray) -> Known:
+    positives = np.concatenate([[0], np.cumsum(log.label[order] > 0)])
+    return Known(end - start, positives[end] - positives[start], log.time[order[np.minimum(start, len(order) - 1)]])
+
+
+def all_before(log: Events, at: np.ndarray) -> Known:
+    """Counts, per query, all events strictly before `at`, int64 [Q]."""
+    return known_before(log, np.zeros_like(log.user), np.zeros_like(at), at)
+
+
+def item_counts(item: Known, total: Known, time: np.ndarray, *, rates: bool) -> dict[str, np.ndarray]:
+    """Popularity and age of items strictly before each query's time, float32 [Q] each.
+
+    item_events: log(1 + number of events); item_share: log of the item's share of all events, one added to both;
+    item_age: log(1 + days since the item's first event), -1 before it; with `rates`, item_rate: share of positives,
+    smoothed by the global rate of that time.
+    """
+    age = np.log1p(np.maximum(time - item.first, 0) / DAY_US)
+    columns = {
+        "item_events": np.log1p(item.events),
+        "item_share": np.log((item.events + 1) / (total.events + 1)),
+        "item_age": np.where(item.events > 0, age, -1),
+    }
     if rates:
-        by_time = np.argsort(log.time, kind="stable")
-        positives = np.concatenate([[0], np.cumsum(log.label[by_time], dtype=np.float64)])
-        global_rate = (positives[total] + 1) / (total + 2)
-    for name, entity, of in (("item", log.item, item), ("user", log.user, user)):
-        order, start, end = before(entity, log.time, of, time)
-        number = end - start
-        columns[f"{name}_events"] = np.log1p(number)
-        if name == "item":
-            columns["item_share"] = np.log((number + 1) / (total + 1))
-            first = log.time[order[np.minimum(start, len(order) - 1)]]
-            columns["item_age"] = np.where(number > 0, np.log1p(np.maximum(time - first, 0) / DAY_US), -1)
-        if rates:
-            cumulative = np.concatenate([[0], np.cumsum(log.label[order], dtype=np.float64)])
-            clicked = cumulative[end] - cumulative[start]
-            columns[f"{name}_rate"] = (clicked + RATE_PRIOR * global_rate) / (number + RATE_PRIOR)
+        columns["item_rate"] = _rate(item, total)
     return {name: values.astype(np.float32) for name, values in columns.items()}
+
+
+def user_counts(user: Known, total: Known, *, rates: bool) -> dict[str, np.ndarray]:
+    """Activity of users strictly before each query's time, float32 [Q] each: user_events and, with `rates`, user_rate.
+
+    They are made as those of items are.
+    """
+    columns = {"user_events": np.log1p(user.events)}
+    if rates:
+        columns["user_rate"] = _rate(user, total)
+    return {name: values.astype(np.float32) for name, values in columns.items()}
+
+
+def _rate(of: Known, total: Known) -> np.ndarray:
+    known: np.ndarray = (total.positives + 1) / (total.events + 2)
+    return (of.positives + RATE_PRIOR * known) / (of.events + RATE_PRIOR)
+
+
+def counts(log: Events, item: np.ndarray, user: np.ndarray, time: np.ndarray, *, rates: bool) -> dict[str, np.ndarray]:
+    """Returns `item_counts` and `user_counts` of a log that is at hand whole."""
+    total = all_before(log, time)
+    return {
+        **item_counts(known_before(log, log.item, item, time), total, time, rates=rates),
+        **user_counts(known_before(log, log.user, user, time), total, rates=rates),
+    }

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-from models.common.jagged import Jagged, from_arrays
-from models.common.recommender import Queries
+from models.common.jagged import Jagged, chained, from_arrays
+from models.common.recommender import Queries, places
 from operators.log.events import SPLITS, Events, first_interactions, histories
+from operators.log.partitions import PartitionedLog
+from operators.log.split import Split
+
+
+class Training(NamedTuple):
+    """What the training part of a log says of N items."""
+
+    positives: np.ndarray  # int64 [N], positive events of each item
+    warm: np.ndarray  # bool [N], items with an event of any kind
+
+
+class SplitPart(NamedTuple):
+    """A partition of a log, in the order of time, then user, item and label."""
+
+    events: Events  # `user` is a position in `users`
+    split: np.ndarray  # int8 [E]
+    users: np.ndarray  # int64 [U], hashes
 
 
 def training_sequences(events: Events, split: np.ndarray) -> Jagged:
@@ -24,7 +44,9 @@ def training_sequences(events: Events, split: np.ndarray) -> Jagged:
     return Jagged(torch.from_numpy(chosen.item[order]), torch.from_numpy(ends))
 
 
-def queries(events: Events, split: np.ndarray, name: str, *, history: int, repeats: bool) -> Queries:
+def queries(
+    events: Events, split: np.ndarray, name: str, *, history: int, repeats: bool, rows: np.ndarray | None = None
+) -> Queries:
     """Returns the positives of a split as questions, each with what was known strictly before it.
 
     Args:
@@ -33,12 +55,12 @@ def queries(events: Events, split: np.ndarray, name: str, *, history: int, repea
         name: of the split that is asked about; events of later ones are not known.
         history: positives that are kept.
         repeats: whether items are asked for that the user had met before.
+        rows: of the questions that are wanted; all of them where it is None.
     """
-    number = SPLITS.index(name)
-    asked = (split == number) & (events.label > 0)
-    if not repeats:
-        asked &= first_interactions(events)
-    targets, known = events.take(asked), events.take(split <= number)
+    asked = np.flatnonzero(_asked(events, split, name, repeats=repeats))
+    targets = events.take(asked if rows is None else asked[rows])
+    known = events.take(split <= SPLITS.index(name))
+    known = known.take(np.isin(known.user, targets.user))
     met = Events(known.user, known.item, known.time, np.ones_like(known.label))
     return Queries(
         targets.user,
@@ -47,3 +69,63 @@ def queries(events: Events, split: np.ndarray, name: str, *, history: int, repea
         from_arrays(*histories(met, targets.user, targets.time, length=0 if repeats else len(met))),
         targets.time,
     )
+
+
+def split_parts(log: PartitionedLog, split: Split) -> Iterator[SplitPart]:
+    """Yields the partitions of a log one by one.
+
+    Raises:
+        UserError: the log cannot be split so.
+    """
+    return (split_part(log, split, number) for number in range(log.about.partitions))
+
+
+def split_part(log: PartitionedLog, split: Split, number: int) -> SplitPart:
+    """Reads a partition of a log; see `split_parts`."""
+    part = log.part(number)
+    numbers = split.numbers(part.events, log.cuts(split))
+    order = np.lexsort((part.events.label, part.events.item, part.events.user, part.events.time))
+    return SplitPart(part.events.take(order), numbers[order], part.users)
+
+
+def read_training(log: PartitionedLog, split: Split) -> Training:
+    """Counts what the training part of a log says of its items, partition by partition."""
+    positives, warm = np.zeros(len(log.items), np.int64), np.zeros(len(log.items), dtype=bool)
+    for events, numbers, _ in split_parts(log, split):
+        trained = events.take(numbers == 0)
+        positives += np.bincount(trained.item[trained.label > 0], minlength=len(positives))
+        warm[trained.item] = True
+    return Training(positives, warm)
+
+
+def read_queries(
+    log: PartitionedLog, split: Split, name: str, *, history: int, repeats: bool, most: int, seed: int
+) -> Queries:
+    """Returns a random sample of at most so many questions of a split; users are given by their hashes.
+
+    See `queries`. The sample is that of `models.common.recommender.sample`, and may be drawn from again.
+    """
+    counts = [_asked(part.events, part.split, name, repeats=repeats).sum() for part in split_parts(log, split)]
+    place = places(int(sum(counts)), seed=seed)
+    found: list[Queries] = []
+    start = 0
+    for number, count in enumerate(counts):
+        own = place[start : start + count]
+        rows, start = np.flatnonzero(own < most), start + count
+        if len(rows) or not found:
+            part = split_part(log, split, number)
+            asked = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
+            found.append(asked._replace(user=part.users[asked.user], place=own[rows]))
+    return _joined(found)
+
+
+def _asked(events: Events, split: np.ndarray, name: str, *, repeats: bool) -> np.ndarray:
+    """Masks the events that are asked for."""
+    asked = (split == SPLITS.index(name)) & (events.label > 0)
+    return asked if repeats else asked & first_interactions(events)
+
+
+def _joined(parts: list[Queries]) -> Queries:
+    user, time, place = (np.concatenate([getattr(part, name) for part in parts]) for name in ("user", "time", "place"))
+    histories, seen = (chained([getattr(part, name) for part in parts]) for name in ("histories", "seen"))
+    return Queries(user, histories, torch.cat([part.target for part in parts]), seen, time, place)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ class FetchMedia(Operator):
         limits: what one medium may cost.
         sources: where media may lie beside the catalogue; elsewhere they are refused.
         concurrency: items whose media are fetched at a time where they may lie on other machines.
+        given: columns that an item may come with, any of which makes it worth keeping.
     """
 
     root: str
@@ -60,9 +62,14 @@ class FetchMedia(Operator):
     limits: Limits = field(default_factory=Limits)
     sources: Sources = field(default_factory=Sources)
     concurrency: int = speed(8)
+    given: tuple[str, ...] = speed(())
 
     version: ClassVar[int] = 4
-    input_columns: ClassVar[tuple[str, ...]] = ("title", "description", "media", "outcome", "issues")
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What an item has to be interpreted, and what rows travel with."""
+        return ("title", "description", "media", *self.given, "outcome", "issues")
 
     @property
     def output_schema(self) -> pa.Schema:
@@ -78,7 +85,8 @@ class FetchMedia(Operator):
         with ThreadPoolExecutor(self.concurrency if remote else 1) as threads:
             run = threads.map if remote else map
             fetched = list(run(self._fetch, table["media"].to_pylist()))
-        nothing = pc.invert(pc.or_(_has_text(table["title"]), _has_text(table["description"]))).to_pylist()
+        there = [_has_text(table["title"]), _has_text(table["description"])]
+        nothing = pc.invert(reduce(pc.or_, [*there, *(table[name].is_valid() for name in self.given)])).to_pylist()
         issues, outcomes = [], []
         for item, without_text, known in zip(fetched, nothing, table["issues"].to_pylist(), strict=True):
             rejected = without_text and not item.frames

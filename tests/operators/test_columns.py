@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.common.jagged import gather
-from operators.columns import filled_matrix, jagged_of, matrix_column, matrix_of, positions, read_rows, rows_of
+from operators.columns import (
+    filled_matrix,
+    jagged_of,
+    matrix_column,
+    matrix_of,
+    positions,
+    read_block,
+    read_rows,
+    rows_of,
+)
 from storage.errors import ArtifactError
 from storage.run import RunDir
 
@@ -75,3 +84,13 @@ def test_rows_of_a_run_are_read_by_id(tmp_path) -> None:
     assert found.to_pydict() == {"item_id": ["b", "a", "b"], "value": [2, 1, 2]}
     with pytest.raises(ArtifactError, match="1 items are missing in catalog/items"):
         read_rows(run, ["c"], "catalog", "items", columns=["value"])
+
+
+def test_a_block_is_read_in_place_or_by_id(tmp_path) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_table(pa.table({"item_id": list("abcd"), "value": [1, 2, 3, 4]}), "sids")
+    for start, ids in ((1, "bc"), (0, "bc"), (2, "dc"), (3, "d")):
+        found = read_block(run, list(ids), start, "sids", columns=["value"])
+        assert found["value"].to_pylist() == ["abcd".index(item) + 1 for item in ids]
+    with pytest.raises(ArtifactError, match="1 items are missing in sids"):
+        read_block(run, ["x"], 0, "sids", columns=["value"])

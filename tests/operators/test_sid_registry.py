@@ -66,6 +66,7 @@ def coded(codes: dict[str, tuple[int, int]]) -> pa.Table:
 
 def spelled(run: RunDir) -> dict[str, tuple[int, ...]]:
     ids, codes = known_sids(run)
+    ids = ids.to_pylist()
     assert len(set(ids)) == len(ids)
     return dict(zip(ids, map(tuple, codes.tolist()), strict=True))
 

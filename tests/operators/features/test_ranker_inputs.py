@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,8 +9,9 @@ import torch
 
 from models.ranking.config import RankerConfig, Table
 from operators.columns import jagged_of
-from operators.features.ranker_inputs import Examples, ItemFeatures
+from operators.features.ranker_inputs import Examples, ItemFeatures, example_parts
 from operators.features.tokens import table_rows
+from storage import files
 from storage.errors import UserError
 
 LISTS = {
@@ -167,6 +170,30 @@ def test_batches_of_examples_equal_one_call() -> None:
     assert batch.dense.tolist() == [[2], [0.5]]
     assert examples.dense[1].isnan().all()
     assert (batch.rows, whole.rows) == (8, 2)
+
+
+def test_examples_are_read_by_pieces_of_their_partitions_and_the_last_ones_kept(tmp_path: Path) -> None:
+    count = 7
+    table = pa.table(
+        {
+            "user": np.arange(count),
+            "row": pa.array(np.arange(count) % 3, pa.int32()),
+            "history": pa.array([[0] * (n % 3) for n in range(count)], pa.list_(pa.int32())),
+            "age": pa.array(np.arange(count), pa.float32()),
+            "label": pa.array(np.arange(count) % 2, pa.float32()),
+        }
+    )
+    for number, (start, rows) in enumerate([(0, 4), (4, 0), (4, 3)]):
+        files.write_part(str(tmp_path / f"part-{number:05d}.parquet"), table.slice(start, rows))
+    parts = example_parts(str(tmp_path), ["age"])
+    assert parts.rows == [4, 0, 3]
+    found = parts.read(((0, 1, 3), (1, 0, 0), (2, 2, 3)))
+    assert found.user.tolist() == [1, 2, 6]
+    assert found.dense.flatten().tolist() == [1, 2, 6]
+    assert found.history.offsets.tolist() == [0, 1, 3, 3]
+    assert parts.part(2).user.tolist() == [4, 5, 6]
+    assert parts.part(2) is parts.part(2)
+    assert len(parts.part(1)) == 0
 
 
 def test_an_item_without_an_embedding_is_the_users_to_mend() -> None:

@@ -10,13 +10,14 @@ from operators.log.events import (
     RATE_PRIOR,
     Events,
     counts,
-    draw_negatives,
     first_interactions,
     histories,
-    known_items,
+    known_before,
+    known_before_each,
+    last_histories,
+    not_met,
+    own_histories,
 )
-from operators.log.split import SplitLeaveLast, SplitTime
-from storage.errors import UserError
 
 USERS, ITEMS = 4, 6
 LOGS = st.lists(
@@ -70,12 +71,13 @@ def known_at(rows: list[tuple[int, int, int, bool]], now: int) -> list[np.ndarra
     log = events(rows)
     user, item = np.repeat(np.arange(USERS), ITEMS), np.tile(np.arange(ITEMS), USERS)
     time = np.full(len(user), now * DAY_US)
-    negatives, source = draw_negatives(Events(user, item, time, np.ones(len(user))), log, items=ITEMS, ratio=2, seed=0)
+    drawn = np.tile(np.arange(ITEMS), (len(user), 1))
+    negatives, *source = not_met(Events(user, item, time, np.ones(len(user))), drawn, log, ratio=2)
     return [
         *histories(log, user, time, length=3),
         *counts(log, item, user, time, rates=True).values(),
         negatives.item,
-        source,
+        *source,
     ]
 
 
@@ -91,35 +93,23 @@ def test_the_future_changes_no_feature(rows: list[tuple[int, int, int, bool]], n
         np.testing.assert_array_equal(with_future, without)
 
 
-@given(LOGS)
-def test_an_item_is_known_from_the_moment_after_its_first_event(rows: list[tuple[int, int, int, bool]]) -> None:
+@given(LOGS, st.integers(0, 3), st.integers(1, 3))
+def test_negatives_are_the_first_draws_that_were_new_to_the_user(
+    rows: list[tuple[int, int, int, bool]], seed: int, ratio: int
+) -> None:
     log = events(rows)
-    found = known_items(log, log.item, log.time)
-    expected = [log.time[log.item == item].min() < time for item, time in zip(log.item, log.time, strict=True)]
-    assert found.tolist() == expected
-
-
-@given(LOGS, st.integers(0, 3))
-def test_negatives_existed_and_were_new_to_the_user(rows: list[tuple[int, int, int, bool]], seed: int) -> None:
-    log = events(rows)
-    negatives, source = draw_negatives(log, log, items=ITEMS, ratio=3, seed=seed)
+    drawn = np.random.default_rng(seed).integers(0, ITEMS, (len(log), 5))
+    negatives, source, column = not_met(log, drawn, log, ratio=ratio)
     assert (negatives.label == 0).all()
-    assert (negatives.user == log.user[source]).all()
-    assert (negatives.time == log.time[source]).all()
-    for user, item, time in zip(negatives.user, negatives.item, negatives.time, strict=True):
-        assert (log.time[log.item == item] < time).any()
-        assert not ((log.user == user) & (log.item == item) & (log.time <= time)).any()
-
-
-def test_negatives_mix_popularity_and_chance() -> None:
-    rows = [(0, 0, 0, True)] * 80 + [(0, item, 0, True) for item in range(1, 5)] * 5
-    log = events(rows)
-    queries = Events(*(np.full(20_000, value) for value in (1, 5, DAY_US, 1)))
-    negatives, _ = draw_negatives(queries, log, items=ITEMS, ratio=1, seed=0)
-    share = np.bincount(negatives.item, minlength=ITEMS) / len(negatives)
-    assert share[0] == pytest.approx(0.5 * 0.8 + 0.5 * 0.2, abs=0.02)
-    assert share[1] == pytest.approx(0.5 * 0.05 + 0.5 * 0.2, abs=0.02)
-    assert share[5] == 0
+    found = [[] for _ in range(len(log))]
+    for row, at in zip(source, column, strict=True):
+        found[row].append(at)
+    for row in range(len(log)):
+        met = {log.item[e] for e in range(len(log)) if log.user[e] == log.user[row] and log.time[e] <= log.time[row]}
+        assert found[row] == [at for at, item in enumerate(drawn[row]) if item not in met][:ratio]
+    np.testing.assert_array_equal(negatives.item, drawn[source, column])
+    np.testing.assert_array_equal(negatives.user, log.user[source])
+    np.testing.assert_array_equal(negatives.time, log.time[source])
 
 
 @given(LOGS)
@@ -133,28 +123,33 @@ def test_first_interactions_are_one_per_pair_and_earliest(rows: list[tuple[int, 
         assert row == min(same, key=lambda other: (log.time[other], other))
 
 
-def test_split_by_time_keeps_order_and_shares() -> None:
-    time = np.random.default_rng(0).integers(0, 10_000, 2000)
-    number = SplitTime(valid=0.1, test=0.2).numbers(Events(time, time, time, time))
-    assert time[number == 0].max() < time[number == 1].min()
-    assert time[number == 1].max() < time[number == 2].min()
-    np.testing.assert_allclose(np.bincount(number) / 2000, [0.7, 0.1, 0.2], atol=0.01)
-
-
-def test_split_by_time_needs_moments() -> None:
-    time = np.repeat([1, 2], 50)
-    with pytest.raises(UserError, match="leave_last"):
-        SplitTime(valid=0.1, test=0.1).numbers(Events(time, time, time, time))
-
-
-@given(LOGS)
-def test_leave_last_holds_out_the_two_last_events(rows: list[tuple[int, int, int, bool]]) -> None:
+@given(LOGS, st.integers(1, 5))
+def test_what_is_known_before_each_event_is_what_is_known_before_its_moment(
+    rows: list[tuple[int, int, int, bool]], length: int
+) -> None:
     log = events(rows)
-    if np.bincount(log.user).max() < 3:
-        with pytest.raises(UserError):
-            SplitLeaveLast(kind="leave_last").numbers(log)
-        return
-    number = SplitLeaveLast(kind="leave_last").numbers(log)
-    for user in range(USERS):
-        mine = number[log.user == user].tolist()
-        assert mine == ([0] * (len(mine) - 2) + [1, 2] if len(mine) >= 3 else [0] * len(mine))
+    for entity in (log.user, log.item, np.zeros_like(log.user)):
+        found, wanted = known_before_each(log, entity), known_before(log, entity, entity, log.time)
+        np.testing.assert_array_equal(found.events, wanted.events)
+        np.testing.assert_array_equal(found.positives, wanted.positives)
+        there = wanted.events > 0
+        np.testing.assert_array_equal(found.first[there], wanted.first[there])
+    some = np.arange(0, len(log), 2)
+    for values, others in zip(
+        own_histories(log, some, length=length),
+        histories(log, log.user[some], log.time[some], length=length),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(values, others)
+
+
+@given(LOGS, st.integers(1, 5))
+def test_what_users_chose_last_is_what_was_known_after_the_last_event(
+    rows: list[tuple[int, int, int, bool]], length: int
+) -> None:
+    log, users = events(rows), np.arange(USERS)
+    end = np.full(USERS, log.time.max() + 1)
+    for kept, given_length in ((length, length), (len(log), None)):
+        found, wanted = last_histories(log, USERS, length=given_length), histories(log, users, end, length=kept)
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[1], wanted[1])

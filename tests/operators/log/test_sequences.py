@@ -1,19 +1,28 @@
 from __future__ import annotations
 
 import random
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.common.jagged import Jagged
+from models.common.recommender import sample
+from operators.columns import matrix_column
+from operators.log.encoding import encode
 from operators.log.events import SPLITS, Events
-from operators.log.sequences import queries, training_sequences
-from operators.log.split import SplitLeaveLast, SplitTime
+from operators.log.partitions import item_ids, open_log
+from operators.log.sequences import queries, read_queries, read_training, training_sequences
+from operators.log.split import Split, SplitLeaveLast, SplitTime, split_numbers
 from storage.errors import UserError
+from storage.run import RunDir
+from tests.logs import write_log
 
 LEAVE_LAST = SplitLeaveLast(kind="leave_last")
 
@@ -46,8 +55,8 @@ def logs(draw: st.DrawFn) -> tuple[Events, np.ndarray]:
     events = Events(columns[0], columns[1], columns[2], columns[3].astype(np.float32))
     try:
         if draw(st.booleans()):
-            return events, LEAVE_LAST.numbers(events)
-        return events, SplitTime(valid=0.2, test=0.2).numbers(events)
+            return events, split_numbers(LEAVE_LAST, events)
+        return events, split_numbers(SplitTime(valid=0.2, test=0.2), events)
     except UserError:
         assume(False)
         raise
@@ -119,7 +128,7 @@ def test_what_later_splits_hold_changes_nothing(log: tuple[Events, np.ndarray], 
 
 def test_a_disliked_item_is_seen_but_no_part_of_a_history() -> None:
     events = Events(np.zeros(5, np.int64), np.arange(5), np.arange(5), np.array([1, 0, 1, 1, 1], np.float32))
-    split = LEAVE_LAST.numbers(events)
+    split = split_numbers(LEAVE_LAST, events)
     assert rows(training_sequences(events, split)) == [[0, 2]]
     found = queries(events, split, "test", history=9, repeats=False)
     assert found.target.tolist() == [4]
@@ -130,6 +139,46 @@ def test_a_disliked_item_is_seen_but_no_part_of_a_history() -> None:
 @pytest.mark.parametrize("repeats", [True, False])
 def test_an_item_that_was_met_before_is_asked_for_only_among_repeats(repeats: bool) -> None:
     events = Events(np.zeros(4, np.int64), np.array([0, 1, 2, 0]), np.arange(4), np.ones(4, np.float32))
-    found = queries(events, LEAVE_LAST.numbers(events), "test", history=9, repeats=repeats)
+    found = queries(events, split_numbers(LEAVE_LAST, events), "test", history=9, repeats=repeats)
     assert found.target.tolist() == [0] * repeats
     assert found.user.shape == (int(repeats),)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+@pytest.mark.parametrize("split", [LEAVE_LAST, SplitTime(valid=0.2, test=0.2)])
+def test_partitions_say_the_same_as_the_whole_log(tmp_path: Path, split: Split, repeats: bool) -> None:
+    run, rng = RunDir(str(tmp_path)), np.random.default_rng(0)
+    ids = [f"item {n}" for n in range(12)]
+    run.write_table(pa.table({"item_id": ids, "embedding": matrix_column(np.zeros((12, 2), np.float32))}), "embeddings")
+    given = pa.table(
+        {
+            "user_id": [f"user {n}" for n in rng.integers(0, 25, 400)],
+            "item_id": [ids[n] for n in rng.integers(0, 12, 400)],
+            "timestamp": pa.array(rng.integers(0, 200, 400), pa.timestamp("us", "UTC")),
+            "label": rng.integers(0, 2, 400).astype(np.float32),
+        }
+    )
+    given = given.group_by(given.column_names).aggregate([])  # no event stands twice
+    found = []
+    for number in (1, 2, 7):
+        write_log(run, given, partitions=number)
+        log = open_log(run)
+        asked = partial(read_queries, log, split, "test", history=5, repeats=repeats, seed=0)
+        every, some = asked(most=10_000), asked(most=9)
+        assert len(some.target) == min(9, len(every.target))
+        assert sorted(some.place.tolist()) == list(range(len(some.target)))
+        assert sample(every, 4, seed=0).place.tolist() == sample(some, 4, seed=0).place.tolist()
+        training = read_training(log, split)
+        lists = (rows(every.histories), rows(every.seen), every.target.tolist())
+        keys = sorted(zip(every.user.tolist(), every.time.tolist(), *map(repr_of, lists), strict=True))
+        found.append((keys, training.positives.tolist(), training.warm.tolist()))
+    assert found[0] == found[1] == found[2]
+    whole = encode(given, item_ids(run)).events
+    numbers = split_numbers(split, whole)
+    assert found[0][1] == np.bincount(training_sequences(whole, numbers).values, minlength=12).tolist()
+    wanted = queries(whole, numbers, "test", history=5, repeats=repeats)
+    assert sorted(map(repr, rows(wanted.histories))) == sorted(key[2] for key in found[0][0])
+
+
+def repr_of(values: list[object]) -> list[str]:
+    return [repr(value) for value in values]

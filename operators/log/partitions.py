@@ -1,0 +1,318 @@
+"""The log of a run on disk: partitions by the hash of the user, which are read and worked on one by one.
+
+RUN/log/about.json           see `About`
+RUN/log/events/part-N        user and item (hashes of the ids), timestamp, label if there are any, context columns, each
+                             name with `context_` before it; in the order of user, timestamp, item, label
+RUN/log/users/part-N         user, user_id; in the order of user
+
+A user's events are in partition `user % partitions`, all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from operators.log.events import Events
+from operators.log.split import Split
+from storage import files
+from storage.errors import UserError
+from storage.hashing import fingerprint, hash_ids, hash_order, hash_strings
+from storage.mapped import map_table
+from storage.run import RunDir
+
+LIKED = 0.5  # the least label that counts as 1
+KEYS = ("user", "timestamp", "item", "label")  # the columns of events that are no context, in the order of the rows
+CONTEXT = "context_"  # begins the names of context columns, which a catalogue chooses
+TIMESTAMP = pa.timestamp("us", "UTC")
+CHECK = 1  # seed of the second hash, which tells ids apart that share the first
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a whole log.
+
+    Attributes:
+        partitions: how many there are.
+        events, users: how many there are.
+        labels: whether events have labels.
+        positives: events that count as liked; all without labels.
+        first, last: times of the first and last event, microseconds.
+        context: names of the context columns.
+    """
+
+    partitions: int
+    events: int
+    users: int
+    labels: bool
+    positives: int
+    first: int
+    last: int
+    context: Sequence[str] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels of both kinds; labels that are all 1 say as little as none."""
+        return self.labels and self.positives < self.events
+
+
+@dataclass(frozen=True)
+class Part:
+    """One partition in numbers, in the order of user, time, item, label.
+
+    Attributes:
+        events: `user` is a position in `users`, `item` a row of the catalogue.
+        users: hashes of the users with an event, int64 [U], ascending.
+        context: float32 columns, a row for each event.
+    """
+
+    events: Events
+    users: np.ndarray
+    context: pa.Table
+
+
+@dataclass(frozen=True)
+class PartitionedLog:
+    """The log of a run, whose partitions are read one by one; events of items without an embedding are left out.
+
+    Attributes:
+        run: whose log it is.
+        about: what is known of all of it.
+        items: hashes of the items with an embedding, int64 [N], ascending: an item's row is its position.
+    """
+
+    run: RunDir
+    about: About
+    items: np.ndarray
+
+    def part(self, number: int) -> Part:
+        """Reads a partition.
+
+        Raises:
+            RuntimeError: it holds events of a user of another partition.
+        """
+        table = read_events(self.run, number)
+        user = table["user"].to_numpy()
+        if (user % self.about.partitions != number).any():
+            raise RuntimeError(f"partition {number} of the log holds events of users of another one")
+        at, known = rows_among(self.items, table["item"].to_numpy())
+        users, codes = np.unique(user[known], return_inverse=True)
+        time = table["timestamp"].cast(pa.int64()).to_numpy()[known]
+        label = np.ones(len(time), np.float32)
+        if self.about.labels:
+            label = (table["label"].to_numpy()[known] >= LIKED).astype(np.float32)
+        context = table.select([name for name in table.column_names if name.startswith(CONTEXT)])
+        return Part(Events(codes, at[known], time, label), users, context.filter(pa.array(known)))
+
+    def moments(self) -> Iterator[Events]:
+        """Yields users and times of every partition, see `moments`."""
+        return moments(self.run, self.about)
+
+    def users(self, number: int) -> pa.Table:
+        """Reads user (int64) and user_id of a partition, in the order of user."""
+        return files.read_table(part_uri(self.run, "users", number))
+
+    def cuts(self, split: Split) -> tuple[int, ...]:
+        """Returns the times at which a split cuts this log, which are kept beside it; none for one by last events.
+
+        Raises:
+            UserError: the log cannot be split so.
+        """
+        uri = self.run.uri("log", f"cuts-{fingerprint(split.model_dump_json())}.json")
+        if not files.exists(uri):
+            files.write_json(uri, split.cuts(self.moments, self.about.events))
+        return tuple(files.read_json(uri))
+
+
+def part_uri(run: RunDir, kind: str, number: int) -> str:
+    """Returns the URI of the file of a partition; `kind` is `events` or `users`."""
+    return files.part_uri(run.uri("log", kind), number)
+
+
+def read_events(run: RunDir, number: int, columns: list[str] | None = None) -> pa.Table:
+    """Reads the events of a partition as they are on disk."""
+    return files.read_table(part_uri(run, "events", number), columns)
+
+
+def moments(run: RunDir, about: About) -> Iterator[Events]:
+    """Yields users and times of every partition; items are all 0, and events of all items are there."""
+    for number in range(about.partitions):
+        table = read_events(run, number, ["user", "timestamp"])
+        user, time = np.unique(table["user"].to_numpy(), return_inverse=True)[1], table["timestamp"]
+        ones = np.ones(len(user), np.float32)
+        yield Events(user, np.zeros_like(user), time.cast(pa.int64()).to_numpy(), ones)
+
+
+def read_user_ids(run: RunDir, hashes: np.ndarray) -> pa.Array:
+    """Returns the ids of users by their hashes, int64 [Q]: string [Q]; reads the partitions that hold them."""
+    about = read_about(run)
+    distinct, code = np.unique(hashes, return_inverse=True)
+    names = np.empty(len(distinct), object)
+    owner = distinct % (about.partitions if about is not None else 1)
+    for number in np.unique(owner):
+        table = files.read_table(part_uri(run, "users", int(number)))
+        at, _ = rows_among(table["user"].to_numpy(), distinct[owner == number])
+        names[owner == number] = table["user_id"].take(pa.array(at)).to_pylist()
+    return pa.array(names, pa.string()).take(pa.array(code))
+
+
+def read_about(run: RunDir) -> About | None:
+    """Returns what is known of the log of a run; None where there is none."""
+    uri = run.uri("log", "about.json")
+    return About(**files.read_json(uri)) if files.exists(uri) else None
+
+
+def open_log(run: RunDir) -> PartitionedLog:
+    """Returns the log of a run.
+
+    Raises:
+        UserError: there is none, or every label is 0.
+    """
+    about = read_about(run)
+    if about is None:
+        raise UserError("The catalogue has no interactions: leave out the stages that read them, from features on.")
+    check_liked(about.positives)
+    return PartitionedLog(run, about, item_hashes(run))
+
+
+def check_liked(positives: int) -> None:
+    """Checks that some event was liked.
+
+    Raises:
+        UserError: every label is 0.
+    """
+    if not positives:
+        raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+
+
+def check_trained(positives: int) -> None:
+    """Checks that some event of the training part of the log was liked.
+
+    Raises:
+        UserError: none was.
+    """
+    if not positives:
+        raise UserError("No event of the training part of the log is liked: give a longer log or another split.")
+
+
+def item_hashes(run: RunDir) -> np.ndarray:
+    """Returns the hashes of the ids of a run's items that have an embedding, int64 [N], ascending."""
+    hashes: np.ndarray = _items(run, *files.signature(run.uri("embeddings")))["item"].to_numpy()
+    return hashes
+
+
+def item_ids(run: RunDir) -> pa.ChunkedArray:
+    """Returns the ids of a run's items that have an embedding, N in the order of their hashes."""
+    return _items(run, *files.signature(run.uri("embeddings")))["item_id"]
+
+
+@functools.lru_cache(maxsize=1)
+def _items(run: RunDir, *signature: str) -> pa.Table:
+    schema = pa.schema([("item_id", pa.string()), ("item", pa.int64())])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        ids = files.read_table(run.uri("embeddings"), ["item_id"])["item_id"]
+        ids = ids.take(hash_order(ids))
+        yield from pa.table([ids, hash_ids(ids)], schema=schema).to_batches()
+
+    return map_table(run, "item_hashes", signature, schema, batches)
+
+
+def rows_among(sorted_hashes: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the position of each hash among sorted ones, int64 [E], and whether it is there at all, bool [E]."""
+    at = np.searchsorted(sorted_hashes, hashes)
+    at[at == len(sorted_hashes)] = 0
+    return at, (sorted_hashes[at] == hashes) if len(sorted_hashes) else np.zeros(len(at), dtype=bool)
+
+
+def hashed(interactions: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Returns events with hashes in place of ids, and the ids of the users.
+
+    Args:
+        interactions: user_id, item_id, timestamp, label if there are any, numeric context columns.
+
+    Returns:
+        The events with the columns of a partition and `user_check`, a second hash of the user; and user, user_check,
+        user_id of each user.
+    """
+    ids = {name: interactions[name].combine_chunks().dictionary_encode() for name in ("user_id", "item_id")}
+    names = {name: column.dictionary.to_pylist() for name, column in ids.items()}
+    codes = {name: column.indices.to_numpy() for name, column in ids.items()}
+    users = {"user": hash_ids(names["user_id"]), "user_check": second_hash(names["user_id"])}
+    keys = {name: values[codes["user_id"]] for name, values in users.items()}
+    keys["item"] = hash_ids(names["item_id"])[codes["item_id"]]
+    events = {**keys, "timestamp": interactions["timestamp"].cast(TIMESTAMP)}
+    for name in interactions.column_names:
+        if name not in ("user_id", "item_id", "timestamp"):
+            events[name if name == "label" else f"{CONTEXT}{name}"] = interactions[name].cast(pa.float32())
+    return pa.table(events), pa.table({**users, "user_id": pa.array(names["user_id"], pa.string())})
+
+
+def second_hash(ids: list[str]) -> np.ndarray:
+    """Returns another hash of ids, int64 [N], which tells those apart that share the first."""
+    return hash_strings(ids, seed=CHECK).view(np.int64)
+
+
+def write_part(run: RunDir, number: int, partitions: int, events: pa.Table, users: pa.Table) -> dict[str, int]:
+    """Writes a partition: its events without duplicates and in order, and its users.
+
+    Args:
+        run: where `log/` is written.
+        number: of the partition, below `partitions`.
+        events, users: of `hashed`, in any order.
+
+    Returns:
+        Counts of this partition: those of `About`, and `duplicates`.
+
+    Raises:
+        UserError: two users share a hash.
+        RuntimeError: an event belongs to another partition.
+    """
+    if (events["user"].to_numpy() % partitions != number).any():
+        raise RuntimeError(f"events of another partition came to partition {number} of the log")
+    users = users.group_by(["user", "user_check"]).aggregate([("user_id", "min")]).sort_by("user")
+    ids = users.rename_columns({"user_id_min": "user_id"})
+    hashes = ids["user"].to_numpy()
+    if (same := np.flatnonzero(hashes[1:] == hashes[:-1])).size:
+        both = ids["user_id"].take(pa.array([same[0], same[0] + 1])).to_pylist()
+        raise UserError(f"The users {both[0]!r} and {both[1]!r} have the same hash: rename one of them.")
+    given = events.num_rows
+    events = events.drop_columns("user_check")
+    rest = [name for name in events.column_names if name not in KEYS]
+    names = [name for name in KEYS if name in events.column_names] + rest
+    events = events.select(names).group_by(names, use_threads=False).aggregate([])
+    events = events.sort_by([(name, "ascending") for name in names])
+    ids = ids.filter(pc.is_in(ids["user"], events["user"].combine_chunks())).select(["user", "user_id"])
+    files.write_part(part_uri(run, "users", number), ids)
+    files.write_part(part_uri(run, "events", number), events)
+    times = pc.min_max(events["timestamp"].cast(pa.int64())).as_py()
+    liked = pc.sum(pc.greater_equal(events["label"], LIKED)).as_py() if "label" in names else events.num_rows
+    return {
+        "events": events.num_rows,
+        "users": ids.num_rows,
+        "positives": liked or 0,
+        "first": times["min"],
+        "last": times["max"],
+        "duplicates": given - events.num_rows,
+    }
+
+
+def write_about(run: RunDir, parts: Sequence[dict[str, int]], columns: Sequence[str]) -> About:
+    """Writes what is known of a whole log, from the counts of all its partitions and the columns of its events."""
+    sums = {name: sum(part[name] for part in parts) for name in ("events", "users", "positives")}
+    there = [part for part in parts if part["events"]]
+    about = About(
+        partitions=len(parts),
+        labels="label" in columns,
+        first=min((part["first"] for part in there), default=0),
+        last=max((part["last"] for part in there), default=0),
+        context=[name for name in columns if name.startswith(CONTEXT)],
+        **sums,
+    )
+    run.write_json(asdict(about), "log", "about.json")
+    return about
