@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,14 +10,9 @@ from tests.workflows.local_fits import local_fits
 @pytest.fixture
 def trials_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Independent fits run one after the other in this process, without Ray."""
-    from workflows.distributed import trials
+    from workflows.distributed import tasks
 
-    def run_tasks(run: Callable[[str, int], None], jobs: Sequence[Any], *, at_once: int) -> Iterator[Any]:
-        for job in jobs:
-            run(*job)
-            yield job
-
-    monkeypatch.setattr(trials, "run_tasks", run_tasks)
+    monkeypatch.setattr(tasks, "_run_on_ray", lambda call, keys, at_once, failed: tasks._run_here(call, keys))
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def fit(
 
     Args:
         loop: module-level function, called as `loop(config)`.
-        config: plain values only, including `seed`; they are sent to every worker, so pass the URIs of data.
+        config: what can be pickled, including `seed`; it is sent to every worker, so pass the URIs of large data.
         workers: processes of the fit.
         run: the run whose `checkpoints/` folder receives the reported states.
         name: subfolder for them, `stage/fingerprint`. A fit resumes from the checkpoints under its name; the

@@ -110,13 +110,6 @@ def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
     return math.ceil(max(needs)) + READER_CPUS
 
 
-def needs_ray(definition: Definition, name: str, nodes: Sequence[Node]) -> bool:
-    """Returns whether a stage fits or streams anything on Ray."""
-    config = definition.configs[name]
-    groups = stage(name).groups(config, definition.catalog, nodes, rows=LARGE)
-    return bool(groups) or stage(name).workers(config) is not None
-
-
 def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
     """Returns one line per pool: its actors, their CPUs, GPUs and batch size, and its operators."""
     lines = []

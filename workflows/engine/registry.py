@@ -14,7 +14,7 @@ STAGES = {
     "interpret": "workflows.stages.interpret.stage:InterpretStage",
     "project": "workflows.stages.project:ProjectStage",
     "quantize": "workflows.stages.quantize.stage:QuantizeStage",
-    "features": "workflows.stages.features:FeaturesStage",
+    "features": "workflows.stages.features.stage:FeaturesStage",
     "rank": "workflows.stages.rank:RankStage",
     "generate": "workflows.stages.generate.stage:GenerateStage",
     "evaluate": "workflows.stages.evaluate.stage:EvaluateStage",

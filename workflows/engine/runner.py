@@ -26,7 +26,7 @@ from storage.run import RunDir
 from workflows.distributed import cluster
 from workflows.engine.console import Reporter
 from workflows.engine.definition import Definition, dump
-from workflows.engine.preflight import logical_cpus, needs_ray, preflight
+from workflows.engine.preflight import logical_cpus, preflight
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import Context, Result, StageConfig
 
@@ -70,18 +70,21 @@ def execute(
         if not todo:
             reporter.line(f"Nothing to do: every stage of {root} is complete and up to date.")
             return manifest
+
+        def connect() -> None:
+            stack.enter_context(cluster.connected(address, logical_cpus(definition, nodes)))
+
         files.write_bytes(run.uri("workflow.yaml"), dump(definition).encode())
+        if start is not None:
+            for name in ORDER[ORDER.index(start) :]:  # also behind `until`: what is there is of other inputs
+                files.remove(run.uri("checkpoints", name))
         for name, config in definition.configs.items():
             if name not in todo:
                 if name in manifest.stages:
                     reporter.line(f"{name}: complete, skipped")
                 continue
-            if name != "ingest":
-                tables.forget()  # which preflight and ingest have read
-            if needs_ray(definition, name, nodes):
-                stack.enter_context(cluster.connected(address, logical_cpus(definition, nodes)))
-            if start is not None:
-                files.remove(run.uri("checkpoints", name))
+            if stage(name).workers(config) is not None:  # streams and pieces of work connect when they come to it
+                connect()
             context = Context(
                 run=run,
                 catalog=definition.catalog,
@@ -92,8 +95,10 @@ def execute(
                 nodes=nodes,
                 split=definition.split,
                 splits=any(other.reads_split() for other in definition.configs.values()),
+                connect=connect,
             )
             _run_stage(name, config, context, manifest, reporter)
+        files.remove(run.uri("checkpoints", "maps"))
     return manifest
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,6 +14,7 @@ from storage import files
 from storage.run import RunDir
 from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import READER_CPUS, Group, Node, Workers
+from workflows.distributed.tasks import run_tasks
 
 
 class StageConfig(Settings):
@@ -43,6 +44,38 @@ class Context:
     nodes: Sequence[Node] = (Node(cpus=1 + READER_CPUS, gpus=0),)  # machines that streams may use
     split: Split = field(default_factory=SplitTime)  # split of the log, the same for all stages
     splits: bool = False  # whether a stage of the definition reads that split
+    connect: Callable[[], None] | None = None  # joins or starts Ray; None: pieces of work run in this process
+
+    def pieces(
+        self,
+        work: Callable[[Any], Any],
+        keys: Iterable[str | int],
+        *,
+        name: str,
+        here: bool,
+        step: tuple[int, int] = (0, 1),
+    ) -> list[Any]:
+        """Runs pieces of a stage's work, on Ray or in this process; see `tasks.run_tasks`.
+
+        Args:
+            work: see there.
+            keys: the argument of each call, mostly a number.
+            name: folder of the results beside the stage's checkpoints.
+            here: whether to run them in this process.
+            step: number of this step and of all steps of the stage, for the progress.
+        """
+        if not here and self.connect is not None:
+            self.connect()
+        done, steps = step
+        return run_tasks(
+            work,
+            [(key,) for key in keys],
+            folder=self.run.uri("checkpoints", name),
+            at_once=max(1, int(sum(node.cpus for node in self.nodes)) - READER_CPUS),
+            failed=lambda key: f"Piece {key[0]} of {name} failed",
+            progress=lambda count, of: self.progress(done * 100 + 100 * count // of, steps * 100),
+            here=here or self.connect is None,
+        )
 
 
 @dataclass(frozen=True)

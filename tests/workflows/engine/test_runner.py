@@ -61,6 +61,21 @@ def test_every_stage_gets_the_split_and_those_that_read_it_run_anew_with_another
     assert run(kind="leave_last") == METHODS[method]
 
 
+def test_no_stage_goes_on_from_before_a_stage_that_ran_anew(tmp_path: Path, ran: dict[str, Split]) -> None:
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1700000000\n")
+    stages = {name: {} for name in STAGES}
+    definition = resolve({"name": "w", "catalog": str(tmp_path / "catalog"), "stages": stages}, source="w")
+    execute(definition, str(tmp_path / "run"), until="quantize")
+    killed = tmp_path / "run" / "checkpoints" / "features" / _fingerprints(definition)["features"]
+    killed.mkdir(parents=True)
+    execute(definition, str(tmp_path / "run"), until="quantize")
+    assert killed.exists()
+    execute(definition, str(tmp_path / "run"), start="interpret", until="quantize")  # brings other items
+    assert not killed.exists()
+
+
 def test_a_stage_that_reads_one_of_two_runs_anew_with_another_fit_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
