@@ -26,18 +26,19 @@ from operators.columns import matrix_column, matrix_of, positions
 from operators.gate import decide
 from operators.project import Project
 from operators.sid_registry import add_sids, added_sids, known_sids, quantizer_digest, reference_embeddings
-from storage import files, tables
+from storage import blocks, files
 from storage.errors import UserError
 from storage.run import RunDir
 from workflows.engine.definition import Definition, finished_definition
 from workflows.engine.registry import stage
 from workflows.stages.ingest.items import ITEM_TYPES, canonical_items, no_usable, split_items
 from workflows.stages.interpret import stage as interpret
+from workflows.stages.interpret.given import given_fields
 from workflows.stages.quantize.settings import Config as QuantizeConfig
 
 BATCH_ROWS = 64
+TEXTS = ("caption", "interests")  # which the run's models can make where they are not given
 VERDICTS = {True: "a refit pays", False: "no refit needed", None: "too early to tell of a refit"}
-SUFFIXES = tuple(f".{name}" for name in tables.FORMATS)
 
 
 class Tokenized(NamedTuple):
@@ -86,6 +87,7 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
     definition = finished_definition(run)
     load_quantizer.cache_clear()  # the run may have been fitted anew since this process read it
     digest = quantizer_digest(run)
+    _check_own_models(run)
     load_quantizer(run.uri("models", "quantizer"))
     items, issues = read_items(file)
     new = items.filter(positions(items["item_id"], known_sids(run)[0]) < 0)
@@ -103,22 +105,33 @@ def tokenize(root: str, file: str, progress: Callable[[int, int], None]) -> Toke
     return Tokenized(sids, issues, _drift(run))
 
 
+def _check_own_models(run: RunDir) -> None:
+    """Raises `UserError` if the vectors of a run's items were given, so that it has no model for those of new ones."""
+    given = [name for name in given_fields(files.dataset(run.uri("catalog", "items")).schema) if name not in TEXTS]
+    if given:
+        raise UserError(
+            f"The items of {run.root} came with their {' and '.join(given)}, which no model of the run can make for "
+            "new items: add them to the catalogue, with theirs, and run the workflow again."
+        )
+
+
 def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
     """Returns the items of a file as `ingest` would write them, without attributes, and the rejected rows.
 
     Raises:
         UserError: the file is missing, cannot be read, or has no usable row.
     """
-    if not file.endswith(SUFFIXES):
-        raise UserError(f"{file} must be a table of items whose name ends in {', '.join(SUFFIXES)}.")
+    if not file.endswith(blocks.SUFFIXES):
+        raise UserError(f"{file} must be a table of items whose name ends in {', '.join(blocks.SUFFIXES)}.")
     if not files.exists(file):
         raise UserError(f"There is no file {file}: write the new items there, with the columns of a catalogue's items.")
-    raw = tables.scan(file)
+    raw = blocks.scan(file)
     if "item_id" not in raw.rows.columns:
         raise UserError(f"{file} has no column 'item_id': the columns are {', '.join(raw.rows.columns)}.")
-    items, issues = split_items(canonical_items(raw.rows.drop("attributes", strict=False), file), raw.bad)
+    items = canonical_items(raw.rows.drop("attributes", strict=False), file).with_row_index("row")
+    items, issues = split_items(items, raw.bad, items["item_id"].is_first_distinct())
     if items.is_empty():
-        raise no_usable(file, issues)
+        raise no_usable(file, raw.bad, raw.rows.height)
     columns = items.select(ITEM_TYPES.names).to_arrow(compat_level=pl.CompatLevel.oldest())
     return columns.cast(ITEM_TYPES), issues
 

@@ -19,6 +19,7 @@ from storage.errors import UserError
 
 MEDIA = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
 TIMESTAMP = pa.timestamp("us", "UTC")
+GIVEN = ("caption", "interests", "embedding", "image_vector", "text_vector")  # columns in place of a model
 ITEMS = pa.schema(
     [
         ("item_id", pa.string()),

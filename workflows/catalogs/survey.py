@@ -1,13 +1,16 @@
-"""Counts over a catalogue's tables: what is there for the stages to learn from. A Parquet table is not read whole."""
+"""Counts over a catalogue's tables, block by block: what is there for the stages to learn from."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 
-from storage import files, tables
+from storage import blocks, files, tables
 from storage.text_tables import said
+from workflows.catalogs.canonical import GIVEN
 
 SAMPLED = 20_000  # rows
 
@@ -19,8 +22,8 @@ class Survey:
     Attributes:
         uri: of the catalogue.
         items: rows of the items table.
-        filled: by `title`, `description`, `media` and `attributes`, the items that have one.
-        bare: items with neither a title, nor a description, nor a medium.
+        filled: by `title`, `description`, `media`, `attributes` and the columns of `GIVEN`, the items that have one.
+        bare: items with neither a title, nor a description, nor a medium, nor anything given.
         unnamed: rows without an id, or with the id of another row.
         usable: items that are neither.
         unread: columns of the items table that no stage reads.
@@ -42,8 +45,9 @@ class Survey:
 
     @property
     def lacking(self) -> frozenset[str]:
-        """Of `title` and `caption`, what no item can have; captions are read off media."""
-        return frozenset(name for name, of in (("title", "title"), ("caption", "media")) if not self.filled[of])
+        """Of `title` and `caption`, what no item can have; captions are given, or read off media for an embedding."""
+        captions = self.filled["caption"] or (self.filled["media"] and not self.filled["embedding"])
+        return frozenset(name for name, there in (("title", self.filled["title"]), ("caption", captions)) if not there)
 
 
 def survey(catalog: str, *, label: str = "label", media: str | None = None) -> Survey:
@@ -59,34 +63,47 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
     """
     uri = tables.find(catalog, "items")
     assert uri is not None  # noqa: S101 - checked
-    items = scan(uri)
-    schema, known = items.collect_schema(), tables.KNOWN["items"][1:]
-    tables.check_ids(uri, schema, "item_id")
-    has = filled(schema, media)
-    ids = said(pl.col("item_id").cast(pl.String))
-    counted = items.select(ids, **has).select(
-        pl.len().alias("items"),
-        pl.col(*has).sum(),
-        named=pl.col("item_id").drop_nulls().n_unique(),
-        usable=pl.col("item_id").filter(~pl.col("bare")).drop_nulls().n_unique(),
+    read, names = (*tables.KNOWN["items"], *GIVEN), blocks.columns(uri)
+    counts: Counter[str] = Counter()
+    hashes, bare = [np.empty(0, np.uint64)], [np.empty(0, bool)]  # of the rows with an id
+    for block in blocks.read(uri, list(read)):
+        rows = block.rows if "item_id" in block.rows.columns else block.rows.with_columns(item_id=pl.lit(None))
+        tables.check_ids(uri, rows.schema, "item_id")
+        rows = rows.select(said(pl.col("item_id").cast(pl.String)), **filled(rows.schema))
+        counts.update(items=rows.height, **rows.select(pl.col(*read[1:], "bare").sum()).row(0, named=True))
+        rows = rows.drop_nulls("item_id")
+        hashes.append(rows["item_id"].hash().to_numpy())
+        bare.append(rows["bare"].to_numpy())
+    of_id, without = np.concatenate(hashes), np.concatenate(bare)
+    if media is not None and not counts["media"]:
+        counts["media"], counts["bare"], without = counts["items"], 0, np.zeros_like(without)
+    found = Survey(
+        catalog,
+        counts["items"],
+        {name: counts[name] for name in read[1:]},
+        counts["bare"],
+        counts["items"] - len(np.unique(of_id)),
+        len(np.unique(of_id[~without])),
+        tuple(name for name in names if name not in read),
     )
-    row = counted.collect(engine="streaming").row(0, named=True)
-    unread = tuple(name for name in schema if name not in tables.KNOWN["items"])
-    by_column = {name: int(row[name]) for name in known}
-    unnamed = row["items"] - row["named"]
-    found = Survey(catalog, row["items"], by_column, int(row["bare"]), unnamed, row["usable"], unread)
     log_uri = tables.find(catalog, "interactions")
-    if log_uri is None:
-        return found
-    log = scan(log_uri)
-    schema = log.collect_schema()
-    tables.check_ids(log_uri, schema, "user_id", "item_id")
-    values = labels_of(schema, label)
-    values = values.filter(values.is_finite())
-    counted = log.select(events=pl.len(), low=values.min(), high=values.max())
-    events, low, high = counted.collect(engine="streaming").row(0)
-    labels = None if low is None else (low, high)
-    return replace(found, events=events, labels=labels, columns=tuple(schema))
+    return found if log_uri is None else _with_log(found, log_uri, label)
+
+
+def _with_log(found: Survey, uri: str, label: str) -> Survey:
+    """Adds the counts of a log."""
+    schema = blocks.first(uri).rows.schema
+    tables.check_ids(uri, schema, "user_id", "item_id")
+    if label not in schema and blocks.is_parquet(uri):
+        return replace(found, events=blocks.rows_about(uri), columns=tuple(schema))
+    events, ends = 0, list[float]()
+    for block in blocks.read(uri, [label]):
+        events += block.rows.height
+        values = labels_of(block.rows.schema, label)
+        values = values.filter(values.is_finite())
+        low, high = block.rows.select(low=values.min(), high=values.max()).row(0)
+        ends += [] if low is None else [low, high]
+    return replace(found, events=events, labels=(min(ends), max(ends)) if ends else None, columns=tuple(schema))
 
 
 def labels_of(schema: pl.Schema, column: str) -> pl.Expr:
@@ -96,36 +113,38 @@ def labels_of(schema: pl.Schema, column: str) -> pl.Expr:
     return pl.col(column).cast(pl.Float64, strict=False)
 
 
-def filled(schema: pl.Schema, media: str | None = None) -> dict[str, pl.Expr]:
-    """Returns what tells whether an item has a title, …, or is `bare`; see `Survey` and `survey`."""
-    known = tables.KNOWN["items"][1:]
-    has = {name: says(name, schema) for name in known}
-    if media is not None:
-        has["media"] |= ~has["media"].any()
-    return {**has, "bare": ~(has["title"] | has["description"] | has["media"])}
+def filled(schema: pl.Schema) -> dict[str, pl.Expr]:
+    """Returns what tells whether an item has a title, …, or is `bare`; see `Survey`."""
+    has = {name: says(name, schema) for name in (*tables.KNOWN["items"][1:], *GIVEN)}
+    return {**has, "bare": ~pl.any_horizontal(has[name] for name in ("title", "description", "media", *GIVEN))}
 
 
 def scan(uri: str) -> pl.LazyFrame:
     """Returns a table as it is; of Parquet only what is asked for is read."""
-    if not uri.endswith(".parquet"):
-        return tables.scan(uri).rows.lazy()
-    fs, path = files.filesystem(uri)
-    table = pl.scan_parquet(path) if "file" in fs.protocol else pl.scan_pyarrow_dataset(files.dataset(uri))
-    return table.select(tables.named(table.collect_schema().names()))
+    if not blocks.is_parquet(uri):
+        return blocks.scan(uri).rows.lazy()
+    local = "file" in files.filesystem(uri)[0].protocol
+    parts = [
+        pl.scan_parquet(files.filesystem(part)[1]) if local else pl.scan_pyarrow_dataset(blocks.dataset(part))
+        for part in blocks.parts(uri)
+    ]
+    table = pl.concat(parts, how="diagonal_relaxed")  # ids may be numbers here and text there
+    return table.select(blocks.named(table.collect_schema().names()))
 
 
 def sample(uri: str) -> pl.DataFrame:
-    """Returns about `SAMPLED` rows of a table, and reads hardly more of Parquet.
+    """Returns about `SAMPLED` rows of a table.
 
-    Those of text are evenly spread, those of Parquet the first of the first, the middle and the last row group.
+    Those of text are spread over its first block, those of Parquet the first of the first, the middle and the last row
+    group.
     """
-    if not uri.endswith(".parquet"):
-        rows = tables.scan(uri).rows
+    if not blocks.is_parquet(uri):
+        rows = blocks.first(uri).rows
         return rows.gather_every(max(1, rows.height // SAMPLED))
-    groups = [group for part in files.dataset(uri).get_fragments() for group in part.split_by_row_group()]
+    groups = [group for part in blocks.dataset(uri).get_fragments() for group in part.split_by_row_group()]
     chosen = sorted({0, len(groups) // 2, len(groups) - 1})
-    rows = pl.concat(pl.DataFrame(groups[at].head(SAMPLED // len(chosen))) for at in chosen)
-    return rows.select(tables.named(rows.columns))
+    rows = blocks.as_one([pl.DataFrame(groups[at].head(SAMPLED // len(chosen))) for at in chosen])
+    return rows.select(blocks.named(rows.columns))
 
 
 def says(name: str, schema: pl.Schema) -> pl.Expr:

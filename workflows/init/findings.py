@@ -14,12 +14,12 @@ import polars as pl
 import pyarrow as pa
 
 from operators.log.encoding import Log, encode
-from operators.log.events import SPLITS, first_interactions, known_items
-from operators.log.split import Split, SplitLeaveLast, SplitTime
+from operators.log.events import SPLITS, first_interactions, known_before
+from operators.log.split import Split, SplitLeaveLast, SplitTime, split_numbers
 from operators.media.fetch import FetchMedia
-from storage import files, tables
+from storage import blocks, files, tables
 from storage.errors import UserError
-from storage.hashing import hash_order
+from storage.hashing import hash_ids, hash_order
 from storage.media.sources import HTTP, Sources
 from workflows.catalogs.survey import Survey, filled, labels_of, scan, survey
 from workflows.stages.ingest import events as logs
@@ -159,9 +159,9 @@ def find(catalog: str) -> Findings:
 
 def _unreadable(uri: str) -> Iterator[str]:
     """Says what had to be guessed of a table that is text, and which lines are no rows."""
-    if uri.endswith(".parquet"):
+    if blocks.is_parquet(uri):
         return
-    scanned = tables.scan(uri)
+    scanned = blocks.scan(uri)
     yield from scanned.notes
     if scanned.bad:
         yield f"{len(scanned.bad)} lines of {uri} cannot be read ({scanned.bad[0]})"
@@ -260,14 +260,15 @@ def _behaviour(
     if share > 1:
         table = table.filter(pl.col("user_id").hash(0) % share == 0)
     raw = config.with_labels(table.collect(engine="streaming"))
-    schema = scan(items_uri).collect_schema()
-    items = scan(items_uri).select("item_id", bare=filled(schema, config.media)["bare"]).collect(engine="streaming")
+    bare = pl.lit(value=False) if config.media else filled(scan(items_uri).collect_schema())["bare"]
+    items = scan(items_uri).select("item_id", bare=bare).collect(engine="streaming")
     items = items.with_columns(ids_of(items["item_id"])).drop_nulls("item_id").unique("item_id")
     ids, usable = items["item_id"], items.filter(~pl.col("bare"))["item_id"]
     order = tables.timestamps(catalog) == "order"
     canonical = logs.canonical_events(raw, log_uri, order=order)
-    events, dropped = logs.clean_events(canonical, ids, raw, bad=[])
-    logs.check_dropped(log_uri, events.height, dropped, 1.0, ids)
+    hashes = np.sort(hash_ids(ids.to_list()))
+    events, dropped = logs.clean_events(canonical, hashes, raw, bad=[])
+    logs.check_dropped(log_uri, events.height, dropped, 1.0, ids.head(logs.EXAMPLES).to_list())
     times = events.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(0)
     found = Behaviour(
         by_user.height,
@@ -314,14 +315,14 @@ def _parts(log: Log, split: Split, share: int, *, order: bool) -> Parts:
         return len(queries(events, numbers, name, history=1, repeats=repeats).target)
 
     events = log.events
-    numbers = split.numbers(events)
+    numbers = split_numbers(split, events)
     eligible = np.ones(len(events), dtype=bool) if log.labelled else first_interactions(events)
     rows = [
-        int(known_items(events.take(numbers <= number), asked.item, asked.time).sum())
+        int((known_before(known, known.item, asked.item, asked.time).events > 0).sum())
         if not log.labelled
         else len(asked)
         for number in range(len(SPLITS))
-        for asked in [events.take((numbers == number) & eligible)]
+        for asked, known in [(events.take((numbers == number) & eligible), events.take(numbers <= number))]
     ]
     sequences = training_sequences(events, numbers)
     lengths = sequences.offsets.diff()
@@ -352,8 +353,8 @@ def _odd_events(
     if lost := logs.told(dropped):
         yield f"of {raw.height:,} events will be dropped {lost}"
     if dropped["unknown_item"].events:
-        named = like(ids_of(raw["item_id"], whole=False), ids)
-        strange = named.filter(~named.is_in(ids.implode())).drop_nulls().unique()
+        named = ids_of(raw["item_id"], whole=False)
+        strange = named.filter(like(named, np.sort(hash_ids(ids.to_list()))).is_null()).drop_nulls().unique()
         spreadsheet = _bare_number(strange).is_in(_bare_number(ids).implode()).any()
         reason = "; they differ in zeros or .0 alone, which a spreadsheet may have lost or added" if spreadsheet else ""
         yield f"the items table has ids such as {', '.join(map(repr, ids.sort().head(logs.EXAMPLES)))}{reason}"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from workflows.catalogs.survey import survey
+from storage import blocks
+from workflows.catalogs.survey import sample, scan, survey
 
 TEXT = st.sampled_from([None, "", " ", "vase", " red ", "nan"])
 ROWS = st.lists(
@@ -58,3 +59,22 @@ def test_lists_structs_and_labels_are_counted(tmp_path: Path) -> None:
     assert survey(str(tmp_path)).labels is None
     pl.DataFrame({"item_id": ["a", "b"]}).write_parquet(tmp_path / "items.parquet")
     assert survey(str(tmp_path), media="{item_id}.jpg").filled["media"] == 2
+
+
+def test_columns_of_other_types_in_other_files_come_together(tmp_path: Path) -> None:
+    for name, user in (("0", [1, 2]), ("1", ["a", "b"]), ("2", [3.0, None])):
+        (tmp_path / "log").mkdir(exist_ok=True)
+        pl.DataFrame({"user_id": user, "x": [1, 2]}).write_parquet(tmp_path / "log" / f"{name}.parquet")
+    for found in (scan(str(tmp_path / "log")).collect(), sample(str(tmp_path / "log"))):
+        assert found["user_id"].to_list() == ["1", "2", "a", "b", "3.0", None]
+
+
+@pytest.mark.parametrize("other", ['["a", "b"]', '{"x": 1}', "5"])
+def test_json_of_other_types_in_other_blocks_is_text(
+    tmp_path: Path, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 20)
+    values = ['"text"', '[{"y": 2}]', other, "null"]
+    (tmp_path / "items.jsonl").write_text("".join(f'{{"item_id": 1, "media": {value}}}\n' for value in values))
+    found = scan(str(tmp_path / "items.jsonl")).collect()
+    assert found["media"].to_list() == ["text", '[{"y": 2}]', other, None]

@@ -39,7 +39,9 @@ def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:
     if not files.exists(uri):
         return None
     keys = ["user_id", "item_id", "timestamp"]
-    truth = files.read_table(uri, columns=[*keys, "probability"])
+    rows = files.dataset(uri)
+    users = pc.unique(test["user_id"]).cast(rows.schema.field("user_id").type)
+    truth = rows.to_table(columns=[*keys, "probability"], filter=pc.field("user_id").isin(users))
     truth = truth.set_column(2, "timestamp", truth["timestamp"].cast(test["timestamp"].type))
     events = test.select(keys).append_column("position", pa.array(np.arange(test.num_rows)))
     joined = events.join(truth, keys, join_type="inner").sort_by("position")

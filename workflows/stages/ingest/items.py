@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -11,8 +12,10 @@ import pyarrow as pa
 from operators.base import REJECTED
 from storage import tables
 from storage.errors import UserError
-from storage.text_tables import MISSING, as_text, said
+from storage.json_lines import as_text
+from storage.text_tables import MISSING, said
 from workflows.catalogs.canonical import ITEMS
+from workflows.stages.ingest.given import NOT_FINITE, given_columns
 from workflows.stages.ingest.texts import ids, nested, plain
 
 MEDIUM = pl.Struct({"uri": pl.String, "kind": pl.String})
@@ -23,28 +26,38 @@ VIDEOS = "mp4|m4v|mov|webm|mkv|avi|mpe?g|gifv|3gp|flv|m?ts|wmv|ogv"
 VIDEO_SUFFIX = rf"(?i)\.({VIDEOS})([?#].*)?$"  # a hint; bytes decide
 FILE = rf"[^,;|]+\.(?:{PICTURES}|{VIDEOS})(?:[?#][^,;|]*)?"
 FILES = rf"(?i)^{FILE}(?:[,;]{FILE})*[,;\s]*$"
-UNREADABLE = ("no_media", "no_attributes")  # columns of `canonical_items`, and codes of degraded items
+UNREADABLE = ("no_media", "no_attributes", NOT_FINITE)  # columns of `canonical_items`, and codes of degraded items
 WRITTEN_PAIR = r"^(?P<key>[\p{L}_][^=:]{0,39})[=:](?P<value>.+)$"
 NESTED = r"^\s*[\[({]"  # text that may be a list or an object
 
 
-def canonical_items(raw: pl.DataFrame, source: str) -> pl.DataFrame:
-    """Gives an items table the canonical columns and types (docs/own-data.md), titles and descriptions without markup.
+def canonical_items(
+    raw: pl.DataFrame, source: str, whole: bool | None = None, widths: Mapping[str, int] | None = None
+) -> pl.DataFrame:
+    """Gives rows of items the canonical columns and types (docs/own-data.md), titles and descriptions without markup.
+
+    Args:
+        raw: the rows as they are.
+        source: name of the table in errors.
+        whole: see `texts.ids`.
+        widths: see `given.given_columns`.
 
     Returns:
-        The columns of a catalogue's items, and `no_media`, `no_attributes`: texts that are none, null elsewhere.
+        The columns of a catalogue's items, those that are given in place of a model, and the columns of `UNREADABLE`:
+        what cannot be read, null elsewhere.
 
     Raises:
         UserError: a column has a type that cannot be read as what it should be.
     """
-    tables.check_ids(source, raw.schema, "item_id")
     missing = [pl.lit(None).alias(name) for name in tables.KNOWN["items"] if name not in raw.columns]
     raw = raw.with_columns(missing)
+    tables.check_ids(source, raw.schema, "item_id")
     columns = [
-        _read(raw["item_id"], source, ids),
+        _read(raw["item_id"], source, partial(ids, whole=whole)),
         *(_read(raw[name], source, plain) for name in ("title", "description")),
         *_read(raw["media"], source, _media),
         *_read(raw["attributes"], source, _attributes),
+        *given_columns(raw, source, widths),
     ]
     return pl.DataFrame(columns)
 
@@ -62,24 +75,28 @@ class _WrongFormError(Exception):
     """A value in another form than its column may have; the message is the value."""
 
 
-def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def split_items(
+    items: pl.DataFrame, bad: list[str], first: pl.Series, where: str = "the items table"
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Usable items, and issues (item_id, severity, code, detail); of equal ids the first row stays.
 
     Args:
-        items: of `canonical_items`.
+        items: of `canonical_items`, and `row`, the number of each in its file.
         bad: of each line that is no row, what is wrong with it.
+        first: whether no row before has the id.
+        where: the rows are, for details.
     """
     judged = items.with_columns(
         code=pl.when(pl.col("item_id").is_null())
         .then(pl.lit("no_item_id"))
-        .when(~pl.col("item_id").is_first_distinct())
+        .when(pl.lit(~first))
         .then(pl.lit("duplicate_item_id"))
-    ).with_row_index("row")
+    )
     rejects = judged.filter(pl.col("code").is_not_null()).select(
         "item_id",
         severity=pl.lit(REJECTED),
         code="code",
-        detail=pl.format("row {} of the items table", pl.col("row") + 1),  # from 1, as lines are
+        detail=pl.format("row {} of {}", pl.col("row") + 1, pl.lit(where)),  # from 1, as lines are
     )
     lines = pl.select(
         item_id=pl.lit(None, pl.String),
@@ -97,10 +114,9 @@ def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.D
     return kept.drop("code", "row", *UNREADABLE), pl.concat([lines, rejects, *degraded])
 
 
-def no_usable(source: str, issues: pl.DataFrame) -> UserError:
-    """Returns the error of a table whose items are all rejected."""
-    lines = issues.filter(code="unreadable_row")["detail"]
-    why = lines[0] if len(lines) else "every item_id is empty" if issues.height else "it has no rows"
+def no_usable(source: str, bad: list[str], rows: int) -> UserError:
+    """Returns the error of a table whose rows are all rejected, as are lines that are none."""
+    why = bad[0] if bad else "every item_id is empty" if rows else "it has no rows"
     return UserError(f"{source} has no usable item: {why}.")
 
 
@@ -111,7 +127,14 @@ def to_arrow(items: pl.DataFrame) -> pa.Table:
     pairs = pa.concat_arrays(lists.chunks)
     keys, values = (pairs.values.field(name) for name in ("key", "value"))
     attributes = pa.MapArray.from_arrays(pairs.offsets, keys, values, mask=pairs.is_null())
-    return table.drop_columns("attributes").cast(ITEM_TYPES).append_column("attributes", attributes)
+    table = table.drop_columns("attributes")
+    types = {
+        **{field.name: field.type for field in ITEM_TYPES},
+        "caption": pa.string(),
+        "interests": pa.list_(pa.string()),
+    }
+    schema = pa.schema([(field.name, types.get(field.name, field.type)) for field in table.schema])
+    return table.cast(schema).append_column("attributes", attributes)
 
 
 def _media(values: pl.Series) -> tuple[pl.Series, pl.Series]:

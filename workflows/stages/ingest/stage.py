@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import numpy as np
-import polars as pl
-from pydantic import Field
 
-from operators.base import REJECTED, rejects_table
-from operators.log.encoding import LIKED, liked
-from operators.log.events import Events
-from storage import files, tables
+from operators.log.partitions import About, PartitionedLog, check_liked, write_about
+from storage import blocks, files, tables
 from storage.errors import UserError
-from workflows.catalogs.survey import Survey, sample, says
-from workflows.engine.stage import Context, Result, Stage, StageConfig
-from workflows.stages.ingest import events, items
-from workflows.stages.ingest.texts import ids
+from workflows.catalogs.survey import Survey, sample
+from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.stages.ingest import events, items, pieces
+from workflows.stages.ingest.given import widths_of
+from workflows.stages.ingest.pieces import Work
+from workflows.stages.ingest.settings import Config
+from workflows.stages.ingest.texts import are_whole
 
-
-class Config(StageConfig):
-    """Settings of ingest.
-
-    Attributes:
-        media: where the one medium of an item lies by its id, such as `pictures/{item_id}.jpg`; for an items table
-            without a column `media`, or with an empty one.
-        label: column of the log that labels stand in.
-        positive_from: the least label that counts as 1, for ratings; all below count as 0.
-        max_reject_share: share of rejected items past which the run fails.
-        max_dropped_share: share of dropped events, duplicates included, past which the run fails.
-    """
-
-    media: str | None = Field(None, pattern=r"\{item_id\}")
-    label: str = "label"
-    positive_from: float | None = None
-    max_reject_share: float = Field(0.1, ge=0, le=1)
-    max_dropped_share: float = Field(0.5, ge=0, le=1)
-
-    resources: ClassVar[frozenset[str]] = frozenset({"max_reject_share", "max_dropped_share"})
-
-    def with_media(self, table: pl.DataFrame) -> pl.DataFrame:
-        """Adds the column `media` to items as they were read, where the definition says where media lie."""
-        if self.media is None or ("media" in table.columns and table.select(says("media", table.schema).any()).item()):
-            return table
-        before, _, after = self.media.partition("{item_id}")
-        return table.with_columns(media=pl.format("{}{}{}", pl.lit(before), ids(table["item_id"]), pl.lit(after)))
-
-    def with_labels(self, log: pl.DataFrame) -> pl.DataFrame:
-        """Makes the column `label` of a log as it was read, where the definition says how."""
-        if self.label != "label":
-            log = log.drop("label", strict=False).rename({self.label: "label"})
-        if self.positive_from is None or "label" not in log.columns:
-            return log
-        return log.with_columns((events.number(log["label"]) >= self.positive_from).cast(pl.Float32))
+STEPS = 5
+START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 5
+    version = 6
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
@@ -89,60 +60,120 @@ class IngestStage(Stage[Config]):
         return []
 
     def run(self, config: Config, context: Context) -> Result:
-        """Writes `catalog/items`, `catalog/interactions` (where the catalogue has them) and `rejects/ingest`.
+        """Writes `catalog/items`, `log` (where the catalogue has one) and `rejects/ingest`.
 
         Raises:
             UserError: a table has nothing that can be used, the log loses more events than allowed, or later stages
                 cannot learn from it.
         """
-        uri = tables.find(context.catalog, "items")
-        assert uri is not None  # noqa: S101 - preflight has seen it
-        scanned = tables.scan(uri)
-        usable, issues = items.split_items(items.canonical_items(config.with_media(scanned.rows), uri), scanned.bad)
-        rejected = issues.filter(severity=REJECTED).height
-        if usable.is_empty():
-            raise items.no_usable(uri, issues)
-        metrics: dict[str, object] = {}
-        notes = scanned.notes
+        forget_other_attempts(context, "ingest")
+        work = _work(config, context)
+        if not files.exists(work.folder):  # what is there is of another attempt or state of the catalogue
+            for parts in (("catalog",), ("log",), ("rejects", "ingest")):
+                files.remove(context.run.uri(*parts))
         order = tables.timestamps(context.catalog)
-        if order is not None:
-            metrics["timestamps"] = order
-        log_uri = tables.find(context.catalog, "interactions")
-        if log_uri is not None:
-            log = tables.scan(log_uri)
-            rows = config.with_labels(log.rows)
-            canonical = events.canonical_events(rows, log_uri, order=order == "order")
-            kept, dropped = events.clean_events(canonical, usable["item_id"], rows, log.bad)
-            events.check_dropped(log_uri, kept.height, dropped, config.max_dropped_share, usable["item_id"])
-            notes = [*notes, *log.notes, *check_learnable(kept, context, order == "order")]
-            if lost := events.told(dropped):
-                notes.append(f"dropped of {context.catalog}'s interactions {lost}")
-            context.run.write_table(events.to_arrow(kept), "catalog", "interactions")
-            counts = {reason: loss.events for reason, loss in dropped.items()}
-            metrics["interactions"] = {
-                "rows_in": kept.height + sum(counts.values()),
-                "rows_out": kept.height,
-                "dropped": counts,
-                "first": kept["timestamp"][0].isoformat(),  # in UTC; where timestamps only order, so do these
-                "last": kept["timestamp"][-1].isoformat(),
-            }
-        else:
-            files.remove(context.run.uri("catalog", "interactions"))  # of an earlier state of the catalogue
+        metrics: dict[str, Any] = {} if order is None else {"timestamps": order}
+        alone = len(work.items) == 1
+        read = _pieces(context, 0, "read", partial(pieces.read_items, work), len(work.items), here=alone)
+        (index,) = _pieces(context, 1, "index", partial(pieces.index_items, work), 1, here=alone)
+        if not index["items"]:
+            bad = [line for part in read for line in part["bad"]]
+            raise items.no_usable(work.items_uri, bad, sum(part["rows"] for part in read))
+        notes = [note for part in read for note in part["notes"]][: events.EXAMPLES]
+        if work.log:
+            found, more = _write_log(work, context, [name for part in read for name in part["ids"]])
+            metrics["interactions"] = found
+            notes += more
         for note in notes:
             context.log(f"ingest: {note}")
-        context.run.write_table(items.to_arrow(usable), "catalog", "items")
-        context.run.write_table(rejects_table(issues, stage="ingest"), "rejects", "ingest")
-        return Result(
-            rows_in=usable.height + rejected,
-            rows_out=usable.height,
-            rejected=rejected,
-            degraded=issues.height - rejected,
-            metrics=metrics,
-        )
+        written = _pieces(context, 4, "write", partial(pieces.write_items, work, read), len(work.items), here=alone)
+        usable, rejected, degraded = (sum(part[key] for part in written) for key in ("usable", "rejected", "degraded"))
+        if usable != index["items"]:
+            raise RuntimeError(f"{index['items']} items are usable, and {usable} were written")
+        return Result(usable + rejected, usable, rejected, degraded, metrics)
 
 
-def check_learnable(log: pl.DataFrame, context: Context, order: bool) -> list[str]:
-    """Checks that later stages can learn from a log, before captions and embeddings are paid for.
+def _work(config: Config, context: Context) -> Work:
+    """Decides by the first rows of both tables how all of them are read, and into how many partitions the log goes."""
+    items_uri = tables.find(context.catalog, "items")
+    assert items_uri is not None  # noqa: S101 - preflight has seen it
+    rows = blocks.first(items_uri).rows
+    work = Work(
+        root=context.run.root,
+        folder=context.run.uri("checkpoints", "ingest", context.fingerprint),
+        config=config,
+        items_uri=items_uri,
+        items=blocks.sources(items_uri),
+        whole_ids="item_id" in rows.columns and are_whole(rows["item_id"]),
+        names_media=config.names_media(rows),
+        widths=widths_of(rows, items_uri),
+    )
+    log_uri = tables.find(context.catalog, "interactions")
+    if log_uri is None:
+        return work
+    first = blocks.first(log_uri)
+    return replace(
+        work,
+        log_uri=log_uri,
+        log=blocks.sources(log_uri),
+        numbers=first.numbers,
+        form=events.form_of(config.with_labels(first.rows), order=tables.timestamps(context.catalog) == "order"),
+        partitions=max(1, math.ceil(blocks.rows_about(log_uri) / config.partition_events)),
+    )
+
+
+def _pieces(
+    context: Context, place: int, name: str, function: Callable[[int], Any], number: int, *, here: bool
+) -> list[Any]:
+    """Runs one of the steps, on Ray unless it has one piece."""
+    folder = f"ingest/{context.fingerprint}/{name}"
+    return context.pieces(function, range(number), name=folder, here=here, step=(place, STEPS))
+
+
+def _write_log(work: Work, context: Context, ids: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Writes the log; returns its metrics, and what there is to say of it.
+
+    Raises:
+        UserError: it loses more events than allowed, or later stages cannot learn from it.
+    """
+    config = work.config
+    dealt = _pieces(context, 2, "deal", partial(pieces.deal_events, work), len(work.log), here=len(work.log) == 1)
+    dropped = events.together(part["dropped"] for part in dealt)
+    kept = sum(part["kept"] for part in dealt)
+    if not kept:
+        events.check_dropped(work.log_uri, 0, dropped, config.max_dropped_share, ids)
+    files_of = [part["files"] for part in dealt]
+    one = work.partitions == 1
+    written = _pieces(
+        context, 3, "partition", partial(pieces.write_log_part, work, files_of), work.partitions, here=one
+    )
+    again = sum(part["duplicates"] for part in written)
+    dropped = events.together([dropped, {"duplicate_event": events.Loss(again)}])
+    events.check_dropped(work.log_uri, kept - again, dropped, config.max_dropped_share, ids)
+    about = write_about(work.run, written, written[0]["columns"])
+    if about.events != kept - again:
+        raise RuntimeError(f"{kept} events were dealt to partitions, {about.events} and {again} duplicates came there")
+    notes = [note for part in dealt for note in part["notes"]][: events.EXAMPLES]
+    notes += check_learnable(about, context)
+    if lost := events.told(dropped):
+        notes.append(f"dropped of {context.catalog}'s interactions {lost}")
+    counts = {reason: loss.events for reason, loss in dropped.items()}
+    metrics = {
+        "rows_in": about.events + sum(counts.values()),
+        "rows_out": about.events,
+        "dropped": counts,
+        "first": _moment(about.first).isoformat(),  # in UTC; where timestamps only order, so do these
+        "last": _moment(about.last).isoformat(),
+    }
+    return metrics, notes
+
+
+def _moment(micros: int) -> datetime:
+    return START + timedelta(microseconds=micros)
+
+
+def check_learnable(about: About, context: Context) -> list[str]:
+    """Checks that later stages can learn from the log of a run, before captions and embeddings are paid for.
 
     Returns:
         What there is to say of it: its time, or that its labels say nothing.
@@ -150,16 +181,13 @@ def check_learnable(log: pl.DataFrame, context: Context, order: bool) -> list[st
     Raises:
         UserError: a later stage splits the log, and all labels are 0, or a part of the split would be empty.
     """
-    first, last = (f"{log['timestamp'][row]:%Y-%m-%d %H:%M:%S}" for row in (0, -1))
-    notes = [f"{log.height} events of {log['user_id'].n_unique()} users from {first} to {last} UTC"]
-    if order:
+    first, last = (f"{_moment(micros):%Y-%m-%d %H:%M:%S}" for micros in (about.first, about.last))
+    notes = [f"{about.events} events of {about.users} users from {first} to {last} UTC"]
+    if tables.timestamps(context.catalog) == "order":
         notes = ["the timestamps tell the order of a user's events, not the time: they do not compare users"]
-    if "label" in log.columns and (log["label"] >= LIKED).all():
+    if about.labels and about.positives == about.events:
         notes.append("every label is 1, which says nothing: the log is read as positives alone")
     if context.splits:
-        if "label" in log.columns:
-            liked(log["label"].to_numpy())
-        user = log["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
-        time, ones = log["timestamp"].dt.epoch("us").to_numpy(), np.ones(log.height, np.float32)
-        context.split.numbers(Events(user, np.zeros_like(user), time, ones))
+        check_liked(about.positives)
+        PartitionedLog(context.run, about, np.empty(0, np.int64)).cuts(context.split)
     return notes

@@ -9,9 +9,13 @@ import re
 from html.entities import html5
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from storage.text_tables import all_values, as_text, said
+from operators.log.partitions import rows_among
+from storage.hashing import hash_ids
+from storage.json_lines import all_values, as_text
+from storage.text_tables import said
 
 NAMES = (
     "a|abbr|acronym|address|article|aside|audio|b|base|bdi|bdo|big|blockquote|body|br|button|canvas|caption|center|"
@@ -35,15 +39,16 @@ REMOVED = (  # patterns of markup and what takes their place, in this order
 ENTITY = re.compile(r"&(#\d{1,7};|#[xX][0-9a-fA-F]{1,6};|[a-zA-Z][a-zA-Z0-9]{1,30};)")
 # Control characters, zero-width ones, soft hyphens and marks of direction; joiners spell words and draw emoji.
 INVISIBLE = r"[[\p{Cc}\p{Cf}]&&[^\s\u{200C}\u{200D}]]"
+WHOLE = r"^(-?\d+)\.0$"
 EXCEL = r'^\s*="([^"]*)"\s*$'
 LONGEST_LIST = 1 << 20  # characters of a list written as text
 
 
-def ids(values: pl.Series, *, whole: bool = True) -> pl.Series:
+def ids(values: pl.Series, *, whole: bool | None = None) -> pl.Series:
     """Returns ids as text without blanks and `="…"` of a spreadsheet around them, null where there is none.
 
     Whole numbers that a data frame has turned into floats, because a value was missing, are whole numbers again; those
-    that stand as text are if all of them do, and `whole` asks for it.
+    that stand as text are if `whole` says so, or by default if all of them do.
     """
     if values.dtype.is_float() or values.dtype.is_decimal():
         number = values.cast(pl.Float64)
@@ -57,15 +62,30 @@ def ids(values: pl.Series, *, whole: bool = True) -> pl.Series:
     else:
         text = values.cast(pl.String, strict=False).str.replace(EXCEL, "$1")
         text = pl.select(said(pl.lit(text))).to_series()
-        if whole and text.null_count() < len(text) and text.str.contains(r"^-?\d+\.0$").all():
-            text = text.str.strip_suffix(".0")
+        if are_whole(text) if whole is None else whole:
+            text = text.str.replace(WHOLE, "$1")
     return text.alias(values.name)
 
 
-def like(values: pl.Series, known: pl.Series) -> pl.Series:
-    """Returns ids as a column of known ones has them, which may differ in `.0` alone; others stay as they are."""
-    forms = [values, values.str.replace(r"^(-?\d+)\.0$", "$1"), values.str.replace(r"^(-?\d+)$", "$1.0")]
-    return pl.select(pl.coalesce(*(form.set(~form.is_in(known.implode()), None) for form in forms), values)).to_series()
+def are_whole(values: pl.Series) -> bool:
+    """Returns whether all ids are text that shows a whole number with `.0` behind it."""
+    text = values.drop_nulls()
+    return text.dtype == pl.String and len(text) > 0 and text.str.contains(WHOLE).all()
+
+
+def like(values: pl.Series, known: np.ndarray) -> pl.Series:
+    """Returns ids as known ones are written, which may differ in `.0` alone; null for others.
+
+    Args:
+        values: the ids.
+        known: hashes of the known ids, ascending.
+    """
+    ids = values.drop_nulls().unique()
+    found = pl.Series([None] * len(ids), dtype=pl.String)
+    for form in (ids, ids.str.replace(WHOLE, "$1"), ids.str.replace(r"^(-?\d+)$", "$1.0")):
+        fits = pl.Series(rows_among(known, hash_ids(form.to_list()))[1], dtype=pl.Boolean)
+        found = pl.select(pl.coalesce(found, form.set(~fits, None))).to_series()
+    return values.replace_strict(ids, found, default=None, return_dtype=pl.String)
 
 
 def plain(values: pl.Series) -> pl.Series:

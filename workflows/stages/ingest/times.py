@@ -15,6 +15,7 @@ ISO = (
     r"(?:(?:T|\s+)(\d{1,2})(?::?(\d{2})(?::?(\d{2})(?:[.,](\d{1,9}))?)?)?)?"
     r"\s*(?:Z|UTC|GMT|\+00:?00\s*(?:UTC|GMT)|([+-])(\d{2}):?(\d{2})?(?:\[[\w/+-]+\])?)?$"
 )
+AROUND = " \t\r\n\u00a0\"'"
 UNIX = r"^\d{1,19}(?:[.,]\d*)?$"
 KEYS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits of a date written as a number
 KEY_YEARS = 1990, 2100
@@ -26,26 +27,38 @@ MICROS_END = 10**17
 REMEDY = "write timestamps as 2024-03-04T10:11:12Z (ISO 8601) or as Unix time"
 
 
-def parse(values: pl.Series, *, order: bool = False) -> pl.Series:
+def date_digits(values: pl.Series) -> tuple[int, ...]:
+    """Returns the lengths, of `KEYS`, that dates written as numbers have in a column."""
+    numbers = _written_numbers(values) if values.dtype == pl.String else values
+    if not (numbers.dtype == pl.String or numbers.dtype.is_numeric()):
+        return ()
+    plausible = (numbers.cast(pl.Float64, strict=False) >= 10**7).sum()
+    return tuple(digits for digits in KEYS if _dates(numbers, digits).count() >= max(plausible / 10, 1))
+
+
+def parse(values: pl.Series, *, order: bool = False, digits: tuple[int, ...] | None = None) -> pl.Series:
     """Returns the moments of a column, null where a value means none or more than one.
 
     Text may be ISO 8601 in any form, or a number. Numbers are Unix time in s, ms, µs or ns by their size, or dates such
-    as 20240304 if a tenth of them or more are. Numbers that would fall into 1970, and moments before February 1970,
-    are something else (days, minutes, a wrong unit, marks for no date), and are not read.
+    as 20240304 if `digits` says so, or by default if a tenth of them or more are. Numbers that would fall into 1970,
+    and moments before February 1970, are something else (days, minutes, a wrong unit, marks for no date), and are not
+    read.
 
     Args:
         values: the column.
         order: the values tell the order of a user's events, as seconds from 1970.
+        digits: of `date_digits`, for a larger column.
     """
     dtype = values.dtype
+    digits = date_digits(values) if digits is None else digits
     if dtype == pl.String:
-        text = values.str.strip_chars(" \t\r\n\u00a0\"'")
+        text = values.str.strip_chars(AROUND)
         number = text.str.contains(UNIX)
-        numbers = _numbers(text.set(~number, None).str.replace(",", ".", literal=True), order=order)
+        numbers = _numbers(_written_numbers(values), order, digits)
         written = _from_1970(_iso(text.set(number, None)), order=order)
         stamps = pl.select(pl.coalesce(numbers, written)).to_series()
     elif dtype.is_numeric():
-        stamps = _numbers(values, order=order)
+        stamps = _numbers(values, order, digits)
     elif isinstance(dtype, pl.Datetime | pl.Date):
         zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
         moments = values.dt.convert_time_zone("UTC") if zoned else values.cast(pl.Datetime("us"), strict=False)
@@ -95,7 +108,20 @@ def _iso(text: pl.Series) -> pl.Series:
     return pl.select(pl.when(possible).then(shifted).dt.replace_time_zone("UTC")).to_series()
 
 
-def _numbers(values: pl.Series, *, order: bool) -> pl.Series:
+def _written_numbers(values: pl.Series) -> pl.Series:
+    """Returns the numbers of a column of text with decimal points, null for other text."""
+    text = values.str.strip_chars(AROUND)
+    return text.set(~text.str.contains(UNIX), None).str.replace(",", ".", literal=True)
+
+
+def _dates(values: pl.Series, digits: int) -> pl.Series:
+    """Returns the moments of dates that are written as numbers of so many digits, null for other numbers."""
+    text = values.cast(pl.Int64, strict=False).cast(pl.String)
+    dates = text.set(text.str.len_chars() != digits, None).str.to_datetime(KEYS[digits], time_unit="us", strict=False)
+    return dates.set(~dates.dt.year().is_between(*KEY_YEARS), None).dt.replace_time_zone("UTC")
+
+
+def _numbers(values: pl.Series, order: bool, digits: tuple[int, ...]) -> pl.Series:
     """Reads Unix time, or dates written as numbers; of text, what is no number is null."""
     whole = values.cast(pl.Int64, strict=False)
     real = values.cast(pl.Float64, strict=False)
@@ -109,13 +135,8 @@ def _numbers(values: pl.Series, *, order: bool) -> pl.Series:
     if order:
         return stamps
     stamps = stamps.set(stamps.dt.epoch("us") < US_1971, None)
-    text = whole.cast(pl.String)
-    plausible = real >= 10**7
-    for digits, form in KEYS.items():
-        dates = text.set(text.str.len_chars() != digits, None).str.to_datetime(form, time_unit="us", strict=False)
-        dates = dates.set(~dates.dt.year().is_between(*KEY_YEARS), None).dt.replace_time_zone("UTC")
-        if dates.count() >= max(plausible.sum() / 10, 1):
-            stamps = pl.select(pl.coalesce(dates, stamps)).to_series()
+    for length in digits:
+        stamps = pl.select(pl.coalesce(_dates(values, length), stamps)).to_series()
     return stamps
 
 

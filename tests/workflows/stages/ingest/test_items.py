@@ -13,14 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import tables
+from storage import blocks
 from storage.errors import UserError
-from workflows.stages.ingest.items import canonical_items, split_items, to_arrow
+from workflows.stages.ingest.items import canonical_items, to_arrow
+from workflows.stages.ingest.items import split_items as split_rows
+
+
+def split_items(items: pl.DataFrame, bad: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    return split_rows(items.with_row_index("row"), bad, items["item_id"].is_first_distinct())
 
 
 def items(folder: Path, name: str, text: str) -> list[dict[str, object]]:
     (folder / name).write_text(text)
-    scanned = tables.scan(str(folder / name))
+    scanned = blocks.scan(str(folder / name))
     usable, _ = split_items(canonical_items(scanned.rows, name), scanned.bad)
     return to_arrow(usable).to_pylist(maps_as_pydicts="strict")  # as the service shows them
 
