@@ -6,26 +6,26 @@ A semantic ID is L codes and a suffix, integers [L + 1]; the suffix -1 stands fo
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
 
 from models.semantic_ids.prefixes import number_rows
 from storage.errors import UserError
-from storage.hashing import content_order
+from storage.hashing import Strings, content_order
 
 NO_SUFFIX = -1
 
 
 def allocate_suffixes(
-    item_ids: Sequence[str],
+    item_ids: Strings,
     codes: np.ndarray,
     contents: np.ndarray,
     *,
     always: bool = False,
     max_suffixes: int = 256,
-    known_ids: Sequence[str] = (),
+    known_ids: Strings = (),
     known_codes: np.ndarray | None = None,
 ) -> np.ndarray:
     """Gives every item a suffix that no other item under its code prefix has, or none where it is alone.
@@ -52,23 +52,26 @@ def allocate_suffixes(
     """
     levels = codes.shape[1]
     known = np.empty((0, levels + 1), np.int32) if known_codes is None else known_codes
-    known_prefixes, prefixes = np.split(number_rows(np.concatenate([known[:, :levels], codes])), [len(known)])
-    places = np.argsort(content_order(contents, item_ids))
+    numbers = number_rows(np.concatenate([known[:, :levels], codes]))
+    shared = np.bincount(numbers)[numbers] > 1 if len(numbers) and not always else np.ones(len(numbers), bool)
+    of_known, asked = np.split(shared, [len(known)])
+    suffixes = np.full(len(codes), NO_SUFFIX, np.int32)  # of items alone under their prefix, most of a catalogue
+    ids, names = (pl.Series(values, dtype=pl.String) for values in (item_ids, known_ids))
+    ids, codes, contents = ids.filter(asked), codes[asked], contents[asked]
+    known_prefixes, prefixes = np.split(numbers[shared], [of_known.sum()])
+    places = np.argsort(content_order(contents, ids))
     table = pl.DataFrame(
-        {"prefix": known_prefixes, "item_id": pl.Series(known_ids, dtype=pl.String), "suffix": known[:, levels]},
+        {"prefix": known_prefixes, "item_id": names.filter(of_known), "suffix": known[of_known, levels]},
         schema_overrides={"suffix": pl.Int32},
     )
-    given = (
-        pl.DataFrame(
-            {
-                "prefix": prefixes,
-                "item_id": pl.Series(item_ids, dtype=pl.String),
-                "content": contents,
-                "place": places,
-            }
+    given = pl.DataFrame({"prefix": prefixes, "place": places}).with_columns(suffix=pl.lit(None, pl.Int32))
+    if len(table):
+        own = given.select("prefix", item_id=ids).join(
+            table, on=["prefix", "item_id"], how="left", maintain_order="left"
         )
-        .join(table, on=["prefix", "item_id"], how="left", maintain_order="left")
-        .join(
+        given = given.with_columns(own["suffix"])
+    given = (
+        given.join(
             table.group_by("prefix").agg(known=pl.len(), start=pl.col("suffix").max() + 1),
             on="prefix",
             how="left",
@@ -89,9 +92,11 @@ def allocate_suffixes(
     beyond = given.filter(pl.col("new") & (pl.col("suffix") >= max_suffixes))
     if not beyond.is_empty():
         prefix = beyond.sort("items", "prefix", descending=[True, False])["prefix"][0]
-        group = given.filter(pl.col("new") & (pl.col("prefix") == prefix)).sort("place")
+        group = given.with_columns(item_id=ids, content=contents)
+        group = group.filter(pl.col("new") & (pl.col("prefix") == prefix)).sort("place")
         raise UserError(_too_many(group, sid_string(codes[np.argmax(prefixes == prefix)]), max_suffixes))
-    return given["suffix"].to_numpy()
+    suffixes[asked] = given["suffix"].to_numpy()
+    return suffixes
 
 
 def sid_string(codes: Iterable[int]) -> str:

@@ -58,14 +58,23 @@ class ProjectStage(Stage[Config]):
         """Finds a run to take over that is none, or is this one."""
         if config.frozen is not None:
             check_frozen(config.frozen, root, "project")
-            Projector.load(RunDir(config.frozen).uri("models", "projector"))
+            earlier = RunDir(config.frozen)
+            if not has_embeddings(earlier):
+                Projector.load(earlier.uri("models", "projector"))
 
     def run(self, config: Config, context: Context) -> Result:
-        """Writes `models/projector` and `embeddings` (item_id, embedding)."""
-        items = files.dataset(context.run.uri("items"))
+        """Writes `models/projector` and `embeddings` (item_id, embedding); embeddings that are given as they are."""
+        items, target = files.dataset(context.run.uri("items")), context.run.uri("embeddings")
+        artifact = context.run.uri("models", "projector")
+        if has_embeddings(context.run):
+            files.remove(artifact)
+            given = files.batches(context.run.uri("items"), ["item_id", "embedding"], BATCH_ROWS)
+            written = files.write_parts(target, (pa.Table.from_batches([batch]) for batch in given))
+            width = items.schema.field("embedding").type.list_size
+            return Result(rows_in=written, rows_out=written, metrics={"width": width, "given": True})
 
         def batches() -> Iterator[pa.RecordBatch]:
-            return items.to_batches(columns=["item_id", *BLOCKS], batch_size=BATCH_ROWS)
+            return files.batches(context.run.uri("items"), ["item_id", *BLOCKS], BATCH_ROWS)
 
         def blocks() -> Iterator[list[Blocks]]:
             return (blocks_of(batch) for batch in batches())
@@ -75,14 +84,17 @@ class ProjectStage(Stage[Config]):
         else:
             weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
             projector = fit_projector(blocks, weights, config.width)
-        artifact = context.run.uri("models", "projector")
         projector.save(artifact)
         project = Project(artifact)
         parts = (project(pa.Table.from_batches([batch])).select(["item_id", "embedding"]) for batch in batches())
-        embeddings = pa.concat_tables(parts)
-        context.run.write_table(embeddings, "embeddings")
+        written = files.write_parts(target, parts)
         metrics = {"width": projector.components.shape[1], "explained_variance": round(projector.explained, 4)}
-        return Result(rows_in=items.count_rows(), rows_out=embeddings.num_rows, metrics=metrics)
+        return Result(rows_in=items.count_rows(), rows_out=written, metrics=metrics)
+
+
+def has_embeddings(run: RunDir) -> bool:
+    """Tells whether the items of a run came with their embeddings, so that nothing is projected."""
+    return "embedding" in files.dataset(run.uri("items")).schema.names
 
 
 def taken_over(frozen: str, run: RunDir) -> Projector:

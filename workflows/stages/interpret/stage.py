@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from operators.base import KEPT, REJECTED, Operator, rejects_table
+from operators.base import KEPT, REJECTED, Operator, rejects_table, set_columns
 from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, CachedOperator
 from operators.gate import activity, decide
+from operators.given import Given
+from operators.log.partitions import About, moments, read_about, read_events
+from operators.log.split import quantile
 from operators.media.fetch import FetchMedia
 from storage import files
 from storage.errors import UserError
 from storage.identity import identity
 from storage.media.limits import Limits
 from storage.media.sources import Sources
+from storage.run import RunDir
 from storage.sorting import write_in_hash_order
+from workflows.catalogs.canonical import ITEMS
 from workflows.catalogs.survey import Survey
 from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
 from workflows.engine.stage import Context, Result, Stage, StageConfig, forget_other_attempts
+from workflows.stages.interpret.given import TYPES, copy_items, given_fields, nothing_to_compute
 from workflows.stages.interpret.settings import (
     CAPTIONS,
     IMAGES,
@@ -35,7 +44,7 @@ from workflows.stages.interpret.settings import (
     Section,
 )
 
-KEPT_COLUMNS = ("item_id", "title", "description")
+KEPT_COLUMNS = ("item_id", "title", "description", "attributes")
 CACHE = "_cache"  # beside the run directory; no workflow can have this name
 
 
@@ -56,10 +65,10 @@ class Fetch(Section):
     http: bool = False
     allow_private: tuple[str, ...] = ()
 
-    def operator(self, root: str) -> Operator:
-        """Makes the operator for the catalogue at `root`."""
+    def operator(self, root: str, given: tuple[str, ...]) -> Operator:
+        """Makes the operator for the catalogue at `root`, whose items come with the columns `given`."""
         sources = Sources(self.roots, self.http, self.allow_private)
-        return FetchMedia(root=root, max_media=self.max_media, limits=self.limits, sources=sources)
+        return FetchMedia(root=root, max_media=self.max_media, limits=self.limits, sources=sources, given=given)
 
 
 class Config(StageConfig):
@@ -98,39 +107,50 @@ class Config(StageConfig):
         return {"operators": operators, "gate": asdict(self.caption.gate)}
 
 
-def steps(config: Config, root: str, cache: str | None) -> list[Step]:
+def steps(config: Config, root: str, cache: str | None, given: Collection[str] = ()) -> list[Step]:
     """Returns the stream's operators, in order.
 
     A picture passes the default network once: the tagger takes its labels from the image vector, so it comes second.
+    A given column of vectors takes the place of its operator, for vectors of two models have nothing in common; of
+    captions and interests those are computed that are NULL.
     """
-    local = config.image_embedding.backend == "local"
+    local = config.image_embedding.backend == "local" and "image_vector" not in given
     keywords = config.interests.backend == "keywords"
     caption = CachedOperator(config.caption.operator(vector_is_local=local), "caption", cache, gate="gate")
     images = CachedOperator(config.image_embedding.operator(), "image_embedding", cache)
     interests = CachedOperator(config.interests.operator(), "interests", None if keywords else cache)
     texts = CachedOperator(config.text_embedding.operator(), "text_embedding", cache)
-    return [
-        Step("fetch", config.fetch.operator(root), config.fetch.pool),
+    made = [
+        Step("fetch", config.fetch.operator(root, tuple(given)), config.fetch.pool),
         Step("image_embedding", images, config.image_embedding.pool, config.image_embedding.place),
         Step("caption", caption, config.caption.pool, config.caption.place),
         Step("interests", interests, config.interests.pool, config.interests.place),
         Step("text_embedding", texts, config.text_embedding.pool, config.text_embedding.place),
     ]
+    filled = {"caption", "interests"} & set(given)
+    replaced = {name.replace("vector", "embedding") for name in given if name not in filled}
+    left = [step for step in made if step.name not in replaced]
+    return [replace(step, operator=Given(step.operator, step.name)) if step.name in filled else step for step in left]
 
 
-def items_schema(config: Config) -> pa.Schema:
-    """Returns the schema of `items`: the item's texts, and what the operators add that later stages read."""
-    added = [field for step in steps(config, "", None)[1:] for field in step.operator.output_schema]
-    by_name = {field.name: field for field in added}
-    names = ("caption", "interests", "interest_kinds", "image_vector", "text_vector")
-    return pa.schema([*((name, pa.string()) for name in KEPT_COLUMNS), *(by_name[name] for name in names)])
+def items_schema(config: Config | None, given: Mapping[str, pa.Field] = MappingProxyType({})) -> pa.Schema:
+    """Returns the schema of `items`: texts and attributes, what is given, and what the operators add.
+
+    Args:
+        config: of the operators; None where none works.
+        given: columns of the catalogue that take the place of a model.
+    """
+    operators = () if config is None else [step.operator for step in steps(config, "", None, given)[1:]]
+    types = TYPES | {field.name: field.type for operator in operators for field in operator.output_schema}
+    types |= {name: field.type for name, field in given.items()}
+    return pa.schema([*(ITEMS.field(name) for name in KEPT_COLUMNS), *types.items()])
 
 
 class InterpretStage(Stage[Config]):
     """Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
 
     config_type = Config
-    version = 3
+    version = 4
     seeded = False
     reads = ("ingest",)
 
@@ -152,6 +172,12 @@ class InterpretStage(Stage[Config]):
         Raises:
             UserError: more of them would be rejected than the settings allow.
         """
+        given = catalog.filled["embedding"]
+        if 0 < given < catalog.items:
+            raise UserError(
+                f"{catalog.items - given:,} of {catalog.items:,} items of {catalog.uri} have no embedding: give "
+                "every item one, or leave the column out."
+            )
         limit = config.max_reject_share if catalog.bare < catalog.items else 0
         if catalog.bare > limit * catalog.items:
             raise UserError(
@@ -170,15 +196,19 @@ class InterpretStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Writes `items` and `rejects/interpret`."""
+        given = given_fields(files.dataset(context.run.uri("catalog", "items")).schema)
+        if nothing_to_compute(context.run):
+            total, kept, lost = copy_items(context.run, items_schema(None, given))
+            return Result(rows_in=total, rows_out=kept, rejected=lost, metrics={"given": list(given)})
         folder = context.run.uri("checkpoints", "interpret")
         sink = files.join(folder, context.fingerprint)
         forget_other_attempts(context, "interpret")
         total = write_source(config, context, files.join(sink, "source"))
-        schema = items_schema(config)
+        schema = items_schema(config, given)
         reused = streams.committed_rows(sink)
         if reused:
             context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
-        operators = steps(config, context.catalog, cache_uri(config, context.run.root))
+        operators = steps(config, context.catalog, cache_uri(config, context.run.root), given)
         stream_rest(config, context, operators, sink, [*schema.names, "work"], total)
         batches = streams.outcome_batches(sink, KEPT, schema.names)
         kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
@@ -201,6 +231,8 @@ def stream_rest(
         total: number of rows.
     """
     if (left := total - streams.committed_rows(sink)) > 0:
+        if context.connect is not None:
+            context.connect()
         streams.stream(
             files.join(sink, "source"),
             plan(operators, context.nodes, blocks=-(-left // config.commit_rows)),
@@ -226,16 +258,27 @@ def write_source(config: Config, context: Context, target: str) -> int:
     items = context.run.read_table("catalog", "items")
     gate = config.caption.gate
     seen, known = None, []
-    log = context.run.uri("catalog", "interactions")
-    if files.exists(log) and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
-        events = pl.DataFrame(context.run.read_table("catalog", "interactions", columns=["item_id", "timestamp"]))
-        until = events["timestamp"].dt.epoch("us").quantile(gate.log_share, "lower")
-        seen = activity(events.lazy().filter(pl.col("timestamp").dt.epoch("us") <= until))
+    about = read_about(context.run)
+    if about is not None and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
+        seen = activity(_known_events(context.run, about, gate.log_share))
     if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
         last = context.run.read_table("items", columns=["item_id", "caption"])
         known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
-    files.write_table(target, items.append_column("gate", decide(items, gate, seen, known)))
+    asked = items
+    if "caption" in items.column_names:
+        nothing = pa.scalar(None, items.schema.field("media").type)
+        asked = set_columns(items, {"media": pc.if_else(items["caption"].is_valid(), nothing, items["media"])})
+    seen_by = asked if "image_vector" in items.column_names else items  # whose pictures are of use
+    files.write_table(target, seen_by.append_column("gate", decide(asked, gate, seen, known)))
     return int(items.num_rows)
+
+
+def _known_events(run: RunDir, about: About, share: float) -> Iterator[pl.DataFrame]:
+    """Yields item and time of the first share of a log, partition by partition."""
+    until = quantile(partial(moments, run, about), about.events, share)
+    for number in range(about.partitions):
+        events = pl.DataFrame(read_events(run, number, ["item", "timestamp"]))
+        yield events.filter(pl.col("timestamp").dt.epoch("us") <= until)
 
 
 def _remembers(config: Config, context: Context) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,7 +27,7 @@ SCORED_ITEMS = 100_000  # of a larger catalogue, what is decoded, fitted on for 
 
 
 def judge(
-    run: RunDir, quantizer: Quantizer, *, item_ids: Sequence[str], nearest: np.ndarray, sids: np.ndarray, seed: int
+    run: RunDir, quantizer: Quantizer, *, item_ids: pa.ChunkedArray, nearest: np.ndarray, sids: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """Returns the scorecard of a run's SIDs and of naive ones, and the map of the catalogue, written to `metrics/map`.
 
@@ -40,7 +39,7 @@ def judge(
     Returns:
         `scorecard`, and `naive` where the items have text.
     """
-    drawn = item_ids[:SCORED_ITEMS]
+    drawn = item_ids[:SCORED_ITEMS].to_pylist()
     codes, suffixes = sids[:, :-1], sids[:, -1]
     vectors = _embeddings(run, drawn)
     attributes = _column_of(run.uri("catalog", "items"), drawn, "attributes")
@@ -61,10 +60,10 @@ def judge(
     return cards
 
 
-def drift_since(run: RunDir, quantizer: Quantizer, item_ids: Sequence[str], earlier: RunDir) -> dict[str, Any] | None:
+def drift_since(run: RunDir, quantizer: Quantizer, item_ids: pa.ChunkedArray, earlier: RunDir) -> dict[str, Any] | None:
     """Tells how the quantizer of an earlier run fits the items that this one has beyond it; None where it has none."""
     known = earlier.read_table("sids", columns=["item_id"])["item_id"]
-    new = list(compress(item_ids, positions(item_ids, known) < 0))[:SCORED_ITEMS]
+    new = item_ids.filter(pa.array(positions(item_ids, known) < 0))[:SCORED_ITEMS].to_pylist()
     if not new:
         return None
     vectors = _embeddings(run, new)
@@ -97,4 +96,6 @@ def _column_of(uri: str, item_ids: Sequence[str], column: str) -> pa.ChunkedArra
     """Reads a column of a run's table for these items alone, in this order."""
     table = files.dataset(uri)
     at = positions(item_ids, table.to_table(columns=["item_id"])["item_id"])
-    return table.take(at, columns=[column])[column]
+    if np.array_equal(at, np.arange(len(at))):  # the first ones
+        return files.read_range(uri, 0, len(at), [column])[column]
+    return table.take(at, columns=[column], batch_readahead=1, fragment_readahead=1)[column]

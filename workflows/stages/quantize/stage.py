@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from models.semantic_ids.collisions import reassign_last_level
 from models.semantic_ids.prefixes import number_rows
 from models.semantic_ids.quantizer import Quantizer
-from operators.columns import matrix_column, matrix_of
+from operators.columns import matrix_column, matrix_of, positions
 from operators.sid_registry import give_sids, inherited_sids
 from storage import files
 from storage.artifacts import model_digest
@@ -27,13 +28,14 @@ from workflows.stages.quantize import scores
 from workflows.stages.quantize.settings import Config
 
 BATCH_ROWS = 8_192
+PIECE_ROWS = files.PART_ROWS
 
 
 class Coded(NamedTuple):
     """Every item with its codes, in one order."""
 
     positions: np.ndarray  # int64 [N], rows in `embeddings`
-    item_ids: list[str]
+    item_ids: pa.ChunkedArray
     codes: np.ndarray  # int32 [N, L]
     contents: np.ndarray  # uint64 [N], hashes of the embeddings
 
@@ -42,7 +44,7 @@ class QuantizeStage(Stage[Config]):
     """Fit a quantizer on all embeddings, or take one over, and give every item its semantic ID."""
 
     config_type = Config
-    version = 2
+    version = 3
     reads = ("project",)
 
     def check(self, config: Config, root: str) -> None:
@@ -71,7 +73,7 @@ class QuantizeStage(Stage[Config]):
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
         history = take_over(config.frozen, run) if config.frozen else fit(config, context)
-        quantizer, coded, sids = write_sids(config, run)
+        quantizer, coded, sids = write_sids(config, context)
         cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
         if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
             cards["drift"] = new
@@ -95,10 +97,11 @@ def suited(rows: int) -> int:
     return max(4, 1 << (rows // 4 | 1).bit_length() - 1)
 
 
-def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarray]:
+def write_sids(config: Config, context: Context) -> tuple[Quantizer, Coded, np.ndarray]:
     """Writes a run's `sids`; give its quantizer, the items' codes under it and their SIDs, int32 [N, L + 1]."""
+    run = context.run
     quantizer = Quantizer.load(run.uri("models", "quantizer"))
-    coded = encode(run, quantizer)
+    coded = encode(context)
     earlier = RunDir(config.frozen) if config.frozen else None
     known_ids, known_codes = inherited_sids(run, earlier, levels=coded.codes.shape[1])
     sids = give_sids(
@@ -111,10 +114,9 @@ def write_sids(config: Config, run: RunDir) -> tuple[Quantizer, Coded, np.ndarra
         max_suffixes=config.max_suffixes,
     )
     # no other item may get the SIDs of items that left the catalogue
-    gone = ~np.isin(known_ids, coded.item_ids) & (earlier is not None)
-    ids = [*coded.item_ids, *np.array(known_ids, object)[gone].tolist()]
-    given = np.concatenate([sids, known_codes[gone]])
-    run.write_table(pa.table({"item_id": pa.array(ids, pa.string()), "codes": matrix_column(given)}), "sids")
+    gone = (positions(known_ids, coded.item_ids) < 0) & (earlier is not None)
+    tables = ((coded.item_ids, sids), (known_ids.filter(pa.array(gone)), known_codes[gone]))
+    files.write_parts(run.uri("sids"), [pa.table({"item_id": ids, "codes": matrix_column(of)}) for ids, of in tables])
     return quantizer, coded, sids
 
 
@@ -138,25 +140,38 @@ def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
     return []
 
 
-def encode(run: RunDir, quantizer: Quantizer) -> Coded:
+def encode(context: Context) -> Coded:
     """Returns all items of a run under its quantizer, in hash order."""
-    embeddings = files.dataset(run.uri("embeddings"))
-    ids: list[str] = []
-    codes, contents = [np.empty((0, len(quantizer.codebooks)), np.int32)], [np.empty(0, np.uint64)]
-    for part in embeddings.to_batches(columns=["item_id", "embedding"], batch_size=BATCH_ROWS):
-        vectors = torch.tensor(matrix_of(part["embedding"]))
-        ids += part["item_id"].to_pylist()
-        codes.append(quantizer.encode(vectors).numpy())
-        contents.append(hash_rows(vectors.numpy()))
-    order = hash_order(ids)
-    return Coded(order, [ids[row] for row in order], np.concatenate(codes)[order], np.concatenate(contents)[order])
+    run = context.run
+    name = f"quantize/{context.fingerprint}/codes-{model_digest(run.uri('models', 'quantizer'))}"
+    folder = run.uri("checkpoints", name)
+    pieces = -(-files.dataset(run.uri("embeddings")).count_rows() // PIECE_ROWS)
+    context.pieces(partial(encode_piece, run, folder), range(pieces), name=name, here=pieces == 1)
+    found = pa.concat_tables([files.read_table(files.part_uri(folder, piece)) for piece in range(pieces)])
+    order = hash_order(found["item_id"])
+    contents = found["content"].to_numpy()[order]
+    files.remove(folder)
+    return Coded(order, found["item_id"].take(pa.array(order)), matrix_of(found["codes"])[order], contents)
+
+
+def encode_piece(run: RunDir, folder: str, piece: int) -> dict[str, int]:
+    """Writes the codes of some items under the quantizer of their run, and the hashes of their embeddings."""
+    quantizer, start = Quantizer.load(run.uri("models", "quantizer")), piece * PIECE_ROWS
+    rows = files.read_range(run.uri("embeddings"), start, start + PIECE_ROWS, ["item_id", "embedding"])
+    vectors = torch.tensor(matrix_of(rows["embedding"]))
+    codes = torch.cat([quantizer.encode(part) for part in vectors.split(BATCH_ROWS)])
+    columns = {"item_id": rows["item_id"], "codes": matrix_column(codes.numpy()), "content": hash_rows(vectors.numpy())}
+    files.write_part(files.part_uri(folder, piece), pa.table(columns))
+    return {"rows": rows.num_rows}
 
 
 def spread(run: RunDir, quantizer: Quantizer, coded: Coded) -> np.ndarray:
     """Codes [N, L] after the last level of items that collide is re-assigned."""
     groups = number_rows(coded.codes)
     colliding = np.flatnonzero(np.bincount(groups)[groups] > 1)
-    rows = files.dataset(run.uri("embeddings")).take(coded.positions[colliding], columns=["embedding"])
+    embeddings = files.dataset(run.uri("embeddings"))
+    at = coded.positions[colliding]
+    rows = embeddings.take(at, columns=["embedding"], batch_readahead=1, fragment_readahead=1)
     vectors = torch.tensor(matrix_of(rows["embedding"]))
 
     def distances(rows: np.ndarray) -> torch.Tensor:

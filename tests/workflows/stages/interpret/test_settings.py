@@ -75,7 +75,7 @@ def test_settings_of_results_change_the_fingerprint_and_those_of_speed_do_not(na
 def test_the_schema_of_items_follows_the_widths():
     found = interpret.items_schema(config(text_embedding={"backend": "openai", "model": "m", "width": 7}))
     assert found.field("text_vector").type.list_size == 7
-    assert found.names[:5] == ["item_id", "title", "description", "caption", "interests"]
+    assert found.names[:6] == ["item_id", "title", "description", "attributes", "caption", "interests"]
 
 
 def test_a_definition_that_was_dumped_names_the_same_models(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from tests.logs import write_log
 from tests.workflows.interpreted import interpreted_here
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
@@ -145,15 +146,15 @@ def test_the_gate_is_decided_by_what_the_first_part_of_the_log_says(context):
     """Of three items with media and equal texts, one is popular in time and one only later."""
     events = [("item-1", day) for day in range(8)] + [("item-2", 90 + day) for day in range(8)]
     stamps = pl.Series([datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day) for _, day in events])
-    log = pl.DataFrame({"item_id": [item for item, _ in events], "timestamp": stamps})
-    context.run.write_table(log.to_arrow(), "catalog", "interactions")
+    log = pl.DataFrame({"user_id": "u", "item_id": [item for item, _ in events], "timestamp": stamps})
+    write_log(context.run, log.to_arrow())
     gate = {"popular_from": 5, "log_share": 0.5}
     target = context.run.uri("gated")
     interpret.write_source(interpret.Config(caption={"gate": gate}), context, target)
     found = {row["item_id"]: row["gate"] for row in files.read_table(target).to_pylist()}
     assert found["item-1"] == "open"
     assert found["item-2"] == found["item-3"] == "not_worth_it"
-    files.remove(context.run.uri("catalog", "interactions"))
+    files.remove(context.run.uri("log"))
 
 
 def test_the_budget_goes_on_where_the_cache_remembers_and_starts_again_where_it_does_not(context, streamed, tmp_path):

@@ -17,7 +17,7 @@ from models.semantic_ids.quantizer import Quantizer
 from models.semantic_ids.suffixes import NO_SUFFIX
 from operators.columns import matrix_column
 from operators.log.encoding import encode
-from operators.log.split import Split, SplitLeaveLast, SplitTime
+from operators.log.split import Split, SplitLeaveLast, SplitTime, split_numbers
 from operators.sid_registry import add_sids, known_sids, quantizer_digest
 from storage import files
 from storage.artifacts import save_model
@@ -25,6 +25,7 @@ from storage.errors import UserError
 from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from tests.logs import read_log_table, write_log
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.quantize.settings import Collaborative, Config
@@ -207,7 +208,7 @@ def test_codebooks_by_name_and_settings_that_do_not_fit() -> None:
 
 def log_of(run: RunDir, **columns: Any) -> None:
     table = pl.DataFrame(columns).with_columns(pl.col("timestamp").cast(pl.Datetime("us", "UTC")))
-    run.write_table(table.to_arrow(compat_level=pl.CompatLevel.oldest()), "catalog", "interactions")
+    write_log(run, table.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
 @pytest.mark.parametrize("split", [SplitTime(valid=0.2, test=0.2), SplitLeaveLast(kind="leave_last")])
@@ -229,8 +230,8 @@ def test_an_alignment_knows_nothing_of_what_the_split_holds_out(
 
     ids = run.read_table("embeddings")["item_id"]
     ids = ids.take(hash_order(ids.to_pylist()))
-    events = encode(run.read_table("catalog", "interactions"), ids).events
-    train = events.take(split.numbers(events) == 0)
+    events = encode(read_log_table(run), ids).events
+    train = events.take(split_numbers(split, events) == 0)
     assert 0 < len(train) < len(events)
     wanted = item_vectors(train.user, train.item, len(ids), width=4, seed=3)
     known = ~np.isnan(wanted).any(1)
@@ -260,6 +261,7 @@ def test_what_was_given_since_stands_when_the_same_quantizer_is_fitted_again(
     assert add_sids(run, new_item("new", alone[:2]), quantizer=quantizer_digest(run)) == {"new"}
     fitted(run, collisions="always_suffix")
     ids, codes = known_sids(run)
+    ids = ids.to_pylist()
     assert len(ids) == len(np.unique(codes, axis=0)) == 31
 
 
