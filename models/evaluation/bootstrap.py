@@ -8,9 +8,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from models.evaluation.clicks import area, tied_ranks
+from models.evaluation.clicks import area, histogram_auc, score_bins, tied_ranks
+from storage.hashing import draw_uniform, hash_numbers
 
+RESAMPLED_BINS = 4096  # of the histogram of each resample
 FEWEST = 10  # users or items, below which resamples are too much alike for an interval
+POISSON = np.cumsum([math.exp(-1) / math.factorial(times) for times in range(20)])  # P(at most 0, 1, … times)
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -91,6 +94,37 @@ def bootstrap_auc(
         return areas
 
     return {name: np.apply_along_axis(resample, -1, score) for name, score in scores.items()}
+
+
+def resampled_histograms(
+    user: np.ndarray, label: np.ndarray, probability: np.ndarray, *, seed: int, draws: int
+) -> np.ndarray:
+    """Counts negatives and positives by score in resamples of users, int64 [draws, 2, RESAMPLED_BINS].
+
+    The Poisson bootstrap (Hanley and MacGibbon 2006, doi 10.1016/j.cmpb.2006.04.006): a user's rows count a number of
+    times that is Poisson(1), all alike. The number follows from the user's hash, the draw and the seed. So no list of
+    all users is needed, the histograms of partitions of users add up to that of all, and draws of several scores are
+    paired. `histogram_aucs` gives their AUCs.
+
+    Args:
+        user: hashes int64 [N].
+        label, probability: [N].
+        seed: of the resamples.
+        draws: number of resamples.
+    """
+    users, code = np.unique(user, return_inverse=True)
+    place = score_bins(probability, RESAMPLED_BINS) + RESAMPLED_BINS * (label > 0)
+    key = hash_numbers(users, seed=seed)
+    counts = np.empty((draws, 2, RESAMPLED_BINS), np.int64)
+    for draw in range(draws):
+        times = np.searchsorted(POISSON, draw_uniform(key, draw), side="right")
+        counts[draw] = np.bincount(place, times[code], 2 * RESAMPLED_BINS).reshape(2, -1)
+    return counts
+
+
+def histogram_aucs(counts: np.ndarray) -> np.ndarray:
+    """Returns the AUC of each resample, float64 [draws], from `resampled_histograms`; NaN without both labels."""
+    return np.array([histogram_auc(each)[0] for each in counts])
 
 
 def interval(samples: np.ndarray, *, level: float = 0.95) -> list[float]:

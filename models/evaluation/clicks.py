@@ -1,10 +1,17 @@
-"""Metrics of predicted probabilities against binary labels, vectorised over NumPy arrays of N impressions."""
+"""Metrics of predicted probabilities against binary labels, vectorised over NumPy arrays of N impressions.
+
+Rows may come in parts, each with all rows of its users: sums over the parts give the metrics of all rows.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 EPSILON = 1e-7
+EXACT_ROWS = 5_000_000  # whose scores may be gathered for an exact AUC
+BINS = 1 << 16  # of a histogram of scores
 
 
 def expected_auc(probability: np.ndarray, score: np.ndarray) -> float:
@@ -41,10 +48,69 @@ def area(positive: np.ndarray, negative: np.ndarray, first: np.ndarray, last: np
     return float(positive @ (below[first] + below[last]) / (2 * pairs)) if pairs > 0 else float("nan")
 
 
-def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:
-    """Means of the users' own AUCs, weighted by their impressions; users with one kind of label do not count.
+def score_bins(probability: np.ndarray, bins: int) -> np.ndarray:
+    """Returns the bin of each probability, int64 [N].
 
-    "GAUC" of Zhou et al. 2018 (Deep Interest Network, arXiv 1706.06978). NaN if no user counts.
+    Bins are equally wide in the logit, from that of EPSILON to that of 1 - EPSILON: wherever the scores lie, those of a
+    bin are alike in their odds.
+    """
+    p = np.clip(probability.astype(np.float64), EPSILON, 1 - EPSILON)
+    share = 0.5 - (np.log(p) - np.log1p(-p)) / (2 * np.log(EPSILON))  # 0 to 1
+    return np.clip((share * bins).astype(np.int64), 0, bins - 1)
+
+
+def histogram(label: np.ndarray, probability: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Returns counts of negatives and positives by score, int64 [2, bins]; see `score_bins`."""
+    place = score_bins(probability, bins)
+    return np.bincount(place + bins * (label > 0), minlength=2 * bins).reshape(2, bins)
+
+
+def histogram_auc(counts: np.ndarray) -> tuple[float, float]:
+    """Returns the AUC of binned scores, [2, bins], and by how much that of the scores may differ at most.
+
+    Pairs within a bin count half, so that the AUC is off by half of their share if all of them are in order, or none.
+    """
+    negative, positive = counts.astype(np.float64)
+    first = np.arange(len(negative))
+    pairs = positive.sum() * negative.sum()
+    error = float(positive @ negative / (2 * pairs)) if pairs > 0 else float("nan")
+    return area(positive, negative, first, first + 1), error
+
+
+def binned_scores(counts: np.ndarray) -> dict[str, float]:
+    """Returns auc and auc_error of `histogram_auc`."""
+    return dict(zip(("auc", "auc_error"), histogram_auc(counts), strict=True))
+
+
+class AucTally:
+    """The AUC of rows that come in parts: exact up to a number of rows, beyond that by a histogram."""
+
+    def __init__(self, exact_rows: int = EXACT_ROWS) -> None:
+        self._exact_rows, self._rows = exact_rows, 0
+        self._held: list[tuple[np.ndarray, np.ndarray]] = []
+        self._counts = np.zeros((2, BINS), np.int64)
+
+    def add(self, label: np.ndarray, probability: np.ndarray) -> None:
+        """Adds rows, [N] each."""
+        self._held.append((label, probability))
+        self._rows += len(label)
+        if self._rows > self._exact_rows:
+            self._counts += sum(histogram(*each) for each in self._held)
+            self._held.clear()
+
+    def scores(self) -> dict[str, float]:
+        """Returns auc and, where it is by a histogram, auc_error, by which it is off at most."""
+        if self._rows > self._exact_rows:
+            return binned_scores(self._counts)
+        held = [(np.empty(0), np.empty(0)), *self._held]
+        label, score = (np.concatenate(each) for each in zip(*held, strict=True))
+        return {"auc": auc(label, score)}
+
+
+def user_areas(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> tuple[float, float]:
+    """Returns sums over users of AUC times impressions, and of impressions; users with one kind of label do not count.
+
+    Their ratio is user_auc, the "GAUC" of Zhou et al. 2018 (Deep Interest Network, arXiv 1706.06978).
 
     Args:
         user: any integer or string codes [N].
@@ -63,43 +129,53 @@ def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:
     positives = np.bincount(codes, hits)
     pairs = positives * (impressions - positives)
     counted = pairs > 0
-    if not counted.any():
-        return float("nan")
     area = (np.bincount(codes, rank * hits) - positives * (positives + 1) / 2)[counted] / pairs[counted]
-    return float(np.average(area, weights=impressions[counted]))
+    return float(area @ impressions[counted]), float(impressions[counted].sum())
 
 
-def log_loss(label: np.ndarray, probability: np.ndarray) -> float:
-    """Means binary cross-entropy in nats; NaN without a row."""
-    if not len(label):
-        return float("nan")
+def total_loss(label: np.ndarray, probability: np.ndarray) -> float:
+    """Sums binary cross-entropy in nats."""
     p = np.clip(probability.astype(np.float64), EPSILON, 1 - EPSILON)
-    return float(-np.mean(np.where(label > 0, np.log(p), np.log1p(-p))))
+    return float(-np.sum(np.where(label > 0, np.log(p), np.log1p(-p))))
 
 
-def normalized_entropy(label: np.ndarray, probability: np.ndarray) -> float:
-    """Log-loss over the entropy of the mean rate (He et al. 2014, doi 10.1145/2648584.2648589); below 1 is of use.
+class Sums(NamedTuple):
+    """What `metrics` needs of rows; the sums of several parts add up."""
 
-    NaN without both labels.
-    """
-    positives = int((label > 0).sum())
-    if positives in (0, len(label)):
-        return float("nan")
-    return log_loss(label, probability) / log_loss(label, np.full(len(label), positives / len(label)))
+    rows: float
+    positives: float
+    loss: float  # see `total_loss`
+    predicted: float  # sum of the probabilities
+    user_areas: float  # see `user_areas`
+    user_rows: float
+
+    @classmethod
+    def of(cls, user: np.ndarray, label: np.ndarray, probability: np.ndarray) -> Sums:
+        """Sums over rows, [N] each, that are all the rows of their users."""
+        return cls(
+            len(label),
+            float((label > 0).sum()),
+            total_loss(label, probability),
+            float(probability.sum()),
+            *user_areas(user, label, probability),
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Returns user_auc, log_loss, ne and calibration; what is not defined is NaN.
+
+        ne is the log-loss over the entropy of the mean rate (He et al. 2014, doi 10.1145/2648584.2648589); below 1 is
+        of use. calibration is the sum of the predictions over the number of positives; 1 is right.
+        """
+        rate = np.clip(_ratio(self.positives, self.rows), EPSILON, 1 - EPSILON)
+        entropy = -(self.positives * np.log(rate) + (self.rows - self.positives) * np.log1p(-rate))
+        both = 0 < self.positives < self.rows
+        return {
+            "user_auc": _ratio(self.user_areas, self.user_rows),
+            "log_loss": _ratio(self.loss, self.rows),
+            "ne": self.loss / float(entropy) if both else float("nan"),
+            "calibration": _ratio(self.predicted, self.positives),
+        }
 
 
-def calibration(label: np.ndarray, probability: np.ndarray) -> float:
-    """Sums of predictions over the number of positives; 1 is right, NaN without a positive."""
-    positives = float((label > 0).sum())
-    return float(probability.sum() / positives) if positives else float("nan")
-
-
-def scorecard(user: np.ndarray, label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
-    """Returns all of the above: auc, user_auc, log_loss, ne, calibration."""
-    return {
-        "auc": auc(label, probability),
-        "user_auc": user_auc(user, label, probability),
-        "log_loss": log_loss(label, probability),
-        "ne": normalized_entropy(label, probability),
-        "calibration": calibration(label, probability),
-    }
+def _ratio(over: float, under: float) -> float:
+    return over / under if under else float("nan")

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from models.common.collectives import all_gather_rows, all_reduce_sum, rank_and_size
 from models.common.seeds import generator, seed_of
-from models.evaluation.clicks import auc, log_loss
+from models.evaluation.clicks import AucTally, total_loss
 from models.ranking.config import RankerConfig
-from models.ranking.ranker import Ranker, RankerInputs
+from models.ranking.ranker import Ranker, RankerInputs, merged, moments
+from models.ranking.schedule import Parts, epoch_steps
 from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
 from storage.errors import UserError
 
 LOOK_EVERY = 50  # steps between two chances to keep a state
-SHUFFLE, MASK, DROPOUT = 1, 2, 3  # what is drawn
+MASK, DROPOUT = 2, 3  # what is drawn; see `models.ranking.schedule` for other draws
 EPOCH_START = {"step": 0, "total": 0.0, "seconds": 0.0}
 
 
@@ -49,8 +51,8 @@ class Data(NamedTuple):
 
     config: RankerConfig
     items: Items
-    train: Examples
-    valid: Examples
+    train: Parts[Examples]
+    valid: Parts[Examples]
 
 
 class Keep(NamedTuple):
@@ -60,11 +62,26 @@ class Keep(NamedTuple):
     improved: Callable[[Trainer], None]  # the best epoch so far is in the trainer
 
 
-def make_ranker(data: Data) -> Ranker:
-    """A ranker that knows the statistics of the training rows, and of the items in them."""
-    ranker = Ranker(data.config)
-    content = data.items.embedding[data.train.rows.unique()] if data.config.content_dim else None
-    ranker.set_statistics(dense=data.train.dense, content=content, rate=float(data.train.label.mean()))
+def make_ranker(data: Data, device: torch.device | str = "cpu") -> Ranker:
+    """A ranker that knows the statistics of the training rows, and of the items in them.
+
+    Every worker of a process group has to call it, and reads a share of the partitions; `device` is for their messages.
+    """
+    ranker, (rank, workers) = Ranker(data.config), rank_and_size()
+    items, features = len(data.items.embedding), len(data.config.dense)
+    seen, liked = torch.zeros(items, device=device), torch.zeros(1, dtype=torch.float64, device=device)
+    dense = [torch.empty(0, 3, features, dtype=torch.float64)]
+    for number in range(rank, len(data.train.rows), workers):
+        examples = data.train.part(number)
+        dense.append(moments(examples.dense)[None])
+        seen[examples.rows.to(device)] = 1
+        liked += examples.label.double().sum()
+    every = all_gather_rows(torch.cat(dense).to(device)).cpu()
+    all_reduce_sum([seen])
+    all_reduce_sum([liked])
+    content = moments(data.items.embedding[seen.cpu() > 0]) if data.config.content_dim else None
+    rate = float(liked) / max(sum(data.train.rows), 1)
+    ranker.set_statistics(dense=reduce(merged, every), content=content, rate=rate)
     return ranker
 
 
@@ -79,8 +96,11 @@ def fit(
 ) -> None:
     """Trains until validation gets no better.
 
-    A step's rows are drawn for all workers together and dealt out by turns, so that one worker or many take the same
-    steps; at most workers - 1 rows are left out of a step, others each time. Validation covers every row.
+    Rows come in the order of `models.ranking.schedule`. With fewer partitions than workers, a step's rows are drawn for
+    all workers together and dealt out by turns, so that one worker or many take the same steps; at most workers - 1
+    rows are left out of a step. Otherwise each worker draws from partitions of its own, and the few rows are left out
+    of an epoch that would make some take more steps than others. They are others each time. Validation covers every
+    row.
 
     Args:
         settings: of the fit.
@@ -106,17 +126,13 @@ def fit(
                 keep.report({"epoch": at["epoch"], "step": at["step"]}, partial(trainer.save, position=position))
         if not at["step"]:
             raise UserError("There are fewer training rows than workers: train on one worker, or on a longer log.")
-        logits = trainer.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows))
-        label, probability = data.valid.label.numpy(), logits.double().sigmoid().numpy()
-        valid = log_loss(label, probability)
-        if np.isnan(probability).any():
-            raise UserError("The ranker's loss is not a number: lower its embedding_lr and dense_lr.")
+        valid, scores = validate(trainer, data)
         metrics = {
             "epoch": int(at["epoch"]) + 1,
             "train_log_loss": trainer.mean(at["total"] / at["step"]),
             "valid_log_loss": valid,
-            "valid_auc": auc(label, probability),
-            "rows": len(data.train),
+            **{f"valid_{name}": value for name, value in scores.items()},
+            "rows": sum(data.train.rows),
             "seconds": time.perf_counter() - started,
         }
         better = valid < at["best"]
@@ -127,18 +143,44 @@ def fit(
         keep.report(metrics, partial(trainer.save, position=at))
 
 
+def validate(trainer: Trainer, data: Data) -> tuple[float, dict[str, float]]:
+    """Returns log-loss and AUC (see `AucTally.scores`) of all validation rows, partition by partition.
+
+    Raises:
+        UserError: a probability is not a number.
+    """
+    total, scores = 0.0, AucTally()
+    for number, rows in enumerate(data.valid.rows):
+        if rows:
+            examples = data.valid.part(number)
+            logits = trainer.logits(rows, partial(examples.batch, data.items))
+            label, probability = examples.label.numpy(), logits.double().sigmoid().numpy()
+            if np.isnan(probability).any():
+                raise UserError("The ranker's loss is not a number: lower its embedding_lr and dense_lr.")
+            total += total_loss(label, probability)
+            scores.add(label, probability)
+    return total / max(sum(data.valid.rows), 1), scores.scores()
+
+
 def batches(
     settings: RankerSettings, trainer: Trainer, data: Data, at: dict[str, float], *, seed: int
 ) -> Iterator[RankerInputs]:
     """This worker's shares of an epoch's steps, from the step at which `at` stands."""
-    epoch, size, workers = int(at["epoch"]), settings.batch_size, trainer.workers
-    order = torch.randperm(len(data.train), generator=generator(SHUFFLE, seed, epoch))
-    steps = [rows[: len(rows) // workers * workers] for rows in order.split(size)]  # equal shares, none of them empty
-    steps = [rows for rows in steps if len(rows)]
-    for step, rows in list(enumerate(steps))[int(at["step"]) :]:
-        keep = torch.rand(2, len(rows), generator=generator(MASK, seed, epoch, step)) >= settings.id_dropout
-        mine = slice(trainer.rank, None, workers)
-        yield data.train.batch(data.items, rows[mine], keep=keep[:, mine], total=len(rows) / workers)
+    epoch = int(at["epoch"])
+    steps = epoch_steps(
+        data.train,
+        batch_size=settings.batch_size,
+        window_rows=settings.window_rows,
+        rank=trainer.rank,
+        workers=trainer.workers,
+        seed=seed,
+        epoch=epoch,
+        first=int(at["step"]),
+    )
+    for examples, step in steps:
+        draws = generator(MASK, seed, epoch, step.draw)
+        keep = torch.rand(2, len(step.at), generator=draws) >= settings.id_dropout
+        yield examples.batch(data.items, step.at[step.mine], keep=keep[:, step.mine], total=step.total)
 
 
 def _seed_dropout(trainer: Trainer, seed: int, at: dict[str, float]) -> None:

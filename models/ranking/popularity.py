@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from models.evaluation.clicks import log_loss
+from models.evaluation.clicks import EPSILON
 
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -29,27 +29,39 @@ def fit_popularity(positives: np.ndarray, exposure: np.ndarray, valid: tuple[np.
         positives: positive events per item in training, [items].
         exposure: what they are counted over, [items]: impressions for a log with labels; for one without, days on
             offer, so that an item does not lead by age alone.
-        valid: item rows (int [N]) and labels (float [N]).
+        valid: rows of validation with and without a positive label per item, float [items] each.
     """
     rate = positives.sum() / exposure.sum()
     candidates = []
     for prior in PRIORS:
         score = np.log((positives + prior * rate) / (exposure + prior))
-        slope, intercept = fit_logistic(score[valid[0]], valid[1])
+        slope, intercept = fit_logistic(score, *valid)
         probability = 1 / (1 + np.exp(-(slope * score + intercept)))
-        candidates.append((log_loss(valid[1], probability[valid[0]]), Popularity(probability, prior)))
+        p = np.clip(probability, EPSILON, 1 - EPSILON)
+        loss = -(valid[0] @ np.log(p) + valid[1] @ np.log1p(-p))
+        candidates.append((loss, Popularity(probability, prior)))
     return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
-def fit_logistic(score: np.ndarray, label: np.ndarray) -> tuple[float, float]:
-    """Fits a logistic regression on one score, with a slight ridge; return its slope (at least 0) and intercept."""
-    centre, scale = float(score.mean()), float(score.std()) or 1.0
-    target = label > 0
+def fit_logistic(score: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:
+    """Fits a logistic regression on one score, with a slight ridge; return its slope (at least 0) and intercept.
+
+    Args:
+        score: [N].
+        positives, negatives: how many rows have each score, float [N].
+    """
+    rows = positives + negatives
+    centre = float(np.average(score, weights=rows))
+    scale = float(np.average((score - centre) ** 2, weights=rows)) ** 0.5 or 1.0
+    liked, total = positives.sum(), rows.sum()
     slope = -1.0
-    if 0 < target.sum() < len(target):
-        model = LogisticRegression(C=1e3, tol=1e-8).fit((score[:, None] - centre) / scale, target)
+    if 0 < liked < total:
+        every, weights = np.concatenate([score, score]), np.concatenate([positives, negatives])
+        target, used = np.arange(len(every)) < len(score), weights > 0
+        model = LogisticRegression(C=1e3, tol=1e-8)
+        model.fit((every[used, None] - centre) / scale, target[used], sample_weight=weights[used])
         slope, intercept = float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
     if slope < 0:  # fewer clicks on popular items: the order would turn round, so the mean rate is left
-        rate = (target.sum() + 1) / (len(target) + 2)
+        rate = (liked + 1) / (total + 2)
         return 0.0, float(np.log(rate / (1 - rate)))
     return slope, intercept - slope * centre

@@ -87,16 +87,12 @@ class Ranker(nn.Module):
         self.content_std = nn.Buffer(torch.ones(config.content_dim))
 
     def set_statistics(self, *, dense: torch.Tensor, content: torch.Tensor | None = None, rate: float) -> None:
-        """Freezes the standardisation of dense features [M, n] and item embeddings [N, D], and the starting rate."""
+        """Freezes the standardisation of dense features and item embeddings, see `moments`, and the starting rate."""
         for name, values in (("dense", dense), ("content", content)):
-            if values is None:
-                continue
-            known, values = values.isfinite(), values.double()  # squares of large numbers overflow float32
-            number = known.sum(0).clamp_min(1)
-            mean = values.where(known, 0.0).sum(0) / number
-            variance = ((values - mean).where(known, 0.0) ** 2).sum(0) / number
-            getattr(self, f"{name}_mean").copy_(mean)
-            getattr(self, f"{name}_std").copy_(variance.sqrt().clamp_min(1e-4))
+            if values is not None:
+                number, mean, squares = values
+                getattr(self, f"{name}_mean").copy_(mean)
+                getattr(self, f"{name}_std").copy_((squares / number.clamp_min(1)).sqrt().clamp_min(1e-4))
         with torch.no_grad():
             self.bias.fill_(torch.logit(torch.tensor(rate), eps=1e-4).item())
 
@@ -122,6 +118,25 @@ class Ranker(nn.Module):
         known = torch.arange(history.shape[1], device=length.device) < length.unsqueeze(1)
         weights = self.attention(pooled[:, self._target].flatten(1), history.flatten(2), known)  # type: ignore[misc]
         return torch.einsum("bh,bhpd->bpd", weights, history)
+
+
+def moments(values: torch.Tensor) -> torch.Tensor:
+    """Returns number, mean and sum of squared deviations of each column's finite values, float64 [3, n].
+
+    Args:
+        values: float [M, n].
+    """
+    known, values = values.isfinite(), values.double()  # squares of large numbers overflow float32
+    number = known.sum(0)
+    mean = values.where(known, 0.0).sum(0) / number.clamp_min(1)
+    return torch.stack([number.double(), mean, ((values - mean).where(known, 0.0) ** 2).sum(0)])
+
+
+def merged(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Returns the moments of the rows of both, float64 [3, n] (Chan, Golub and LeVeque 1983, doi 10.2307/2683386)."""
+    number, step = one[0] + other[0], other[1] - one[1]
+    share = other[0] / number.clamp_min(1)
+    return torch.stack([number, one[1] + step * share, one[2] + other[2] + step**2 * one[0] * share])
 
 
 def with_positions(config: RankerConfig) -> dict[str, Table]:

@@ -54,6 +54,9 @@ class RankerSettings(Settings):
     epochs: int = Field(10, ge=1, description="at most; the epoch with the best validation log-loss is kept")
     patience: int = Field(3, ge=1, description="epochs without a better validation log-loss before the end")
     batch_size: int = Field(512, ge=1, description="rows per step, over all workers together")
+    window_rows: int = Field(
+        2_000_000, ge=1, description="rows that a worker reads and shuffles together, but one partition at least"
+    )
     embedding_lr: float = Field(0.005, gt=0)
     dense_lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0, description="of the tower's matrices")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -12,8 +13,11 @@ from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from models.ranking.fitting import Data
     from models.ranking.training import Trainer
+    from operators.log.split import Split
     from storage.run import RunDir
 
 
@@ -41,7 +45,7 @@ class RankStage(Stage[Config]):
     """Rank: fit the TorchRec ranker on Ray Train and write models/ranker."""
 
     config_type = Config
-    version = 3
+    version = 4
     reads = ("project", "features")
 
     def workers(self, config: Config) -> Workers | None:
@@ -52,7 +56,7 @@ class RankStage(Stage[Config]):
         """Fits the ranker of a run whose features are written."""
         from workflows.distributed.training import fit
 
-        weight = fit_retriever(context)
+        weight = fit_retriever(context, steps=config.epochs)
         history = fit(
             train_loop,
             {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
@@ -68,29 +72,83 @@ class RankStage(Stage[Config]):
         return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs), "popularity_weight": weight})
 
 
-def fit_retriever(context: Context) -> float:
-    """Chooses on validation how much popularity counts among the ranker's candidates; writes models/retriever."""
+def fit_retriever(context: Context, *, steps: int) -> float:
+    """Chooses on validation how much popularity counts among the ranker's candidates; writes models/retriever.
+
+    It shows its progress as the first of so many steps.
+    """
     import numpy as np
+    import pyarrow as pa
     import torch
 
     from models.recommenders.content import fit_popularity_weight
-    from models.recommenders.fitting import sample
-    from operators.features.ranker_inputs import aligned
-    from operators.log.encoding import read_log
-    from operators.log.sequences import queries
+    from operators.columns import jagged_of
+    from operators.features.ranker_inputs import aligned, read_embeddings
+    from operators.log.partitions import item_ids, open_log
+    from storage import files
 
-    run, log = context.run, read_log(context.run)
-    numbers = context.split.numbers(log.events)
-    valid = queries(
-        log.events, numbers, "valid", history=run.read_json("features", "spec.json")["history"], repeats=False
+    run, log = context.run, open_log(context.run)
+    name, partitions = f"rank/{context.fingerprint}/retriever", log.about.partitions
+    history = run.read_json("features", "spec.json")["history"]
+    work = partial(retriever_part, run, run.uri("checkpoints", name), context.split, history, context.seed)
+    log.cuts(context.split)  # before pieces that would all compute them
+    found = context.pieces(work, range(partitions), name=name, here=partitions == 1, step=(0, steps))
+    popularity, asked = np.zeros(len(log.items), np.int64), list[pa.Table]()
+    for counted, sampled in found:
+        counts = files.read_table(counted)
+        popularity[counts["item"].to_numpy()] += counts["positives"].to_numpy()
+        asked = [lowest(pa.concat_tables([*asked, files.read_table(sampled)]))]
+    histories, seen = (jagged_of(asked[0][name]) for name in ("history", "seen"))
+    weight = fit_popularity_weight(
+        aligned(item_ids(run), read_embeddings(run)),
+        torch.from_numpy(popularity),
+        histories,
+        torch.from_numpy(asked[0]["target"].to_numpy().copy()),
+        banned=seen,
     )
-    valid = sample(valid, COMPARED, seed=context.seed)
-    chosen = log.events.item[(numbers == 0) & (log.events.label > 0)]
-    popularity = torch.from_numpy(np.bincount(chosen, minlength=len(log.items)))
-    vectors = aligned(log.items, run.read_table("embeddings"))
-    weight = fit_popularity_weight(vectors, popularity, valid.histories, valid.target, banned=valid.seen)
     run.write_json({"popularity_weight": weight}, "models", "retriever", "config.json")
     return weight
+
+
+def retriever_part(run: RunDir, folder: str, split: Split, history: int, seed: int, number: int) -> tuple[str, str]:
+    """Counts the training positives of a partition by item, and samples its validation queries.
+
+    The sample are the queries with the lowest hashes of user, item and time: that of the whole log is the same for any
+    number of partitions.
+
+    Returns:
+        URIs of the counts (item, positives) and of the sample (key, target, history, seen), COMPARED rows at most.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    from operators.columns import list_column
+    from operators.log.partitions import open_log
+    from operators.log.sequences import queries
+    from storage import files
+    from storage.hashing import hash_numbers
+
+    log = open_log(run)
+    part = log.part(number)
+    numbers = split.numbers(part.events, log.cuts(split))
+    items, positives = np.unique(part.events.item[(numbers == 0) & (part.events.label > 0)], return_counts=True)
+    asked = queries(part.events, numbers, "valid", history=history, repeats=False)
+    lists = {"history": list_column(asked.histories), "seen": list_column(asked.seen)}
+    target, time = asked.target.numpy(), np.asarray(asked.time)
+    key = hash_numbers(part.users[asked.user], log.items[target], time, seed=seed)
+    tables = {
+        "positives": pa.table({"item": items, "positives": positives}),
+        "queries": lowest(pa.table({"key": key, "target": target, **lists})),
+    }
+    uris = {name: files.part_uri(files.join(folder, name), number) for name in tables}
+    for name, table in tables.items():
+        files.write_part(uris[name], table)
+    return uris["positives"], uris["queries"]
+
+
+def lowest(queries: pa.Table) -> pa.Table:
+    """Returns the sample of these queries, see `retriever_part`."""
+    return queries.sort_by("key").slice(0, COMPARED)
 
 
 def train_loop(task: dict[str, Any]) -> None:
@@ -103,7 +161,9 @@ def train_loop(task: dict[str, Any]) -> None:
 
     settings, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     data = read_data(run, settings)
-    trainer = Trainer(fitting.make_ranker(data), device=training.device(), seed=task["seed"], **settings.optimisation())
+    device = training.device()
+    ranker = fitting.make_ranker(data, device)
+    trainer = Trainer(ranker, device=device, seed=task["seed"], **settings.optimisation())
 
     def improved(trainer: Trainer) -> None:
         state = trainer.gather()
@@ -121,10 +181,10 @@ def train_loop(task: dict[str, Any]) -> None:
 def read_data(run: RunDir, settings: RankerSettings) -> Data:
     """Returns the items and examples of a run as the ranker of these settings reads them."""
     from models.ranking.fitting import Data
-    from operators.features.ranker_inputs import Examples, ItemFeatures
+    from operators.features.ranker_inputs import ItemFeatures, example_parts, read_embeddings
 
-    spec, embeddings = run.read_json("features", "spec.json"), run.read_table("embeddings")
+    spec, embeddings = run.read_json("features", "spec.json"), read_embeddings(run)
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
     items = ItemFeatures(run.read_table("features", "items"), embeddings, config)
-    train, valid = (Examples(run.read_table("features", name), config.dense) for name in ("train", "valid"))
+    train, valid = (example_parts(run.uri("features", name), config.dense) for name in ("train", "valid"))
     return Data(config, items, train, valid)

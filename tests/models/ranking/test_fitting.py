@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,19 @@ import pytest
 import torch
 
 from models.ranking import fitting
+from models.ranking.ranker import Ranker
+from models.ranking.schedule import in_memory
 from models.ranking.settings import RankerSettings, TableConfig, Tables
 from models.ranking.training import Trainer
-from operators.features.ranker_inputs import Examples, ItemFeatures
+from operators.features.ranker_inputs import Examples, ItemFeatures, example_parts
 from operators.features.tokens import HASH, token_hashes
+from storage import files
 from tests.models.workers import apart, on_ranks
 
 pytestmark = pytest.mark.long
 
 USERS, ITEMS, EVENTS, VALID = 30, 20, 900, 301
+CUTS = {"train": (290, 610), "valid": (0, 200)}  # where partitions begin; one of validation is empty
 SMALL = TableConfig(rows=256)
 TABLES = {"user": SMALL, "item": SMALL, "caption": SMALL, "interests": None, "text": None, "sid": None}
 SETTINGS = RankerSettings(
@@ -42,8 +48,8 @@ class KilledError(Exception):
     """Stands for the end of a process."""
 
 
-def make_data(settings: RankerSettings) -> fitting.Data:
-    """Users like the items of their own colour, which only the caption tells."""
+def make_data(settings: RankerSettings, folder: Path | None = None) -> fitting.Data:
+    """Users like the items of their own colour, which only the caption tells; rows in three partitions in a folder."""
     random = np.random.default_rng(0)
     colour = random.integers(0, 3, ITEMS)
     ids = [f"i{n}" for n in range(ITEMS)]
@@ -69,8 +75,16 @@ def make_data(settings: RankerSettings) -> fitting.Data:
     )
     embeddings = pa.table({"item_id": ids, "embedding": vectors})
     config = settings.ranker(SPEC, 2)
-    train, valid = (Examples(part, config.dense) for part in (examples.slice(0, EVENTS), examples.slice(EVENTS)))
-    return fitting.Data(config, ItemFeatures(items, embeddings, config), train, valid)
+    train, valid = examples.slice(0, EVENTS), examples.slice(EVENTS)
+    if folder is None:
+        parts = [in_memory(Examples(part, config.dense)) for part in (train, valid)]
+    else:
+        parts = []
+        for name, table in (("train", train), ("valid", valid)):
+            for number, (start, end) in enumerate(pairwise((0, *CUTS[name], table.num_rows))):
+                files.write_part(str(folder / name / f"part-{number}.parquet"), table.slice(start, end - start))
+            parts.append(example_parts(str(folder / name), config.dense))
+    return fitting.Data(config, ItemFeatures(items, embeddings, config), *parts)
 
 
 def make_trainer(settings: RankerSettings, data: fitting.Data) -> Trainer:
@@ -86,7 +100,12 @@ def curve(settings: RankerSettings, trainer: Trainer, data: fitting.Data) -> tup
         losses += [
             trainer.mean(float(loss)) for loss in trainer.steps(fitting.batches(settings, trainer, data, at, seed=3))
         ]
-    return losses, trainer.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows), batch_size=64)
+    return losses, logits(trainer, data, batch_size=64)
+
+
+def logits(trainer: Trainer, data: fitting.Data, **settings: int) -> torch.Tensor:
+    """Logits of all validation rows in one partition."""
+    return trainer.logits(data.valid.rows[0], partial(data.valid.part(0).batch, data.items), **settings)
 
 
 def compare(rank: int, settings: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -103,7 +122,7 @@ def compare(rank: int, settings: dict[str, Any], folder: str) -> dict[str, Any]:
     with apart(rank):
         alone = make_trainer(made, data)
         position = alone.load(folder)
-        loaded = alone.logits(len(data.valid), lambda rows: data.valid.batch(data.items, rows))
+        loaded = logits(alone, data)
         further.append(curve(once_more, alone, data)[1])
     return {
         "one": one,
@@ -111,7 +130,7 @@ def compare(rank: int, settings: dict[str, Any], folder: str) -> dict[str, Any]:
         "position": position,
         "loaded": loaded,
         "further": further,
-        "gathered": rank != 0 or set(whole) == set(fitting.make_ranker(data).state_dict()),
+        "gathered": rank != 0 or set(whole) == set(Ranker(data.config).state_dict()),
     }
 
 
@@ -135,9 +154,10 @@ def test_two_workers_take_the_steps_of_one_and_one_goes_on_from_their_state(tmp_
 
 def resumed(rank: int, folder: str) -> dict[str, Any]:
     """A fit without disturbance, and one that is killed in the middle of its second epoch and started again."""
-    made = SETTINGS.model_copy(update={"epochs": 3, "batch_size": 9, "dropout": 0.2})
-    data = make_data(made)
-    reports: dict[str, list[dict[str, Any]]] = {"whole": [], "first": [], "second": []}
+    made = SETTINGS.model_copy(update={"epochs": 3, "batch_size": 9, "dropout": 0.2, "window_rows": 500})
+    data = make_data(made, Path(folder) / f"data-{rank}")
+    reports: dict[str, Any] = {"whole": [], "first": [], "second": []}
+    models: dict[str, Any] = {}
 
     def report(name: str):
         def keep(metrics, save):
@@ -151,6 +171,7 @@ def resumed(rank: int, folder: str) -> dict[str, Any]:
     def fit(name: str, position: dict[str, float] | None = None, trainer: Trainer | None = None) -> None:
         trainer = trainer or make_trainer(made, data)
         fitting.fit(made, trainer, data, report(name), seed=5, position=position)
+        models[name] = trainer.gather()
 
     folder = f"{folder}/{rank}"
     with apart(rank):
@@ -159,12 +180,13 @@ def resumed(rank: int, folder: str) -> dict[str, Any]:
             fit("first")
         trainer = make_trainer(made, data)
         fit("second", trainer.load(folder), trainer)
-    return reports
+    return {**reports, "same": all(value.equal(models["second"][key]) for key, value in models["whole"].items())}
 
 
 def test_a_killed_fit_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     (ranks,) = on_ranks(resumed, tmp_path, [(str(tmp_path / "state"),)])
     for found in ranks:
+        assert found.pop("same")
         ends = {name: [m for m in reports if "valid_auc" in m] for name, reports in found.items()}
         assert [m["epoch"] for m in ends["whole"]] == [1, 2, 3]
         assert [m["epoch"] for m in ends["second"]] == [2, 3]
@@ -172,6 +194,39 @@ def test_a_killed_fit_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
         for whole, after in zip(ends["whole"][1:], ends["second"], strict=True):
             for name in ("train_log_loss", "valid_log_loss", "valid_auc"):
                 assert after[name] == pytest.approx(whole[name], abs=1e-6), name
+
+
+def shared(rank: int, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Two workers on three partitions."""
+    made = RankerSettings.model_validate(settings)
+    data = make_data(made, Path(folder) / f"data-{rank}")
+    read: list[Any] = []
+    train = data.train._replace(read=lambda pieces: (read.append(pieces), data.train.read(pieces))[1])
+    trainer, reports = make_trainer(made, data), list[dict[str, Any]]()
+    keep = fitting.Keep(lambda metrics, save: reports.append(metrics), lambda trainer: None)
+    fitting.fit(made, trainer, data._replace(train=train), keep, seed=5)
+    with apart(rank):
+        whole = fitting.make_ranker(make_data(made))
+    ours = fitting.make_ranker(data)
+    buffers = dict(ours.named_buffers())
+    same = [torch.allclose(value, buffers[name], atol=1e-6) for name, value in whole.named_buffers()]
+    return {"reports": reports, "read": read, "same": same, "rate": [float(whole.bias), float(ours.bias)]}
+
+
+def test_workers_learn_from_partitions_of_their_own(tmp_path: Path) -> None:
+    made = SETTINGS.model_copy(update={"epochs": 4, "patience": 4, "batch_size": 20, "content": True})
+    (ranks,) = on_ranks(shared, tmp_path, [(str(tmp_path), made.model_dump(mode="json"))])
+    for first, second in zip(*(found["reports"] for found in ranks), strict=True):
+        assert {key: first[key] for key in first if key != "seconds"} == pytest.approx(
+            {key: second[key] for key in second if key != "seconds"}
+        )
+    ends = [each for each in ranks[0]["reports"] if "valid_auc" in each]
+    assert ends[-1]["valid_log_loss"] < ends[0]["valid_log_loss"] < 0.7
+    assert ends[-1]["rows"] == EVENTS
+    for found in ranks:
+        assert all(found["same"])
+        assert found["rate"][0] == pytest.approx(found["rate"][1], abs=1e-6)
+        assert sum(high - low for pieces in found["read"] for _, low, high in pieces) == made.epochs * EVENTS // 2
 
 
 def nan(rank: int) -> str:

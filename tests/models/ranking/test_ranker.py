@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.ranking.architectures import AUXILIARY_WEIGHT
 from models.ranking.config import Dcnv2, Dlrm, RankerConfig, RankMixer, Table
-from models.ranking.ranker import Ranker, RankerInputs, TrainingTask, load_ranker, save_ranker
+from models.ranking.ranker import Ranker, RankerInputs, TrainingTask, load_ranker, merged, moments, save_ranker
 from storage.errors import UserError
 
 ROWS, HISTORY = 50, 3
@@ -74,7 +75,7 @@ def ranker(config: RankerConfig = CONFIG) -> Ranker:
         for parameter in made.parameters():
             parameter.normal_(std=0.1)
     if config.content_dim:
-        made.set_statistics(dense=torch.randn(100, 2) * 5 + 3, content=torch.randn(100, 3), rate=0.2)
+        made.set_statistics(dense=moments(torch.randn(100, 2) * 5 + 3), content=moments(torch.randn(100, 3)), rate=0.2)
     return made.eval()
 
 
@@ -144,10 +145,19 @@ def test_the_unknown_counts_as_the_training_mean() -> None:
 def test_statistics_leave_out_what_is_missing() -> None:
     made = ranker()
     dense = torch.tensor([[1.0, torch.nan], [3.0, torch.nan], [torch.inf, torch.nan]])
-    made.set_statistics(dense=dense, content=torch.zeros(4, 3), rate=0.5)
+    made.set_statistics(dense=moments(dense), content=moments(torch.zeros(4, 3)), rate=0.5)
     assert made.dense_mean.tolist() == [2, 0]
     assert made.dense_std[0] == pytest.approx(1)
     assert (made.content_std > 0).all()
+
+
+def test_moments_of_parts_are_those_of_all_rows() -> None:
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 3 + 1000
+    values[::7, 1] = torch.nan
+    values[:, 2] = torch.inf
+    for cuts in ([50], [10, 40], [0, 1, 49], [25, 0, 25]):
+        found = reduce(merged, [moments(part) for part in values.split(cuts)])
+        torch.testing.assert_close(found, moments(values), rtol=1e-10, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -16,8 +16,9 @@ from storage.run import RunDir
 from workflows.catalogs.synthetic.sample import write_sample
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import features, rank
+from workflows.stages import rank
 from workflows.stages.evaluate import stage as evaluate
+from workflows.stages.features import stage as features
 from workflows.stages.ingest import stage as ingest
 
 pytestmark = pytest.mark.long
@@ -55,7 +56,7 @@ def write_items_from_truth(truth: pl.DataFrame, run: RunDir) -> None:
 
     A caption is colour, pattern and material; items with one caption share a random embedding and a code prefix.
     """
-    ids = run.read_table("catalog", "items").select(["item_id", "title", "description"])
+    ids = run.read_table("catalog", "items").select(["item_id", "title", "description", "attributes"])
     words = truth.select(pl.col("item_id"), pl.concat_str(pl.col("colour", "pattern", "material"), separator=" "))
     spoken = dict(words.iter_rows())
     captions = [spoken.get(item) for item in ids["item_id"].to_pylist()]

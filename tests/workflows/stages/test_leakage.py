@@ -20,12 +20,14 @@ from operators.columns import matrix_column
 from operators.features.tokens import NULL_ID, token_hashes
 from operators.log.encoding import encode
 from operators.log.events import SPLITS
-from operators.log.split import SplitLeaveLast, SplitTime
+from operators.log.split import SplitLeaveLast, SplitTime, split_numbers
+from storage import files
 from storage.hashing import hash_order
 from storage.run import RunDir
+from tests.logs import read_examples, write_log
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import features
+from workflows.stages.features import stage as features
 
 USERS, ITEMS, EVENTS, DAYS, HISTORY = 15, 20, 200, 25, 4
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -58,7 +60,7 @@ def context(tmp_path_factory) -> Context:
     codes = np.stack([np.arange(ITEMS) % 3, np.arange(ITEMS), np.full(ITEMS, -1)], axis=1)
     run.write_table(pa.table({"item_id": IDS, "attributes": attributes}), "catalog", "items")
     texts = {"title": text, "description": text, "caption": text, "interests": interests}
-    run.write_table(pa.table({"item_id": IDS, **texts}), "items")
+    run.write_table(pa.table({"item_id": IDS, "attributes": attributes, **texts}), "items")
     run.write_table(pa.table({"item_id": IDS, "embedding": matrix_column(np.zeros((ITEMS, 2)))}), "embeddings")
     run.write_table(pa.table({"item_id": IDS, "codes": matrix_column(codes)}), "sids")
     return Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
@@ -88,10 +90,11 @@ def drawn_anew(rows: pl.DataFrame, random: np.random.Generator, *, later_than: p
 
 def write(context: Context, log: pl.DataFrame, kind: str) -> Written:
     run = context.run
-    run.write_table(log.to_arrow(), "catalog", "interactions")
+    files.remove(run.uri("checkpoints"))  # which the runner removes
+    write_log(run, log.to_arrow())
     stage("features").run(features.Config(history=HISTORY, negatives=2), replace(context, split=KINDS[kind]))
-    tables = [pl.from_arrow(run.read_table("features", name)) for name in (*SPLITS, "items", "users")]
-    return Written(dict(zip(SPLITS, tables, strict=False)), *tables[3:])
+    state = (pl.from_arrow(run.read_table("features", name)) for name in ("items", "users"))
+    return Written({name: read_examples(run, name) for name in SPLITS}, *state)
 
 
 def with_splits(log: pl.DataFrame, kind: str) -> pl.DataFrame:
@@ -103,9 +106,9 @@ def with_splits(log: pl.DataFrame, kind: str) -> pl.DataFrame:
             "user_id": pl.Series(pl.from_arrow(encoded.users)).gather(events.user),
             "item_id": pl.Series(pl.from_arrow(ROWS)).gather(events.item),
             "timestamp": pl.Series(events.time).cast(TIME),
-            "hour": pl.from_arrow(encoded.context)["hour"],
+            "hour": pl.from_arrow(encoded.context)["context_hour"],
             "label": events.label,
-            "split": KINDS[kind].numbers(events),
+            "split": split_numbers(KINDS[kind], events),
         }
     )
 
@@ -173,3 +176,11 @@ def test_training_is_made_from_its_own_split_alone(context: Context, kind: str, 
         users = dict(written.users.select("user_id", "user").iter_rows())
         for table in written.examples.values():
             assert table["user"].to_list() == [users[user_id] for user_id in table["user_id"]]
+
+
+@every_kind
+def test_items_come_out_the_same_block_by_block(context: Context, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = draw_log(np.random.default_rng(5), labels=True)
+    whole = write(context, log, kind).items
+    monkeypatch.setattr(files, "PART_ROWS", 7)
+    assert_frame_equal(write(context, log, kind).items, whole)

@@ -10,20 +10,24 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from models.evaluation.clicks import log_loss
+from models.evaluation.clicks import total_loss
 from models.ranking.ranker import load_ranker
 from operators.features.ranker_inputs import Examples, ItemFeatures, aligned, predict
 from operators.features.tokens import NULL_ID
-from operators.log.encoding import encode
+from operators.log.events import SPLITS
+from operators.log.partitions import open_log
 from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from tests.logs import read_examples, read_log_table, write_log
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import features, rank
+from workflows.stages import rank
+from workflows.stages.evaluate import ranker
 from workflows.stages.evaluate import stage as evaluate
+from workflows.stages.features import stage as features
 
 pytestmark = pytest.mark.long
 
@@ -36,7 +40,7 @@ def vectors(values: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def write_run(root: Path, *, labels: bool = True, shuffled: int | None = None) -> Context:
+def write_run(root: Path, *, labels: bool = True, shuffled: int | None = None, partitions: int = 1) -> Context:
     """A run up to quantize; users like items of their own colour. `shuffled` permutes the rows of every table."""
     random = np.random.default_rng(0)
     colour = random.integers(0, 4, ITEMS)
@@ -63,14 +67,13 @@ def write_run(root: Path, *, labels: bool = True, shuffled: int | None = None) -
         log = log.filter(pa.compute.equal(log["label"], 1)).drop_columns("label")
     text = pa.nulls(ITEMS, pa.string())
     sids = np.stack([colour, np.arange(ITEMS) % 3, np.arange(ITEMS)], axis=1).astype(np.int32)
+    attributes = pa.nulls(ITEMS, pa.map_(pa.string(), pa.string()))
     tables = {
-        ("catalog", "interactions"): log,
-        ("catalog", "items"): pa.table(
-            {"item_id": items, "attributes": pa.nulls(ITEMS, pa.map_(pa.string(), pa.string()))}
-        ),
+        ("catalog", "items"): pa.table({"item_id": items, "attributes": attributes}),
         ("items",): pa.table(
             {
                 "item_id": items,
+                "attributes": attributes,
                 "title": text,
                 "description": text,
                 "caption": [f"a {name} vase" for name in names],
@@ -85,7 +88,10 @@ def write_run(root: Path, *, labels: bool = True, shuffled: int | None = None) -
             }
         ),
     }
-    for seed, (parts, table) in enumerate(tables.items()):
+    if shuffled is not None:
+        log = log.take(np.random.default_rng(shuffled).permutation(log.num_rows))
+    write_log(run, log, partitions=partitions)
+    for seed, (parts, table) in enumerate(tables.items(), 1):
         if shuffled is not None:
             table = table.take(np.random.default_rng(shuffled + seed).permutation(table.num_rows))
         run.write_table(table, *parts)
@@ -100,6 +106,8 @@ def write_run(root: Path, *, labels: bool = True, shuffled: int | None = None) -
 
 
 def read(context: Context, name: str) -> pl.DataFrame:
+    if name in SPLITS:
+        return read_examples(context.run, name)
     return pl.from_arrow(context.run.read_table("features", name))
 
 
@@ -107,7 +115,7 @@ def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> N
     context = write_run(tmp_path)
     result = stage("features").run(features.Config(history=5), context)
     assert (result.rows_in, result.rows_out, result.rejected) == (EVENTS, EVENTS, 0)
-    log = pl.from_arrow(context.run.read_table("catalog", "interactions")).sort("timestamp")
+    log = pl.from_arrow(read_log_table(context.run)).sort("timestamp")
     parts = [read(context, name) for name in ("train", "valid", "test")]
     rows = pl.concat(parts).sort("timestamp")
     assert rows.select("user_id", "item_id", "timestamp", "label", hour="context_hour").equals(
@@ -137,10 +145,10 @@ def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> N
 
 def test_columns_of_the_log_never_take_the_place_of_features(tmp_path: Path) -> None:
     plain, named = write_run(tmp_path / "plain"), write_run(tmp_path / "named")
-    log = named.run.read_table("catalog", "interactions")
+    log = read_log_table(named.run)
     for name in ("row", "item_events", "user", "history"):
         log = log.append_column(name, log["hour"])
-    named.run.write_table(log, "catalog", "interactions")
+    write_log(named.run, log)
     for context in (plain, named):
         stage("features").run(features.Config(), context)
     for name in ("train", "valid", "test"):
@@ -166,7 +174,7 @@ def test_the_order_of_the_input_does_not_matter(tmp_path: Path) -> None:
 def test_without_labels_negatives_join_the_first_interactions(tmp_path: Path) -> None:
     context = write_run(tmp_path, labels=False)
     result = stage("features").run(features.Config(negatives=2), context)
-    log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
+    log = pl.from_arrow(read_log_table(context.run))
     rows = pl.concat([read(context, name) for name in ("train", "valid", "test")])
     positives, negatives = rows.filter(pl.col("label") == 1), rows.filter(pl.col("label") == 0)
     first_of_item = sum(result.metrics[name]["first_of_item"] for name in ("train", "valid", "test"))
@@ -183,11 +191,11 @@ def test_without_labels_negatives_join_the_first_interactions(tmp_path: Path) ->
 def test_without_labels_newness_does_not_tell_the_label(tmp_path: Path) -> None:
     """Items arrive all the time here, so that every split holds first events."""
     context = write_run(tmp_path, labels=False)
-    log = context.run.read_table("catalog", "interactions")
+    log = read_log_table(context.run)
     event = np.arange(log.num_rows)
     newest = event * ITEMS // len(event)
     items = pa.array([f"i{n}" for n in np.maximum(newest - event % 3, 0)])
-    context.run.write_table(log.set_column(1, "item_id", items), "catalog", "interactions")
+    write_log(context.run, log.set_column(1, "item_id", items))
     stage("features").run(features.Config(), context)
     for name in ("train", "valid", "test"):
         rows = read(context, name)
@@ -198,25 +206,23 @@ def test_without_labels_newness_does_not_tell_the_label(tmp_path: Path) -> None:
 
 def test_a_log_of_likes_alone_is_a_log_without_labels(tmp_path: Path) -> None:
     tables, said = [], []
-    for name in ("bare", "liked", "null"):
+    for name in ("bare", "liked"):
         context = replace(write_run(tmp_path / name, labels=False), log=said.append)
-        log = context.run.read_table("catalog", "interactions")
+        log = read_log_table(context.run)
         if name == "liked":
             log = log.append_column("label", pa.array(np.ones(log.num_rows, np.float32)))
-        elif name == "null":
-            log = log.append_column("label", pa.nulls(log.num_rows, pa.float32()))
-        context.run.write_table(log, "catalog", "interactions")
+        write_log(context.run, log)
         assert stage("features").run(features.Config(), context).metrics["labels"] is False
         tables.append([read(context, part) for part in ("items", "users", "train", "valid", "test")])
     for other in tables[1:]:
         assert all(a.equals(b) for a, b in zip(tables[0], other, strict=True))
-    assert sum("every event counts as a positive" in line for line in said) == 2
+    assert sum("every event counts as a positive" in line for line in said) == 1
 
 
 def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     context = replace(write_run(tmp_path), split=SplitLeaveLast(kind="leave_last"))
     stage("features").run(features.Config(), context)
-    log = pl.from_arrow(context.run.read_table("catalog", "interactions"))
+    log = pl.from_arrow(read_log_table(context.run))
     heavy = log.group_by("user_id").len().filter(pl.col("len") >= 3)
     train, valid, test = (read(context, name) for name in ("train", "valid", "test"))
     assert len(test) == len(valid) == len(heavy)
@@ -228,21 +234,18 @@ def test_leave_last_trains_on_no_held_out_event(tmp_path: Path) -> None:
     assert row["item_events"] == pytest.approx(np.log1p(len(count)), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["missing", "half labelled", "nothing liked", "foreign"])
+@pytest.mark.parametrize("kind", ["missing", "nothing liked", "foreign"])
 def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
     context = write_run(tmp_path)
-    log = context.run.read_table("catalog", "interactions")
+    log = read_log_table(context.run)
     if kind == "missing":
-        files.remove(context.run.uri("catalog", "interactions"))
-    elif kind == "half labelled":
-        label = pa.array([None, *log["label"].to_pylist()[1:]], pa.float32())
-        context.run.write_table(log.set_column(3, "label", label), "catalog", "interactions")
+        files.remove(context.run.uri("log"))
     elif kind == "nothing liked":
         label = pa.array([0.0] * log.num_rows, pa.float32())
-        context.run.write_table(log.set_column(3, "label", label), "catalog", "interactions")
+        write_log(context.run, log.set_column(3, "label", label))
     else:
         foreign = pa.array(["?"] * log.num_rows)
-        context.run.write_table(log.set_column(1, "item_id", foreign), "catalog", "interactions")
+        write_log(context.run, log.set_column(1, "item_id", foreign))
     with pytest.raises(UserError, match=r"^[^.]+\.$"):
         stage("features").run(features.Config(), context)
     assert not files.exists(context.run.uri("features", "train"))
@@ -256,10 +259,10 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     result = stage("rank").run(SETTINGS, context)
     assert steps[-1] == (result.metrics["epochs"], SETTINGS.epochs)
     run = context.run
-    ranker = load_ranker(run.uri("models", "ranker"))
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
-    valid = Examples(run.read_table("features", "valid"), ranker.config.dense)
-    loss = log_loss(valid.label.numpy(), predict(ranker, items, valid, batch_size=77))
+    loaded = load_ranker(run.uri("models", "ranker"))
+    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), loaded.config)
+    valid = Examples(run.read_table("features", "valid"), loaded.config.dense)
+    loss = total_loss(valid.label.numpy(), predict(loaded, items, valid, batch_size=77)) / len(valid)
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
 
     write_manifest(run.root, Manifest(name="ranking", stages={"rank": StageEntry(state="complete")}))
@@ -273,6 +276,37 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     assert metrics["ranker"]["auc"] < metrics["truth"]["auc"] + 0.02
 
 
+def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(rank, "COMPARED", 20)
+    asked = []
+    for partitions in (1, 3):
+        context = write_run(tmp_path / str(partitions), partitions=partitions)
+        stage("features").run(features.Config(), context)
+        weight = rank.fit_retriever(context, steps=1)
+        folder = context.run.uri("checkpoints", "rank", context.fingerprint, "retriever")
+        counts = pl.from_arrow(files.read_table(files.join(folder, "positives")))
+        sampled = rank.lowest(files.read_table(files.join(folder, "queries")))
+        asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), sampled.to_pydict()))
+        assert sampled.num_rows == 20
+        train = read(context, "train").filter(pl.col("label") > 0)
+        assert {row["item"]: row["positives"] for row in asked[-1][1]} == dict(
+            train.group_by("row").len().sort("row").iter_rows()
+        )
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.usefixtures("fits_here")
+def test_partitions_give_a_ranker_as_good_as_one(tmp_path: Path) -> None:
+    losses = []
+    for partitions in (1, 3):
+        context = write_run(tmp_path / str(partitions), partitions=partitions)
+        stage("features").run(features.Config(), context)
+        result = stage("rank").run(SETTINGS.model_copy(update={"window_rows": 1000}), context)
+        assert result.rows_in == read(context, "train").height
+        losses.append(result.metrics["valid_log_loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
 def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
     context = write_run(tmp_path)
     stage("features").run(features.Config(), context)
@@ -280,14 +314,13 @@ def test_a_test_split_that_nobody_liked_recalls_nothing(tmp_path: Path) -> None:
     items = run.read_table("features", "items")["item_id"]
     embedding = aligned(items, run.read_table("embeddings"))
     test = run.read_table("features", "test")
-    log = encode(run.read_table("catalog", "interactions"), items)
+    part = open_log(run).part(0)
     popularity = np.arange(ITEMS, dtype=np.float64)
     disliked = test.filter(pa.compute.equal(test["label"], 0))
-    some, none = (evaluate.retrieval(embedding, part, log, popularity, (5,), weight=1.0) for part in (test, disliked))
+    some, none = (ranker.retrieval(embedding, rows, part, popularity, (5,), weight=1.0) for rows in (test, disliked))
+    assert 0 <= some["recall@5"] <= some["queries"]
     assert some["queries"] > 0
-    assert 0 <= some["recall@5"] <= 1
-    assert none["queries"] == 0
-    assert np.isnan([none["recall@5"], none["popularity_recall@5"]]).all()
+    assert set(none.values()) == {0}
 
 
 def test_results_do_not_depend_on_the_device() -> None:
@@ -306,8 +339,9 @@ def test_without_labels_an_item_is_popular_per_day_on_offer() -> None:
     row, days, label, age = (np.array(column) for column in zip(*rows, strict=True))  # age in days at the event
     stamps = pa.array(days * day, pa.timestamp("us", tz="UTC"))
     train = pa.table({"row": row, "label": label, "timestamp": stamps, "item_age": np.log1p(age)})
-    positives, exposure = evaluate.training_counts(train, 4, labelled=False)
+    parts = [train.slice(0, 2), train.slice(2, 0), train.slice(2)]
+    positives, exposure = ranker.training_counts(parts, 4, labelled=False)
     assert positives.tolist() == [4, 2, 1, 0]  # an item's first event is no example, and counts
     np.testing.assert_allclose(exposure, [10, 2, 9, 0])
-    positives, exposure = evaluate.training_counts(train, 4, labelled=True)
+    positives, exposure = ranker.training_counts(parts, 4, labelled=True)
     assert (positives.tolist(), exposure.tolist()) == ([3, 1, 0, 0], [3, 2, 1, 0])

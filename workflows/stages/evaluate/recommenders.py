@@ -6,23 +6,22 @@ import time
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, Recommender, recommend_blocks
 from models.evaluation.bootstrap import bootstrap_means, interval
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
 from models.generation.heldout import task_scores
 from models.recommenders.content import fit_content
-from models.recommenders.fitting import sample
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.popularity import MostPopular
-from operators.features.ranker_inputs import aligned
-from operators.log.encoding import read_log
+from operators.features.ranker_inputs import aligned, read_embeddings
+from operators.log.partitions import item_ids, open_log, read_user_ids
+from operators.log.sequences import read_queries, read_training
 from workflows.catalogs.synthetic.truth import true_lists
 from workflows.engine.stage import Context
 from workflows.stages.generate.build import load_recommender, read_corpus
-from workflows.stages.generate.data import read_data
 
 EXAMPLES = 300  # per task
 BASELINES = ("sasrec", "item_knn", "content", "popularity")
@@ -30,7 +29,7 @@ GAIN = f"ndcg@{CUT}"
 WITH_INTERVAL = {f"recall@{CUT}": recall, GAIN: ndcg}
 
 
-def score_recommenders(context: Context, *, queries: int | None, draws: int) -> dict[str, Any]:
+def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[str, Any]:
     """Returns metrics of the recommenders that the stage generate has fitted, of content, popularity and the truth.
 
     The truth is known of a generated catalogue only.
@@ -40,7 +39,7 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
 
     Args:
         context: of a run whose generate stage is complete.
-        queries: number of queries, a sample, at most; None: all.
+        queries: of validation and of test, a sample, at most.
         draws: resamples of users behind every interval.
 
     Returns:
@@ -48,22 +47,24 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
     """
     run = context.run
     generated = run.read_json("metrics", "generate.json")
-    data = read_data(run, context.split, **generated["queries"])
-    if queries is not None:
-        data = data._replace(test=sample(data.test, queries, seed=context.seed))
-    if not len(data.test.user):
+    log, ids = open_log(run), item_ids(run)
+    valid, test = (
+        read_queries(log, context.split, name, **generated["queries"], most=queries, seed=context.seed)
+        for name in ("valid", "test")
+    )
+    if not len(test.user):
         context.log("no event of the test split asks for a next item: the recommenders have no scores")
         return {}
 
     def banned(queries: Queries) -> Any:
         return None if generated["queries"]["repeats"] else queries.seen
 
-    positives = np.bincount(data.sequences.values.numpy(), minlength=len(data.item_ids))
-    vectors, valid, test = aligned(data.item_ids, run.read_table("embeddings")), data.valid, data.test
+    training = read_training(log, context.split)
+    vectors = aligned(ids, read_embeddings(run))
     recommenders: dict[str, Recommender] = {
         **{name: load_recommender(run, name) for name in generated["valid"]},
         "content": fit_content(vectors, valid.histories, valid.target, banned=banned(valid)),
-        "popularity": MostPopular(torch.from_numpy(positives)),
+        "popularity": MostPopular(torch.from_numpy(training.positives)),
     }
     lists: dict[str, Recommended] = {}
     for name, recommender in recommenders.items():
@@ -72,15 +73,16 @@ def score_recommenders(context: Context, *, queries: int | None, draws: int) -> 
         context.log(f"{name}: {len(test.user)} lists in {time.monotonic() - began:.1f} s")
     truth = true_lists(
         context.catalog,
-        data.item_ids,
-        read_log(run).users.take(pa.array(test.user)),
+        ids,
+        read_user_ids(run, test.user),
         test.time,
         k=max(CUTS),
         banned=banned(test),
     )
     if truth is not None:
         lists["truth"] = truth
-    return judge(lists, test, positives, ~data.warm, chosen=generated["chosen"], seed=context.seed, draws=draws)
+    chosen = generated["chosen"]
+    return judge(lists, test, training.positives, ~training.warm, chosen=chosen, seed=context.seed, draws=draws)
 
 
 def judge(
@@ -156,7 +158,7 @@ def _ratio(over: Any, under: Any) -> np.ndarray:
     return np.divide(over, under, out=np.full_like(under, np.nan), where=under > 0)
 
 
-def score_tasks(context: Context) -> dict[str, Any]:
+def score_tasks(context: Context, *, queries: int) -> dict[str, Any]:
     """Returns held-out scores by task, see `models.generation.heldout.task_scores`.
 
     Tasks about content are scored on items that were held out of them, recommending tasks on the test split. Empty
@@ -169,8 +171,9 @@ def score_tasks(context: Context) -> dict[str, Any]:
     recommender = load_recommender(run, name)
     if not isinstance(recommender, LanguageModelRecommender) or not recommender.settings.tasks:
         return {}
-    data = read_data(run, context.split, **generated["queries"])
     settings, model = recommender.settings, recommender.model
-    corpus = read_corpus(settings, run, data, seed=seed, vocabulary=model.vocabulary)
+    nothing = Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))  # trains nobody here
+    corpus = read_corpus(settings, run, item_ids(run), nothing, seed=seed, vocabulary=model.vocabulary)
+    test = read_queries(open_log(run), context.split, "test", **generated["queries"], most=queries, seed=seed)
     tasks = settings.trained_tasks
-    return task_scores(model, recommender.trie, corpus, tasks, data.test, most=EXAMPLES, seed=seed)
+    return task_scores(model, recommender.trie, corpus, tasks, test, most=EXAMPLES, seed=seed)

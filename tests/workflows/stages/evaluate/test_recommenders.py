@@ -15,6 +15,7 @@ from storage import files
 from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from tests.logs import read_log_table, write_log
 from tests.serving.conftest import ITEMS, write_run
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
@@ -52,7 +53,7 @@ def run(tmp_path: Path, monkeypatch) -> RunDir:
     return run
 
 
-def evaluated(run: RunDir, *stages: str, queries: int | None = None, **changes) -> Result:
+def evaluated(run: RunDir, *stages: str, queries: int = 1_000, **changes) -> Result:
     complete = {stage: StageEntry(state="complete") for stage in stages}
     write_manifest(run.root, Manifest(name="tiny", stages={**complete, "evaluate": StageEntry(state="running")}))
     context = Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
@@ -61,7 +62,7 @@ def evaluated(run: RunDir, *stages: str, queries: int | None = None, **changes) 
 
 def brute_popularity(run: RunDir, *, repeats: bool) -> tuple[list[float], list[bool]]:
     """NDCG@10 of the most popular items per query of a leave-last split, by loops over the log, and who is cold."""
-    log = pl.from_arrow(run.read_table("catalog", "interactions"))
+    log = pl.from_arrow(read_log_table(run))
     names = run.read_table("embeddings")["item_id"].to_pylist()
     rows = {names[at]: row for row, at in enumerate(hash_order(names))}
     users: dict[str, list[tuple[int, int, float]]] = {}
@@ -117,15 +118,15 @@ def test_a_ranker_and_a_generator_are_scored_as_each_alone(run):
 
 
 def test_a_sample_of_the_queries_may_do(run):
-    every, few = (evaluated(run, "generate", queries=queries) for queries in (None, 7))
+    every, few = (evaluated(run, "generate", queries=queries) for queries in (1_000, 7))
     assert few.rows_out == few.metrics["sasrec"]["queries"] == 7 < every.rows_out
 
 
 def test_a_split_without_a_query_scores_nobody(run):
-    log = pl.from_arrow(run.read_table("catalog", "interactions"))
+    log = pl.from_arrow(read_log_table(run))
     last = log["timestamp"].quantile(0.85, "nearest")
     disliked = pl.when(pl.col("timestamp") > last).then(0.0).otherwise(pl.col("label")).cast(pl.Float32)
-    run.write_table(log.with_columns(label=disliked).to_arrow(), "catalog", "interactions")
+    write_log(run, log.with_columns(label=disliked).to_arrow())
     result = evaluated(run, "generate")
     assert (result.rows_out, result.metrics) == (0, {})
 

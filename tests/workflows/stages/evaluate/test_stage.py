@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,16 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.evaluation.clicks import scorecard
+from models.evaluation.clicks import Sums, auc
 from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from tests.logs import read_log_table, write_log
 from tests.serving.conftest import write_run
 from workflows.catalogs.synthetic.truth import true_probability
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
 from workflows.engine.summary import summary
+from workflows.stages.evaluate import ranker
 from workflows.stages.evaluate import stage as evaluate
+from workflows.stages.features import stage as features
 
 PAIRS = (("cold_items", "warm_items"), ("head_items", "tail_items"), ("with_caption", "without_caption"))
 SCORERS = ("ranker", "popularity", "truth")
@@ -29,7 +33,7 @@ SCORERS = ("ranker", "popularity", "truth")
 def run(tmp_path: Path) -> RunDir:
     """A finished run with the probabilities that its labels came from."""
     run = write_run(tmp_path, labels=True)
-    log = run.read_table("catalog", "interactions", columns=["user_id", "item_id", "timestamp"])
+    log = read_log_table(run)
     probability = pa.array(np.random.default_rng(1).uniform(0.05, 0.6, log.num_rows))
     files.write_part(run.uri("truth.parquet"), log.append_column("probability", probability))
     write_manifest(run.root, Manifest(name="tiny", stages={"rank": StageEntry(state="complete")}))
@@ -39,6 +43,10 @@ def run(tmp_path: Path) -> RunDir:
 def evaluated(run: RunDir) -> Result:
     quiet = {"log": lambda line: None, "progress": lambda done, total: None}
     return stage("evaluate").run(evaluate.Config(recall_at=(5,), bootstrap=10), Context(run, run.root, 0, "f", **quiet))
+
+
+def context_of(run: RunDir, name: str) -> Context:
+    return Context(run, run.root, 0, name, log=lambda line: None, progress=lambda done, total: None)
 
 
 def rewrite(run: RunDir, **columns: pa.Array) -> None:
@@ -64,9 +72,11 @@ def test_no_row_is_dropped_and_each_slice_holds_its_own(run):
     assert slices["without_caption"]["rows"] == (of_test % 7 == 0).sum()
     cold = of_test % 4 == 0
     assert slices["cold_items"]["rows"] == cold.sum()
-    probability = true_probability(run.root, test)
-    user = np.unique(test["user_id"].to_pylist(), return_inverse=True)[1]
-    assert slices["cold_items"]["truth"] == pytest.approx(scorecard(user[cold], label[cold], probability[cold]))
+    probability = true_probability(run.root, ranker.with_ids(run, test))
+    user = np.unique(test["user_hash"].to_numpy(), return_inverse=True)[1]
+    rows = label[cold], probability[cold]
+    expected = {"auc": auc(*rows), **Sums.of(user[cold], *rows).metrics()}
+    assert slices["cold_items"]["truth"] == pytest.approx(expected)
 
 
 def test_the_slice_of_everything_scores_as_everything_and_an_empty_one_is_null(run):
@@ -96,7 +106,7 @@ def test_the_summary_stays_a_few_lines(run):
 def test_the_head_is_the_fewest_items_with_half_of_the_positives(positives):
     counts = np.array(positives, float)
     items = pa.table({"item": np.arange(len(counts)), "caption": [[n % 2, 5] for n in range(len(counts))]})
-    found = evaluate.slices(items, counts)
+    found = ranker.slices(items, counts)
     assert found["cold_items"].tolist() == [n == 0 for n in range(len(counts))]
     assert found["with_caption"].tolist() == [n % 2 == 1 for n in range(len(counts))]
     for one, other in PAIRS:
@@ -105,3 +115,40 @@ def test_the_head_is_the_fewest_items_with_half_of_the_positives(positives):
     assert 2 * head.sum() >= counts.sum()
     assert not len(head) or 2 * (head.sum() - head.min()) < counts.sum()
     assert not len(head) or found["tail_items"].sum() == 0 or head.min() >= counts[found["tail_items"]].max()
+
+
+def test_partitions_and_histograms_change_nothing_but_what_they_say(run):
+    one = score(run, "whole")
+    assert "auc_error" not in one["ranker"]
+    binned = score(run, "binned", exact_rows=10)
+    for scorer in SCORERS:
+        error = binned[scorer].pop("auc_error")
+        assert 0 < error < 0.05
+        assert binned[scorer].pop("auc") == pytest.approx(one[scorer]["auc"], abs=error + 1e-12)
+        assert binned[scorer] == {name: one[scorer][name] for name in binned[scorer]}
+    log = read_log_table(run)
+    write_log(run, log, partitions=3)
+    files.remove(run.uri("features"))
+    stage("features").run(features.Config(history=5), context_of(run, "parts"))
+    assert len(files.parts(run.uri("features", "test"))) == 3
+    parts = score(run, "parts")
+    for scorer in SCORERS:
+        assert parts[scorer].pop("auc_interval") == pytest.approx(one[scorer].pop("auc_interval"), abs=1e-9)
+        assert parts[scorer] == pytest.approx(one[scorer], abs=1e-9)
+    for slice_name, card in one["slices"].items():
+        for scorer in SCORERS:
+            assert parts["slices"][slice_name][scorer] == pytest.approx(card[scorer], abs=1e-9, nan_ok=True)
+    assert parts["retriever"] == one["retriever"]
+    assert parts["auc_gain"]["interval"] == pytest.approx(one["auc_gain"]["interval"], abs=1e-9)
+
+
+def score(run: RunDir, name: str, **settings: int) -> dict[str, Any]:
+    rows, metrics = ranker.score_ranker(context_of(run, name), recall_at=(5,), draws=20, **settings)
+    assert rows == run.read_table("features", "test").num_rows
+    return metrics
+
+
+def test_a_truth_that_lacks_events_of_one_partition_is_no_truth(run):
+    truth = files.read_table(run.uri("truth.parquet"))
+    files.write_part(run.uri("truth.parquet"), truth.slice(0, truth.num_rows - 1))
+    assert "truth" not in evaluated(run).metrics
