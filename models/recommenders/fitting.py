@@ -15,12 +15,12 @@ from models.common.data_parallel import Strategy, backward, evaluating, gather_s
 from models.common.devices import DTYPES
 from models.common.jagged import gather
 from models.common.recommender import FittedRecommender, Queries, Recommender
-from models.common.seeds import generator, seed_of
+from models.common.seeds import seed_of
 from models.common.settings import FitConfig
 from models.evaluation.lists import CUT, ndcg, ranks, recall
 from storage.errors import UserError
 
-VALID, DROPOUT = 31, 32  # what is drawn
+DROPOUT = 32  # what is drawn
 RECALL, NDCG = f"valid_recall@{CUT}", f"valid_ndcg@{CUT}"  # of a validation; the second one decides
 REPORT_EVERY = 10  # steps between two reports, each a chance to keep a state
 
@@ -177,19 +177,6 @@ def validate(
 def best_of(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the report of the best validation."""
     return max(curve, key=lambda point: point.get(NDCG, -1.0))
-
-
-def sample(queries: Queries, count: int, *, seed: int) -> Queries:
-    """Returns a random sample of so many queries in their order, or all where there are fewer."""
-    rows = torch.randperm(len(queries.target), generator=generator(VALID, seed))[:count].sort().values
-    at = rows.numpy()
-    return Queries(
-        queries.user[at],
-        gather(queries.histories, rows),
-        queries.target[rows],
-        gather(queries.seen, rows),
-        None if queries.time is None else queries.time[at],
-    )
 
 
 def _moved(batch: Any, device: torch.device | str) -> Any:

@@ -15,10 +15,10 @@ from torch import nn
 from models.common.collectives import rank_and_size
 from models.common.data_parallel import Strategy
 from models.common.jagged import Jagged
-from models.common.recommender import Queries, Recommended, best
+from models.common.recommender import Queries, Recommended, best, sample
 from models.common.settings import FitConfig
 from models.recommenders import fitting, next_item
-from models.recommenders.fitting import Callbacks, State, TrainingTask, fit, rate, sample, validate
+from models.recommenders.fitting import Callbacks, State, TrainingTask, fit, rate, validate
 from models.recommenders.next_item import EncoderConfig
 from models.recommenders.sasrec import SasRec
 from storage.errors import UserError

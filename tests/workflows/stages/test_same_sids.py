@@ -47,6 +47,7 @@ def catalogue(tmp_path_factory) -> tuple[str, pa.Table]:
             "media": pa.array(
                 [[{"uri": f"{row}.png", "kind": "image"}] if row else None for row in range(ITEMS)], MEDIA
             ),
+            "attributes": pa.nulls(ITEMS, pa.map_(pa.string(), pa.string())),
             "gate": [OPEN] * ITEMS,
         }
     )

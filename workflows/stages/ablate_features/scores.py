@@ -12,14 +12,16 @@ from models.common.collectives import single_worker_group
 from models.evaluation.variants import compare, conclude, gate_curve
 from models.ranking import fitting
 from models.ranking.ranker import Ranker
+from models.ranking.schedule import in_memory
 from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
 from operators.columns import filled_matrix, matrix_column, positions
-from operators.features.ranker_inputs import Examples, ItemFeatures, predict
+from operators.features.ranker_inputs import Examples, ItemFeatures, predict, read_embeddings
 from operators.features.tokens import NULL_ID
-from operators.log.events import Events, counts, histories
+from operators.log.events import SPLITS, Events, counts, histories
+from operators.log.partitions import read_user_ids
 from storage import files
-from storage.hashing import hash_order
+from storage.errors import UserError
 from storage.run import RunDir
 from workflows.catalogs.synthetic.truth import pair_probability
 from workflows.stages.ablate_features.variants import (
@@ -31,6 +33,7 @@ from workflows.stages.ablate_features.variants import (
     variant_settings,
 )
 
+MOST_EXAMPLES = 20_000_000  # that are read whole, by every fit
 # Sets of rows that variants are compared on, and how a sentence calls them.
 PARTS = {"test": "on the test split", "test_cold": "on cold items", "truth_cold": "on cold items, by true clicks"}
 
@@ -55,7 +58,17 @@ class Rows(NamedTuple):
 
 
 def read_examples(run: RunDir, catalog: str, *, users: int) -> Rows:
-    """Reads the examples of a run, and makes the pairs of so many users, see `true_pairs`."""
+    """Reads the examples of a run, MOST_EXAMPLES at most, and makes the pairs of so many users, see `true_pairs`.
+
+    Raises:
+        UserError: there are more.
+    """
+    number = sum(files.dataset(run.uri("features", name)).count_rows() for name in SPLITS)
+    if number > MOST_EXAMPLES:
+        raise UserError(
+            f"ablate_features holds all examples of the log in memory, {MOST_EXAMPLES:,} at most, and here are "
+            f"{number:,}: run it on a catalogue with fewer users, or leave it out."
+        )
     train, valid, test = (run.read_table("features", name) for name in ("train", "valid", "test"))
     return Rows(train, valid, test, true_pairs(run, catalog, train, users=users))
 
@@ -71,11 +84,11 @@ def score(
     variant = VARIANTS[name]
     settings = variant_settings(settings, variant)
     spec, table = run.read_json("features", "spec.json"), run.read_table("features", "items")
-    embeddings = image_vectors(run) if variant.image else run.read_table("embeddings")
+    embeddings = image_vectors(run) if variant.image else read_embeddings(run)
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
     items = ItemFeatures(variant_items(table, variant, run, catalog, seed=seed), embeddings, config)
     train, valid, test = (Examples(part, config.dense) for part in (rows.train, rows.valid, rows.test))
-    data = fitting.Data(config, items, train, valid)
+    data = fitting.Data(config, items, in_memory(train), in_memory(valid))
     best: dict[str, torch.Tensor] = {}
 
     def improved(trainer: Trainer) -> None:
@@ -119,10 +132,10 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     cold = np.flatnonzero((items["item"].to_numpy() == NULL_ID) & (at >= 0))
     if not len(cold):
         return None
-    known = train["user_id"].combine_chunks().dictionary_encode()
-    chosen = hash_order(known.dictionary.to_pylist())[:users]
+    known, code = np.unique(train["user_hash"].to_numpy(), return_inverse=True)
+    chosen = np.arange(len(known))[:users]  # in the order of their hashes
     events = Events(
-        known.indices.to_numpy().astype(np.int64),
+        code,
         train["row"].to_numpy().astype(np.int64),
         train["timestamp"].cast(pa.int64()).to_numpy(),
         train["label"].to_numpy(),
@@ -131,7 +144,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     end = np.full(len(user), events.time.max() + 1)
     values, offsets = histories(events, chosen, end[: len(chosen)], length=spec["history"])
     each = pa.ListArray.from_arrays(offsets, values).take(pa.array(np.repeat(np.arange(len(chosen)), len(cold))))
-    hashes = np.zeros(len(known.dictionary), dtype=np.int64)
+    hashes = np.zeros(len(known), dtype=np.int64)
     hashes[events.user] = train["user"].to_numpy()
     known_counts = counts(events, row, user, end, rates=spec["labels"])
     unknown = np.full(len(user), np.nan, dtype=np.float32)  # in place of an impression's context
@@ -146,7 +159,7 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     )
     impressions = pa.table(
         {
-            "user_id": known.dictionary.take(pa.array(user)),
+            "user_id": read_user_ids(run, known[user]),
             "item_id": items["item_id"].take(pa.array(row)),
             "timestamp": seen["first_seen"].take(pa.array(at[row])),
             "position": np.ones(len(user), dtype=np.int32),
@@ -170,7 +183,7 @@ def judge(fitted: Fitted, rows: Rows, items: pa.Table, *, seed: int, draws: int)
         training never saw, `truth_cold`, by the true probabilities of clicks on them, each as `conclude` returns it;
         `gate_curve`, of the last of these that there is.
     """
-    user = rows.test["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, user = np.unique(rows.test["user_hash"].to_numpy(), return_inverse=True)
     label, row = rows.test["label"].to_numpy(), rows.test["row"].to_numpy()
     cold = items["item"].to_numpy()[row] == NULL_ID
     settings: dict[str, Any] = {"seed": seed, "draws": draws, "base": ID}

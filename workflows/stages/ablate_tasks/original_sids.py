@@ -58,9 +58,9 @@ def write_original(context: Context, to: RunDir) -> bool:
     sizes = tuple(context.run.read_json("models", "quantizer", "config.json")["codebook_sizes"])
     quantized = quantized.model_copy(update={"frozen": None, "codebook_sizes": sizes})
     if quantized.reads_split():
-        to.write_table(context.run.read_table("catalog", "interactions"), "catalog", "interactions")
+        files.copy(context.run.uri("log"), to.uri("log"))
     fit(quantized, there)
-    write_sids(quantized, to)
+    write_sids(quantized, there)
     to.write_json({"items": texts.num_rows}, COMPLETE)
     return True
 

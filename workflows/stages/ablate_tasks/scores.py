@@ -14,8 +14,8 @@ from models.evaluation.lists import CUT, ranks
 from models.generation.heldout import task_scores
 from models.recommenders import fitting
 from models.recommenders.language_model import LanguageModelRecommender
-from operators.log.split import Split
 from storage.run import RunDir
+from workflows.engine.stage import Context
 from workflows.stages.ablate_tasks.settings import Config
 from workflows.stages.ablate_tasks.variants import (
     ORIGINAL,
@@ -27,17 +27,21 @@ from workflows.stages.ablate_tasks.variants import (
 )
 from workflows.stages.evaluate.recommenders import WITH_INTERVAL
 from workflows.stages.generate.build import training_task
-from workflows.stages.generate.data import Data, read_data
+from workflows.stages.generate.data import Data, write_data
 
 
-def read_queries(config: Config, run: RunDir, split: Split, *, seed: int) -> Data:
-    """Reads the sequences that all variants learn from, and draws the queries that they answer."""
+def prepare(config: Config, context: Context) -> Data:
+    """Writes the sequences that all variants learn from, and draws the queries that they answer."""
     settings = config.language_model
-    data = read_data(run, split, history=settings.history, repeats=not config.filter_seen)
-    return data._replace(
-        valid=fitting.sample(data.valid, settings.fit.valid_queries, seed=seed),
-        test=fitting.sample(data.test, config.queries, seed=seed),
+    data, _ = write_data(
+        context,
+        "ablate_tasks",
+        history=settings.history,
+        repeats=not config.filter_seen,
+        valid=settings.fit.valid_queries,
+        test=config.queries,
     )
+    return data
 
 
 def score(config: Config, runs: Mapping[str, RunDir], data: Data, name: str, seed: int) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def score(config: Config, runs: Mapping[str, RunDir], data: Data, name: str, see
     Args:
         config: of the stage.
         runs: semantic IDs and texts, for OWN and ORIGINAL.
-        data: of `read_queries`.
+        data: of `prepare`.
         name: of the variant.
         seed: of the fit.
 
@@ -70,6 +74,7 @@ def score(config: Config, runs: Mapping[str, RunDir], data: Data, name: str, see
     recommender = task.recommender(task.learner.eval())
     assert isinstance(recommender, LanguageModelRecommender)  # noqa: S101 - for the type checker
     test = data.test
+    assert test is not None  # noqa: S101 - the stage has asked for it
     model, trie, tasks = recommender.model, recommender.trie, settings.trained_tasks
     lists = recommended(recommender, test.histories, k=CUT, banned=test.seen if config.filter_seen else None)
     return {

@@ -58,7 +58,8 @@ class AblateTasksStage(Stage[Config]):
         from workflows.stages.generate.build import learnable
 
         run = context.run
-        data = scores.read_queries(config, run, context.split, seed=context.seed)
+        data = scores.prepare(config, context)
+        assert data.test is not None  # noqa: S101 - asked for
         for name, queries in (("validation", data.valid), ("test", data.test)):
             require_queries(queries, name)
         tasks = learnable(config.language_model, context, data)

@@ -6,18 +6,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.common.recommender import Recommender
+from models.common.jagged import Jagged
+from models.common.recommender import Queries, Recommender
 from models.generation.examples import Corpus
 from models.generation.vocabulary import Vocabulary
 from models.recommenders import build
 from models.recommenders.artifacts import load
 from models.recommenders.fitting import TrainingTask
+from models.recommenders.item_knn import fit_item_knn
 from models.recommenders.product_codes import ProductCodes
 from models.recommenders.product_quantizer import Quantized
 from models.recommenders.sasrec import SasRec
-from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from models.recommenders.settings import ItemKnnSettings, LanguageModelSettings, ProductCodesSettings, SasRecSettings
 from operators.columns import matrix_of, positions
-from operators.features.ranker_inputs import aligned
+from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.collaborative import collaborative_vectors
 from operators.log.split import Split
 from storage.artifacts import load_model, save_model
@@ -39,9 +41,18 @@ def write_codes(run: RunDir, settings: ProductCodesSettings, ids: pa.ChunkedArra
         table = collaborative_vectors(run, split, width=settings.width, seed=seed)
         chosen = np.zeros((len(ids), table["vector"].type.list_size), np.float32)
         chosen[positions(table["item_id"], ids)] = matrix_of(table["vector"])
-    embeddings = aligned(ids, run.read_table("embeddings")).numpy()
+    embeddings = aligned(ids, read_embeddings(run)).numpy()
     quantized = build.quantize_items(settings, embeddings, chosen, seed=seed)
     save_model(run.uri("models", "generator", CODES), CODES, {}, quantized._asdict())
+
+
+def write_item_knn(
+    settings: ItemKnnSettings, run: RunDir, data: Data, valid: Queries, name: str, *, filter_seen: bool
+) -> dict[str, int]:
+    """Counts what users chose together, and writes the recommender of that name; the training positives are held."""
+    found = fit_item_knn(settings, data.sequences, len(data.item_ids), valid, filter_seen=filter_seen)
+    found.save(artifact_uri(run, name))
+    return {"items": len(data.item_ids)}
 
 
 def training_task(
@@ -49,7 +60,8 @@ def training_task(
 ) -> TrainingTask:
     """Returns the fit of a recommender by its settings."""
     if isinstance(settings, LanguageModelSettings):
-        return build.language_model_task(settings, read_corpus(settings, run, data, seed=seed), data.valid, seed=seed)
+        corpus = read_corpus(settings, run, data.item_ids, data.sequences, seed=seed)
+        return build.language_model_task(settings, corpus, data.valid, seed=seed)
     torch.manual_seed(seed)
     if isinstance(settings, SasRecSettings):
         sasrec = SasRec(settings.model, items=len(data.item_ids))
@@ -60,20 +72,28 @@ def training_task(
 
 
 def read_corpus(
-    settings: LanguageModelSettings, run: RunDir, data: Data, *, seed: int, vocabulary: Vocabulary | None = None
+    settings: LanguageModelSettings,
+    run: RunDir,
+    ids: pa.ChunkedArray,
+    sequences: Jagged,
+    *,
+    seed: int,
+    vocabulary: Vocabulary | None = None,
 ) -> Corpus:
     """Returns what the language model learns from: a run's semantic IDs, texts and training sequences.
 
     Args:
+        ids: of the items, in the order of their rows.
+        sequences: of training.
         vocabulary: of a model that was fitted; None makes one.
 
     Raises:
         UserError: an item has no semantic ID, or a model that was trained before is not there.
     """
-    sids, texts = read_sids(run, data.item_ids), read_texts(run, data.item_ids) if settings.tasks else []
+    sids, texts = read_sids(run, ids), read_texts(run, ids) if settings.tasks else []
     if vocabulary is None:
         vocabulary = build.make_vocabulary(settings, sids.sizes, texts, suffixes=sids.suffixes)
-    return build.make_corpus(settings, vocabulary, sids.codes, texts, data.sequences, seed=seed)
+    return build.make_corpus(settings, vocabulary, sids.codes, texts, sequences, seed=seed)
 
 
 def learnable(settings: LanguageModelSettings, context: Context, data: Data) -> LanguageModelSettings:
@@ -85,7 +105,7 @@ def learnable(settings: LanguageModelSettings, context: Context, data: Data) -> 
         UserError: there is nothing to learn a task from, a row has no room for a history, two items share their
             semantic ID, or a model that was trained before is not there.
     """
-    corpus = read_corpus(settings, context.run, data, seed=context.seed)
+    corpus = read_corpus(settings, context.run, data.item_ids, data.sequences, seed=context.seed)
     found = build.without_unlearnable(settings, corpus)
     if left_out := ", ".join(task.name for task in settings.tasks if task not in found.tasks):
         context.log(f"left out, since no item has the texts: {left_out}")

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from models.common.jagged import Jagged
 from models.common.recommender import Queries
 from models.generation.vocabulary import sid_codes
-from operators.columns import matrix_of, read_rows
-from operators.log.encoding import read_log
-from operators.log.sequences import queries, training_sequences
+from operators.columns import jagged_of, list_column, matrix_of, read_rows
+from operators.log.partitions import item_ids, open_log
+from operators.log.sequences import read_queries, split_part, training_sequences
 from operators.log.split import Split
+from storage import files
 from storage.errors import UserError
+from storage.mapped import map_columns
 from storage.run import RunDir
+from workflows.engine.stage import Context
 
 
-class Data(NamedTuple):
-    """Training sequences and queries of recommenders; items are rows of `item_ids`."""
+@dataclass(frozen=True)
+class Data:
+    """What recommenders are fitted on; items are rows of `item_ids`. What is large is mapped by whoever asks for it.
 
-    item_ids: pa.ChunkedArray  # N, in hash order
-    sequences: Jagged  # of training
-    warm: np.ndarray  # bool [N], items with an event of any kind in training
+    Attributes:
+        run, parts: the run, and the folder of its training sequences.
+        valid, test: samples of the queries of validation and test.
+    """
+
+    run: RunDir
+    parts: tuple[str, ...]
     valid: Queries
-    test: Queries
+    test: Queries | None = None
+
+    @property
+    def item_ids(self) -> pa.ChunkedArray:
+        """The ids of the items, N in hash order."""
+        return item_ids(self.run)
+
+    @property
+    def sequences(self) -> Jagged:
+        """The training sequences, 8 bytes for each positive in a file that the processes of a node map."""
+        return _sequences(self.run, *self.parts)
 
 
 class SemanticIds(NamedTuple):
@@ -37,20 +57,50 @@ class SemanticIds(NamedTuple):
     suffixes: bool  # whether the last level is that of the deduplication suffixes
 
 
-def read_data(run: RunDir, split: Split, *, history: int, repeats: bool) -> Data:
-    """Reads the training sequences of a run, and the queries of validation and test.
+def write_data(
+    context: Context, stage: str, *, history: int, repeats: bool, valid: int, test: int | None = None
+) -> tuple[Data, int]:
+    """Writes the training sequences of a run, partition by partition, and draws queries of validation and test.
+
+    Args:
+        context: of the stage.
+        stage: its name.
+        history: positives of a query's history that are kept.
+        repeats: whether items are asked for that the user had met before.
+        valid, test: maximum number of queries; no queries of test where it is None.
+
+    Returns:
+        The data, and the number of positives in training.
 
     Raises:
         UserError: the log cannot be split so, or no user has two positives in training.
     """
-    log = read_log(run)
-    ids, events = log.items, log.events
-    numbers = split.numbers(events)
-    sequences = training_sequences(events, numbers)
-    if not (sequences.offsets.diff() > 1).any():
+    run, log, split = context.run, open_log(context.run), context.split
+    log.cuts(split)  # before any piece asks for them
+    name = f"{stage}/{context.fingerprint}/sequences"
+    parts = ("checkpoints", stage, context.fingerprint, "sequences", "parts")
+    numbers = range(log.about.partitions)
+    found = context.pieces(
+        partial(_write_part, run, split, run.uri(*parts)), numbers, name=name, here=len(numbers) == 1
+    )
+    if max(part["longest"] for part in found) < 2:
         raise UserError("No user has two positives in the training part of the log: give a longer one.")
-    parts = (queries(events, numbers, name, history=history, repeats=repeats) for name in ("valid", "test"))
-    return Data(ids, sequences, np.isin(np.arange(len(ids)), events.item[numbers == 0]), *parts)
+    asked = partial(read_queries, log, split, history=history, repeats=repeats, seed=context.seed)
+    queries = asked("valid", most=valid), None if test is None else asked("test", most=test)
+    return Data(run, parts, *queries), sum(part["positives"] for part in found)
+
+
+def _write_part(run: RunDir, split: Split, folder: str, number: int) -> dict[str, int]:
+    events, numbers, _ = split_part(open_log(run), split, number)
+    sequences = training_sequences(events, numbers)
+    files.write_part(files.part_uri(folder, number), pa.table({"items": list_column(sequences)}))
+    lengths = sequences.offsets.diff()
+    return {"positives": len(sequences.values), "longest": int(lengths.max()) if len(lengths) else 0}
+
+
+@functools.lru_cache(maxsize=1)
+def _sequences(run: RunDir, *parts: str) -> Jagged:
+    return jagged_of(map_columns(run, *parts, columns=["items"])["items"])
 
 
 def save_items(run: RunDir, ids: pa.ChunkedArray) -> None:

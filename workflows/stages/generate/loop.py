@@ -6,22 +6,19 @@ import gc
 from functools import partial
 from typing import Any
 
-from pydantic import TypeAdapter
-
+from models.common.recommender import sample
 from models.recommenders import fitting
-from operators.log.split import Split
 from storage.run import RunDir
 from workflows.distributed import training
 from workflows.stages.generate.build import artifact_uri, training_task
-from workflows.stages.generate.data import Data, read_data
+from workflows.stages.generate.data import Data
 from workflows.stages.generate.settings import Config
 
 
 def loop(task: dict[str, Any]) -> None:
     """Fits one recommender after the other, but for those that a killed attempt has finished."""
     config, run = Config.model_validate(task["settings"]), RunDir(task["root"])
-    split: Split = TypeAdapter(Split).validate_python(task["split"])
-    data = read_data(run, split, history=config.history, repeats=not config.filter_seen)
+    data = task["data"]
     state = training.restored(training.load_tensors)  # of the model that comes next; empty where it has not begun
     finished = {report["name"] for report in training.reported() if "best" in report}
     for name in task["names"]:
@@ -57,7 +54,7 @@ def _fit(name: str, config: Config, run: RunDir, data: Data, *, seed: int, state
     fitting.fit(
         settings.fit,
         task,
-        fitting.sample(data.valid, settings.fit.valid_queries, seed=seed),
+        sample(data.valid, settings.fit.valid_queries, seed=seed),
         fitting.Callbacks(report, improved),
         seed=seed,
         strategy=config.strategy,

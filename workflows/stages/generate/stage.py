@@ -6,7 +6,8 @@ is), models/generator/codes (the items' product codes) and metrics/generate.json
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from models.recommenders.settings import check_backbone, check_codewords, check_texts
 from workflows.catalogs.survey import Survey
@@ -15,12 +16,17 @@ from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
 from workflows.engine.text import decimal
 from workflows.stages.generate.settings import GENERATORS, Config
 
+if TYPE_CHECKING:
+    from workflows.stages.generate.data import Data
+
+SMALL = 1_000_000  # positives that the process of the run counts for itself
+
 
 class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 3
+    version = 4
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
@@ -41,13 +47,16 @@ class GenerateStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
-        from models.recommenders.fitting import NDCG, best_of, require_queries, sample, validate
-        from models.recommenders.item_knn import fit_item_knn
-        from workflows.stages.generate.build import artifact_uri, learnable, load_recommender, write_codes
-        from workflows.stages.generate.data import read_data, save_items
+        from models.common.recommender import sample
+        from models.recommenders.fitting import NDCG, best_of, require_queries, validate
+        from workflows.stages.generate.build import learnable, load_recommender, write_codes, write_item_knn
+        from workflows.stages.generate.data import save_items, write_data
 
         run = context.run
-        data = read_data(run, context.split, history=config.history, repeats=not config.filter_seen)
+        asked = max(config.compared, *(getattr(config, name).fit.valid_queries for name in config.names))
+        data, positives = write_data(
+            context, "generate", history=config.history, repeats=not config.filter_seen, valid=asked
+        )
         require_queries(data.valid, "validation")
         if config.language_model is not None:
             tasks = learnable(config.language_model, context, data)
@@ -60,11 +69,10 @@ class GenerateStage(Stage[Config]):
         counted = []
         if config.item_knn is not None:
             counted = ["item_knn"]
-            knn = fit_item_knn(
-                config.item_knn, data.sequences, len(data.item_ids), compared, filter_seen=config.filter_seen
-            )
-            knn.save(artifact_uri(run, "item_knn"))
-        history = _fit(config, context)
+            fit = partial(write_item_knn, config.item_knn, run, data, compared, filter_seen=config.filter_seen)
+            small = positives < SMALL
+            context.pieces(fit, ["item_knn"], name=f"generate/{context.fingerprint}/counted", here=small)
+        history = _fit(config, context, data)
         valid = {
             name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen)
             for name in [*counted, *history]
@@ -72,15 +80,14 @@ class GenerateStage(Stage[Config]):
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
         choice = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
-        rows = len(data.sequences.values)
         best = {
             name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]} for name, curve in history.items()
         }
         metrics = {name: {**scores, **best.get(name, {})} for name, scores in valid.items()}
-        return Result(rows_in=rows, rows_out=rows, metrics={"chosen": chosen, **metrics})
+        return Result(rows_in=positives, rows_out=positives, metrics={"chosen": chosen, **metrics})
 
 
-def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
+def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[str, Any]]]:
     """Returns the validations of every fit, in order; one start of Ray Train does for all of them."""
     from models.recommenders.fitting import NDCG
     from workflows.distributed.training import fit
@@ -108,7 +115,7 @@ def _fit(config: Config, context: Context) -> dict[str, list[dict[str, Any]]]:
             "seed": context.seed,
             "names": config.names,
             "settings": config.model_dump(mode="json"),
-            "split": context.split.model_dump(mode="json"),
+            "data": data,
         },
         workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
         run=context.run,

@@ -19,10 +19,10 @@ from workflows.catalogs.synthetic.sample import write_sample
 from workflows.distributed.trials import run_trials
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
-from workflows.stages import features
 from workflows.stages.ablate_features import scores
 from workflows.stages.ablate_features import stage as ablate_features
 from workflows.stages.ablate_features.variants import VARIANTS, lacks_inputs, variant_items, variant_settings
+from workflows.stages.features import stage as features
 from workflows.stages.ingest import stage as ingest
 
 FITTED, SEEDS = ("id", "image", "truth", "shuffled"), (0, 1)
@@ -38,7 +38,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     context = Context(RunDir(str(folder / "run")), str(catalog), 0, "f", said.append, lambda done, total: None)
     stage("ingest").run(ingest.Config(), context)
     colours = dict(pl.read_parquet(catalog / "truth_items.parquet").select("item_id", "colour").iter_rows())
-    items = context.run.read_table("catalog", "items").select(["item_id", "title", "description"])
+    items = context.run.read_table("catalog", "items").select(["item_id", "title", "description", "attributes"])
     ids = items["item_id"].to_pylist()
     captions = pa.array([colours.get(item) and f"all {colours[item]}" for item in ids], pa.string())
     interests = pa.nulls(len(ids), pa.list_(pa.string()))
@@ -129,7 +129,7 @@ def test_pairs_are_of_known_users_and_new_items_as_they_stood_after_training(con
     assert pairs is not None
     ids = np.array(run.read_table("features", "items")["item_id"].to_pylist())
     rows = pairs.examples["row"].to_numpy().reshape(pairs.probability.shape)
-    assert not set(ids[rows[0]]) & set(train["item_id"].to_pylist())
+    assert not set(ids[rows[0]]) & set(ids[train["row"].to_numpy()])
     assert (rows == rows[0]).all()
     users = pairs.examples["user"].to_numpy().reshape(rows.shape)
     assert set(users[:, 0]) <= set(train["user"].to_numpy()) - {NULL_ID}
@@ -213,6 +213,12 @@ def test_the_stage_leaves_out_what_lacks_its_inputs_and_writes_what_it_found(con
     assert [line.partition(": ")[2] for line in lines[1:]] == [
         sentence for part in ("test", "test_cold", "truth_cold") for sentence in written[part]["sentences"]
     ]
+
+
+def test_more_examples_than_fit_are_told(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "MOST_EXAMPLES", 10)
+    with pytest.raises(UserError, match=r"^[^.]+ 10 at most, [^.]+\.$"):
+        scores.read_examples(context.run, context.catalog, users=5)
 
 
 def test_settings_name_variants_that_there_are() -> None:

@@ -54,6 +54,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
         "item_id": [f"film {number}" for number in range(len(TITLES))],
         "title": TITLES,
         "description": [None] * len(TITLES),
+        "attributes": [None] * len(TITLES),
         "caption": [f"caption {number}" for number in range(len(TITLES))],
         "interests": [[f"interest {number}"] for number in range(len(TITLES))],
         "interest_kinds": [["keyword"]] * len(TITLES),
@@ -101,8 +102,8 @@ def test_what_a_killed_attempt_wrote_in_part_is_written_again(
     to, rows = RunDir(str(tmp_path / "to")), list[int]()
     ids = context.run.read_table("items", columns=["item_id"])
 
-    def write_sids(config: QuantizeConfig, run: RunDir) -> None:
-        run.write_table(ids.slice(0, rows.pop(0)), "sids")
+    def write_sids(config: QuantizeConfig, context: Context) -> None:
+        context.run.write_table(ids.slice(0, rows.pop(0)), "sids")
         if rows:
             raise KeyboardInterrupt
 

@@ -21,10 +21,10 @@ from models.semantic_ids.quantizer import RQKMEANS, Architecture
 from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.training_rows import collect
 from operators.columns import matrix_column, matrix_of
-from operators.log.split import SplitTime
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from tests.logs import write_log
 from workflows.distributed import trials
 from workflows.engine import definition
 from workflows.engine.registry import stage
@@ -74,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         "item_id": [ids[n] for n in random.integers(0, ITEMS, EVENTS)],
         "timestamp": pa.array(np.arange(EVENTS) * 10**6, pa.timestamp("us", tz="UTC")),
     }
-    run.write_table(pa.table(log), "catalog", "interactions")
+    write_log(run, pa.table(log))
     return run
 
 
@@ -88,6 +88,10 @@ def write_original(run: RunDir, to: RunDir) -> bool:
     return True
 
 
+def context_of(run: RunDir) -> Context:
+    return Context(run, run.root, 0, "f", log=str, progress=lambda done, total: None)
+
+
 def fit(
     run: RunDir,
     folder: Path,
@@ -99,7 +103,7 @@ def fit(
     runs = {OWN: run, ORIGINAL: RunDir(str(folder / "original"))}
     write_original(run, runs[ORIGINAL])
     return trials.run_trials(
-        partial(scores.score, CONFIG, runs, scores.read_queries(CONFIG, run, SplitTime(), seed=0)),
+        partial(scores.score, CONFIG, runs, scores.prepare(CONFIG, context_of(run))),
         list(make_variants(CONFIG.language_model)),
         seeds,
         folder=str(folder),
@@ -184,7 +188,7 @@ def test_variants_are_scored_on_the_tasks_that_they_learned(fitted: Path) -> Non
 
 
 def test_means_over_seeds_stand_with_intervals_and_changes(run: RunDir, fitted: Path) -> None:
-    test = scores.read_queries(CONFIG, run, SplitTime(), seed=0).test
+    test = scores.prepare(CONFIG, context_of(run)).test
     names = list(make_variants(CONFIG.language_model))
     found = scores.judge(by_variant(fitted, names, SEEDS), CONFIG, test, seed=0)
     assert list(found["variants"]) == ["own-1", "own-2", "original-2"]
@@ -214,7 +218,7 @@ def test_the_stage_fits_what_is_left_and_writes_what_it_found(run: RunDir, fitte
     assert (folder / "own-2-1.json").exists()
     assert written["variants"].keys() == result.metrics["variants"].keys() == {"own-1", "own-2", "original-2"}
     assert said == written["sentences"]
-    test = scores.read_queries(CONFIG, run, SplitTime(), seed=0).test
+    test = scores.prepare(CONFIG, context_of(run)).test
     alone = scores.judge(by_variant(fitted, written["variants"], SEEDS), CONFIG, test, seed=0)
     for name, variant in written["variants"].items():
         assert variant["ndcg@10_interval"] == alone["variants"][name]["ndcg@10_interval"]

@@ -16,14 +16,16 @@ from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.product_quantizer import Quantized
 from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, SasRecSettings
 from operators.columns import matrix_column
-from operators.log.encoding import read_log
+from operators.log.partitions import item_ids
 from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.artifacts import load_model
 from storage.errors import UserError
 from storage.run import RunDir
+from tests.logs import write_log
+from workflows.engine.stage import Context
 from workflows.stages.generate import build
-from workflows.stages.generate.data import Data, read_data
+from workflows.stages.generate.data import Data, write_data
 
 ITEMS, USERS, EVENTS = 40, 50, 8
 SPLIT = SplitLeaveLast(kind="leave_last")
@@ -61,12 +63,13 @@ def write_run(root: Path) -> RunDir:
             "timestamp": pa.array(step * 1_000_000 + user, pa.timestamp("us", tz="UTC")),
         }
     )
-    run.write_table(log.take(random.permutation(log.num_rows)), "catalog", "interactions")
+    write_log(run, log.take(random.permutation(log.num_rows)))
     return run
 
 
 def read(run: RunDir) -> Data:
-    return read_data(run, SPLIT, history=8, repeats=True)
+    context = Context(run, run.root, 0, "f", log=str, progress=lambda done, total: None, split=SPLIT)
+    return write_data(context, "generate", history=8, repeats=True, valid=1_000, test=1_000)[0]
 
 
 def row_of(data: Data) -> dict[str, int]:
@@ -79,7 +82,7 @@ def rows(lists: Jagged) -> list[list[int]]:
 
 def test_codes_say_how_items_look_and_who_chose_them(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    ids, settings = read_log(run).items, ProductCodesSettings.model_validate(PRODUCT_CODES)
+    ids, settings = item_ids(run), ProductCodesSettings.model_validate(PRODUCT_CODES)
     found = {}
     for weight in (0.0, 1.0, 1.0):
         changed = settings.model_copy(update={"collaborative": weight})
@@ -111,7 +114,7 @@ def test_a_task_begins_the_same_and_draws_windows_of_its_sequences(tmp_path: Pat
 def test_the_corpus_says_what_the_run_says_and_holds_some_items_out(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     data, settings = read(run), LanguageModelSettings.model_validate(LANGUAGE_MODEL)
-    corpus, again = (build.read_corpus(settings, run, data, seed=1) for _ in range(2))
+    corpus, again = (build.read_corpus(settings, run, data.item_ids, data.sequences, seed=1) for _ in range(2))
     vocabulary = corpus.vocabulary
     assert vocabulary.sizes == (4, 5, 3)
     assert torch.equal(corpus.held_out, again.held_out)
@@ -123,7 +126,7 @@ def test_the_corpus_says_what_the_run_says_and_holds_some_items_out(tmp_path: Pa
         assert vocabulary.decode(titles[row]).strip() == ("" if n % 10 == 3 else f"Thing of kind {n % 4}")
         assert vocabulary.decode(captions[row]).strip() == ("" if n % 10 == 4 else f"a picture of {n}")
     bare = settings.model_copy(update={"tasks": ()})
-    corpus = build.read_corpus(bare, run, data, seed=1)
+    corpus = build.read_corpus(bare, run, data.item_ids, data.sequences, seed=1)
     assert corpus.vocabulary.text is None
     assert not corpus.held_out.any()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from operators.log.encoding import read_log
+from operators.log.partitions import item_ids
 from storage.errors import UserError
 from storage.hashing import hash_order
+from tests.logs import read_log_table, write_log
 from tests.workflows.stages.generate.test_build import EVENTS, ITEMS, USERS, read, row_of, rows, write_run
 from workflows.stages.generate.data import read_sids
 
@@ -31,9 +32,9 @@ def test_sequences_and_queries_are_in_rows_of_the_hash_order(tmp_path: Path) -> 
 
 def test_a_log_without_a_sequence_is_explained(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    log = run.read_table("catalog", "interactions")
+    log = read_log_table(run)
     last = pa.compute.greater_equal(pa.compute.second(log["timestamp"]), EVENTS - 3)
-    run.write_table(log.filter(last), "catalog", "interactions")
+    write_log(run, log.filter(last))
     with pytest.raises(UserError, match="give a longer one"):
         read(run)
 
@@ -42,4 +43,4 @@ def test_an_item_without_a_semantic_id_is_told(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     run.write_table(run.read_table("sids").slice(3), "sids")
     with pytest.raises(UserError, match=r"3 items are missing in sids\.$"):
-        read_sids(run, read_log(run).items)
+        read_sids(run, item_ids(run))

@@ -42,13 +42,12 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], lis
             fits.append((name, state))
             reports.extend(fit_of(name)[len([report for report in reports if report["name"] == name]) :])
 
-        monkeypatch.setattr(loop, "read_data", lambda *_, **__: None)
         monkeypatch.setattr(loop, "_fit", fit)
         monkeypatch.setattr(training, "restored", lambda load: state)
         monkeypatch.setattr(training, "reported", lambda: list(reports))
         monkeypatch.setattr(training, "report", lambda metrics, save, *, every_s: reports.append(metrics))
         settings = Config().model_dump(mode="json")
-        loop.loop({"root": "", "seed": 0, "names": NAMES, "settings": settings, "split": {"kind": "time"}})
+        loop.loop({"root": "", "seed": 0, "names": NAMES, "settings": settings, "data": None})
         return fits, reports
 
     return start

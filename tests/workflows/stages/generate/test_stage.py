@@ -197,7 +197,7 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, m
     many = CONFIG.model_copy(update={"product_codes": CONFIG.product_codes.model_copy(update={"codewords": 64})})
     with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords"):
         stage("generate").run(many, context_of(run))
-    files.remove(run.uri("catalog", "interactions"))
+    files.remove(run.uri("log"))
     with pytest.raises(UserError, match="has no interactions"):
         stage("generate").run(CONFIG, context_of(run))
 
