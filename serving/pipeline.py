@@ -15,7 +15,7 @@ from models.ranking.ranker import load_ranker
 from models.recommenders.content import content_and_popularity
 from models.semantic_ids.suffixes import sid_string
 from operators.columns import jagged_of, read_rows
-from operators.features.ranker_inputs import ItemFeatures
+from operators.features.ranker_inputs import ItemFeatures, read_embeddings
 from operators.features.tokens import NULL_ID
 from storage.run import RunDir
 
@@ -66,7 +66,7 @@ class Pipeline:
         retriever = run.read_json("models", "retriever", "config.json")
         table = run.read_table("features", "items")
         users = run.read_table("features", "users")
-        embeddings = run.read_table("embeddings", columns=["item_id", "embedding"])
+        embeddings = read_embeddings(run)
         self.ranker = load_ranker(run.uri("models", "ranker"))
         self.items = ItemFeatures(table, embeddings, self.ranker.config)
         self.content = content_and_popularity(self.items.embedding, popularity(table), retriever["popularity_weight"])

@@ -7,15 +7,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.ranking.ranker import Ranker, save_ranker
+from models.ranking.ranker import Ranker, moments, save_ranker
 from models.ranking.settings import RankerSettings
 from operators.columns import matrix_column
 from operators.features.ranker_inputs import Examples, ItemFeatures
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from tests.logs import write_log
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import Context
-from workflows.stages import features
+from workflows.stages.features import stage as features
 
 ITEMS, USERS, EVENTS, WIDTH = 60, 30, 900, 8
 DAY_US = 86_400_000_000
@@ -38,7 +39,7 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
     )
     interests = pa.array([[f"kind {n % 4}"] if n % 2 else None for n in range(ITEMS)], pa.list_(pa.string()))
     interpreted = described.append_column("caption", captions).append_column("interests", interests)
-    run.write_table(interpreted, "items")
+    run.write_table(interpreted.append_column("attributes", attributes), "items")
     vectors = pa.array(random.normal(size=ITEMS * WIDTH).astype(np.float32))
     embeddings = pa.table({"item_id": ids, "embedding": pa.FixedSizeListArray.from_arrays(vectors, WIDTH)})
     run.write_table(embeddings.take(random.permutation(ITEMS)), "embeddings")
@@ -57,7 +58,7 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
     )
     if labels:
         log = log.append_column("label", pa.array((random.random(EVENTS) < 0.3).astype(np.float32)))
-    run.write_table(log, "catalog", "interactions")
+    write_log(run, log)
     context = Context(run, str(root), 0, "f", log=lambda line: None, progress=lambda done, total: None)
     stage("features").run(features.Config(history=5), context)
     write_ranker(run)
@@ -76,7 +77,7 @@ def write_ranker(run: RunDir) -> None:
             parameter.normal_(std=0.1)
     train = Examples(run.read_table("features", "train"), spec["dense"])
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), config)
-    ranker.set_statistics(dense=train.dense, content=items.embedding, rate=0.3)
+    ranker.set_statistics(dense=moments(train.dense), content=moments(items.embedding), rate=0.3)
     save_ranker(run.uri("models", "ranker"), config, ranker.state_dict())
     run.write_json({"popularity_weight": 1.0}, "models", "retriever", "config.json")
 

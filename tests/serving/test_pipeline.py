@@ -17,6 +17,7 @@ from serving.pipeline import Pipeline, Query, popularity
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
+from tests.logs import read_examples, read_log_table
 
 WHO = ["user 0", "user 7", "late user"]
 
@@ -36,7 +37,7 @@ def items_of(pipeline: Pipeline, **query: object) -> list[str]:
 
 
 def liked(run: RunDir, user_id: str) -> list[str]:
-    log = run.read_table("catalog", "interactions").to_pylist()
+    log = read_log_table(run).to_pylist()
     return [row["item_id"] for row in log if row["user_id"] == user_id and row.get("label", 1) > 0]
 
 
@@ -45,13 +46,13 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
     spec = run.read_json("features", "spec.json")
     ranker = load_ranker(run.uri("models", "ranker"))
     items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
-    log = encode(run.read_table("catalog", "interactions"), pa.chunked_array([items.item_id]))
+    log = encode(read_log_table(run), pa.chunked_array([items.item_id]))
     rows = np.array([items.item_id.index(item_id) for item_id in item_ids])
     user = np.full(len(rows), log.users.to_pylist().index(user_id))
     time = np.full(len(rows), log.events.time.max() + 1)
     events = Events(*(getattr(log.events, field.name) for field in dataclasses.fields(Events)))
     values, offsets = histories(events, user, time, length=spec["history"])
-    trained = user_id in run.read_table("features", "train")["user_id"].to_pylist()
+    trained = user_id in read_examples(run, "train")["user_id"].to_list()
     table = {
         "user": np.full(len(rows), token_hashes([user_id])[0] if trained else NULL_ID),
         "row": rows.astype(np.int32),

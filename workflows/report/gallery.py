@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.semantic_ids.suffixes import sid_string
-from storage.hashing import hash_order
 from storage.media.limits import Limits
 from workflows.report.pictures import Picture, picture
 from workflows.report.source import Source
@@ -34,8 +33,7 @@ def sample(source: Source) -> list[Card]:
         return []
     interpreted = source.complete("interpret")
     folder = ("items",) if interpreted else ("catalog", "items")
-    ids = source.run.read_table(*folder, columns=["item_id"])["item_id"].to_pylist()
-    chosen = [ids[row] for row in hash_order(ids)[:SIZE]]
+    chosen = source.sample(SIZE, *folder)
     items = source.rows(chosen, "catalog", "items", columns=["title", "media"])
     captions = source.rows(chosen, "items", columns=["caption"]) if interpreted else {}
     codes = source.rows(chosen, "sids", columns=["codes"]) if source.complete("quantize") else {}

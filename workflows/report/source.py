@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import yaml
 
 from storage import files
+from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, require_manifest
 from storage.run import RunDir
 from workflows.engine.registry import ORDER
@@ -61,6 +62,15 @@ class Source:
         """Returns the config of a model that a stage wrote; empty if the stage is not complete."""
         config: dict[str, Any] = self._json(stage, "models", name, "config.json")
         return config
+
+    def sample(self, size: int, *folder: str) -> list[str]:
+        """Returns the ids of the first items in hash order, in this order; holds a batch of the folder at a time."""
+        chosen = pa.array([], pa.string())
+        for batch in files.batches(self.run.uri(*folder), ["item_id"], files.PART_ROWS):
+            ids = pa.concat_arrays([chosen, batch["item_id"]])
+            chosen = ids.take(pa.array(hash_order(ids)[:size]))
+        names: list[str] = chosen.to_pylist()
+        return names
 
     def rows(self, ids: list[str], *folder: str, columns: list[str]) -> dict[str, dict[str, Any]]:
         """Returns columns of some items in one of the run's Parquet folders, by item_id; without missing items."""
