@@ -33,9 +33,10 @@ from models.evaluation.lists import CUTS
 from models.recommenders.popularity import MostPopular
 from operators.log.encoding import encode
 from operators.log.sequences import queries, training_sequences
-from operators.log.split import SplitTime
+from operators.log.split import SplitTime, split_numbers
 from storage import files
 from storage.errors import UserError
+from storage.hashing import hash_ids, hash_order
 from workflows.catalogs.synthetic import behaviour, visits
 from workflows.catalogs.synthetic.behaviour import DAY_US, LATER, START_US, World
 from workflows.catalogs.synthetic.sample import stream
@@ -94,11 +95,12 @@ def measure(catalog: str) -> dict[str, Any]:
     """Returns the scores of popularity, of histories and of the truth on the test split of a catalogue."""
     seed = int(re.findall(r"seed (\d+)", files.read_json(files.join(catalog, "catalog.json"))["source"])[0])
     items = files.read_table(files.join(catalog, "truth_items.parquet"))
+    items = items.take(hash_order(items["item_id"].to_pylist()))
     uri = files.join(catalog, "interactions.parquet")
     raw = pl.DataFrame(files.read_table(uri))
-    kept, _ = clean_events(canonical_events(raw, uri), pl.Series(items["item_id"]), raw, [])
+    kept, _ = clean_events(canonical_events(raw, uri), hash_ids(items["item_id"].to_pylist()), raw, [])
     log = encode(kept.to_arrow(compat_level=pl.CompatLevel.oldest()), items["item_id"].cast(pa.large_string()))
-    numbers = SplitTime().numbers(log.events)
+    numbers = split_numbers(SplitTime(), log.events)
     test = queries(log.events, numbers, "test", history=1, repeats=False)
     time = cast("np.ndarray", test.time)
     positives = np.bincount(training_sequences(log.events, numbers).values, minlength=items.num_rows)

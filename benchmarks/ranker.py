@@ -37,7 +37,7 @@ from models.common.collectives import single_worker_group
 from models.common.jagged import Jagged, gather
 from models.evaluation.clicks import auc
 from models.ranking.config import Dcnv2, RankerConfig, Table
-from models.ranking.ranker import Ranker, RankerInputs
+from models.ranking.ranker import Ranker, RankerInputs, moments
 from models.ranking.training import Trainer
 from operators.columns import jagged_of
 from operators.features.ranker_inputs import keyed
@@ -86,7 +86,7 @@ def fit_ours(train: pa.Table, test: pa.Table, settings: peers.Settings) -> peers
     with single_worker_group():
         ranker = Ranker(_config(settings))
         dense = torch.from_numpy(np.stack([train[name].to_numpy() for name in settings.dense], axis=1))
-        ranker.set_statistics(dense=dense, rate=float(train["label"].to_numpy().mean()))
+        ranker.set_statistics(dense=moments(dense), rate=float(train["label"].to_numpy().mean()))
         trainer = Trainer(
             ranker,
             device=torch.device("cpu"),
