@@ -28,9 +28,9 @@ def test_own_catalogue(monkeypatch, tmp_path, capsys) -> None:
     assert "ingest" in capsys.readouterr().out
     manifest = require_manifest(str(tmp_path / "run"))
     assert (manifest.stages["ingest"].rows_out, manifest.stages["ingest"].rejected) == (12, 0)
-    events = pl.read_parquet(tmp_path / "run" / "catalog" / "interactions" / "*.parquet")
+    events = pl.read_parquet(tmp_path / "run" / "log" / "events" / "*.parquet")
     assert events.height == 60
-    assert "price" in events.columns
+    assert "context_price" in events.columns
 
 
 def test_custom_operator(capsys) -> None:
