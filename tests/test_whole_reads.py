@@ -37,7 +37,7 @@ ALLOWED = {
     "workflows.stages.ingest.pieces.write_items": "a block of items",
     "workflows.stages.rank.fit_retriever": "counts of items and a sample of queries, one partition at a time",
     "workflows.stages.quantize.fitting.train": "one vector for each item of the log",
-    "workflows.stages.quantize.stage.encode": "codes and ids of the catalogue, some 40 bytes an item",
+    "workflows.stages.quantize.stage._read": "codes and ids of the catalogue, some 40 bytes an item",
 }
 
 

@@ -22,7 +22,7 @@ from workflows.stages import project
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.quantize.fitting import fit
 from workflows.stages.quantize.settings import Config as QuantizeConfig
-from workflows.stages.quantize.stage import write_sids
+from workflows.stages.quantize.stage import encode, write_sids
 
 TEXTS = ("title", "description")
 COMPLETE = "complete.json"  # written last: a folder of Parquet parts may be there in part
@@ -60,7 +60,7 @@ def write_original(context: Context, to: RunDir) -> bool:
     if quantized.reads_split():
         files.copy(context.run.uri("log"), to.uri("log"))
     fit(quantized, there)
-    write_sids(quantized, there)
+    write_sids(quantized, to, encode(there))
     to.write_json({"items": texts.num_rows}, COMPLETE)
     return True
 

@@ -23,6 +23,7 @@ from workflows.stages.ingest.settings import Config
 from workflows.stages.ingest.texts import are_whole
 
 STEPS = 5
+SMALL = 100_000  # items that the process of the run reads itself
 START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -73,7 +74,7 @@ class IngestStage(Stage[Config]):
                 files.remove(context.run.uri(*parts))
         order = tables.timestamps(context.catalog)
         metrics: dict[str, Any] = {} if order is None else {"timestamps": order}
-        alone = len(work.items) == 1
+        alone = len(work.items) == 1 and blocks.rows_about(work.items_uri) <= SMALL
         read = _pieces(context, 0, "read", partial(pieces.read_items, work), len(work.items), here=alone)
         (index,) = _pieces(context, 1, "index", partial(pieces.index_items, work), 1, here=alone)
         if not index["items"]:

@@ -40,6 +40,13 @@ class Coded(NamedTuple):
     contents: np.ndarray  # uint64 [N], hashes of the embeddings
 
 
+class Pieces(NamedTuple):
+    """Where `encode` has written codes."""
+
+    folder: str
+    number: int
+
+
 class QuantizeStage(Stage[Config]):
     """Fit a quantizer on all embeddings, or take one over, and give every item its semantic ID."""
 
@@ -73,11 +80,12 @@ class QuantizeStage(Stage[Config]):
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
         history = take_over(config.frozen, run) if config.frozen else fit(config, context)
-        quantizer, coded, sids = write_sids(config, context)
-        cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=context.seed)
-        if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
-            cards["drift"] = new
-            context.log(f"quantize: {new['reason']}")
+        pieces = encode(context)
+        name = f"quantize/{context.fingerprint}/sids"
+        finish = partial(_write_and_judge, config, run, pieces, context.seed)
+        (cards,) = context.pieces(finish, ["cards"], name=name, here=pieces.number == 1)
+        if "drift" in cards:
+            context.log(f"quantize: {cards['drift']['reason']}")
         run.write_json({**cards, "history": history}, "metrics", "quantize.json")
         metrics = cards["scorecard"]
         context.log(
@@ -85,7 +93,7 @@ class QuantizeStage(Stage[Config]):
             f"{percent(metrics['collision_share'])} of the items share their codes before deduplication; "
             f"reconstruction cosine {decimal(metrics['reconstruction_cosine'][-1], 3)}"
         )
-        return Result(rows_in=rows, rows_out=len(coded.item_ids), metrics=metrics)
+        return Result(rows_in=rows, rows_out=rows, metrics=metrics)
 
 
 def suited(rows: int) -> int:
@@ -97,11 +105,22 @@ def suited(rows: int) -> int:
     return max(4, 1 << (rows // 4 | 1).bit_length() - 1)
 
 
-def write_sids(config: Config, context: Context) -> tuple[Quantizer, Coded, np.ndarray]:
-    """Writes a run's `sids`; give its quantizer, the items' codes under it and their SIDs, int32 [N, L + 1]."""
-    run = context.run
+def _write_and_judge(config: Config, run: RunDir, pieces: Pieces, seed: int, _: str) -> dict[str, Any]:
+    """Writes a run's `sids` and `metrics/map`; returns what metrics/quantize.json says of them.
+
+    All that is held of the whole catalogue, ids and codes, is held here.
+    """
+    quantizer, coded, sids = write_sids(config, run, pieces)
+    cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=seed)
+    if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
+        cards["drift"] = new
+    return cards
+
+
+def write_sids(config: Config, run: RunDir, pieces: Pieces) -> tuple[Quantizer, Coded, np.ndarray]:
+    """Writes a run's `sids`; returns its quantizer, the items' codes under it and their SIDs, int32 [N, L + 1]."""
     quantizer = Quantizer.load(run.uri("models", "quantizer"))
-    coded = encode(context)
+    coded = _read(pieces)
     earlier = RunDir(config.frozen) if config.frozen else None
     known_ids, known_codes = inherited_sids(run, earlier, levels=coded.codes.shape[1])
     sids = give_sids(
@@ -140,17 +159,23 @@ def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
     return []
 
 
-def encode(context: Context) -> Coded:
-    """Returns all items of a run under its quantizer, in hash order."""
+def encode(context: Context) -> Pieces:
+    """Writes the codes of all items of a run under its quantizer."""
     run = context.run
     name = f"quantize/{context.fingerprint}/codes-{model_digest(run.uri('models', 'quantizer'))}"
     folder = run.uri("checkpoints", name)
     pieces = -(-files.dataset(run.uri("embeddings")).count_rows() // PIECE_ROWS)
     context.pieces(partial(encode_piece, run, folder), range(pieces), name=name, here=pieces == 1)
-    found = pa.concat_tables([files.read_table(files.part_uri(folder, piece)) for piece in range(pieces)])
+    return Pieces(folder, pieces)
+
+
+def _read(pieces: Pieces) -> Coded:
+    """Returns all items in hash order, and removes what `encode` has written."""
+    parts = (files.part_uri(pieces.folder, piece) for piece in range(pieces.number))
+    found = pa.concat_tables([files.read_table(part) for part in parts])
     order = hash_order(found["item_id"])
     contents = found["content"].to_numpy()[order]
-    files.remove(folder)
+    files.remove(pieces.folder)
     return Coded(order, found["item_id"].take(pa.array(order)), matrix_of(found["codes"])[order], contents)
 
 

@@ -102,14 +102,15 @@ def test_what_a_killed_attempt_wrote_in_part_is_written_again(
     to, rows = RunDir(str(tmp_path / "to")), list[int]()
     ids = context.run.read_table("items", columns=["item_id"])
 
-    def write_sids(config: QuantizeConfig, context: Context) -> None:
-        context.run.write_table(ids.slice(0, rows.pop(0)), "sids")
+    def write_sids(config: QuantizeConfig, run: RunDir, pieces: object) -> None:
+        run.write_table(ids.slice(0, rows.pop(0)), "sids")
         if rows:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(original_sids, "_embed", lambda *_: to.write_table(ids, "embeddings"))
     monkeypatch.setattr(stage("project"), "run", lambda *_: None)
     monkeypatch.setattr(original_sids, "fit", lambda *_: [])
+    monkeypatch.setattr(original_sids, "encode", lambda _: None)
     monkeypatch.setattr(original_sids, "write_sids", write_sids)
     rows[:] = [3, len(TITLES)]
     with pytest.raises(KeyboardInterrupt):
