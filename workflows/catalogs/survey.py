@@ -13,6 +13,7 @@ from storage.text_tables import said
 from workflows.catalogs.canonical import GIVEN
 
 SAMPLED = 20_000  # rows
+VECTORS = ("embedding", "image_vector", "text_vector")
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
     uri = tables.find(catalog, "items")
     assert uri is not None  # noqa: S101 - checked
     read, names = (*tables.KNOWN["items"], *GIVEN), blocks.columns(uri)
+    full = blocks.complete(uri, VECTORS)  # which take long to read
     counts: Counter[str] = Counter()
     hashes, bare = [np.empty(0, np.uint64)], [np.empty(0, bool)]  # of the rows with an id
-    for block in blocks.read(uri, list(read)):
+    for block in blocks.read(uri, [name for name in read if name not in full]):
         rows = block.rows if "item_id" in block.rows.columns else block.rows.with_columns(item_id=pl.lit(None))
         tables.check_ids(uri, rows.schema, "item_id")
         rows = rows.select(said(pl.col("item_id").cast(pl.String)), **filled(rows.schema))
@@ -75,6 +77,9 @@ def survey(catalog: str, *, label: str = "label", media: str | None = None) -> S
         hashes.append(rows["item_id"].hash().to_numpy())
         bare.append(rows["bare"].to_numpy())
     of_id, without = np.concatenate(hashes), np.concatenate(bare)
+    counts.update(dict.fromkeys(full, counts["items"]))
+    if full:
+        counts["bare"], without = 0, np.zeros_like(without)
     if media is not None and not counts["media"]:
         counts["media"], counts["bare"], without = counts["items"], 0, np.zeros_like(without)
     found = Survey(

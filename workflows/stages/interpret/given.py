@@ -42,7 +42,7 @@ def nothing_to_compute(run: RunDir) -> bool:
     return not items.count_rows(filter=ds.field("caption").is_null() | ds.field("interests").is_null())
 
 
-def copy_items(run: RunDir, schema: pa.Schema) -> tuple[int, int, int]:
+def copy_items(run: RunDir, schema: pa.Schema, _: str = "") -> tuple[int, int, int]:
     """Writes `items` and `rejects/interpret` without a model: what the catalogue gives, and NULL for the rest.
 
     Returns:

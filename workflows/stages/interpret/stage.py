@@ -45,6 +45,7 @@ from workflows.stages.interpret.settings import (
 )
 
 KEPT_COLUMNS = ("item_id", "title", "description", "attributes")
+SMALL = 100_000  # items that the process of the run copies itself
 CACHE = "_cache"  # beside the run directory; no workflow can have this name
 
 
@@ -198,7 +199,10 @@ class InterpretStage(Stage[Config]):
         """Writes `items` and `rejects/interpret`."""
         given = given_fields(files.dataset(context.run.uri("catalog", "items")).schema)
         if nothing_to_compute(context.run):
-            total, kept, lost = copy_items(context.run, items_schema(None, given))
+            copy = partial(copy_items, context.run, items_schema(None, given))
+            few = files.dataset(context.run.uri("catalog", "items")).count_rows() <= SMALL
+            name = f"interpret/{context.fingerprint}/copied"
+            ((total, kept, lost),) = context.pieces(copy, ["items"], name=name, here=few)
             return Result(rows_in=total, rows_out=kept, rejected=lost, metrics={"given": list(given)})
         folder = context.run.uri("checkpoints", "interpret")
         sink = files.join(folder, context.fingerprint)
