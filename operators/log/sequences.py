@@ -57,7 +57,7 @@ def queries(
         repeats: whether items are asked for that the user had met before.
         rows: of the questions that are wanted; all of them where it is None.
     """
-    asked = np.flatnonzero(_asked(events, split, name, repeats=repeats))
+    asked = np.flatnonzero(are_asked(events, split, name, repeats=repeats))
     targets = events.take(asked if rows is None else asked[rows])
     known = events.take(split <= SPLITS.index(name))
     known = known.take(np.isin(known.user, targets.user))
@@ -105,7 +105,7 @@ def read_queries(
 
     See `queries`. The sample is that of `models.common.recommender.sample`, and may be drawn from again.
     """
-    counts = [_asked(part.events, part.split, name, repeats=repeats).sum() for part in split_parts(log, split)]
+    counts = [are_asked(part.events, part.split, name, repeats=repeats).sum() for part in split_parts(log, split)]
     place = places(int(sum(counts)), seed=seed)
     found: list[Queries] = []
     start = 0
@@ -119,8 +119,8 @@ def read_queries(
     return _joined(found)
 
 
-def _asked(events: Events, split: np.ndarray, name: str, *, repeats: bool) -> np.ndarray:
-    """Masks the events that are asked for."""
+def are_asked(events: Events, split: np.ndarray, name: str, *, repeats: bool) -> np.ndarray:
+    """Masks the events that `queries` asks for, bool [E]."""
     asked = (split == SPLITS.index(name)) & (events.label > 0)
     return asked if repeats else asked & first_interactions(events)
 

@@ -124,7 +124,7 @@ def retriever_part(run: RunDir, folder: str, split: Split, history: int, seed: i
 
     from operators.columns import list_column
     from operators.log.partitions import open_log
-    from operators.log.sequences import queries
+    from operators.log.sequences import are_asked, queries
     from storage import files
     from storage.hashing import hash_numbers
 
@@ -132,13 +132,14 @@ def retriever_part(run: RunDir, folder: str, split: Split, history: int, seed: i
     part = log.part(number)
     numbers = split.numbers(part.events, log.cuts(split))
     items, positives = np.unique(part.events.item[(numbers == 0) & (part.events.label > 0)], return_counts=True)
-    asked = queries(part.events, numbers, "valid", history=history, repeats=False)
+    targets = part.events.take(are_asked(part.events, numbers, "valid", repeats=False))
+    key = hash_numbers(part.users[targets.user], log.items[targets.item], targets.time, seed=seed)
+    drawn = np.argsort(key, kind="stable")[:COMPARED]  # before their histories are made
+    asked = queries(part.events, numbers, "valid", history=history, repeats=False, rows=drawn)
     lists = {"history": list_column(asked.histories), "seen": list_column(asked.seen)}
-    target, time = asked.target.numpy(), np.asarray(asked.time)
-    key = hash_numbers(part.users[asked.user], log.items[target], time, seed=seed)
     tables = {
         "positives": pa.table({"item": items, "positives": positives}),
-        "queries": lowest(pa.table({"key": key, "target": target, **lists})),
+        "queries": pa.table({"key": key[drawn], "target": asked.target.numpy(), **lists}),
     }
     uris = {name: files.part_uri(files.join(folder, name), number) for name in tables}
     for name, table in tables.items():
