@@ -152,11 +152,9 @@ def measure(catalog: Path, run: Path, until: str, limit_mib: int | None) -> dict
     run.parent.mkdir(parents=True, exist_ok=True)
     definition = run.with_suffix(".yaml")
     definition.write_text(yaml.safe_dump({"name": "scale", "catalog": str(catalog), "stages": stages}, sort_keys=False))
-    spill = run.with_suffix(".spill")
     settings = {
         "RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION": "0.04",
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_BYTES),
-        "RAY_TMPDIR": str(spill) if len(str(spill)) < 40 else os.environ.get("RAY_TMPDIR", "/tmp"),  # noqa: S108 - Ray's
     }
     command = [sys.executable, "-m", "benchmarks.scale", "--inside", str(definition), str(run)]
     command += [] if limit_mib is None else ["--driver-limit-mib", str(limit_mib)]
@@ -167,7 +165,7 @@ def measure(catalog: Path, run: Path, until: str, limit_mib: int | None) -> dict
             stderr=subprocess.STDOUT,
             env={**os.environ, **settings},
         )
-        peaks, of_stages = watch(driver, run, Path(settings["RAY_TMPDIR"]))
+        peaks, of_stages = watch(driver, run, Path(os.environ.get("RAY_TMPDIR", "/tmp")))  # noqa: S108 - Ray's
     if driver.returncode:
         raise SystemExit(run.with_suffix(".log").read_text()[-2_000:])
     manifest = json.loads((run / "manifest.json").read_text())["stages"]

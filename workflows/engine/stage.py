@@ -16,6 +16,8 @@ from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import READER_CPUS, Group, Node, Workers
 from workflows.distributed.tasks import run_tasks
 
+SMALL_CATALOGUE = 100_000  # items that the process of a run works on itself
+
 
 class StageConfig(Settings):
     """Settings of a stage; unknown keys are errors."""

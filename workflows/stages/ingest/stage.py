@@ -15,7 +15,7 @@ from operators.log.partitions import About, PartitionedLog, check_liked, write_a
 from storage import blocks, files, tables
 from storage.errors import UserError
 from workflows.catalogs.survey import Survey, sample
-from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, forget_other_attempts
 from workflows.stages.ingest import events, items, pieces
 from workflows.stages.ingest.given import widths_of
 from workflows.stages.ingest.pieces import Work
@@ -23,7 +23,6 @@ from workflows.stages.ingest.settings import Config
 from workflows.stages.ingest.texts import are_whole
 
 STEPS = 5
-SMALL = 100_000  # items that the process of the run reads itself
 START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -74,7 +73,7 @@ class IngestStage(Stage[Config]):
                 files.remove(context.run.uri(*parts))
         order = tables.timestamps(context.catalog)
         metrics: dict[str, Any] = {} if order is None else {"timestamps": order}
-        alone = len(work.items) == 1 and blocks.rows_about(work.items_uri) <= SMALL
+        alone = len(work.items) == 1 and blocks.rows_about(work.items_uri) <= SMALL_CATALOGUE
         read = _pieces(context, 0, "read", partial(pieces.read_items, work), len(work.items), here=alone)
         (index,) = _pieces(context, 1, "index", partial(pieces.index_items, work), 1, here=alone)
         if not index["items"]:

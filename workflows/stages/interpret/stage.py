@@ -32,7 +32,7 @@ from workflows.catalogs.canonical import ITEMS
 from workflows.catalogs.survey import Survey
 from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
-from workflows.engine.stage import Context, Result, Stage, StageConfig, forget_other_attempts
+from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, StageConfig, forget_other_attempts
 from workflows.stages.interpret.given import TYPES, copy_items, given_fields, nothing_to_compute
 from workflows.stages.interpret.settings import (
     CAPTIONS,
@@ -45,7 +45,6 @@ from workflows.stages.interpret.settings import (
 )
 
 KEPT_COLUMNS = ("item_id", "title", "description", "attributes")
-SMALL = 100_000  # items that the process of the run copies itself
 CACHE = "_cache"  # beside the run directory; no workflow can have this name
 
 
@@ -200,7 +199,7 @@ class InterpretStage(Stage[Config]):
         given = given_fields(files.dataset(context.run.uri("catalog", "items")).schema)
         if nothing_to_compute(context.run):
             copy = partial(copy_items, context.run, items_schema(None, given))
-            few = files.dataset(context.run.uri("catalog", "items")).count_rows() <= SMALL
+            few = files.dataset(context.run.uri("catalog", "items")).count_rows() <= SMALL_CATALOGUE
             name = f"interpret/{context.fingerprint}/copied"
             ((total, kept, lost),) = context.pieces(copy, ["items"], name=name, here=few)
             return Result(rows_in=total, rows_out=kept, rejected=lost, metrics={"given": list(given)})
