@@ -71,7 +71,7 @@ class FitConfig(Settings):
         validate_every: steps between two validations.
         valid_queries: queries of each validation, at most.
         patience: validations without a better NDCG@10 after which the fit ends.
-        precision: of activations.
+        precision: of activations; `bf16` only where the hardware computes in it, see `devices.dtype_of`.
     """
 
     steps: int = Field(10_000, ge=1)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from models.common.devices import DTYPES
+from models.common.devices import dtype_of
 from models.common.settings import Precision
 from models.ranking import checkpoints
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
@@ -40,7 +40,7 @@ class Trainer:
         """
         self.device = device
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-        task = TrainingTask(ranker, DTYPES[precision], device.type)
+        task = TrainingTask(ranker, dtype_of(precision, device), device.type)
         self.model, self.optimizer = shard(task, device=device, **optimisation)
         draw_tables(self.model, std=STD, seed=seed)
 

@@ -12,7 +12,7 @@ import torch
 
 from models.common.collectives import all_gather_rows, rank_and_size
 from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
-from models.common.devices import DTYPES
+from models.common.devices import dtype_of
 from models.common.jagged import gather
 from models.common.recommender import FittedRecommender, Queries, Recommender
 from models.common.seeds import seed_of
@@ -71,7 +71,8 @@ def fit(
         UserError: validation has no query, the loss is not a number, or the state is of another model.
     """
     require_queries(queries, "validation")
-    module = parallelise(task.learner, strategy, torch.device(device), DTYPES[config.precision])
+    device = torch.device(device)
+    module = parallelise(task.learner, strategy, device, dtype_of(config.precision, device))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         [
