@@ -41,12 +41,32 @@ class ImageEncoder:
         """
 
         def network(rows: list[int]) -> Tensor:
-            batch = torch.cat([_square(pictures[row]) for row in rows]).to(self._device)
+            batch = torch.cat([square(pictures[row]) for row in rows]).to(self._device)
             batch = ((batch.float() - 127.0) / 128.0).to(memory_format=torch.channels_last)
             return self._net.extract_features(batch).mean(dim=(2, 3))
 
         vectors = np.zeros((len(pictures), IMAGE_WIDTH), np.float32)
         return encode_rows(vectors, [range(len(pictures))], network, device=self._device)
+
+    def feature_maps(self, picture: np.ndarray, *blocks: int) -> tuple[Tensor, ...]:
+        """Returns the outputs of some of the 16 blocks, and of the head, for a picture (uint8 [H, W, 3]).
+
+        Args:
+            picture: squeezed to a square, as `encode` does.
+            blocks: their numbers, in rising order.
+
+        Returns:
+            float32 [1, channels, height, width], one for each block, and the head's, whose mean over the places is what
+            `encode` returns.
+        """
+        net, kept = self._net, []
+        batch = ((square(picture).to(self._device).float() - 127.0) / 128.0).to(memory_format=torch.channels_last)
+        x = net._swish(net._bn0(net._conv_stem(batch)))
+        for number, block in enumerate(net._blocks):
+            x = block(x)
+            if number in blocks:
+                kept.append(x)
+        return (*kept, net._swish(net._bn1(net._conv_head(x))))
 
     def label_probabilities(self, vectors: np.ndarray) -> np.ndarray:
         """ImageNet-1k class probabilities (float32 [N, 1000]) of image vectors (float32 [N, 1280])."""
@@ -58,7 +78,7 @@ class ImageEncoder:
         return encode_rows(probabilities, [range(len(vectors))], network, device=self._device)
 
 
-def _square(picture: np.ndarray) -> Tensor:
+def square(picture: np.ndarray) -> Tensor:
     """Shrinks on bytes, which is four times as fast as on floats and differs by a grey level at most."""
     pixels = torch.tensor(picture).permute(2, 0, 1).unsqueeze(0)
     size = (IMAGE_SIZE, IMAGE_SIZE)
