@@ -40,7 +40,7 @@ class SentenceTransformers(Weights):
 
     For GME-Qwen2-VL (Zhang et al. 2024), whose own files ask for code, set `pooling` to `lasttoken`, `prompt` to `You
     are a helpful assistant.`, and a `chat_template` that ends in `<|im_start|>assistant\\n<|endoftext|>`; tried on a
-    tiny Qwen2-VL with random weights. A `dtype` of `auto` is that of the weights.
+    tiny Qwen2-VL with random weights. A `dtype` of `auto` is that of the weights on a GPU and float32 on a CPU.
 
     Attributes:
         width: components of a vector.
@@ -151,7 +151,8 @@ def _read(settings: SentenceTransformers) -> SentenceTransformer:
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     hub: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": False}
-    weights = {"dtype": settings.dtype, "use_safetensors": True}
+    slow_here = settings.dtype == "auto" and not torch.cuda.is_available()
+    weights = {"dtype": "float32" if slow_here else settings.dtype, "use_safetensors": True}
     template = {} if settings.chat_template is None else {"chat_template": settings.chat_template}
     if settings.pooling is None:
         return SentenceTransformer(settings.model, model_kwargs=weights, processor_kwargs=template, **hub)
