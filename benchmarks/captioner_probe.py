@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fashion import KINDS, Photos, lexicon
-from models.captioning.qformer.vision import parts
+from models.qformer.vision import pooled
 
 HIDDEN = 512
 EPOCHS, BATCH = 40, 256
-ROWS = 1_000  # that are pooled at a time
 
 
 class Setting(NamedTuple):
@@ -37,18 +36,9 @@ SETTINGS = (
 )
 
 
-def pooled(features: np.ndarray) -> Tensor:
-    """Returns what the probe reads, float32 [N, 2,387], of features [N, WIDTH]."""
-    rows = []
-    for start in range(0, len(features), ROWS):
-        cut = parts(torch.from_numpy(features[start : start + ROWS]).float())
-        rows.append(torch.cat([cut.pooled.flatten(1), cut.early.mean(1), cut.colours.flatten(1)], dim=1))
-    return torch.cat(rows)
-
-
 def probe(photos: Photos, features: np.ndarray, *, seed: int = 0) -> dict[str, float]:
     """Returns the shares of test photos whose type and colour the probe names, exactly and by a synonym."""
-    x = pooled(features)
+    x = pooled(features, np.arange(len(features)))
     mean, deviation = x[photos.split["train"]].mean(0), x[photos.split["train"]].std(0).clamp_min(1e-3)
     x = (x - mean) / deviation
     scores: dict[str, float] = {}

@@ -34,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+adapt = typer.Typer(help="Adapt a model to a catalogue.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(adapt, name="adapt")
 Workflow = Annotated[str, typer.Argument(help="YAML file of a workflow definition.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c, any number of times.")]
 Run = Annotated[str, typer.Argument(help="Run directory, a path or an fsspec URI.")]
@@ -47,6 +49,7 @@ WRITTEN_BY = {  # the first that a path contains counts
     "models/ranker": "rank",
     "models/retriever": "rank",
     "models/generator": "generate",
+    "models/captioner": "adapt_captioner",
     "catalog": "ingest",
     "features": "features",
     "embeddings": "project",
@@ -130,6 +133,27 @@ def run(
     root = _run_dir(definition.name, run_dir)
     manifest = execute(definition, root, start=start, until=until, address=address)
     typer.echo(summary(manifest, root))
+
+
+@adapt.command()
+def captioner(
+    catalog: Annotated[
+        str, typer.Argument(help="Folder or fsspec URI of a catalogue whose items have pictures and texts.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", help="Run directory for the captioner and its report.")],
+    set_: Overrides = None,
+    address: Address = "local",
+) -> None:
+    """Fine-tune the captioner on the titles and attributes of a catalogue's own items."""
+    from workflows.engine.definition import ADAPT_CAPTIONER, load
+    from workflows.engine.runner import execute
+    from workflows.engine.summary import summary
+
+    definition = load(str(ADAPT_CAPTIONER), [f"catalog={json.dumps(catalog)}", *(set_ or [])])
+    typer.echo(summary(execute(definition, output, address=address), output))
+    typer.echo(
+        f"Use it: stages.interpret.caption: {{backend: qformer, weights: {output.rstrip('/')}/models/captioner}}"
+    )
 
 
 @app.command()

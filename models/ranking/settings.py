@@ -60,7 +60,9 @@ class RankerSettings(Settings):
     embedding_lr: float = Field(0.005, gt=0)
     dense_lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0, description="of the tower's matrices")
-    precision: Precision = Field("fp32", description="of everything above the embeddings; bf16 only where the hardware computes in it")
+    precision: Precision = Field(
+        "fp32", description="of everything above the embeddings; bf16 only where the hardware computes in it"
+    )
     sharding: Sharding = "table_wise"
     embedding_optimizer: EmbeddingOptimizer = Field("rowwise_adagrad", description="adagrad is the faster on CPUs")
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The workflow definitions that come along."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -39,6 +40,7 @@ RENAMED = {
 }
 
 
+ADAPT_CAPTIONER = Path(__file__).parents[1] / "definitions" / "adapt_captioner.yaml"
 GIVES_SIDS = ("ingest", "interpret", "project", "quantize")  # stages after which a run gives semantic IDs
 
 

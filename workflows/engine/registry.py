@@ -20,6 +20,7 @@ STAGES = {
     "evaluate": "workflows.stages.evaluate.stage:EvaluateStage",
     "ablate_features": "workflows.stages.ablate_features.stage:AblateFeaturesStage",
     "ablate_tasks": "workflows.stages.ablate_tasks.stage:AblateTasksStage",
+    "adapt_captioner": "workflows.stages.adapt_captioner.stage:AdaptCaptionerStage",
     "report": "workflows.stages.report:ReportStage",
 }
 ORDER = tuple(STAGES)

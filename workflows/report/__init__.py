@@ -15,6 +15,7 @@ from workflows.engine import text
 from workflows.report import (
     ablate_features,
     ablate_tasks,
+    adapt_captioner,
     catalogue_map,
     contents,
     gallery,
@@ -54,6 +55,7 @@ def write_report(run: RunDir) -> str:
         ablate_features=ablate_features,
         recommendations=recommendations,
         ablate_tasks=ablate_tasks,
+        adapt_captioner=adapt_captioner,
         cards=gallery.sample(source),
         map=catalogue_map.read_map(source),
         script=Markup(script),  # noqa: S704 - our own file

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from models.captioning.tagger.colours import NAMES, name_colours, to_lab
 from models.captioning.tagger.foreground import Subject, find_subject
 from models.captioning.tagger.patterns import name_pattern, name_surface
+from models.common.colours import NAMES, name_colours, to_lab
 
 SIDE = 96  # the longer side at which pictures are judged
 PATTERN_SIDE, SURFACE_SIDE = 96, 144  # and at which patterns and surfaces of what was cut out of them

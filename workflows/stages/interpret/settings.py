@@ -14,6 +14,7 @@ from pydantic import Discriminator, GetCoreSchemaHandler, Tag, create_model
 from pydantic_core import CoreSchema
 
 from models.captioning.captioner import ChatCaptioner
+from models.captioning.qformer import QFormerCaptioner
 from models.captioning.tagger.tagger import Tagger
 from models.chat.huggingface import HuggingFaceChat
 from models.chat.openai import OpenAIChat
@@ -22,6 +23,7 @@ from models.chat.vllm import VllmChat
 from models.common.settings import Backend, Place, Settings
 from models.embedding.local import LocalImages, LocalTexts
 from models.embedding.openai import OpenAIEmbeddings
+from models.embedding.qformer import QFormerImages, QFormerTexts
 from models.embedding.sentence_transformers import SentenceTransformers
 from models.interests.keywords import Keywords
 from models.interests.mining import ChatMiner
@@ -128,6 +130,7 @@ class OneOf:
 CHATS = (HuggingFaceChat, OpenAIChat, VllmChat)
 CAPTIONS = OneOf(
     section(Caption, Tagger, base=Captions, without=("vector_is_local",)),
+    section(Caption, QFormerCaptioner, base=Captions),
     *(section(Caption, ChatCaptioner, chat, base=Captions, frames="grid") for chat in CHATS),
 )
 INTERESTS = OneOf(
@@ -137,9 +140,10 @@ INTERESTS = OneOf(
     section(Interests, ChatMiner, OpenAIChat),
     section(Interests, ChatMiner, VllmChat, max_new_tokens=ROOM_TO_REASON),
 )
-IMAGES = OneOf(section(EmbedImages, LocalImages), section(EmbedImages, SentenceTransformers))
+IMAGES = OneOf(*(section(EmbedImages, model) for model in (LocalImages, SentenceTransformers, QFormerImages)))
 TEXTS = OneOf(
     section(EmbedTexts, LocalTexts, without=("joint",)),
+    section(EmbedTexts, QFormerTexts, without=("joint",)),
     section(EmbedTexts, SentenceTransformers),
     section(EmbedTexts, OpenAIEmbeddings, without=("joint",)),
 )

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.captioning.tagger.colours import to_lab
 from models.captioning.tagger.patterns import name_pattern, name_surface
+from models.common.colours import to_lab
 
 SIDE = 96
 Y, X = np.mgrid[:SIDE, :SIDE] / SIDE

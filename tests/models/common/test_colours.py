@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.captioning.tagger.colours import COLOURS, NAMES, name_colours, to_lab
+from models.common.colours import COLOURS, NAMES, name_colours, to_lab
 
 
 def test_lab_agrees_with_reference_values():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.captioning.qformer.vision import BINS, CELLS, GRID, WIDTH, look, parts
 from models.common.encoders import image_encoder
+from models.qformer.vision import BINS, CELLS, GRID, WIDTH, look, parts
 
 
 @pytest.fixture(scope="module")

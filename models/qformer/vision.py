@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor
 
-from models.captioning.tagger.colours import to_lab
+from models.common.colours import to_lab
 from models.common.encoders import IMAGE_WIDTH, image_encoder, square
 from models.common.rows import encode_rows
 
@@ -24,6 +24,7 @@ LAST_WIDTH, EARLY_WIDTH = 320, 2 * 40 + 3
 BITS = 3  # of each channel, that a colour's bin is looked up by
 BINS = 1 << 3 * BITS
 HISTOGRAMS = 2
+ROWS = 1_024  # that are pooled at a time
 
 
 class Parts(NamedTuple):
@@ -61,6 +62,18 @@ def parts(features: Tensor) -> Parts:
     """Cuts features [N, WIDTH] into their parts."""
     cut = features.split([tokens * width for tokens, width in SHAPES], dim=1)
     return Parts(*(part.unflatten(1, shape) for part, shape in zip(cut, SHAPES, strict=True)))
+
+
+def pooled(features: np.ndarray, rows: np.ndarray) -> Tensor:
+    """Returns one vector for each of some rows of features [N, WIDTH], float32 [rows, 2,387], for linear models.
+
+    The pooled vector, the means of the early cells, and the colours.
+    """
+    found = []
+    for start in range(0, len(rows), ROWS):
+        cut = parts(torch.from_numpy(features[rows[start : start + ROWS]]).float())
+        found.append(torch.cat([cut.pooled.flatten(1), cut.early.mean(1), cut.colours.flatten(1)], dim=1))
+    return torch.cat(found)
 
 
 def _look(maps: tuple[Tensor, ...], picture: np.ndarray) -> Tensor:

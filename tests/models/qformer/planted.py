@@ -1,0 +1,33 @@
+"""Pictures in whose features a colour and a thing are planted, and what there is to say of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from models.qformer.model import CaptionModel
+from models.qformer.training import Pictures
+from models.qformer.vision import WIDTH
+from tests.models.qformer.conftest import COLOURS, THINGS
+
+
+def planted(model: CaptionModel, count: int, *, views: int = 2) -> tuple[Pictures, list[str]]:
+    """Return pictures, every fourth of them held out, and their captions."""
+    rng = np.random.default_rng(0)
+    marks = rng.normal(size=(len(COLOURS) + len(THINGS), WIDTH))
+    colours, things = rng.integers(0, len(COLOURS), count), rng.integers(0, len(THINGS), count)
+    plain = np.repeat(marks[colours] + marks[len(COLOURS) + things], views, axis=0)
+    captions = [f"{COLOURS[colour]} {THINGS[thing]}" for colour, thing in zip(colours, things, strict=True)]
+    texts = [text for caption in captions for text in (caption, f"a {caption}")]
+    places = torch.arange(count)
+    data = Pictures(
+        features=(plain + rng.normal(size=plain.shape) / 4).astype(np.float16),
+        rows=places * views,
+        views=views,
+        texts=model.encode(texts),
+        ends=torch.arange(0, 2 * count + 1, 2),
+        captions=model.decoder.encode(captions),
+        train=places[places % 4 > 0],
+        valid=places[places % 4 == 0],
+    )
+    return data, captions

@@ -1,0 +1,1 @@
+"""Adapt the captioner to a catalogue's own pictures and texts."""

@@ -1,0 +1,54 @@
+"""Settings of the adaptation of the captioner."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from models.common.settings import ModelName
+from models.qformer.settings import Architecture, Recipe
+from models.qformer.weights import weights_digest
+from workflows.engine.stage import StageConfig
+from workflows.stages.interpret.stage import Fetch
+
+SCRATCH = "scratch"
+
+
+class Config(StageConfig):
+    """Settings of adapt_captioner.
+
+    Attributes:
+        base: weights to begin with: the folder of a captioner, or `scratch` for none.
+        architecture: sizes of a captioner from scratch.
+        recipe: how it is trained.
+        items: pictures to learn from, at most; those whose ids have the lowest hashes.
+        held_out: share of them that is kept for the choice of the weights and for the report.
+        views: of each picture, the plain one and others; each costs a pass of the image encoder.
+        fetch: where media may lie, and how much of them is used.
+        workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
+        checkpoint_s: seconds between two saved states.
+        commit_rows, no_progress_timeout_s: of the stream of pictures, see interpret.
+    """
+
+    base: Literal["scratch"] | ModelName = SCRATCH
+    architecture: Architecture = Architecture()
+    recipe: Recipe = Recipe()
+    items: int = Field(20_000, ge=100)
+    held_out: float = Field(0.1, gt=0, lt=1)
+    views: PositiveInt = 2
+    fetch: Fetch = Fetch()
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 2
+    use_gpu: bool = False
+    checkpoint_s: PositiveFloat = 60.0
+    commit_rows: PositiveInt = 64
+    no_progress_timeout_s: PositiveFloat = 900.0
+
+    resources: ClassVar[frozenset[str]] = frozenset(
+        {"cpus_per_worker", "use_gpu", "checkpoint_s", "commit_rows", "no_progress_timeout_s"}
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings that results depend on, and which weights the base is."""
+        return {**super().identity(), "base": None if self.base == SCRATCH else weights_digest(self.base)}

@@ -1,0 +1,121 @@
+"""The stage adapt_captioner: a captioner learns from a catalogue's own pictures, titles and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from models.qformer.model import load_captioner
+from models.qformer.weights import weights_digest
+from operators.look import Look
+from operators.media.fetch import FetchMedia
+from storage import files
+from storage.errors import UserError
+from workflows.catalogs.survey import Survey
+from workflows.distributed import streams, training
+from workflows.distributed.pools import Group, Node, Step, Workers, plan
+from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.stages.adapt_captioner.data import choose, lessons, map_features
+from workflows.stages.adapt_captioner.loop import ARTIFACT, loop
+from workflows.stages.adapt_captioner.scores import judge
+from workflows.stages.adapt_captioner.settings import SCRATCH, Config
+
+
+class AdaptCaptionerStage(Stage[Config]):
+    """Fine-tunes the captioner, or trains one from scratch, on the items that have a picture and a text."""
+
+    config_type = Config
+    version = 1
+    reads = ("ingest",)
+    operators = (FetchMedia, Look)
+
+    def check(self, config: Config, root: str) -> None:
+        """Finds out whether there are weights to begin with.
+
+        Raises:
+            UserError: there are none.
+        """
+        if config.base != SCRATCH:
+            weights_digest(config.base)
+
+    def check_data(self, config: Config, catalog: Survey) -> list[str]:
+        """Finds a catalogue without texts or without media.
+
+        Raises:
+            UserError: it is one.
+        """
+        if not catalog.filled["title"] and not catalog.filled["attributes"]:
+            raise UserError(
+                f"No item of {catalog.uri} has a title or attributes to learn captions from: adapt the captioner to a "
+                "catalogue that has them, and use it here by stages.interpret.caption."
+            )
+        if not catalog.filled["media"]:
+            raise UserError(f"No item of {catalog.uri} has a medium: there is nothing to describe.")
+        return []
+
+    def workers(self, config: Config) -> Workers | None:
+        """Returns the processes of the fit."""
+        return Workers(config.workers, config.cpus_per_worker, config.use_gpu)
+
+    def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
+        """Returns the operators that look at pictures in their pools."""
+        return plan(_steps(config, root), nodes, blocks=-(-rows // config.commit_rows))
+
+    def run(self, config: Config, context: Context) -> Result:
+        """Writes `models/captioner` and metrics/adapt_captioner.json."""
+        run, folder = context.run, context.run.uri("checkpoints", "adapt_captioner")
+        sink = files.join(folder, context.fingerprint)
+        source = files.join(sink, "source")
+        forget_other_attempts(context, "adapt_captioner")
+        if context.connect is not None:
+            context.connect()
+        total = choose(run, config.items, source)
+        if streams.committed_rows(sink) < total:
+            streams.stream(
+                source,
+                self.groups(config, context.catalog, context.nodes, rows=total),
+                sink=sink,
+                columns=["item_id", "look"],
+                commit_rows=config.commit_rows,
+                no_progress_timeout_s=config.no_progress_timeout_s,
+                on_rows=lambda done: context.progress(done, total),
+            )
+        mapped = map_features(run, sink, config.views)
+        found = lessons(source, mapped, config)
+        context.log(
+            f"adapt_captioner: {found.told.num_rows} of {total} pictures have words that they tell, "
+            f"{len(found.words)} in all, such as {', '.join(list(found.words)[:8])}"
+        )
+        files.write_table(files.join(sink, "lessons"), found.told)
+        curve = training.fit(
+            loop,
+            {
+                "root": run.root,
+                "seed": context.seed,
+                "settings": config.model_dump(mode="json"),
+                "sink": sink,
+                "lessons": files.join(sink, "lessons"),
+            },
+            workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
+            run=run,
+            name=f"adapt_captioner/{context.fingerprint}/fit",
+            progress=lambda metrics: context.progress(int(metrics["step"]), int(metrics["steps"])),
+        )
+        scores = judge(load_captioner(run.uri(*ARTIFACT)), found, mapped, config.views)
+        for warning in scores["warnings"]:
+            context.log(f"adapt_captioner: {warning}")
+        metrics: dict[str, Any] = {
+            "words": {word: round(area, 3) for word, area in found.words.items()},
+            "curve": [point for point in curve if "held_out" in point],
+            **scores,
+        }
+        run.write_json(metrics, "metrics", "adapt_captioner.json")
+        return Result(rows_in=found.told.num_rows, rows_out=found.told.num_rows, metrics=metrics)
+
+
+def _steps(config: Config, root: str) -> list[Step]:
+    """Returns the operators: one picture of each item is looked at."""
+    return [
+        Step("fetch", config.fetch.operator(root, ()), config.fetch.pool),
+        Step("look", Look(config.views), None, "gpu"),
+    ]
