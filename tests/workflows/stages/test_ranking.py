@@ -16,6 +16,7 @@ from operators.features.ranker_inputs import Examples, ItemFeatures, aligned, pr
 from operators.features.tokens import NULL_ID
 from operators.log.events import SPLITS
 from operators.log.partitions import open_log
+from operators.log.sequences import read_drawn
 from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.errors import UserError
@@ -285,9 +286,10 @@ def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path
         weight = rank.fit_retriever(context, steps=1)
         folder = context.run.uri("checkpoints", "rank", context.fingerprint, "retriever")
         counts = pl.from_arrow(files.read_table(files.join(folder, "positives")))
-        sampled = rank.lowest(files.read_table(files.join(folder, "queries")))
-        asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), sampled.to_pydict()))
-        assert sampled.num_rows == 20
+        sampled = read_drawn(open_log(context.run), files.parts(files.join(folder, "queries")), 20, seed=context.seed)
+        lists = (tensor.tolist() for tensor in (sampled.target, *sampled.histories[:2], *sampled.seen[:2]))
+        asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), *lists))
+        assert len(sampled.target) == 20
         train = read(context, "train").filter(pl.col("label") > 0)
         assert {row["item"]: row["positives"] for row in asked[-1][1]} == dict(
             train.group_by("row").len().sort("row").iter_rows()

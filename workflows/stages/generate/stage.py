@@ -26,7 +26,7 @@ class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 4
+    version = 5
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
@@ -47,7 +47,6 @@ class GenerateStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
-        from models.common.recommender import sample
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
         from workflows.stages.generate.build import learnable, load_recommender, write_codes, write_item_knn
         from workflows.stages.generate.data import save_items, write_data
@@ -65,7 +64,7 @@ class GenerateStage(Stage[Config]):
         save_items(run, data.item_ids)
         if config.product_codes is not None:
             write_codes(run, config.product_codes, data.item_ids, context.split, seed=context.seed)
-        compared = sample(data.valid, config.compared, seed=context.seed)
+        compared = data.valid.first(config.compared)
         counted = []
         if config.item_knn is not None:
             counted = ["item_knn"]
