@@ -159,10 +159,9 @@ def train_loop(task: dict[str, Any]) -> None:
 def read_data(run: RunDir, settings: RankerSettings) -> Data:
     """Returns the items and examples of a run as the ranker of these settings reads them."""
     from models.ranking.fitting import Data
-    from operators.features.ranker_inputs import ItemFeatures, example_parts, read_embeddings
+    from operators.features.ranker_inputs import example_parts, read_embeddings, read_items
 
-    spec, embeddings = run.read_json("features", "spec.json"), read_embeddings(run)
-    config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
-    items = ItemFeatures(run.read_table("features", "items"), embeddings, config)
+    width = read_embeddings(run).schema.field("embedding").type.list_size
+    config = settings.ranker(run.read_json("features", "spec.json"), width)
     train, valid = (example_parts(run.uri("features", name), config.dense) for name in ("train", "valid"))
-    return Data(config, items, train, valid)
+    return Data(config, read_items(run, config), train, valid)

@@ -17,7 +17,7 @@ from models.ranking.ranker import Ranker
 from models.ranking.schedule import in_memory
 from models.ranking.settings import RankerSettings, TableConfig, Tables
 from models.ranking.training import Trainer
-from operators.features.ranker_inputs import Examples, ItemFeatures, example_parts
+from operators.features.ranker_inputs import Examples, example_parts, laid_out
 from operators.features.tokens import HASH, token_hashes
 from storage import files
 from tests.models.workers import apart, on_ranks
@@ -84,7 +84,7 @@ def make_data(settings: RankerSettings, folder: Path | None = None) -> fitting.D
             for number, (start, end) in enumerate(pairwise((0, *CUTS[name], table.num_rows))):
                 files.write_part(str(folder / name / f"part-{number}.parquet"), table.slice(start, end - start))
             parts.append(example_parts(str(folder / name), config.dense))
-    return fitting.Data(config, ItemFeatures(items, embeddings, config), *parts)
+    return fitting.Data(config, laid_out(items, embeddings, config), *parts)
 
 
 def make_trainer(settings: RankerSettings, data: fitting.Data) -> Trainer:

@@ -12,7 +12,7 @@ import pytest
 
 from models.evaluation.clicks import total_loss
 from models.ranking.ranker import load_ranker
-from operators.features.ranker_inputs import Examples, ItemFeatures, aligned, predict
+from operators.features.ranker_inputs import Examples, aligned, laid_out, predict
 from operators.features.tokens import NULL_ID
 from operators.log.events import SPLITS
 from operators.log.partitions import open_log
@@ -261,7 +261,7 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     assert steps[-1] == (result.metrics["epochs"], SETTINGS.epochs)
     run = context.run
     loaded = load_ranker(run.uri("models", "ranker"))
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), loaded.config)
+    items = laid_out(run.read_table("features", "items"), run.read_table("embeddings"), loaded.config)
     valid = Examples(run.read_table("features", "valid"), loaded.config.dense)
     loss = total_loss(valid.label.numpy(), predict(loaded, items, valid, batch_size=77)) / len(valid)
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
