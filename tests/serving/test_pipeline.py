@@ -78,7 +78,7 @@ def test_scores_equal_those_of_the_offline_path(run, pipeline, user_id) -> None:
 def test_a_user_gets_exactly_what_they_have_not_liked(run, pipeline, user_id) -> None:
     found = items_of(pipeline, user_id=user_id, k=100)
     assert len(found) == len(set(found))
-    assert set(found) == set(list(pipeline._row)) - set(liked(run, user_id))
+    assert set(found) == set(pipeline._row) - set(liked(run, user_id))
 
 
 def test_only_the_retrieved_candidates_are_ranked(finished_run) -> None:
@@ -130,7 +130,7 @@ def test_what_a_visitor_did_counts_only_where_it_is_known(finished_run, unlabell
 def test_a_long_history_is_left_out_whole_and_ranks_by_its_end(pipeline) -> None:
     history = [f"item {n}" for n in range(40)]
     answer = pipeline.recommend([Query(history=history, k=100)])[0]
-    assert {item["item_id"] for item in answer.items} == set(list(pipeline._row)) - set(history)
+    assert {item["item_id"] for item in answer.items} == set(pipeline._row) - set(history)
     assert pipeline.recommend([Query(history=list(pipeline._row), k=100)])[0].items == []
     turned = pipeline.recommend([Query(history=history[::-1], k=100)])[0]
     assert turned.items != answer.items
