@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from storage import files
-from storage.blocks import SUFFIXES, columns, parts, read, table_files
+from storage.blocks import SUFFIXES, columns, files_of, read, table_files
 from storage.errors import UserError
 
 REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
@@ -145,7 +145,7 @@ def signature(catalog: str) -> list[str]:
     found = []
     for name in ("items", "interactions"):
         uri = find(catalog, name)
-        found += [_state(name, part) for part in parts(uri)] if uri is not None else []
+        found += [_state(name, part) for part in files_of(uri)] if uri is not None else []
     about = files.join(catalog, "catalog.json")
     return [catalog, *found, *([_state("about", about)] if files.exists(about) else [])]
 

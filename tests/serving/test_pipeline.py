@@ -10,12 +10,13 @@ import torch
 from models.common.jagged import Jagged
 from models.ranking.ranker import load_ranker
 from operators.features.ranker_inputs import Examples, laid_out, predict
-from operators.features.tokens import NULL_ID, token_hashes
+from operators.features.tokens import NULL_ID
 from operators.log.encoding import encode
 from operators.log.events import Events, counts, histories
 from serving.pipeline import Pipeline, Query, popularity
 from storage import files
 from storage.errors import UserError
+from storage.hashing import hash_ids
 from storage.run import RunDir
 from tests.logs import read_examples, read_log_table
 
@@ -55,7 +56,7 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
     values, offsets = histories(events, user, time, length=spec["history"])
     trained = user_id in read_examples(run, "train")["user_id"].to_list()
     table = {
-        "user": np.full(len(rows), token_hashes([user_id])[0] if trained else NULL_ID),
+        "user": np.full(len(rows), hash_ids([user_id])[0] if trained else NULL_ID),
         "row": rows.astype(np.int32),
         "history": pa.ListArray.from_arrays(offsets, values),
         "context_position": np.full(len(rows), np.nan, np.float32),
