@@ -23,7 +23,6 @@ from storage.hashing import fingerprint
 from storage.run import RunDir
 
 BATCH_ROWS = 16_384
-MAKING = ".making"  # ends the names of folders in which tables are made
 LONGEST = 2**31 - 1  # of all lists or strings of a column together; their offsets have 32 bits
 
 
@@ -73,22 +72,17 @@ def map_table(
 def _scratch(folder: Path) -> Iterator[Path]:
     """Yields a folder to make a table in, and removes those of processes that were killed.
 
-    Who makes a table holds the lock of the file in its folder, which the system takes back when the process ends; a
-    folder has its name only once that is held.
+    Who makes a table holds the lock of a file in its folder, which the system takes back when the process ends; the
+    file has its name only once it is locked.
     """
-    for lock in folder.glob(f"*{MAKING}/lock"):
+    for lock in folder.glob("*/lock"):
         with contextlib.suppress(OSError), lock.open("r+") as left:  # it is held, gone, or on a disk without locks
             fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent)
-    made = Path(tempfile.mkdtemp(dir=folder))
-    with (made / "lock").open("w") as held:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, Path(scratch, "new").open("w") as held:
         with contextlib.suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX)
-        made = made.rename(made.with_suffix(MAKING))
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made)
+        yield Path(held.name).rename(Path(scratch, "lock")).parent
 
 
 def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

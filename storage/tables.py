@@ -128,10 +128,7 @@ def timestamps(catalog: str) -> str | None:
     """What `catalog.json` says of the log's timestamps, see `catalogs.canonical`; None where it says nothing."""
     try:
         about = files.read_json(files.join(catalog, "catalog.json"))
-    except (
-        FileNotFoundError,
-        ValueError,
-    ):  # none, no JSON, or no UTF-8: the file is optional, and tables stand for themselves
+    except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8: tables stand for themselves
         return None
     found = about.get("timestamps") if isinstance(about, dict) else None
     return found if isinstance(found, str) else None

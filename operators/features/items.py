@@ -6,14 +6,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from operators.features.tokens import (
-    Tokens,
-    attribute_tokens,
-    interest_tokens,
-    prefix_tokens,
-    text_tokens,
-    token_lists,
-)
+from operators.features.tokens import Tokens, attribute_tokens, interest_tokens, prefix_tokens, text_tokens, token_lists
 from storage.hashing import hash_ids
 
 

@@ -336,7 +336,7 @@ def write_about(run: RunDir, parts: Sequence[dict[str, int]], columns: Sequence[
 
 def _added(about: About, parts: Sequence[dict[str, int]]) -> About:
     """Returns what is known of a log with the counts of its partitions."""
-    sums = {name: sum(part[name] for part in parts) for name in ("events", "users", "positives")}
+    events, users, positives = (sum(part[name] for part in parts) for name in ("events", "users", "positives"))
     there = [part for part in parts if part["events"]]
     first, last = min((part["first"] for part in there), default=0), max((part["last"] for part in there), default=0)
-    return replace(about, first=first, last=last, **sums)
+    return replace(about, events=events, users=users, positives=positives, first=first, last=last)

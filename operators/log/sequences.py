@@ -106,8 +106,8 @@ def read_queries(
     log: PartitionedLog, split: Split, name: str, *, history: int, repeats: bool, most: int, seed: int
 ) -> Queries:
     """Returns a random sample of at most so many questions of a split, partition by partition; see `drawn`."""
-    asked = {"history": history, "repeats": repeats, "most": most, "seed": seed}
-    return _sampled(log, (drawn(log, part, name, **asked) for part in split_parts(log, split)), most, seed)
+    draw = functools.partial(drawn, log, name=name, history=history, repeats=repeats, most=most, seed=seed)
+    return _sampled(log, map(draw, split_parts(log, split)), most, seed)
 
 
 def drawn(

@@ -127,13 +127,13 @@ def test_what_a_killed_process_has_left_is_removed_and_what_another_is_making_st
     map_columns(run, "things", columns=["number"])
     (folder,) = tmp_path.glob("checkpoints/maps/*")
     for name in ("dead", "alive"):
-        (folder / f"{name}.making").mkdir()
-        (folder / f"{name}.making" / "table.arrow").write_bytes(b"half")
-        (folder / f"{name}.making" / "lock").touch()
-    with (folder / "alive.making" / "lock").open("r+") as held:
+        (folder / f"{name}").mkdir()
+        (folder / f"{name}" / "table.arrow").write_bytes(b"half")
+        (folder / f"{name}" / "lock").touch()
+    with (folder / "alive" / "lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         map_columns(run, "things", columns=["item_id"])
-        assert [path.name for path in folder.glob("*.making")] == ["alive.making"]
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["alive"]
     run.write_table(table_of([("b", 1, [1])]), "things")
     map_columns(run, "things", columns=["item_id"])
     assert len(list(folder.iterdir())) == 1

@@ -57,9 +57,7 @@ class SemanticIds(NamedTuple):
     suffixes: bool  # whether the last level is that of the deduplication suffixes
 
 
-def write_data(
-    context: Context, stage: str, *, history: int, repeats: bool, valid: int, test: int | None = None
-) -> tuple[Data, int]:
+def write_data(context: Context, stage: str, *, history: int, repeats: bool, most: dict[str, int]) -> tuple[Data, int]:
     """Writes the training sequences of a run, partition by partition, and draws queries of validation and test.
 
     Args:
@@ -67,7 +65,7 @@ def write_data(
         stage: its name.
         history: positives of a query's history that are kept.
         repeats: whether items are asked for that the user had met before.
-        valid, test: maximum number of queries; no queries of test where it is None.
+        most: maximum number of queries of `valid`, and of `test` if they are wanted.
 
     Returns:
         The data, and the number of positives in training.
@@ -79,7 +77,6 @@ def write_data(
     log.cuts(split)  # before any piece asks for them
     name = f"{stage}/{context.fingerprint}/sequences"
     folder = ("checkpoints", stage, context.fingerprint, "sequences")
-    most = {"valid": valid} if test is None else {"valid": valid, "test": test}
     asked = {"history": history, "repeats": repeats, "seed": context.seed}
     numbers = range(log.about.partitions)
     work = partial(_write_part, run, split, run.uri(*folder), most, asked)

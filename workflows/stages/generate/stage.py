@@ -53,9 +53,8 @@ class GenerateStage(Stage[Config]):
 
         run = context.run
         asked = max(config.compared, *(getattr(config, name).fit.valid_queries for name in config.names))
-        data, positives = write_data(
-            context, "generate", history=config.history, repeats=not config.filter_seen, valid=asked
-        )
+        shown: Any = {"history": config.history, "repeats": not config.filter_seen}
+        data, positives = write_data(context, "generate", **shown, most={"valid": asked})
         require_queries(data.valid, "validation")
         if config.language_model is not None:
             tasks = learnable(config.language_model, context, data)
@@ -77,7 +76,7 @@ class GenerateStage(Stage[Config]):
             for name in [*counted, *history]
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
-        choice = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
+        choice = {"chosen": chosen, "queries": shown}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
             name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]} for name, curve in history.items()

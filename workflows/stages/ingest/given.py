@@ -14,11 +14,6 @@ FORMS = {"caption": "text", "interests": "lists of text"}
 NOT_FINITE = "vector_not_finite"
 
 
-def given_in(rows: pl.DataFrame) -> frozenset[str]:
-    """Returns the columns in place of a model that rows of an items table have."""
-    return frozenset(GIVEN).intersection(rows.columns)
-
-
 def widths_of(rows: pl.DataFrame, source: str) -> dict[str, int]:
     """Returns the widths of the vectors that an items table gives, from its first rows.
 

@@ -15,7 +15,7 @@ from storage.errors import UserError
 from workflows.catalogs.survey import Survey, sample
 from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, forget_other_attempts
 from workflows.stages.ingest import events, items, pieces
-from workflows.stages.ingest.given import given_in, widths_of
+from workflows.stages.ingest.given import widths_of
 from workflows.stages.ingest.pieces import Work
 from workflows.stages.ingest.settings import Config
 from workflows.stages.ingest.texts import are_whole
@@ -105,7 +105,7 @@ def _work(config: Config, context: Context) -> Work:
         whole_ids="item_id" in rows.columns and are_whole(rows["item_id"]),
         names_media=config.names_media(rows),
         widths=widths_of(rows, items_uri),
-        given=given_in(rows),
+        known=rows.columns,
     )
     log_uri = tables.find(context.catalog, "interactions")
     if log_uri is None:

@@ -35,15 +35,7 @@ from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
 from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, StageConfig, forget_other_attempts
 from workflows.stages.interpret.given import TYPES, copy_items, given_fields, nothing_to_compute
-from workflows.stages.interpret.settings import (
-    CAPTIONS,
-    IMAGES,
-    INTERESTS,
-    TEXTS,
-    Captions,
-    ModelSection,
-    Section,
-)
+from workflows.stages.interpret.settings import CAPTIONS, IMAGES, INTERESTS, TEXTS, Captions, ModelSection, Section
 
 KEPT_COLUMNS = ("item_id", "title", "description", "attributes")
 JUDGED = ("item_id", "title", "description", "media", "caption")  # what the gate reads of an item
