@@ -76,9 +76,9 @@ def activity(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def decide(
-    items: pa.Table, rule: GateRule, seen: pl.DataFrame | None = None, known: Collection[str] = ()
+    parts: Iterable[pa.Table], rule: GateRule, seen: pl.DataFrame | None = None, known: Collection[str] = ()
 ) -> pa.StringArray:
-    """Decides the gate of every item, in the order of the rows.
+    """Decides the gate of every item, in the order of the rows; of all items it holds ids and counts.
 
     `OPEN` may be computed. `CACHED_ONLY` would be worth it but is over budget, and gets what the cache has for nothing.
     Anything else is the reason of a refusal: `NO_MEDIA` or `NOT_WORTH_IT`. The budget goes to the items with most
@@ -86,21 +86,25 @@ def decide(
     was killed makes it again.
 
     Args:
-        items: columns `item_id` (unique), `title`, `description`, `media`.
+        parts: of the items, with the columns `item_id` (unique), `title`, `description`, `media`.
         rule: when an item passes.
         seen: `activity` of the log; items that are not in it, or all without a log, have no events and are new.
         known: ids that the cache is expected to hold. They are served last, so they take budget from no other item.
     """
-    frame = pl.DataFrame(items.select(["item_id", "title", "description", "media"]))
     if seen is None:
         seen = pl.DataFrame(schema={"item": pl.Int64, "events": pl.Int64, "age_days": pl.Float64})
+    frame = pl.concat(_judged(pl.DataFrame(items), rule, seen) for items in parts)
+    gates = frame["gate"] if rule.budget is None else _within_budget(frame, rule.budget, known)
+    return gates.to_arrow().cast(pa.string())
+
+
+def _judged(frame: pl.DataFrame, rule: GateRule, seen: pl.DataFrame) -> pl.DataFrame:
+    """Returns item_id, events, age_days and gate of items, without a budget."""
     frame = frame.with_columns(item=hash_ids(frame["item_id"])).join(seen, on="item", how="left", maintain_order="left")
     frame = frame.with_columns(pl.col("events").fill_null(0))
     refused_media = pl.lit(rule.has_media) & (pl.col("media").list.len().fill_null(0) == 0)
     gate = pl.when(refused_media).then(pl.lit(NO_MEDIA)).when(_worth(rule)).then(pl.lit(OPEN))
-    frame = frame.with_columns(gate=gate.otherwise(pl.lit(NOT_WORTH_IT)))
-    gates = frame["gate"] if rule.budget is None else _within_budget(frame, rule.budget, known)
-    return gates.to_arrow().cast(pa.string())
+    return frame.select("item_id", "events", "age_days", gate=gate.otherwise(pl.lit(NOT_WORTH_IT)))
 
 
 def _worth(rule: GateRule) -> pl.Expr:

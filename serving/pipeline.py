@@ -15,7 +15,7 @@ from models.ranking.ranker import load_ranker
 from models.recommenders.content import content_and_popularity
 from models.semantic_ids.suffixes import sid_string
 from operators.columns import jagged_of, read_rows
-from operators.features.ranker_inputs import ItemFeatures, read_embeddings
+from operators.features.ranker_inputs import read_items
 from operators.features.tokens import NULL_ID
 from storage.run import RunDir
 
@@ -66,12 +66,11 @@ class Pipeline:
         retriever = run.read_json("models", "retriever", "config.json")
         table = run.read_table("features", "items")
         users = run.read_table("features", "users")
-        embeddings = read_embeddings(run)
         self.ranker = load_ranker(run.uri("models", "ranker"))
-        self.items = ItemFeatures(table, embeddings, self.ranker.config)
+        self.items = read_items(run, self.ranker.config)
         self.content = content_and_popularity(self.items.embedding, popularity(table), retriever["popularity_weight"])
         self.candidates = candidates
-        self._row = {item_id: row for row, item_id in enumerate(self.items.item_id)}
+        self._row = {item_id: row for row, item_id in enumerate(table["item_id"].to_pylist())}
         self._display = display_table(run, table["item_id"])
         self._user_row = {user_id: row for row, user_id in enumerate(users["user_id"].to_pylist())}
         self._user_ids = users["user"].to_pylist()

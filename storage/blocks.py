@@ -51,7 +51,7 @@ def table_files(folder: str) -> list[str]:
     )
 
 
-def parts(uri: str) -> list[str]:
+def files_of(uri: str) -> list[str]:
     """Returns the URIs of a table's files, in the order of their names.
 
     Raises:
@@ -114,7 +114,7 @@ def sources(uri: str) -> list[Source]:
     Raises:
         UserError: a Parquet file does not parse.
     """
-    return [source for part in parts(uri) for source in _sources(part)]
+    return [source for part in files_of(uri) for source in _sources(part)]
 
 
 def _sources(part: str) -> Iterator[Source]:
@@ -256,14 +256,14 @@ def as_one(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 def is_parquet(uri: str) -> bool:
     """Returns whether a table is Parquet, not text."""
-    return format_of(parts(uri)[0]) == "parquet"
+    return format_of(files_of(uri)[0]) == "parquet"
 
 
 def rows_about(uri: str) -> int:
     """Returns how many rows a table has: of Parquet exactly, of text about, by the start of its largest file."""
     if is_parquet(uri):
         return sum(source.rows for source in sources(uri))
-    sizes = {name: files.size(name) * (UNPACKED if name.endswith(".gz") else 1) for name in parts(uri)}
+    sizes = {name: files.size(name) * (UNPACKED if name.endswith(".gz") else 1) for name in files_of(uri)}
     largest = max(sizes, key=sizes.__getitem__)  # others may hold a header alone
     return round(first(largest).rows.height * sum(sizes.values()) / min(max(sizes[largest], 1), BLOCK_BYTES))
 
@@ -274,7 +274,7 @@ def complete(uri: str, names: Iterable[str]) -> set[str]:
     A list is one where it is neither empty nor has an empty place. Of text nothing is known.
     """
     found = set(names) if is_parquet(uri) else set[str]()
-    for part in parts(uri) if found else ():
+    for part in files_of(uri) if found else ():
         with _parquet(part) as file:
             meta = file.metadata
             for group in range(meta.num_row_groups):
@@ -290,7 +290,7 @@ def complete(uri: str, names: Iterable[str]) -> set[str]:
 
 def dataset(uri: str) -> pyarrow.dataset.Dataset:
     """Returns a Parquet table as a lazy Arrow dataset."""
-    paths = [files.filesystem(part)[1] for part in parts(uri)]
+    paths = [files.filesystem(part)[1] for part in files_of(uri)]
     return pyarrow.dataset.dataset(paths, filesystem=files.filesystem(uri)[0], format="parquet")
 
 
@@ -305,7 +305,7 @@ def columns(uri: str) -> list[str]:
     Raises:
         UserError: a file does not parse, or has other columns than the first.
     """
-    names = parts(uri)
+    names = files_of(uri)
     found = _columns(names[0])
     for name in names[1:] if format_of(names[0]) != "jsonl" else ():
         if set(_columns(name)) != set(found):

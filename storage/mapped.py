@@ -7,9 +7,12 @@ temporary files where the run is not on a local disk, or cannot be written.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +56,8 @@ def map_table(
     path = folder / f"{name}.{fingerprint(' '.join(about))[:16]}.arrow"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            temporary = str(Path(scratch) / "table.arrow")
+        with _scratch(folder) as scratch:
+            temporary = str(scratch / "table.arrow")
             _write(temporary, schema, batches())
             os.replace(temporary, path)  # noqa: PTH105 - atomic
             for old in folder.glob(f"{name}.*.arrow"):  # processes that have mapped it keep it
@@ -63,6 +66,23 @@ def map_table(
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     assert all(column.num_chunks == 1 for column in table.columns)  # noqa: S101 - what this file is for
     return table
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yields a folder to make a table in, and removes those of processes that were killed.
+
+    Who makes a table holds the lock of a file in its folder, which the system takes back when the process ends; the
+    file has its name only once it is locked.
+    """
+    for lock in folder.glob("*/lock"):
+        with contextlib.suppress(OSError), lock.open("r+") as left:  # it is held, gone, or on a disk without locks
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, Path(scratch, "new").open("w") as held:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield Path(held.name).rename(Path(scratch, "lock")).parent
 
 
 def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

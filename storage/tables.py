@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from storage import files
-from storage.blocks import SUFFIXES, columns, parts, read, table_files
+from storage.blocks import SUFFIXES, columns, files_of, read, table_files
 from storage.errors import UserError
 
 REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
@@ -128,10 +128,7 @@ def timestamps(catalog: str) -> str | None:
     """What `catalog.json` says of the log's timestamps, see `catalogs.canonical`; None where it says nothing."""
     try:
         about = files.read_json(files.join(catalog, "catalog.json"))
-    except (
-        FileNotFoundError,
-        ValueError,
-    ):  # none, no JSON, or no UTF-8: the file is optional, and tables stand for themselves
+    except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8: tables stand for themselves
         return None
     found = about.get("timestamps") if isinstance(about, dict) else None
     return found if isinstance(found, str) else None
@@ -145,7 +142,7 @@ def signature(catalog: str) -> list[str]:
     found = []
     for name in ("items", "interactions"):
         uri = find(catalog, name)
-        found += [_state(name, part) for part in parts(uri)] if uri is not None else []
+        found += [_state(name, part) for part in files_of(uri)] if uri is not None else []
     about = files.join(catalog, "catalog.json")
     return [catalog, *found, *([_state("about", about)] if files.exists(about) else [])]
 

@@ -167,7 +167,7 @@ def _coded(
     config: interpret.Config = definition.stages.interpret
     stage("interpret").check(config, run.root)
     # The run's log tells nothing of these items: to the gate they are new and have no events.
-    items = items.append_column("gate", decide(items, config.caption.gate))
+    items = items.append_column("gate", decide([items], config.caption.gate))
     steps = interpret.steps(config, folder, interpret.cache_uri(config, run.root))
     models = (Project(run.uri("models", "projector")), AssignSids(run.uri("models", "quantizer")))
     operators = [*(step.operator for step in steps), *models]

@@ -21,9 +21,14 @@ class Jagged(NamedTuple):
 
 def from_arrays(values: np.ndarray, offsets: np.ndarray) -> Jagged:
     """Returns integers [V] and offsets [N+1] as lists; what is int64 is not copied, and must not be written to."""
+    return Jagged(*(shared(array.astype(np.int64, copy=False)) for array in (values, offsets)))
+
+
+def shared(array: np.ndarray) -> torch.Tensor:
+    """Returns an array, which may be mapped, as a tensor without a copy, not to be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return Jagged(*(torch.from_numpy(array.astype(np.int64, copy=False)) for array in (values, offsets)))
+        return torch.from_numpy(array)
 
 
 def gather(source: Jagged, rows: torch.Tensor) -> Jagged:

@@ -10,51 +10,32 @@ import torch
 from torch.nn import functional
 
 from models.common.jagged import Jagged, gather
-from models.common.seeds import generator
 
-SAMPLE = 31  # what is drawn
 BLOCK = 256  # users whose scores of the whole catalogue are held at once
 
 
 class Queries(NamedTuple):
-    """Q queries for the next item; items are rows of the catalogue."""
+    """Q queries for the next item; items are rows of the catalogue.
+
+    Those that are drawn from a log are in a random order, so that the first of them are a sample.
+    """
 
     user: np.ndarray  # int64 [Q], a number of the user's own
     histories: Jagged  # the user's last positives by then, oldest first
     target: torch.Tensor  # int64 [Q]
     seen: Jagged  # all that the user had met by then, in order of time; nothing where repeats are asked for
     time: np.ndarray | None = None  # int64 [Q], microseconds, where it is known
-    place: np.ndarray | None = None  # int64 [Q], in a random order of all queries of the split, see `sample`
 
     def take(self, rows: np.ndarray) -> Queries:
         """Returns the queries at rows, int64 [M]."""
         at = torch.from_numpy(rows)
-        lists, others = (gather(lists, at) for lists in (self.histories, self.seen)), (self.time, self.place)
-        histories, seen = lists
-        return Queries(
-            self.user[rows], histories, self.target[at], seen, *(None if one is None else one[rows] for one in others)
-        )
+        histories, seen = (gather(lists, at) for lists in (self.histories, self.seen))
+        time = None if self.time is None else self.time[rows]
+        return Queries(self.user[rows], histories, self.target[at], seen, time)
 
-
-def places(count: int, *, seed: int) -> np.ndarray:
-    """Returns the place of each of so many queries in a random order, int64 [count]."""
-    found = np.empty(count, np.int64)
-    found[torch.randperm(count, generator=generator(SAMPLE, seed)).numpy()] = np.arange(count)
-    return found
-
-
-def sample(queries: Queries, count: int, *, seed: int) -> Queries:
-    """Returns a random sample of so many queries in their order, or all where there are fewer.
-
-    A larger sample holds a smaller one, so that what was drawn as a sample may be drawn from again.
-
-    Args:
-        queries: of a whole split, or drawn from it with the same seed.
-        count: of the sample.
-        seed: of the draw.
-    """
-    place = places(len(queries.target), seed=seed) if queries.place is None else queries.place
-    return queries.take(np.flatnonzero(place < count))
+    def first(self, count: int) -> Queries:
+        """Returns the first so many queries, or all where there are fewer."""
+        return self.take(np.arange(min(count, len(self.target))))
 
 
 class Recommended(NamedTuple):

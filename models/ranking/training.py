@@ -23,13 +23,7 @@ class Trainer:
     """A ranker spread over the workers of a process group; every method has to be called by all of them."""
 
     def __init__(
-        self,
-        ranker: Ranker,
-        *,
-        device: torch.device,
-        precision: Precision = "fp32",
-        seed: int = 0,
-        **optimisation: Any,
+        self, ranker: Ranker, *, device: torch.device, precision: Precision = "fp32", seed: int = 0, **optimisation: Any
     ) -> None:
         """Shards the ranker, see `models.ranking.sharding.shard`, and draw its embeddings.
 

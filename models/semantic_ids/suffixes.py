@@ -84,8 +84,7 @@ def allocate_suffixes(
         )
         .with_columns(
             suffix=pl.coalesce(
-                "suffix",
-                pl.when((pl.col("items") > 1) | always).then("next").otherwise(NO_SUFFIX),
+                "suffix", pl.when((pl.col("items") > 1) | always).then("next").otherwise(NO_SUFFIX)
             ).cast(pl.Int32)
         )
     )

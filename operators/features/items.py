@@ -6,15 +6,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from operators.features.tokens import (
-    Tokens,
-    attribute_tokens,
-    interest_tokens,
-    prefix_tokens,
-    text_tokens,
-    token_hashes,
-    token_lists,
-)
+from operators.features.tokens import Tokens, attribute_tokens, interest_tokens, prefix_tokens, text_tokens, token_lists
+from storage.hashing import hash_ids
 
 
 def item_features(items: pa.Table, codes: np.ndarray, tokens: Tokens) -> pa.Table:
@@ -42,7 +35,7 @@ def item_features(items: pa.Table, codes: np.ndarray, tokens: Tokens) -> pa.Tabl
     return pa.table(
         {
             "item_id": ids,
-            "item": token_hashes(ids.to_pylist()),
+            "item": hash_ids(ids),
             "caption": token_lists(text_tokens(items["caption"], tokens), rows, limit=limit),
             "interests": token_lists(interest_tokens(items["interests"], tokens), rows, limit=limit),
             "title": token_lists(text_tokens(items["title"], tokens), rows, limit=limit),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -12,16 +13,16 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.common.jagged import Jagged, chained, filled, gather, newest, sliced
+from models.common.jagged import Jagged, filled, from_arrays, gather, newest, shared, sliced
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.schedule import Parts, Piece
-from operators.columns import jagged_of, matrix_of, rows_of
+from operators.columns import jagged_of, list_column, matrix_of, rows_of
 from operators.features.tokens import HASH, NULL_ID, table_rows
 from storage import files
 from storage.errors import ArtifactError
-from storage.mapped import map_columns
+from storage.mapped import BATCH_ROWS, map_columns, map_table
 from storage.run import RunDir
 
 
@@ -62,41 +63,25 @@ class ItemFeatures:
     holds it.
     """
 
-    def __init__(self, items: pa.Table, embeddings: pa.Table, config: RankerConfig) -> None:
-        """Lays out the tables.
+    def __init__(self, embedding: torch.Tensor, rows: pa.Table, config: RankerConfig) -> None:
+        """Copies nothing of what it is given, which may be mapped; see `laid_out` and `read_items`.
 
         Args:
-            items: features/items.
-            embeddings: item_id and embedding, in any order.
-            config: of the ranker; its tables but `user` are named like columns of `items`.
-
-        Raises:
-            ArtifactError: an item has no embedding, or the ranker knows other tokens.
+            embedding: of N items, float32 [N, D].
+            rows: of `token_rows`, in one chunk.
+            config: of the ranker.
         """
-        if config.hash not in ({}, HASH):
-            raise ArtifactError("The ranker knows tokens of another hash function than the features have", "features")
-        self._config = config
-        self.item_id: list[str] = items["item_id"].to_pylist()
-        self.embedding = aligned(items["item_id"], embeddings)  # float32 [N, D]
-        if config.content_dim:
-            self._content = functional.pad(self.embedding, (0, 0, 0, 1), value=torch.nan)
-            known = ~self._content.isnan().any(1, keepdim=True)
-            self._known = torch.cat([self._content.where(known, 0.0), known.float()], dim=1)  # to average what is known
+        self.embedding, self._config = embedding, config
         self._lists: dict[str, Jagged] = {}
-        for name, table in config.tables.items():
-            if name == USER:
-                continue
-            column = items[name]
-            if name == ITEM:  # one id per item
-                ids = torch.from_numpy(column.to_numpy().astype(np.int64))
-                tokens = Jagged(ids, torch.arange(len(ids) + 1))
-            else:
-                tokens = jagged_of(column)
-            no_item = Jagged(torch.tensor([NULL_ID]), torch.tensor([0, 1]))
-            self._lists[name] = looked_up(chained([tokens, no_item]), table)
+        for name, table in _item_tables(config).items():
+            lists, weights = rows[name].chunk(0), None
+            if table.weighted:
+                weights = shared(rows[f"{name}.weights"].chunk(0).values.to_numpy())
+            offsets = shared(lists.offsets.to_numpy())  # int32, which `gather` takes, too
+            self._lists[name] = Jagged(shared(lists.values.to_numpy()), offsets, weights)
 
     def __len__(self) -> int:
-        return len(self.item_id)
+        return len(self.embedding)
 
     def inputs(
         self,
@@ -142,9 +127,7 @@ class ItemFeatures:
             features[USER] = single if keep is None else masked(single, keep[0])
         content = history_content = None
         if config.content_dim:
-            content = self._content[rows]
-            sums = functional.embedding_bag(bag.values, self._known, bag.offsets[:-1], mode="sum")
-            history_content = sums[:, :-1] / sums[:, -1:]  # 0 / 0 is NaN, unknown
+            content, history_content = self.embedding[rows], self._mean(bag)
         return RankerInputs(
             sparse=keyed({name: feature for name, feature in features.items() if feature.weights is None}),
             weighted=keyed({name: feature for name, feature in features.items() if feature.weights is not None}),
@@ -155,6 +138,78 @@ class ItemFeatures:
             history_content=history_content,
             history_length=lengths.clamp_max(config.history) if config.history else None,
         )
+
+    def _mean(self, lists: Jagged) -> torch.Tensor:
+        """Returns the mean of the known embeddings of each list, float32 [B, D]; NaN where there is none."""
+        items, at = lists.values.unique(return_inverse=True)
+        vectors = self.embedding[items.clamp_max(len(self) - 1)]
+        known = (items < len(self))[:, None] & ~vectors.isnan().any(1, keepdim=True)
+        vectors = torch.cat([vectors.where(known, 0.0), known.float()], dim=1)
+        sums = functional.embedding_bag(at, vectors, lists.offsets[:-1], mode="sum")
+        return sums[:, :-1] / sums[:, -1:]  # 0 / 0 is NaN, unknown
+
+
+def laid_out(items: pa.Table, embeddings: pa.Table, config: RankerConfig) -> ItemFeatures:
+    """Returns the item side of a catalogue that is held in memory.
+
+    Args:
+        items: features/items.
+        embeddings: item_id and embedding, in any order.
+        config: of the ranker; its tables but `user` are named like columns of `items`.
+
+    Raises:
+        ArtifactError: an item has no embedding, or the ranker knows other tokens.
+    """
+    rows = pa.Table.from_batches(token_rows(items.to_batches(), config)).combine_chunks()
+    return ItemFeatures(aligned(items["item_id"], embeddings), rows, config)
+
+
+def read_items(run: RunDir, config: RankerConfig) -> ItemFeatures:
+    """Returns the item side of a run's catalogue, mapped: the processes of a node share one copy.
+
+    Raises:
+        ArtifactError: see `laid_out`.
+    """
+    uri, tables = run.uri("features", "items"), _item_tables(config)
+    about = [*(f"{name}={table.model_dump_json()}" for name, table in tables.items()), *files.signature(uri)]
+    schema, names = next(token_rows([], config)).schema, list(tables)
+    batches = partial(files.batches, uri, names, BATCH_ROWS)
+    rows = map_table(run, "token_rows", about, schema, lambda: token_rows(batches(), config))
+    ids = map_columns(run, "features", "items", columns=["item_id"])["item_id"]
+    return ItemFeatures(aligned(ids, read_embeddings(run)), rows, config)
+
+
+def token_rows(items: Iterable[pa.RecordBatch], config: RankerConfig) -> Iterator[pa.RecordBatch]:
+    """Yields what the items look up in each table of a ranker, and at the end what no item does.
+
+    Args:
+        items: features/items.
+        config: of the ranker.
+
+    Returns:
+        NAME, list<int64>: rows of the table; where these have weights, NAME.weights, list<float>, see `looked_up`.
+
+    Raises:
+        ArtifactError: the ranker knows other tokens.
+    """
+    if config.hash not in ({}, HASH):
+        raise ArtifactError("The ranker knows tokens of another hash function than the features have", "features")
+    tables = _item_tables(config)
+    no_item = pa.record_batch({name: [NULL_ID] if name == ITEM else [[NULL_ID]] for name in tables})
+    for batch in chain(items, [no_item]):
+        columns = dict[str, pa.Array]()
+        for name, table in tables.items():
+            single = name == ITEM  # one id per item
+            ids = from_arrays(batch[name].to_numpy(), np.arange(len(batch) + 1)) if single else jagged_of(batch[name])
+            found = looked_up(ids, table)
+            columns[name] = list_column(found)
+            if found.weights is not None:
+                columns[f"{name}.weights"] = pa.ListArray.from_arrays(columns[name].offsets, found.weights.numpy())
+        yield pa.record_batch(columns)
+
+
+def _item_tables(config: RankerConfig) -> dict[str, Table]:
+    return {name: table for name, table in config.tables.items() if name != USER}
 
 
 def read_embeddings(run: RunDir) -> pa.Table:
@@ -170,10 +225,7 @@ def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
     Raises:
         ArtifactError: an item has none.
     """
-    values = matrix_of(rows_of(item_ids, embeddings, "embeddings")["embedding"])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
+    return shared(matrix_of(rows_of(item_ids, embeddings, "embeddings")["embedding"]))
 
 
 def masked(source: Jagged, keep: torch.Tensor) -> Jagged:

@@ -10,7 +10,6 @@ trained embedding, and not an empty list, whose embedding would be zeros.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 from unicodedata import normalize
 
@@ -100,11 +99,6 @@ def prefix_tokens(codes: np.ndarray) -> pl.DataFrame:
     return pl.concat([table.select("row", token=pl.concat_str(prefix, separator="-")) for prefix in prefixes])
 
 
-def token_hashes(tokens: Iterable[str]) -> np.ndarray:
-    """63 bits of XXH3-64 of each token's UTF-8 bytes, int64 [N]; never 0."""
-    return hash_ids(tokens)
-
-
 def token_lists(tokens: pl.DataFrame, rows: int, *, limit: int) -> pa.ListArray:
     """Hashes of the distinct tokens per row, the first `limit` of them: list<int64> [rows]; [0] where there are none.
 
@@ -112,7 +106,7 @@ def token_lists(tokens: pl.DataFrame, rows: int, *, limit: int) -> pa.ListArray:
         tokens: in the form of `text_tokens`.
     """
     encoded = pc.dictionary_encode(tokens.get_column("token").to_arrow())
-    hashes = token_hashes(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    hashes = hash_ids(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
     kept = tokens.select("row", hash=hashes).group_by("row").agg(pl.col("hash").unique(maintain_order=True).head(limit))
     filled = (
         pl.DataFrame({"row": pl.Series(np.arange(rows), dtype=pl.UInt32)})

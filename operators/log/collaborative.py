@@ -8,7 +8,7 @@ import pyarrow as pa
 from models.semantic_ids.collaborative import item_vectors
 from operators.columns import matrix_column
 from operators.log.partitions import check_trained, item_ids, open_log
-from operators.log.sequences import read_training, split_parts
+from operators.log.sequences import split_parts
 from operators.log.split import Split
 from storage.run import RunDir
 
@@ -30,15 +30,13 @@ def collaborative_vectors(run: RunDir, split: Split, *, width: int, seed: int) -
         UserError: the log cannot be split so, or nothing in training was liked.
     """
     log, ids = open_log(run), item_ids(run)
-    positives = int(read_training(log, split).positives.sum())
-    check_trained(positives)
-    share = MOST / positives
-    users, items = [], []
+    share, users, items = MOST / log.about.positives, [], []
     for events, numbers, hashes in split_parts(log, split):
         drawn = hashes % SHARES < share * SHARES
         chosen = events.take((numbers == 0) & (events.label > 0) & drawn[events.user])
         users.append(hashes[chosen.user])
         items.append(chosen.item)
+    check_trained(sum(map(len, items)))
     _, user = np.unique(np.concatenate(users), return_inverse=True)
     vectors = item_vectors(user, np.concatenate(items), len(ids), width=width, seed=seed)
     known = ~np.isnan(vectors).any(axis=1)

@@ -1,6 +1,7 @@
 """The log of a run on disk: partitions by the hash of the user, which are read and worked on one by one.
 
 RUN/log/about.json           see `About`
+RUN/log/of-ITEMS/            about.json of the events about the items with an embedding, and the times that cut these
 RUN/log/events/part-N        user and item (hashes of the ids), timestamp, label if there are any, context columns, each
                              name with `context_` before it; in the order of user, timestamp, item, label
 RUN/log/users/part-N         user, user_id; in the order of user
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -35,25 +36,25 @@ CHECK = 1  # seed of the second hash, which tells ids apart that share the first
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a whole log.
+    """What is known of a whole log, or of those of its events that are about some items.
 
     Attributes:
         partitions: how many there are.
-        events, users: how many there are.
         labels: whether events have labels.
+        context: names of the context columns.
+        events, users: how many there are.
         positives: events that count as liked; all without labels.
         first, last: times of the first and last event, microseconds.
-        context: names of the context columns.
     """
 
     partitions: int
-    events: int
-    users: int
     labels: bool
-    positives: int
-    first: int
-    last: int
     context: Sequence[str] = ()
+    events: int = 0
+    users: int = 0
+    positives: int = 0
+    first: int = 0
+    last: int = 0
 
     @property
     def labelled(self) -> bool:
@@ -82,13 +83,15 @@ class PartitionedLog:
 
     Attributes:
         run: whose log it is.
-        about: what is known of all of it.
+        about: what is known of the events that are not left out.
         items: hashes of the items with an embedding, int64 [N], ascending: an item's row is its position.
+        folder: URI of what is known of the log with these items.
     """
 
     run: RunDir
     about: About
     items: np.ndarray
+    folder: str
 
     def part(self, number: int) -> Part:
         """Reads a partition.
@@ -111,7 +114,7 @@ class PartitionedLog:
 
     def moments(self) -> Iterator[Events]:
         """Yields users and times of every partition, see `moments`."""
-        return moments(self.run, self.about)
+        return moments(self.run, self.about, self.items)
 
     def users(self, number: int) -> pa.Table:
         """Reads user (int64) and user_id of a partition, in the order of user."""
@@ -123,7 +126,7 @@ class PartitionedLog:
         Raises:
             UserError: the log cannot be split so.
         """
-        uri = self.run.uri("log", f"cuts-{fingerprint(split.model_dump_json())}.json")
+        uri = files.join(self.folder, f"cuts-{fingerprint(split.model_dump_json())}.json")
         if not files.exists(uri):
             files.write_json(uri, split.cuts(self.moments, self.about.events))
         return tuple(files.read_json(uri))
@@ -139,10 +142,11 @@ def read_events(run: RunDir, number: int, columns: list[str] | None = None) -> p
     return files.read_table(part_uri(run, "events", number), columns)
 
 
-def moments(run: RunDir, about: About) -> Iterator[Events]:
-    """Yields users and times of every partition; items are all 0, and events of all items are there."""
+def moments(run: RunDir, about: About, items: np.ndarray | None = None) -> Iterator[Events]:
+    """Yields users and times of every partition, items are all 0; of all events, or of those about these items."""
     for number in range(about.partitions):
-        table = read_events(run, number, ["user", "timestamp"])
+        table = read_events(run, number, ["user", "timestamp", *([] if items is None else ["item"])])
+        table = table if items is None else _about(table, items)
         user, time = np.unique(table["user"].to_numpy(), return_inverse=True)[1], table["timestamp"]
         ones = np.ones(len(user), np.float32)
         yield Events(user, np.zeros_like(user), time.cast(pa.int64()).to_numpy(), ones)
@@ -171,13 +175,22 @@ def open_log(run: RunDir) -> PartitionedLog:
     """Returns the log of a run.
 
     Raises:
-        UserError: there is none, or every label is 0.
+        UserError: there is none, it has no event of an item with an embedding, or the labels of all of these are 0.
     """
-    about = read_about(run)
-    if about is None:
+    whole = read_about(run)
+    if whole is None:
         raise UserError("The catalogue has no interactions: leave out the stages that read them, from features on.")
+    items, columns = item_hashes(run), KEYS if whole.labels else KEYS[:-1]
+    folder = run.uri("log", f"of-{fingerprint(' '.join(files.signature(run.uri('embeddings'))))[:16]}")
+    uri = files.join(folder, "about.json")
+    if not files.exists(uri):
+        tables = (read_events(run, number, list(columns)) for number in range(whole.partitions))
+        files.write_json(uri, asdict(_added(whole, [_counts(_about(table, items)) for table in tables])))
+    about = About(**files.read_json(uri))
+    if not about.events:
+        raise UserError("Every event is about an item that interpret rejected: see what it says of them in rejects/.")
     check_liked(about.positives)
-    return PartitionedLog(run, about, item_hashes(run))
+    return PartitionedLog(run, about, items, folder)
 
 
 def check_liked(positives: int) -> None:
@@ -290,29 +303,40 @@ def write_part(run: RunDir, number: int, partitions: int, events: pa.Table, user
     ids = ids.filter(pc.is_in(ids["user"], events["user"].combine_chunks())).select(["user", "user_id"])
     files.write_part(part_uri(run, "users", number), ids)
     files.write_part(part_uri(run, "events", number), events)
+    return {**_counts(events), "duplicates": given - events.num_rows}
+
+
+def _about(events: pa.Table, items: np.ndarray) -> pa.Table:
+    """Returns the events about these items, hashes in ascending order."""
+    return events.filter(pa.array(rows_among(items, events["item"].to_numpy())[1]))
+
+
+def _counts(events: pa.Table) -> dict[str, int]:
+    """Counts the events of a partition."""
     times = pc.min_max(events["timestamp"].cast(pa.int64())).as_py()
-    liked = pc.sum(pc.greater_equal(events["label"], LIKED)).as_py() if "label" in names else events.num_rows
+    labels = "label" in events.column_names
+    liked = pc.sum(pc.greater_equal(events["label"], LIKED)).as_py() if labels else events.num_rows
+    users = pc.count_distinct(events["user"]).as_py()
     return {
         "events": events.num_rows,
-        "users": ids.num_rows,
+        "users": users,
         "positives": liked or 0,
         "first": times["min"],
         "last": times["max"],
-        "duplicates": given - events.num_rows,
     }
 
 
 def write_about(run: RunDir, parts: Sequence[dict[str, int]], columns: Sequence[str]) -> About:
     """Writes what is known of a whole log, from the counts of all its partitions and the columns of its events."""
-    sums = {name: sum(part[name] for part in parts) for name in ("events", "users", "positives")}
-    there = [part for part in parts if part["events"]]
-    about = About(
-        partitions=len(parts),
-        labels="label" in columns,
-        first=min((part["first"] for part in there), default=0),
-        last=max((part["last"] for part in there), default=0),
-        context=[name for name in columns if name.startswith(CONTEXT)],
-        **sums,
-    )
+    context = [name for name in columns if name.startswith(CONTEXT)]
+    about = _added(About(len(parts), "label" in columns, context), parts)
     run.write_json(asdict(about), "log", "about.json")
     return about
+
+
+def _added(about: About, parts: Sequence[dict[str, int]]) -> About:
+    """Returns what is known of a log with the counts of its partitions."""
+    events, users, positives = (sum(part[name] for part in parts) for name in ("events", "users", "positives"))
+    there = [part for part in parts if part["events"]]
+    first, last = min((part["first"] for part in there), default=0), max((part["last"] for part in there), default=0)
+    return replace(about, events=events, users=users, positives=positives, first=first, last=last)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from models.common.jagged import Jagged, chained, from_arrays
-from models.common.recommender import Queries, places
+from models.common.recommender import Queries
+from operators.columns import jagged_of, list_column
 from operators.log.events import SPLITS, Events, first_interactions, histories
 from operators.log.partitions import PartitionedLog
 from operators.log.split import Split
+from storage import files
+from storage.hashing import hash_numbers
 
 
 class Training(NamedTuple):
@@ -55,10 +60,9 @@ def queries(
         name: of the split that is asked about; events of later ones are not known.
         history: positives that are kept.
         repeats: whether items are asked for that the user had met before.
-        rows: of the questions that are wanted; all of them where it is None.
+        rows: of the events that are asked about; all of the split's where it is None.
     """
-    asked = np.flatnonzero(are_asked(events, split, name, repeats=repeats))
-    targets = events.take(asked if rows is None else asked[rows])
+    targets = events.take(are_asked(events, split, name, repeats=repeats) if rows is None else rows)
     known = events.take(split <= SPLITS.index(name))
     known = known.take(np.isin(known.user, targets.user))
     met = Events(known.user, known.item, known.time, np.ones_like(known.label))
@@ -101,31 +105,66 @@ def read_training(log: PartitionedLog, split: Split) -> Training:
 def read_queries(
     log: PartitionedLog, split: Split, name: str, *, history: int, repeats: bool, most: int, seed: int
 ) -> Queries:
-    """Returns a random sample of at most so many questions of a split; users are given by their hashes.
+    """Returns a random sample of at most so many questions of a split, partition by partition; see `drawn`."""
+    draw = functools.partial(drawn, log, name=name, history=history, repeats=repeats, most=most, seed=seed)
+    return _sampled(log, map(draw, split_parts(log, split)), most, seed)
 
-    See `queries`. The sample is that of `models.common.recommender.sample`, and may be drawn from again.
+
+def drawn(
+    log: PartitionedLog, part: SplitPart, name: str, *, history: int, repeats: bool, most: int, seed: int
+) -> Queries:
+    """Returns the questions of a partition that a sample of the log may hold; users are given by their hashes.
+
+    The sample are those with the lowest hashes of user, item and time, in that order: it is the same for any number of
+    partitions, and begins with any smaller one.
+
+    Args:
+        log, part: whose questions they are.
+        name, history, repeats: see `queries`.
+        most: size of the sample.
+        seed: of the draw.
     """
-    counts = [are_asked(part.events, part.split, name, repeats=repeats).sum() for part in split_parts(log, split)]
-    place = places(int(sum(counts)), seed=seed)
-    found: list[Queries] = []
-    start = 0
-    for number, count in enumerate(counts):
-        own = place[start : start + count]
-        rows, start = np.flatnonzero(own < most), start + count
-        if len(rows) or not found:
-            part = split_part(log, split, number)
-            asked = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
-            found.append(asked._replace(user=part.users[asked.user], place=own[rows]))
-    return _joined(found)
+    rows = np.flatnonzero(are_asked(part.events, part.split, name, repeats=repeats))
+    targets = part.events.take(rows)
+    rows = rows[_order(log, part.users[targets.user], targets.item, targets.time, seed)[:most]]
+    found = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
+    return found._replace(user=part.users[found.user])
+
+
+def write_drawn(uri: str, asked: Queries) -> None:
+    """Writes the questions of a partition to a file, for `read_drawn`."""
+    columns = {"user": asked.user, "target": asked.target.numpy(), "time": asked.time}
+    lists = {"history": list_column(asked.histories), "seen": list_column(asked.seen)}
+    files.write_part(uri, pa.table(columns | lists))
+
+
+def read_drawn(log: PartitionedLog, uris: Iterable[str], most: int, *, seed: int) -> Queries:
+    """Returns the sample of a log from the files of its partitions, see `drawn`."""
+    return _sampled(log, map(_read_drawn, uris), most, seed)
+
+
+def _read_drawn(uri: str) -> Queries:
+    table = files.read_table(uri)
+    user, target, time = (table[name].to_numpy() for name in ("user", "target", "time"))
+    histories, seen = (jagged_of(table[name]) for name in ("history", "seen"))
+    return Queries(user, histories, torch.from_numpy(target.copy()), seen, time)
+
+
+def _sampled(log: PartitionedLog, parts: Iterable[Queries], most: int, seed: int) -> Queries:
+    def lowest(*both: Queries) -> Queries:
+        user, time = (np.concatenate([getattr(each, name) for each in both]) for name in ("user", "time"))
+        histories, seen = (chained([getattr(each, name) for each in both]) for name in ("histories", "seen"))
+        found = Queries(user, histories, torch.cat([each.target for each in both]), seen, time)
+        return found.take(_order(log, user, found.target.numpy(), time, seed)[:most])
+
+    return functools.reduce(lowest, parts)
+
+
+def _order(log: PartitionedLog, user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
+    return np.argsort(hash_numbers(user, log.items[item], time, seed=seed), kind="stable")
 
 
 def are_asked(events: Events, split: np.ndarray, name: str, *, repeats: bool) -> np.ndarray:
     """Masks the events that `queries` asks for, bool [E]."""
     asked = (split == SPLITS.index(name)) & (events.label > 0)
     return asked if repeats else asked & first_interactions(events)
-
-
-def _joined(parts: list[Queries]) -> Queries:
-    user, time, place = (np.concatenate([getattr(part, name) for part in parts]) for name in ("user", "time", "place"))
-    histories, seen = (chained([getattr(part, name) for part in parts]) for name in ("histories", "seen"))
-    return Queries(user, histories, torch.cat([part.target for part in parts]), seen, time, place)

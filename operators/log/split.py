@@ -18,9 +18,8 @@ from storage.errors import UserError
 HELD = 1 << 20  # times that are sorted at once
 BINS = 4096
 
-Parts: TypeAlias = Callable[
-    [], Iterable[Events]
-]  # the log in parts, each with all events of its users; read repeatedly
+# The log in parts, each with all events of its users; read repeatedly.
+Parts: TypeAlias = Callable[[], Iterable[Events]]
 
 
 class SplitTime(Settings):

@@ -76,7 +76,7 @@ def worth(item, rule, events):
 @given(catalogues(), RULES)
 def test_the_gate_is_the_rule_within_its_budget(catalogue, rule):
     items, events, known = catalogue
-    gates = decide(items, rule, activity(log(events)), known).to_pylist()
+    gates = decide([items], rule, activity(log(events)), known).to_pylist()
     ideal = [worth(item, rule, events) for item in items.to_pylist()]
     wanting = ideal.count(OPEN)
 
@@ -88,25 +88,25 @@ def test_the_gate_is_the_rule_within_its_budget(catalogue, rule):
 def test_a_known_item_takes_no_budget_from_another(catalogue, rule):
     items, events, known = catalogue
     ids, seen = items["item_id"].to_pylist(), activity(log(events))
-    gates = dict(zip(ids, decide(items, rule, seen, known).to_pylist(), strict=True))
+    gates = dict(zip(ids, decide([items], rule, seen, known).to_pylist(), strict=True))
     strangers = items.filter(pa.array([item not in known for item in ids], pa.bool_()))
-    alone = decide(strangers, rule, seen).to_pylist()
+    alone = decide([strangers], rule, seen).to_pylist()
     assert [gates[item] for item in strangers["item_id"].to_pylist()] == alone
 
 
 def test_a_stranger_comes_before_the_most_popular_known_item():
     items = items_table(["popular", "stranger"], [("t", None, [MEDIUM])] * 2)
     seen = activity(log([("popular", 0), ("popular", 1)]))
-    assert decide(items, GateRule(budget=1), seen).to_pylist() == [OPEN, CACHED_ONLY]
-    assert decide(items, GateRule(budget=1), seen, {"popular"}).to_pylist() == [CACHED_ONLY, OPEN]
+    assert decide([items], GateRule(budget=1), seen).to_pylist() == [OPEN, CACHED_ONLY]
+    assert decide([items], GateRule(budget=1), seen, {"popular"}).to_pylist() == [CACHED_ONLY, OPEN]
 
 
 @given(catalogues(), RULES, st.integers(0, 12), st.integers(0, 5))
 def test_more_budget_closes_no_item(catalogue, rule, budget, more):
     items, events, known = catalogue
     seen = activity(log(events))
-    less = decide(items, replace(rule, budget=budget), seen, known).to_pylist()
-    greater = decide(items, replace(rule, budget=budget + more), seen, known).to_pylist()
+    less = decide([items], replace(rule, budget=budget), seen, known).to_pylist()
+    greater = decide([items], replace(rule, budget=budget + more), seen, known).to_pylist()
     assert all(after == OPEN for before, after in zip(less, greater, strict=True) if before == OPEN)
 
 
@@ -116,9 +116,9 @@ def test_the_gate_does_not_depend_on_the_order_of_rows(catalogue, rule, random):
     seen = activity(log(events))
     order = random.sample(range(items.num_rows), items.num_rows)
     shuffled_seen = seen.sample(fraction=1.0, shuffle=True, seed=random.randrange(100))
-    gates = np.array(decide(items, rule, seen, known).to_pylist(), object)
+    gates = np.array(decide([items], rule, seen, known).to_pylist(), object)
     shuffled = items.take(pa.array(order, pa.int64()))
-    assert decide(shuffled, rule, shuffled_seen, known).to_pylist() == gates[order].tolist()
+    assert decide([shuffled], rule, shuffled_seen, known).to_pylist() == gates[order].tolist()
 
 
 def test_budget_goes_to_the_popular_then_to_the_new():
@@ -129,7 +129,7 @@ def test_budget_goes_to_the_popular_then_to_the_new():
         budget: {
             item
             for item, gate in zip(
-                items["item_id"].to_pylist(), decide(items, GateRule(budget=budget), seen).to_pylist(), strict=True
+                items["item_id"].to_pylist(), decide([items], GateRule(budget=budget), seen).to_pylist(), strict=True
             )
             if gate == OPEN
         }
@@ -141,15 +141,15 @@ def test_budget_goes_to_the_popular_then_to_the_new():
 def test_equals_are_not_served_in_the_order_of_their_names():
     ids = [f"item-{number:03d}" for number in range(100)]
     items = items_table(ids, [("t", None, [MEDIUM])] * 100)
-    gates = decide(items, GateRule(budget=50)).to_pylist()
+    gates = decide([items], GateRule(budget=50)).to_pylist()
     assert 10 < gates[:50].count(OPEN) < 40
 
 
 def test_without_a_log_every_item_is_new_and_none_popular():
     items = items_table(["a", "b"], [("a long title", None, [MEDIUM]), ("t", None, [MEDIUM])])
-    assert decide(items, GateRule(new_within_days=0.0)).to_pylist() == [OPEN, OPEN]
-    assert decide(items, GateRule(popular_from=1)).to_pylist() == [NOT_WORTH_IT, NOT_WORTH_IT]
-    assert decide(items, GateRule(popular_from=1, thin_below=5)).to_pylist() == [NOT_WORTH_IT, OPEN]
+    assert decide([items], GateRule(new_within_days=0.0)).to_pylist() == [OPEN, OPEN]
+    assert decide([items], GateRule(popular_from=1)).to_pylist() == [NOT_WORTH_IT, NOT_WORTH_IT]
+    assert decide([items], GateRule(popular_from=1, thin_below=5)).to_pylist() == [NOT_WORTH_IT, OPEN]
 
 
 def test_age_is_counted_to_the_end_of_the_log():

@@ -10,7 +10,7 @@ import torch
 from models.ranking.ranker import Ranker, moments, save_ranker
 from models.ranking.settings import RankerSettings
 from operators.columns import matrix_column
-from operators.features.ranker_inputs import Examples, ItemFeatures
+from operators.features.ranker_inputs import Examples, laid_out
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import write_log
@@ -76,7 +76,7 @@ def write_ranker(run: RunDir) -> None:
         for parameter in ranker.parameters():
             parameter.normal_(std=0.1)
     train = Examples(run.read_table("features", "train"), spec["dense"])
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), config)
+    items = laid_out(run.read_table("features", "items"), run.read_table("embeddings"), config)
     ranker.set_statistics(dense=moments(train.dense), content=moments(items.embedding), rate=0.3)
     save_ranker(run.uri("models", "ranker"), config, ranker.state_dict())
     run.write_json({"popularity_weight": 1.0}, "models", "retriever", "config.json")

@@ -9,13 +9,14 @@ import torch
 
 from models.common.jagged import Jagged
 from models.ranking.ranker import load_ranker
-from operators.features.ranker_inputs import Examples, ItemFeatures, predict
-from operators.features.tokens import NULL_ID, token_hashes
+from operators.features.ranker_inputs import Examples, laid_out, predict
+from operators.features.tokens import NULL_ID
 from operators.log.encoding import encode
 from operators.log.events import Events, counts, histories
 from serving.pipeline import Pipeline, Query, popularity
 from storage import files
 from storage.errors import UserError
+from storage.hashing import hash_ids
 from storage.run import RunDir
 from tests.logs import read_examples, read_log_table
 
@@ -45,16 +46,17 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
     """What the offline path says just after the log's end: examples made from the log, then `predict`."""
     spec = run.read_json("features", "spec.json")
     ranker = load_ranker(run.uri("models", "ranker"))
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), ranker.config)
-    log = encode(read_log_table(run), pa.chunked_array([items.item_id]))
-    rows = np.array([items.item_id.index(item_id) for item_id in item_ids])
+    table = run.read_table("features", "items")
+    items, ids = laid_out(table, run.read_table("embeddings"), ranker.config), table["item_id"].to_pylist()
+    log = encode(read_log_table(run), table["item_id"])
+    rows = np.array([ids.index(item_id) for item_id in item_ids])
     user = np.full(len(rows), log.users.to_pylist().index(user_id))
     time = np.full(len(rows), log.events.time.max() + 1)
     events = Events(*(getattr(log.events, field.name) for field in dataclasses.fields(Events)))
     values, offsets = histories(events, user, time, length=spec["history"])
     trained = user_id in read_examples(run, "train")["user_id"].to_list()
     table = {
-        "user": np.full(len(rows), token_hashes([user_id])[0] if trained else NULL_ID),
+        "user": np.full(len(rows), hash_ids([user_id])[0] if trained else NULL_ID),
         "row": rows.astype(np.int32),
         "history": pa.ListArray.from_arrays(offsets, values),
         "context_position": np.full(len(rows), np.nan, np.float32),
@@ -77,13 +79,13 @@ def test_scores_equal_those_of_the_offline_path(run, pipeline, user_id) -> None:
 def test_a_user_gets_exactly_what_they_have_not_liked(run, pipeline, user_id) -> None:
     found = items_of(pipeline, user_id=user_id, k=100)
     assert len(found) == len(set(found))
-    assert set(found) == set(pipeline.items.item_id) - set(liked(run, user_id))
+    assert set(found) == set(pipeline._row) - set(liked(run, user_id))
 
 
 def test_only_the_retrieved_candidates_are_ranked(finished_run) -> None:
     pipeline = Pipeline(finished_run, candidates=4)
     history = ["item 3", "item 8"]
-    ids = pipeline.items.item_id
+    ids = list(pipeline._row)
     rows = Jagged(torch.tensor([ids.index(item) for item in history]), torch.tensor([0, 2]))
     candidates = pipeline.content.recommend(rows, k=4, banned=rows).items[0]
     found = items_of(pipeline, history=history)
@@ -129,8 +131,8 @@ def test_what_a_visitor_did_counts_only_where_it_is_known(finished_run, unlabell
 def test_a_long_history_is_left_out_whole_and_ranks_by_its_end(pipeline) -> None:
     history = [f"item {n}" for n in range(40)]
     answer = pipeline.recommend([Query(history=history, k=100)])[0]
-    assert {item["item_id"] for item in answer.items} == set(pipeline.items.item_id) - set(history)
-    assert pipeline.recommend([Query(history=pipeline.items.item_id, k=100)])[0].items == []
+    assert {item["item_id"] for item in answer.items} == set(pipeline._row) - set(history)
+    assert pipeline.recommend([Query(history=list(pipeline._row), k=100)])[0].items == []
     turned = pipeline.recommend([Query(history=history[::-1], k=100)])[0]
     assert turned.items != answer.items
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,27 @@ def test_two_processes_may_make_one_map_at_once(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "replace", seen)
     assert map_columns(run, "things", columns=["item_id"])["item_id"].to_pylist() == ["a"]
     assert len(called) == 2
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_another_is_making_stays(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_table(table_of([("a", 1, [1])]), "things")
+    map_columns(run, "things", columns=["number"])
+    (folder,) = tmp_path.glob("checkpoints/maps/*")
+    for name in ("dead", "alive"):
+        (folder / f"{name}").mkdir()
+        (folder / f"{name}" / "table.arrow").write_bytes(b"half")
+        (folder / f"{name}" / "lock").touch()
+    with (folder / "alive" / "lock").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        map_columns(run, "things", columns=["item_id"])
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["alive"]
+    run.write_table(table_of([("b", 1, [1])]), "things")
+    map_columns(run, "things", columns=["item_id"])
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_process_that_makes_a_table_holds_its_lock(tmp_path: Path) -> None:
+    with mapped._scratch(tmp_path) as one, mapped._scratch(tmp_path) as other:
+        assert {one, other} == set(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

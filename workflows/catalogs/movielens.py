@@ -27,9 +27,7 @@ def import_movielens(source: str, directory: str) -> dict[str, Any]:
     text = pa.string()
     movies = canonical.read_csv(source, "movies.csv", {"movieId": text, "title": text, "genres": text})
     ratings = canonical.read_csv(
-        source,
-        "ratings.csv",
-        {"userId": text, "movieId": text, "rating": pa.float32(), "timestamp": pa.int64()},
+        source, "ratings.csv", {"userId": text, "movieId": text, "rating": pa.float32(), "timestamp": pa.int64()}
     )
     if any(column.null_count for column in ratings.columns):
         raise UserError("ratings.csv has rows with empty fields: fill them in or remove them.")

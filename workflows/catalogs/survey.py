@@ -131,7 +131,7 @@ def scan(uri: str) -> pl.LazyFrame:
     local = "file" in files.filesystem(uri)[0].protocol
     parts = [
         pl.scan_parquet(files.filesystem(part)[1]) if local else pl.scan_pyarrow_dataset(blocks.dataset(part))
-        for part in blocks.parts(uri)
+        for part in blocks.files_of(uri)
     ]
     table = pl.concat(parts, how="diagonal_relaxed")  # ids may be numbers here and text there
     return table.select(blocks.named(table.collect_schema().names()))

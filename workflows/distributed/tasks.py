@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -42,28 +42,22 @@ def run_tasks(
         UserError: a call raised one.
         TrainingError: a call failed on Ray for another reason.
     """
-    finished = [key for key in keys if _is_there(folder, key)]
+    finished = dict[Key, Any]()
+    for key in keys:
+        with suppress(FileNotFoundError, ValueError):  # one that a crash of the machine has left damaged is none
+            finished[key] = files.read_json(result_uri(folder, key))
     left = [key for key in keys if key not in finished]
     call = partial(_write_result, work, folder)
     ended = _run_here(call, left) if here else _run_on_ray(call, left, at_once, failed)
     with closing(ended) as tasks:  # an interrupt cancels what is under way at once
         for count, _ in enumerate(chain(finished, tasks), 1):
             progress(count, len(keys))
-    return [files.read_json(result_uri(folder, key)) for key in keys]
+    return [finished[key] if key in finished else files.read_json(result_uri(folder, key)) for key in keys]
 
 
 def result_uri(folder: str, key: Key) -> str:
     """Returns the URI of a call's result."""
     return files.join(folder, "-".join(map(str, key)) + ".json")
-
-
-def _is_there(folder: str, key: Key) -> bool:
-    """Tells whether there is a result; one that a crash of the machine has left damaged is none."""
-    try:
-        files.read_json(result_uri(folder, key))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
 
 
 def _write_result(work: Callable[..., Any], folder: str, key: Key) -> None:

@@ -32,12 +32,7 @@ from workflows.engine.stage import Context, Result, StageConfig
 
 
 def execute(
-    definition: Definition,
-    root: str,
-    *,
-    start: str | None = None,
-    until: str | None = None,
-    address: str = "local",
+    definition: Definition, root: str, *, start: str | None = None, until: str | None = None, address: str = "local"
 ) -> Manifest:
     """Brings a run up to date with its definition and returns its manifest.
 

@@ -13,8 +13,6 @@ from workflows.distributed.pools import Workers
 from workflows.engine.stage import Context, Result, Stage, StageConfig
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from models.ranking.fitting import Data
     from models.ranking.training import Trainer
     from operators.log.split import Split
@@ -78,13 +76,12 @@ def fit_retriever(context: Context, *, steps: int) -> float:
     It shows its progress as the first of so many steps.
     """
     import numpy as np
-    import pyarrow as pa
     import torch
 
     from models.recommenders.content import fit_popularity_weight
-    from operators.columns import jagged_of
     from operators.features.ranker_inputs import aligned, read_embeddings
     from operators.log.partitions import item_ids, open_log
+    from operators.log.sequences import read_drawn
     from storage import files
 
     run, log = context.run, open_log(context.run)
@@ -93,63 +90,43 @@ def fit_retriever(context: Context, *, steps: int) -> float:
     work = partial(retriever_part, run, run.uri("checkpoints", name), context.split, history, context.seed)
     log.cuts(context.split)  # before pieces that would all compute them
     found = context.pieces(work, range(partitions), name=name, here=partitions == 1, step=(0, steps))
-    popularity, asked = np.zeros(len(log.items), np.int64), list[pa.Table]()
-    for counted, sampled in found:
+    popularity = np.zeros(len(log.items), np.int64)
+    for counted, _ in found:
         counts = files.read_table(counted)
         popularity[counts["item"].to_numpy()] += counts["positives"].to_numpy()
-        asked = [lowest(pa.concat_tables([*asked, files.read_table(sampled)]))]
-    histories, seen = (jagged_of(asked[0][name]) for name in ("history", "seen"))
+    asked = read_drawn(log, [sampled for _, sampled in found], COMPARED, seed=context.seed)
     weight = fit_popularity_weight(
         aligned(item_ids(run), read_embeddings(run)),
         torch.from_numpy(popularity),
-        histories,
-        torch.from_numpy(asked[0]["target"].to_numpy().copy()),
-        banned=seen,
+        asked.histories,
+        asked.target,
+        banned=asked.seen,
     )
     run.write_json({"popularity_weight": weight}, "models", "retriever", "config.json")
     return weight
 
 
 def retriever_part(run: RunDir, folder: str, split: Split, history: int, seed: int, number: int) -> tuple[str, str]:
-    """Counts the training positives of a partition by item, and samples its validation queries.
-
-    The sample are the queries with the lowest hashes of user, item and time: that of the whole log is the same for any
-    number of partitions.
+    """Counts the training positives of a partition by item, and draws from its validation queries.
 
     Returns:
-        URIs of the counts (item, positives) and of the sample (key, target, history, seen), COMPARED rows at most.
+        URIs of the counts (item, positives) and of the queries, at most COMPARED, see `operators.log.sequences.drawn`.
     """
     import numpy as np
     import pyarrow as pa
 
-    from operators.columns import list_column
     from operators.log.partitions import open_log
-    from operators.log.sequences import are_asked, queries
+    from operators.log.sequences import drawn, split_part, write_drawn
     from storage import files
-    from storage.hashing import hash_numbers
 
     log = open_log(run)
-    part = log.part(number)
-    numbers = split.numbers(part.events, log.cuts(split))
-    items, positives = np.unique(part.events.item[(numbers == 0) & (part.events.label > 0)], return_counts=True)
-    targets = part.events.take(are_asked(part.events, numbers, "valid", repeats=False))
-    key = hash_numbers(part.users[targets.user], log.items[targets.item], targets.time, seed=seed)
-    drawn = np.argsort(key, kind="stable")[:COMPARED]  # before their histories are made
-    asked = queries(part.events, numbers, "valid", history=history, repeats=False, rows=drawn)
-    lists = {"history": list_column(asked.histories), "seen": list_column(asked.seen)}
-    tables = {
-        "positives": pa.table({"item": items, "positives": positives}),
-        "queries": pa.table({"key": key[drawn], "target": asked.target.numpy(), **lists}),
-    }
-    uris = {name: files.part_uri(files.join(folder, name), number) for name in tables}
-    for name, table in tables.items():
-        files.write_part(uris[name], table)
-    return uris["positives"], uris["queries"]
-
-
-def lowest(queries: pa.Table) -> pa.Table:
-    """Returns the sample of these queries, see `retriever_part`."""
-    return queries.sort_by("key").slice(0, COMPARED)
+    part = split_part(log, split, number)
+    counted, sampled = (files.part_uri(files.join(folder, name), number) for name in ("positives", "queries"))
+    chosen = part.events.item[(part.split == 0) & (part.events.label > 0)]
+    items, positives = np.unique(chosen, return_counts=True)
+    files.write_part(counted, pa.table({"item": items, "positives": positives}))
+    write_drawn(sampled, drawn(log, part, "valid", history=history, repeats=False, most=COMPARED, seed=seed))
+    return counted, sampled
 
 
 def train_loop(task: dict[str, Any]) -> None:
@@ -182,10 +159,9 @@ def train_loop(task: dict[str, Any]) -> None:
 def read_data(run: RunDir, settings: RankerSettings) -> Data:
     """Returns the items and examples of a run as the ranker of these settings reads them."""
     from models.ranking.fitting import Data
-    from operators.features.ranker_inputs import ItemFeatures, example_parts, read_embeddings
+    from operators.features.ranker_inputs import example_parts, read_embeddings, read_items
 
-    spec, embeddings = run.read_json("features", "spec.json"), read_embeddings(run)
-    config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
-    items = ItemFeatures(run.read_table("features", "items"), embeddings, config)
+    width = read_embeddings(run).schema.field("embedding").type.list_size
+    config = settings.ranker(run.read_json("features", "spec.json"), width)
     train, valid = (example_parts(run.uri("features", name), config.dense) for name in ("train", "valid"))
-    return Data(config, items, train, valid)
+    return Data(config, read_items(run, config), train, valid)

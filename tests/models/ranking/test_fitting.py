@@ -17,9 +17,10 @@ from models.ranking.ranker import Ranker
 from models.ranking.schedule import in_memory
 from models.ranking.settings import RankerSettings, TableConfig, Tables
 from models.ranking.training import Trainer
-from operators.features.ranker_inputs import Examples, ItemFeatures, example_parts
-from operators.features.tokens import HASH, token_hashes
+from operators.features.ranker_inputs import Examples, example_parts, laid_out
+from operators.features.tokens import HASH
 from storage import files
+from storage.hashing import hash_ids
 from tests.models.workers import apart, on_ranks
 
 pytestmark = pytest.mark.long
@@ -53,11 +54,11 @@ def make_data(settings: RankerSettings, folder: Path | None = None) -> fitting.D
     random = np.random.default_rng(0)
     colour = random.integers(0, 3, ITEMS)
     ids = [f"i{n}" for n in range(ITEMS)]
-    tokens = token_hashes([f"colour {c}" for c in colour])
+    tokens = hash_ids([f"colour {c}" for c in colour])
     items = pa.table(
         {
             "item_id": ids,
-            "item": token_hashes(ids),
+            "item": hash_ids(ids),
             "caption": pa.ListArray.from_arrays(np.arange(ITEMS + 1, dtype=np.int32), tokens),
         }
     )
@@ -66,7 +67,7 @@ def make_data(settings: RankerSettings, folder: Path | None = None) -> fitting.D
     liked = random.random(len(user)) < np.where(user % 3 == colour[row], 0.9, 0.1)
     examples = pa.table(
         {
-            "user": token_hashes([f"u{u}" for u in range(USERS)])[user],
+            "user": hash_ids([f"u{u}" for u in range(USERS)])[user],
             "row": row.astype(np.int32),
             "history": pa.array([random.integers(0, ITEMS, n % 4).tolist() for n in user], pa.list_(pa.int32())),
             "age": random.normal(size=len(user)).astype(np.float32),
@@ -84,7 +85,7 @@ def make_data(settings: RankerSettings, folder: Path | None = None) -> fitting.D
             for number, (start, end) in enumerate(pairwise((0, *CUTS[name], table.num_rows))):
                 files.write_part(str(folder / name / f"part-{number}.parquet"), table.slice(start, end - start))
             parts.append(example_parts(str(folder / name), config.dense))
-    return fitting.Data(config, ItemFeatures(items, embeddings, config), *parts)
+    return fitting.Data(config, laid_out(items, embeddings, config), *parts)
 
 
 def make_trainer(settings: RankerSettings, data: fitting.Data) -> Trainer:

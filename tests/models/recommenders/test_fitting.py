@@ -15,7 +15,7 @@ from torch import nn
 from models.common.collectives import rank_and_size
 from models.common.data_parallel import Strategy
 from models.common.jagged import Jagged
-from models.common.recommender import Queries, Recommended, best, sample
+from models.common.recommender import Queries, Recommended, best
 from models.common.settings import FitConfig
 from models.recommenders import fitting, next_item
 from models.recommenders.fitting import Callbacks, State, TrainingTask, fit, rate, validate
@@ -310,15 +310,13 @@ def test_two_workers_fit_and_validate_as_one(tmp_path: Path, monkeypatch: pytest
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
 
 
-def test_a_sample_is_drawn_once_for_all_time() -> None:
+def test_the_first_queries_keep_their_lists() -> None:
     queries = asked(30)
-    few = sample(queries, 7, seed=1)
-    assert len(few.target) == 7
-    assert few.user.tolist() == sorted(set(few.user.tolist())) == sample(queries, 7, seed=1).user.tolist()
-    assert few.user.tolist() != sample(queries, 7, seed=2).user.tolist()
-    for place, row in enumerate(few.user.tolist()):
-        assert few.target[place] == queries.target[row]
+    few = queries.first(7)
+    assert few.user.tolist() == list(range(7))
+    for row in few.user.tolist():
+        assert few.target[row] == queries.target[row]
         for found, source in ((few.histories, queries.histories), (few.seen, queries.seen)):
-            one = found.values[found.offsets[place] : found.offsets[place + 1]]
+            one = found.values[found.offsets[row] : found.offsets[row + 1]]
             assert torch.equal(one, source.values[source.offsets[row] : source.offsets[row + 1]])
-    assert sample(queries, 99, seed=1).user.tolist() == list(range(30))
+    assert queries.first(99).user.tolist() == list(range(30))

@@ -6,7 +6,8 @@ import pytest
 
 from models.ranking.config import BAGS
 from operators.features.items import item_features
-from operators.features.tokens import Tokens, token_hashes
+from operators.features.tokens import Tokens
+from storage.hashing import hash_ids
 
 ITEMS = pa.table(
     {
@@ -35,7 +36,7 @@ def test_what_is_missing_is_the_null_token() -> None:
     assert table.column_names == ["item_id", "item", *BAGS]
     bare = table.to_pylist()[1]
     assert all(bare[bag] == [0] for bag in BAGS if bag != "sid")
-    assert bare["item"] == token_hashes(["b"])[0]
+    assert bare["item"] == hash_ids(["b"])[0]
     nothing = ITEMS.select(["item_id"])
     for name in ("title", "description", "caption", "interests", "attributes"):
         nothing = nothing.append_column(name, pa.nulls(3, ITEMS.schema.field(name).type))
@@ -52,7 +53,7 @@ def test_lists_hold_what_they_are_named_for() -> None:
         "text": ["brand=acme", "oak", "table", "oak table"],
         "sid": ["1", "1-2"],
     }
-    assert {bag: first[bag] for bag in BAGS} == {bag: token_hashes(texts).tolist() for bag, texts in expected.items()}
-    assert third["text"] == token_hashes(["brand=acme", "lamp", "a", "blue", "lamp a", "a blue", "blue lamp"]).tolist()
+    assert {bag: first[bag] for bag in BAGS} == {bag: hash_ids(texts).tolist() for bag, texts in expected.items()}
+    assert third["text"] == hash_ids(["brand=acme", "lamp", "a", "blue", "lamp a", "a blue", "blue lamp"]).tolist()
     few = item_features(ITEMS, CODES, Tokens(max_tokens=2)).to_pylist()[0]
     assert {bag: few[bag] for bag in BAGS} == {bag: first[bag][:2] for bag in BAGS}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from models.ranking.config import RankerConfig, Table
-from operators.columns import jagged_of
-from operators.features.ranker_inputs import Examples, ItemFeatures, example_parts
+from operators.columns import jagged_of, matrix_column
+from operators.features.ranker_inputs import Examples, example_parts, laid_out, read_items
 from operators.features.tokens import table_rows
 from storage import files
 from storage.errors import UserError
+from storage.run import RunDir
 
 LISTS = {
     "caption": [[11, 12], [0], [13]],
@@ -37,7 +39,7 @@ def rows_of(hashes: list[int], table: Table, function: int = 0) -> list[int]:
 
 
 def inputs(histories: list[list[int]], rows: list[int], config: RankerConfig = CONFIG, **extra: object):
-    return ItemFeatures(ITEMS, EMBEDDINGS, config).inputs(
+    return laid_out(ITEMS, EMBEDDINGS, config).inputs(
         user=torch.arange(1, len(rows) + 1),
         history=jagged_of(pa.array(histories, pa.list_(pa.int32()))),
         rows=torch.tensor(rows),
@@ -118,7 +120,7 @@ def test_an_item_without_a_vector_leaves_the_others_of_a_history_as_they_are() -
     vectors = VECTORS.copy()
     vectors[4:] = np.nan  # item b
     embeddings = EMBEDDINGS.set_column(1, "embedding", pa.FixedSizeListArray.from_arrays(vectors, 2))
-    batch = ItemFeatures(ITEMS, embeddings, CONFIG).inputs(
+    batch = laid_out(ITEMS, embeddings, CONFIG).inputs(
         user=torch.ones(2, dtype=torch.int64),
         history=jagged_of(pa.array([[0, 1, 2], [1]], pa.list_(pa.int32()))),
         rows=torch.tensor([1, 0]),
@@ -162,7 +164,7 @@ def test_batches_of_examples_equal_one_call() -> None:
             "label": pa.array([1, 0, 1], pa.float32()),
         }
     )
-    items, examples = ItemFeatures(ITEMS, EMBEDDINGS, CONFIG), Examples(table, ["age"])
+    items, examples = laid_out(ITEMS, EMBEDDINGS, CONFIG), Examples(table, ["age"])
     batch = examples.batch(items, torch.tensor([2, 0]), total=8)
     whole = inputs([[0, 1], [1]], [2, 0])
     assert batch.sparse["history_caption"].values().tolist() == whole.sparse["history_caption"].values().tolist()
@@ -198,4 +200,42 @@ def test_examples_are_read_by_pieces_of_their_partitions_and_the_last_ones_kept(
 
 def test_an_item_without_an_embedding_is_the_users_to_mend() -> None:
     with pytest.raises(UserError, match=r"1 items are missing in embeddings\.$"):
-        ItemFeatures(ITEMS, EMBEDDINGS.slice(0, 2), CONFIG)
+        laid_out(ITEMS, EMBEDDINGS.slice(0, 2), CONFIG)
+
+
+def anonymous() -> int:
+    """Bytes that this process holds for itself."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
+def test_items_of_a_run_are_those_in_memory_and_nothing_of_them_is_copied(tmp_path: Path) -> None:
+    run, count, rng = RunDir(str(tmp_path)), 40_000, np.random.default_rng(0)
+    ids = pa.array([f"{n:06d}" for n in range(count)])
+    lists = pa.ListArray.from_arrays(
+        np.arange(count + 1, dtype=np.int32) * 9, rng.integers(0, 2**62, 9 * count, dtype=np.int64)
+    )
+    items = pa.table({"item_id": ids, "item": np.arange(count), **dict.fromkeys(("caption", "text", "sid"), lists)})
+    vectors = rng.normal(size=(count, 64)).astype(np.float32)
+    vectors[::7] = np.nan
+    run.write_table(items, "features", "items")
+    run.write_table(pa.table({"item_id": ids, "embedding": matrix_column(vectors)}), "embeddings")
+    tables = TABLES | {"text": Table(rows=1000, features=("text", "history_text"), hashes=2, importance=100)}
+    config = RankerConfig(tables=tables, dense=("age",), content_dim=64)
+    history = jagged_of(pa.array([[0, 2, count - 1], [], [7]], pa.list_(pa.int32())))
+    pair = {"user": torch.arange(3), "history": history, "rows": torch.tensor([1, 0, 2]), "dense": torch.zeros(3, 1)}
+    wanted = laid_out(items, run.read_table("embeddings"), config).inputs(**pair)
+    read_items(run, config)  # makes the maps
+    gc.collect()
+    before = anonymous()
+    mapped = read_items(run, config)
+    found = mapped.inputs(**pair)
+    assert anonymous() - before < 16 * count  # of some 1000 bytes an item
+    for name in ("dense", "content", "history_content"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0, atol=0, equal_nan=True)
+    for name in ("sparse", "weighted"):
+        one, other = getattr(found, name), getattr(wanted, name)
+        assert one.keys() == other.keys()
+        assert torch.equal(one.values(), other.values())
+        assert torch.equal(one.lengths(), other.lengths())
+    assert torch.equal(found.weighted.weights(), wanted.weighted.weights())

@@ -18,9 +18,9 @@ from operators.features.tokens import (
     prefix_tokens,
     table_rows,
     text_tokens,
-    token_hashes,
     token_lists,
 )
+from storage.hashing import hash_ids
 
 WORDS, SINGLE, SUBWORDS = Tokens(), Tokens(pairs=False), Tokens(kind="subwords", pairs=False)
 STRINGS, LISTS = pa.string(), pa.list_(pa.string())
@@ -37,7 +37,7 @@ def lists(texts: list[str | None], limit: int = 64, how: Tokens = WORDS) -> list
 
 
 def hashes(*expected: str) -> list[int]:
-    return token_hashes(expected).tolist()
+    return hash_ids(expected).tolist()
 
 
 def test_words_come_before_pairs_of_neighbours() -> None:
@@ -113,13 +113,13 @@ def test_prefixes_are_shared_exactly_by_items_that_share_codes() -> None:
 
 
 def test_hashes_are_the_same_in_every_process_and_version() -> None:
-    assert token_hashes(["red vase", ""]).tolist() == [1726857651558810775, 1622210670741801569]
-    assert table_rows(token_hashes(["red vase"]), rows=1000, function=2).tolist() == [940]
+    assert hash_ids(["red vase", ""]).tolist() == [1726857651558810775, 1622210670741801569]
+    assert table_rows(hash_ids(["red vase"]), rows=1000, function=2).tolist() == [940]
 
 
 @given(st.lists(st.text(max_size=5)))
 def test_hashes_have_63_bits_and_are_never_null(texts: list[str]) -> None:
-    found = token_hashes(texts)
+    found = hash_ids(texts)
     assert found.dtype == np.int64
     assert (found > 0).all()
     assert found.tolist() == [max(1, xxhash.xxh3_64_intdigest(text.encode()) >> 1) for text in texts]
@@ -128,7 +128,7 @@ def test_hashes_have_63_bits_and_are_never_null(texts: list[str]) -> None:
 @given(st.lists(st.text(max_size=5)), st.integers(2, 1 << 40))
 def test_function_0_is_the_hashing_trick(texts: list[str], rows: int) -> None:
     expected = [1 + (xxhash.xxh3_64_intdigest(text.encode()) >> 1) % (rows - 1) for text in texts]
-    assert table_rows(token_hashes(texts), rows=rows).tolist() == expected
+    assert table_rows(hash_ids(texts), rows=rows).tolist() == expected
 
 
 @given(HASHES, st.integers(2, 1 << 40), st.integers(0, 3))
@@ -143,7 +143,7 @@ def test_rows_are_in_the_table_and_null_alone_is_row_0(found: np.ndarray, rows: 
 
 def test_functions_collide_together_by_chance_only() -> None:
     tokens, rows = 20_000, 1001
-    found = token_hashes(str(number) for number in range(tokens))
+    found = hash_ids(str(number) for number in range(tokens))
     pairs, chance = tokens * (tokens - 1) / 2, 1 / (rows - 1)
     at = [table_rows(found, rows=rows, function=function) for function in range(3)]
     for one in range(3):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from operators.columns import matrix_column
@@ -65,7 +66,8 @@ def test_splits_cut_all_numbers_of_partitions_alike(run: RunDir) -> None:
         found.append(open_log(run).cuts(SplitTime(valid=0.2, test=0.3)))
         assert open_log(run).cuts(SplitLeaveLast(kind="leave_last")) == ()
     assert found[0] == found[1] == found[2]
-    time = np.sort(interactions()["timestamp"].cast(pa.int64()).to_numpy())
+    known = interactions().filter(pc.not_equal(interactions()["item_id"], ITEMS[0]))  # which has no embedding
+    time = known["timestamp"].cast(pa.int64()).to_numpy()
     assert (time < found[0][0]).mean() == pytest.approx(0.5, abs=0.01)
     assert (time < found[0][1]).mean() == pytest.approx(0.7, abs=0.01)
 
@@ -107,6 +109,29 @@ def test_labels_that_say_nothing_are_none(run: RunDir) -> None:
     assert write_log(run, given).labelled
     write_log(run, given.set_column(3, "label", pa.array(np.zeros(300, np.float32))))
     with pytest.raises(UserError, match="Every label of the log is 0"):
+        open_log(run)
+
+
+def test_events_about_items_without_an_embedding_say_nothing_of_the_log(run: RunDir) -> None:
+    given = interactions()
+    lost = given.set_column(1, "item_id", pa.array(["lost"] * 300))
+    ones, zeros = (pa.array(np.full(300, label, np.float32)) for label in (1, 0))
+    split = SplitTime(valid=0.2, test=0.3)
+    write_log(run, given, partitions=2)
+    cuts = open_log(run).cuts(split)
+    later = pa.array(np.arange(300) + 10**6, pa.timestamp("us", "UTC"))
+    write_log(run, pa.concat_tables([given, lost.set_column(2, "timestamp", later)]), partitions=2)
+    assert open_log(run).cuts(split) == cuts
+    write_log(run, pa.concat_tables([given.set_column(3, "label", ones), lost.set_column(3, "label", zeros)]))
+    assert not open_log(run).about.labelled
+    write_log(run, pa.concat_tables([given.set_column(3, "label", ones).slice(0, 1), lost]))
+    with pytest.raises(UserError, match="No user has three events"):
+        open_log(run).cuts(SplitLeaveLast(kind="leave_last"))
+    write_log(run, pa.concat_tables([given.set_column(3, "label", zeros), lost.set_column(3, "label", ones)]))
+    with pytest.raises(UserError, match="Every label of the log is 0"):
+        open_log(run)
+    write_log(run, lost)
+    with pytest.raises(UserError, match="Every event is about an item that interpret rejected"):
         open_log(run)
 
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.common.jagged import Jagged
-from models.common.recommender import sample
+from models.common.recommender import Queries
 from operators.columns import matrix_column
 from operators.log.encoding import encode
 from operators.log.events import SPLITS, Events
@@ -163,22 +163,22 @@ def test_partitions_say_the_same_as_the_whole_log(tmp_path: Path, split: Split, 
     for number in (1, 2, 7):
         write_log(run, given, partitions=number)
         log = open_log(run)
-        asked = partial(read_queries, log, split, "test", history=5, repeats=repeats, seed=0)
-        every, some = asked(most=10_000), asked(most=9)
-        assert len(some.target) == min(9, len(every.target))
-        assert sorted(some.place.tolist()) == list(range(len(some.target)))
-        assert sample(every, 4, seed=0).place.tolist() == sample(some, 4, seed=0).place.tolist()
+        asked = partial(read_queries, log, split, "test", history=5, repeats=repeats)
+        every, some, other = asked(most=10_000, seed=0), asked(most=4, seed=0), asked(most=4, seed=1)
+        assert len(some.target) == min(4, len(every.target))
+        assert listed_queries(some) == listed_queries(every.first(4))
+        assert len(every.target) < 5 or sorted(listed_queries(some)) != sorted(listed_queries(other))
         training = read_training(log, split)
-        lists = (rows(every.histories), rows(every.seen), every.target.tolist())
-        keys = sorted(zip(every.user.tolist(), every.time.tolist(), *map(repr_of, lists), strict=True))
-        found.append((keys, training.positives.tolist(), training.warm.tolist()))
+        found.append((listed_queries(every), training.positives.tolist(), training.warm.tolist()))
     assert found[0] == found[1] == found[2]
     whole = encode(given, item_ids(run)).events
     numbers = split_numbers(split, whole)
     assert found[0][1] == np.bincount(training_sequences(whole, numbers).values, minlength=12).tolist()
     wanted = queries(whole, numbers, "test", history=5, repeats=repeats)
-    assert sorted(map(repr, rows(wanted.histories))) == sorted(key[2] for key in found[0][0])
+    assert sorted(rows(wanted.histories)) == sorted(query[2] for query in found[0][0])
 
 
-def repr_of(values: list[object]) -> list[str]:
-    return [repr(value) for value in values]
+def listed_queries(asked: Queries) -> list[tuple[int, int, list[int], list[int], int]]:
+    assert asked.time is not None
+    columns = (asked.user.tolist(), asked.time.tolist(), rows(asked.histories), rows(asked.seen), asked.target.tolist())
+    return list(zip(*columns, strict=True))

@@ -23,7 +23,7 @@ import pytest
 from models.evaluation.clicks import total_loss
 from models.ranking.ranker import load_ranker
 from models.semantic_ids.quantizer import Quantizer
-from operators.features.ranker_inputs import Examples, ItemFeatures, predict
+from operators.features.ranker_inputs import Examples, laid_out, predict
 from storage import files
 from storage.manifest import Manifest
 from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, write_catalog
@@ -176,7 +176,7 @@ def test_the_exported_ranker_scores_as_the_one_of_two_workers(run):
     ranker = load_ranker(str(run / "models" / "ranker"))
     items, valid = (files.read_table(str(run / "features" / name)) for name in ("items", "valid"))
     examples = Examples(valid, ranker.config.dense)
-    scores = predict(ranker, ItemFeatures(items, files.read_table(str(run / "embeddings")), ranker.config), examples)
+    scores = predict(ranker, laid_out(items, files.read_table(str(run / "embeddings")), ranker.config), examples)
     wanted = json.loads((run / "manifest.json").read_text())["stages"]["rank"]["metrics"]["valid_log_loss"]
     loss = total_loss(examples.label.numpy(), scores) / len(examples)
     assert loss == pytest.approx(wanted, abs=1e-4)  # its tables are rounded to fp16

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import files
 from workflows.distributed.tasks import run_tasks
 
 
@@ -25,3 +26,11 @@ def test_a_damaged_result_is_computed_again(tmp_path: Path, content: bytes) -> N
     (tmp_path / "1.json").write_bytes(content)
     assert results() == [0, 1, 4]
     assert called == [0, 1, 2, 1]
+
+
+def test_a_finished_result_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, read, opened = [(0,), (1,)], files.read_json, list[str]()
+    run_tasks(abs, keys, folder=str(tmp_path), at_once=1, failed=str, here=True)
+    monkeypatch.setattr(files, "read_json", lambda uri: (opened.append(uri), read(uri))[1])
+    assert run_tasks(abs, keys, folder=str(tmp_path), at_once=1, failed=str, here=True) == [0, 1]
+    assert len(opened) == 2

@@ -17,12 +17,12 @@ from polars.testing import assert_frame_equal
 
 from models.ranking.config import BAGS
 from operators.columns import matrix_column
-from operators.features.tokens import NULL_ID, token_hashes
+from operators.features.tokens import NULL_ID
 from operators.log.encoding import encode
 from operators.log.events import SPLITS
 from operators.log.split import SplitLeaveLast, SplitTime, split_numbers
 from storage import files
-from storage.hashing import hash_order
+from storage.hashing import hash_ids, hash_order
 from storage.run import RunDir
 from tests.logs import read_examples, write_log
 from workflows.engine.registry import stage
@@ -171,7 +171,7 @@ def test_training_is_made_from_its_own_split_alone(context: Context, kind: str, 
     for written in (before, after):
         for table, name in ((written.items, "item"), (written.users, "user")):
             seen = table[f"{name}_id"].is_in(train[f"{name}_id"].unique().to_list()).to_numpy()
-            expected = np.where(seen, token_hashes(table[f"{name}_id"]), NULL_ID)
+            expected = np.where(seen, hash_ids(table[f"{name}_id"]), NULL_ID)
             np.testing.assert_array_equal(table[name], expected)
         users = dict(written.users.select("user_id", "user").iter_rows())
         for table in written.examples.values():

@@ -12,10 +12,11 @@ import pytest
 
 from models.evaluation.clicks import total_loss
 from models.ranking.ranker import load_ranker
-from operators.features.ranker_inputs import Examples, ItemFeatures, aligned, predict
+from operators.features.ranker_inputs import Examples, aligned, laid_out, predict
 from operators.features.tokens import NULL_ID
 from operators.log.events import SPLITS
 from operators.log.partitions import open_log
+from operators.log.sequences import read_drawn
 from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.errors import UserError
@@ -260,7 +261,7 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     assert steps[-1] == (result.metrics["epochs"], SETTINGS.epochs)
     run = context.run
     loaded = load_ranker(run.uri("models", "ranker"))
-    items = ItemFeatures(run.read_table("features", "items"), run.read_table("embeddings"), loaded.config)
+    items = laid_out(run.read_table("features", "items"), run.read_table("embeddings"), loaded.config)
     valid = Examples(run.read_table("features", "valid"), loaded.config.dense)
     loss = total_loss(valid.label.numpy(), predict(loaded, items, valid, batch_size=77)) / len(valid)
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
@@ -285,9 +286,10 @@ def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path
         weight = rank.fit_retriever(context, steps=1)
         folder = context.run.uri("checkpoints", "rank", context.fingerprint, "retriever")
         counts = pl.from_arrow(files.read_table(files.join(folder, "positives")))
-        sampled = rank.lowest(files.read_table(files.join(folder, "queries")))
-        asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), sampled.to_pydict()))
-        assert sampled.num_rows == 20
+        sampled = read_drawn(open_log(context.run), files.parts(files.join(folder, "queries")), 20, seed=context.seed)
+        lists = (tensor.tolist() for tensor in (sampled.target, *sampled.histories[:2], *sampled.seen[:2]))
+        asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), *lists))
+        assert len(sampled.target) == 20
         train = read(context, "train").filter(pl.col("label") > 0)
         assert {row["item"]: row["positives"] for row in asked[-1][1]} == dict(
             train.group_by("row").len().sort("row").iter_rows()

@@ -11,14 +11,7 @@ from models.common.jagged import Jagged, gather
 from models.common.recommender import BLOCK, Recommended, best, concatenate
 from operators.columns import positions
 from storage import files
-from workflows.catalogs.synthetic.behaviour import (
-    DAY_US,
-    START_US,
-    click_chance,
-    click_probability,
-    need_rows,
-    world,
-)
+from workflows.catalogs.synthetic.behaviour import DAY_US, START_US, click_chance, click_probability, need_rows, world
 from workflows.catalogs.synthetic.visits import shown_chance
 
 

@@ -18,15 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflows.catalogs.canonical import TIMESTAMP
-from workflows.catalogs.synthetic.behaviour import (
-    ATTRIBUTES,
-    DAY_US,
-    DAYS,
-    NOVELTY_DAYS,
-    SECOND_US,
-    START_US,
-    World,
-)
+from workflows.catalogs.synthetic.behaviour import ATTRIBUTES, DAY_US, DAYS, NOVELTY_DAYS, SECOND_US, START_US, World
 
 SHOWN = 8  # items of a visit, at positions 1 to 8
 VISITS_PER_USER = 5

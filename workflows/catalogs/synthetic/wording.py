@@ -14,13 +14,7 @@ NOUNS = {
     "vase": ("vase", "flower vase"),
     "umbrella": ("umbrella", "brolly"),
 }
-PATTERN_WORDS = {
-    "plain": "plain",
-    "stripes": "striped",
-    "dots": "dotted",
-    "checks": "checked",
-    "zigzag": "zigzag",
-}
+PATTERN_WORDS = {"plain": "plain", "stripes": "striped", "dots": "dotted", "checks": "checked", "zigzag": "zigzag"}
 BRANDS = ("Alder", "Brinmore", "Castell", "Dovetail", "Elmsworth", "Farrow", "Gantry", "Hollis", "Inverley", "Juniper")
 LINES = ("Anna", "Bergen", "Coast", "Delta", "Everyday", "Fjord", "Garden", "Harbour", "Island", "Jubilee", "Kindred")
 PHRASES = (

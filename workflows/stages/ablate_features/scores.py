@@ -16,7 +16,7 @@ from models.ranking.schedule import in_memory
 from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
 from operators.columns import filled_matrix, matrix_column, positions
-from operators.features.ranker_inputs import Examples, ItemFeatures, predict, read_embeddings
+from operators.features.ranker_inputs import Examples, laid_out, predict, read_embeddings
 from operators.features.tokens import NULL_ID
 from operators.log.events import SPLITS, Events, counts, histories
 from operators.log.partitions import read_user_ids
@@ -86,7 +86,7 @@ def score(
     spec, table = run.read_json("features", "spec.json"), run.read_table("features", "items")
     embeddings = image_vectors(run) if variant.image else read_embeddings(run)
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
-    items = ItemFeatures(variant_items(table, variant, run, catalog, seed=seed), embeddings, config)
+    items = laid_out(variant_items(table, variant, run, catalog, seed=seed), embeddings, config)
     train, valid, test = (Examples(part, config.dense) for part in (rows.train, rows.valid, rows.test))
     data = fitting.Data(config, items, in_memory(train), in_memory(valid))
     best: dict[str, torch.Tensor] = {}

@@ -13,10 +13,10 @@ from models.evaluation.variants import TRUTH, Variant
 from models.ranking.config import ITEM, USER
 from models.ranking.settings import RankerSettings, TableConfig, Tables
 from operators.columns import positions, read_rows
-from operators.features.tokens import NULL_ID, token_hashes
+from operators.features.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
-from storage.hashing import hash_order
+from storage.hashing import hash_ids, hash_order
 from storage.run import RunDir
 from workflows.catalogs.survey import Survey
 
@@ -152,7 +152,7 @@ def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
     at = positions(item_ids, truth["item_id"])
     truth = truth.take(pa.array(at, mask=at < 0))  # some items show nothing that is known
     columns = [
-        token_hashes([f"{name}={value}" if value is not None else name for value in truth[name].to_pylist()])
+        hash_ids([f"{name}={value}" if value is not None else name for value in truth[name].to_pylist()])
         for name in ATTRIBUTES
     ]
     tokens = np.stack(columns, axis=1)

@@ -38,8 +38,7 @@ def prepare(config: Config, context: Context) -> Data:
         "ablate_tasks",
         history=settings.history,
         repeats=not config.filter_seen,
-        valid=settings.fit.valid_queries,
-        test=config.queries,
+        most={"valid": settings.fit.valid_queries, "test": config.queries},
     )
     return data
 

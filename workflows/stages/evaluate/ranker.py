@@ -150,12 +150,12 @@ def score_part(work: Work, number: int) -> dict[str, Any]:
         `rows`; `sums` by slice and scorer, see `Sums`; `retriever`, see `retrieval`.
     """
     from models.ranking.ranker import load_ranker
-    from operators.features.ranker_inputs import Examples, ItemFeatures, predict, read_embeddings
+    from operators.features.ranker_inputs import Examples, predict, read_items
     from workflows.catalogs.synthetic.truth import true_probability  # imports what draws pictures
 
     run = RunDir(work.root)
     ranker = load_ranker(run.uri("models", "ranker"))
-    items = ItemFeatures(run.read_table("features", "items"), read_embeddings(run), ranker.config)
+    items = read_items(run, ranker.config)
     test = files.read_table(files.parts(run.uri("features", "test"))[number])
     label, row, user = (test[name].to_numpy() for name in ("label", "row", "user_hash"))
     scores = {"ranker": predict(ranker, items, Examples(test, ranker.config.dense)), "popularity": work.popularity[row]}

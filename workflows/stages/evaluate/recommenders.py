@@ -71,14 +71,7 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
         began = time.monotonic()
         lists[name] = recommend_blocks(recommender, test.histories, k=max(CUTS), banned=banned(test))
         context.log(f"{name}: {len(test.user)} lists in {time.monotonic() - began:.1f} s")
-    truth = true_lists(
-        context.catalog,
-        ids,
-        read_user_ids(run, test.user),
-        test.time,
-        k=max(CUTS),
-        banned=banned(test),
-    )
+    truth = true_lists(context.catalog, ids, read_user_ids(run, test.user), test.time, k=max(CUTS), banned=banned(test))
     if truth is not None:
         lists["truth"] = truth
     chosen = generated["chosen"]

@@ -17,7 +17,7 @@ from operators.columns import matrix_of, read_block
 from operators.features.items import item_features
 from operators.features.tokens import HASH, NULL_ID, Tokens
 from operators.log.events import SPLITS, Known, item_counts, user_counts
-from operators.log.partitions import PartitionedLog, check_trained, item_ids, open_log
+from operators.log.partitions import PartitionedLog, check_trained, item_ids, open_log, read_about
 from operators.log.split import ranges
 from storage import files
 from storage.errors import UserError
@@ -42,7 +42,7 @@ class FeaturesStage(Stage[Config]):
     """Features: split the log, and write what the ranker learns from, as known at each event's time."""
 
     config_type = Config
-    version = 3
+    version = 4
     reads = ("ingest", "interpret", "quantize")
 
     def run(self, config: Config, context: Context) -> Result:
@@ -53,7 +53,8 @@ class FeaturesStage(Stage[Config]):
         """
         forget_other_attempts(context, "features")  # what it says is written, another one may have replaced
         run, log = context.run, open_log(context.run)
-        about = log.about
+        about, given = log.about, read_about(run)
+        assert given is not None  # noqa: S101 - for the type checker: the log is open
         cuts = log.cuts(context.split)
         if about.labels and not about.labelled:
             context.log("no event is labelled 0: every event counts as a positive, and negatives are sampled")
@@ -75,8 +76,8 @@ class FeaturesStage(Stage[Config]):
             files.remove(run.uri("features"))
         parts = write_parts(work, log, config.tokens, context)
         kept, counted = sum(part["events"] for part in parts), int(work.state("end").items[-1].events.sum())
-        if kept < about.events:
-            context.log(f"{about.events - kept} events are about items that interpret rejected, and are left out")
+        if lost := given.events - kept:
+            context.log(f"{lost} events are about items that interpret rejected, and are left out")
         if kept != counted:
             raise RuntimeError(f"the partitions hold {kept} events, the ranges of time {counted}")
         metrics = totals(parts, labelled=about.labelled)
@@ -88,7 +89,7 @@ class FeaturesStage(Stage[Config]):
             "dense": [*counts_of(labelled=about.labelled), *log.about.context],
         }
         run.write_json(spec, "features", "spec.json")
-        return Result(rows_in=about.events, rows_out=kept, rejected=about.events - kept, metrics=metrics)
+        return Result(rows_in=given.events, rows_out=kept, rejected=lost, metrics=metrics)
 
 
 def write_parts(work: Work, log: PartitionedLog, tokens: Tokens, context: Context) -> list[dict[str, Any]]:
@@ -110,8 +111,6 @@ def write_parts(work: Work, log: PartitionedLog, tokens: Tokens, context: Contex
     for place, (name, function, keys) in enumerate(steps):
         folder = f"features/{context.fingerprint}/{name}"
         found = context.pieces(function, keys, name=folder, here=number == 1, step=(place, len(steps)))
-        if name == "deal" and not sum(part["events"] for part in found):
-            raise UserError("No interaction names an item of the catalogue: check that both use the same item_id.")
     return found
 
 

@@ -6,7 +6,6 @@ import gc
 from functools import partial
 from typing import Any
 
-from models.common.recommender import sample
 from models.recommenders import fitting
 from storage.run import RunDir
 from workflows.distributed import training
@@ -54,7 +53,7 @@ def _fit(name: str, config: Config, run: RunDir, data: Data, *, seed: int, state
     fitting.fit(
         settings.fit,
         task,
-        sample(data.valid, settings.fit.valid_queries, seed=seed),
+        data.valid.first(settings.fit.valid_queries),
         fitting.Callbacks(report, improved),
         seed=seed,
         strategy=config.strategy,

@@ -26,7 +26,7 @@ class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 4
+    version = 5
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
@@ -47,16 +47,14 @@ class GenerateStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
-        from models.common.recommender import sample
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
         from workflows.stages.generate.build import learnable, load_recommender, write_codes, write_item_knn
         from workflows.stages.generate.data import save_items, write_data
 
         run = context.run
         asked = max(config.compared, *(getattr(config, name).fit.valid_queries for name in config.names))
-        data, positives = write_data(
-            context, "generate", history=config.history, repeats=not config.filter_seen, valid=asked
-        )
+        shown: Any = {"history": config.history, "repeats": not config.filter_seen}
+        data, positives = write_data(context, "generate", **shown, most={"valid": asked})
         require_queries(data.valid, "validation")
         if config.language_model is not None:
             tasks = learnable(config.language_model, context, data)
@@ -65,7 +63,7 @@ class GenerateStage(Stage[Config]):
         save_items(run, data.item_ids)
         if config.product_codes is not None:
             write_codes(run, config.product_codes, data.item_ids, context.split, seed=context.seed)
-        compared = sample(data.valid, config.compared, seed=context.seed)
+        compared = data.valid.first(config.compared)
         counted = []
         if config.item_knn is not None:
             counted = ["item_knn"]
@@ -78,7 +76,7 @@ class GenerateStage(Stage[Config]):
             for name in [*counted, *history]
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
-        choice = {"chosen": chosen, "queries": {"history": config.history, "repeats": not config.filter_seen}}
+        choice = {"chosen": chosen, "queries": shown}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
             name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]} for name, curve in history.items()

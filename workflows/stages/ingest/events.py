@@ -49,12 +49,18 @@ class Form(NamedTuple):
         digits: of dates that are written as numbers, see `times.date_digits`.
         label: whether there are labels.
         context: columns that become context features.
+        known: columns of which the first rows have a value, and these.
     """
 
     order: bool
     digits: tuple[int, ...]
     label: bool
     context: tuple[str, ...]
+    known: set[str]
+
+    def late(self, raw: pl.DataFrame) -> set[str]:
+        """Returns the columns that would be read if the first rows had them."""
+        return {*context_columns(raw.schema), *({"label"} & set(raw.columns))} - self.known
 
     def columns(self, label: str) -> list[str]:
         """Returns the columns that are read, labels in one of this name."""
@@ -69,7 +75,8 @@ class Form(NamedTuple):
 def form_of(raw: pl.DataFrame, *, order: bool) -> Form:
     """Returns how a log is read, by rows of it."""
     context = tuple(context_columns(raw.schema))
-    return Form(order, times.date_digits(raw["timestamp"]), "label" in raw.columns, context)
+    known = {column.name for column in raw if column.name == "label" or column.null_count() < len(column)}
+    return Form(order, times.date_digits(raw["timestamp"]), "label" in raw.columns, context, known.union(context))
 
 
 def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> pl.DataFrame:

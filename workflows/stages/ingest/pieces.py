@@ -25,7 +25,8 @@ from storage.blocks import Source
 from storage.errors import UserError
 from storage.hashing import hash_ids
 from storage.run import RunDir
-from workflows.stages.ingest import events, items
+from workflows.catalogs.canonical import GIVEN
+from workflows.stages.ingest import events, items, texts
 from workflows.stages.ingest.settings import Config
 
 FLUSHED = 1 << 19  # events that are dealt at once
@@ -43,6 +44,7 @@ class Work:
         whole_ids: whether ids of items are whole numbers with `.0` behind them, see `texts.ids`.
         names_media: whether items get media by their ids.
         widths: of the vectors that the items table gives.
+        known: columns that its first rows have.
         log_uri, log: likewise; empty without a log.
         numbers: columns of the log that are read as numbers, see `blocks.Scanned`.
         form: how the log is read.
@@ -57,6 +59,7 @@ class Work:
     whole_ids: bool
     names_media: bool
     widths: dict[str, int]
+    known: Sequence[str]
     log_uri: str = ""
     log: Sequence[Source] = ()
     numbers: dict[str, bool] | None = None
@@ -82,6 +85,7 @@ def read_items(work: Work, number: int) -> dict[str, Any]:
     found: dict[str, Any] = {"blocks": 0, "rows": 0, "ids": [], "notes": [], "bad": []}
     hashes = [pa.schema([("hash", pa.int64()), ("check", pa.int64())]).empty_table()]
     for block in blocks.blocks(work.items[number]):
+        texts.check_late(work.items[number].uri, set(GIVEN).intersection(block.rows.columns).difference(work.known))
         raw = work.config.with_media(block.rows, work.whole_ids) if work.names_media else block.rows
         table = items.canonical_items(raw, work.items_uri, work.whole_ids, work.widths).with_columns(row=block.before)
         ids = table["item_id"].drop_nulls().to_list()
@@ -160,7 +164,10 @@ def deal_events(work: Work, number: int) -> dict[str, Any]:
     dropped, notes, kept, written = dict[str, events.Loss](), list[str](), 0, 0
     held = list[tuple[pa.Table, pa.Table]]()
     for block in blocks.blocks(work.log[number], work.numbers, work.form.columns(work.config.label)):
-        raw = work.form.completed(work.config.with_labels(block.rows))
+        raw = work.config.with_labels(block.rows)
+        late = (work.config.label if name == "label" else name for name in work.form.late(raw))
+        texts.check_late(work.log[number].uri, set(late))
+        raw = work.form.completed(raw)
         canonical = events.read_events(raw, work.log_uri, work.form)
         clean, lost = events.clean_events(canonical, known, raw, block.bad)
         dropped = events.together([dropped, lost])

@@ -9,9 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from operators.log.partitions import About, PartitionedLog, check_liked, write_about
+from operators.log.partitions import About, check_liked, moments, write_about
 from storage import blocks, files, tables
 from storage.errors import UserError
 from workflows.catalogs.survey import Survey, sample
@@ -107,6 +105,7 @@ def _work(config: Config, context: Context) -> Work:
         whole_ids="item_id" in rows.columns and are_whole(rows["item_id"]),
         names_media=config.names_media(rows),
         widths=widths_of(rows, items_uri),
+        known=rows.columns,
     )
     log_uri = tables.find(context.catalog, "interactions")
     if log_uri is None:
@@ -189,5 +188,5 @@ def check_learnable(about: About, context: Context) -> list[str]:
         notes.append("every label is 1, which says nothing: the log is read as positives alone")
     if context.splits:
         check_liked(about.positives)
-        PartitionedLog(context.run, about, np.empty(0, np.int64)).cuts(context.split)
+        context.split.cuts(partial(moments, context.run, about), about.events)
     return notes

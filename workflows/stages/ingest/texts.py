@@ -6,6 +6,7 @@ import ast
 import html
 import json
 import re
+from collections.abc import Collection
 from html.entities import html5
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from operators.log.partitions import rows_among
+from storage.errors import UserError
 from storage.hashing import hash_ids
 from storage.json_lines import all_values, as_text
 from storage.text_tables import said
@@ -147,3 +149,16 @@ def _replaced(texts: pl.Series, where: pl.Series, function: Any) -> pl.Series:
         return texts
     before = found.unique()
     return texts.scatter(where.arg_true(), found.replace_strict(before, [function(text) for text in before]))
+
+
+def check_late(uri: str, columns: Collection[str]) -> None:
+    """Refuses columns of a file that the first rows of its table lack, which decide how all of it is read.
+
+    Raises:
+        UserError: there are any.
+    """
+    if columns:
+        raise UserError(
+            f"{uri} has a column {min(columns)!r} of which the first rows of the table have no value: write it there, "
+            "too, or leave it out."
+        )

@@ -24,6 +24,7 @@ from operators.media.fetch import FetchMedia
 from storage import files
 from storage.errors import UserError
 from storage.identity import identity
+from storage.mapped import BATCH_ROWS
 from storage.media.limits import Limits
 from storage.media.sources import Sources
 from storage.run import RunDir
@@ -34,17 +35,10 @@ from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
 from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, StageConfig, forget_other_attempts
 from workflows.stages.interpret.given import TYPES, copy_items, given_fields, nothing_to_compute
-from workflows.stages.interpret.settings import (
-    CAPTIONS,
-    IMAGES,
-    INTERESTS,
-    TEXTS,
-    Captions,
-    ModelSection,
-    Section,
-)
+from workflows.stages.interpret.settings import CAPTIONS, IMAGES, INTERESTS, TEXTS, Captions, ModelSection, Section
 
 KEPT_COLUMNS = ("item_id", "title", "description", "attributes")
+JUDGED = ("item_id", "title", "description", "media", "caption")  # what the gate reads of an item
 CACHE = "_cache"  # beside the run directory; no workflow can have this name
 
 
@@ -257,8 +251,9 @@ def cache_uri(config: Config, root: str) -> str | None:
 
 
 def write_source(config: Config, context: Context, target: str) -> int:
-    """Writes the catalogue's items, each with the caption's gate; return their number."""
-    items = context.run.read_table("catalog", "items")
+    """Writes the catalogue's items, each with the caption's gate, batch by batch; returns their number."""
+    uri = context.run.uri("catalog", "items")
+    names = files.dataset(uri).schema.names
     gate = config.caption.gate
     seen, known = None, []
     about = read_about(context.run)
@@ -267,13 +262,28 @@ def write_source(config: Config, context: Context, target: str) -> int:
     if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
         last = context.run.read_table("items", columns=["item_id", "caption"])
         known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
-    asked = items
-    if "caption" in items.column_names:
-        nothing = pa.scalar(None, items.schema.field("media").type)
-        asked = set_columns(items, {"media": pc.if_else(items["caption"].is_valid(), nothing, items["media"])})
-    seen_by = asked if "image_vector" in items.column_names else items  # whose pictures are of use
-    files.write_table(target, seen_by.append_column("gate", decide(asked, gate, seen, known)))
-    return int(items.num_rows)
+    gates = decide(map(_asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
+
+    def gated() -> Iterator[pa.Table]:
+        start = 0
+        for items in _tables(uri, names):
+            seen_by = _asked(items) if "image_vector" in names else items  # whose pictures are of use
+            yield seen_by.append_column("gate", gates.slice(start, items.num_rows))
+            start += items.num_rows
+
+    return files.write_parts(target, gated())
+
+
+def _tables(uri: str, names: list[str]) -> Iterator[pa.Table]:
+    return (pa.Table.from_batches([batch]) for batch in files.batches(uri, names, BATCH_ROWS))
+
+
+def _asked(items: pa.Table) -> pa.Table:
+    """Returns items without the media of those whose caption is given."""
+    if "caption" not in items.column_names:
+        return items
+    nothing = pa.scalar(None, items.schema.field("media").type)
+    return set_columns(items, {"media": pc.if_else(items["caption"].is_valid(), nothing, items["media"])})
 
 
 def _known_events(run: RunDir, about: About, share: float) -> Iterator[pl.DataFrame]:

@@ -51,7 +51,7 @@ class QuantizeStage(Stage[Config]):
     """Fit a quantizer on all embeddings, or take one over, and give every item its semantic ID."""
 
     config_type = Config
-    version = 3
+    version = 4
     reads = ("project",)
 
     def check(self, config: Config, root: str) -> None:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from models.ranking.settings import RankerSettings
-from operators.features.tokens import NULL_ID, token_hashes
+from operators.features.tokens import NULL_ID
 from storage.errors import UserError
+from storage.hashing import hash_ids
 from storage.run import RunDir
 from workflows.catalogs.synthetic.sample import write_sample
 from workflows.distributed.trials import run_trials
@@ -116,7 +117,7 @@ def test_the_truth_is_what_can_be_seen_and_not_told_everywhere(context: Context,
     truth = pl.read_parquet(Path(context.catalog) / "truth_items.parquet").row(0, named=True)
     ids = context.run.read_table("features", "items")["item_id"].to_pylist()
     seen = [f"{name}={truth[name]}" for name in ("category", "colour", "pattern", "material")]
-    assert captions_of(context, "truth")[ids.index(truth["item_id"])] == token_hashes(seen).tolist()
+    assert captions_of(context, "truth")[ids.index(truth["item_id"])] == hash_ids(seen).tolist()
     items = context.run.read_table("features", "items")
     with pytest.raises(UserError, match="take truth out"):
         variant_items(items, VARIANTS["truth"], context.run, str(tmp_path), seed=0)

@@ -69,7 +69,7 @@ def write_run(root: Path) -> RunDir:
 
 def read(run: RunDir) -> Data:
     context = Context(run, run.root, 0, "f", log=str, progress=lambda done, total: None, split=SPLIT)
-    return write_data(context, "generate", history=8, repeats=True, valid=1_000, test=1_000)[0]
+    return write_data(context, "generate", history=8, repeats=True, most={"valid": 1_000, "test": 1_000})[0]
 
 
 def row_of(data: Data) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,3 +264,37 @@ def test_a_changed_file_of_a_folder_changes_the_signature(tmp_path: Path) -> Non
     before = tables.signature(str(tmp_path))
     (tmp_path / "items" / "part-1.csv").write_text("item_id,title\nz,x\n")
     assert tables.signature(str(tmp_path)) != before
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [("interactions", "label", 1.0), ("interactions", "hour", 2), ("items", "caption", "a cup")],
+)
+def test_a_column_that_only_later_rows_have_is_refused(
+    tmp_path: Path, table: str, column: str, value: object, folder: bool, small: None
+) -> None:
+    context = written(tmp_path, "jsonl")
+    rows = dict(zip(("items", "interactions"), given(), strict=True))[table].drop(column, strict=False)
+    lines = [json.dumps(row) for row in rows.to_dicts()]
+    late = json.dumps({**rows.row(0, named=True), "item_id": f"{table} late", column: value})
+    path = Path(context.catalog) / f"{table}.jsonl"
+    if folder:
+        path.unlink()
+        path = path.with_suffix("")
+        path.mkdir()
+        (path / "part-0.jsonl").write_text("\n".join(lines))
+        path, lines = path / "part-1.jsonl", []
+    path.write_text("\n".join([*lines, late]))
+    with pytest.raises(UserError, match=f"{path}.* {column!r} .*write it there"):
+        stage("ingest").run(Config(), context)
+
+
+def test_a_column_may_be_missing_and_empty_in_later_rows(tmp_path: Path, small: None) -> None:
+    context = written(tmp_path, "jsonl")
+    path = Path(context.catalog) / "interactions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    late = [{name: row[name] for name in ("user_id", "item_id", "timestamp", "label")} | {"new": None} for row in rows]
+    path.write_text("\n".join(map(json.dumps, [*rows[:160], *late[160:]])))
+    stage("ingest").run(Config(), context)
+    assert read_log_table(context.run)["hour"].null_count > 50

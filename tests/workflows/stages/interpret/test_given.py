@@ -156,3 +156,18 @@ def test_a_mix_is_told_before_anything_runs(tmp_path: Path) -> None:
         stage("interpret").check_data(interpret.Config(), found)
     assert found.unread == ()
     stage("interpret").check_data(interpret.Config(), replace(found, filled={**found.filled, "embedding": ROWS}))
+
+
+def test_the_source_is_written_batch_by_batch(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = pa.array([[{"uri": "a.png", "kind": "image"}]] * ROWS, ITEMS.field("media").type)
+    context.run.write_table(items(media=media, text_vector=vectors(5)), "catalog", "items")
+    monkeypatch.setattr(RunDir, "read_table", lambda *_, **__: pytest.fail("read whole"))
+    written = []
+    for rows in (10_000, 3):
+        monkeypatch.setattr(interpret, "BATCH_ROWS", rows)
+        target = context.run.uri(f"source of {rows}")
+        count = interpret.write_source(interpret.Config(caption={"gate": {"budget": 4}}), context, target)
+        written.append(files.read_table(target))
+        assert count == written[-1].num_rows == ROWS
+        assert written[-1]["gate"].to_pylist().count("open") == 4
+    assert written[0].equals(written[1])
