@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from storage.hashing import hash_order
 
 WORDS = Path(__file__).parent / "fashion_words.yaml"
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}  # in the order of a hash of the product id
+GENDER = re.compile(r"\b(men|women|boys?|girls?|kids?|unisex)\b.*", re.IGNORECASE)
 PLURAL = re.compile(r"(?<=ch|sh|ss)es$|(?<=[a-rt-z]{2})s$")
 KINDS = {"type": "types", "colour": "colours"}
 
@@ -49,6 +51,30 @@ def read_photos(folder: str) -> Photos:
     ends = [0, *np.cumsum([round(share * len(table)) for share in SHARES.values()]).tolist()]
     split = {name: slice(*ends[number : number + 2]) for number, name in enumerate(SHARES)}
     return Photos(table, [Path(folder) / "images" / f"{name}.jpg" for name in table["product_id"]], split)
+
+
+def said_of(row: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """Returns what a captioner may learn of a product: its title from the gender on, since the brand comes before it,
+    and its colour, type and usage in the phrases of the lists."""
+    title = GENDER.search(row["title"])
+    attributes = {
+        "colour": lexicon("colour").phrase(row["colour"]),
+        "article_type": lexicon("type").phrase(row["type"]),
+        "usage": row["usage"].lower(),
+    }
+    return title.group() if title else "", attributes
+
+
+def write_catalog(photos: Photos, rows: range, folder: Path) -> None:
+    """Writes photos as the items of a catalogue whose media lie where they are."""
+    lines = []
+    for row in rows:
+        title, attributes = said_of(photos.table.row(row, named=True))
+        media = [{"uri": str(photos.files[row].resolve()), "kind": "image"}]
+        item = {"item_id": photos.table["product_id"][row], "title": title or None, "attributes": attributes}
+        lines.append(json.dumps({**item, "media": media}))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class Lexicon:

@@ -174,7 +174,10 @@ def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
         (["check", "w.yaml", "--set", LOCAL_MODEL.replace("huggingface", "vllm")], "There is no model at /no/such"),
         (["check", "w.yaml", "--set", OPENAI.replace("NO_SUCH_KEY", "sk-123")], "must be the name of an environment"),
         (["check", "w.yaml", "--set", "stages.interpret={cache: w.yaml/x}"], "The cache"),
-        (["check", "w.yaml", "--set", "stages.interpret.caption.backend=taggr"], "choose one of tagger, qformer, huggingface"),
+        (
+            ["check", "w.yaml", "--set", "stages.interpret.caption.backend=taggr"],
+            "choose one of tagger, qformer, huggingface",
+        ),
         (["check", "w.yaml", "--set", "stages.interpret={fetch: {pool: {min: 999}}}"], "asks for 999 actors of 1 CPUs"),
         (["run", "w.yaml", "--set", "stages.interpret={}", "--address", "127.0.0.1:1"], "No Ray cluster answers at"),
         (["sample", "w.yaml/x"], "w.yaml/x"),

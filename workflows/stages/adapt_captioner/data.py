@@ -127,7 +127,7 @@ def lessons(source: str, mapped: pa.Table, config: Config) -> Lessons:
             "say what is seen."
         )
     held = np.zeros(len(ids), bool)
-    held[: max(1, round(config.held_out * len(ids)))] = True
+    held[-max(1, round(config.held_out * len(ids))) :] = True
     told = [sentences(title, row, words) for title, row in zip(titles, attributes, strict=True)]
     return Lessons(pa.table([ids, rows, texts, told, held], schema=LESSON), words)
 

@@ -131,15 +131,15 @@ def test_partitions_and_histograms_change_nothing_but_what_they_say(run):
     files.remove(run.uri("features"))
     stage("features").run(features.Config(history=5), context_of(run, "parts"))
     assert len(files.parts(run.uri("features", "test"))) == 3
-    parts = score(run, "parts")
+    parts, near = score(run, "parts"), 1e-7  # scores are float32, and batches of other rows add up in another order
     for scorer in SCORERS:
-        assert parts[scorer].pop("auc_interval") == pytest.approx(one[scorer].pop("auc_interval"), abs=1e-9)
-        assert parts[scorer] == pytest.approx(one[scorer], abs=1e-9)
+        assert parts[scorer].pop("auc_interval") == pytest.approx(one[scorer].pop("auc_interval"), abs=near)
+        assert parts[scorer] == pytest.approx(one[scorer], abs=near)
     for slice_name, card in one["slices"].items():
         for scorer in SCORERS:
-            assert parts["slices"][slice_name][scorer] == pytest.approx(card[scorer], abs=1e-9, nan_ok=True)
+            assert parts["slices"][slice_name][scorer] == pytest.approx(card[scorer], abs=near, nan_ok=True)
     assert parts["retriever"] == one["retriever"]
-    assert parts["auc_gain"]["interval"] == pytest.approx(one["auc_gain"]["interval"], abs=1e-9)
+    assert parts["auc_gain"]["interval"] == pytest.approx(one["auc_gain"]["interval"], abs=near)
 
 
 def score(run: RunDir, name: str, **settings: int) -> dict[str, Any]:
