@@ -144,16 +144,17 @@ def captioner(
     set_: Overrides = None,
     address: Address = "local",
 ) -> None:
-    """Fine-tune the captioner on the titles and attributes of a catalogue's own items."""
+    """Train a captioner on the pictures, titles and attributes of a catalogue's own items."""
+    from storage import files
+    from storage.run import RunDir
     from workflows.engine.definition import ADAPT_CAPTIONER, load
     from workflows.engine.runner import execute
     from workflows.engine.summary import summary
 
     definition = load(str(ADAPT_CAPTIONER), [f"catalog={json.dumps(catalog)}", *(set_ or [])])
     typer.echo(summary(execute(definition, output, address=address), output))
-    typer.echo(
-        f"Use it: stages.interpret.caption: {{backend: qformer, weights: {output.rstrip('/')}/models/captioner}}"
-    )
+    weights = RunDir(files.absolute(output)).uri("models", "captioner")
+    typer.echo(f"Use it: stages.interpret.caption: {{backend: qformer, weights: {weights}}}")
 
 
 @app.command()

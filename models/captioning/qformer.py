@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from pydantic import PositiveInt
 
 from models.captioning.captioner import Context
 from models.chat.base import Failure
-from models.common.settings import Backend, ModelName
-from models.qformer.weights import loaded, seen, weights_digest
+from models.common.settings import Backend, Folder
+from models.qformer.weights import load, loaded, seen, weights_digest
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class QFormerCaptioner(Backend):
         beams: of the search for a caption; 1 takes the likeliest word each time.
     """
 
-    weights: ModelName
+    weights: Folder
     beams: PositiveInt = 1
 
     backend = "qformer"
@@ -53,10 +54,11 @@ class QFormerCaptioner(Backend):
         Raises:
             ArtifactError: the weights are damaged.
         """
-        loaded(self.weights)
+        load(self.weights)
 
     def caption(self, images: Sequence[np.ndarray], contexts: Sequence[Context]) -> list[str | Failure]:
         """Describes pictures; an empty sentence is a failure with the code `no_caption`."""
         model = loaded(self.weights)
-        texts = [text for queries, rows in seen(model, list(images)) for text in model.decoder.write(queries)[:rows]]
+        written = [model.decoder.write(queries, beams=self.beams)[:rows] for queries, rows in seen(model, list(images))]
+        texts = chain.from_iterable(written)
         return [f"{text[0].upper()}{text[1:]}" if text else Failure("no_caption", "no words") for text in texts]

@@ -20,6 +20,7 @@ def _folder_or_name(model: str) -> str:
     return str(Path(model).expanduser().resolve()) if model.startswith(("/", "./", "../", "~")) else model
 
 
+Folder = Annotated[str, Field(min_length=1), AfterValidator(files.absolute)]
 Precision = Literal["fp32", "bf16"]
 ModelName = Annotated[str, Field(min_length=1), AfterValidator(_folder_or_name)]
 

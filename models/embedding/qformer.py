@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from models.common.rows import encode_rows
-from models.common.settings import Backend, ModelName
+from models.common.settings import Backend, Folder
 from models.embedding.embedder import Embeddings
-from models.qformer.settings import Architecture
-from models.qformer.weights import loaded, seen, weights_digest
-from storage import files
+from models.qformer.weights import load, loaded, read_config, seen, weights_digest
 from storage.errors import UserError
 
 
@@ -25,7 +23,7 @@ class _QFormer(Backend):
         weights: as the captioner's.
     """
 
-    weights: ModelName
+    weights: Folder
 
     backend = "qformer"
     place = "gpu"
@@ -38,8 +36,7 @@ class _QFormer(Backend):
     @property
     def width(self) -> int:
         """Components of a vector."""
-        config = files.read_json(files.join(self.weights, "config.json"))
-        return Architecture.model_validate({key: config[key] for key in config if key != "kind"}).joint
+        return read_config(self.weights).joint
 
     def check(self) -> None:
         """Finds out whether the weights are there.
@@ -51,7 +48,7 @@ class _QFormer(Backend):
 
     def load(self) -> None:
         """Loads the model."""
-        loaded(self.weights)
+        load(self.weights)
 
 
 @dataclass(frozen=True)

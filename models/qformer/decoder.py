@@ -11,6 +11,7 @@ from models.chat.huggingface import read_config, read_model, reading
 from models.chat.smollm2 import smollm2_path
 from models.qformer import tokens
 from models.qformer.settings import Architecture, TinyDecoder
+from storage.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,7 +54,8 @@ class Decoder(nn.Module):
             return found.masked_fill(found == tokens.PAD, IGNORED)
         found = torch.full((len(texts), self._length), IGNORED)
         for row, text in zip(found, texts, strict=True):
-            ids = [*self._tokenizer(text).input_ids[: self._length - 1], self._tokenizer.eos_token_id]
+            ids = self._tokenizer(text, add_special_tokens=False).input_ids[: self._length - 1]
+            ids = [*ids, self._tokenizer.eos_token_id]
             row[: len(ids)] = torch.tensor(ids)
         return found
 
@@ -67,8 +69,8 @@ class Decoder(nn.Module):
         """
         prefix, rows = self._prefix(queries), self.model.get_input_embeddings()
         read = rows(text[:, :-1].clamp_min(0))
-        hidden = self.model.base_model(inputs_embeds=torch.cat([prefix, read], dim=1), use_cache=False)[0]
-        logits = self.model.get_output_embeddings()(hidden[:, queries.shape[1] - 1 :])
+        inputs = torch.cat([prefix, read], dim=1)
+        logits = self.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=text.shape[1]).logits
         return nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), text.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
         )
@@ -120,5 +122,7 @@ def _pretrained(name: str) -> tuple[Any, Any]:
     where = {"trust_remote_code": False}
     with reading(f"{name}'s tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name} has no token that ends a text: choose another decoder.")
     model = read_model(AutoModelForCausalLM, name, config=read_config(name, where), dtype="float32", **where)
     return model.requires_grad_(False), tokenizer

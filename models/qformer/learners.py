@@ -33,24 +33,40 @@ class Batch(NamedTuple):
         return Batch(*(part.to(device) for part in self))
 
 
-class Aligning(nn.Module):
-    """Stage 1: contrast, matching and writing by the Q-Former alone."""
+class _Learner(nn.Module):
+    """What both stages have: a model, a recipe, and a loss that is the sum of several."""
 
-    layers: Sequence[str] = ("Layer",)
+    layers: Sequence[str] = ()  # both are small enough to be whole on every worker
 
     def __init__(self, model: CaptionModel, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
         model.requires_grad_(True)
-        model.decoder.requires_grad_(False)
+
+    @property
+    def smoothing(self) -> float:
+        """Of the labels of written tokens; none in evaluation."""
+        return self.recipe.label_smoothing if self.training else 0.0
 
     def weight(self, batch: Batch) -> Tensor:
         """Returns the number of pictures."""
         return torch.tensor(len(batch.features))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Returns the sum of the three losses."""
+        """Returns the sum of the losses."""
         return torch.stack(list(self.losses(batch).values())).sum()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the losses by their names."""
+        raise NotImplementedError
+
+
+class Aligning(_Learner):
+    """Stage 1: contrast, matching and writing by the Q-Former alone."""
+
+    def __init__(self, model: CaptionModel, recipe: Recipe) -> None:
+        super().__init__(model, recipe)
+        model.decoder.requires_grad_(False)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the losses of contrast and writing and, in training, of matching, whose negatives are drawn."""
@@ -62,62 +78,56 @@ class Aligning(nn.Module):
         pictures, texts = model.picture_vectors(queries), model.text_vectors(text)
         losses = {
             "contrast": _contrast(model, pictures, texts, text, self.recipe),
-            "writing": written(F.linear(told, model.qformer.words.weight), first, self.recipe.label_smoothing),
+            "writing": written(F.linear(told, model.qformer.words.weight), first, self.smoothing),
         }
         if self.training:
-            losses["matching"] = self._matching(picture, first, pictures.detach(), texts.detach()[::several])
+            owned = (batch.texts[:, :, None, : first.shape[1]] == first).all(-1).any(1)  # [N, N]: a picture's, a text
+            losses["matching"] = self._matching(picture, first, pictures.detach() @ texts.detach()[::several].T, owned)
         return losses
 
-    def _matching(self, picture: Tensor, text: Tensor, pictures: Tensor, texts: Tensor) -> Tensor:
-        """Returns the loss of telling a picture's text from one that is near, and a text's picture likewise."""
-        count = max(1, round(len(text) * self.recipe.matched))
-        near = self.model.scale.detach() * pictures @ texts.T
-        alike = (text[:, None] == text[None]).all(-1)
-        wrong_text = hard_negatives(near[:count], alike[:count])
-        wrong_picture = hard_negatives(near.T[:count], alike[:count])
+    def _matching(self, picture: Tensor, text: Tensor, near: Tensor, owned: Tensor) -> Tensor:
+        """Returns the loss of telling a picture's text from one that is near, and a text's picture likewise.
+
+        Args:
+            picture: tokens, [N, T, dim].
+            text: int64 [N, T].
+            near: similarity of pictures and texts, [N, N].
+            owned: bool [N, N], whether a picture has a text.
+        """
+        count, near = max(1, round(len(text) * self.recipe.matched)), near * self.model.scale.detach()
+        wrong_text = hard_negatives(near[:count], owned[:count])
+        wrong_picture = hard_negatives(near.T[:count], owned.T[:count])
         shown = torch.cat([picture[:count], picture[:count], picture[wrong_picture]])
         told = torch.cat([text[:count], text[wrong_text], text[:count]])
         logits = self.model.matches(self.model.qformer.match(shown, told)).mean(1)[:, 0]
         truth = torch.tensor([1.0, 0.0, 0.0], device=logits.device).repeat_interleave(count)
         # among pictures with one text there may be no wrong one
-        chosen = [alike[:count].gather(1, wrong[:, None])[:, 0] for wrong in (wrong_text, wrong_picture)]
+        pairs = ((owned[:count], wrong_text), (owned.T[:count], wrong_picture))
+        chosen = [known.gather(1, wrong[:, None])[:, 0] for known, wrong in pairs]
         real = ~torch.cat([torch.zeros_like(chosen[0]), *chosen])
         return F.binary_cross_entropy_with_logits(logits[real], truth[real])
 
 
-class Writing(nn.Module):
+class Writing(_Learner):
     """Stage 2: captions through the decoder.
 
     What differs from the paper: the contrast goes on, so that the queries stay in the space of the texts.
     """
 
-    layers: Sequence[str] = ("Layer", "LlamaDecoderLayer")
-
     def __init__(self, model: CaptionModel, recipe: Recipe) -> None:
-        super().__init__()
-        self.model, self.recipe = model, recipe
-        model.requires_grad_(True)
+        super().__init__(model, recipe)
         model.matches.requires_grad_(False)
         if model.decoder.frozen:
             model.decoder.model.requires_grad_(False)
-
-    def weight(self, batch: Batch) -> Tensor:
-        """Returns the number of pictures."""
-        return torch.tensor(len(batch.features))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Returns the sum of the losses."""
-        return torch.stack(list(self.losses(batch).values())).sum()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the losses of contrast and of the caption's tokens."""
         model, text = self.model, _cut(batch.texts.flatten(0, 1))
         queries = model.see(batch.features)
-        smoothing = self.recipe.label_smoothing if self.training else 0.0
         pictures, texts = model.picture_vectors(queries), model.text_vectors(text)
         return {
             "contrast": _contrast(model, pictures, texts, text, self.recipe),
-            "writing": model.decoder.loss(queries, batch.captions, smoothing),
+            "writing": model.decoder.loss(queries, batch.captions, self.smoothing),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ from models.qformer.decoder import Decoder
 from models.qformer.qformer import QFormer
 from models.qformer.settings import Architecture
 from storage import files
-from storage.artifacts import load_model, rebuilding, save_model
+from storage.artifacts import load_one_of, rebuilding, save_model
 
 KIND, WHAT = "qformer", "captioner"
 FIRST_SCALE, LAST_SCALE = 1 / 0.07, 100.0  # of similarities: CLIP's (Radford et al. 2021)
@@ -40,7 +41,11 @@ class CaptionModel(nn.Module):
     @property
     def scale(self) -> Tensor:
         """What similarities are multiplied by."""
-        return self.log_scale.exp().clamp_max(LAST_SCALE)
+        return self.log_scale.exp()
+
+    def limit(self) -> None:
+        """Keeps the scale within its bound; called after every step."""
+        self.log_scale.data.clamp_(max=math.log(LAST_SCALE))
 
     def see(self, features: Tensor) -> Tensor:
         """Returns the queries' outputs, [N, queries, dim], of features [N, WIDTH]."""
@@ -82,6 +87,19 @@ class CaptionModel(nn.Module):
         save_model(uri, KIND, self.config.model_dump(mode="json"), half)
 
 
+def configured(uri: str) -> Architecture:
+    """Returns the sizes of an artifact without its weights.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, or it is of another kind.
+    """
+    with rebuilding(uri, WHAT):
+        config = files.read_json(files.join(uri, "config.json"))
+        if config.pop("kind", None) != KIND:
+            raise ValueError("of another kind")
+        return Architecture.model_validate(config)
+
+
 def load_captioner(uri: str) -> CaptionModel:
     """Reads an artifact, in evaluation mode, float32.
 
@@ -89,7 +107,7 @@ def load_captioner(uri: str) -> CaptionModel:
         ArtifactError: there is none, it is damaged, or it is of another kind.
         UserError: its decoder is not there.
     """
-    config, tensors = load_model(uri, KIND)
+    _, config, tensors = load_one_of(uri, (KIND,), WHAT)
     with rebuilding(uri, WHAT):
         tokenizer = tokens.read_tokenizer(files.read_bytes(files.join(uri, "tokenizer.json")))
         model = CaptionModel(Architecture.model_validate(config), tokenizer)

@@ -17,8 +17,8 @@ def contrast(pictures: Tensor, texts: Tensor, owner: Tensor, same: Tensor, scale
     """Returns the contrastive loss of pictures and several texts of each, float32 [].
 
     Every text is to find its picture among all pictures, and every picture each of its texts among all others'. With
-    `mask_own` the other texts of a picture are left out there, since they are no negatives (MuCo, arXiv 2602.06393);
-    so are, both ways, texts that say the same.
+    `mask_own` the other texts of a picture are left out there, since they are no negatives (MuCo, arXiv 2602.06393),
+    and so is whatever says the same. Pictures that have the very text are never its negatives.
 
     Args:
         pictures: [N, width], of unit length.
@@ -32,7 +32,7 @@ def contrast(pictures: Tensor, texts: Tensor, owner: Tensor, same: Tensor, scale
     own = owner[:, None] == torch.arange(len(pictures), device=owner.device)
     alike = same.float() @ own.float() > 0  # [M, N]: the picture has such a text
     to_pictures = F.cross_entropy(logits.masked_fill(alike & ~own, -torch.inf), owner)
-    hidden = same | (owner[:, None] == owner) if mask_own else same
+    hidden = alike[:, owner].T if mask_own else same
     hidden = hidden & ~torch.eye(len(texts), dtype=torch.bool, device=hidden.device)
     among = logits[:, owner].T.masked_fill(hidden, -torch.inf)  # [M, M]: of a text's picture, all texts
     to_texts = F.cross_entropy(among, torch.arange(len(texts), device=owner.device))

@@ -18,6 +18,12 @@ class TinyDecoder(Settings):
     heads: PositiveInt = 4
     mlp: PositiveInt = 768
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TinyDecoder:
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"dim must be a multiple of twice the heads, {2 * self.heads}")
+        return self
+
 
 class SmolLM2Decoder(Settings):
     """The packaged SmolLM2-135M-Instruct, frozen."""

@@ -112,7 +112,9 @@ class Trainer:
         module = parallelise(learner, "ddp", self.device)
         optimizer = _optimizer(module, phase, self.recipe)
         if self._restored:
-            restore(module, optimizer, self._restored)
+            whole = {f"model.learner.model.{key}": value for key, value in self.model.state_dict().items()}
+            foreign = {key: value for key, value in whole.items() if self._is_foreign(key)}
+            restore(module, optimizer, foreign | self._restored)
             self._restored = {}
         size = min(phase.batch_size, len(self.data.train))
         each = len(self.data.train) // size
@@ -130,6 +132,7 @@ class Trainer:
                 raise UserError(f"The loss is not a number: lower {name}.learning_rate.")
             torch.nn.utils.clip_grad_norm_([part for part in module.parameters() if part.requires_grad], 1.0)
             optimizer.step()
+            self.model.limit()
             self._at["step"] += 1
             metrics: dict[str, Any] = {"stage": name, "step": step + 1, "steps": total, "loss": loss}
             if (step + 1) % each == 0:
@@ -145,7 +148,12 @@ class Trainer:
         """Returns all that a killed attempt resumes from; every worker calls it."""
         now = {**self._at, "seconds": time.perf_counter() - self._started}
         exact = {f"at.{name}": torch.tensor(value, dtype=torch.float64) for name, value in now.items()}
-        return snapshot(module, optimizer) | {f"best.{name}": value for name, value in self._best.items()} | exact
+        taken = {key: value for key, value in snapshot(module, optimizer).items() if not self._is_foreign(key)}
+        return taken | {f"best.{name}": value for name, value in self._best.items()} | exact
+
+    def _is_foreign(self, key: str) -> bool:
+        """Returns whether a tensor is of a frozen decoder, which a state leaves out: it may be large."""
+        return self.model.decoder.frozen and "decoder.model." in key
 
 
 def _optimizer(module: torch.nn.Module, phase: Phase, recipe: Recipe) -> torch.optim.Optimizer:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.common.devices import own_device
-from models.qformer.model import CaptionModel, load_captioner
+from models.qformer.model import CaptionModel, configured, load_captioner
+from models.qformer.settings import Architecture
 from models.qformer.vision import look
 from storage.artifacts import model_digest
-from storage.errors import UserError
+from storage.errors import ArtifactError, UserError
 
 ROWS = 32  # of a call, always: matrix products of other shapes add up in another order
+
+_models: dict[str, tuple[str, CaptionModel]] = {}  # by folder, with the digest that it had
 
 
 def seen(model: CaptionModel, pictures: list[np.ndarray]) -> list[tuple[Tensor, int]]:
@@ -29,19 +30,40 @@ def seen(model: CaptionModel, pictures: list[np.ndarray]) -> list[tuple[Tensor, 
     return blocks
 
 
-def weights_digest(weights: str) -> str:
-    """Returns a digest of weights.
+def read_config(weights: str) -> Architecture:
+    """Returns the sizes of a captioner by its folder.
 
     Raises:
-        UserError: there are none.
+        UserError: there is none.
     """
-    found = model_digest(weights)
-    if found is None:
-        raise UserError(f"There is no captioner at {weights}: make one with `tesserec adapt captioner`.")
-    return found
+    try:
+        return configured(weights)
+    except ArtifactError as error:
+        raise UserError(f"{error.problem}: make a captioner with `tesserec adapt captioner`.") from error
 
 
-@functools.cache
+def weights_digest(weights: str) -> str:
+    """Returns a digest of a captioner by its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    read_config(weights)
+    return model_digest(weights) or ""
+
+
+def load(weights: str) -> CaptionModel:
+    """Returns the model of a folder, in evaluation mode, on this process's device; read again if it has changed.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    digest = weights_digest(weights)
+    if weights not in _models or _models[weights][0] != digest:
+        _models[weights] = (digest, load_captioner(weights).to(own_device()))
+    return _models[weights][1]
+
+
 def loaded(weights: str) -> CaptionModel:
-    """Returns the model of weights, in evaluation mode, on this process's device; loaded once."""
-    return load_captioner(weights).to(own_device())
+    """Returns the model that this process has loaded."""
+    return _models[weights][1] if weights in _models else load(weights)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+JOINERS = "-'’"
 LEAST_ITEMS = 8  # that have a word, in each half
 TRUST = 0.7  # area under the curve, on pictures that were not fitted, from which on a word is seen
 DOUBT = 2.0  # standard errors that are taken off it first
 RIDGE = 0.03  # of the mean variance
+WORDS = 256  # at a time
 MOST = 4_000  # words that are looked at, the most frequent first
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the lower-case words of a text.
+    """Returns the lower-case words of a text: letters, digits and their marks, joined by hyphens and apostrophes.
 
     >>> split_words("Men's T-Shirt, 100% cotton")
     ["men's", 't-shirt', '100', 'cotton']
     """
-    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+    marked = "".join(
+        char if char.isalnum() or unicodedata.category(char)[0] == "M" or char in JOINERS else " "
+        for char in unicodedata.normalize("NFKC", text).lower()
+    )
+    return [word for part in marked.split() if (word := part.strip(JOINERS))]
 
 
 def seen_words(texts: Sequence[str], features: Tensor) -> dict[str, float]:
@@ -41,22 +47,33 @@ def seen_words(texts: Sequence[str], features: Tensor) -> dict[str, float]:
     known = [word for word, count in counts.most_common(MOST) if count >= 2 * LEAST_ITEMS and not word.isdigit()]
     if not known:
         return {}
-    place = {word: number for number, word in enumerate(known)}
-    there = torch.zeros(len(words), len(known))
-    for row, found in enumerate(words):
-        there[row, [place[word] for word in found if word in place]] = 1.0
+    rows = [set(row) for row in words]
     halves = torch.arange(len(words)) % 2 == 0
-    areas = [_areas(features[fitted], there[fitted], features[~fitted], there[~fitted]) for fitted in (halves, ~halves)]
-    worst = np.minimum(*areas)
-    return {word: float(area) for word, area in zip(known, worst, strict=True) if area > TRUST}
+    folds = [(_ridge(features[fitted]), fitted) for fitted in (halves, ~halves)]
+    found: dict[str, float] = {}
+    for start in range(0, len(known), WORDS):
+        block = known[start : start + WORDS]
+        there = torch.tensor([[word in row for word in block] for row in rows], dtype=torch.float32)
+        areas = [_areas(ridge(there[fitted], features[~fitted]), there[~fitted]) for ridge, fitted in folds]
+        worst = np.minimum(*areas)
+        found |= {word: float(area) for word, area in zip(block, worst, strict=True) if area > TRUST}
+    return found
 
 
-def _areas(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor) -> np.ndarray:
-    """Returns lower bounds of the areas under the curves of all words on held-out rows; 0 where they are too few."""
+def _ridge(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns what fits columns to rows and scores other rows by them."""
     mean, deviation = x.mean(0), x.std(0).clamp_min(1e-3)
-    x, held_x = ((part - mean) / deviation for part in (x, held_x))
-    penalty = RIDGE * len(x) * torch.eye(x.shape[1])
-    scores = held_x @ torch.linalg.solve(x.T @ x + penalty, x.T @ (y - y.mean(0)))
+    x = (x - mean) / deviation
+    factor = torch.linalg.cholesky(x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1]))
+
+    def scores(y: Tensor, others: Tensor) -> Tensor:
+        return ((others - mean) / deviation) @ torch.cholesky_solve(x.T @ (y - y.mean(0)), factor)
+
+    return scores
+
+
+def _areas(scores: Tensor, held_y: Tensor) -> np.ndarray:
+    """Returns lower bounds of the areas under the curves of all words on held-out rows; 0 where they are too few."""
     ranks = scores.argsort(0).argsort(0).double() + 1
     positive = held_y.double().sum(0)
     negative = len(held_y) - positive

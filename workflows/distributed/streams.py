@@ -132,7 +132,7 @@ def stream(
         except ray.data.exceptions.ExecutionTimeoutError as error:
             raise UserError(
                 f"No rows were finished for {no_progress_timeout_s:g} s: check the models and endpoints, lower "
-                "batch_size, or raise stages.interpret.no_progress_timeout_s; the same command then resumes."
+                "batch_size, or raise no_progress_timeout_s of the stage; the same command then resumes."
             ) from error
 
 

@@ -26,7 +26,8 @@ class Picture:
 
 def picture(media: list[dict[str, str]] | None, source: Source, limits: Limits) -> Picture:
     """Returns the picture of an item with these media, within limits."""
-    fetch = source.settings("interpret").get("fetch") or {}
+    stages = (source.settings(name) for name in ("interpret", "adapt_captioner"))
+    fetch: dict[str, Any] = next((settings["fetch"] for settings in stages if settings.get("fetch")), {})
     allowed = Sources(tuple(fetch.get("roots", ())), fetch.get("http", False), tuple(fetch.get("allow_private", ())))
     missing = "no media"
     for medium in media or []:

@@ -4,12 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.qformer.decoder import IGNORED
 from models.qformer.model import CaptionModel, load_captioner
+from models.qformer.settings import Phase, PretrainedDecoder, Recipe
 from models.qformer.tokens import EOS, SPECIAL
+from models.qformer.training import Trainer
 from models.qformer.vision import WIDTH
 from storage.errors import ArtifactError
+from tests.models.qformer.conftest import SMALL
+from tests.models.qformer.planted import planted
 
 
 def features(rows: int) -> torch.Tensor:
@@ -61,6 +67,38 @@ def test_a_wider_search_finds_nothing_less_likely(model: CaptionModel) -> None:
         own = queries[row : row + 1]
         losses = [float(model.decoder.loss(own, model.decoder.encode([text]))) for text in (greedy[row], wide[row])]
         assert losses[1] <= losses[0] + 1e-4 or greedy[row] == wide[row]
+
+
+def test_a_frozen_language_model_stays_as_it_is_and_out_of_the_artifact(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A pretrained model with a tokenizer of its own, which puts a token before every text."""
+    marks = {"eos_token": "</s>", "bos_token": "<s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.to_str()), **marks)
+    fast.save_pretrained(tmp_path / "llm")
+    sizes_of_llm = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"eos_token_id": fast.eos_token_id, "bos_token_id": fast.bos_token_id}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(fast), **sizes_of_llm, **ends)).save_pretrained(tmp_path / "llm")
+    sizes = SMALL.model_copy(update={"decoder": PretrainedDecoder(name="pretrained", model=str(tmp_path / "llm"))})
+    model = CaptionModel(sizes, tokenizer)
+    assert model.decoder.frozen
+    text = model.decoder.encode(["red mug", "blue"])
+    assert (text == fast.bos_token_id).sum() == 0
+    assert (text == fast.eos_token_id).sum(1).tolist() == [1, 1]
+    data, _ = planted(model, 32)
+    states: list[dict[str, torch.Tensor]] = []
+    before = {name: value.clone() for name, value in model.decoder.model.state_dict().items()}
+    recipe = Recipe(align=Phase(epochs=1, batch_size=8), write=Phase(epochs=2, batch_size=8), texts=2)
+    Trainer(model, data, recipe, seed=1).run(lambda metrics, take: states.append(take()))
+    assert all(torch.equal(value, before[name]) for name, value in model.decoder.model.state_dict().items())
+    assert not any("decoder.model." in name for name in [*states[-1], *model.own_state()])
+    again = CaptionModel(sizes, tokenizer)
+    again.decoder.enter.load_state_dict(model.decoder.enter.state_dict())
+    Trainer(again, data, recipe, seed=1, state=states[1]).run(lambda metrics, take: None)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    model.save(str(tmp_path / "captioner"))
+    loaded = load_captioner(str(tmp_path / "captioner"))
+    queries = loaded.see(features(2))
+    assert len(loaded.decoder.write(queries, beams=2)) == 2
 
 
 @torch.no_grad()

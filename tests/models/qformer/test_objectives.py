@@ -29,7 +29,7 @@ def brute_force(pictures, texts, owner, same, scale, mask_own) -> float:
         total -= math.log(right / (right + others))
         others = 0.0
         for other in range(len(texts)):
-            own = mask_own and owner[other] == owner[text]
+            own = mask_own and any(same[other, third] and owner[third] == owner[text] for third in range(len(texts)))
             if other != text and not same[text, other] and not own:
                 others += math.exp(scale * float(texts[other] @ pictures[owner[text]]))
         total -= math.log(right / (right + others))

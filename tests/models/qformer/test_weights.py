@@ -9,7 +9,9 @@ import torch
 from models.captioning.captioner import Context
 from models.captioning.qformer import QFormerCaptioner
 from models.embedding.qformer import QFormerImages, QFormerTexts
+from models.qformer.decoder import Decoder
 from models.qformer.model import CaptionModel
+from storage.artifacts import save_model
 from storage.errors import UserError
 from storage.identity import identity
 
@@ -40,6 +42,24 @@ def test_a_caption_is_of_the_picture_alone(weights: str, pictures: list[np.ndarr
     assert captioner.caption([], []) == []
 
 
+def test_a_wider_search_is_asked_of_the_decoder(
+    weights: str, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Decoder, "write", lambda self, queries, *, beams: asked.append(beams) or ["red"] * len(queries))
+    assert QFormerCaptioner(weights, beams=3).caption(pictures, [Context()] * 7) == ["Red"] * 7
+    assert asked == [3]
+
+
+def test_weights_that_were_written_again_are_read_again(weights: str, model: CaptionModel) -> None:
+    before = QFormerTexts(weights).embed_texts(["red mug"]).vectors
+    model.of_text.bias.data += 1.0
+    model.save(weights)
+    embedder = QFormerTexts(weights)
+    embedder.load()
+    assert not np.allclose(embedder.embed_texts(["red mug"]).vectors, before)
+
+
 def test_pictures_and_texts_lie_in_one_space(weights: str, pictures: list[np.ndarray]) -> None:
     images, texts = QFormerImages(weights), QFormerTexts(weights)
     assert images.width == texts.width == 8
@@ -67,3 +87,8 @@ def test_weights_that_are_not_there_are_found_missing_before_work(tmp_path: Path
     for backend in (QFormerCaptioner(str(tmp_path)), QFormerImages(str(tmp_path))):
         with pytest.raises(UserError, match="There is no captioner at"):
             backend.check()
+    save_model(str(tmp_path), "ranker", {"joint": 8}, {})
+    with pytest.raises(UserError, match="of another kind"):
+        QFormerImages(str(tmp_path)).check()
+    with pytest.raises(UserError, match="of another kind"):
+        _ = QFormerTexts(str(tmp_path)).width

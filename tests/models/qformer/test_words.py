@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.qformer.sentences import sentences, text_of
-from models.qformer.words import seen_words
+from models.qformer.words import seen_words, split_words
 
 
 def test_words_that_pictures_tell_are_found_and_no_others() -> None:
@@ -39,8 +39,19 @@ def test_brands_and_what_is_not_seen_are_left_out() -> None:
     said = sentences(title, attributes, seen)
     assert said[0] == "Navy blue casual shoes, laces, sports."
     assert said[1:] == ["Casual shoes laces.", "Casual shoes in navy blue."]
+    assert (
+        sentences("Red Tape Men Red Shoes", [("brand", "Red Tape"), ("Base Colour", "Red")], {"red", "shoes"})[0]
+        == "Red, shoes."
+    )
+    assert sentences(None, [("Farbe", "Rot"), ("Produktart", "Schuhe")], {"rot", "schuhe"}) == ["Rot schuhe."]
+    many = " ".join(f"w{number}" for number in range(40))
+    assert sentences(many, [], set(many.split())) == ["W0 w1 w2 w3 w4 w5 w6 w7 w8 w9."]
     for sentence in said:
         assert not {"acme", "men's", "speed", "300", "with"} & set(sentence.lower().split())
+
+
+def test_words_keep_their_marks_in_every_script() -> None:
+    assert split_words("लाल जूते, Men's T-Shirt – café ①") == ["लाल", "जूते", "men's", "t-shirt", "café", "1"]
 
 
 def test_an_item_of_which_nothing_is_seen_has_no_sentence() -> None:

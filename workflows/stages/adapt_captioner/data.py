@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from models.qformer.model import CaptionModel
 from models.qformer.sentences import sentences, text_of
 from models.qformer.training import Pictures
 from models.qformer.vision import WIDTH, pooled
 from models.qformer.words import seen_words
 from operators.base import KEPT
+from operators.columns import positions
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_strings
@@ -30,9 +33,11 @@ LESSON = pa.schema(
         ("row", pa.int64()),
         ("text", pa.string()),
         ("sentences", pa.list_(pa.string())),
-        ("held_out", pa.bool_()),
+        ("part", pa.string()),
     ]
 )
+TRAIN, VALID, TEST = "train", "valid", "test"
+LEAST = 32  # pictures
 BATCH_ROWS = 1_024
 
 
@@ -40,18 +45,15 @@ class Lessons(NamedTuple):
     """What there is to learn.
 
     Attributes:
-        table: one row for each picture, in the order of their ids' hashes: `LESSON`. `row` is the picture's among the
-            features; an item of which no word is seen has no sentences.
+        told: one row for each picture that has sentences, in the order of the pictures' digests: `LESSON`. `row` is the
+            picture's among the features; `part` is TRAIN, VALID (which chooses the weights) or TEST (for the report).
         words: words that pictures tell, and how well.
+        pictures: how many there are, those without sentences with them.
     """
 
-    table: pa.Table
+    told: pa.Table
     words: dict[str, float]
-
-    @property
-    def told(self) -> pa.Table:
-        """The rows that have sentences."""
-        return self.table.filter(pc.greater(pc.list_value_length(self.table["sentences"]), 0))
+    pictures: int
 
 
 def choose(run: RunDir, limit: int, target: str) -> int:
@@ -86,17 +88,23 @@ def _usable(batch: pa.RecordBatch) -> pa.Array:
 
 
 def map_features(run: RunDir, sink: str, views: int) -> pa.Table:
-    """Returns item_id and features, fixed_size_list<halffloat>[views x WIDTH], of all pictures that decoded, mapped."""
-    schema = pa.schema([("item_id", pa.string()), ("features", pa.list_(pa.float16(), views * WIDTH))])
+    """Returns what the stream made of all pictures that decoded, mapped.
+
+    Returns:
+        item_id; digest of the picture, string; features, fixed_size_list<halffloat>[views x WIDTH].
+    """
+    columns = [("item_id", pa.string()), ("digest", pa.string()), ("features", pa.list_(pa.float16(), views * WIDTH))]
+    schema = pa.schema(columns)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in streams.outcome_batches(sink, KEPT, ["item_id", "look"]):
+        for batch in streams.outcome_batches(sink, KEPT, ["item_id", "media_digest", "look"]):
             rows = batch.filter(batch["look"].is_valid())
             values = np.frombuffer(b"".join(rows["look"].to_pylist()), np.float16)
             features = pa.FixedSizeListArray.from_arrays(pa.array(values), views * WIDTH)
-            yield pa.RecordBatch.from_arrays([rows["item_id"], features], schema=schema)
+            digests = pa.array([digest.hex() for digest in rows["media_digest"].to_pylist()], pa.string())
+            yield pa.RecordBatch.from_arrays([rows["item_id"], digests, features], schema=schema)
 
-    return map_table(run, "looks", [sink, str(views)], schema, batches)
+    return map_table(run, "looks", files.signature(files.join(sink, "rows")), schema, batches)
 
 
 def features_of(mapped: pa.Table) -> np.ndarray:
@@ -108,50 +116,54 @@ def features_of(mapped: pa.Table) -> np.ndarray:
 def lessons(source: str, mapped: pa.Table, config: Config) -> Lessons:
     """Finds the words that pictures tell, and writes sentences of them.
 
+    Of items that share a picture one is taken, since it would stand on both sides of every split.
+
     Raises:
-        UserError: too few pictures decoded, or they tell no word.
+        UserError: there are too few pictures, or they tell no word.
     """
     items = files.read_table(source, ["item_id", "title", "attributes"])
-    row_of = {item_id: row for row, item_id in enumerate(mapped["item_id"].to_pylist())}
-    items = items.filter(pa.array([item_id in row_of for item_id in items["item_id"].to_pylist()], pa.bool_()))
-    items = items.take(np.argsort(hash_strings(items["item_id"]), kind="stable"))
-    ids, titles = items["item_id"].to_pylist(), items["title"].to_pylist()
-    attributes = [row or [] for row in items["attributes"].to_pylist()]
-    texts = [text_of(title, row) for title, row in zip(titles, attributes, strict=True)]
-    rows = np.array([row_of[item_id] for item_id in ids], np.int64)
-    features = features_of(mapped)
-    words = seen_words(texts, pooled(features, rows * config.views))
-    if not words:
+    seen = pl.DataFrame(mapped.select(["item_id", "digest"])).with_row_index("row").sort("digest", "item_id")
+    one_each = seen.unique("digest", keep="first", maintain_order=True)
+    chosen = items.take(positions(one_each["item_id"].to_arrow(), items["item_id"]))
+    titles, attributes = (chosen[name].to_pylist() for name in ("title", "attributes"))
+    texts = [text_of(title, row or ()) for title, row in zip(titles, attributes, strict=True)]
+    if len(texts) < LEAST:
+        raise UserError(f"{len(texts)} different pictures decoded, and a captioner needs {LEAST}: give more items.")
+    rows = one_each["row"].to_numpy().astype(np.int64)
+    judged = slice(0, len(rows) - max(1, round(config.held_out * len(rows) / 2)))  # the test part stays apart
+    words = seen_words(texts[judged], pooled(features_of(mapped), rows[judged] * config.views))
+    said = [sentences(title, row or (), words) for title, row in zip(titles, attributes, strict=True)]
+    table = pa.table([chosen["item_id"], rows, texts, said, [TRAIN] * len(rows)], schema=LESSON)
+    told = table.filter(pc.greater(pc.list_value_length(table["sentences"]), 0))
+    if told.num_rows < LEAST:
         raise UserError(
-            f"The texts of {len(ids):,} pictures have no word that the pictures tell: give titles or attributes that "
-            "say what is seen."
+            f"The texts of {len(rows):,} pictures have hardly a word that the pictures tell: give titles or attributes "
+            "that say what is seen, with spaces between words."
         )
-    held = np.zeros(len(ids), bool)
-    held[-max(1, round(config.held_out * len(ids))) :] = True
-    told = [sentences(title, row, words) for title, row in zip(titles, attributes, strict=True)]
-    return Lessons(pa.table([ids, rows, texts, told, held], schema=LESSON), words)
+    held = max(1, round(config.held_out * told.num_rows / 2))
+    parts = [TRAIN] * (told.num_rows - 2 * held) + [VALID] * held + [TEST] * held
+    place = LESSON.get_field_index("part")
+    return Lessons(told.set_column(place, "part", pa.array(parts)), words, len(rows))
 
 
-def pictures(told: pa.Table, mapped: pa.Table, views: int, encode: object, captions: object) -> Pictures:
-    """Returns rows that have sentences as tensors.
+def pictures(told: pa.Table, mapped: pa.Table, views: int, model: CaptionModel) -> Pictures:
+    """Returns rows that have sentences as tensors, in the tokens of a model.
 
     Args:
         told: see `Lessons.told`.
         mapped: features.
         views: of each picture.
-        encode, captions: the tokenizers of the Q-Former's texts and of the decoder's.
+        model: whose tokens the texts are turned into.
     """
-    said = told["sentences"].to_pylist()
-    ends = torch.from_numpy(np.cumsum([0, *map(len, said)]))
-    held = torch.tensor(told["held_out"].to_numpy())
-    places = torch.arange(len(said))
+    said, places = told["sentences"].to_pylist(), torch.arange(told.num_rows)
+    train, valid = (torch.tensor(pc.equal(told["part"], part).to_numpy()) for part in (TRAIN, VALID))
     return Pictures(
         features=features_of(mapped),
         rows=torch.tensor(told["row"].to_numpy()) * views,
         views=views,
-        texts=encode([text for row in said for text in row]),  # type: ignore[operator]
-        ends=ends,
-        captions=captions([row[0] for row in said]),  # type: ignore[operator]
-        train=places[~held],
-        valid=places[held],
+        texts=model.encode([text for row in said for text in row]),
+        ends=torch.from_numpy(np.cumsum([0, *map(len, said)])),
+        captions=model.decoder.encode([row[0] for row in said]),
+        train=places[train],
+        valid=places[valid],
     )

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from models.common.colours import NAMES
@@ -19,7 +20,7 @@ from models.qformer.training import Trainer
 from storage import files
 from storage.run import RunDir
 from workflows.distributed import training
-from workflows.stages.adapt_captioner.data import map_features, pictures
+from workflows.stages.adapt_captioner.data import TRAIN, map_features, pictures
 from workflows.stages.adapt_captioner.settings import SCRATCH, Config
 
 WEIGHTS = 505  # what is drawn
@@ -31,9 +32,7 @@ def loop(task: dict[str, Any]) -> None:
     config, run = Config.model_validate(task["settings"]), RunDir(task["root"])
     told = files.read_table(task["lessons"])
     model = begun(config, told, task["seed"])
-    data = pictures(
-        told, map_features(run, task["sink"], config.views), config.views, model.encode, model.decoder.encode
-    )
+    data = pictures(told, map_features(run, task["sink"], config.views), config.views, model)
     trainer = Trainer(
         model,
         data,
@@ -59,7 +58,7 @@ def begun(config: Config, told: pa.Table, seed: int) -> CaptionModel:
     """
     if config.base != SCRATCH:
         return load_captioner(config.base)
-    texts = told.filter(pa.compute.invert(told["held_out"]))["sentences"].to_pylist()
+    texts = told.filter(pc.equal(told["part"], TRAIN))["sentences"].to_pylist()
     tokenizer = fit_tokenizer([*chain.from_iterable(texts), *imagenet_labels(), *NAMES], config.architecture.vocabulary)
     sizes = {**config.architecture.model_dump(), "vocabulary": max(512, tokenizer.get_vocab_size() + SPECIAL)}
     torch.manual_seed(seed_of(WEIGHTS, seed))

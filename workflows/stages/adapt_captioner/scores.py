@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from models.qformer.model import CaptionModel
 from models.qformer.weights import ROWS
 from models.qformer.words import split_words
-from workflows.stages.adapt_captioner.data import Lessons, features_of
+from workflows.stages.adapt_captioner.data import TEST, Lessons, features_of
 
 JUDGED = 1_000  # held-out pictures, at most
 EXAMPLES = 30
 CUT = 10
+SAME = 1e-6  # of similarities
 LEAST_TOLD = 0.5  # share of the items that should have words that their pictures tell
 LEAST_GAIN = 0.1  # by which captions should name more words of their own items than of others'
 
@@ -26,8 +28,7 @@ def judge(model: CaptionModel, lessons: Lessons, mapped: pa.Table, views: int) -
     `words` is the F1 of the words in captions against the seen words of their items; `shuffled` the same with other
     items' captions. `recall_at_10`: for how many first sentences their picture is among the ten nearest.
     """
-    told = lessons.told
-    held = told.filter(told["held_out"]).slice(0, JUDGED)
+    held = lessons.told.filter(pc.equal(lessons.told["part"], TEST)).slice(0, JUDGED)
     features = features_of(mapped)[held["row"].to_numpy() * views]
     captions, vectors = [], []
     for start in range(0, len(features), ROWS):
@@ -39,7 +40,8 @@ def judge(model: CaptionModel, lessons: Lessons, mapped: pa.Table, views: int) -
     with torch.inference_mode():
         texts = model.text_vectors(model.encode([row[0] for row in said]))
     near = texts @ torch.cat(vectors).T
-    better = (near > near.diagonal()[:, None]).sum(1)
+    own = near.diagonal()[:, None]
+    better = (near > own + SAME).sum(1) + ((near - own).abs() <= SAME).sum(1).sub(1) / 2  # ties: half come before
     true = [set(split_words(" ".join(row))) for row in said]
     written = [set(split_words(caption)) for caption in captions]
     scores = {
@@ -48,10 +50,10 @@ def judge(model: CaptionModel, lessons: Lessons, mapped: pa.Table, views: int) -
         "shuffled": _f1(written[1:] + written[:1], true),
         "recall_at_10": float((better < CUT).float().mean()),
     }
-    share = told.num_rows / lessons.table.num_rows
+    share = lessons.told.num_rows / lessons.pictures
     rows = np.linspace(0, len(captions) - 1, min(EXAMPLES, len(captions))).round().astype(int).tolist()
-    ids, own = held["item_id"].to_pylist(), held["text"].to_pylist()
-    examples = [{"item_id": ids[row], "text": own[row], "caption": captions[row]} for row in rows]
+    ids, words = held["item_id"].to_pylist(), held["text"].to_pylist()
+    examples = [{"item_id": ids[row], "text": words[row], "caption": captions[row]} for row in rows]
     return {"held_out": scores, "share_told": share, "warnings": _warnings(share, scores), "examples": examples}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from models.qformer.model import load_captioner
@@ -19,6 +20,7 @@ from workflows.stages.adapt_captioner.data import choose, lessons, map_features
 from workflows.stages.adapt_captioner.loop import ARTIFACT, loop
 from workflows.stages.adapt_captioner.scores import judge
 from workflows.stages.adapt_captioner.settings import SCRATCH, Config
+from workflows.stages.interpret.stage import write_rejects
 
 
 class AdaptCaptionerStage(Stage[Config]):
@@ -37,6 +39,9 @@ class AdaptCaptionerStage(Stage[Config]):
         """
         if config.base != SCRATCH:
             weights_digest(config.base)
+        decoder = config.architecture.decoder
+        if decoder.name == "pretrained" and decoder.model.startswith("/") and not Path(decoder.model).is_dir():
+            raise UserError(f"There is no model at {decoder.model}: give a folder, or a name on the Hugging Face hub.")
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
         """Finds a catalogue without texts or without media.
@@ -67,24 +72,30 @@ class AdaptCaptionerStage(Stage[Config]):
         sink = files.join(folder, context.fingerprint)
         source = files.join(sink, "source")
         forget_other_attempts(context, "adapt_captioner")
-        if context.connect is not None:
-            context.connect()
         total = choose(run, config.items, source)
         if streams.committed_rows(sink) < total:
             streams.stream(
                 source,
                 self.groups(config, context.catalog, context.nodes, rows=total),
                 sink=sink,
-                columns=["item_id", "look"],
+                columns=["item_id", "media_digest", "look"],
                 commit_rows=config.commit_rows,
                 no_progress_timeout_s=config.no_progress_timeout_s,
                 on_rows=lambda done: context.progress(done, total),
             )
+        rejected, degraded, codes = write_rejects(sink, run, "adapt_captioner")
+        if rejected + degraded > config.max_degraded_share * total:
+            files.remove(sink)  # what failed is tried again
+            reasons = ", ".join(f"{count} {code}" for code, count in codes.items())
+            raise UserError(
+                f"{rejected + degraded:,} of {total:,} pictures did not decode ({reasons}): mend the media, or set "
+                "stages.adapt_captioner.fetch; rejects/adapt_captioner names them."
+            )
         mapped = map_features(run, sink, config.views)
         found = lessons(source, mapped, config)
         context.log(
-            f"adapt_captioner: {found.told.num_rows} of {total} pictures have words that they tell, "
-            f"{len(found.words)} in all, such as {', '.join(list(found.words)[:8])}"
+            f"adapt_captioner: {found.told.num_rows:,} of {found.pictures:,} different pictures have words that they "
+            f"tell, {len(found.words)} in all, such as {', '.join(list(found.words)[:8])}"
         )
         files.write_table(files.join(sink, "lessons"), found.told)
         curve = training.fit(
@@ -105,12 +116,15 @@ class AdaptCaptionerStage(Stage[Config]):
         for warning in scores["warnings"]:
             context.log(f"adapt_captioner: {warning}")
         metrics: dict[str, Any] = {
+            "pictures": found.pictures,
+            "told": found.told.num_rows,
+            "issues": codes,
             "words": {word: round(area, 3) for word, area in found.words.items()},
             "curve": [point for point in curve if "held_out" in point],
             **scores,
         }
         run.write_json(metrics, "metrics", "adapt_captioner.json")
-        return Result(rows_in=found.told.num_rows, rows_out=found.told.num_rows, metrics=metrics)
+        return Result(total, total - rejected, rejected, degraded, metrics)
 
 
 def _steps(config: Config, root: str) -> list[Step]:

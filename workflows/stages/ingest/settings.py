@@ -19,6 +19,7 @@ class Config(StageConfig):
     Attributes:
         media: where the one medium of an item lies by its id, such as `pictures/{item_id}.jpg`; for an items table
             without a column `media`, or with an empty one.
+        log: whether to read the log; false where no stage learns from it.
         label: column of the log that labels stand in.
         positive_from: the least label that counts as 1, for ratings; all below count as 0.
         partition_events: events of a partition of the log, about: what one process holds of it. The same events come
@@ -28,6 +29,7 @@ class Config(StageConfig):
     """
 
     media: str | None = Field(None, pattern=r"\{item_id\}")
+    log: bool = True
     label: str = "label"
     positive_from: float | None = None
     partition_events: int = Field(1_000_000, ge=1)

@@ -43,6 +43,8 @@ class IngestStage(Stage[Config]):
                 f"{catalog.unnamed:,} of {catalog.items:,} items have no item_id, or that of another item: give each "
                 "its own, or raise stages.ingest.max_reject_share."
             )
+        if not config.log:
+            return []
         if catalog.events is not None and config.label != "label" and config.label not in catalog.columns:
             raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
         low, high = catalog.labels or (0.0, 1.0)
@@ -107,7 +109,7 @@ def _work(config: Config, context: Context) -> Work:
         widths=widths_of(rows, items_uri),
         known=rows.columns,
     )
-    log_uri = tables.find(context.catalog, "interactions")
+    log_uri = tables.find(context.catalog, "interactions") if config.log else None
     if log_uri is None:
         return work
     first = blocks.first(log_uri)

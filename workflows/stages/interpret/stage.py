@@ -209,7 +209,7 @@ class InterpretStage(Stage[Config]):
         stream_rest(config, context, operators, sink, [*schema.names, "work"], total)
         batches = streams.outcome_batches(sink, KEPT, schema.names)
         kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
-        rejected, degraded, codes = _write_rejects(sink, context)
+        rejected, degraded, codes = write_rejects(sink, context.run, "interpret")
         metrics = {"reused": reused, "issues": codes, **_work(sink)}
         return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
 
@@ -336,8 +336,8 @@ def _work(sink: str) -> dict[str, Any]:
     return counts
 
 
-def _write_rejects(sink: str, context: Context) -> tuple[int, int, dict[str, int]]:
-    """Writes `rejects/interpret`; return rejected rows, degraded rows, and the number of issues by code."""
+def write_rejects(sink: str, run: RunDir, stage: str) -> tuple[int, int, dict[str, int]]:
+    """Writes `rejects/STAGE` of a stream; returns rejected rows, degraded rows, and the number of issues by code."""
     frames, rejected, degraded = [], 0, 0
     for outcome in (KEPT, REJECTED):
         for batch in streams.outcome_batches(sink, outcome, ["item_id", "issues"]):
@@ -348,5 +348,5 @@ def _write_rejects(sink: str, context: Context) -> tuple[int, int, dict[str, int
             frames.append(with_issues.explode("issues").unnest("issues"))
     nothing = pl.DataFrame(schema=dict.fromkeys(("item_id", "severity", "code", "detail"), pl.String))
     issues = pl.concat([nothing, *frames])
-    context.run.write_table(rejects_table(issues.sort("item_id", "code"), stage="interpret"), "rejects", "interpret")
+    run.write_table(rejects_table(issues.sort("item_id", "code"), stage=stage), "rejects", stage)
     return rejected, degraded, dict(sorted(Counter(issues["code"]).items()))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from models.captioning.captioner import Context
 from models.captioning.qformer import QFormerCaptioner
 from models.qformer.training import Trainer
+from storage import files
 from storage.errors import UserError
 from storage.manifest import read_manifest
 from tests.workflows.local_streams import local_runs
@@ -21,7 +23,7 @@ from workflows.engine.runner import execute
 pytestmark = pytest.mark.long
 
 COLOURS = {"red": (200, 20, 30), "blue": (20, 40, 200)}
-ITEMS = 72
+ITEMS, TWINS = 72, 4
 SIZES = {"dim": 16, "heads": 2, "layers": 2, "mlp": 32, "queries": 3, "joint": 8, "text_tokens": 8}
 DECODER = {"name": "tiny", "dim": 16, "layers": 1, "heads": 2, "mlp": 32}
 PHASE = {"epochs": 2, "batch_size": 16, "learning_rate": 0.003}
@@ -41,10 +43,13 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng, rows = np.random.default_rng(0), []
     for number in range(ITEMS):
         colour = list(COLOURS)[number % 2]
-        Image.new("RGB", (16, 16), COLOURS[colour]).save(folder / f"{number}.png")
+        shade = tuple(rng.integers(-15, 15, 3) + COLOURS[colour])
+        Image.new("RGB", (16, 16), tuple(np.clip(shade, 0, 255).tolist())).save(folder / f"{number}.png")
         title = f"{rng.choice(['Acme', 'Bolt'])} {colour} square"
         rows.append({"item_id": f"i{number}", "title": title, "media": [{"uri": f"{number}.png", "kind": "image"}]})
     (folder / "0.png").write_bytes(b"no picture")
+    for number in range(TWINS):
+        (folder / f"{number + 20}.png").write_bytes((folder / f"{number + 10}.png").read_bytes())
     rows += [{"item_id": "no-text", "title": None, "media": rows[1]["media"]}]
     rows += [{"item_id": "no-medium", "title": "red square", "media": []}]
     (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -89,7 +94,8 @@ def test_a_killed_adaptation_ends_where_an_undisturbed_one_does(
     assert one == two
     entry = read_manifest(str(tmp_path / "whole")).stages["adapt_captioner"]  # type: ignore[union-attr]
     assert set(entry.metrics["words"]) == {"red", "blue"}  # neither the brands nor what all titles say
-    assert entry.rows_out == ITEMS - 1
+    assert (entry.rows_out, entry.degraded) == (ITEMS, 1)
+    assert entry.metrics["pictures"] == ITEMS - 1 - TWINS
     assert {example["text"].split()[-1] for example in entry.metrics["examples"]} == {"square"}
     page = (tmp_path / "whole" / "report" / "index.html").read_text()
     assert "The adapted captioner" in page
@@ -127,11 +133,52 @@ def test_a_catalogue_without_texts_or_media_is_refused_before_any_work(
 
 
 @pytest.mark.usefixtures("here")
+def test_media_that_do_not_decode_are_told_and_tried_again(catalog: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"71 of 72 pictures did not decode \(71 .*mend the media"):
+        execute(definition(elsewhere(catalog, tmp_path)), str(tmp_path / "out"))
+    rejects = files.read_table(str(tmp_path / "out" / "rejects" / "adapt_captioner"))
+    assert rejects.num_rows == 71
+    execute(definition(tmp_path, fetch={"roots": [str(catalog)]}), str(tmp_path / "out"))
+
+
+def elsewhere(catalog: Path, folder: Path) -> Path:
+    """Write the catalogue to another folder, from which its media must not be read."""
+    lines = [json.loads(line) for line in (catalog / "items.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["media"] = [{**medium, "uri": str(catalog / medium["uri"])} for medium in line["media"]]
+        if number == 5:
+            shutil.copy(line["media"][0]["uri"], folder / "own.png")
+            line["media"] = [{"uri": "own.png", "kind": "image"}]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"base": "/no/such"}, "There is no captioner at /no/such"),
+        ({"base": "/no/such", "architecture": {"dim": 48}}, "architecture is that of the base"),
+        ({"architecture": {"decoder": {"name": "tiny", "heads": 3}}}, "a multiple of twice the heads"),
+        ({"architecture": {"decoder": {"name": "pretrained", "model": "/no/such"}}}, "There is no model at /no/such"),
+        ({"workers": 200}, "at least that of the workers"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_before_any_work(
+    catalog: Path, tmp_path: Path, tesserec: Any, settings: dict[str, Any], said: str
+) -> None:
+    chosen = [f"stages.adapt_captioner={json.dumps(settings)}"]
+    status, out, err = tesserec("adapt", "captioner", str(catalog), "-o", str(tmp_path / "out"), "--set", *chosen)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("here")
 def test_texts_that_say_nothing_of_the_pictures_are_told(catalog: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (catalog / "items.jsonl").read_text().splitlines()]
     for number, line in enumerate(lines):
         line["title"] = "spring" if number % 4 < 2 else "autumn"
         line["media"] = [{**medium, "uri": str(catalog / medium["uri"])} for medium in line["media"]]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(UserError, match="have no word that the pictures tell"):
+    with pytest.raises(UserError, match="have hardly a word that the pictures tell"):
         execute(definition(tmp_path, fetch={"roots": [str(catalog)]}), str(tmp_path / "out"))
