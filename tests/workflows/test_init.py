@@ -297,6 +297,20 @@ def test_estimates_are_near_what_was_measured(name: str) -> None:
     assert 2 / 3 < estimate / seconds < 1.5
 
 
+def test_fits_take_longer_on_a_slower_machine_and_nothing_else_does() -> None:
+    fit = choices.Choice("generate", seconds=10.0, parts=(choices.Choice("sasrec", seconds=20.0),))
+    plan = choices.Plan((choices.Choice("interpret", seconds=5.0), fit))
+    assert [choice.cost for choice in choices.at_pace(plan, 3.0).stages] == [5.0, 90.0]
+
+
+def test_the_pace_of_this_machine_is_that_of_its_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1_000))
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock) * 2 * costs.SIDE**3 / costs.PRODUCTS * 2.5)
+    assert costs.pace() == pytest.approx(2.5)
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock) * 1e-9)
+    assert costs.pace() == 1.0
+
+
 def test_events_of_one_moment_are_not_learned_from(tmp_path: Path) -> None:
     catalog = Path(write(tmp_path / "catalog", Kind(title=True, description=False, media=False, log="labels")))
     log = pl.read_csv(catalog / "interactions.csv").with_columns(timestamp=pl.lit("2026-01-01"))

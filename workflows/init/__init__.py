@@ -16,7 +16,7 @@ from workflows.distributed import cluster
 from workflows.engine.definition import resolve
 from workflows.engine.text import percent
 from workflows.init import costs
-from workflows.init.choices import Choice, Plan, choose
+from workflows.init.choices import Choice, Plan, at_pace, choose
 from workflows.init.findings import Findings, find
 from workflows.stages.ingest.events import IDS
 
@@ -39,7 +39,7 @@ def init(catalog: str, output: str) -> list[str]:
         )
     found = find(catalog)
     node = cluster.nodes("local")[0]
-    plan = choose(found, node)
+    plan = at_pace(choose(found, node), costs.pace())
     text = definition(name, catalog, plan)
     resolve(yaml.safe_load(text), source=output)
     files.write_bytes(output, text.encode())

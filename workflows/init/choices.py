@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workflows.distributed.pools import READER_CPUS, Node
@@ -49,6 +49,9 @@ class Choice:
         return self.seconds + sum(part.cost for part in self.parts)
 
 
+FITS = ("quantize", "rank", "generate")
+
+
 @dataclass(frozen=True)
 class Plan:
     """A definition to be written.
@@ -62,6 +65,16 @@ class Plan:
     stages: tuple[Choice, ...]
     split: Choice | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+
+
+def at_pace(plan: Plan, pace: float) -> Plan:
+    """Returns a plan whose fits take so many times as long."""
+
+    def slower(choice: Choice) -> Choice:
+        return replace(choice, seconds=choice.seconds * pace, parts=tuple(map(slower, choice.parts)))
+
+    stages = tuple(slower(choice) if choice.name in FITS else choice for choice in plan.stages)
+    return replace(plan, stages=stages)
 
 
 def choose(found: Findings, node: Node) -> Plan:

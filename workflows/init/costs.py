@@ -1,17 +1,41 @@
 """About how long the stages take: constants of one machine (two cores of an Intel Xeon, no GPU), without its noise.
 
 They come from `benchmarks/RESULTS.md`, "Seconds per stage" and "The next item", and from CPU seconds of the operators
-of interpret. The steps of a fit cost what its positions and the catalogue's size say.
+of interpret. The steps of a fit cost what its positions and the catalogue's size say, times the `pace` of this machine.
 """
 
 from __future__ import annotations
 
+import time
+
+import torch
+
+from models.common.devices import dtype_of, own_device
+
 RAY_START = 15.0
 STREAM_START, FIT_START = 25.0, 20.0  # seconds until the first row of interpret, or the first step of a fit
 PICTURE, CLIP, TEXT = 0.12, 0.4, 0.009  # CPU seconds to interpret an item with a picture, with a video, with text alone
+# Matrix products that the fits of the constants came to per second: a machine of 1.1e11 took twice as long for them.
+PRODUCTS = 2.2e11
+SIDE, TRIES = 768, 8  # of the matrices that are multiplied to find out
 FLOPS = 5e10  # per second, of SASRec
 CODED = 3.5e-5  # seconds per position of a small recommender by product codes
 RANKED = 12_000  # rows per second that the ranker is fitted on, validation with it
+
+
+def pace() -> float:
+    """Returns how many times as long as the constants say fits take here, 1 at least, from a few matrix products.
+
+    Fits compute in bfloat16 where the hardware does, which is most of what machines differ by.
+    """
+    device = own_device()
+    matrix = torch.rand(SIDE, SIDE).to(device, dtype_of("bf16", device))
+    least = float("inf")
+    for _ in range(TRIES):
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        least = min(least, time.perf_counter() - began)
+    return max(1.0, PRODUCTS * least / (2 * SIDE**3))
 
 
 def interpret(items: int, pictures: int, clips: int, cpus: int) -> float:
