@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,42 +105,65 @@ def read_training(log: PartitionedLog, split: Split) -> Training:
 def read_queries(
     log: PartitionedLog, split: Split, name: str, *, history: int, repeats: bool, most: int, seed: int
 ) -> Queries:
-    """Returns a random sample of at most so many questions of a split, partition by partition; see `drawn`."""
-    draw = functools.partial(drawn, log, name=name, history=history, repeats=repeats, most=most, seed=seed)
-    return _sampled(log, map(draw, split_parts(log, split)), most, seed)
-
-
-def drawn(
-    log: PartitionedLog, part: SplitPart, name: str, *, history: int, repeats: bool, most: int, seed: int
-) -> Queries:
-    """Returns the questions of a partition that a sample of the log may hold; users are given by their hashes.
+    """Returns a random sample of at most so many questions of a split, partition by partition.
 
     The sample are those with the lowest hashes of user, item and time, in that order: it is the same for any number of
-    partitions, and begins with any smaller one.
+    partitions, and begins with any smaller one. Users are given by their hashes, and lists are made for few questions
+    that it does not hold in the end.
 
     Args:
-        log, part: whose questions they are.
+        log, split: whose questions they are.
         name, history, repeats: see `queries`.
         most: size of the sample.
         seed: of the draw.
     """
+    lowest, found = np.empty(0, np.uint64), list[Queries]()
+    for part in split_parts(log, split):
+        rows, hashes = drawn(log, part, name, repeats=repeats, seed=seed)
+        lowest = _lowest(most, lowest, hashes)
+        asked = _asked(part, name, rows[hashes <= lowest.max(initial=0)], history=history, repeats=repeats)
+        found = [_sampled(log, [*found, asked], most, seed)]
+    return found[0]
+
+
+def drawn(
+    log: PartitionedLog, part: SplitPart, name: str, *, repeats: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the questions of a partition by hash: rows of its events, int64 [Q], and their hashes, uint64 [Q]."""
     rows = np.flatnonzero(are_asked(part.events, part.split, name, repeats=repeats))
     targets = part.events.take(rows)
-    rows = rows[_order(log, part.users[targets.user], targets.item, targets.time, seed)[:most]]
-    found = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
-    return found._replace(user=part.users[found.user])
+    hashes = _hashes(log, part.users[targets.user], targets.item, targets.time, seed)
+    order = np.argsort(hashes, kind="stable")
+    return rows[order], hashes[order]
 
 
-def write_drawn(uri: str, asked: Queries) -> None:
-    """Writes the questions of a partition to a file, for `read_drawn`."""
+def write_hashes(
+    uri: str, log: PartitionedLog, part: SplitPart, name: str, *, repeats: bool, most: int, seed: int
+) -> None:
+    """Writes the lowest hashes of the questions of a partition, at most so many, to a file for `read_limit`."""
+    files.write_part(uri, pa.table({"hash": drawn(log, part, name, repeats=repeats, seed=seed)[1][:most]}))
+
+
+def read_limit(uris: Iterable[str], most: int) -> int:
+    """Returns the highest hash in the sample of a log, see `read_queries`, from the files of its partitions."""
+    parts = (files.read_table(uri)["hash"].to_numpy() for uri in uris)
+    return int(functools.reduce(functools.partial(_lowest, most), parts).max(initial=0))
+
+
+def write_drawn(
+    uri: str, log: PartitionedLog, part: SplitPart, name: str, *, history: int, repeats: bool, limit: int, seed: int
+) -> None:
+    """Writes the questions of a partition whose hashes are at most `limit` to a file, for `read_drawn`."""
+    rows, hashes = drawn(log, part, name, repeats=repeats, seed=seed)
+    asked = _asked(part, name, rows[hashes <= limit], history=history, repeats=repeats)
     columns = {"user": asked.user, "target": asked.target.numpy(), "time": asked.time}
     lists = {"history": list_column(asked.histories), "seen": list_column(asked.seen)}
     files.write_part(uri, pa.table(columns | lists))
 
 
 def read_drawn(log: PartitionedLog, uris: Iterable[str], most: int, *, seed: int) -> Queries:
-    """Returns the sample of a log from the files of its partitions, see `drawn`."""
-    return _sampled(log, map(_read_drawn, uris), most, seed)
+    """Returns the sample of a log, see `read_queries`, from the files of its partitions."""
+    return _sampled(log, [_read_drawn(uri) for uri in uris], most, seed)
 
 
 def _read_drawn(uri: str) -> Queries:
@@ -150,18 +173,24 @@ def _read_drawn(uri: str) -> Queries:
     return Queries(user, histories, torch.from_numpy(target.copy()), seen, time)
 
 
-def _sampled(log: PartitionedLog, parts: Iterable[Queries], most: int, seed: int) -> Queries:
-    def lowest(*both: Queries) -> Queries:
-        user, time = (np.concatenate([getattr(each, name) for each in both]) for name in ("user", "time"))
-        histories, seen = (chained([getattr(each, name) for each in both]) for name in ("histories", "seen"))
-        found = Queries(user, histories, torch.cat([each.target for each in both]), seen, time)
-        return found.take(_order(log, user, found.target.numpy(), time, seed)[:most])
-
-    return functools.reduce(lowest, parts)
+def _asked(part: SplitPart, name: str, rows: np.ndarray, *, history: int, repeats: bool) -> Queries:
+    found = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
+    return found._replace(user=part.users[found.user])
 
 
-def _order(log: PartitionedLog, user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
-    return np.argsort(hash_numbers(user, log.items[item], time, seed=seed), kind="stable")
+def _sampled(log: PartitionedLog, parts: Sequence[Queries], most: int, seed: int) -> Queries:
+    user, time = (np.concatenate([getattr(each, name) for each in parts]) for name in ("user", "time"))
+    histories, seen = (chained([getattr(each, name) for each in parts]) for name in ("histories", "seen"))
+    found = Queries(user, histories, torch.cat([each.target for each in parts]), seen, time)
+    return found.take(np.argsort(_hashes(log, user, found.target.numpy(), time, seed), kind="stable")[:most])
+
+
+def _lowest(most: int, *hashes: np.ndarray) -> np.ndarray:
+    return np.sort(np.concatenate(hashes))[:most]
+
+
+def _hashes(log: PartitionedLog, user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
+    return hash_numbers(user, log.items[item], time, seed=seed)
 
 
 def are_asked(events: Events, split: np.ndarray, name: str, *, repeats: bool) -> np.ndarray:

@@ -286,7 +286,9 @@ def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path
         weight = rank.fit_retriever(context, steps=1)
         folder = context.run.uri("checkpoints", "rank", context.fingerprint, "retriever")
         counts = pl.from_arrow(files.read_table(files.join(folder, "positives")))
-        sampled = read_drawn(open_log(context.run), files.parts(files.join(folder, "queries")), 20, seed=context.seed)
+        parts = files.parts(files.join(folder, "queries", "valid"))
+        assert sum(files.read_table(part).num_rows for part in parts) == 20  # no list is made of what is not kept
+        sampled = read_drawn(open_log(context.run), parts, 20, seed=context.seed)
         lists = (tensor.tolist() for tensor in (sampled.target, *sampled.histories[:2], *sampled.seen[:2]))
         asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), *lists))
         assert len(sampled.target) == 20
