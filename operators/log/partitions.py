@@ -190,6 +190,9 @@ def open_log(run: RunDir) -> PartitionedLog:
     folder = run.uri("log", f"of-{fingerprint(' '.join(files.signature(run.uri('embeddings'))))[:16]}")
     uri = files.join(folder, "about.json")
     if not files.exists(uri):
+        fs, path = files.filesystem(folder)
+        for old in {*fs.glob(f"{path.rpartition('/')[0]}/of-*")} - {path}:  # of other items
+            fs.rm(old, recursive=True)
         tables = (read_events(run, number, list(columns)) for number in range(whole.partitions))
         files.write_json(uri, asdict(_added(whole, [_counts(_about(table, items)) for table in tables])))
     about = About(**files.read_json(uri))

@@ -111,6 +111,17 @@ def test_passes_over_the_log_read_items_only_to_leave_some_out(run: RunDir, monk
     assert read == [["user", "timestamp"], ["user", "timestamp", "item"]]
 
 
+def test_what_is_known_of_the_log_with_other_items_is_removed(run: RunDir) -> None:
+    write_log(run, interactions())
+    before = open_log(run)
+    before.cuts(SplitTime(valid=0.2, test=0.3))
+    run.write_table(run.read_table("embeddings").slice(1), "embeddings")
+    after = open_log(run)
+    assert after.about.events < before.about.events
+    assert files.exists(after.folder)
+    assert not files.exists(before.folder)
+
+
 def test_an_event_that_stands_twice_is_kept_once(run: RunDir) -> None:
     given = interactions(events=40)
     events, users = hashed(pa.concat_tables([given, given.slice(5, 10)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -253,7 +254,7 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("fits_here")
-def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
+def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[int, int]] = []
     context = replace(write_run(tmp_path), progress=lambda done, total: steps.append((done, total)))
     stage("features").run(features.Config(), context)
@@ -267,7 +268,16 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
 
     write_manifest(run.root, Manifest(name="ranking", stages={"rank": StageEntry(state="complete")}))
+    (about,), opened, score_part = Path(run.root).glob("log/of-*/about.json"), list[bool](), ranker.score_part
+    about.unlink()
+
+    def scored(*args: Any) -> Any:
+        opened.append(about.exists())
+        return score_part(*args)
+
+    monkeypatch.setattr(ranker, "score_part", scored)
     metrics = stage("evaluate").run(evaluate.Config(recall_at=(5,)), context).metrics
+    assert opened == [True]  # what is known of the log is found before its pieces ask
     assert run.read_json("metrics", "evaluate.json")["ranker"] == metrics["ranker"]
     assert metrics["popularity"]["auc"] + 0.05 < metrics["ranker"]["auc"]
     assert metrics["auc_gain"]["interval"][0] > 0
