@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from models.common.jagged import Jagged, chained, from_arrays
 from models.common.recommender import Queries
-from operators.columns import jagged_of, list_column
 from operators.log.events import SPLITS, Events, first_interactions, histories
 from operators.log.partitions import PartitionedLog
 from operators.log.split import Split
-from storage import files
 from storage.hashing import hash_numbers
 
 
@@ -108,8 +104,8 @@ def read_queries(
     """Returns a random sample of at most so many questions of a split, partition by partition.
 
     The sample are those with the lowest hashes of user, item and time, in that order: it is the same for any number of
-    partitions, and begins with any smaller one. Users are given by their hashes, and lists are made for few questions
-    that it does not hold in the end.
+    partitions, and begins with any smaller one. Users are given by their hashes. Lists are made of what the sample of
+    the partitions so far holds.
 
     Args:
         log, split: whose questions they are.
@@ -119,63 +115,14 @@ def read_queries(
     """
     lowest, found = np.empty(0, np.uint64), list[Queries]()
     for part in split_parts(log, split):
-        rows, hashes = drawn(log, part, name, repeats=repeats, seed=seed)
-        lowest = _lowest(most, lowest, hashes)
-        asked = _asked(part, name, rows[hashes <= lowest.max(initial=0)], history=history, repeats=repeats)
-        found = [_sampled(log, [*found, asked], most, seed)]
+        rows = np.flatnonzero(are_asked(part.events, part.split, name, repeats=repeats))
+        targets = part.events.take(rows)
+        hashes = _hashes(log, part.users[targets.user], targets.item, targets.time, seed)
+        lowest = np.sort(np.concatenate([lowest, hashes]))[:most]
+        rows = rows[hashes <= lowest.max(initial=0)]
+        asked = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
+        found = [_sampled(log, [*found, asked._replace(user=part.users[asked.user])], most, seed)]
     return found[0]
-
-
-def drawn(
-    log: PartitionedLog, part: SplitPart, name: str, *, repeats: bool, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the questions of a partition by hash: rows of its events, int64 [Q], and their hashes, uint64 [Q]."""
-    rows = np.flatnonzero(are_asked(part.events, part.split, name, repeats=repeats))
-    targets = part.events.take(rows)
-    hashes = _hashes(log, part.users[targets.user], targets.item, targets.time, seed)
-    order = np.argsort(hashes, kind="stable")
-    return rows[order], hashes[order]
-
-
-def write_hashes(
-    uri: str, log: PartitionedLog, part: SplitPart, name: str, *, repeats: bool, most: int, seed: int
-) -> None:
-    """Writes the lowest hashes of the questions of a partition, at most so many, to a file for `read_limit`."""
-    files.write_part(uri, pa.table({"hash": drawn(log, part, name, repeats=repeats, seed=seed)[1][:most]}))
-
-
-def read_limit(uris: Iterable[str], most: int) -> int:
-    """Returns the highest hash in the sample of a log, see `read_queries`, from the files of its partitions."""
-    parts = (files.read_table(uri)["hash"].to_numpy() for uri in uris)
-    return int(functools.reduce(functools.partial(_lowest, most), parts).max(initial=0))
-
-
-def write_drawn(
-    uri: str, log: PartitionedLog, part: SplitPart, name: str, *, history: int, repeats: bool, limit: int, seed: int
-) -> None:
-    """Writes the questions of a partition whose hashes are at most `limit` to a file, for `read_drawn`."""
-    rows, hashes = drawn(log, part, name, repeats=repeats, seed=seed)
-    asked = _asked(part, name, rows[hashes <= limit], history=history, repeats=repeats)
-    columns = {"user": asked.user, "target": asked.target.numpy(), "time": asked.time}
-    lists = {"history": list_column(asked.histories), "seen": list_column(asked.seen)}
-    files.write_part(uri, pa.table(columns | lists))
-
-
-def read_drawn(log: PartitionedLog, uris: Iterable[str], most: int, *, seed: int) -> Queries:
-    """Returns the sample of a log, see `read_queries`, from the files of its partitions."""
-    return _sampled(log, [_read_drawn(uri) for uri in uris], most, seed)
-
-
-def _read_drawn(uri: str) -> Queries:
-    table = files.read_table(uri)
-    user, target, time = (table[name].to_numpy() for name in ("user", "target", "time"))
-    histories, seen = (jagged_of(table[name]) for name in ("history", "seen"))
-    return Queries(user, histories, torch.from_numpy(target.copy()), seen, time)
-
-
-def _asked(part: SplitPart, name: str, rows: np.ndarray, *, history: int, repeats: bool) -> Queries:
-    found = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
-    return found._replace(user=part.users[found.user])
 
 
 def _sampled(log: PartitionedLog, parts: Sequence[Queries], most: int, seed: int) -> Queries:
@@ -183,10 +130,6 @@ def _sampled(log: PartitionedLog, parts: Sequence[Queries], most: int, seed: int
     histories, seen = (chained([getattr(each, name) for each in parts]) for name in ("histories", "seen"))
     found = Queries(user, histories, torch.cat([each.target for each in parts]), seen, time)
     return found.take(np.argsort(_hashes(log, user, found.target.numpy(), time, seed), kind="stable")[:most])
-
-
-def _lowest(most: int, *hashes: np.ndarray) -> np.ndarray:
-    return np.sort(np.concatenate(hashes))[:most]
 
 
 def _hashes(log: PartitionedLog, user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:

@@ -11,13 +11,15 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from models.common.recommender import Queries
 from models.evaluation.clicks import total_loss
 from models.ranking.ranker import load_ranker
 from operators.features.ranker_inputs import Examples, aligned, laid_out, predict
 from operators.features.tokens import NULL_ID
+from operators.log import sequences
 from operators.log.events import SPLITS
 from operators.log.partitions import open_log
-from operators.log.sequences import read_drawn
+from operators.log.sequences import read_queries
 from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.errors import UserError
@@ -288,7 +290,14 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path, monkeypatc
 
 
 def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path, monkeypatch) -> None:
+    samples = list[Queries]()
+
+    def kept(*args: Any, **options: Any) -> Queries:
+        samples.append(read_queries(*args, **options))
+        return samples[-1]
+
     monkeypatch.setattr(rank, "COMPARED", 20)
+    monkeypatch.setattr(sequences, "read_queries", kept)
     asked = []
     for partitions in (1, 3):
         context = write_run(tmp_path / str(partitions), partitions=partitions)
@@ -296,9 +305,7 @@ def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path
         weight = rank.fit_retriever(context, steps=1)
         folder = context.run.uri("checkpoints", "rank", context.fingerprint, "retriever")
         counts = pl.from_arrow(files.read_table(files.join(folder, "positives")))
-        parts = files.parts(files.join(folder, "queries", "valid"))
-        assert sum(files.read_table(part).num_rows for part in parts) == 20  # no list is made of what is not kept
-        sampled = read_drawn(open_log(context.run), parts, 20, seed=context.seed)
+        sampled = samples.pop()
         lists = (tensor.tolist() for tensor in (sampled.target, *sampled.histories[:2], *sampled.seen[:2]))
         asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), *lists))
         assert len(sampled.target) == 20

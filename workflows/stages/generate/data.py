@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -15,7 +15,7 @@ from models.common.recommender import Queries
 from models.generation.vocabulary import sid_codes
 from operators.columns import jagged_of, list_column, matrix_of, read_rows
 from operators.log.partitions import item_ids, open_log
-from operators.log.sequences import read_drawn, read_limit, split_part, training_sequences, write_drawn, write_hashes
+from operators.log.sequences import read_queries, split_part, training_sequences
 from operators.log.split import Split
 from storage import files
 from storage.errors import UserError
@@ -78,71 +78,21 @@ def write_data(context: Context, stage: str, *, history: int, repeats: bool, mos
     name = f"{stage}/{context.fingerprint}/sequences"
     folder = ("checkpoints", stage, context.fingerprint, "sequences")
     numbers = range(log.about.partitions)
-    work = partial(_write_part, run, split, run.uri(*folder), most, {"repeats": repeats, "seed": context.seed})
-    found = context.pieces(work, numbers, name=name, here=len(numbers) == 1, step=(0, 2))
+    work = partial(_write_part, run, split, run.uri(*folder, "parts"))
+    found = context.pieces(work, numbers, name=name, here=len(numbers) == 1)
     if max(part["longest"] for part in found) < 2:
         raise UserError("No user has two positives in the training part of the log: give a longer one.")
-    hashes = {name: [part["hashes"][name] for part in found] for name in most}
-    queries = draw_queries(context, name, hashes, most, history=history, repeats=repeats, step=(1, 2))
+    asked = {"history": history, "repeats": repeats, "seed": context.seed}
+    queries = {name: read_queries(log, split, name, most=count, **asked) for name, count in most.items()}
     return Data(run, (*folder, "parts"), **queries), sum(part["positives"] for part in found)
 
 
-def draw_queries(
-    context: Context,
-    name: str,
-    hashes: dict[str, list[str]],
-    most: dict[str, int],
-    *,
-    history: int,
-    repeats: bool,
-    step: tuple[int, int],
-) -> dict[str, Queries]:
-    """Draws samples of the queries of splits, partition by partition; lists are made of those that they hold.
-
-    Args:
-        context: of the stage.
-        name: folder beside the stage's checkpoints.
-        hashes: of every split, the files that `write_hashes` has written of the partitions.
-        most: maximum number of queries of every split.
-        history, repeats: see `write_data`.
-        step: see `Context.pieces`.
-    """
-    log, name = open_log(context.run), f"{name}/queries"
-    limits = {split: read_limit(hashes[split], count) for split, count in most.items()}
-    asked = {"history": history, "repeats": repeats, "seed": context.seed}
-    work = partial(_write_queries, context.run, context.split, context.run.uri("checkpoints", name), limits, asked)
-    numbers = range(log.about.partitions)
-    found = context.pieces(work, numbers, name=name, here=len(numbers) == 1, step=step)
-    return {
-        split: read_drawn(log, [part[split] for part in found], count, seed=context.seed)
-        for split, count in most.items()
-    }
-
-
-def _write_part(
-    run: RunDir, split: Split, folder: str, most: dict[str, int], asked: dict[str, Any], number: int
-) -> dict[str, Any]:
-    log = open_log(run)
-    part = split_part(log, split, number)
+def _write_part(run: RunDir, split: Split, folder: str, number: int) -> dict[str, int]:
+    part = split_part(open_log(run), split, number)
     sequences = training_sequences(part.events, part.split)
-    files.write_part(files.part_uri(files.join(folder, "parts"), number), pa.table({"items": list_column(sequences)}))
-    hashes = {name: files.part_uri(files.join(folder, "hashes", name), number) for name in most}
-    for name, uri in hashes.items():
-        write_hashes(uri, log, part, name, most=most[name], **asked)
+    files.write_part(files.part_uri(folder, number), pa.table({"items": list_column(sequences)}))
     lengths = sequences.offsets.diff()
-    longest = int(lengths.max()) if len(lengths) else 0
-    return {"positives": len(sequences.values), "longest": longest, "hashes": hashes}
-
-
-def _write_queries(
-    run: RunDir, split: Split, folder: str, limits: dict[str, int], asked: dict[str, Any], number: int
-) -> dict[str, str]:
-    log = open_log(run)
-    part = split_part(log, split, number)
-    found = {name: files.part_uri(files.join(folder, name), number) for name in limits}
-    for name, uri in found.items():
-        write_drawn(uri, log, part, name, limit=limits[name], **asked)
-    return found
+    return {"positives": len(sequences.values), "longest": int(lengths.max()) if len(lengths) else 0}
 
 
 @functools.lru_cache(maxsize=1)
