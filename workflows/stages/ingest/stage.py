@@ -28,7 +28,7 @@ class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 6
+    version = 7
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
