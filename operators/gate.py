@@ -114,8 +114,9 @@ def _judged(frame: pl.DataFrame, rule: GateRule, seen: pl.DataFrame) -> pl.DataF
         worth.append(pl.col("events") >= rule.popular_from)
     if rule.new_within_days is not None:
         worth.append(pl.col("age_days").is_null() | (pl.col("age_days") <= rule.new_within_days))
-    gate = pl.when(pl.lit(rule.has_media) & ~pl.col("has_media")).then(pl.lit(NO_MEDIA))
-    gate = gate.when(pl.any_horizontal(worth) if worth else pl.lit(True)).then(pl.lit(OPEN))
+    refused_media = pl.lit(rule.has_media) & ~pl.col("has_media")
+    worth_it = pl.any_horizontal(worth) if worth else pl.lit(True)
+    gate = pl.when(refused_media).then(pl.lit(NO_MEDIA)).when(worth_it).then(pl.lit(OPEN))
     return frame.select("item_id", "events", "age_days", gate=gate.otherwise(pl.lit(NOT_WORTH_IT)))
 
 

@@ -121,8 +121,10 @@ def read_queries(
         lowest = np.sort(np.concatenate([lowest, hashes]))[:most]
         rows = rows[hashes <= lowest.max(initial=0)]
         asked = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
-        found = [_sampled(log, [*found, asked._replace(user=part.users[asked.user])], most, seed)]
-    return found[0]
+        found.append(asked._replace(user=part.users[asked.user]))
+        if sum(len(each.target) for each in found) > 2 * most:  # seldom, as lists are copied
+            found = [_sampled(log, found, most, seed)]
+    return _sampled(log, found, most, seed)
 
 
 def _sampled(log: PartitionedLog, parts: Sequence[Queries], most: int, seed: int) -> Queries:

@@ -82,8 +82,8 @@ def write_data(context: Context, stage: str, *, history: int, repeats: bool, mos
     found = context.pieces(work, numbers, name=name, here=len(numbers) == 1)
     if max(part["longest"] for part in found) < 2:
         raise UserError("No user has two positives in the training part of the log: give a longer one.")
-    asked = {"history": history, "repeats": repeats, "seed": context.seed}
-    queries = {name: read_queries(log, split, name, most=count, **asked) for name, count in most.items()}
+    read = partial(read_queries, log, split, history=history, repeats=repeats, seed=context.seed)
+    queries = {name: read(name, most=count) for name, count in most.items()}
     return Data(run, (*folder, "parts"), **queries), sum(part["positives"] for part in found)
 
 
