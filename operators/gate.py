@@ -93,33 +93,31 @@ def decide(
     """
     if seen is None:
         seen = pl.DataFrame(schema={"item": pl.Int64, "events": pl.Int64, "age_days": pl.Float64})
-    frame = pl.concat(_judged(pl.DataFrame(items), rule, seen) for items in parts)
+    frame = _judged(pl.concat(_read(pl.DataFrame(items), rule) for items in parts), rule, seen)
     gates = frame["gate"] if rule.budget is None else _within_budget(frame, rule.budget, known)
     return gates.to_arrow().cast(pa.string())
 
 
+def _read(frame: pl.DataFrame, rule: GateRule) -> pl.DataFrame:
+    """Returns what is kept of items until all are known: item_id, item, has_media and thin."""
+    characters = (pl.col(name).str.strip_chars().str.len_chars().fill_null(0) for name in ("title", "description"))
+    thin = pl.sum_horizontal(*characters) < (rule.thin_below or 0)
+    has_media = pl.col("media").list.len().fill_null(0) > 0
+    return frame.select("item_id", item=hash_ids(frame["item_id"]), has_media=has_media, thin=thin)
+
+
 def _judged(frame: pl.DataFrame, rule: GateRule, seen: pl.DataFrame) -> pl.DataFrame:
     """Returns item_id, events, age_days and gate of items, without a budget."""
-    frame = frame.with_columns(item=hash_ids(frame["item_id"])).join(seen, on="item", how="left", maintain_order="left")
-    frame = frame.with_columns(pl.col("events").fill_null(0))
-    refused_media = pl.lit(rule.has_media) & (pl.col("media").list.len().fill_null(0) == 0)
-    gate = pl.when(refused_media).then(pl.lit(NO_MEDIA)).when(_worth(rule)).then(pl.lit(OPEN))
-    return frame.select("item_id", "events", "age_days", gate=gate.otherwise(pl.lit(NOT_WORTH_IT)))
-
-
-def _worth(rule: GateRule) -> pl.Expr:
-    conditions = []
-    if rule.thin_below is not None:
-        conditions.append(pl.sum_horizontal(_characters("title"), _characters("description")) < rule.thin_below)
+    frame = frame.join(seen, on="item", how="left", maintain_order="left").with_columns(pl.col("events").fill_null(0))
+    worth = [] if rule.thin_below is None else [pl.col("thin")]
     if rule.popular_from is not None:
-        conditions.append(pl.col("events") >= rule.popular_from)
+        worth.append(pl.col("events") >= rule.popular_from)
     if rule.new_within_days is not None:
-        conditions.append(pl.col("age_days").is_null() | (pl.col("age_days") <= rule.new_within_days))
-    return pl.any_horizontal(conditions) if conditions else pl.lit(True)
-
-
-def _characters(column: str) -> pl.Expr:
-    return pl.col(column).str.strip_chars().str.len_chars().fill_null(0).cast(pl.Int64)
+        worth.append(pl.col("age_days").is_null() | (pl.col("age_days") <= rule.new_within_days))
+    refused_media = pl.lit(rule.has_media) & ~pl.col("has_media")
+    worth_it = pl.any_horizontal(worth) if worth else pl.lit(True)
+    gate = pl.when(refused_media).then(pl.lit(NO_MEDIA)).when(worth_it).then(pl.lit(OPEN))
+    return frame.select("item_id", "events", "age_days", gate=gate.otherwise(pl.lit(NOT_WORTH_IT)))
 
 
 def _within_budget(frame: pl.DataFrame, budget: int, known: Collection[str]) -> pl.Series:

@@ -17,6 +17,7 @@ from models.semantic_ids.suffixes import sid_string
 from operators.columns import jagged_of, read_rows
 from operators.features.ranker_inputs import read_items
 from operators.features.tokens import NULL_ID
+from storage import files
 from storage.run import RunDir
 
 HISTORY = "history"  # candidates are the neighbours of the user's last items
@@ -64,9 +65,11 @@ class Pipeline:
         """
         spec = run.read_json("features", "spec.json")
         retriever = run.read_json("models", "retriever", "config.json")
-        table = run.read_table("features", "items")
-        users = run.read_table("features", "users")
         self.ranker = load_ranker(run.uri("models", "ranker"))
+        self._dense, users = list(self.ranker.config.dense), run.read_table("features", "users")
+        there = files.dataset(run.uri("features", "items")).schema.names  # with the token lists, which read_items maps
+        wanted = {"item_id", "item_events", "item_rate", *self._dense}
+        table = run.read_table("features", "items", columns=[name for name in there if name in wanted])
         self.items = read_items(run, self.ranker.config)
         self.content = content_and_popularity(self.items.embedding, popularity(table), retriever["popularity_weight"])
         self.candidates = candidates
@@ -77,7 +80,6 @@ class Pipeline:
         self._histories, self._seen = jagged_of(users["history"]), jagged_of(users["seen"])
         self._max_history: int = spec["history"]
         self._labels: bool = spec["labels"]
-        self._dense = list(self.ranker.config.dense)
         self._item_dense = dense_columns(table, self._dense)
         self._user_dense = dense_columns(users, self._dense)
 

@@ -56,12 +56,12 @@ def map_table(
     path = folder / f"{name}.{fingerprint(' '.join(about))[:16]}.arrow"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with _scratch(folder) as scratch:
-            temporary = str(scratch / "table.arrow")
-            _write(temporary, schema, batches())
-            os.replace(temporary, path)  # noqa: PTH105 - atomic
-            for old in folder.glob(f"{name}.*.arrow"):  # processes that have mapped it keep it
-                if old != path:  # which another process that made it at the same time is about to map
+        with _alone(folder, name) as scratch:
+            if not path.exists():  # another process may have made it by now
+                temporary = str(scratch / "table.arrow")
+                _write(temporary, schema, batches())
+                os.replace(temporary, path)  # noqa: PTH105 - atomic
+                for old in set(folder.glob(f"{name}.*.arrow")) - {path}:  # processes that have mapped it keep it
                     old.unlink(missing_ok=True)
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     assert all(column.num_chunks == 1 for column in table.columns)  # noqa: S101 - what this file is for
@@ -69,20 +69,20 @@ def map_table(
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Yields a folder to make a table in, and removes those of processes that were killed.
+def _alone(folder: Path, name: str) -> Iterator[Path]:
+    """Yields a folder to make a table in; of a host, one process at a time makes those of one name.
 
-    Who makes a table holds the lock of a file in its folder, which the system takes back when the process ends; the
-    file has its name only once it is locked.
+    What processes have left that were killed is removed: the system takes their locks back. On a shared disk a lock may
+    hold for its host alone, so each host has folders of its own.
     """
-    for lock in folder.glob("*/lock"):
-        with contextlib.suppress(OSError), lock.open("r+") as left:  # it is held, gone, or on a disk without locks
-            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, Path(scratch, "new").open("w") as held:
-        with contextlib.suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield Path(held.name).rename(Path(scratch, "lock")).parent
+    mine = f"{name}.{os.uname().nodename}."
+    with (folder / f"{name}.lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # a disk without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in folder.glob(f"{mine}*"):
+                shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=mine, dir=folder) as scratch:
+            yield Path(scratch)
 
 
 def _write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

@@ -35,7 +35,7 @@ class Queries(NamedTuple):
 
     def first(self, count: int) -> Queries:
         """Returns the first so many queries, or all where there are fewer."""
-        return self.take(np.arange(min(count, len(self.target))))
+        return self if count >= len(self.target) else self.take(np.arange(count))
 
 
 class Recommended(NamedTuple):

@@ -1,7 +1,8 @@
 """The log of a run on disk: partitions by the hash of the user, which are read and worked on one by one.
 
 RUN/log/about.json           see `About`
-RUN/log/of-ITEMS/            about.json of the events about the items with an embedding, and the times that cut these
+RUN/log/cuts-SPLIT.json      the times at which a split cuts the log
+RUN/log/of-ITEMS/            these two of the events about the items with an embedding; cuts only if there are others
 RUN/log/events/part-N        user and item (hashes of the ids), timestamp, label if there are any, context columns, each
                              name with `context_` before it; in the order of user, timestamp, item, label
 RUN/log/users/part-N         user, user_id; in the order of user
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.log.events import Events
-from operators.log.split import Split
+from operators.log.split import Parts, Split
 from storage import files
 from storage.errors import UserError
 from storage.hashing import fingerprint, hash_ids, hash_order, hash_strings
@@ -85,7 +86,7 @@ class PartitionedLog:
         run: whose log it is.
         about: what is known of the events that are not left out.
         items: hashes of the items with an embedding, int64 [N], ascending: an item's row is its position.
-        folder: URI of what is known of the log with these items.
+        folder: URI of what is known of these events; RUN/log where no event is left out.
     """
 
     run: RunDir
@@ -114,22 +115,15 @@ class PartitionedLog:
 
     def moments(self) -> Iterator[Events]:
         """Yields users and times of every partition, see `moments`."""
-        return moments(self.run, self.about, self.items)
+        return moments(self.run, self.about, None if self.folder == self.run.uri("log") else self.items)
 
     def users(self, number: int) -> pa.Table:
         """Reads user (int64) and user_id of a partition, in the order of user."""
         return files.read_table(part_uri(self.run, "users", number))
 
     def cuts(self, split: Split) -> tuple[int, ...]:
-        """Returns the times at which a split cuts this log, which are kept beside it; none for one by last events.
-
-        Raises:
-            UserError: the log cannot be split so.
-        """
-        uri = files.join(self.folder, f"cuts-{fingerprint(split.model_dump_json())}.json")
-        if not files.exists(uri):
-            files.write_json(uri, split.cuts(self.moments, self.about.events))
-        return tuple(files.read_json(uri))
+        """Returns the times at which a split cuts this log; see `kept_cuts`."""
+        return kept_cuts(self.folder, split, self.moments, self.about.events)
 
 
 def part_uri(run: RunDir, kind: str, number: int) -> str:
@@ -150,6 +144,18 @@ def moments(run: RunDir, about: About, items: np.ndarray | None = None) -> Itera
         user, time = np.unique(table["user"].to_numpy(), return_inverse=True)[1], table["timestamp"]
         ones = np.ones(len(user), np.float32)
         yield Events(user, np.zeros_like(user), time.cast(pa.int64()).to_numpy(), ones)
+
+
+def kept_cuts(folder: str, split: Split, parts: Parts, events: int) -> tuple[int, ...]:
+    """Returns the times at which a split cuts a log, which are kept in a folder; none for one by last events.
+
+    Raises:
+        UserError: the log cannot be split so.
+    """
+    uri = files.join(folder, f"cuts-{fingerprint(split.model_dump_json())}.json")
+    if not files.exists(uri):
+        files.write_json(uri, split.cuts(parts, events))
+    return tuple(files.read_json(uri))
 
 
 def read_user_ids(run: RunDir, hashes: np.ndarray) -> pa.Array:
@@ -184,23 +190,26 @@ def open_log(run: RunDir) -> PartitionedLog:
     folder = run.uri("log", f"of-{fingerprint(' '.join(files.signature(run.uri('embeddings'))))[:16]}")
     uri = files.join(folder, "about.json")
     if not files.exists(uri):
+        fs, path = files.filesystem(folder)
+        for old in {*fs.glob(f"{path.rpartition('/')[0]}/of-*")} - {path}:  # of other items
+            fs.rm(old, recursive=True)
         tables = (read_events(run, number, list(columns)) for number in range(whole.partitions))
         files.write_json(uri, asdict(_added(whole, [_counts(_about(table, items)) for table in tables])))
     about = About(**files.read_json(uri))
     if not about.events:
         raise UserError("Every event is about an item that interpret rejected: see what it says of them in rejects/.")
-    check_liked(about.positives)
-    return PartitionedLog(run, about, items, folder)
+    check_liked(about.positives, "the events about usable items")
+    return PartitionedLog(run, about, items, folder if about.events < whole.events else run.uri("log"))
 
 
-def check_liked(positives: int) -> None:
-    """Checks that some event was liked.
+def check_liked(positives: int, events: str = "the log") -> None:
+    """Checks that some of the events was liked.
 
     Raises:
         UserError: every label is 0.
     """
     if not positives:
-        raise UserError("Every label of the log is 0: label the clicks or likes 1, or leave the column out.")
+        raise UserError(f"Every label of {events} is 0: label the clicks or likes 1, or leave the column out.")
 
 
 def check_trained(positives: int) -> None:

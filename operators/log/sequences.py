@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from models.common.jagged import Jagged, chained, from_arrays
 from models.common.recommender import Queries
-from operators.columns import jagged_of, list_column
 from operators.log.events import SPLITS, Events, first_interactions, histories
 from operators.log.partitions import PartitionedLog
 from operators.log.split import Split
-from storage import files
 from storage.hashing import hash_numbers
 
 
@@ -105,63 +101,41 @@ def read_training(log: PartitionedLog, split: Split) -> Training:
 def read_queries(
     log: PartitionedLog, split: Split, name: str, *, history: int, repeats: bool, most: int, seed: int
 ) -> Queries:
-    """Returns a random sample of at most so many questions of a split, partition by partition; see `drawn`."""
-    draw = functools.partial(drawn, log, name=name, history=history, repeats=repeats, most=most, seed=seed)
-    return _sampled(log, map(draw, split_parts(log, split)), most, seed)
-
-
-def drawn(
-    log: PartitionedLog, part: SplitPart, name: str, *, history: int, repeats: bool, most: int, seed: int
-) -> Queries:
-    """Returns the questions of a partition that a sample of the log may hold; users are given by their hashes.
+    """Returns a random sample of at most so many questions of a split, partition by partition.
 
     The sample are those with the lowest hashes of user, item and time, in that order: it is the same for any number of
-    partitions, and begins with any smaller one.
+    partitions, and begins with any smaller one. Users are given by their hashes. Lists are made of what the sample of
+    the partitions so far holds.
 
     Args:
-        log, part: whose questions they are.
+        log, split: whose questions they are.
         name, history, repeats: see `queries`.
         most: size of the sample.
         seed: of the draw.
     """
-    rows = np.flatnonzero(are_asked(part.events, part.split, name, repeats=repeats))
-    targets = part.events.take(rows)
-    rows = rows[_order(log, part.users[targets.user], targets.item, targets.time, seed)[:most]]
-    found = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
-    return found._replace(user=part.users[found.user])
+    lowest, found = np.empty(0, np.uint64), list[Queries]()
+    for part in split_parts(log, split):
+        rows = np.flatnonzero(are_asked(part.events, part.split, name, repeats=repeats))
+        targets = part.events.take(rows)
+        hashes = _hashes(log, part.users[targets.user], targets.item, targets.time, seed)
+        lowest = np.sort(np.concatenate([lowest, hashes]))[:most]
+        rows = rows[hashes <= lowest.max(initial=0)]
+        asked = queries(part.events, part.split, name, history=history, repeats=repeats, rows=rows)
+        found.append(asked._replace(user=part.users[asked.user]))
+        if sum(len(each.target) for each in found) > 2 * most:  # seldom, as lists are copied
+            found = [_sampled(log, found, most, seed)]
+    return _sampled(log, found, most, seed)
 
 
-def write_drawn(uri: str, asked: Queries) -> None:
-    """Writes the questions of a partition to a file, for `read_drawn`."""
-    columns = {"user": asked.user, "target": asked.target.numpy(), "time": asked.time}
-    lists = {"history": list_column(asked.histories), "seen": list_column(asked.seen)}
-    files.write_part(uri, pa.table(columns | lists))
+def _sampled(log: PartitionedLog, parts: Sequence[Queries], most: int, seed: int) -> Queries:
+    user, time = (np.concatenate([getattr(each, name) for each in parts]) for name in ("user", "time"))
+    histories, seen = (chained([getattr(each, name) for each in parts]) for name in ("histories", "seen"))
+    found = Queries(user, histories, torch.cat([each.target for each in parts]), seen, time)
+    return found.take(np.argsort(_hashes(log, user, found.target.numpy(), time, seed), kind="stable")[:most])
 
 
-def read_drawn(log: PartitionedLog, uris: Iterable[str], most: int, *, seed: int) -> Queries:
-    """Returns the sample of a log from the files of its partitions, see `drawn`."""
-    return _sampled(log, map(_read_drawn, uris), most, seed)
-
-
-def _read_drawn(uri: str) -> Queries:
-    table = files.read_table(uri)
-    user, target, time = (table[name].to_numpy() for name in ("user", "target", "time"))
-    histories, seen = (jagged_of(table[name]) for name in ("history", "seen"))
-    return Queries(user, histories, torch.from_numpy(target.copy()), seen, time)
-
-
-def _sampled(log: PartitionedLog, parts: Iterable[Queries], most: int, seed: int) -> Queries:
-    def lowest(*both: Queries) -> Queries:
-        user, time = (np.concatenate([getattr(each, name) for each in both]) for name in ("user", "time"))
-        histories, seen = (chained([getattr(each, name) for each in both]) for name in ("histories", "seen"))
-        found = Queries(user, histories, torch.cat([each.target for each in both]), seen, time)
-        return found.take(_order(log, user, found.target.numpy(), time, seed)[:most])
-
-    return functools.reduce(lowest, parts)
-
-
-def _order(log: PartitionedLog, user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
-    return np.argsort(hash_numbers(user, log.items[item], time, seed=seed), kind="stable")
+def _hashes(log: PartitionedLog, user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
+    return hash_numbers(user, log.items[item], time, seed=seed)
 
 
 def are_asked(events: Events, split: np.ndarray, name: str, *, repeats: bool) -> np.ndarray:

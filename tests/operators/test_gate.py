@@ -121,6 +121,15 @@ def test_the_gate_does_not_depend_on_the_order_of_rows(catalogue, rule, random):
     assert decide([shuffled], rule, shuffled_seen, known).to_pylist() == gates[order].tolist()
 
 
+def test_what_was_seen_is_joined_once_whatever_the_number_of_parts(monkeypatch):
+    items = items_table([f"item-{n}" for n in range(9)], [("t", None, [MEDIUM] * (n % 2)) for n in range(9)])
+    seen, rule = activity(log([("item-3", 0), ("item-4", 1)])), GateRule(popular_from=1)
+    whole, join, joined = decide([items], rule, seen), pl.DataFrame.join, []
+    monkeypatch.setattr(pl.DataFrame, "join", lambda *args, **options: joined.append(args) or join(*args, **options))
+    assert decide((items.slice(start, 2) for start in range(0, 9, 2)), rule, seen).equals(whole)
+    assert len(joined) == 1
+
+
 def test_budget_goes_to_the_popular_then_to_the_new():
     rows = [("t", None, [MEDIUM])] * 4
     items = items_table(["old", "popular", "new", "unseen"], rows)

@@ -33,6 +33,17 @@ def pipeline(run) -> Pipeline:
     return Pipeline(run)
 
 
+def test_token_lists_are_not_read_beside_the_mapped_ones(run, monkeypatch):
+    read, tables = RunDir.read_table, list[pa.Table]()
+    monkeypatch.setattr(
+        RunDir, "read_table", lambda *args, **options: tables.append(read(*args, **options)) or tables[-1]
+    )
+    Pipeline(run)
+    of_items = [table for table in tables if "item_events" in table.column_names]
+    assert of_items
+    assert not any(pa.types.is_list(field.type) for table in of_items for field in table.schema)
+
+
 def items_of(pipeline: Pipeline, **query: object) -> list[str]:
     return [item["item_id"] for item in pipeline.recommend([Query(**query)])[0].items]
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -57,28 +60,21 @@ def test_it_is_made_once_and_anew_when_the_table_has_changed(tmp_path: Path, mon
     run.write_table(table_of([("b", 2, []), ("c", 3, [])]), "things")
     assert map_columns(run, "things", columns=["item_id"])["item_id"].to_pylist() == ["b", "c"]
     assert first["item_id"].to_pylist() == ["a"]  # who has it open keeps it
-    assert len(list(tmp_path.glob("checkpoints/maps/*/*"))) == 1
+    assert len(list(tmp_path.glob("checkpoints/maps/*/*.arrow"))) == 1
 
 
-def test_two_processes_that_make_a_table_at_once_do_not_take_it_from_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, schema = RunDir(str(tmp_path)), pa.schema([("n", pa.int64())])
-    replace = os.replace
+def test_of_many_that_need_a_table_at_once_one_makes_it(tmp_path: Path) -> None:
+    run, schema, made = RunDir(str(tmp_path)), pa.schema([("n", pa.int64())]), []
 
     def batches() -> list[pa.RecordBatch]:
+        made.append(1)
+        time.sleep(0.2)
         return pa.table({"n": [1]}, schema=schema).to_batches()
 
-    def later() -> list[pa.RecordBatch]:
-        map_table(run, "numbers", ["state"], schema, batches)  # the other one
-        monkeypatch.setattr(os, "replace", watched)
-        return batches()
-
-    def watched(source: str, target: Path) -> None:
-        assert target.exists()
-        replace(source, target)
-
-    assert map_table(run, "numbers", ["state"], schema, later)["n"].to_pylist() == [1]
+    with ThreadPoolExecutor(4) as pool:  # threads lock files against each other as processes do
+        tables = [pool.submit(map_table, run, "numbers", ["state"], schema, batches) for _ in range(4)]
+        assert [table.result()["n"].to_pylist() for table in tables] == [[1]] * 4
+    assert len(made) == 1
 
 
 def test_values_are_those_of_the_file_without_a_copy(tmp_path: Path) -> None:
@@ -96,50 +92,44 @@ def test_null_is_refused(tmp_path: Path) -> None:
     run.write_table(pa.table({"item_id": ["a", None]}), "things")
     with pytest.raises(ValueError, match="1 values of a mapped column are NULL"):
         map_columns(run, "things", columns=["item_id"])
-    assert not list(tmp_path.glob("checkpoints/maps/*/*"))
+    assert [path.name for path in tmp_path.glob("checkpoints/maps/*/*")] == ["things.lock"]
 
 
-def test_two_processes_may_make_one_map_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunDir(str(tmp_path))
-    run.write_table(table_of([("a", 1, [1])]), "things")
-    write, replace = mapped._write, os.replace
+def test_hosts_that_do_not_share_locks_may_make_one_map_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, schema = RunDir(str(tmp_path)), pa.schema([("n", pa.int64())])
 
-    def other_first(*arguments: Any) -> None:
-        write(*arguments)
-        monkeypatch.setattr(mapped, "_write", write)
-        map_columns(run, "things", columns=["item_id"])
+    def batches() -> list[pa.RecordBatch]:
+        return pa.table({"n": [1]}, schema=schema).to_batches()
 
-    def seen(source: str, target: Path) -> None:
-        assert target.exists() == (len(called) > 0)  # the other process is about to map it
-        called.append(target)
-        replace(source, target)
+    def other_first() -> list[pa.RecordBatch]:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "uname", lambda: SimpleNamespace(nodename="other"))
+            patch.setattr(fcntl, "flock", lambda *_: None)
+            map_table(run, "numbers", ["state"], schema, batches)
+        return batches()
 
-    called: list[Path] = []
-    monkeypatch.setattr(mapped, "_write", other_first)
-    monkeypatch.setattr(os, "replace", seen)
-    assert map_columns(run, "things", columns=["item_id"])["item_id"].to_pylist() == ["a"]
-    assert len(called) == 2
+    assert map_table(run, "numbers", ["state"], schema, other_first)["n"].to_pylist() == [1]
+    assert sorted(path.suffix for path in tmp_path.glob("checkpoints/maps/*/*")) == [".arrow", ".lock"]
 
 
-def test_what_a_killed_process_has_left_is_removed_and_what_another_is_making_stays(tmp_path: Path) -> None:
+def test_what_a_killed_process_has_left_is_removed_and_what_another_host_is_making_stays(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     run.write_table(table_of([("a", 1, [1])]), "things")
     map_columns(run, "things", columns=["number"])
     (folder,) = tmp_path.glob("checkpoints/maps/*")
-    for name in ("dead", "alive"):
-        (folder / f"{name}").mkdir()
-        (folder / f"{name}" / "table.arrow").write_bytes(b"half")
-        (folder / f"{name}" / "lock").touch()
-    with (folder / "alive" / "lock").open("r+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        map_columns(run, "things", columns=["item_id"])
-        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["alive"]
-    run.write_table(table_of([("b", 1, [1])]), "things")
+    for name in (f"things.{os.uname().nodename}.dead", "things.other.alive"):
+        (folder / name).mkdir()
+        (folder / name / "table.arrow").write_bytes(b"half")
     map_columns(run, "things", columns=["item_id"])
-    assert len(list(folder.iterdir())) == 1
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["things.other.alive"]
 
 
-def test_a_process_that_makes_a_table_holds_its_lock(tmp_path: Path) -> None:
-    with mapped._scratch(tmp_path) as one, mapped._scratch(tmp_path) as other:
-        assert {one, other} == set(tmp_path.iterdir())
-    assert not list(tmp_path.iterdir())
+def test_on_a_disk_without_locks_each_makes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with mapped._alone(tmp_path, "things") as one, mapped._alone(tmp_path, "things") as other:
+        assert {one, other} == {path for path in tmp_path.iterdir() if path.is_dir()}

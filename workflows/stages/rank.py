@@ -81,20 +81,21 @@ def fit_retriever(context: Context, *, steps: int) -> float:
     from models.recommenders.content import fit_popularity_weight
     from operators.features.ranker_inputs import aligned, read_embeddings
     from operators.log.partitions import item_ids, open_log
-    from operators.log.sequences import read_drawn
+    from operators.log.sequences import read_queries
     from storage import files
 
     run, log = context.run, open_log(context.run)
     name, partitions = f"rank/{context.fingerprint}/retriever", log.about.partitions
     history = run.read_json("features", "spec.json")["history"]
-    work = partial(retriever_part, run, run.uri("checkpoints", name), context.split, history, context.seed)
+    work = partial(count_positives, run, run.uri("checkpoints", name, "positives"), context.split)
     log.cuts(context.split)  # before pieces that would all compute them
     found = context.pieces(work, range(partitions), name=name, here=partitions == 1, step=(0, steps))
     popularity = np.zeros(len(log.items), np.int64)
-    for counted, _ in found:
+    for counted in found:
         counts = files.read_table(counted)
         popularity[counts["item"].to_numpy()] += counts["positives"].to_numpy()
-    asked = read_drawn(log, [sampled for _, sampled in found], COMPARED, seed=context.seed)
+    drawn = {"most": COMPARED, "seed": context.seed}
+    asked = read_queries(log, context.split, "valid", history=history, repeats=False, **drawn)
     weight = fit_popularity_weight(
         aligned(item_ids(run), read_embeddings(run)),
         torch.from_numpy(popularity),
@@ -106,27 +107,20 @@ def fit_retriever(context: Context, *, steps: int) -> float:
     return weight
 
 
-def retriever_part(run: RunDir, folder: str, split: Split, history: int, seed: int, number: int) -> tuple[str, str]:
-    """Counts the training positives of a partition by item, and draws from its validation queries.
-
-    Returns:
-        URIs of the counts (item, positives) and of the queries, at most COMPARED, see `operators.log.sequences.drawn`.
-    """
+def count_positives(run: RunDir, folder: str, split: Split, number: int) -> str:
+    """Counts the training positives of a partition by item: item, positives; returns the URI of the counts."""
     import numpy as np
     import pyarrow as pa
 
     from operators.log.partitions import open_log
-    from operators.log.sequences import drawn, split_part, write_drawn
+    from operators.log.sequences import split_part
     from storage import files
 
-    log = open_log(run)
-    part = split_part(log, split, number)
-    counted, sampled = (files.part_uri(files.join(folder, name), number) for name in ("positives", "queries"))
+    part = split_part(open_log(run), split, number)
     chosen = part.events.item[(part.split == 0) & (part.events.label > 0)]
     items, positives = np.unique(chosen, return_counts=True)
-    files.write_part(counted, pa.table({"item": items, "positives": positives}))
-    write_drawn(sampled, drawn(log, part, "valid", history=history, repeats=False, most=COMPARED, seed=seed))
-    return counted, sampled
+    files.write_part(uri := files.part_uri(folder, number), pa.table({"item": items, "positives": positives}))
+    return uri
 
 
 def train_loop(task: dict[str, Any]) -> None:

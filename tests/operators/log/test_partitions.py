@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 
 from operators.columns import matrix_column
 from operators.log import partitions
-from operators.log.partitions import hashed, open_log, part_uri, read_about, read_user_ids, write_part
+from operators.log.partitions import (
+    hashed,
+    kept_cuts,
+    moments,
+    open_log,
+    part_uri,
+    read_about,
+    read_user_ids,
+    write_part,
+)
 from operators.log.split import SplitLeaveLast, SplitTime
 from storage import files
 from storage.errors import UserError
@@ -72,6 +82,46 @@ def test_splits_cut_all_numbers_of_partitions_alike(run: RunDir) -> None:
     assert (time < found[0][1]).mean() == pytest.approx(0.7, abs=0.01)
 
 
+def test_cuts_of_the_whole_log_are_those_of_ingest_where_all_events_are_usable(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, given = SplitTime(valid=0.2, test=0.3), interactions()
+    usable = given.filter(pc.not_equal(given["item_id"], ITEMS[0]))
+    about = write_log(run, usable, partitions=2)
+    kept = kept_cuts(run.uri("log"), split, partial(moments, run, about), about.events)
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitTime, "cuts", lambda *_: pytest.fail("cut again"))
+        assert open_log(run).cuts(split) == kept
+    whole = write_log(run, given, partitions=2)
+    all_of_it = kept_cuts(run.uri("log"), split, partial(moments, run, whole), whole.events)
+    assert open_log(run).cuts(split) == kept != all_of_it
+
+
+def test_passes_over_the_log_read_items_only_to_leave_some_out(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, read = interactions(), list[list[str]]()
+    read_table = files.read_table
+    for usable in (True, False):
+        write_log(run, given.filter(pc.not_equal(given["item_id"], ITEMS[0])) if usable else given)
+        log = open_log(run)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                files, "read_table", lambda uri, columns=None: read.append(columns) or read_table(uri, columns)
+            )
+            assert sum(map(len, log.moments())) == log.about.events
+    assert read == [["user", "timestamp"], ["user", "timestamp", "item"]]
+
+
+def test_what_is_known_of_the_log_with_other_items_is_removed(run: RunDir) -> None:
+    write_log(run, interactions())
+    before = open_log(run)
+    before.cuts(SplitTime(valid=0.2, test=0.3))
+    run.write_table(run.read_table("embeddings").slice(1), "embeddings")
+    after = open_log(run)
+    assert after.about.events < before.about.events
+    assert files.exists(after.folder)
+    assert not files.exists(before.folder)
+
+
 def test_an_event_that_stands_twice_is_kept_once(run: RunDir) -> None:
     given = interactions(events=40)
     events, users = hashed(pa.concat_tables([given, given.slice(5, 10)]))
@@ -108,7 +158,7 @@ def test_labels_that_say_nothing_are_none(run: RunDir) -> None:
     assert not write_log(run, given.drop_columns("label")).labelled
     assert write_log(run, given).labelled
     write_log(run, given.set_column(3, "label", pa.array(np.zeros(300, np.float32))))
-    with pytest.raises(UserError, match="Every label of the log is 0"):
+    with pytest.raises(UserError, match="Every label of the events about usable items is 0"):
         open_log(run)
 
 
@@ -128,7 +178,7 @@ def test_events_about_items_without_an_embedding_say_nothing_of_the_log(run: Run
     with pytest.raises(UserError, match="No user has three events"):
         open_log(run).cuts(SplitLeaveLast(kind="leave_last"))
     write_log(run, pa.concat_tables([given.set_column(3, "label", zeros), lost.set_column(3, "label", ones)]))
-    with pytest.raises(UserError, match="Every label of the log is 0"):
+    with pytest.raises(UserError, match="Every label of the events about usable items is 0"):
         open_log(run)
     write_log(run, lost)
     with pytest.raises(UserError, match="Every event is about an item that interpret rejected"):

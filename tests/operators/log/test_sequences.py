@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models.common.jagged import Jagged
 from models.common.recommender import Queries
 from operators.columns import matrix_column
+from operators.log import sequences
 from operators.log.encoding import encode
 from operators.log.events import SPLITS, Events
 from operators.log.partitions import item_ids, open_log
@@ -146,7 +147,9 @@ def test_an_item_that_was_met_before_is_asked_for_only_among_repeats(repeats: bo
 
 @pytest.mark.parametrize("repeats", [True, False])
 @pytest.mark.parametrize("split", [LEAVE_LAST, SplitTime(valid=0.2, test=0.2)])
-def test_partitions_say_the_same_as_the_whole_log(tmp_path: Path, split: Split, repeats: bool) -> None:
+def test_partitions_say_the_same_as_the_whole_log(
+    tmp_path: Path, split: Split, repeats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, rng = RunDir(str(tmp_path)), np.random.default_rng(0)
     ids = [f"item {n}" for n in range(12)]
     run.write_table(pa.table({"item_id": ids, "embedding": matrix_column(np.zeros((12, 2), np.float32))}), "embeddings")
@@ -159,7 +162,13 @@ def test_partitions_say_the_same_as_the_whole_log(tmp_path: Path, split: Split, 
         }
     )
     given = given.group_by(given.column_names).aggregate([])  # no event stands twice
-    found = []
+    found, made = [], list[int]()
+
+    def counted(*args: Any, rows: np.ndarray, **options: Any) -> Queries:
+        made.append(len(rows))
+        return queries(*args, rows=rows, **options)
+
+    monkeypatch.setattr(sequences, "queries", counted)
     for number in (1, 2, 7):
         write_log(run, given, partitions=number)
         log = open_log(run)
@@ -167,6 +176,10 @@ def test_partitions_say_the_same_as_the_whole_log(tmp_path: Path, split: Split, 
         every, some, other = asked(most=10_000, seed=0), asked(most=4, seed=0), asked(most=4, seed=1)
         assert len(some.target) == min(4, len(every.target))
         assert listed_queries(some) == listed_queries(every.first(4))
+        made.clear()
+        assert listed_queries(asked(most=4, seed=0)) == listed_queries(some)
+        assert max(made) <= 4  # no list is made of what cannot be kept
+        assert sum(made) <= 4 * sum(1 / place for place in range(1, number + 1)) + 4
         assert len(every.target) < 5 or sorted(listed_queries(some)) != sorted(listed_queries(other))
         training = read_training(log, split)
         found.append((listed_queries(every), training.positives.tolist(), training.warm.tolist()))

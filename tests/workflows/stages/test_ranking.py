@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 
+from models.common.recommender import Queries
 from models.evaluation.clicks import total_loss
 from models.ranking.ranker import load_ranker
 from operators.features.ranker_inputs import Examples, aligned, laid_out, predict
 from operators.features.tokens import NULL_ID
+from operators.log import sequences
 from operators.log.events import SPLITS
 from operators.log.partitions import open_log
-from operators.log.sequences import read_drawn
+from operators.log.sequences import read_queries
 from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.errors import UserError
@@ -253,7 +256,7 @@ def test_unusable_logs_are_explained(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("fits_here")
-def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
+def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[int, int]] = []
     context = replace(write_run(tmp_path), progress=lambda done, total: steps.append((done, total)))
     stage("features").run(features.Config(), context)
@@ -267,7 +270,16 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
     assert loss == pytest.approx(result.metrics["valid_log_loss"], abs=1e-4)  # its tables are rounded to fp16
 
     write_manifest(run.root, Manifest(name="ranking", stages={"rank": StageEntry(state="complete")}))
+    (about,), opened, score_part = Path(run.root).glob("log/of-*/about.json"), list[bool](), ranker.score_part
+    about.unlink()
+
+    def scored(*args: Any) -> Any:
+        opened.append(about.exists())
+        return score_part(*args)
+
+    monkeypatch.setattr(ranker, "score_part", scored)
     metrics = stage("evaluate").run(evaluate.Config(recall_at=(5,)), context).metrics
+    assert opened == [True]  # what is known of the log is found before its pieces ask
     assert run.read_json("metrics", "evaluate.json")["ranker"] == metrics["ranker"]
     assert metrics["popularity"]["auc"] + 0.05 < metrics["ranker"]["auc"]
     assert metrics["auc_gain"]["interval"][0] > 0
@@ -278,7 +290,14 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path) -> None:
 
 
 def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path, monkeypatch) -> None:
+    samples = list[Queries]()
+
+    def kept(*args: Any, **options: Any) -> Queries:
+        samples.append(read_queries(*args, **options))
+        return samples[-1]
+
     monkeypatch.setattr(rank, "COMPARED", 20)
+    monkeypatch.setattr(sequences, "read_queries", kept)
     asked = []
     for partitions in (1, 3):
         context = write_run(tmp_path / str(partitions), partitions=partitions)
@@ -286,7 +305,7 @@ def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path
         weight = rank.fit_retriever(context, steps=1)
         folder = context.run.uri("checkpoints", "rank", context.fingerprint, "retriever")
         counts = pl.from_arrow(files.read_table(files.join(folder, "positives")))
-        sampled = read_drawn(open_log(context.run), files.parts(files.join(folder, "queries")), 20, seed=context.seed)
+        sampled = samples.pop()
         lists = (tensor.tolist() for tensor in (sampled.target, *sampled.histories[:2], *sampled.seen[:2]))
         asked.append((weight, counts.group_by("item").sum().sort("item").to_dicts(), *lists))
         assert len(sampled.target) == 20

@@ -107,6 +107,7 @@ def score_ranker(
         seed=context.seed,
         draws=draws,
     )
+    open_log(run)  # before pieces that would all count its events
     found = context.pieces(partial(score_part, work), numbers, name=name, here=len(sizes) == 1)
     if (scored := sum(part["rows"] for part in found)) != sum(sizes):
         raise RuntimeError(f"{scored} of {sum(sizes)} test examples were scored")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -15,7 +15,7 @@ from models.common.recommender import Queries
 from models.generation.vocabulary import sid_codes
 from operators.columns import jagged_of, list_column, matrix_of, read_rows
 from operators.log.partitions import item_ids, open_log
-from operators.log.sequences import drawn, read_drawn, split_part, training_sequences, write_drawn
+from operators.log.sequences import read_queries, split_part, training_sequences
 from operators.log.split import Split
 from storage import files
 from storage.errors import UserError
@@ -77,32 +77,22 @@ def write_data(context: Context, stage: str, *, history: int, repeats: bool, mos
     log.cuts(split)  # before any piece asks for them
     name = f"{stage}/{context.fingerprint}/sequences"
     folder = ("checkpoints", stage, context.fingerprint, "sequences")
-    asked = {"history": history, "repeats": repeats, "seed": context.seed}
     numbers = range(log.about.partitions)
-    work = partial(_write_part, run, split, run.uri(*folder), most, asked)
+    work = partial(_write_part, run, split, run.uri(*folder, "parts"))
     found = context.pieces(work, numbers, name=name, here=len(numbers) == 1)
     if max(part["longest"] for part in found) < 2:
         raise UserError("No user has two positives in the training part of the log: give a longer one.")
-    queries = {
-        name: read_drawn(log, [part["queries"][name] for part in found], count, seed=context.seed)
-        for name, count in most.items()
-    }
+    read = partial(read_queries, log, split, history=history, repeats=repeats, seed=context.seed)
+    queries = {name: read(name, most=count) for name, count in most.items()}
     return Data(run, (*folder, "parts"), **queries), sum(part["positives"] for part in found)
 
 
-def _write_part(
-    run: RunDir, split: Split, folder: str, most: dict[str, int], asked: dict[str, Any], number: int
-) -> dict[str, Any]:
-    log = open_log(run)
-    part = split_part(log, split, number)
+def _write_part(run: RunDir, split: Split, folder: str, number: int) -> dict[str, int]:
+    part = split_part(open_log(run), split, number)
     sequences = training_sequences(part.events, part.split)
-    files.write_part(files.part_uri(files.join(folder, "parts"), number), pa.table({"items": list_column(sequences)}))
-    queries = {name: files.part_uri(files.join(folder, name), number) for name in most}
-    for name, uri in queries.items():
-        write_drawn(uri, drawn(log, part, name, most=most[name], **asked))
+    files.write_part(files.part_uri(folder, number), pa.table({"items": list_column(sequences)}))
     lengths = sequences.offsets.diff()
-    longest = int(lengths.max()) if len(lengths) else 0
-    return {"positives": len(sequences.values), "longest": longest, "queries": queries}
+    return {"positives": len(sequences.values), "longest": int(lengths.max()) if len(lengths) else 0}
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from storage import tables
 from storage.errors import UserError
-from storage.text_tables import as_number
+from storage.text_tables import as_number, numeric
 from workflows.stages.ingest import times
-from workflows.stages.ingest.texts import ids, like
+from workflows.stages.ingest.texts import filled, ids, like
 
 REMEDIES = {
     "unreadable_row": "give every line as many fields as the header has",
@@ -58,9 +58,11 @@ class Form(NamedTuple):
     context: tuple[str, ...]
     known: set[str]
 
-    def late(self, raw: pl.DataFrame) -> set[str]:
-        """Returns the columns that would be read if the first rows had them."""
-        return {*context_columns(raw.schema), *({"label"} & set(raw.columns))} - self.known
+    def late(self, raw: pl.DataFrame, *, as_text: bool) -> set[str]:
+        """Returns the columns with a value that would be read if the first rows had one; numbers may stand as text."""
+        new = filled(raw).drop(self.known, strict=False)
+        typed = numeric(new, ";") if as_text else {}  # commas may be decimal ones
+        return {*context_columns(new.schema | dict.fromkeys(typed, pl.Float64())), *({"label"} & set(new.columns))}
 
     def columns(self, label: str) -> list[str]:
         """Returns the columns that are read, labels in one of this name."""
@@ -75,8 +77,8 @@ class Form(NamedTuple):
 def form_of(raw: pl.DataFrame, *, order: bool) -> Form:
     """Returns how a log is read, by rows of it."""
     context = tuple(context_columns(raw.schema))
-    known = {column.name for column in raw if column.name == "label" or column.null_count() < len(column)}
-    return Form(order, times.date_digits(raw["timestamp"]), "label" in raw.columns, context, known.union(context))
+    known, label = {*filled(raw).columns, *context, "label"}, "label" in raw.columns
+    return Form(order, times.date_digits(raw["timestamp"]), label, context, known if label else known - {"label"})
 
 
 def canonical_events(raw: pl.DataFrame, source: str, *, order: bool = False) -> pl.DataFrame:

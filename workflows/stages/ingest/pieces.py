@@ -85,8 +85,10 @@ def read_items(work: Work, number: int) -> dict[str, Any]:
     found: dict[str, Any] = {"blocks": 0, "rows": 0, "ids": [], "notes": [], "bad": []}
     hashes = [pa.schema([("hash", pa.int64()), ("check", pa.int64())]).empty_table()]
     for block in blocks.blocks(work.items[number]):
-        texts.check_late(work.items[number].uri, set(GIVEN).intersection(block.rows.columns).difference(work.known))
-        raw = work.config.with_media(block.rows, work.whole_ids) if work.names_media else block.rows
+        late = set(GIVEN).intersection(block.rows.columns).difference(work.known)
+        texts.check_late(work.items[number].uri, late.intersection(texts.filled(block.rows).columns))
+        raw = block.rows.drop(late)
+        raw = work.config.with_media(raw, work.whole_ids) if work.names_media else raw
         table = items.canonical_items(raw, work.items_uri, work.whole_ids, work.widths).with_columns(row=block.before)
         ids = table["item_id"].drop_nulls().to_list()
         both = np.zeros((2, table.height), np.int64)  # 0 is no hash
@@ -162,11 +164,11 @@ def deal_events(work: Work, number: int) -> dict[str, Any]:
     assert work.form is not None  # noqa: S101 - there is a log
     known = exchange.collect([work.uri("index", "known.arrow")])["hash"].to_numpy()
     dropped, notes, kept, written = dict[str, events.Loss](), list[str](), 0, 0
-    held = list[tuple[pa.Table, pa.Table]]()
+    held, uri = list[tuple[pa.Table, pa.Table]](), work.log[number].uri
     for block in blocks.blocks(work.log[number], work.numbers, work.form.columns(work.config.label)):
         raw = work.config.with_labels(block.rows)
-        late = (work.config.label if name == "label" else name for name in work.form.late(raw))
-        texts.check_late(work.log[number].uri, set(late))
+        late = work.form.late(raw, as_text=blocks.format_of(uri) == "csv")
+        texts.check_late(uri, {work.config.label if name == "label" else name for name in late})
         raw = work.form.completed(raw)
         canonical = events.read_events(raw, work.log_uri, work.form)
         clean, lost = events.clean_events(canonical, known, raw, block.bad)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from operators.log.partitions import About, check_liked, moments, write_about
+from operators.log.partitions import About, check_liked, kept_cuts, moments, write_about
 from storage import blocks, files, tables
 from storage.errors import UserError
 from workflows.catalogs.survey import Survey, sample
@@ -28,7 +28,7 @@ class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 6
+    version = 7
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
@@ -176,6 +176,8 @@ def _moment(micros: int) -> datetime:
 def check_learnable(about: About, context: Context) -> list[str]:
     """Checks that later stages can learn from the log of a run, before captions and embeddings are paid for.
 
+    All events count here. Later stages check those about items that interpret has not rejected.
+
     Returns:
         What there is to say of it: its time, or that its labels say nothing.
 
@@ -190,5 +192,5 @@ def check_learnable(about: About, context: Context) -> list[str]:
         notes.append("every label is 1, which says nothing: the log is read as positives alone")
     if context.splits:
         check_liked(about.positives)
-        context.split.cuts(partial(moments, context.run, about), about.events)
+        kept_cuts(context.run.uri("log"), context.split, partial(moments, context.run, about), about.events)
     return notes

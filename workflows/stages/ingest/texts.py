@@ -151,6 +151,11 @@ def _replaced(texts: pl.Series, where: pl.Series, function: Any) -> pl.Series:
     return texts.scatter(where.arg_true(), found.replace_strict(before, [function(text) for text in before]))
 
 
+def filled(rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns the columns of a table that have a value."""
+    return rows.select(column.name for column in rows if column.null_count() < len(column))
+
+
 def check_late(uri: str, columns: Collection[str]) -> None:
     """Refuses columns of a file that the first rows of its table lack, which decide how all of it is read.
 

@@ -290,6 +290,35 @@ def test_a_column_that_only_later_rows_have_is_refused(
         stage("ingest").run(Config(), context)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "read"), [("dwell", "3", True), ("dwell", "1,5", True), ("place", "a", False)]
+)
+def test_a_column_of_csv_whose_first_numbers_come_late_is_refused(
+    tmp_path: Path, column: str, value: str, read: bool, small: None
+) -> None:
+    context = written(tmp_path, "csv")
+    path = Path(context.catalog) / "interactions.csv"
+    log = pl.read_csv(path).with_columns(pl.lit(None, pl.String).alias(column))
+    late = pl.concat([log[:-1], log[-1:].with_columns(pl.lit(value).alias(column))])
+    late.write_csv(path, separator=";")
+    if not read:
+        stage("ingest").run(Config(), context)
+        return
+    with pytest.raises(UserError, match=f"{path}.* {column!r} .*write it there"):
+        stage("ingest").run(Config(), context)
+
+
+@pytest.mark.parametrize(("table", "column"), [("interactions", "label"), ("items", "caption"), ("items", "embedding")])
+def test_a_column_without_a_value_may_come_late(tmp_path: Path, table: str, column: str, small: None) -> None:
+    context = written(tmp_path, "jsonl")
+    rows = dict(zip(("items", "interactions"), given(), strict=True))[table].drop(column, strict=False).to_dicts()
+    rows[-1] |= {column: None}
+    (Path(context.catalog) / f"{table}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stage("ingest").run(Config(), context)
+    found = context.run.read_table("catalog", "items") if table == "items" else read_log_table(context.run)
+    assert column not in found.column_names
+
+
 def test_a_column_may_be_missing_and_empty_in_later_rows(tmp_path: Path, small: None) -> None:
     context = written(tmp_path, "jsonl")
     path = Path(context.catalog) / "interactions.jsonl"

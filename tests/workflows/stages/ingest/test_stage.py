@@ -548,6 +548,13 @@ def test_labels_that_are_all_1_are_told(context, tmp_path):
     )
 
 
+def test_the_times_that_cut_the_log_are_kept_for_later_stages(context, tmp_path):
+    write(tmp_path, ["user_id,item_id,timestamp", *(f"u,a,{T + n}" for n in range(20))])
+    run(dataclasses.replace(context, splits=True))
+    (cuts,) = Path(context.run.root).glob("log/cuts-*.json")
+    assert json.loads(cuts.read_text()) == [(T + n) * 10**6 for n in (15, 17)]
+
+
 def test_a_log_that_its_split_cannot_part_is_refused(context, tmp_path):
     write(tmp_path, ["user_id,item_id,timestamp", *(f"u{n},a,2024-03-04" for n in range(9)), "u1,b,2024-03-04"])
     with pytest.raises(UserError, match=r"distinct timestamps .* write split: \{kind: leave_last\}"):
