@@ -29,6 +29,8 @@ ALLOWED = {
     "workflows.catalogs.synthetic.truth.true_lists": "the same",
     "workflows.engine.runner._reasons": "rejected and degraded items, a share of the catalogue",
     "workflows.report.contents.rejects": "the same",
+    "workflows.stages.adapt_captioner.data.lessons": "texts of the pictures to learn from, at most `items`",
+    "workflows.stages.adapt_captioner.loop.loop": "the same",
     "workflows.stages.ablate_features.scores.true_pairs": "the embedded catalogue's truth of items",
     "workflows.stages.ablate_features.variants.true_tokens": "the same",
     "workflows.stages.evaluate.ranker._resamples": "counts of fixed size, one partition at a time",
