@@ -13,11 +13,10 @@ from operators.media.fetch import FetchMedia
 from storage import files
 from storage.errors import UserError
 from workflows.catalogs.survey import Survey
-from workflows.distributed import streams, training
+from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, Workers, plan
 from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
 from workflows.stages.adapt_captioner.data import choose, lessons, map_features
-from workflows.stages.adapt_captioner.loop import ARTIFACT, loop
 from workflows.stages.adapt_captioner.scores import judge
 from workflows.stages.adapt_captioner.settings import SCRATCH, Config
 from workflows.stages.interpret.stage import write_rejects
@@ -68,6 +67,9 @@ class AdaptCaptionerStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Writes `models/captioner` and metrics/adapt_captioner.json."""
+        from workflows.distributed import training  # both import Ray, which other commands do without
+        from workflows.stages.adapt_captioner.loop import ARTIFACT, loop
+
         run, folder = context.run, context.run.uri("checkpoints", "adapt_captioner")
         sink = files.join(folder, context.fingerprint)
         source = files.join(sink, "source")
