@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,27 +136,22 @@ def plain(text: str) -> str:
 
 def naming(captions: Sequence[str], table: pl.DataFrame) -> dict[str, float]:
     """Returns the shares of captions that name the type and the colour, exactly and by a synonym."""
-    scores: dict[str, float] = {}
-    for kind in KINDS:
-        words = lexicon(kind)
-        truth = np.array([words.number(name) for name in table[kind]])
-        said = np.array([words.said(caption) for caption in captions])
-        scores[kind] = float((said[:, 0] == truth).mean())
-        scores[f"{kind}_synonyms"] = float((said[:, 1] == np.array(words.families)[truth]).mean())
-    return scores
+    return {key: float((said == truth).mean()) for key, said, truth in _named(captions, table)}
 
 
 def chance(captions: Sequence[str], table: pl.DataFrame) -> dict[str, float]:
     """Returns what `naming` is, on average, of captions beside random pictures: the sum of p(said) p(true)."""
-    scores: dict[str, float] = {}
+    return {key: _agreement(said, truth) for key, said, truth in _named(captions, table)}
+
+
+def _named(captions: Sequence[str], table: pl.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields the name of each score, what captions say, and what is true."""
     for kind in KINDS:
         words = lexicon(kind)
         truth = np.array([words.number(name) for name in table[kind]])
         said = np.array([words.said(caption) for caption in captions])
-        families = np.array(words.families)
-        scores[kind] = _agreement(said[:, 0], truth)
-        scores[f"{kind}_synonyms"] = _agreement(said[:, 1], families[truth])
-    return scores
+        yield kind, said[:, 0], truth
+        yield f"{kind}_synonyms", said[:, 1], np.array(words.families)[truth]
 
 
 def _agreement(said: np.ndarray, truth: np.ndarray) -> float:

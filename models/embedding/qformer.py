@@ -74,6 +74,6 @@ class QFormerTexts(_QFormer):
         model = loaded(self.weights)
         device = next(model.parameters()).device
         tokens = model.encode(texts).to(device)
-        vectors = np.zeros((len(texts), self.width), np.float32)
+        vectors = np.zeros((len(texts), model.config.joint), np.float32)
         every = [range(len(texts))]
         return Embeddings(encode_rows(vectors, every, lambda rows: model.text_vectors(tokens[rows]), device=device), {})
