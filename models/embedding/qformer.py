@@ -9,50 +9,22 @@ import numpy as np
 import torch
 
 from models.common.rows import encode_rows
-from models.common.settings import Backend, Folder
 from models.embedding.embedder import Embeddings
-from models.qformer.weights import load, loaded, read_config, seen, weights_digest
+from models.qformer.weights import QFormerBackend, loaded, read_config, seen
 from storage.errors import UserError
 
 
-@dataclass(frozen=True)
-class _QFormer(Backend):
-    """Both of them.
-
-    Attributes:
-        weights: as the captioner's.
-    """
-
-    weights: Folder
-
-    backend = "qformer"
-    place = "gpu"
-
-    @property
-    def version(self) -> str:
-        """The version of the code and of the weights, wherever they lie."""
-        return f"1 {weights_digest(self.weights)}"
+class _Embedder(QFormerBackend):
+    """Both of them."""
 
     @property
     def width(self) -> int:
         """Components of a vector."""
         return read_config(self.weights).joint
 
-    def check(self) -> None:
-        """Finds out whether the weights are there.
-
-        Raises:
-            UserError: they are not.
-        """
-        weights_digest(self.weights)
-
-    def load(self) -> None:
-        """Loads the model."""
-        load(self.weights)
-
 
 @dataclass(frozen=True)
-class QFormerImages(_QFormer):
+class QFormerImages(_Embedder):
     """Pictures in the joint space, of unit length."""
 
     def embed_images(self, pictures: list[np.ndarray]) -> np.ndarray:
@@ -64,7 +36,7 @@ class QFormerImages(_QFormer):
 
 
 @dataclass(frozen=True)
-class QFormerTexts(_QFormer):
+class QFormerTexts(_Embedder):
     """Texts in the joint space, of unit length; what is longer than the model reads is cut."""
 
     def embed_texts(self, texts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Embeddings:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.common.devices import own_device
+from models.common.settings import Backend, Folder
 from models.qformer.model import CaptionModel, configured, load_captioner
 from models.qformer.settings import Architecture
 from models.qformer.vision import look
@@ -67,3 +70,38 @@ def load(weights: str) -> CaptionModel:
 def loaded(weights: str) -> CaptionModel:
     """Returns the model that this process has loaded."""
     return _models[weights][1] if weights in _models else load(weights)
+
+
+@dataclass(frozen=True)
+class QFormerBackend(Backend):
+    """What the backends on these weights have in common.
+
+    Attributes:
+        weights: folder of a captioner, as `tesserec adapt captioner` writes it.
+    """
+
+    weights: Folder
+
+    backend = "qformer"
+    place = "gpu"
+
+    @property
+    def version(self) -> str:
+        """The version of the code and of the weights, wherever they lie."""
+        return f"1 {weights_digest(self.weights)}"
+
+    def check(self) -> None:
+        """Finds out whether the weights are there.
+
+        Raises:
+            UserError: they are not.
+        """
+        weights_digest(self.weights)
+
+    def load(self) -> None:
+        """Loads the model.
+
+        Raises:
+            ArtifactError: the weights are damaged.
+        """
+        load(self.weights)
