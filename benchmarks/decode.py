@@ -30,8 +30,9 @@ import torch
 
 from benchmarks.decode_peers import TransformersSearch, item_scores, plain_beam_search
 from benchmarks.machine import machine
+from models.common.llama import Tiny
 from models.common.recommender import Recommended
-from models.generation.backbones import Tiny, build
+from models.generation.backbones import build
 from models.generation.decoding import beam_search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie

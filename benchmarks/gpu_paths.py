@@ -178,7 +178,8 @@ def product_codes(setting: Setting) -> Results:
 
 def language_model(setting: Setting) -> Results:
     """Runs the language model over semantic IDs: constrained decoding, greedy titles, held-out losses, and a fit."""
-    from models.generation.backbones import Tiny, build
+    from models.common.llama import Tiny
+    from models.generation.backbones import build
     from models.generation.examples import Corpus, Sampler, item_texts, prompts
     from models.generation.greedy import greedy
     from models.generation.heldout import task_losses

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from models.chat.huggingface import first_line, read_config, read_model, reading
 from models.chat.smollm2 import smollm2_path
-from models.common.dropout import dropout
+from models.common.llama import Tiny, tiny_llama
 from models.common.seeds import generator, seed_of
 from models.common.settings import ModelName, Settings
 from models.generation.vocabulary import Vocabulary
@@ -24,31 +24,6 @@ WEIGHTS, ROWS, ADAPTERS = 401, 402, 403  # what is drawn, for seeds
 # number. With 64, SmolLM2 begins 0.09 above the log of a level's size; with 16, 0.36 above.
 DRAWN_ROWS = 64
 ADAPTER = "default"  # peft's name for the only one
-
-
-class Tiny(Settings):
-    """Settings of a small Llama from scratch: RMSNorm, rotary positions, SwiGLU, tied embeddings.
-
-    Attributes:
-        dim: width of the model; `mlp`: hidden width of its networks.
-        dropout: of embeddings and of what each attention and network adds (Vaswani et al. 2017, section 5.4); none in
-            the attention weights, where it costs the fast kernels.
-    """
-
-    name: Literal["tiny"] = "tiny"
-    layers: PositiveInt = 4
-    dim: PositiveInt = 128
-    heads: PositiveInt = 4
-    mlp: PositiveInt = 512
-    dropout: float = Field(0.1, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Tiny:
-        if self.dim % (2 * self.heads):
-            raise ValueError(
-                f"dim must be a multiple of twice the heads, {2 * self.heads}: rotary positions turn pairs"
-            )
-        return self
 
 
 class Lora(Settings):
@@ -132,30 +107,11 @@ def build(settings: Tiny | SmolLM2 | Pretrained, vocabulary: Vocabulary, *, seed
 
 
 def _tiny(settings: Tiny, vocabulary: Vocabulary, seed: int) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=vocabulary.size,
-        hidden_size=settings.dim,
-        intermediate_size=settings.mlp,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        tie_word_embeddings=True,
-        pad_token_id=vocabulary.pad,
-        bos_token_id=vocabulary.bos,
-        eos_token_id=vocabulary.eos,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(WEIGHTS, seed))
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-
-    def drop(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-        return dropout(output, settings.dropout, training=module.training)
-
-    parts = [model.model.embed_tokens]  # transformers' Llama has dropout in the attention weights alone
-    parts += [part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]
-    for part in parts if settings.dropout else []:
-        part.register_forward_hook(drop)
+        model: PreTrainedModel = tiny_llama(
+            settings, vocabulary.size, pad=vocabulary.pad, bos=vocabulary.bos, eos=vocabulary.eos
+        )
     return model
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from models.chat.huggingface import read_config, read_model, reading
 from models.chat.smollm2 import smollm2_path
+from models.common.llama import Tiny, tiny_llama
 from models.qformer import tokens
-from models.qformer.settings import Architecture, TinyDecoder
+from models.qformer.settings import Architecture
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Architecture, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.frozen = not isinstance(config.decoder, TinyDecoder)
+        self.frozen = not isinstance(config.decoder, Tiny)
         self._tokenizer: Any = tokenizer
         self._length = config.text_tokens
-        if isinstance(config.decoder, TinyDecoder):
-            self.model = _tiny(config.decoder, config.vocabulary)
+        if isinstance(config.decoder, Tiny):
+            self.model = tiny_llama(config.decoder, config.vocabulary, pad=tokens.PAD, bos=tokens.DEC, eos=tokens.EOS)
         else:
             name = config.decoder.model if config.decoder.name == "pretrained" else smollm2_path()
             self.model, self._tokenizer = _pretrained(name)
@@ -67,6 +68,7 @@ class Decoder(nn.Module):
             text: int64 [N, T], as `encode` gives them.
             smoothing: of the labels.
         """
+        text = text[:, : int((text != IGNORED).any(0).sum())]
         prefix, rows = self._prefix(queries), self.model.get_input_embeddings()
         read = rows(text[:, :-1].clamp_min(0))
         inputs = torch.cat([prefix, read], dim=1)
@@ -95,25 +97,6 @@ class Decoder(nn.Module):
     def _prefix(self, queries: Tensor) -> Tensor:
         entered: Tensor = self.enter(queries)
         return entered.to(self.model.dtype)
-
-
-def _tiny(settings: TinyDecoder, vocabulary: int) -> Any:
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=settings.dim,
-        intermediate_size=settings.mlp,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        tie_word_embeddings=True,
-        pad_token_id=tokens.PAD,
-        bos_token_id=tokens.DEC,
-        eos_token_id=tokens.EOS,
-    )
-    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    model.generation_config = GenerationConfig(pad_token_id=tokens.PAD, eos_token_id=tokens.EOS)
-    return model
 
 
 def _pretrained(name: str) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
+from models.common.dropout import dropout
 from models.qformer.settings import Architecture
 from models.qformer.tokens import PAD
 from models.qformer.vision import CELLS, HISTOGRAMS, SHAPES, parts
@@ -62,7 +63,7 @@ class Layer(nn.Module):
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, config.mlp), nn.GELU(), nn.Linear(config.mlp, dim))
             for _ in range(2)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor, queries: int, picture: Tensor | None, mask: Tensor | None) -> Tensor:
         """Returns the tokens of the next layer.
@@ -74,18 +75,21 @@ class Layer(nn.Module):
             mask: bool [N or 1, 1, tokens, tokens], what each sees; None for all.
         """
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
-        x = x + self.dropout(self.out(self._attend(q, k, v, mask)))
+        x = x + self._drop(self.out(self._attend(q, k, v, mask)))
         asked, text = x[:, :queries], x[:, queries:]
         if queries and self.crosses:
             assert picture is not None  # noqa: S101 - for the type checker
             keys, values = self.cross_kv(picture).chunk(2, dim=-1)
             read = self._attend(self.cross_q(self.cross_norm(asked)), keys, values, None)
-            asked = asked + self.dropout(self.cross_out(read))
+            asked = asked + self._drop(self.cross_out(read))
         if queries:
-            asked = asked + self.dropout(self.query_mlp(asked))
+            asked = asked + self._drop(self.query_mlp(asked))
         if text.shape[1]:
-            text = text + self.dropout(self.text_mlp(text))
+            text = text + self._drop(self.text_mlp(text))
         return torch.cat([asked, text], dim=1)
+
+    def _drop(self, values: Tensor) -> Tensor:
+        return dropout(values, self.dropout, training=self.training)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
@@ -104,7 +108,7 @@ class QFormer(nn.Module):
         self.positions = nn.Parameter(torch.randn(config.text_tokens + 1, config.dim) * 0.02)
         self.layers = nn.ModuleList(Layer(config, crosses=number % 2 == 0) for number in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def see(self, picture: Tensor) -> Tensor:
         """Returns the queries' outputs, [N, queries, dim], of a picture's tokens [N, T, dim]."""
@@ -137,8 +141,7 @@ class QFormer(nn.Module):
         return self.queries.expand(count, -1, -1)
 
     def _embedded(self, text: Tensor) -> Tensor:
-        embedded: Tensor = self.dropout(self.words(text) + self.positions[: text.shape[1]])
-        return embedded
+        return dropout(self.words(text) + self.positions[: text.shape[1]], self.dropout, training=self.training)
 
     def _pass(self, x: Tensor, queries: int, picture: Tensor | None, mask: Tensor | None) -> Tensor:
         for layer in self.layers:

@@ -6,23 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from models.common.llama import Tiny
 from models.common.settings import ModelName, Settings
-
-
-class TinyDecoder(Settings):
-    """Settings of a small Llama from scratch; `mlp` is the hidden width of its networks."""
-
-    name: Literal["tiny"] = "tiny"
-    dim: PositiveInt = 256
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    mlp: PositiveInt = 768
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> TinyDecoder:
-        if self.dim % (2 * self.heads):
-            raise ValueError(f"dim must be a multiple of twice the heads, {2 * self.heads}")
-        return self
 
 
 class SmolLM2Decoder(Settings):
@@ -38,7 +23,7 @@ class PretrainedDecoder(Settings):
     model: ModelName
 
 
-Decoder = Annotated[TinyDecoder | SmolLM2Decoder | PretrainedDecoder, Field(discriminator="name")]
+Decoder = Annotated[Tiny | SmolLM2Decoder | PretrainedDecoder, Field(discriminator="name")]
 
 
 class Architecture(Settings):
@@ -67,7 +52,7 @@ class Architecture(Settings):
     text_tokens: int = Field(24, ge=8)
     dropout: float = Field(0.1, ge=0, lt=1)
     unseen: float = Field(0.2, ge=0, lt=1)
-    decoder: Decoder = TinyDecoder()
+    decoder: Decoder = Tiny(dim=192, layers=3, heads=3, mlp=512)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Architecture:

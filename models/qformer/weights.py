@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from models.qformer.vision import look
 from storage.artifacts import model_digest
 from storage.errors import ArtifactError, UserError
 
+SHIPPED = "shipped"  # the weights for product photos that come with the package
+Source = Literal["shipped"] | Folder
 ROWS = 32  # of a call, always: matrix products of other shapes add up in another order
 
 _models: dict[str, tuple[str, CaptionModel]] = {}  # by folder, with the digest that it had
@@ -33,37 +37,42 @@ def seen(model: CaptionModel, pictures: list[np.ndarray]) -> list[tuple[Tensor, 
     return blocks
 
 
+def folder_of(weights: str) -> str:
+    """Returns the folder of weights, wherever the package lies on this machine."""
+    return str(Path(__file__).parent / "products") if weights == SHIPPED else weights
+
+
 def read_config(weights: str) -> Architecture:
-    """Returns the sizes of a captioner by its folder.
+    """Returns the sizes of a captioner.
 
     Raises:
         UserError: there is none.
     """
     try:
-        return configured(weights)
+        return configured(folder_of(weights))
     except ArtifactError as error:
         raise UserError(f"{error.problem}: make a captioner with `tesserec adapt captioner`.") from error
 
 
 def weights_digest(weights: str) -> str:
-    """Returns a digest of a captioner by its folder.
+    """Returns a digest of a captioner.
 
     Raises:
         UserError: there is none.
     """
     read_config(weights)
-    return model_digest(weights) or ""
+    return model_digest(folder_of(weights)) or ""
 
 
 def load(weights: str) -> CaptionModel:
-    """Returns the model of a folder, in evaluation mode, on this process's device; read again if it has changed.
+    """Returns the model of weights, in evaluation mode, on this process's device; read again if it has changed.
 
     Raises:
         ArtifactError: it is damaged.
     """
     digest = weights_digest(weights)
     if weights not in _models or _models[weights][0] != digest:
-        _models[weights] = (digest, load_captioner(weights).to(own_device()))
+        _models[weights] = (digest, load_captioner(folder_of(weights)).to(own_device()))
     return _models[weights][1]
 
 
@@ -77,10 +86,10 @@ class QFormerBackend(Backend):
     """What the backends on these weights have in common.
 
     Attributes:
-        weights: folder of a captioner, as `tesserec adapt captioner` writes it.
+        weights: `shipped`, or the folder of a captioner, as `tesserec adapt captioner` writes it.
     """
 
-    weights: Folder
+    weights: Source = SHIPPED
 
     backend = "qformer"
     place = "gpu"

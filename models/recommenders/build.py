@@ -12,9 +12,10 @@ import torch
 
 from models.common.collectives import rank_and_size
 from models.common.jagged import Jagged
+from models.common.llama import Tiny
 from models.common.recommender import Queries
 from models.common.seeds import generator
-from models.generation.backbones import Tiny, build, load_tokenizer
+from models.generation.backbones import build, load_tokenizer
 from models.generation.examples import Corpus, Sampler, examples, item_texts
 from models.generation.heldout import task_losses
 from models.generation.language import LanguageModel

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from models.common.llama import Tiny
 from models.common.settings import FitConfig, Settings
-from models.generation.backbones import Backbone, Tiny, load_tokenizer
+from models.generation.backbones import Backbone, load_tokenizer
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.recommenders.next_item import EncoderConfig
 from models.recommenders.product_codes import ProductCodesConfig

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models.common.jagged import Jagged
+from models.common.llama import Tiny
 from models.common.recommender import Queries
-from models.generation.backbones import Tiny, build
+from models.generation.backbones import build
 from models.generation.examples import Corpus, documents, item_texts
 from models.generation.heldout import Examples, choose, losses, task_losses, task_scores
 from models.generation.language import LanguageModel

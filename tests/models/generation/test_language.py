@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise
 from models.common.jagged import Jagged, gather
-from models.generation.backbones import Lora, Tiny, adapt, build
+from models.common.llama import Tiny
+from models.generation.backbones import Lora, adapt, build
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.packing import Batch, pack
 from models.generation.vocabulary import Vocabulary

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.common.llama import Tiny
 from models.evaluation.text import rouge_l, token_f1
-from models.generation.backbones import Tiny, build
+from models.generation.backbones import build
 from models.generation.greedy import greedy
 from models.generation.language import LanguageModel
 from models.generation.vocabulary import Vocabulary

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from models.common.llama import Tiny
 from models.qformer.model import CaptionModel
-from models.qformer.settings import Architecture, TinyDecoder
+from models.qformer.settings import Architecture
 from models.qformer.tokens import fit_tokenizer
 
 SMALL = Architecture(
@@ -18,7 +19,7 @@ SMALL = Architecture(
     joint=8,
     vocabulary=512,
     text_tokens=10,
-    decoder=TinyDecoder(dim=16, layers=2, heads=2, mlp=32),
+    decoder=Tiny(dim=16, layers=2, heads=2, mlp=32),
 )
 COLOURS, THINGS = ("red", "blue", "green", "black"), ("mug", "shoe", "lamp")
 TEXTS = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]

@@ -17,6 +17,7 @@ from models.qformer.model import CaptionModel, load_captioner
 from models.qformer.settings import Architecture
 from models.qformer.tokens import SPECIAL, fit_tokenizer
 from models.qformer.training import Trainer
+from models.qformer.weights import folder_of
 from storage import files
 from storage.run import RunDir
 from workflows.distributed import training
@@ -57,7 +58,7 @@ def begun(config: Config, told: pa.Table, seed: int) -> CaptionModel:
     that another catalogue's things have words in it, too.
     """
     if config.base != SCRATCH:
-        return load_captioner(config.base)
+        return load_captioner(folder_of(config.base))
     texts = told.filter(pc.equal(told["part"], TRAIN))["sentences"].to_pylist()
     tokenizer = fit_tokenizer([*chain.from_iterable(texts), *imagenet_labels(), *NAMES], config.architecture.vocabulary)
     sizes = {**config.architecture.model_dump(), "vocabulary": max(512, tokenizer.get_vocab_size() + SPECIAL)}

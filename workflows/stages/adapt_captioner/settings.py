@@ -6,9 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from models.common.settings import Folder
 from models.qformer.settings import Architecture, Recipe
-from models.qformer.weights import weights_digest
+from models.qformer.weights import SHIPPED, Source, weights_digest
 from storage.identity import identity
 from workflows.engine.stage import StageConfig
 from workflows.stages.interpret.stage import Fetch
@@ -20,7 +19,7 @@ class Config(StageConfig):
     """Settings of adapt_captioner.
 
     Attributes:
-        base: weights to begin with: the folder of a captioner, or `scratch` for none.
+        base: weights to begin with: `shipped`, the folder of a captioner, or `scratch` for none.
         architecture: sizes of a captioner from scratch.
         recipe: how it is trained.
         items: pictures to learn from, at most; those whose ids have the lowest hashes.
@@ -34,7 +33,7 @@ class Config(StageConfig):
         commit_rows, no_progress_timeout_s: of the stream of pictures, see interpret.
     """
 
-    base: Literal["scratch"] | Folder = SCRATCH
+    base: Literal["scratch"] | Source = SHIPPED
     architecture: Architecture = Architecture()
     recipe: Recipe = Recipe()
     items: int = Field(20_000, ge=100)
