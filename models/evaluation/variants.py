@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from models.evaluation.bootstrap import FEWEST, bootstrap_auc, interval, over_seeds, size, verdict
+from models.evaluation.bootstrap import FEWEST, bootstrap_auc, interval, least_shown, over_seeds, size, verdict
 from models.evaluation.clicks import expected_auc
 
 TRUTH = "truth"  # name of the variant, if any, that reads what the others have to infer
@@ -57,9 +57,10 @@ def compare(
         base: the variant that gains are over.
 
     Returns:
-        By variant: auc, auc_interval and seeds (the AUC of each); but for the base gain and gain_interval. If there is
-        a variant `truth`, the others also have share and share_interval, the gain divided by that of the truth: NaN
-        where the truth's own gain is not above 0 in every resample.
+        By variant: auc, auc_interval and seeds (the AUC of each); but for the base gain, gain_interval and least_shown
+        (the gain that so wide an interval shows in four of five repeats). If there is a variant `truth`, the others
+        also have share and share_interval, the gain divided by that of the truth: NaN where the truth's own gain is not
+        above 0 in every resample.
     """
     samples = bootstrap_auc(units, probability, scores, seed=seed, draws=draws)
     if min(len(np.unique(unit)) for unit in units) < FEWEST:
@@ -76,7 +77,8 @@ def compare(
         results[name] = {"auc": auc.mean, "auc_interval": auc.interval, "seeds": auc.seeds.tolist()}
         gain = gains[name]
         if name != base:
-            results[name] |= {"gain": gain.mean, "gain_interval": gain.interval}
+            found = gain.interval
+            results[name] |= {"gain": gain.mean, "gain_interval": found, "least_shown": least_shown(found)}
         if TRUTH in scores and name not in (base, TRUTH):
             results[name] |= {
                 "share": gain.mean / whole.mean if whole else NONE,
@@ -114,7 +116,8 @@ def sentence(label: str, where: str, result: dict[str, Any]) -> str:
             part = f", and at most {max(most, 0):.0%} of what the true attributes give" if share else ""
             return (
                 f"{label} have no shown effect on AUC {where}: the interval of the gain, {_signed(low)} to "
-                f"{_signed(high)}, allows neither a gain nor a loss beyond it{part}."
+                f"{_signed(high)}, allows neither a gain nor a loss beyond it{part}. A gain of "
+                f"{least_shown((low, high)):.4f} would have been shown in four of five repeats."
             )
         case -1:
             return f"{label} lower AUC {where} by {size(result['gain'], (low, high))}."

@@ -64,7 +64,7 @@ class AblateFeaturesStage(Stage[Config]):
     """Fits rankers that differ in the features they read, with controls and seeds, and compares them by intervals."""
 
     config_type = Config
-    version = 3
+    version = 4
     uses = ("rank",)  # its rankers are fitted as those of rank
     reads = ("ingest", "interpret", "project", "features")
 

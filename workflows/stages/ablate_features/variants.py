@@ -52,7 +52,7 @@ VARIANTS = {
         FeatureVariant("image", "Image embeddings", image=True),
         FeatureVariant(TRUTH, "True attributes", CAPTION, caption="truth"),  # only where the catalogue has them
         FeatureVariant("null", "Absent captions", CAPTION, caption="none"),
-        FeatureVariant("random", "Random tokens", CAPTION, caption="random"),
+        FeatureVariant("random", "Tokens of captions dealt out at random", CAPTION, caption="random"),
         FeatureVariant("shuffled", "Captions of other items", CAPTION, caption="shuffled"),
         FeatureVariant("caption-25", "Captions of a quarter of the items", CAPTION, rate=0.25),
         FeatureVariant("caption-50", "Captions of half of the items", CAPTION, rate=0.5),
@@ -136,10 +136,12 @@ def variant_items(items: pa.Table, variant: FeatureVariant, run: RunDir, catalog
 
 
 def random_tokens(captions: pa.ListArray, random: np.random.Generator) -> pa.ListArray:
-    """Returns as many tokens for each item as its caption has, drawn uniformly from all tokens of captions."""
-    values = captions.flatten().to_numpy()
-    vocabulary = np.setdiff1d(values, [NULL_ID])
-    drawn = np.where(values == NULL_ID, NULL_ID, random.choice(vocabulary, len(values)) if len(vocabulary) else 0)
+    """Returns as many tokens for each item as its caption has: those of all captions, dealt out anew.
+
+    Every token stands in as many places as before, so that common ones stay common.
+    """
+    drawn = captions.flatten().to_numpy().copy()
+    drawn[drawn != NULL_ID] = random.permutation(drawn[drawn != NULL_ID])
     lengths = np.concatenate([[0], np.cumsum(captions.value_lengths().to_numpy())]).astype(np.int32)
     return pa.ListArray.from_arrays(lengths, drawn)
 
