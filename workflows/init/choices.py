@@ -13,6 +13,7 @@ from workflows.init.findings import Behaviour, Findings, Parts
 
 BUDGET = 45 * 60.0  # seconds that a run should stay within where the catalogue allows
 RICH = 200  # characters of title and description from which on a caption adds little
+TOLD = 0.8  # share of pairs, see `media.Media`, from which on the shipped captioner knows such pictures
 FEW_ITEMS, MANY_ITEMS = 1_500, 5_000
 RANKED_FROM, FITTED_FROM = 100, 500  # training examples, and positives, below which nothing is learned
 CHOSEN_FROM = 40  # items, below which a list of ten is no choice
@@ -153,9 +154,16 @@ def _interpret(found: Findings, items: int) -> Iterator[tuple[dict[str, Any], st
             yield {"fetch": {"http": True}}, "media behind http are fetched, from public addresses"
         if media.http or media.opened < 0.7 * media.tried:
             yield {"max_degraded_share": 1.0}, "many media may not open"
+        caption: dict[str, Any] = {}
+        whys = []
+        if media.told >= TOLD:
+            caption["backend"] = "qformer"
+            whys.append(f"the shipped captioner tells pictures by the texts of their items, {media.told:.0%} of pairs")
         if found.characters >= RICH:
-            gate = {"caption": {"gate": {"thin_below": RICH}}}
-            yield gate, f"half of the texts have {found.characters} characters: captions only where there are few"
+            caption["gate"] = {"thin_below": RICH}
+            whys.append(f"half of the texts have {found.characters} characters: captions only where there are few")
+        if caption:
+            yield {"caption": caption}, "; ".join(whys)
     if items > 2_000:
         yield {"commit_rows": 128}, "larger blocks for many items"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,44 +15,23 @@ import pyarrow as pa
 from operators.log.encoding import Log, encode
 from operators.log.events import SPLITS, first_interactions, known_before
 from operators.log.split import Split, SplitLeaveLast, SplitTime, split_numbers
-from operators.media.fetch import FetchMedia
-from storage import blocks, files, tables
+from storage import blocks, tables
 from storage.errors import UserError
 from storage.hashing import hash_ids, hash_order
-from storage.media.sources import HTTP, Sources
 from workflows.catalogs.survey import Survey, filled, labels_of, scan, survey
+from workflows.init.media import Media, open_media, pictures_by_id
 from workflows.stages.ingest import events as logs
 from workflows.stages.ingest.items import canonical_items
 from workflows.stages.ingest.stage import Config
 from workflows.stages.ingest.texts import ids as ids_of
 from workflows.stages.ingest.texts import like
 
-SAMPLED_ITEMS, SAMPLED_EVENTS, PROBED = 2_000, 500_000, 24
+SAMPLED_ITEMS, SAMPLED_EVENTS = 2_000, 500_000
 RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
-FOLDERS = 20  # that are looked into for media
 LIKED = 0.7  # share of the way from the lowest to the highest rating from which on one counts as liked
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov")
 LARGE_SHARE = 0.1  # of the log, for one user or item of many
 MANY = 50
 ROUNDED = r"^\s*\d([.,]\d+)?[eE]\+\d+\s*$"  # 1.2E+12, as spreadsheets show long numbers
-
-
-@dataclass(frozen=True)
-class Media:
-    """What a sample of the media came to.
-
-    Attributes:
-        kinds: `image` or `video` of the first medium of the sampled items.
-        http: whether some lie behind http; these are not opened here.
-        tried, opened: items whose media were opened, and those where that worked.
-        problem: the commonest code of those where it did not.
-    """
-
-    kinds: dict[str, int]
-    http: bool
-    tried: int = 0
-    opened: int = 0
-    problem: str = ""
 
 
 class Parts(NamedTuple):
@@ -128,7 +106,7 @@ def find(catalog: str) -> Findings:
     assert items_uri is not None  # noqa: S101 - checked
     counts, sample = survey(catalog), _sample(items_uri, SAMPLED_ITEMS)
     settings: dict[str, Any] = {}
-    if not counts.filled["media"] and (pattern := _pictures_by_id(catalog, sample)):
+    if not counts.filled["media"] and (pattern := pictures_by_id(catalog, sample)):
         settings["media"] = pattern
     if log_uri is not None and (rating := _ratings(counts, log_uri)):
         settings |= rating
@@ -145,7 +123,7 @@ def find(catalog: str) -> Findings:
     found = Findings(
         counts,
         settings,
-        _media(catalog, items) if counts.filled["media"] else None,
+        open_media(catalog, items) if counts.filled["media"] else None,
         int(characters) if isinstance(characters, float) else 0,
     )
     odd = [*_unreadable(items_uri), *(_unreadable(log_uri) if log_uri else ()), *_odd_items(found)]
@@ -183,22 +161,6 @@ def _sample(uri: str, rows: int) -> pl.DataFrame:
     return table.with_row_index("").filter(pl.col("") % step == 0).drop("").collect(engine="streaming")
 
 
-def _pictures_by_id(catalog: str, items: pl.DataFrame) -> str | None:
-    """Returns where media named by the ids of items lie, as `stages.ingest.media`; None where there are none."""
-    ids = [name for name in ids_of(items["item_id"]).drop_nulls().head(PROBED) if "/" not in name]
-    fs, path = files.filesystem(catalog)
-    inside = sorted(entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
-    folders = ["", *(name.rsplit("/", 1)[-1] + "/" for name in inside[:FOLDERS])]
-    found = Counter(
-        f"{folder}{{item_id}}.{suffix}"
-        for folder in folders
-        for suffix in SUFFIXES
-        for name in ids
-        if fs.exists(f"{path}/{folder}{name}.{suffix}")
-    )
-    return found.most_common(1)[0][0] if found else None
-
-
 def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     """Returns the settings that make labels of ratings; none where labels are 0 and 1, or absent."""
     column = next((name for name in ("label", *RATINGS) if name in counts.columns), None)
@@ -211,26 +173,6 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     named = {} if column == "label" else {"label": column}
     least = low + LIKED * (high - low)
     return {**named, "positive_from": float(math.ceil(least) if math.ceil(least) <= high else round(least, 6))}
-
-
-def _media(catalog: str, items: pl.DataFrame) -> Media:
-    """Opens the media of a few items, as interpret will."""
-    with_media = items.filter(pl.col("media").list.len() > 0)
-    first = with_media["media"].list.first().struct.unnest()
-    http = first["uri"].str.split("://").list.first().is_in(HTTP)
-    kinds = dict(first["kind"].value_counts().iter_rows())
-    here = with_media.filter(~http.fill_null(value=False)).head(PROBED)
-    found = Media(kinds, bool(http.any()))
-    if here.is_empty():
-        return found
-    rows = here.select("media", title=pl.lit("kept"), description=pl.lit(None, pl.String)).to_arrow()
-    nothing = pa.array([[]] * here.height, pa.list_(pa.null()))
-    fetched = FetchMedia(root=catalog, sources=Sources())(
-        rows.append_column("outcome", pa.array(["kept"] * here.height)).append_column("issues", nothing)
-    )
-    opened = int((pl.Series(fetched["frames"].combine_chunks().value_lengths().to_numpy()) > 0).sum())
-    codes = Counter(issue["code"] for row in fetched["issues"].to_pylist() for issue in row)
-    return replace(found, tried=here.height, opened=opened, problem=codes.most_common(1)[0][0] if codes else "")
 
 
 def _odd_items(found: Findings) -> Iterator[str]:
