@@ -1,6 +1,6 @@
 """How well the captioner names what the fashion photos show, beside the tagger, a probe, and chance.
 
-python -m benchmarks.captioner --data DIR --work DIR --out FILE [--align 12] [--write 12] [--no-mask] [--seed 0]
+python -m benchmarks.captioner --data DIR --work DIR --out FILE [--align 600] [--write 1000] [--no-mask] [--seed 0]
 
 Trains a captioner from scratch on the training and validation photos, as `tesserec adapt captioner` does (the run stays
 in `--work`, and goes on there where it was killed), and judges it on the 1,600 test photos, which nothing has seen.
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="products.csv and images/")
     parser.add_argument("--work", required=True, type=Path, help="folder for the catalogue, the run and features")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--align", type=int, default=12, help="epochs of the first stage; 0 leaves it out")
-    parser.add_argument("--write", type=int, default=12, help="epochs of the second stage")
+    parser.add_argument("--align", type=int, default=600, help="steps of the first stage; 0 leaves it out")
+    parser.add_argument("--write", type=int, default=1000, help="steps of the second stage")
     parser.add_argument("--no-mask", action="store_true", help="texts of one photo are negatives of one another")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -80,8 +80,8 @@ def train(photos: Photos, arguments: argparse.Namespace) -> tuple[str, dict[str,
         "items": photos.split["valid"].stop,
         "held_out": 1 / 9,
         "recipe": {
-            "align": {"epochs": arguments.align},
-            "write": {"epochs": arguments.write},
+            "align": {"steps": arguments.align},
+            "write": {"steps": arguments.write},
             "mask_own": not arguments.no_mask,
         },
         "fetch": {"roots": [str(photos.files[0].resolve().parent)]},

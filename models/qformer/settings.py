@@ -41,10 +41,10 @@ class Architecture(Settings):
         decoder: the language model that writes captions.
     """
 
-    dim: PositiveInt = 192
-    heads: PositiveInt = 6
+    dim: PositiveInt = 128
+    heads: PositiveInt = 4
     layers: PositiveInt = 4
-    mlp: PositiveInt = 768
+    mlp: PositiveInt = 512
     queries: PositiveInt = 12
     pooled_tokens: PositiveInt = 4
     joint: PositiveInt = 128
@@ -65,14 +65,16 @@ class Phase(Settings):
     """How one stage of training goes: AdamW, linear warm-up, half a cosine down to a tenth.
 
     Attributes:
-        epochs: passes over the pictures; 0 leaves the stage out.
+        steps: of the optimizer; 0 leaves the stage out.
         batch_size: pictures of a step, over all workers together.
         learning_rate: its peak.
+        validate_every: steps between two looks at the held-out pictures.
     """
 
-    epochs: int = Field(10, ge=0)
+    steps: int = Field(300, ge=0)
     batch_size: PositiveInt = 128
     learning_rate: float = Field(1e-3, gt=0)
+    validate_every: PositiveInt = 100
 
 
 class Recipe(Settings):
@@ -91,9 +93,9 @@ class Recipe(Settings):
 
     align: Phase = Phase()
     write: Phase = Phase()
-    texts: PositiveInt = 3
+    texts: PositiveInt = 2
     mask_own: bool = True
-    matched: float = Field(0.25, gt=0, le=1)
+    matched: float = Field(0.125, gt=0, le=1)
     weight_decay: float = Field(0.05, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)

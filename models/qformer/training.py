@@ -100,7 +100,7 @@ class Trainer:
         """
         for number, (name, learner) in enumerate(STAGES):
             phase: Phase = getattr(self.recipe, name)
-            if number >= self._at["stage"] and phase.epochs:
+            if number >= self._at["stage"] and phase.steps:
                 self._at["stage"] = float(number)
                 self._stage(number, name, phase, learner(self.model, self.recipe), report)
                 if self._best:
@@ -118,7 +118,7 @@ class Trainer:
             self._restored = {}
         size = min(phase.batch_size, len(self.data.train))
         each = len(self.data.train) // size
-        total = each * phase.epochs
+        total = phase.steps
         module.train()
         while self._at["step"] < total:
             step = int(self._at["step"])
@@ -135,13 +135,14 @@ class Trainer:
             self.model.limit()
             self._at["step"] += 1
             metrics: dict[str, Any] = {"stage": name, "step": step + 1, "steps": total, "loss": loss}
-            if (step + 1) % each == 0:
+            judged = (step + 1) % phase.validate_every == 0 or step + 1 == total
+            if judged:
                 held = _held_out(module, self.data, phase, self.device)
                 if sum(held.values()) < self._at["least"]:
                     self._at["least"] = sum(held.values())
                     self._best = {key: value.detach().cpu().clone() for key, value in self.model.own_state().items()}
                 metrics |= {"held_out": held, "seconds": time.perf_counter() - self._started}
-            if (step + 1) % each == 0 or (step + 1) % REPORT_EVERY == 0:
+            if judged or (step + 1) % REPORT_EVERY == 0:
                 report(metrics, partial(self._state, module, optimizer))
 
     def _state(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:

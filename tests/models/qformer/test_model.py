@@ -87,7 +87,8 @@ def test_a_frozen_language_model_stays_as_it_is_and_out_of_the_artifact(tmp_path
     data, _ = planted(model, 32)
     states: list[dict[str, torch.Tensor]] = []
     before = {name: value.clone() for name, value in model.decoder.model.state_dict().items()}
-    recipe = Recipe(align=Phase(epochs=1, batch_size=8), write=Phase(epochs=2, batch_size=8), texts=2)
+    phase = Phase(steps=6, batch_size=8, validate_every=3)
+    recipe = Recipe(align=phase.model_copy(update={"steps": 3}), write=phase, texts=2)
     Trainer(model, data, recipe, seed=1).run(lambda metrics, take: states.append(take()))
     assert all(torch.equal(value, before[name]) for name, value in model.decoder.model.state_dict().items())
     assert not any("decoder.model." in name for name in [*states[-1], *model.own_state()])

@@ -15,7 +15,7 @@ from tests.models.qformer.conftest import SMALL
 from tests.models.qformer.planted import planted
 from tests.models.workers import on_ranks
 
-QUICK = Phase(epochs=2, batch_size=8, learning_rate=3e-3)
+QUICK = Phase(steps=6, batch_size=8, learning_rate=3e-3, validate_every=3)
 RECIPE = Recipe(align=QUICK, write=QUICK, texts=2)
 
 
@@ -35,8 +35,8 @@ def trained(tokenizer: Tokenizer, recipe: Recipe, state: State | None = None) ->
 def test_captions_say_what_is_planted(tokenizer: Tokenizer) -> None:
     model = fresh(tokenizer)
     data, captions = planted(model, 160)
-    phases = {"align": Phase(epochs=3, batch_size=32, learning_rate=3e-3)}
-    phases |= {"write": Phase(epochs=25, batch_size=16, learning_rate=1e-2)}
+    phases = {"align": Phase(steps=9, batch_size=32, learning_rate=3e-3)}
+    phases |= {"write": Phase(steps=175, batch_size=16, learning_rate=1e-2, validate_every=25)}
     Trainer(model, data, Recipe(texts=2, label_smoothing=0.0, **phases), seed=1).run(lambda metrics, take: None)
     model.eval()
     held = data.valid.numpy()
@@ -50,7 +50,7 @@ def test_captions_say_what_is_planted(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_killed_training_ends_where_an_undisturbed_one_does(tokenizer: Tokenizer, at: int) -> None:
-    """At the end of an epoch of the first stage, of the whole first stage, and of the second one."""
+    """In the middle of the first stage, at its end, and at the end of the second one."""
     whole, reports = trained(tokenizer, RECIPE)
     resumed, rest = trained(tokenizer, RECIPE, reports[at][1])
     assert [metrics["step"] for metrics, _ in rest] == [metrics["step"] for metrics, _ in reports[at + 1 :]]
@@ -58,14 +58,14 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tokenizer: Tokeniz
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_stage_without_epochs_is_left_out(tokenizer: Tokenizer) -> None:
-    _, reports = trained(tokenizer, RECIPE.model_copy(update={"align": Phase(epochs=0)}))
+def test_a_stage_without_steps_is_left_out(tokenizer: Tokenizer) -> None:
+    _, reports = trained(tokenizer, RECIPE.model_copy(update={"align": Phase(steps=0)}))
     assert {metrics["stage"] for metrics, _ in reports} == {"write"}
 
 
 def test_the_weights_with_the_least_held_out_loss_stay(tokenizer: Tokenizer) -> None:
-    """The second epoch of a far too high rate is worse than the first."""
-    wild = Recipe(align=Phase(epochs=0), write=Phase(epochs=3, batch_size=8, learning_rate=0.3))
+    """A far too high rate makes it worse."""
+    wild = Recipe(align=Phase(steps=0), write=Phase(steps=9, batch_size=8, learning_rate=0.3, validate_every=3))
     model, reports = trained(tokenizer, wild)
     losses = [sum(metrics["held_out"].values()) for metrics, _ in reports]
     best = reports[losses.index(min(losses))][1]

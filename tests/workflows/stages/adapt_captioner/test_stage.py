@@ -26,7 +26,7 @@ COLOURS = {"red": (200, 20, 30), "blue": (20, 40, 200)}
 ITEMS, TWINS = 72, 4
 SIZES = {"dim": 16, "heads": 2, "layers": 2, "mlp": 32, "queries": 3, "joint": 8, "text_tokens": 8}
 DECODER = {"name": "tiny", "dim": 16, "layers": 1, "heads": 2, "mlp": 32}
-PHASE = {"epochs": 2, "batch_size": 16, "learning_rate": 0.003}
+PHASE = {"steps": 6, "batch_size": 16, "learning_rate": 0.003, "validate_every": 3}
 SETTINGS = {
     "base": "scratch",
     "views": 1,
