@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,8 +81,10 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
             context.log(f"{name}: {len(test.user)} lists {how} in {time.monotonic() - began:.1f} s")
         return lists
 
-    fixed = {"chosen": generated["chosen"], "seed": context.seed, "draws": draws}
-    judged = partial(judge, test=test, positives=training.positives, cold=~training.warm, **fixed)
+    def judged(lists: dict[str, Recommended]) -> dict[str, Any]:
+        chosen = generated["chosen"]
+        return judge(lists, test, training.positives, ~training.warm, chosen=chosen, seed=context.seed, draws=draws)
+
     banned = None if repeats else test.seen
     lists = listed(banned)
     truth = true_lists(context.catalog, ids, read_user_ids(run, test.user), test.time, k=max(CUTS), banned=banned)
