@@ -389,7 +389,8 @@ def test_recommenders_are_shown_where_there_are_some_and_need_no_ranker(run, pag
     card = {"recall@10": 0.08, "recall@10_interval": [0.07, 0.09], "ndcg@10": 0.04, "ndcg@10_interval": [0.03, 0.05]}
     over = {"ndcg@10": 1.5, "ndcg@10_interval": [1.25, 1.75], "recall@10": 1.0, "recall@10_interval": [0.5, 1.5]}
     tasks = {"<task>": {"examples": 9, "exact@1": 0.5}}
-    metrics = {"generator": card, "language_model": card, "sasrec": card, "generator_over_sasrec": over, "tasks": tasks}
+    both = {**card, "coverage@10": 0.5, "as_is": {**card, "recall@10": 0.06, "coverage@10": 0.25}}
+    metrics = {"generator": both, "language_model": both, "sasrec": card, "generator_over_sasrec": over, "tasks": tasks}
     history = [{"step": step, "train_loss": 1 / step, "valid_ndcg@10": 0.01 * step} for step in (1, 2)]
     run.write_json({"chosen": "language_model", "history": {"language_model": history}}, "metrics", "generate.json")
     write_states(run, features=None, rank=None, evaluate={"metrics": metrics})
@@ -397,7 +398,11 @@ def test_recommenders_are_shown_where_there_are_some_and_need_no_ranker(run, pag
     manifest.stages["generate"] = entry(5, "generate")
     write_manifest(run.root, manifest)
     shown = page_of(run)
-    assert shown.row("language model, chosen on validation")[3:5] == ["0.0800", "0.0700 to 0.0900"]
+    row = shown.row("language model, chosen on validation")
+    assert (row[1:3], row[5]) == (["0.0800", "0.0700 to 0.0900"], "0.0600")
+    assert shown.row("coverage@10", "50.0%")
+    assert shown.row("coverage@10", "25.0%")
+    assert "lists of the same queries with such items left in" in shown.text
     assert shown.row("<task>", "the item is first", "9", "0.5000")
     assert "NDCG@10 is higher, 1.50 times (1.25 to 1.75); recall@10 is not told apart" in shown.text
     assert "No test metrics" not in shown.text
@@ -483,7 +488,12 @@ EVERY_FIT = {  # metrics/STAGE.json of every stage whose figures the page draws
     },
 }
 LISTS = {"recall@10": 0.1, "recall@10_interval": [0.0, 0.2], "ndcg@10": 0.1, "ndcg@10_interval": [0.0, 0.2]}
-RECOMMENDERS = {"generator": LISTS, "sasrec": LISTS, "generator_over_sasrec": LISTS, "tasks": {"t": LISTS}}
+RECOMMENDERS = {
+    "generator": LISTS,
+    "sasrec": LISTS | {"as_is": LISTS},
+    "generator_over_sasrec": LISTS,
+    "tasks": {"t": LISTS},
+}
 
 
 NONE = (None, float("nan"), float("inf"))

@@ -12,14 +12,14 @@ from rich.table import Column, Table
 from serving.settings import STAGES as SERVED
 from storage import files
 from storage.manifest import Manifest
-from workflows.engine.text import count, decimal
+from workflows.engine.text import count, decimal, part
 
 KINDS = (  # title of a table, the metric that selects its rows, and its columns
     ("clicks, test", "auc", ("auc", "user_auc", "log_loss", "ne", "calibration")),
     (
         "next items, test",
         "coverage@10",
-        ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "coverage@10", "cold_recall@10"),
+        ("recall@10", "ndcg@10", "recall@10 as is", "ndcg@10 as is", "coverage@10", "cold_recall@10"),
     ),
 )
 
@@ -56,11 +56,16 @@ def summary(manifest: Manifest, root: str) -> str:
 
 
 def _tables(metrics: dict[str, Any]) -> Iterator[Table]:
-    """Yields the tables of click models and of recommenders; slices and ratios are in the report only."""
-    for title, decisive, columns in KINDS:
-        rows = {name: values for name, values in metrics.items() if isinstance(values, dict) and decisive in values}
+    """Yields the tables of click models and of recommenders, but for columns that nobody has; more is in the report."""
+    for title, decisive, all_columns in KINDS:
+        rows = {
+            name: values | {f"{key} as is": value for key, value in part(values, "as_is").items()}
+            for name, values in metrics.items()
+            if isinstance(values, dict) and decisive in values
+        }
         if not rows:
             continue
+        columns = [column for column in all_columns if any(column in values for values in rows.values())]
         table = Table(title, *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
         for name, values in rows.items():
             table.add_row(name, *(decimal(values[column]) if column in values else "" for column in columns))

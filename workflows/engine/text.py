@@ -14,6 +14,12 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def part(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Returns the metrics under a key, which may be missing."""
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def count(value: Any) -> str:
     """Returns a whole number with separated thousands.
 

@@ -264,10 +264,11 @@ def _fit(
 
 def _evaluate(part: Parts, generate: Choice, items: int) -> Choice:
     asked = min(part.asked, 5_000)
-    seconds = 5 + costs.validation(5 * asked, items)
+    lists = asked if part.repeats else 2 * asked  # masked, and as is
+    seconds = 5 + costs.validation(5 * lists, items)
     for model in generate.parts:
         if model.name == "language_model" and model.settings is not None:
-            seconds += 20 + costs.searches(asked, model.settings["backbone"]["layers"])
+            seconds += 20 + costs.searches(lists, model.settings["backbone"]["layers"])
     if part.asked > asked:
         return Choice("evaluate", {"queries": asked}, f"a sample of {part.asked:,} queries is enough", seconds=seconds)
     return Choice("evaluate", seconds=seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workflows.engine.text import count, decimal, estimate, interval, is_number, percent, signed
+from workflows.engine.text import count, decimal, estimate, interval, is_number, part, percent, signed
 from workflows.report.contents import Figure, Table, intervals, trend
 
 NAMES = {
@@ -20,16 +20,10 @@ NAMES = {
     "sequential": "language model",
     "itemknn": "content",
 }
-COLUMNS = {
-    "recall@5": decimal,
-    "ndcg@5": decimal,
-    "recall@10": decimal,
-    "ndcg@10": decimal,
-    "recall@20": decimal,
-    "ndcg@20": decimal,
-    "coverage@10": percent,
+SHOWN = {  # metrics that are no decimals of four digits
+    **dict.fromkeys(("queries", "cold_queries", "tail_queries"), count),
+    **dict.fromkeys(("coverage@10", "fair_0.8@1", "fair_0.8@10"), percent),
     "popularity_bias@10": lambda value: decimal(value, 2),
-    "cold_recall@10": decimal,
 }
 WITH_INTERVAL = ("recall@10", "ndcg@10")
 TASK_MEASURES = {
@@ -42,21 +36,37 @@ TASK_MEASURES = {
 
 
 def scores(metrics: dict[str, Any], chosen: str | None) -> Table | None:
-    """Returns every recommender by every metric of its lists.
+    """Returns recall@10 and NDCG@10 of every recommender; beside them, where there are any, those as is.
 
     Args:
         metrics: the metrics of evaluate; here as below any of it may be missing.
         chosen: the recommender that counts as the generator.
     """
+    found = _recommenders(metrics)
+    kinds = ("", " as is") if any(part(values, "as_is") for _, _, values in found) else ("",)
+    columns = [(kind, metric) for kind in kinds for metric in WITH_INTERVAL]
     rows = [
         [
             f"{name}, chosen on validation" if key == chosen else name,
-            *(cell for metric in COLUMNS for cell in _cells(values, metric)),
+            *(cell for kind, metric in columns for cell in estimate(part(values, "as_is") if kind else values, metric)),
         ]
-        for key, name, values in _recommenders(metrics)
+        for key, name, values in found
     ]
-    columns = [column for metric in COLUMNS for column in (_head(metric), *_interval_head(metric))]
-    return Table(["recommender", *columns], rows) if rows else None
+    heads = [cell for kind, metric in columns for cell in (f"{_head(metric)}{kind}", "95% interval")]
+    return Table(["recommender", *heads], rows) if rows else None
+
+
+def details(metrics: dict[str, Any], *, as_is: bool) -> Table | None:
+    """Returns every metric of the lists by recommender: of the lists that count, or of those as is."""
+    every = [(name, part(values, "as_is") if as_is else values) for _, name, values in _recommenders(metrics)]
+    found = [(name, values) for name, values in every if values]
+    keys = dict.fromkeys(key for _, values in found for key in values if "@" in key or key in SHOWN)
+    rows = [
+        [_head(key), *(SHOWN.get(key, decimal)(values.get(key)) for _, values in found)]
+        for key in keys
+        if not key.endswith("_interval")
+    ]
+    return Table(["metric", *(name for name, _ in found)], rows) if rows else None
 
 
 def score_figures(metrics: dict[str, Any]) -> list[Figure]:
@@ -78,7 +88,7 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
         for key in ("sasrec", "item_knn", "content", "itemknn", "popularity")
         if f"generator_over_{key}" in metrics
     ]
-    closed = {NAMES[key]: value for key, value in _part(metrics, "gap_closed").items() if key in NAMES}
+    closed = {NAMES[key]: value for key, value in part(metrics, "gap_closed").items() if key in NAMES}
     if closed:
         shares = ", ".join(f"{name} {percent(share)}" for name, share in closed.items())
         lines.append(f"Of the gap between popularity and the truth, by NDCG@10, is closed: {shares}.")
@@ -112,8 +122,8 @@ def tasks(metrics: dict[str, Any]) -> Table | None:
             name,
             count(values.get("examples")),
             *estimate(values, measure),
-            decimal(_part(values, "shuffled").get(measure)),
-            *estimate(_part(values, "gain"), measure, signed),
+            decimal(part(values, "shuffled").get(measure)),
+            *estimate(part(values, "gain"), measure, signed),
         ]
         for task, values in metrics.items()
         for measure, name in TASK_MEASURES.items()
@@ -127,7 +137,7 @@ def task_sentences(metrics: dict[str, Any]) -> list[str]:
     """Whether the tasks that read captions are done by reading them."""
     lines = []
     for task, values in metrics.items():
-        gain = _part(values, "gain")
+        gain = part(values, "gain")
         measure = next((each for each in ("exact@10", "token_f1") if interval(gain.get(f"{each}_interval"))), None)
         if measure is None:
             continue
@@ -168,19 +178,11 @@ def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
 
 def _recommenders(metrics: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     named = [(key, name, metrics.get(key) or {}) for key, name in NAMES.items()]
-    return [(key, name, values) for key, name, values in named if any(metric in values for metric in COLUMNS)]
-
-
-def _cells(values: dict[str, Any], metric: str) -> list[str]:
-    return estimate(values, metric) if metric in WITH_INTERVAL else [COLUMNS[metric](values.get(metric))]
+    return [(key, name, values) for key, name, values in named if any(metric in values for metric in WITH_INTERVAL)]
 
 
 def _head(metric: str) -> str:
     return metric.replace("ndcg", "NDCG").replace("_", " ")
-
-
-def _interval_head(metric: str) -> list[str]:
-    return ["95% interval"] if metric in WITH_INTERVAL else []
 
 
 def _beside(baseline: str, over: dict[str, Any]) -> str:
@@ -199,8 +201,3 @@ def _beside(baseline: str, over: dict[str, Any]) -> str:
         verdict = "is higher" if low > 1 else "is lower" if high < 1 else "is not told apart"
         parts.append(f"{_head(metric)} {verdict}, {decimal(ratio, 2)} times ({interval(bounds, 2)})")
     return f"The generator beside {baseline}: {'; '.join(parts)}."
-
-
-def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
-    part = values.get(key)
-    return part if isinstance(part, dict) else {}

@@ -13,6 +13,7 @@ from models.evaluation import lists as metrics
 from models.evaluation.bootstrap import bootstrap_means
 
 ITEMS = 8
+COUNTS = st.lists(st.integers(0, 9), min_size=ITEMS, max_size=ITEMS)
 
 
 @st.composite
@@ -41,7 +42,7 @@ def test_recall_and_ndcg_equal_brute_force(asked, at):
     np.testing.assert_allclose(metrics.ndcg(rank, at), [brute_ndcg(row, wanted, at) for row, wanted in pairs])
 
 
-@given(queries(), st.lists(st.integers(0, 9), min_size=ITEMS, max_size=ITEMS))
+@given(queries(), COUNTS)
 def test_coverage_and_popularity_bias_equal_brute_force(asked, counts):
     items, target, _ = asked
     lists = [[int(item) for item in row if item >= 0] for row in items]
@@ -52,16 +53,56 @@ def test_coverage_and_popularity_bias_equal_brute_force(asked, counts):
     np.testing.assert_allclose(metrics.popularity_bias(items, target, np.array(counts)), expected)
 
 
-@given(queries(), st.lists(st.booleans(), min_size=ITEMS, max_size=ITEMS))
-def test_the_scorecard_of_a_slice_is_that_of_its_queries(asked, cold):
+@given(queries())
+def test_gini_is_the_mean_difference_of_all_pairs_of_items(asked):
+    items, _, _ = asked
+    listed = [int((items == item).sum()) for item in range(ITEMS)]
+    pairs = [abs(one - other) for one in listed for other in listed]
+    expected = np.mean(pairs) / (2 * np.mean(listed)) if any(listed) else np.nan
+    np.testing.assert_allclose(metrics.gini(items, ITEMS), expected, atol=1e-12)
+
+
+def test_gini_is_zero_where_all_items_are_listed_alike_and_near_one_where_all_get_the_same():
+    assert metrics.gini(np.arange(40).reshape(4, 10), 40) == 0
+    assert metrics.gini(np.full((9, 1), 7), 40) == pytest.approx(1 - 1 / 40)
+
+
+@given(queries(), COUNTS, st.sampled_from([0.25, 0.5, 0.8]))
+def test_fair_counts_the_items_of_the_lists_that_are_among_the_least_popular(asked, counts, alpha):
+    items, _, _ = asked
+    unpopular = sorted(range(ITEMS), key=lambda item: (counts[item], item))[: int(alpha * ITEMS)]
+    listed = [item in unpopular for row in items.tolist() for item in row if item >= 0]
+    expected = np.mean(listed) if listed else np.nan
+    np.testing.assert_allclose(metrics.fair(items, np.array(counts), alpha), expected)
+
+
+@given(COUNTS, st.integers(1, 9))
+def test_the_head_are_the_fewest_items_that_hold_the_share(counts, tenths):
+    held = metrics.head(np.array(counts), tenths / 10)
+    inside = sorted((count for count, part in zip(counts, held, strict=True) if part), reverse=True)
+    outside = [count for count, part in zip(counts, held, strict=True) if not part]
+    assert 10 * sum(inside) >= tenths * sum(counts)
+    assert 10 * sum(inside[:-1]) < tenths * sum(counts) or not inside
+    assert not inside or not outside or inside[-1] >= max(outside)
+
+
+@given(queries(), COUNTS, st.lists(st.booleans(), min_size=ITEMS, max_size=ITEMS))
+def test_the_scorecard_of_a_slice_is_that_of_its_queries(asked, counts, cold):
     items, target, _ = asked
-    cold = np.array(cold)
-    card = metrics.scorecard(items, target, np.ones(ITEMS), cold)
-    hits = [float(wanted in row[:10]) for row, wanted in zip(items, target, strict=True)]
-    of_cold = [hit for hit, wanted in zip(hits, target, strict=True) if cold[wanted]]
-    assert card["recall@10"] == pytest.approx(np.mean(hits))
-    assert (card["queries"], card["cold_queries"]) == (len(hits), len(of_cold))
-    np.testing.assert_allclose(card["cold_recall@10"], np.mean(of_cold) if of_cold else np.nan)
+    popularity, cold = np.array(counts), np.array(cold)
+    card = metrics.scorecard(items, target, popularity, cold)
+    assert card["queries"] == len(target)
+    assert card["recall@10"] == pytest.approx(
+        np.mean([wanted in row for row, wanted in zip(items, target, strict=True)])
+    )
+    np.testing.assert_allclose(card["fair_0.8@1"], metrics.fair(items[:, :1], popularity, 0.8))
+    np.testing.assert_allclose(card["gini@10"], metrics.gini(items[:, :10], ITEMS))
+    for name, members in (("cold", cold), ("tail", ~metrics.head(popularity, 0.8))):
+        rows = [row for row, wanted in enumerate(target) if members[wanted]]
+        gains = [brute_ndcg(items[row].tolist(), int(target[row]), 10) for row in rows]
+        assert card[f"{name}_queries"] == len(rows)
+        np.testing.assert_allclose(card[f"{name}_ndcg@10"], np.mean(gains) if rows else np.nan)
+        np.testing.assert_allclose(card[f"{name}_recall@10"], np.mean([gain > 0 for gain in gains]) if rows else np.nan)
 
 
 @patch.object(bootstrap, "FEWEST", 1)

@@ -24,11 +24,27 @@ def test_recommenders_stand_under_the_names_that_the_run_gave_them(names, tmp_pa
     assert "next items, test" in shown
     rows = [line.split() for line in shown.splitlines()]
     for name in ("generator", *names):
-        assert [name, "0.1000", "0.0500", "0.2000", "0.0625", "0.5000"] in rows
+        assert [name, "0.2000", "0.0625", "0.5000"] in rows
     assert "generator_over" not in shown
+    assert "as is" not in shown
 
 
-KEYS = st.sampled_from(["ranker", "popularity", *CARD, "auc", "user_auc", "calibration"])
+def test_lists_as_is_stand_beside_masked_ones_in_a_line(tmp_path) -> None:
+    card = {**CARD, "cold_recall@10": math.nan, "as_is": {**CARD, "recall@10": 0.15, "ndcg@10": 0.03}}
+    metrics = {"generator": card, "language_model": card, "truth": CARD, "odd": {**CARD, "as_is": None}}
+    shown = summary(
+        Manifest(name="w", stages={"evaluate": StageEntry(state="complete", metrics=metrics)}), str(tmp_path)
+    )
+    rows = [line.split() for line in shown.splitlines()]
+    heads = "next items, test recall@10 ndcg@10 recall@10 as is ndcg@10 as is coverage@10 cold_recall@10"
+    assert heads.split() in rows
+    for name in ("generator", "language_model"):
+        assert [name, "0.2000", "0.0625", "0.1500", "0.0300", "0.5000", "–"] in rows
+    for name in ("truth", "odd"):
+        assert [name, "0.2000", "0.0625", "0.5000"] in rows
+
+
+KEYS = st.sampled_from(["ranker", "popularity", "as_is", *CARD, "auc", "user_auc", "calibration"])
 LEAVES = st.none() | st.floats() | st.integers() | st.text(max_size=3)
 
 

@@ -18,13 +18,17 @@ CARD = {
     "recall@20": 0.12,
     "ndcg@20": 0.05,
     "coverage@10": 0.5,
+    "gini@10": 0.75,
+    "fair_0.8@1": 0.25,
     "popularity_bias@10": 1.25,
     "cold_recall@10": NAN,
     "recall@10_interval": [0.07, 0.09],
     "ndcg@10_interval": [0.03, 0.05],
     "queries": 1200,
     "cold_queries": 7,
+    "tail_queries": 300,
 }
+AS_IS = {**CARD, "recall@10": 0.06, "recall@10_interval": [0.05, 0.07], "gini@10": 0.5}
 FOUND = {
     "generator": CARD,
     "product_codes": CARD,
@@ -52,13 +56,34 @@ TASKS = {
 
 def test_every_recommender_stands_with_its_intervals_and_what_is_missing_is_a_dash():
     table = recommendations.scores(FOUND, "product_codes")
-    assert [row[0] for row in table.rows] == ["product codes, chosen on validation", "popularity"]
-    shown = [dict(zip(table.columns[:9], row[:9], strict=True)) for row in table.rows]
-    assert shown[0]["recall@10"] == "0.0800"
-    assert table.rows[0][4:9] == ["0.0700 to 0.0900", "0.0400", "0.0300 to 0.0500", "0.1200", "0.0500"]
-    assert table.rows[0][9:] == ["50.0%", "1.25", "–"]
-    assert table.rows[1][3:7] == ["0.0100", "–", "0.0050", "–"]
-    assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert table.columns == ["recommender", "recall@10", "95% interval", "NDCG@10", "95% interval"]
+    assert table.rows == [
+        ["product codes, chosen on validation", "0.0800", "0.0700 to 0.0900", "0.0400", "0.0300 to 0.0500"],
+        ["popularity", "0.0100", "–", "0.0050", "–"],
+    ]
+
+
+def test_lists_as_is_stand_beside_masked_ones():
+    found = {"sasrec": {**CARD, "as_is": AS_IS}, "truth": CARD}
+    table = recommendations.scores(found, None)
+    assert table.columns[5:] == ["recall@10 as is", "95% interval", "NDCG@10 as is", "95% interval"]
+    assert table.rows[0][1:6] == ["0.0800", "0.0700 to 0.0900", "0.0400", "0.0300 to 0.0500", "0.0600"]
+    assert table.rows[1][5:] == ["–", "–", "–", "–"]
+
+
+def test_the_details_have_every_metric_of_either_kind():
+    found = {"sasrec": {**CARD, "as_is": AS_IS}, "truth": CARD}
+    masked, as_is = (recommendations.details(found, as_is=kind) for kind in (False, True))
+    assert (masked.columns, as_is.columns) == (["metric", "SASRec", "truth"], ["metric", "SASRec"])
+    shown = {row[0]: row[1:] for row in masked.rows}
+    assert shown["NDCG@5"] == ["0.0300", "0.0300"]
+    assert shown["cold recall@10"] == ["–", "–"]
+    assert (shown["coverage@10"], shown["fair 0.8@1"]) == (["50.0%"] * 2, ["25.0%"] * 2)
+    assert (shown["gini@10"], shown["popularity bias@10"]) == (["0.7500"] * 2, ["1.25"] * 2)
+    assert shown["tail queries"] == ["300", "300"]
+    assert not [metric for metric in shown if "interval" in metric]
+    assert dict(as_is.rows)["gini@10"] == "0.5000"
+    assert recommendations.details(FOUND, as_is=True) is None
 
 
 def test_a_dot_is_drawn_where_there_is_an_interval():
@@ -98,7 +123,10 @@ def test_what_the_statistics_find_is_what_the_page_shows():
     found = judge(lists, test, np.ones(30), np.zeros(30, bool), chosen="product_codes", seed=0)
     table = recommendations.scores(found, "product_codes")
     assert [row[0] for row in table.rows][1:] == ["SASRec", "content", "popularity"]
-    assert all("–" not in row[:-1] for row in table.rows)
+    assert all("–" not in row for row in table.rows)
+    every = recommendations.details(found, as_is=False)
+    assert {"gini@10", "fair 0.8@1", "tail NDCG@10", "tail queries"} < {row[0] for row in every.rows}
+    assert {row[0] for row in every.rows if "–" in row} == {"cold recall@10", "cold NDCG@10"}
     said = recommendations.sentences(found)
     assert len(said) == 4
     assert all("NDCG@10 is higher, 1.58 times (1.58 to 1.58)" in sentence for sentence in said[:3])
@@ -135,6 +163,7 @@ def test_curves_are_those_of_what_was_reported():
 
 def test_what_is_absent_is_left_out():
     assert recommendations.scores({"popularity": {"auc": 0.5}, "ranker": {}}, None) is None
+    assert recommendations.details({}, as_is=False) is None
     assert recommendations.score_figures({}) == []
     assert recommendations.sentences({}) == []
     assert recommendations.tasks({}) is None

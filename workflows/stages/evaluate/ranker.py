@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from models.evaluation.bootstrap import RESAMPLED_BINS, histogram_aucs, interval, resampled_histograms
 from models.evaluation.clicks import EXACT_ROWS, Sums, auc, binned_scores, histogram
+from models.evaluation.lists import head
 from operators.features.tokens import NULL_ID
 from operators.log.events import DAY_US
 from operators.log.partitions import Part, item_ids, open_log, read_user_ids, rows_among
@@ -232,15 +233,12 @@ def slices(items: pa.Table, positives: np.ndarray) -> dict[str, np.ndarray]:
     """
     warm = items["item"].to_numpy() != NULL_ID
     captioned = pc.list_element(items["caption"], 0).to_numpy() != NULL_ID
-    order = np.argsort(-positives, kind="stable")
-    ahead = np.cumsum(positives[order]) - positives[order]  # what more popular items hold
-    head = np.zeros(len(positives), dtype=bool)
-    head[order] = ahead < positives.sum() / 2
+    popular = head(positives, 0.5)
     return {
         "cold_items": ~warm,
         "warm_items": warm,
-        "head_items": head,
-        "tail_items": ~head,
+        "head_items": popular,
+        "tail_items": ~popular,
         "with_caption": captioned,
         "without_caption": ~captioned,
     }

@@ -37,13 +37,19 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
     Every positive event of the test split that generate asks for is a query over the whole catalogue. What is tuned
     here is tuned on validation.
 
+    Lists are masked: what the user has met is left out, as on validation. They are judged once more as they are, with
+    seen items left in, by the same queries. The truth is not: a recommender may leave seen items out by itself, so
+    the masked truth is the most that can be reached either way. Where users choose the same items again
+    (`filter_seen: false`), a mask would remove answers: there is one judgement, of the lists as they are.
+
     Args:
         context: of a run whose generate stage is complete.
         queries: of validation and of test, a sample, at most.
         draws: resamples of users behind every interval.
 
     Returns:
-        See `judge`; empty where the test split has no query.
+        See `judge`, of masked lists; under `as_is` of each recommender and ratio the same of lists as they are. Empty
+        where the test split has no query.
     """
     run = context.run
     generated = run.read_json("metrics", "generate.json")
@@ -56,26 +62,37 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
         context.log("no event of the test split asks for a next item: the recommenders have no scores")
         return {}
 
-    def banned(queries: Queries) -> Any:
-        return None if generated["queries"]["repeats"] else queries.seen
-
+    repeats = generated["queries"]["repeats"]
     training = read_training(log, context.split)
     vectors = aligned(ids, read_embeddings(run))
+    known = None if repeats else valid.seen
     recommenders: dict[str, Recommender] = {
         **{name: load_recommender(run, name) for name in generated["valid"]},
-        "content": fit_content(vectors, valid.histories, valid.target, banned=banned(valid)),
+        "content": fit_content(vectors, valid.histories, valid.target, banned=known),
         "popularity": MostPopular(torch.from_numpy(training.positives)),
     }
-    lists: dict[str, Recommended] = {}
-    for name, recommender in recommenders.items():
-        began = time.monotonic()
-        lists[name] = recommend_blocks(recommender, test.histories, k=max(CUTS), banned=banned(test))
-        context.log(f"{name}: {len(test.user)} lists in {time.monotonic() - began:.1f} s")
-    truth = true_lists(context.catalog, ids, read_user_ids(run, test.user), test.time, k=max(CUTS), banned=banned(test))
-    if truth is not None:
-        lists["truth"] = truth
-    chosen = generated["chosen"]
-    return judge(lists, test, training.positives, ~training.warm, chosen=chosen, seed=context.seed, draws=draws)
+
+    def listed(banned: Jagged | None) -> dict[str, Recommended]:
+        lists = {}
+        for name, recommender in recommenders.items():
+            began = time.monotonic()
+            lists[name] = recommend_blocks(recommender, test.histories, k=max(CUTS), banned=banned)
+            how = "as is" if banned is None else "masked"
+            context.log(f"{name}: {len(test.user)} lists {how} in {time.monotonic() - began:.1f} s")
+        return lists
+
+    def judged(lists: dict[str, Recommended]) -> dict[str, Any]:
+        chosen = generated["chosen"]
+        return judge(lists, test, training.positives, ~training.warm, chosen=chosen, seed=context.seed, draws=draws)
+
+    banned = None if repeats else test.seen
+    lists = listed(banned)
+    truth = true_lists(context.catalog, ids, read_user_ids(run, test.user), test.time, k=max(CUTS), banned=banned)
+    cards = judged(lists if truth is None else {**lists, "truth": truth})
+    if repeats:
+        return cards
+    as_is = judged(listed(None))
+    return {name: {**card, "as_is": as_is[name]} if name in as_is else card for name, card in cards.items()}
 
 
 def judge(

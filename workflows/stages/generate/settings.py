@@ -20,7 +20,8 @@ class Config(StageConfig):
     Attributes:
         product_codes, language_model: the generators; null leaves one out.
         sasrec, item_knn: the baselines; null leaves one out.
-        filter_seen: leave what a user has met out of their lists and out of the queries.
+        filter_seen: leave what a user has met out of their lists and out of the queries; evaluate scores lists as they
+            are, too. False where users choose the same items again.
         compared: validation queries by which one of the generators is chosen, at most.
         workers, cpus_per_worker, use_gpu: processes that fit one model after the other, and what each of them gets.
         strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.

@@ -60,7 +60,7 @@ def evaluated(run: RunDir, *stages: str, queries: int = 1_000, **changes) -> Res
     return stage("evaluate").run(evaluate.Config(bootstrap=20, queries=queries), replace(context, **changes))
 
 
-def brute_popularity(run: RunDir, *, repeats: bool) -> tuple[list[float], list[bool]]:
+def brute_popularity(run: RunDir, *, repeats: bool, masked: bool) -> tuple[list[float], list[bool]]:
     """NDCG@10 of the most popular items per query of a leave-last split, by loops over the log, and who is cold."""
     log = pl.from_arrow(read_log_table(run))
     names = run.read_table("embeddings")["item_id"].to_pylist()
@@ -74,10 +74,11 @@ def brute_popularity(run: RunDir, *, repeats: bool) -> tuple[list[float], list[b
     met = {item for _, item, _ in train}
     found, cold = [], []
     for *past, (_, target, label) in (events for events in users.values() if len(events) > 2):
-        seen = set() if repeats else {item for _, item, _ in past}
-        if not label or target in seen:
+        seen = {item for _, item, _ in past}
+        if not label or (target in seen and not repeats):
             continue
-        order = sorted(set(range(len(names))) - seen, key=lambda item: (-positives[item], item))[:10]
+        left_out = seen if masked else set()
+        order = sorted(set(range(len(names))) - left_out, key=lambda item: (-positives[item], item))[:10]
         found.append(1 / np.log2(order.index(target) + 2) if target in order else 0.0)
         cold.append(target not in met)
     return found, cold
@@ -96,13 +97,46 @@ def test_every_recommender_is_asked_for_the_test_positives(run, repeats):
     assert set(metrics) == names | {f"generator_over_{name}" for name in baselines}
     assert metrics["generator"] == metrics["product_codes"]
     assert set(KEYS) < metrics["content"].keys()
-    expected, cold = brute_popularity(run, repeats=repeats)
+    expected, cold = brute_popularity(run, repeats=repeats, masked=not repeats)
     assert metrics["popularity"]["ndcg@10"] == pytest.approx(np.mean(expected))
     assert {metrics[name]["queries"] for name in names} == {len(expected)} == {result.rows_out}
     assert metrics["sasrec"]["cold_queries"] == sum(cold)
-    (banned,) = recommenders.load_recommender(run, "product_codes").banned
-    assert (banned is None) == repeats
+    asked = recommenders.load_recommender(run, "product_codes").banned
+    assert [banned is None for banned in asked] == ([True] if repeats else [False, True])
     assert run.read_json("metrics", "evaluate.json")["sasrec"]["recall@20"] == metrics["sasrec"]["recall@20"]
+
+
+def test_the_same_queries_are_judged_once_more_with_seen_items_left_in(run):
+    found = evaluated(run, "generate", split=SplitLeaveLast(kind="leave_last")).metrics
+    expected, _ = brute_popularity(run, repeats=False, masked=False)
+    as_is = {name: card["as_is"] for name, card in found.items()}
+    assert as_is["popularity"]["ndcg@10"] == pytest.approx(np.mean(expected))
+    assert as_is["popularity"]["ndcg@10"] < found["popularity"]["ndcg@10"]
+    assert as_is["generator"] == as_is["product_codes"]
+    for name in ("product_codes", "sasrec", "content", "popularity"):
+        assert as_is[name].keys() == found[name].keys() - {"as_is"}
+        assert as_is[name]["queries"] == found[name]["queries"] == len(expected)
+    ratio = as_is["product_codes"]["recall@10"] / as_is["sasrec"]["recall@10"]
+    assert as_is["generator_over_sasrec"]["recall@10"] == pytest.approx(ratio)
+
+
+def test_without_a_mask_nothing_is_judged_twice(run):
+    told = {**run.read_json("metrics", "generate.json"), "queries": {"history": 5, "repeats": True}}
+    run.write_json(told, "metrics", "generate.json")
+    assert not [name for name, card in evaluated(run, "generate").metrics.items() if "as_is" in card]
+
+
+def test_the_truth_is_the_ceiling_of_both_and_is_judged_once(run, monkeypatch):
+    def true_lists(*args, k: int, banned: Jagged | None) -> Recommended:
+        users = len(args[3])
+        assert banned is not None
+        return Fixed(2).recommend(Jagged(torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1)), k=k, banned=banned)
+
+    monkeypatch.setattr(recommenders, "true_lists", true_lists)
+    found = evaluated(run, "generate").metrics
+    assert "as_is" not in found["truth"]
+    assert "as_is" not in found["gap_closed"]
+    assert {"generator", "sasrec", "popularity"} <= {name for name, card in found.items() if "as_is" in card}
 
 
 def test_a_ranker_and_a_generator_are_scored_as_each_alone(run):
