@@ -7,7 +7,7 @@ It differs from the paper in
   this is what SASRec had lacked beside BERT4Rec, and eSASRec (arXiv 2508.06450) samples negatives;
 * the logits, by default: cosines divided by a temperature that is learned, as CLIP's (Radford et al. 2021). The
   products of states with items' vectors, as in the paper and the baselines above, are `logits: dot`;
-* the blocks, which are pre-norm, and a learned start, which predicts the first item.
+* a learned start, from which the first item is predicted, and the blocks (`models.recommenders.encoder`).
 """
 
 from __future__ import annotations

@@ -78,14 +78,14 @@ def test_items_are_drawn_by_their_popularity_and_nobodys_never(beta: float, most
     """A batch of one target shows by its gradients which other items were drawn."""
     loss, (_, vectors) = make(3, beta=beta), given()
     met = torch.zeros(len(COUNTS))
-    for seed in range(1_000):
+    for seed in range(300):
         torch.manual_seed(seed)
         found = loss(torch.ones(1, DIM), torch.tensor([2]), vectors.__getitem__)
         met += torch.autograd.grad(found, vectors)[0].any(1)
     _, odds = drawn_by_hand(0, 3, beta)
     assert max(odds.values()) == most
-    for item, share in enumerate((met / 1_000).tolist()):
-        assert item == 2 or share == pytest.approx(odds.get(item, 0.0), abs=0.05)
+    for item, share in enumerate((met / 300).tolist()):
+        assert item == 2 or share == pytest.approx(odds.get(item, 0.0), abs=0.1)
 
 
 def test_the_correction_finds_how_likely_items_are_and_without_it_popular_ones_lose() -> None:
@@ -98,16 +98,16 @@ def test_the_correction_finds_how_likely_items_are_and_without_it_popular_ones_l
         logits = torch.zeros(5, 1, requires_grad=True)
         optimizer = torch.optim.SGD([logits], lr=1.0)
         mean = torch.zeros(5)
-        for step in range(600):
+        for step in range(300):
             torch.manual_seed(step)
             optimizer.param_groups[0]["lr"] = 10 / (10 + step)
             optimizer.zero_grad()
             loss(torch.ones(len(target), 1), target, logits.__getitem__).backward()
             optimizer.step()
-            mean += logits.detach()[:, 0] * (step >= 300) / 300
+            mean += logits.detach()[:, 0] * (step >= 100) / 200
         found.append(mean.softmax(0))
-    torch.testing.assert_close(found[0], counts / counts.sum(), atol=0.03, rtol=0)
-    torch.testing.assert_close(found[1], torch.full((5,), 0.2), atol=0.03, rtol=0)
+    torch.testing.assert_close(found[0], counts / counts.sum(), atol=0.05, rtol=0)
+    torch.testing.assert_close(found[1], torch.full((5,), 0.2), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("negatives", [None, 3])
