@@ -66,7 +66,8 @@ def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
         {"params": [part for part in trained if part.ndim > 1], "weight_decay": 0.1},
         {"params": [part for part in trained if part.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.01)
+    # the gradient of a bias of keys is 0 but for rounding, which Adam is not to follow
+    return torch.optim.AdamW(groups, lr=0.01, eps=1e-6)
 
 
 def step(module: nn.Module, optimizer: torch.optim.Optimizer, batches: list[torch.Tensor]) -> float:
