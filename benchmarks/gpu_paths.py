@@ -155,12 +155,11 @@ def rqkmeans(setting: Setting) -> Results:
 
 def sasrec(setting: Setting) -> Results:
     """Runs SASRec: recommendations, and a fit."""
-    from models.recommenders.next_item import EncoderConfig
-    from models.recommenders.sasrec import SasRec
+    from models.recommenders.sasrec import SasRec, SasRecConfig
 
     torch.manual_seed(SEED)
-    config = EncoderConfig(dim=setting.sizes.dim, dropout=0.0)
-    return _next_item(SasRec(config, items=setting.sizes.items), setting)
+    config = SasRecConfig(dim=setting.sizes.dim, dropout=0.0)
+    return _next_item(SasRec(config, torch.ones(setting.sizes.items, dtype=torch.int64)), setting)
 
 
 def product_codes(setting: Setting) -> Results:
@@ -289,7 +288,7 @@ def _next_item(model: NextItemModel, setting: Setting) -> Results:
     def draw(step: int) -> list[torch.Tensor]:
         return [model.windows(queries.histories, (torch.arange(64) + 64 * step) % users)]
 
-    task = TrainingTask(model, draw, lambda learner: learner)
+    task = TrainingTask(model, draw, lambda learner: learner, limit=model.limit)
     return {"items": lists.items, "scores": lists.scores, "bf16_fit_loss": _fit(task, queries, setting)}
 
 

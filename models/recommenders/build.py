@@ -66,7 +66,11 @@ def _scaled(vectors: np.ndarray) -> np.ndarray:
 def next_item_task(model: NextItemModel, sequences: Jagged, batch_size: int, *, seed: int) -> TrainingTask:
     """Returns the fit of a model of whole items to training sequences."""
     users = ShuffledUsers(sequences, batch_size, seed=seed)
-    return TrainingTask(model, lambda step: [model.windows(sequences, users.rows(step))], lambda learner: learner)
+
+    def draw(step: int) -> list[torch.Tensor]:
+        return [model.windows(sequences, users.rows(step))]
+
+    return TrainingTask(model, draw, lambda learner: learner, limit=model.limit)
 
 
 class ShuffledUsers:

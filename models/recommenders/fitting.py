@@ -35,6 +35,7 @@ class TrainingTask(NamedTuple):
     recommender: Callable[[Any], FittedRecommender]  # of the learner
     losses: Callable[[Any], dict[str, float]] = lambda learner: {}  # held-out loss of each of its tasks
     patience_from: int = 0  # the step up to which validations do not count against it
+    limit: Callable[[], None] = lambda: None  # keeps weights within their bounds, after every step
 
 
 class Callbacks(NamedTuple):
@@ -114,6 +115,7 @@ def fit(
         at["total"] += backward(module, [_moved(batch, device) for batch in task.draw(step)])
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        task.limit()
         at["step"] += 1
         if at["step"] % config.validate_every and at["step"] < config.steps:
             if at["step"] % REPORT_EVERY == 0:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
-from torch.nn import functional
 
 from models.common.jagged import Jagged, gather, padded
 from models.common.recommender import Recommended, best, concatenate
@@ -18,7 +17,6 @@ from storage.artifacts import save_model
 
 USERS = 512  # per block of answers, at most
 BLOCK_VALUES = 1 << 27  # scores that are held at once
-POSITIONS = 256  # per block of the loss: their logits stay in the processor's cache
 
 
 class EncoderConfig(Settings):
@@ -71,6 +69,9 @@ class NextItemModel(nn.Module, ABC):
     @abstractmethod
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Returns the mean loss, float32 [], of states [P, D] whose next items are `target`, int64 [P]."""
+
+    def limit(self) -> None:
+        """Keeps weights within their bounds; called after every step."""
 
     @abstractmethod
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -130,11 +131,3 @@ class NextItemModel(nn.Module, ABC):
         read = vectors.new_zeros(*items.shape, vectors.shape[-1]).index_put((known,), vectors)
         start = self.start.to(read).expand(len(items), 1, -1)
         return self.encoder(torch.cat([start, read], dim=1))
-
-
-def cross_entropy(hidden: torch.Tensor, vectors: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Means cross-entropy over all items, float32 [], of states [P, D] against vectors [N, D]; 0 without states."""
-    loss = (hidden.sum() + vectors.sum()) * 0.0 if not len(hidden) else hidden.new_zeros(())
-    for states, items in zip(hidden.split(POSITIONS), target.split(POSITIONS), strict=True):
-        loss = loss + functional.cross_entropy(states @ vectors.T, items, reduction="sum").float()
-    return loss / max(len(hidden), 1)

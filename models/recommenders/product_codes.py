@@ -11,14 +11,15 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import nn
 from torch.nn import functional
 
 from models.common.jagged import Jagged
 from models.common.recommender import Recommended
+from models.recommenders.catalogue_loss import CatalogueLoss, NegativesConfig, cross_entropy
 from models.recommenders.inner_product import InnerProductIndex
-from models.recommenders.next_item import EncoderConfig, NextItemModel, cross_entropy
+from models.recommenders.next_item import EncoderConfig, NextItemModel
 from models.recommenders.product_quantizer import Quantized
 from storage.errors import UserError
 
@@ -26,7 +27,7 @@ USERS = 64  # scored side by side: the log-probabilities of more would leave the
 SCALE, NOISE = 0.03, 0.002  # root mean square of the codes' own dimensions, and of the others, at the start
 
 
-class ProductCodesConfig(EncoderConfig):
+class ProductCodesConfig(EncoderConfig, NegativesConfig):
     """Size of the model of product codes.
 
     Attributes:
@@ -38,6 +39,12 @@ class ProductCodesConfig(EncoderConfig):
     dim: PositiveInt = 128
     objective: Literal["catalogue", "codes"] = "catalogue"
     exact_items: PositiveInt = 1_000_000
+
+    @model_validator(mode="after")
+    def _negatives_are_items(self) -> ProductCodesConfig:
+        if self.negatives and self.objective == "codes":
+            raise ValueError("no items are compared by objective: codes: leave negatives out, or write catalogue")
+        return self
 
 
 class ProductCodes(NextItemModel):
@@ -54,14 +61,14 @@ class ProductCodes(NextItemModel):
 
     kind: ClassVar[str] = "product_codes"
 
-    def __init__(self, config: ProductCodesConfig, quantized: Quantized, chosen: torch.Tensor | None = None) -> None:
+    def __init__(self, config: ProductCodesConfig, quantized: Quantized, counts: torch.Tensor | None = None) -> None:
         """Makes a model of N items.
 
         Args:
             config: its size.
             quantized: the items' codes.
-            chosen: rows of the items that training chooses from, ascending; None for all. An item that is new has
-                the vectors of its codes from others; were it among the choices, it would be learned as never chosen.
+            counts: how often training chooses each item, int64 [N]; None: all alike. An item without an event has
+                the vectors of its codes from others.
 
         Raises:
             UserError: the dimensions are not those of the codewords.
@@ -75,12 +82,8 @@ class ProductCodes(NextItemModel):
         self.codes: torch.Tensor
         self.register_buffer("codes", quantized.codes)
         self._add_rows(codewords)
-        chosen = torch.arange(self.items) if chosen is None else chosen
-        place = torch.zeros(self.items, dtype=torch.int64).index_put((chosen,), torch.arange(len(chosen)))
-        self.chosen: torch.Tensor
-        self.place: torch.Tensor
-        self.register_buffer("chosen", chosen, persistent=False)
-        self.register_buffer("place", place, persistent=False)
+        counts = torch.ones(self.items, dtype=torch.int64) if counts is None else counts
+        self.catalogue_loss = CatalogueLoss(counts, config)
         self.codeword = nn.Parameter(torch.randn(parts, codewords, config.dim) * NOISE)
         scaled = quantized.codewords * (SCALE / quantized.codewords.square().mean().sqrt().clamp_min(1e-12))
         with torch.no_grad():
@@ -131,7 +134,8 @@ class ProductCodes(NextItemModel):
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Returns the cross-entropy over the items to choose from, or the mean of that of each code."""
         if self.objective == "catalogue":
-            return cross_entropy(hidden, self.every_vector()[self.chosen], self.place[target])
+            read = self.vectors if self.catalogue_loss.negatives else self.every_vector().__getitem__
+            return self.catalogue_loss(hidden, target, read)
         codes = self.codes[target]
         parts = zip(self.codeword, codes.T, strict=True)
         return torch.stack([cross_entropy(hidden, words, wanted) for words, wanted in parts]).mean()

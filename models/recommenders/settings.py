@@ -11,15 +11,15 @@ from models.common.llama import Tiny
 from models.common.settings import FitConfig, Settings
 from models.generation.backbones import Backbone, load_tokenizer
 from models.generation.tasks import SEQUENCE, Task, load_tasks
-from models.recommenders.next_item import EncoderConfig
 from models.recommenders.product_codes import ProductCodesConfig
+from models.recommenders.sasrec import SasRecConfig
 from storage.errors import UserError
 
 
 class SasRecSettings(Settings):
-    """The baseline: SASRec with full cross-entropy."""
+    """The baseline that learns: SASRec."""
 
-    model: EncoderConfig = EncoderConfig()
+    model: SasRecConfig = SasRecConfig()
     fit: FitConfig = FitConfig()
 
 

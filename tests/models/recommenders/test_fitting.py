@@ -19,8 +19,7 @@ from models.common.recommender import Queries, Recommended, best
 from models.common.settings import FitConfig
 from models.recommenders import fitting, next_item
 from models.recommenders.fitting import Callbacks, State, TrainingTask, fit, rate, validate
-from models.recommenders.next_item import EncoderConfig
-from models.recommenders.sasrec import SasRec
+from models.recommenders.sasrec import SasRec, SasRecConfig
 from storage.errors import UserError
 from tests.models.workers import on_ranks
 
@@ -51,19 +50,20 @@ def asked(count: int) -> Queries:
     return Queries(np.arange(count), lists(histories), targets, lists(seen))
 
 
-def make(dropout: float) -> TrainingTask:
+def make(dropout: float, negatives: int | None = None) -> TrainingTask:
     """SASRec over random chains of items, each step's users dealt out by turns."""
     random = torch.Generator().manual_seed(0)
     windows = (torch.randint(ITEMS, (USERS, 1), generator=random) + torch.arange(4)) % ITEMS
     torch.manual_seed(0)
-    learner = SasRec(EncoderConfig(dim=8, layers=1, inner=16, length=4, dropout=dropout), items=ITEMS)
+    config = SasRecConfig(dim=8, layers=1, inner=16, length=4, dropout=dropout, negatives=negatives)
+    learner = SasRec(config, windows.flatten().bincount(minlength=ITEMS))
 
     def draw(step: int) -> list[torch.Tensor]:
         rank, workers = rank_and_size()
         rows = torch.randperm(USERS, generator=torch.Generator().manual_seed(step))[: CONFIG.batch_size + 1]
         return list(windows[rows[rank::workers]].split(2))
 
-    return TrainingTask(learner, draw, lambda trained: trained)
+    return TrainingTask(learner, draw, lambda trained: trained, limit=learner.limit)
 
 
 class Kept:
@@ -83,15 +83,18 @@ class Kept:
         return Callbacks(report, lambda learner, tensors: self.bests.append({k: v.clone() for k, v in tensors.items()}))
 
 
-def test_a_fit_that_goes_on_from_any_report_ends_as_if_undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("negatives", [None, 5])
+def test_a_fit_that_goes_on_from_any_report_ends_as_if_undisturbed(
+    negatives: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fitting, "REPORT_EVERY", 2)
     whole = Kept()
-    fit(CONFIG, make(0.3), asked(9), whole.callbacks(), seed=5)
+    fit(CONFIG, make(0.3, negatives), asked(9), whole.callbacks(), seed=5)
     validated = [metrics["step"] for metrics in whole.metrics if "train_loss" in metrics]
     assert validated == [3, 6, 7]
     assert [metrics["step"] for metrics in whole.metrics] == [0, 2, 3, 4, 6, 7]
     for at, metrics in enumerate(whole.metrics):
-        task, after = make(0.3), Kept()
+        task, after = make(0.3, negatives), Kept()
         with torch.no_grad():
             for parameter in task.learner.parameters():
                 parameter.zero_()  # nothing that a new process begins with counts
@@ -126,6 +129,17 @@ def test_time_goes_on_as_well() -> None:
         state=state,
     )
     assert all(1000 < seconds < 2000 for seconds in told)
+
+
+def test_weights_are_kept_within_their_bounds_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "REPORT_EVERY", 1)
+    kept, task = Kept(), make(0.0)
+    task.learner.log_scale.data.fill_(9.0)
+    fit(CONFIG, task, asked(3), kept.callbacks(), seed=0)
+    scales = [float(state["model.learner.log_scale"]) for state in kept.states]
+    assert scales.pop(0) == 9
+    assert len(scales) == CONFIG.steps
+    assert max(scales) <= math.log(100) + 1e-6
 
 
 class Still(nn.Module):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from models.common.jagged import Jagged
-from models.recommenders import next_item
+from models.recommenders import catalogue_loss, next_item
 from models.recommenders.artifacts import load
 from models.recommenders.encoder import Encoder
-from models.recommenders.next_item import EncoderConfig, NextItemModel, cross_entropy
+from models.recommenders.next_item import EncoderConfig, NextItemModel
 from models.recommenders.product_codes import ProductCodes, ProductCodesConfig
 from models.recommenders.product_quantizer import Quantized
-from models.recommenders.sasrec import SasRec
+from models.recommenders.sasrec import SasRec, SasRecConfig
 from storage.errors import UserError
 
 ITEMS = 30
 SIZE = {"dim": 16, "inner": 32, "length": 6, "dropout": 0.3}
+ALL_ALIKE = torch.ones(ITEMS, dtype=torch.int64)
 HISTORIES = [[3, 7, 1], [], [0, 0, 5, 6, 7, 8, 9, 2], [29], [1, 2, 3, 4, 5, 6]]
 
 
@@ -33,7 +36,7 @@ def make(kind: str, **settings) -> NextItemModel:
     """A model whose weights are far from the small ones it begins with, so that everything has its effect."""
     torch.manual_seed(0)
     if kind == "sasrec":
-        model: NextItemModel = SasRec(EncoderConfig(**{**SIZE, **settings}), items=ITEMS)
+        model: NextItemModel = SasRec(SasRecConfig(**{**SIZE, **settings}), ALL_ALIKE)
     else:
         quantized = Quantized(torch.randint(8, (ITEMS, 4)), torch.randn(4, 8, 4))
         model = ProductCodes(ProductCodesConfig(**{**SIZE, **settings}), quantized)
@@ -43,9 +46,10 @@ def make(kind: str, **settings) -> NextItemModel:
     return model.eval()
 
 
-@pytest.fixture(params=["sasrec", "product_codes"])
+@pytest.fixture(params=[("sasrec", {}), ("sasrec", {"logits": "dot"}), ("product_codes", {})], ids=str)
 def model(request: pytest.FixtureRequest) -> NextItemModel:
-    return make(request.param)
+    kind, settings = request.param
+    return make(kind, **settings)
 
 
 def naive_scores(model: NextItemModel, history: list[int]) -> torch.Tensor:
@@ -132,43 +136,43 @@ def test_the_loss_is_the_mean_over_all_items_of_each_history(
             losses.append(-scores.log_softmax(0)[item])  # both kinds: of all items
     windows = model.windows(lists(sequences), torch.arange(4))
     for block in (256, 3):
-        monkeypatch.setattr(next_item, "POSITIONS", block)
+        monkeypatch.setattr(catalogue_loss, "POSITIONS", block)
         torch.testing.assert_close(model.loss(windows), torch.stack(losses).mean())
     assert int(model.weight(windows)) == len(losses)
 
 
-def test_the_blocks_of_a_loss_have_the_gradients_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    hidden, vectors = torch.randn(10, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
-    target = torch.randint(6, (10,))
-    wanted = torch.autograd.grad(functional.cross_entropy(hidden @ vectors.T, target), (hidden, vectors))
-    monkeypatch.setattr(next_item, "POSITIONS", 3)
-    found = torch.autograd.grad(cross_entropy(hidden, vectors, target), (hidden, vectors))
-    torch.testing.assert_close(found, wanted)
-
-
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("sasrec", {}), ("product_codes", {}), ("product_codes", {"objective": "codes"})]
+    ("kind", "settings"),
+    [
+        ("sasrec", {}),
+        ("sasrec", {"negatives": 5}),
+        ("product_codes", {}),
+        ("product_codes", {"negatives": 5}),
+        ("product_codes", {"objective": "codes"}),
+    ],
 )
 def test_a_batch_without_items_costs_nothing_and_has_all_gradients(kind: str, settings: dict[str, str]) -> None:
-    model = make(kind, **settings)
+    model = make(kind, **settings).train()
     loss = model.loss(torch.full((2, 3), ITEMS))
     loss.backward()
     assert loss == 0
     assert all(part.grad is not None and not part.grad.any() for part in model.parameters())
 
 
-def test_a_chain_of_items_is_learned() -> None:
+@pytest.mark.parametrize("logits", ["cosine", "dot"])
+@pytest.mark.parametrize("draws", [{}, {"negatives": 15}, {"negatives": 15, "beta": 0.5}], ids=str)
+def test_a_chain_of_items_is_learned(logits: str, draws: dict[str, Any]) -> None:
     """Every item has one successor, whatever came before it."""
     torch.manual_seed(0)
     successor = torch.randperm(ITEMS).roll(1)
-    rows = [torch.randint(ITEMS, (48,))]
+    rows = [torch.arange(ITEMS).repeat(2)]
     for _ in range(6):
         rows.append(successor[rows[-1]])
     chains = torch.stack(rows, dim=1)
-    model = SasRec(EncoderConfig(**{**SIZE, "dropout": 0.0}), items=ITEMS)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(100):
+    counts = chains.flatten().bincount(minlength=ITEMS)
+    model = SasRec(SasRecConfig(**{**SIZE, "dropout": 0.0, "logits": logits, **draws}), counts)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(300):
         optimizer.zero_grad()
         model.loss(chains).backward()
         optimizer.step()
@@ -178,6 +182,60 @@ def test_a_chain_of_items_is_learned() -> None:
     for length in (1, 2, 3):
         found = model.recommend(lists(asked[:, :length].tolist()), k=1)
         assert torch.equal(found.items[:, 0], successor[asked[:, length - 1]])
+
+
+def test_a_score_is_the_cosine_times_the_scale() -> None:
+    model, hidden = make("sasrec"), torch.randn(5, 16)
+    states, items = hidden.double().numpy(), model.item.detach().double().numpy()
+    norms = np.linalg.norm(states, axis=1)[:, None] * np.linalg.norm(items, axis=1)
+    wanted = model.log_scale.detach().exp().item() * (states @ items.T) / norms
+    np.testing.assert_allclose(model.scores(hidden).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+    plain = make("sasrec", logits="dot")
+    np.testing.assert_allclose(
+        plain.scores(hidden).detach().numpy(), states @ plain.item.detach().double().numpy().T, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_scale_begins_within_its_bound_stays_there_and_is_saved(tmp_path: Path) -> None:
+    model = SasRec(SasRecConfig(**SIZE), ALL_ALIKE)
+    assert float(model.log_scale.exp()) == pytest.approx(1 / 0.07)
+    for value in (2.0, 9.0):
+        model.log_scale.data.fill_(value)
+        model.limit()
+        assert float(model.log_scale) == pytest.approx(min(value, math.log(100)))
+    model.save(str(tmp_path), model.state_dict())
+    assert torch.equal(load(str(tmp_path)).log_scale, model.log_scale)
+    assert "log_scale" not in make("sasrec", logits="dot").state_dict()
+
+
+def test_items_that_nobody_chose_are_not_learned_nor_recommended(tmp_path: Path) -> None:
+    counts = ALL_ALIKE.clone()
+    counts[[4, 17]] = 0
+    for settings in ({}, {"logits": "dot"}, {"negatives": 9}):
+        torch.manual_seed(0)
+        model = SasRec(SasRecConfig(**{**SIZE, **settings}), counts)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.loss(torch.tensor([[3, 7, 1], [0, 2, ITEMS]])).backward()
+            optimizer.step()
+        assert model.item.any(1).nonzero()[:, 0].tolist() == counts.nonzero()[:, 0].tolist()
+        model.save(str(tmp_path), model.state_dict())
+        found = load(str(tmp_path)).recommend(lists([[3, 4], []]), k=ITEMS)
+        assert found.items[:, -2:].tolist() == [[-1, -1]] * 2
+        assert not {4, 17} & set(found.items.flatten().tolist())
+        assert found.scores[:, :-2].isfinite().all()
+
+
+def test_an_artifact_from_before_the_cosines_is_refused(tmp_path: Path) -> None:
+    model = make("sasrec", logits="dot")
+    model.save(str(tmp_path), model.state_dict())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("logits", "negatives", "beta", "log_q"):
+        del config["config"][key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"recommender at .* is damaged or of another version"):
+        load(str(tmp_path))
 
 
 def test_an_artifact_recommends_as_what_was_trained(model: NextItemModel, tmp_path: Path) -> None:

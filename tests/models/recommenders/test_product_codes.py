@@ -63,16 +63,23 @@ def test_the_order_is_that_of_products_with_the_vectors_that_are_read() -> None:
     assert torch.equal(order, products[:, distinct].argsort(dim=1, descending=True))
 
 
-def test_items_that_nobody_chose_are_not_learned_as_never_chosen() -> None:
+@pytest.mark.parametrize("draws", [{}, {"negatives": 5}], ids=str)
+def test_items_that_nobody_chose_are_not_learned_as_never_chosen(draws: dict[str, int]) -> None:
     chosen = torch.tensor([0, 3, 7, 20, 39])
+    counts = torch.zeros(ITEMS, dtype=torch.int64).index_put((chosen,), torch.tensor([1, 5, 2, 1, 9]))
     torch.manual_seed(0)
-    model = ProductCodes(ProductCodesConfig(dim=DIM, inner=32, length=5), drawn(), chosen)
+    model = ProductCodes(ProductCodesConfig(dim=DIM, inner=32, length=5, **draws), drawn(), counts)
     hidden, target = torch.randn(4, DIM), torch.tensor([39, 3, 3, 0])
     products = hidden @ model.vectors(chosen).T
     wanted = functional.cross_entropy(products, torch.tensor([4, 1, 1, 0]))
     torch.testing.assert_close(model.mean_loss(hidden, target), wanted)
     assert model.scores(hidden).shape == (4, ITEMS)
-    assert not {"chosen", "place"} & model.state_dict().keys()
+    assert not any(name.startswith("catalogue_loss") for name in model.state_dict())
+
+
+def test_negatives_are_items_and_not_codes() -> None:
+    with pytest.raises(ValueError, match="leave negatives out, or write catalogue"):
+        ProductCodesConfig(objective="codes", negatives=100)
 
 
 @pytest.mark.parametrize("objective", ["catalogue", "codes"])

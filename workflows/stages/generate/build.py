@@ -63,12 +63,13 @@ def training_task(
         corpus = read_corpus(settings, run, data.item_ids, data.sequences, seed=seed)
         return build.language_model_task(settings, corpus, data.valid, seed=seed)
     torch.manual_seed(seed)
+    counts = data.sequences.values.bincount(minlength=len(data.item_ids))
     if isinstance(settings, SasRecSettings):
-        sasrec = SasRec(settings.model, items=len(data.item_ids))
-        return build.next_item_task(sasrec, data.sequences, settings.fit.batch_size, seed=seed)
-    _, quantized = load_model(run.uri("models", "generator", CODES), CODES)
-    product_codes = ProductCodes(settings.model, Quantized(**quantized), data.sequences.values.unique())
-    return build.next_item_task(product_codes, data.sequences, settings.fit.batch_size, seed=seed)
+        model: SasRec | ProductCodes = SasRec(settings.model, counts)
+    else:
+        _, quantized = load_model(run.uri("models", "generator", CODES), CODES)
+        model = ProductCodes(settings.model, Quantized(**quantized), counts)
+    return build.next_item_task(model, data.sequences, settings.fit.batch_size, seed=seed)
 
 
 def read_corpus(

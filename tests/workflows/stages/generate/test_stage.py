@@ -17,7 +17,7 @@ import torch
 from models.common.jagged import Jagged
 from models.recommenders import fitting
 from models.recommenders.artifacts import load
-from models.recommenders.next_item import EncoderConfig
+from models.recommenders.sasrec import SasRecConfig
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
@@ -174,7 +174,7 @@ def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, mon
         raise UserError("Killed.")
 
     monkeypatch.setattr(training, "fit", fit)
-    other = CONFIG.model_copy(update={"sasrec": CONFIG.sasrec.model_copy(update={"model": EncoderConfig(dim=32)})})
+    other = CONFIG.model_copy(update={"sasrec": CONFIG.sasrec.model_copy(update={"model": SasRecConfig(dim=32)})})
     for config, fingerprint in ((CONFIG, "a"), (CONFIG, "a"), (other, "b"), (CONFIG, "a")):
         with pytest.raises(UserError, match="Killed"):
             stage("generate").run(config, replace(context_of(run), fingerprint=fingerprint))
