@@ -16,6 +16,7 @@ from storage import files
 from storage.media.sources import HTTP, Sources
 from workflows.stages.ingest.texts import ids as ids_of
 
+NAMED = 24  # ids that media are looked for by
 PROBED = 32  # items whose media are opened
 LEAST_TOLD = 16  # of them, that have a text
 FOLDERS = 20  # that are looked into for media
@@ -45,7 +46,7 @@ class Media:
 
 def pictures_by_id(catalog: str, items: pl.DataFrame) -> str | None:
     """Returns where media named by the ids of items lie, as `stages.ingest.media`; None where there are none."""
-    ids = [name for name in ids_of(items["item_id"]).drop_nulls().head(PROBED) if "/" not in name]
+    ids = [name for name in ids_of(items["item_id"]).drop_nulls().head(NAMED) if "/" not in name]
     fs, path = files.filesystem(catalog)
     inside = sorted(entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
     folders = ["", *(name.rsplit("/", 1)[-1] + "/" for name in inside[:FOLDERS])]

@@ -159,7 +159,10 @@ def elsewhere(catalog: Path, folder: Path) -> Path:
         ({"base": "/no/such"}, "There is no captioner at /no/such"),
         ({"base": "/no/such", "architecture": {"dim": 48}}, "architecture is that of the base"),
         ({"architecture": {"decoder": {"name": "tiny", "heads": 3}}}, "a multiple of twice the heads"),
-        ({"architecture": {"decoder": {"name": "pretrained", "model": "/no/such"}}}, "There is no model at /no/such"),
+        (
+            {"base": "scratch", "architecture": {"decoder": {"name": "pretrained", "model": "/no/such"}}},
+            "There is no model at /no/such",
+        ),
         ({"workers": 200}, "at least that of the workers"),
     ],
 )
