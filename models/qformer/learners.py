@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Batch(NamedTuple):
         return Batch(*(part.to(device) for part in self))
 
 
-class _Learner(nn.Module):
+class _Learner(nn.Module, ABC):
     """What both stages have: a model, a recipe, and a loss that is the sum of several."""
 
     layers: Sequence[str] = ()  # both are small enough to be whole on every worker
@@ -56,9 +57,9 @@ class _Learner(nn.Module):
         """Returns the sum of the losses."""
         return torch.stack(list(self.losses(batch).values())).sum()
 
+    @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the losses by their names."""
-        raise NotImplementedError
 
 
 class Aligning(_Learner):
