@@ -35,6 +35,7 @@ from models.captioning.tagger.tagger import Tagger
 from models.common.encoders import image_encoder
 from models.embedding.local import LocalTexts
 from models.embedding.qformer import QFormerImages, QFormerTexts
+from models.evaluation.pairs import ahead
 from models.qformer.sentences import sentences
 from models.qformer.vision import look, pooled
 from storage.run import RunDir
@@ -141,7 +142,7 @@ def recall(photos: Photos, weights: str, texts: list[str]) -> float:
     first = photos.split["test"].start
     seen = QFormerImages(weights).embed_images(photos.pictures(range(first, first + SEARCHED)))
     read = QFormerTexts(weights).embed_texts(texts[:SEARCHED]).vectors
-    return among(read @ seen.T)
+    return float((ahead(read @ seen.T) < CUT).mean())
 
 
 def ridge_recall(photos: Photos, features: np.ndarray, texts: list[str]) -> float:
@@ -161,16 +162,9 @@ def ridge_recall(photos: Photos, features: np.ndarray, texts: list[str]) -> floa
         for name in ("valid", "test"):
             rows = slice(photos.split[name].start, photos.split[name].start + SEARCHED)
             seen = torch.nn.functional.normalize(x[rows] @ weights + mean, dim=1)
-            found[name] = among((y[rows] @ seen.T).numpy())
+            found[name] = float((ahead((y[rows] @ seen.T).numpy()) < CUT).mean())
         scores.append((found["valid"], found["test"]))
     return max(scores)[1]
-
-
-def among(similarity: np.ndarray) -> float:
-    """Returns the share of rows whose own column is among the ten largest; ties count half of them as larger."""
-    own = np.diagonal(similarity)[:, None]
-    better = (similarity > own + 1e-6).sum(1) + ((np.abs(similarity - own) <= 1e-6).sum(1) - 1) / 2
-    return float((better < CUT).mean())
 
 
 def worded(captions: list[str], true: list[list[str]]) -> dict[str, float]:

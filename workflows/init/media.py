@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from models.evaluation.pairs import ahead
 from models.qformer.sentences import text_of
 from operators.media.fetch import FetchMedia, frame_arrays
 from storage import files
@@ -100,6 +101,4 @@ def _told(pictures: list[np.ndarray], items: pl.DataFrame) -> float:
         return math.nan
     seen = QFormerImages().embed_images([pictures[place] for place in known])
     read = QFormerTexts().embed_texts([texts[place] for place in known]).vectors
-    near = read @ seen.T
-    own = near.diagonal()[:, None]
-    return float(((near < own).sum() + ((near == own).sum() - len(known)) / 2) / (near.size - len(known)))
+    return 1 - float(ahead(read @ seen.T).mean()) / (len(known) - 1)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from models.evaluation.pairs import ahead
 from models.qformer.model import CaptionModel
 from models.qformer.weights import ROWS
 from models.qformer.words import split_words
@@ -17,7 +18,6 @@ from workflows.stages.adapt_captioner.data import TEST, Lessons, features_of
 JUDGED = 1_000  # held-out pictures, at most
 EXAMPLES = 30
 CUT = 10
-SAME = 1e-6  # of similarities
 LEAST_TOLD = 0.5  # share of the items that should have words that their pictures tell
 LEAST_GAIN = 0.1  # by which captions should name more words of their own items than of others'
 
@@ -39,16 +39,14 @@ def judge(model: CaptionModel, lessons: Lessons, mapped: pa.Table, views: int) -
     said = held["sentences"].to_pylist()
     with torch.inference_mode():
         texts = model.text_vectors(model.encode([row[0] for row in said]))
-    near = texts @ torch.cat(vectors).T
-    own = near.diagonal()[:, None]
-    better = (near > own + SAME).sum(1) + ((near - own).abs() <= SAME).sum(1).sub(1) / 2  # ties: half come before
+    near = (texts @ torch.cat(vectors).T).numpy()
     true = [set(split_words(" ".join(row))) for row in said]
     written = [set(split_words(caption)) for caption in captions]
     scores = {
         "pictures": len(captions),
         "words": _f1(written, true),
         "shuffled": _f1(written[1:] + written[:1], true),
-        "recall_at_10": float((better < CUT).float().mean()),
+        "recall_at_10": float((ahead(near) < CUT).mean()),
     }
     share = lessons.told.num_rows / lessons.pictures
     rows = np.linspace(0, len(captions) - 1, min(EXAMPLES, len(captions))).round().astype(int).tolist()
