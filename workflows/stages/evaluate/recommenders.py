@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from models.common.jagged import Jagged
@@ -89,6 +90,8 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
     lists = listed(banned)
     truth = true_lists(context.catalog, ids, read_user_ids(run, test.user), test.time, k=max(CUTS), banned=banned)
     cards = judged(lists if truth is None else {**lists, "truth": truth})
+    places = {name: ranks(found.items.numpy(), test.target.numpy()) for name, found in lists.items()}
+    run.write_table(pa.table({"user": test.user, "item": test.target.numpy(), **places}), "metrics", "ranks")
     if repeats:
         return cards
     as_is = judged(listed(None))

@@ -120,6 +120,14 @@ def test_the_same_queries_are_judged_once_more_with_seen_items_left_in(run):
     assert as_is["generator_over_sasrec"]["recall@10"] == pytest.approx(ratio)
 
 
+def test_the_place_of_every_next_item_is_kept_for_those_who_pool_seeds(run):
+    found = evaluated(run, "generate", split=SplitLeaveLast(kind="leave_last")).metrics
+    kept = pl.from_arrow(run.read_table("metrics", "ranks"))
+    assert kept.columns == ["user", "item", "product_codes", "sasrec", "content", "popularity"]
+    for name in kept.columns[2:]:
+        assert (kept[name] > 0).mean() == found[name]["recall@20"]
+
+
 def test_without_a_mask_nothing_is_judged_twice(run):
     told = {**run.read_json("metrics", "generate.json"), "queries": {"history": 5, "repeats": True}}
     run.write_json(told, "metrics", "generate.json")
