@@ -48,6 +48,7 @@ class EvaluateStage(Stage[Config]):
             metrics |= {"tasks": tasks} if (tasks := score_tasks(context, queries=config.queries)) else {}
         context.run.write_json(metrics, "metrics", "evaluate.json")
         for key in ("auc", "ndcg@10"):
-            if scores := [f"{name} {decimal(values[key])}" for name, values in metrics.items() if key in values]:
+            named = {name: values for name, values in metrics.items() if key in values and "_over_" not in name}
+            if scores := [f"{name} {decimal(values[key])}" for name, values in named.items()]:
                 context.log(f"{key.upper()}: {', '.join(scores)}")
         return Result(rows_in=rows, rows_out=rows, metrics=metrics)

@@ -128,6 +128,14 @@ def test_the_place_of_every_next_item_is_kept_for_those_who_pool_seeds(run):
         assert (kept[name] > 0).mean() == found[name]["recall@20"]
 
 
+def test_the_line_of_scores_holds_scores_and_no_ratios(run):
+    lines: list[str] = []
+    found = evaluated(run, "generate", split=SplitLeaveLast(kind="leave_last"), log=lines.append).metrics
+    line = next(line for line in lines if line.startswith("NDCG@10: "))
+    assert line.count(",") + 1 == len([name for name in found if "_over_" not in name])
+    assert "_over_" not in line
+
+
 def test_without_a_mask_nothing_is_judged_twice(run):
     told = {**run.read_json("metrics", "generate.json"), "queries": {"history": 5, "repeats": True}}
     run.write_json(told, "metrics", "generate.json")
