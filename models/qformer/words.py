@@ -6,7 +6,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +35,8 @@ def seen_words(texts: Sequence[str], features: Tensor) -> dict[str, float]:
     """Returns the words of texts that pictures tell, and how well.
 
     A ridge regression from features to the presence of each word is fitted on one half of the items and judged on the
-    other, both ways. A word is kept if the area under its curve is surely above `TRUST` (Hanley & McNeil 1982).
+    other, both ways. A word is kept if the mean of both areas under its curve is surely above `TRUST` (Hanley & McNeil
+    1982); that is how well it is told.
 
     Args:
         texts: a title or sentence for each picture.
@@ -54,9 +54,10 @@ def seen_words(texts: Sequence[str], features: Tensor) -> dict[str, float]:
     for start in range(0, len(known), WORDS):
         block = known[start : start + WORDS]
         there = torch.tensor([[word in row for word in block] for row in rows], dtype=torch.float32)
-        areas = [_areas(ridge(there[fitted], features[~fitted]), there[~fitted]) for ridge, fitted in folds]
-        worst = np.minimum(*areas)
-        found |= {word: float(area) for word, area in zip(block, worst, strict=True) if area > TRUST}
+        judged = [_areas(ridge(there[fitted], features[~fitted]), there[~fitted]) for ridge, fitted in folds]
+        areas, variances = (sum(both) / 2 for both in zip(*judged, strict=True))
+        sure = areas - DOUBT * (variances / 2).sqrt()  # of a mean of two
+        found |= {word: float(area) for word, area in zip(block, sure, strict=True) if area > TRUST}
     return found
 
 
@@ -72,14 +73,13 @@ def _ridge(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return scores
 
 
-def _areas(scores: Tensor, held_y: Tensor) -> np.ndarray:
-    """Returns lower bounds of the areas under the curves of all words on held-out rows; 0 where they are too few."""
+def _areas(scores: Tensor, held_y: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the areas under the curves of all words on held-out rows, 0 where they are few, and their variances."""
     ranks = scores.argsort(0).argsort(0).double() + 1
     positive = held_y.double().sum(0)
     negative = len(held_y) - positive
     area = ((ranks * held_y).sum(0) - positive * (positive + 1) / 2) / (positive * negative).clamp_min(1)
     first, second = area / (2 - area), 2 * area.square() / (1 + area)
     spread = area * (1 - area) + (positive - 1) * (first - area.square()) + (negative - 1) * (second - area.square())
-    bound = area - DOUBT * (spread / (positive * negative).clamp_min(1)).clamp_min(0).sqrt()
     enough = (positive >= LEAST_ITEMS) & (negative >= LEAST_ITEMS)
-    return torch.where(enough, bound, 0.0).numpy()
+    return area * enough, (spread / (positive * negative).clamp_min(1)).clamp_min(0)

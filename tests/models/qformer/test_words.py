@@ -26,6 +26,18 @@ def test_texts_that_say_nothing_of_the_pictures_have_no_such_word(seed: int) -> 
     assert seen_words([" ".join(rng.choice(words, 4)) for _ in range(300)], features) == {}
 
 
+def test_a_word_of_few_items_is_found_in_whatever_order_they_come() -> None:
+    """Every twentieth item is blue, which one feature tells."""
+    rng = np.random.default_rng(0)
+    blue = np.arange(700) % 20 == 0
+    features = rng.normal(size=(700, 20))
+    features[:, 0] += 2 * blue
+    texts = np.where(blue, "blue thing", "thing")
+    for _ in range(20):
+        order = rng.permutation(700)
+        assert "blue" in seen_words(texts[order].tolist(), torch.from_numpy(features[order]).float())
+
+
 def test_brands_and_what_is_not_seen_are_left_out() -> None:
     attributes = [
         ("brand", "Acme Works"),
