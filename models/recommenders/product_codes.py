@@ -127,12 +127,12 @@ class ProductCodes(CatalogueModel):
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
         """Returns the sums of the vectors of items' codes, and their own, [n, D]."""
         sums = functional.embedding_bag(self.rows[items], self.codeword.flatten(0, 1), mode="sum")
-        return sums if self.share is None else sums + functional.embedding(items, self._residuals())
+        return sums if self.share is None else sums + functional.embedding(items, self.residual) * self._kept()[items]
 
     def every_vector(self) -> torch.Tensor:
         """Returns those of all items, [N, D]."""
         sums: torch.Tensor = _Sums.apply(self.codeword.flatten(0, 1), self.rows, self.members, self.starts)
-        return sums if self.share is None else sums + self._residuals()
+        return sums if self.share is None else sums + self.residual * self._kept()
 
     def inputs(self, items: torch.Tensor) -> torch.Tensor:
         """Returns the vectors of items, and what is read of their embeddings, [n, D]."""
@@ -146,11 +146,10 @@ class ProductCodes(CatalogueModel):
         index = self._answering(InnerProductIndex)
         return index.search(self._asked(hidden).float().cpu(), k=k, banned=banned, allowed=allowed)
 
-    def _residuals(self) -> torch.Tensor:
-        """Returns the items' own vectors, [N, D]; in training 0 for a share of the items, drawn anew."""
-        if not self.training:
-            return self.residual
-        return self.residual * (torch.rand(self.items, 1, device=self.residual.device) >= self.share)
+    def _kept(self) -> torch.Tensor:
+        """Returns which own vectors count, 1 or 0, float32 [N, 1]; in training those of a share of the items do not."""
+        kept = torch.ones(self.items, 1, device=self.codes.device)
+        return kept.bernoulli_(1 - self.share) if self.training and self.share else kept
 
 
 class _Sums(torch.autograd.Function):

@@ -66,6 +66,7 @@ def test_a_score_is_the_sum_of_the_log_probabilities_of_cosines(monkeypatch: pyt
     found = model.recommend(lists([[1, 2], []]), k=3, banned=lists([[5], []]), allowed=torch.arange(ITEMS) % 2 > 0)
     assert not (found.items % 2 == 0).any()
     assert 5 not in found.items[0].tolist()
+    assert model.recommend(lists([]), k=3, banned=lists([])).items.shape == (0, 3)
 
 
 def test_the_loss_is_the_mean_of_the_cross_entropies_of_the_codes() -> None:

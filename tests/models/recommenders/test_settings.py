@@ -46,14 +46,14 @@ def test_settings_of_the_product_codes_that_do_not_fit() -> None:
             ProductCodesSettings(codes=codes)
     for share in (-0.1, 1.0):
         with pytest.raises(ValueError, match="residual"):
-            ProductCodesSettings(model={"residual": share})
+            ProductCodesSettings.model_validate({"model": {"residual": share}})
 
 
 def test_settings_of_rpg_that_do_not_fit_and_those_that_others_leave_as_they_are() -> None:
     with pytest.raises(ValueError, match="must be a power of two"):
         RpgSettings(codewords=100)
     with pytest.raises(ValueError, match="temperature"):
-        RpgSettings(model={"temperature": 0})
+        RpgSettings.model_validate({"model": {"temperature": 0}})
     settings = RpgSettings.model_validate({"model": {"dim": 128}, "fit": {"steps": 10}})
     assert (settings.model.heads, settings.model.temperature) == (4, 0.03)
     assert (settings.fit.learning_rate, settings.fit.batch_size) == (0.01, 256)
