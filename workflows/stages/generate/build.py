@@ -46,8 +46,7 @@ def write_codes(run: RunDir, settings: CodesSettings, ids: pa.ChunkedArray, spli
         UserError: the catalogue has fewer items than codewords.
     """
     chosen = None
-    weighed = isinstance(settings, ProductCodesSettings) and settings.collaborative
-    if weighed and len(ids) >= settings.codewords:
+    if isinstance(settings, ProductCodesSettings) and settings.collaborative and len(ids) >= settings.codewords:
         table = collaborative_vectors(run, split, width=settings.width, seed=seed)
         chosen = np.zeros((len(ids), table["vector"].type.list_size), np.float32)
         chosen[positions(table["item_id"], ids)] = matrix_of(table["vector"])
