@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from models.common import scale
 from models.qformer import tokens
 from models.qformer.decoder import Decoder
 from models.qformer.qformer import QFormer
@@ -18,7 +17,6 @@ from storage import files
 from storage.artifacts import load_one_of, rebuilding, save_model
 
 KIND, WHAT = "qformer", "captioner"
-FIRST_SCALE, LAST_SCALE = 1 / 0.07, 100.0  # of similarities: CLIP's (Radford et al. 2021)
 
 
 class CaptionModel(nn.Module):
@@ -35,7 +33,7 @@ class CaptionModel(nn.Module):
         self.qformer = QFormer(config)
         self.of_picture, self.of_text = (nn.Linear(config.dim, config.joint) for _ in range(2))
         self.matches = nn.Linear(config.dim, 1)
-        self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
+        self.log_scale = scale.log_scale()
         self.decoder = Decoder(config, tokenizer)
 
     @property
@@ -45,7 +43,7 @@ class CaptionModel(nn.Module):
 
     def limit(self) -> None:
         """Keeps the scale within its bound; called after every step."""
-        self.log_scale.data.clamp_(max=math.log(LAST_SCALE))
+        scale.limit(self.log_scale)
 
     def see(self, features: Tensor) -> Tensor:
         """Returns the queries' outputs, [N, queries, dim], of features [N, WIDTH]."""

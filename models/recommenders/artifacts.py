@@ -6,11 +6,13 @@ from models.common.devices import own_device
 from models.common.recommender import Recommender
 from models.recommenders.item_knn import ItemKnn
 from models.recommenders.language_model import LanguageModelRecommender
+from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
+from models.recommenders.rpg import Rpg
 from models.recommenders.sasrec import SasRec
 from storage.artifacts import load_one_of, rebuilding
 
-NEXT_ITEM_MODELS: dict[str, type[SasRec] | type[ProductCodes]] = {model.kind: model for model in (SasRec, ProductCodes)}
+NEXT_ITEM_MODELS: dict[str, type[NextItemModel]] = {model.kind: model for model in (SasRec, ProductCodes, Rpg)}
 
 
 def load(uri: str) -> Recommender:

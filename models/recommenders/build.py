@@ -26,7 +26,7 @@ from models.recommenders.fitting import TrainingTask
 from models.recommenders.language_model import LanguageModelRecommender, corpus_of_ids
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_quantizer import Quantized, quantize
-from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, check_codewords
+from models.recommenders.settings import CodesSettings, LanguageModelSettings, ProductCodesSettings, check_codewords
 from storage.errors import UserError
 
 ORDER, HELD_OUT = 41, 42  # what is drawn
@@ -35,13 +35,15 @@ BUCKET = 20  # batches whose users are sorted by the length of their histories, 
 
 
 def quantize_items(
-    settings: ProductCodesSettings, embeddings: np.ndarray, collaborative: np.ndarray | None, *, seed: int
+    settings: CodesSettings, embeddings: np.ndarray, collaborative: np.ndarray | None, *, seed: int
 ) -> Quantized:
     """Quantises items into product codes.
 
-    What is quantised are the embeddings and, beside them, what users chose, each centred and of mean square 1 per item.
+    For RPG these are of the whitened embeddings. For product codes they are of the embeddings and, beside them, of what
+    users chose, each centred and of mean square 1 per item.
 
     Args:
+        settings: of one of the two.
         embeddings: float32 [N, D].
         collaborative: float32 [N, W], vectors of what users chose in training; None for none.
         seed: of every draw.
@@ -50,15 +52,18 @@ def quantize_items(
         UserError: the catalogue has one item, or fewer than codewords.
     """
     check_codewords(settings, len(embeddings))
-    parts = [_scaled(embeddings)]
+    size = {"codes": settings.codes, "codewords": settings.codewords, "seed": seed}
+    if not isinstance(settings, ProductCodesSettings):
+        dim = math.ceil(embeddings.shape[1] / settings.codes) * settings.codes
+        return quantize(embeddings, dim=dim, whiten=True, **size)
+    parts = [scaled(embeddings)]
     if collaborative is not None:
-        parts.append(settings.collaborative * _scaled(collaborative))
-    return quantize(
-        np.hstack(parts), dim=settings.model.dim, codes=settings.codes, codewords=settings.codewords, seed=seed
-    )
+        parts.append(settings.collaborative * scaled(collaborative))
+    return quantize(np.hstack(parts), dim=settings.model.dim, **size)
 
 
-def _scaled(vectors: np.ndarray) -> np.ndarray:
+def scaled(vectors: np.ndarray) -> np.ndarray:
+    """Returns vectors of items, centred and of mean square 1 per item, float32 [N, D]."""
     centred = vectors - vectors.mean(0)
     return (centred / max(float(np.sqrt((centred**2).sum(1).mean())), 1e-12)).astype(np.float32)
 

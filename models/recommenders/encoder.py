@@ -15,11 +15,14 @@ class Encoder(nn.Module):
     Sequences are aligned left and padded right, so that the causal mask alone keeps padding out.
     """
 
-    def __init__(self, *, dim: int, layers: int, heads: int, inner: int, share: float, length: int) -> None:
+    def __init__(
+        self, *, dim: int, layers: int, heads: int, inner: int, share: float, block_share: float, length: int
+    ) -> None:
+        """Takes sizes, and what is dropped: of vectors and attention, and of what blocks add."""
         super().__init__()
         self.length = length
         self.position = nn.Embedding(length, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, inner, share) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(dim, heads, inner, share, block_share) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.share = share
         nn.init.normal_(self.position.weight, std=0.02)
@@ -42,7 +45,7 @@ class Encoder(nn.Module):
 class Block(nn.Module):
     """Attention and a two-layer network, each added to what came in."""
 
-    def __init__(self, dim: int, heads: int, inner: int, share: float) -> None:
+    def __init__(self, dim: int, heads: int, inner: int, share: float, block_share: float) -> None:
         super().__init__()
         self.heads = heads
         self.attention_norm, self.network_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -50,7 +53,7 @@ class Block(nn.Module):
         self.merge = nn.Linear(dim, dim)
         wide, narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.network = nn.Sequential(wide, nn.GELU(), narrow)
-        self.share = share
+        self.share, self.block_share = share, block_share
         for layer in (self.project, self.merge, wide, narrow):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -63,5 +66,5 @@ class Block(nn.Module):
             query, key, value, is_causal=True, dropout_p=self.share if self.training else 0.0
         )
         merged = self.merge(attended.transpose(1, 2).flatten(2))
-        hidden = hidden + dropout(merged, self.share, training=self.training)
-        return hidden + dropout(self.network(self.network_norm(hidden)), self.share, training=self.training)
+        hidden = hidden + dropout(merged, self.block_share, training=self.training)
+        return hidden + dropout(self.network(self.network_norm(hidden)), self.block_share, training=self.training)

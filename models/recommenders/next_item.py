@@ -1,4 +1,4 @@
-"""What SASRec and product codes share: how histories are read, learned from and answered, and the artifact."""
+"""What SASRec, product codes and RPG share: how histories are read, learned from and answered, and the artifact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class EncoderConfig(Settings):
     Attributes:
         dim: of the vectors of items.
         layers, heads, inner: transformer blocks, their attention heads, and the width between their two linear layers.
-        dropout: of vectors, attention and blocks.
+        dropout: of vectors and attention.
+        block_dropout: of what blocks add; null: as `dropout`.
         length: items of a history that are read, the last ones.
     """
 
@@ -34,6 +35,7 @@ class EncoderConfig(Settings):
     heads: PositiveInt = 2
     inner: PositiveInt = 256
     dropout: float = Field(0.5, ge=0, lt=1)
+    block_dropout: float | None = Field(None, ge=0, lt=1)
     length: PositiveInt = 50
 
     @model_validator(mode="after")
@@ -59,11 +61,17 @@ class NextItemModel(nn.Module, ABC):
             heads=config.heads,
             inner=config.inner,
             share=config.dropout,
+            block_share=config.dropout if config.block_dropout is None else config.block_dropout,
             length=config.length + 1,
         )
 
+    @classmethod
     @abstractmethod
-    def vectors(self, items: torch.Tensor) -> torch.Tensor:
+    def from_artifact(cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NextItemModel:
+        """Rebuilds a model from its `artifact_config` and its tensors."""
+
+    @abstractmethod
+    def inputs(self, items: torch.Tensor) -> torch.Tensor:
         """Returns what the encoder reads of items, int64 [n]: [n, D]."""
 
     @abstractmethod
@@ -127,7 +135,7 @@ class NextItemModel(nn.Module, ABC):
     def _states(self, items: torch.Tensor) -> torch.Tensor:
         """States before each item and behind the last one, [B, T + 1, D], for items [B, T]."""
         known = items < self.items
-        vectors = self.vectors(items[known])
+        vectors = self.inputs(items[known])
         read = vectors.new_zeros(*items.shape, vectors.shape[-1]).index_put((known,), vectors)
         start = self.start.to(read).expand(len(items), 1, -1)
         return self.encoder(torch.cat([start, read], dim=1))

@@ -18,7 +18,14 @@ class Quantized(NamedTuple):
     codewords: torch.Tensor  # float32 [M, C, D / M], in the rotated space
 
 
-def quantize(vectors: np.ndarray, *, dim: int, codes: int, codewords: int, seed: int) -> Quantized:
+def code_rows(codes: torch.Tensor, codewords: int) -> torch.Tensor:
+    """Returns the rows of items' codes, int32 [N, M], in a table of `codewords` rows for each code."""
+    return (codes + torch.arange(codes.shape[1]) * codewords).int()
+
+
+def quantize(
+    vectors: np.ndarray, *, dim: int, codes: int, codewords: int, seed: int, whiten: bool = False
+) -> Quantized:
     """Reduces to the main directions, rotate, cut into parts and quantise each by k-means (Ge et al., CVPR 2013).
 
     Args:
@@ -27,11 +34,13 @@ def quantize(vectors: np.ndarray, *, dim: int, codes: int, codewords: int, seed:
         codes: M, number of parts; divides D.
         codewords: C of each part, a power of two.
         seed: of every draw.
+        whiten: whether every direction counts alike, but for those in which hardly anything differs.
     """
     centred = vectors - vectors.mean(0)
-    if centred.shape[1] > dim:
-        _, axes = np.linalg.eigh(centred.T @ centred)
-        centred = centred @ axes[:, : -dim - 1 : -1]
+    if whiten or centred.shape[1] > dim:
+        squares, axes = np.linalg.eigh(centred.T @ centred)
+        scales = np.sqrt(np.maximum(squares, 1e-6 * squares[-1] + 1e-12) / len(vectors)) if whiten else 1.0
+        centred = centred @ (axes / scales)[:, : -dim - 1 : -1]
     wide = np.zeros((len(vectors), dim), np.float32)
     wide[:, : centred.shape[1]] = centred
     faiss.omp_set_num_threads(torch.get_num_threads())

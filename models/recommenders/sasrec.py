@@ -12,42 +12,28 @@ It differs from the paper in
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from models.recommenders.catalogue_loss import CatalogueLoss, NegativesConfig
-from models.recommenders.next_item import EncoderConfig, NextItemModel
-
-FIRST_SCALE, LAST_SCALE = 1 / 0.07, 100.0  # of cosines: CLIP's
+from models.recommenders.catalogue_model import CatalogueConfig, CatalogueModel
 
 
-class SasRecConfig(EncoderConfig, NegativesConfig):
-    """Size and loss of SASRec.
-
-    Attributes:
-        logits: `cosine`: of the state and an item's vector, times a learned scale; `dot`: their product.
-    """
-
-    logits: Literal["cosine", "dot"] = "cosine"
+class SasRecConfig(CatalogueConfig):
+    """Size and loss of SASRec."""
 
 
-class SasRec(NextItemModel):
-    """An item's score is the cosine, or the product, of the state and the item's vector, the same that is read."""
+class SasRec(CatalogueModel):
+    """Every item has a vector of its own, the same that is read."""
 
     kind: ClassVar[str] = "sasrec"
 
     def __init__(self, config: SasRecConfig, counts: torch.Tensor) -> None:
         """Takes how often training chooses each item, int64 [N]; the vector of one without an event is and stays 0."""
-        super().__init__(config, items=len(counts))
-        self.cosine = config.logits == "cosine"
-        self.catalogue_loss = CatalogueLoss(counts, config)
+        super().__init__(config, counts)
         self.item = nn.Parameter(torch.randn(self.items, config.dim) * 0.02 * counts.sign()[:, None])
-        if self.cosine:
-            self.log_scale = nn.Parameter(torch.tensor([FIRST_SCALE]).log())  # a vector, as FSDP shares no scalars out
 
     @classmethod
     def from_artifact(cls, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SasRec:
@@ -56,26 +42,14 @@ class SasRec(NextItemModel):
         model.load_state_dict(tensors, assign=True)
         return model
 
-    def limit(self) -> None:
-        """Keeps the scale of cosines within its bound."""
-        if self.cosine:
-            self.log_scale.data.clamp_(max=math.log(LAST_SCALE))
-
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """Returns the learned vectors of items."""
+        """Returns the learned vectors of items, [n, D]."""
         return functional.embedding(items, self.item)
 
-    def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Returns the cross-entropy over the items that training chooses from, or over negatives."""
-        return self.catalogue_loss(self._asked(hidden), target, lambda items: self._compared(self.vectors(items)))
+    def every_vector(self) -> torch.Tensor:
+        """Returns those of all items, [N, D]."""
+        return self.item
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits of all items; -inf for those that training has never chosen."""
-        logits = (self._asked(hidden) @ self._compared(self.item).T).float()
-        return logits.masked_fill_(~self.item.any(1), -torch.inf)
-
-    def _asked(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(hidden, dim=-1) * self.log_scale.exp() if self.cosine else hidden
-
-    def _compared(self, vectors: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(vectors, dim=-1) if self.cosine else vectors
+        return super().scores(hidden).masked_fill_(~self.item.any(1), -torch.inf)

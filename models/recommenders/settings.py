@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,7 +11,8 @@ from models.common.llama import Tiny
 from models.common.settings import FitConfig, Settings
 from models.generation.backbones import Backbone, load_tokenizer
 from models.generation.tasks import SEQUENCE, Task, load_tasks
-from models.recommenders.product_codes import ProductCodesConfig
+from models.recommenders.product_codes import ProductCodes, ProductCodesConfig
+from models.recommenders.rpg import Rpg, RpgConfig
 from models.recommenders.sasrec import SasRecConfig
 from storage.errors import UserError
 
@@ -37,30 +38,64 @@ class ItemKnnSettings(Settings):
     counted: int = Field(200, ge=2)
 
 
-class ProductCodesSettings(Settings):
-    """The recommender by product codes.
+class CodesSettings(Settings):
+    """The recommenders whose items are product codes.
 
     Attributes:
         codes: of an item; `codewords`: of each code, a power of two.
+    """
+
+    name: ClassVar[str]
+    codes: int = Field(16, ge=1)
+    codewords: int = Field(256, ge=2, le=256)
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> Self:
+        if self.codewords & (self.codewords - 1):
+            raise ValueError("codewords must be a power of two: write 16, 32, 64, 128 or 256")
+        return self
+
+
+class ProductCodesSettings(CodesSettings):
+    """The recommender by product codes.
+
+    Attributes:
         collaborative: weight of what users chose in training beside the embeddings, in what is quantised; 0: none.
         width: of the vectors of what users chose.
     """
 
+    name = ProductCodes.kind
     model: ProductCodesConfig = ProductCodesConfig()
-    codes: int = Field(16, ge=1)
-    codewords: int = Field(256, ge=2, le=256)
     collaborative: float = Field(1.0, ge=0)
     width: int = Field(128, ge=1)
     fit: FitConfig = FitConfig()
 
     @model_validator(mode="after")
-    def _even_shares(self) -> ProductCodesSettings:
-        if self.codewords & (self.codewords - 1):
-            raise ValueError("codewords must be a power of two: write 16, 32, 64, 128 or 256")
+    def _even_shares(self) -> Self:
         if self.model.dim % self.codes:
             even = max(codes for codes in range(1, self.codes) if self.model.dim % codes == 0)
             raise ValueError(f"each code has as many of the model's {self.model.dim} dimensions: write codes: {even}")
         return self
+
+
+class RpgFitConfig(FitConfig):
+    """How RPG is fitted: as by its authors on Amazon Beauty, 160 epochs at most, of which each is validated."""
+
+    steps: int = Field(14_080, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    warmup: int = Field(10_000, ge=0)
+    validate_every: int = Field(88, ge=1)
+    patience: int = Field(20, ge=1)
+
+
+class RpgSettings(CodesSettings):
+    """RPG as published; what is quantised are the embeddings alone."""
+
+    name = Rpg.kind
+    model: RpgConfig = RpgConfig()
+    codes: int = Field(32, ge=1)
+    fit: RpgFitConfig = RpgFitConfig()
 
 
 def _of_registry(tasks: object) -> object:
@@ -158,7 +193,7 @@ def check_backbone(settings: LanguageModelSettings) -> None:
         load_tokenizer(settings.backbone)
 
 
-def check_codewords(settings: ProductCodesSettings, items: int) -> None:
+def check_codewords(settings: CodesSettings, items: int) -> None:
     """Checks that a catalogue is large enough for the codewords.
 
     Raises:
@@ -168,6 +203,6 @@ def check_codewords(settings: ProductCodesSettings, items: int) -> None:
         raise UserError("There is one item alone and nothing to choose from: leave generate out of the stages.")
     if items < settings.codewords:
         raise UserError(
-            f"{items} items are too few for {settings.codewords} codewords: lower stages.generate.product_codes."
+            f"{items} items are too few for {settings.codewords} codewords: lower stages.generate.{settings.name}."
             f"codewords to {1 << (items.bit_length() - 1)} or less."
         )

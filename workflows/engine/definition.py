@@ -31,6 +31,7 @@ RENAMED = {
     "stages.generate.sequential": "language_model",
     "stages.generate.product_codes.digits": "codes",
     "stages.generate.product_codes.course": "fit",
+    "stages.generate.product_codes.model.objective": "",  # codes is the loss of stages.generate.rpg
     "stages.generate.language_model.course": "fit",
     "stages.generate.sasrec.course": "fit",
     "stages.quantize.max_digits": "max_suffixes",

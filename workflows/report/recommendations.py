@@ -9,6 +9,7 @@ from workflows.report.contents import Figure, Table, intervals, trend
 
 NAMES = {
     "product_codes": "product codes",
+    "rpg": "RPG",
     "language_model": "language model",
     "sasrec": "SASRec",
     "item_knn": "item-kNN",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional
 
 from models.common.jagged import Jagged
 from models.recommenders import product_codes
+from models.recommenders.artifacts import load
 from models.recommenders.inner_product import InnerProductIndex
 from models.recommenders.product_codes import ProductCodes, ProductCodesConfig, _Sums
 from models.recommenders.product_quantizer import Quantized
@@ -25,6 +27,10 @@ def drawn() -> Quantized:
     return Quantized(codes, torch.randn(CODES, CODEWORDS, DIM // CODES, generator=random))
 
 
+def embeddings() -> torch.Tensor:
+    return torch.randn(ITEMS, 6, generator=torch.Generator().manual_seed(3))
+
+
 def lists(rows: list[list[int]]) -> Jagged:
     values = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64)
     return Jagged(values, torch.tensor([0, *map(len, rows)]).cumsum(0))
@@ -32,35 +38,104 @@ def lists(rows: list[list[int]]) -> Jagged:
 
 def make(spread: float = 0.5, **settings) -> ProductCodes:
     torch.manual_seed(0)
-    model = ProductCodes(ProductCodesConfig(dim=DIM, inner=32, length=5, **settings), drawn())
+    config = ProductCodesConfig(dim=DIM, inner=32, length=5, **settings)
+    model = ProductCodes(config, drawn(), content=embeddings() if config.content else None)
+    random = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        model.codeword.add_(torch.randn_like(model.codeword) * spread)
+        model.codeword.add_(torch.randn(model.codeword.shape, generator=random) * spread)
+        if config.residual is not None:
+            model.residual.add_(torch.randn(model.residual.shape, generator=random) * spread)
     return model.eval()
 
 
-def test_a_score_is_the_sum_of_the_log_probabilities_of_an_items_codes() -> None:
+VARIANTS = [{}, {"logits": "cosine"}, {"residual": 0.5}, {"logits": "cosine", "residual": 0.5, "content": True}]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_a_score_is_the_product_or_cosine_with_the_sum_of_an_items_codes(settings: dict[str, Any]) -> None:
+    model, hidden = make(**settings).requires_grad_(False), torch.randn(3, DIM)
+    vectors = torch.stack([sum(model.codeword[d, c] for d, c in enumerate(row)) for row in drawn().codes.tolist()])
+    if "residual" in settings:
+        vectors += model.residual
+    torch.testing.assert_close(model.vectors(torch.arange(ITEMS)), vectors)
+    torch.testing.assert_close(model.every_vector(), vectors)
+    wanted = hidden @ vectors.T
+    if "logits" in settings:
+        wanted *= model.log_scale.exp() / (hidden.norm(dim=1)[:, None] * vectors.norm(dim=1))
+    for _ in range(2):  # the second time by what the first has kept
+        torch.testing.assert_close(model.scores(hidden), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_products_have_the_order_of_the_log_probabilities_of_the_codes() -> None:
     model, hidden = make().requires_grad_(False), torch.randn(3, DIM)
-    scores = model.scores(hidden)
-    assert scores.shape == (3, ITEMS)
-    for user, item in itertools.product(range(3), range(ITEMS)):
-        total = 0.0
-        for place, code in enumerate(drawn().codes[item].tolist()):
-            logits = [float(hidden[user] @ model.codeword[place, other]) for other in range(CODEWORDS)]
-            total += logits[code] - float(torch.tensor(logits).logsumexp(0))
-        assert float(scores[user, item]) == pytest.approx(total, abs=1e-4)
+    log_probs = torch.einsum("bd,mcd->bmc", hidden, model.codeword).log_softmax(-1)
+    wanted = torch.stack([log_probs[:, place, drawn().codes[:, place]] for place in range(CODES)]).sum(0)
+    torch.testing.assert_close(model.scores(hidden).log_softmax(1), wanted.log_softmax(1), atol=1e-4, rtol=1e-4)
 
 
-def test_the_order_is_that_of_products_with_the_vectors_that_are_read() -> None:
-    model, hidden = make(), torch.randn(5, DIM)
-    vectors = model.vectors(torch.arange(ITEMS))
-    by_hand = torch.stack([sum(model.codeword[d, c] for d, c in enumerate(row)) for row in drawn().codes.tolist()])
-    torch.testing.assert_close(vectors, by_hand)
-    torch.testing.assert_close(model.every_vector(), by_hand)
-    scores, products = model.scores(hidden), hidden @ by_hand.T
-    torch.testing.assert_close(scores.log_softmax(1), products.log_softmax(1), atol=1e-4, rtol=1e-4)
-    distinct = [row for row in range(ITEMS) if (drawn().codes == drawn().codes[row]).all(1).sum() == 1]
-    order = scores[:, distinct].argsort(dim=1, descending=True)
-    assert torch.equal(order, products[:, distinct].argsort(dim=1, descending=True))
+def test_what_is_kept_to_answer_is_of_the_weights_as_they_are() -> None:
+    model, hidden = make(logits="cosine"), torch.randn(3, DIM)
+    before = model.scores(hidden)
+    model.train()
+    with torch.no_grad():
+        model.codeword.copy_(torch.randn_like(model.codeword))
+    in_training, after = model.scores(hidden), model.eval().scores(hidden)
+    assert not torch.allclose(before, after)
+    assert torch.equal(in_training, after)
+
+
+def test_the_encoder_reads_what_the_embeddings_say() -> None:
+    model, plain, items = make(content=True), make(), torch.tensor([3, 3, 0, 39])
+    read = model.inputs(items) - model.vectors(items)
+    torch.testing.assert_close(read, embeddings()[items] @ model.reader.weight.T)
+    assert read.abs().max() > 0.01
+    assert torch.equal(plain.inputs(items), plain.vectors(items))
+    assert torch.equal(model.every_vector(), plain.every_vector())  # compared is what was
+
+
+def test_residuals_begin_at_nothing_and_are_left_out_for_a_share_of_the_items() -> None:
+    torch.manual_seed(0)
+    begun = ProductCodes(ProductCodesConfig(dim=DIM, residual=0.3), drawn())
+    assert not begun.residual.any()
+    model, every = make(residual=0.3), torch.arange(ITEMS)
+    without = model.vectors(every) - model.residual
+    left_out = []
+    for _ in range(50):
+        for found in (model.train().vectors(every), model.every_vector()):
+            dropped = torch.isclose(found, without, atol=1e-6).all(1)
+            torch.testing.assert_close(found[~dropped], (without + model.residual)[~dropped])
+            left_out.append(dropped)
+    share = torch.stack(left_out).float()
+    assert float(share.mean()) == pytest.approx(0.3, abs=0.03)
+    assert len(share.unique(dim=0)) == 100  # each is drawn by itself
+    torch.testing.assert_close(model.eval().vectors(every), without + model.residual)
+
+
+@pytest.mark.parametrize("draws", [{}, {"negatives": 5}], ids=str)
+def test_items_without_an_event_have_no_residual(draws: dict[str, int]) -> None:
+    counts = torch.ones(ITEMS, dtype=torch.int64)
+    counts[[4, 17]] = 0
+    torch.manual_seed(0)
+    model = ProductCodes(
+        ProductCodesConfig(dim=DIM, inner=32, length=5, residual=0.2, logits="cosine", **draws), drawn(), counts
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model.loss(torch.arange(18, 38).view(5, 4)).backward()
+        optimizer.step()
+    assert not model.residual[[4, 17]].any()
+    assert model.residual[18:38].any(1).all()
+    assert model.eval().recommend(lists([[20]]), k=ITEMS).items.sort().values[0].tolist() == list(range(ITEMS))
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_an_artifact_recommends_as_what_was_trained(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = make(**settings)
+    model.save(str(tmp_path), model.state_dict())
+    found, wanted = (one.recommend(lists([[1, 2], [], [7]]), k=6) for one in (load(str(tmp_path)), model))
+    assert torch.equal(found.items, wanted.items)
+    assert torch.equal(found.scores, wanted.scores)
 
 
 @pytest.mark.parametrize("draws", [{}, {"negatives": 5}], ids=str)
@@ -77,33 +152,23 @@ def test_items_that_nobody_chose_are_not_learned_as_never_chosen(draws: dict[str
     assert not any(name.startswith("catalogue_loss") for name in model.state_dict())
 
 
-def test_negatives_are_items_and_not_codes() -> None:
-    with pytest.raises(ValueError, match="leave negatives out, or write catalogue"):
-        ProductCodesConfig(objective="codes", negatives=100)
-
-
-@pytest.mark.parametrize("objective", ["catalogue", "codes"])
-def test_the_loss_is_the_cross_entropy_over_the_catalogue_or_of_each_code(objective: str) -> None:
-    model, hidden = make(objective=objective), torch.randn(6, DIM)
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_the_loss_is_the_cross_entropy_over_the_catalogue(settings: dict[str, Any]) -> None:
+    model, hidden = make(**settings), torch.randn(6, DIM)
     target = torch.tensor([0, 3, 3, 39, 7, 20])
-    if objective == "catalogue":
-        products = hidden @ model.vectors(torch.arange(ITEMS)).T
-        wanted = functional.cross_entropy(products, target)
-        scores = model.scores(hidden).log_softmax(1)[torch.arange(6), target]  # how likely it is among the items
-        torch.testing.assert_close(-scores.mean(), wanted)
-    else:
-        wanted = -model.scores(hidden)[torch.arange(6), target].mean() / CODES
-        logits = model.logits(hidden)
-        parts = [functional.cross_entropy(logits[:, place], drawn().codes[target, place]) for place in range(CODES)]
-        torch.testing.assert_close(torch.stack(parts).mean(), wanted)
-        wanted = torch.stack(parts).mean()
     loss = model.mean_loss(hidden, target)
-    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(loss, functional.cross_entropy(model.scores(hidden), target))
+    if settings:
+        return
+    wanted = functional.cross_entropy(hidden @ model.vectors(torch.arange(ITEMS)).T, target)
     gradients = (torch.autograd.grad(one, model.codeword)[0] for one in (loss, wanted))
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
-def test_a_large_catalogue_is_searched_in_an_index_of_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_a_large_catalogue_is_searched_in_an_index_of_its_vectors(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of so few items the search looks at all, so that it finds what scoring all finds."""
     made = list[int]()
 
@@ -112,7 +177,7 @@ def test_a_large_catalogue_is_searched_in_an_index_of_its_vectors(monkeypatch: p
         return InnerProductIndex(vectors)
 
     monkeypatch.setattr(product_codes, "InnerProductIndex", index)
-    exact, searched = make(), make(exact_items=ITEMS - 1)
+    exact, searched = make(**settings), make(exact_items=ITEMS - 1, **settings)
     histories, banned = lists([[1, 2], [], [7]]), lists([[], [3, 4, 5], [0]])
     allowed = torch.arange(ITEMS) % 5 > 0
     wanted = exact.recommend(histories, k=6, banned=banned, allowed=allowed)

@@ -53,6 +53,15 @@ def test_as_many_codewords_as_items_lose_nothing() -> None:
     torch.testing.assert_close(distances(reconstructed(found)), distances(vectors), atol=1e-3, rtol=1e-3)
 
 
+def test_whitened_directions_count_alike() -> None:
+    """Distances are then those of Mahalanobis; a direction in which nothing differs adds nothing."""
+    vectors = clusters(16, 8) * np.geomspace(1, 5, 8, dtype=np.float32)
+    root = np.linalg.cholesky(np.linalg.inv(np.cov(vectors.T.astype(np.float64), bias=True)))
+    for given in (vectors, np.hstack([vectors, np.full((16, 1), 3, np.float32)])):
+        found = quantize(given, dim=8, codes=2, codewords=16, seed=0, whiten=True)
+        torch.testing.assert_close(distances(reconstructed(found)), distances(vectors @ root), atol=0.02, rtol=0.02)
+
+
 @pytest.mark.parametrize(("items", "dim"), [(2, 128), (10, 32), (64, 128)])
 def test_a_catalogue_may_have_fewer_items_than_dimensions(items: int, dim: int) -> None:
     """faiss wrote past its memory then: what is fitted here is fitted in a process that this would end."""

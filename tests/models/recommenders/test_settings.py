@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, RpgSettings
 
 
 def test_settings_hold_tasks_and_not_where_they_were_read(tmp_path: Path) -> None:
@@ -44,3 +44,16 @@ def test_settings_of_the_product_codes_that_do_not_fit() -> None:
     for codes, even in ((24, 16), (200, 128), (3, 2)):
         with pytest.raises(ValueError, match=f"write codes: {even}$|write codes: {even} "):
             ProductCodesSettings(codes=codes)
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="residual"):
+            ProductCodesSettings.model_validate({"model": {"residual": share}})
+
+
+def test_settings_of_rpg_that_do_not_fit_and_those_that_others_leave_as_they_are() -> None:
+    with pytest.raises(ValueError, match="must be a power of two"):
+        RpgSettings(codewords=100)
+    with pytest.raises(ValueError, match="temperature"):
+        RpgSettings.model_validate({"model": {"temperature": 0}})
+    settings = RpgSettings.model_validate({"model": {"dim": 128}, "fit": {"steps": 10}})
+    assert (settings.model.heads, settings.model.temperature) == (4, 0.03)
+    assert (settings.fit.learning_rate, settings.fit.batch_size) == (0.01, 256)

@@ -14,10 +14,19 @@ from models.recommenders import build
 from models.recommenders.artifacts import load
 from models.recommenders.fitting import TrainingTask
 from models.recommenders.item_knn import fit_item_knn
+from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
 from models.recommenders.product_quantizer import Quantized
+from models.recommenders.rpg import Rpg
 from models.recommenders.sasrec import SasRec
-from models.recommenders.settings import ItemKnnSettings, LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from models.recommenders.settings import (
+    CodesSettings,
+    ItemKnnSettings,
+    LanguageModelSettings,
+    ProductCodesSettings,
+    RpgSettings,
+    SasRecSettings,
+)
 from operators.columns import matrix_of, positions
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.collaborative import collaborative_vectors
@@ -30,20 +39,20 @@ from workflows.stages.generate.data import Data, read_sids, read_texts
 CODES = "codes"  # kind and folder of the quantised items
 
 
-def write_codes(run: RunDir, settings: ProductCodesSettings, ids: pa.ChunkedArray, split: Split, *, seed: int) -> None:
-    """Quantises the items into product codes, and writes them with their codewords to models/generator/codes.
+def write_codes(run: RunDir, settings: CodesSettings, ids: pa.ChunkedArray, split: Split, *, seed: int) -> None:
+    """Quantises the items for a recommender; writes codes and codewords to models/generator/codes, under its name.
 
     Raises:
         UserError: the catalogue has fewer items than codewords.
     """
     chosen = None
-    if settings.collaborative and len(ids) >= settings.codewords:
+    if isinstance(settings, ProductCodesSettings) and settings.collaborative and len(ids) >= settings.codewords:
         table = collaborative_vectors(run, split, width=settings.width, seed=seed)
         chosen = np.zeros((len(ids), table["vector"].type.list_size), np.float32)
         chosen[positions(table["item_id"], ids)] = matrix_of(table["vector"])
     embeddings = aligned(ids, read_embeddings(run)).numpy()
     quantized = build.quantize_items(settings, embeddings, chosen, seed=seed)
-    save_model(run.uri("models", "generator", CODES), CODES, {}, quantized._asdict())
+    save_model(codes_uri(run, settings.name), CODES, {}, quantized._asdict())
 
 
 def write_item_knn(
@@ -56,7 +65,11 @@ def write_item_knn(
 
 
 def training_task(
-    settings: SasRecSettings | ProductCodesSettings | LanguageModelSettings, run: RunDir, data: Data, *, seed: int
+    settings: SasRecSettings | ProductCodesSettings | RpgSettings | LanguageModelSettings,
+    run: RunDir,
+    data: Data,
+    *,
+    seed: int,
 ) -> TrainingTask:
     """Returns the fit of a recommender by its settings."""
     if isinstance(settings, LanguageModelSettings):
@@ -65,10 +78,15 @@ def training_task(
     torch.manual_seed(seed)
     counts = data.sequences.values.bincount(minlength=len(data.item_ids))
     if isinstance(settings, SasRecSettings):
-        model: SasRec | ProductCodes = SasRec(settings.model, counts)
+        model: NextItemModel = SasRec(settings.model, counts)
     else:
-        _, quantized = load_model(run.uri("models", "generator", CODES), CODES)
-        model = ProductCodes(settings.model, Quantized(**quantized), counts)
+        quantized = Quantized(**load_model(codes_uri(run, settings.name), CODES)[1])
+        if isinstance(settings, RpgSettings):
+            model = Rpg(settings.model, quantized.codes, quantized.codewords.shape[1])
+        else:
+            embeddings = aligned(data.item_ids, read_embeddings(run)).numpy() if settings.model.content else None
+            content = None if embeddings is None else torch.from_numpy(build.scaled(embeddings))
+            model = ProductCodes(settings.model, quantized, counts, content)
     return build.next_item_task(model, data.sequences, settings.fit.batch_size, seed=seed)
 
 
@@ -121,6 +139,11 @@ def load_recommender(run: RunDir, name: str) -> Recommender:
         ArtifactError: it is damaged, or was not fitted.
     """
     return load(artifact_uri(run, name))
+
+
+def codes_uri(run: RunDir, name: str) -> str:
+    """Returns where the codes are that a recommender's items are quantised into."""
+    return run.uri("models", "generator", CODES, name)
 
 
 def artifact_uri(run: RunDir, name: str) -> str:

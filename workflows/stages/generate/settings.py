@@ -7,10 +7,17 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from models.common.data_parallel import Strategy
-from models.recommenders.settings import ItemKnnSettings, LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from models.recommenders.settings import (
+    CodesSettings,
+    ItemKnnSettings,
+    LanguageModelSettings,
+    ProductCodesSettings,
+    RpgSettings,
+    SasRecSettings,
+)
 from workflows.engine.stage import StageConfig
 
-GENERATORS = ("product_codes", "language_model")  # of which the better one on validation is chosen
+GENERATORS = ("product_codes", "rpg", "language_model")  # of which the best one on validation is chosen
 RECOMMENDERS = ("sasrec", *GENERATORS)  # in the order in which they are trained
 
 
@@ -18,7 +25,7 @@ class Config(StageConfig):
     """Settings of the generate stage.
 
     Attributes:
-        product_codes, language_model: the generators; null leaves one out.
+        product_codes, rpg, language_model: the generators; null leaves one out.
         sasrec, item_knn: the baselines; null leaves one out.
         filter_seen: leave what a user has met out of their lists and out of the queries; evaluate scores lists as they
             are, too. False where users choose the same items again.
@@ -31,6 +38,7 @@ class Config(StageConfig):
     resources: ClassVar[frozenset[str]] = frozenset({"cpus_per_worker", "use_gpu", "strategy", "checkpoint_s"})
 
     product_codes: ProductCodesSettings | None = ProductCodesSettings()
+    rpg: RpgSettings | None = None
     language_model: LanguageModelSettings | None = LanguageModelSettings()
     sasrec: SasRecSettings | None = SasRecSettings()
     item_knn: ItemKnnSettings | None = ItemKnnSettings()
@@ -44,8 +52,8 @@ class Config(StageConfig):
 
     @model_validator(mode="after")
     def _some_generator(self) -> Config:
-        if self.product_codes is None and self.language_model is None:
-            raise ValueError("both generators are left out: keep product_codes, or language_model")
+        if all(getattr(self, name) is None for name in GENERATORS):
+            raise ValueError(f"all generators are left out: keep one of {', '.join(GENERATORS)}")
         for name in self.names:
             if getattr(self, name).fit.batch_size < self.workers:
                 least = f"set {name}.fit.batch_size to {self.workers} or more"
@@ -58,9 +66,14 @@ class Config(StageConfig):
         return [name for name in RECOMMENDERS if getattr(self, name) is not None]
 
     @property
+    def coded(self) -> list[CodesSettings]:
+        """The recommenders whose items are product codes."""
+        return [part for part in (self.product_codes, self.rpg) if part is not None]
+
+    @property
     def history(self) -> int:
         """Items of a history that any of them reads."""
-        lengths = [part.model.length for part in (self.product_codes, self.sasrec) if part is not None]
+        lengths = [part.model.length for part in (self.product_codes, self.rpg, self.sasrec) if part is not None]
         return max([*lengths, *([self.language_model.history] if self.language_model else [])])
 
     def reads_split(self) -> bool:

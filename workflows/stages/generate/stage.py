@@ -1,7 +1,7 @@
 """Generate: fit the recommenders of next items on Ray Train, and choose the generator among them.
 
-Writes models/generator/{sasrec,item_knn,product_codes,language_model}, models/generator/items (which item every row
-is), models/generator/codes (the items' product codes) and metrics/generate.json.
+Writes models/generator/{sasrec,item_knn,product_codes,rpg,language_model}, models/generator/items (which item every row
+is), models/generator/codes/{product_codes,rpg} (the codes that items are quantised into) and metrics/generate.json.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class GenerateStage(Stage[Config]):
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
         """Finds tasks of the language model whose texts no item has, and more codewords than items."""
-        if config.product_codes is not None:
-            check_codewords(config.product_codes, catalog.items)
+        for settings in config.coded:
+            check_codewords(settings, catalog.items)
         tasks = config.language_model.tasks if config.language_model else ()
         return check_texts(tasks, catalog.lacking, "stages.generate.language_model.tasks")
 
@@ -61,8 +61,8 @@ class GenerateStage(Stage[Config]):
             config = config.model_copy(update={"language_model": tasks})
         forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
         save_items(run, data.item_ids)
-        if config.product_codes is not None:
-            write_codes(run, config.product_codes, data.item_ids, context.split, seed=context.seed)
+        for settings in config.coded:
+            write_codes(run, settings, data.item_ids, context.split, seed=context.seed)
         compared = data.valid.first(config.compared)
         counted = []
         if config.item_knn is not None:

@@ -12,10 +12,13 @@ import torch
 from models.common.jagged import Jagged
 from models.generation.trie import Trie
 from models.recommenders.artifacts import load
+from models.recommenders.build import scaled
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.product_quantizer import Quantized
-from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from models.recommenders.rpg import Rpg
+from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, RpgSettings, SasRecSettings
 from operators.columns import matrix_column
+from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids
 from operators.log.split import SplitLeaveLast
 from storage import files
@@ -32,6 +35,7 @@ SPLIT = SplitLeaveLast(kind="leave_last")
 FIT = {"steps": 60, "batch_size": 16, "validate_every": 20, "learning_rate": 0.01, "warmup": 5, "precision": "fp32"}
 SASREC = {"model": {"dim": 16, "inner": 32, "length": 8}, "fit": FIT}
 PRODUCT_CODES = {**SASREC, "codes": 4, "codewords": 16, "width": 4}
+RPG = {**SASREC, "codes": 4, "codewords": 16}
 LANGUAGE_MODEL = {
     "backbone": {"name": "tiny", "layers": 1, "dim": 16, "heads": 2, "mlp": 32},
     "tasks": ["sids_to_sid", "title_to_sid"],
@@ -87,7 +91,7 @@ def test_codes_say_how_items_look_and_who_chose_them(tmp_path: Path) -> None:
     for weight in (0.0, 1.0, 1.0):
         changed = settings.model_copy(update={"collaborative": weight})
         build.write_codes(run, changed, ids, SPLIT, seed=3)
-        _, tensors = load_model(run.uri("models", "generator", "codes"), build.CODES)
+        _, tensors = load_model(build.codes_uri(run, "product_codes"), build.CODES)
         quantized = Quantized(**tensors)
         assert quantized.codes.shape == (ITEMS, 4)
         assert quantized.codewords.shape == (4, 16, 4)
@@ -97,6 +101,36 @@ def test_codes_say_how_items_look_and_who_chose_them(tmp_path: Path) -> None:
     assert not torch.equal(found[0.0].codes, found[1.0].codes)
     with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords to 32 or less"):
         build.write_codes(run, settings.model_copy(update={"codewords": 64}), ids, SPLIT, seed=3)
+
+
+def test_codes_of_rpg_stand_beside_and_say_how_items_look_alone(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    data, settings = read(run), RpgSettings.model_validate(RPG)
+    build.write_codes(run, settings, data.item_ids, SPLIT, seed=3)
+    _, tensors = load_model(build.codes_uri(run, "rpg"), build.CODES)
+    assert tensors["codewords"].shape == (4, 16, 2)  # of 6 dimensions, filled up to 8
+    model = build.training_task(settings, run, data, seed=1).learner
+    assert isinstance(model, Rpg)
+    assert torch.equal(model.codes, tensors["codes"])
+    with pytest.raises(UserError, match=r"lower stages\.generate\.rpg\.codewords to 32 or less"):
+        build.write_codes(run, settings.model_copy(update={"codewords": 64}), data.item_ids, SPLIT, seed=3)
+
+
+def test_product_codes_read_the_embeddings_where_they_are_to(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    data = read(run)
+    for content in (False, True):
+        model = {**PRODUCT_CODES["model"], "content": content, "residual": 0.2, "logits": "cosine"}
+        settings = ProductCodesSettings.model_validate({**PRODUCT_CODES, "model": model})
+        build.write_codes(run, settings, data.item_ids, SPLIT, seed=3)
+        learner = build.training_task(settings, run, data, seed=1).learner
+        assert (learner.content is not None) == content
+        learner.save(str(tmp_path / "model"), learner.state_dict())
+        loaded = load(str(tmp_path / "model"))
+        wanted = learner.eval().recommend(data.valid.histories, k=5)
+        assert torch.equal(loaded.recommend(data.valid.histories, k=5).items, wanted.items)
+    embeddings = aligned(data.item_ids, read_embeddings(run)).numpy()
+    assert torch.equal(learner.content, torch.from_numpy(scaled(embeddings)))
 
 
 def test_a_task_begins_the_same_and_draws_windows_of_its_sequences(tmp_path: Path) -> None:

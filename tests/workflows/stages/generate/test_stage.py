@@ -22,7 +22,15 @@ from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
 from tests.workflows.local_fits import local_fits
-from tests.workflows.stages.generate.test_build import LANGUAGE_MODEL, PRODUCT_CODES, SASREC, SPLIT, read, write_run
+from tests.workflows.stages.generate.test_build import (
+    LANGUAGE_MODEL,
+    PRODUCT_CODES,
+    RPG,
+    SASREC,
+    SPLIT,
+    read,
+    write_run,
+)
 from workflows.distributed import training
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
@@ -34,6 +42,7 @@ pytestmark = pytest.mark.long
 CONFIG = Config.model_validate(
     {
         "product_codes": PRODUCT_CODES,
+        "rpg": RPG,
         "language_model": LANGUAGE_MODEL,
         "sasrec": SASREC,
         "cpus_per_worker": 1,
@@ -41,7 +50,7 @@ CONFIG = Config.model_validate(
     }
     | {"filter_seen": False}
 )
-NAMES = ["sasrec", "product_codes", "language_model"]
+NAMES = ["sasrec", "product_codes", "rpg", "language_model"]
 REPORT = training.report
 METRICS = ("valid_recall@10", "valid_ndcg@10")
 WITHOUT_RAY = """
@@ -95,7 +104,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 def test_what_was_fitted_is_not_fitted_again(ended: Ended) -> None:
     assert ended.unfinished
-    assert list(ended.metrics["history"]) == ["sasrec", "product_codes", "language_model"]
+    assert list(ended.metrics["history"]) == NAMES
     said = [line.split(" is best")[0] for line in ended.said]  # of what an earlier attempt has fitted at the end
     assert sorted(said) == sorted(f"generate: {name}" for name in ended.metrics["history"])
 
@@ -203,7 +212,7 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, m
 
 
 def test_settings_that_do_not_fit_and_what_results_depend_on() -> None:
-    with pytest.raises(ValueError, match="keep product_codes, or language_model"):
+    with pytest.raises(ValueError, match="keep one of product_codes, rpg, language_model"):
         Config(product_codes=None, language_model=None)
     with pytest.raises(ValueError, match=r"set sasrec\.fit\.batch_size to 65 or more"):
         Config(workers=65)
