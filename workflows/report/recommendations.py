@@ -162,8 +162,9 @@ def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
     drawn = []
     for name, reports in history.items():
         title = NAMES.get(name, name)
+        states = [report for report in reports if "averaged" not in report]  # an average of states is no step
         for key, what in (("train_loss", "training loss"), ("valid_ndcg@10", "NDCG@10 on validation")):
-            known = [report for report in reports if is_number(report.get(key)) and is_number(report.get("step"))]
+            known = [report for report in states if is_number(report.get(key)) and is_number(report.get("step"))]
             if known:
                 best = max(known, key=lambda report: report[key])["step"] if key != "train_loss" else None
                 drawn.append(trend(f"{title}: {what}", known, "step", {key: what}, best))

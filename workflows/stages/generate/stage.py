@@ -79,10 +79,21 @@ class GenerateStage(Stage[Config]):
         choice = {"chosen": chosen, "queries": shown}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
-            name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]} for name, curve in history.items()
+            name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"], **_averaged(curve)}
+            for name, curve in history.items()
         }
         metrics = {name: {**scores, **best.get(name, {})} for name, scores in valid.items()}
         return Result(rows_in=positives, rows_out=positives, metrics={"chosen": chosen, **metrics})
+
+
+def _averaged(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the average of a fit's best states is worth on validation, beside the best of them; or nothing."""
+    from models.recommenders.fitting import NDCG, best_of
+
+    if "averaged" not in curve[-1]:
+        return {}
+    average, best = curve[-1][NDCG], best_of(curve[:-1])[NDCG]
+    return {"averaged": {"steps": curve[-1]["averaged"], NDCG: average, "best_state": best, "kept": average > best}}
 
 
 def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[str, Any]]]:
@@ -97,9 +108,11 @@ def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[st
     def log_best(report: dict[str, Any]) -> None:
         if "best" in report and report["name"] not in logged:
             logged.add(report["name"])
+            best, steps = report["best"], ", ".join(map(str, report["best"].get("averaged", ())))
+            where = f"as the average of steps {steps}" if steps else f"at step {best['step']}"
             context.log(
-                f"generate: {report['name']} is best at step {report['best']['step']} of {report['step']}, "
-                f"validation NDCG@10 {decimal(report['best'][NDCG])}, {report['seconds']:.0f} s"
+                f"generate: {report['name']} is best {where} of {report['step']}, "
+                f"validation NDCG@10 {decimal(best[NDCG])}, {report['seconds']:.0f} s"
             )
 
     def progress(report: dict[str, Any]) -> None:
