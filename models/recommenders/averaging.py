@@ -45,7 +45,7 @@ class BestStates:
             del self._scores[worst], self._states[worst]
 
     def mean(self) -> dict[str, torch.Tensor]:
-        """Returns the mean of the states on the first worker, and nothing elsewhere; what is not a float is the same."""
+        """Returns the mean of the states on the first worker, nothing elsewhere; what is no float is that of one."""
         states = [self._states[step] for step in self.steps]
         return {
             name: torch.stack([state[name] for state in states]).mean(0, dtype=torch.float64).to(first.dtype)

@@ -33,7 +33,7 @@ class ProductCodesConfig(EncoderConfig, NegativesConfig):
     Attributes:
         objective: `catalogue`: cross-entropy over all items; `codes`: over the codewords of each code by itself, for
             catalogues too large for products of states with all items.
-        exact_items: a larger catalogue is searched approximately instead of scored as a whole.
+        exact_items: a larger catalogue is searched approximately instead of scored as a whole, but for a penalty.
     """
 
     dim: PositiveInt = 128
@@ -73,7 +73,7 @@ class ProductCodes(NextItemModel):
         Raises:
             UserError: the dimensions are not those of the codewords.
         """
-        super().__init__(config, items=len(quantized.codes))
+        super().__init__(config, items=len(quantized.codes), counts=counts)
         parts, codewords, width = quantized.codewords.shape
         if parts * width != config.dim:
             raise UserError(f"The codewords are of {parts * width} dimensions: set model.dim to that.")
@@ -156,7 +156,7 @@ class ProductCodes(NextItemModel):
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
         """Returns the k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
-        if self.items <= self.exact_items:
+        if self.items <= self.exact_items or self.penalty is not None:
             return super().top(hidden, k=k, banned=banned, allowed=allowed)
         if self._index is None:
             self._index = InnerProductIndex(self.every_vector())

@@ -42,7 +42,7 @@ class SasRec(NextItemModel):
 
     def __init__(self, config: SasRecConfig, counts: torch.Tensor) -> None:
         """Takes how often training chooses each item, int64 [N]; the vector of one without an event is and stays 0."""
-        super().__init__(config, items=len(counts))
+        super().__init__(config, items=len(counts), counts=counts)
         self.cosine = config.logits == "cosine"
         self.catalogue_loss = CatalogueLoss(counts, config)
         self.item = nn.Parameter(torch.randn(self.items, config.dim) * 0.02 * counts.sign()[:, None])

@@ -12,12 +12,20 @@ from models.generation.examples import Corpus
 from models.generation.vocabulary import Vocabulary
 from models.recommenders import build
 from models.recommenders.artifacts import load
+from models.recommenders.ensemble import Ensemble, fit_ensemble
 from models.recommenders.fitting import TrainingTask
 from models.recommenders.item_knn import fit_item_knn
+from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
 from models.recommenders.product_quantizer import Quantized
 from models.recommenders.sasrec import SasRec
-from models.recommenders.settings import ItemKnnSettings, LanguageModelSettings, ProductCodesSettings, SasRecSettings
+from models.recommenders.settings import (
+    EnsembleSettings,
+    ItemKnnSettings,
+    LanguageModelSettings,
+    ProductCodesSettings,
+    SasRecSettings,
+)
 from operators.columns import matrix_of, positions
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.collaborative import collaborative_vectors
@@ -53,6 +61,15 @@ def write_item_knn(
     found = fit_item_knn(settings, data.sequences, len(data.item_ids), valid, filter_seen=filter_seen)
     found.save(artifact_uri(run, name))
     return {"items": len(data.item_ids)}
+
+
+def write_ensemble(settings: EnsembleSettings, run: RunDir, valid: Queries, *, filter_seen: bool) -> dict[str, float]:
+    """Chooses the weights of recommenders that a run has fitted; writes the ensemble and returns them by name."""
+    loaded = (load_recommender(run, name) for name in settings.of)
+    members = [model for model in loaded if isinstance(model, NextItemModel)]
+    found = fit_ensemble(members, settings.parts, valid, filter_seen=filter_seen)
+    found.save(artifact_uri(run, Ensemble.kind))
+    return {model.kind: weight for model, weight in found.weighed}
 
 
 def training_task(

@@ -1,7 +1,7 @@
 """Generate: fit the recommenders of next items on Ray Train, and choose the generator among them.
 
-Writes models/generator/{sasrec,item_knn,product_codes,language_model}, models/generator/items (which item every row
-is), models/generator/codes (the items' product codes) and metrics/generate.json.
+Writes models/generator/{sasrec,item_knn,product_codes,language_model,ensemble}, models/generator/items (which item
+every row is), models/generator/codes (the items' product codes) and metrics/generate.json.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ class GenerateStage(Stage[Config]):
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
-        from workflows.stages.generate.build import learnable, load_recommender, write_codes, write_item_knn
+        from workflows.stages.generate.build import (
+            learnable,
+            load_recommender,
+            write_codes,
+            write_ensemble,
+            write_item_knn,
+        )
         from workflows.stages.generate.data import save_items, write_data
 
         run = context.run
@@ -71,18 +77,24 @@ class GenerateStage(Stage[Config]):
             small = positives < SMALL
             context.pieces(fit, ["item_knn"], name=f"generate/{context.fingerprint}/counted", here=small)
         history = _fit(config, context, data)
+        weights = {}
+        if config.ensemble is not None:
+            weights = write_ensemble(config.ensemble, run, compared, filter_seen=config.filter_seen)
+            shares = ", ".join(f"{name} {decimal(weight, 2)}" for name, weight in weights.items())
+            context.log(f"generate: the weights of the ensemble are {shares}")
         valid = {
             name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen)
-            for name in [*counted, *history]
+            for name in [*counted, *history, *(["ensemble"] if weights else [])]
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
-        choice = {"chosen": chosen, "queries": shown}
+        choice = {"chosen": chosen, "queries": shown, "ensemble": weights}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
             name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"], **_averaged(curve)}
             for name, curve in history.items()
         }
-        metrics = {name: {**scores, **best.get(name, {})} for name, scores in valid.items()}
+        told = {**best, "ensemble": {"weights": weights}}
+        metrics = {name: {**scores, **told.get(name, {})} for name, scores in valid.items()}
         return Result(rows_in=positives, rows_out=positives, metrics={"chosen": chosen, **metrics})
 
 
