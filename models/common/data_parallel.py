@@ -141,6 +141,13 @@ def gather_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("learner."): value for name, value in _whole(module).items()}
 
 
+def load_state(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Loads what `gather_state` returned; rank 0 has it all, the others nothing. All ranks call it."""
+    state: dict[str, Any] = {f"learner.{name}": value for name, value in tensors.items()}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
+    set_model_state_dict(module, state, options=options)
+
+
 def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Returns all that a fit resumes from, on rank 0; empty elsewhere. All ranks call it."""
     state = {f"model.{name}": value for name, value in _whole(module).items()}

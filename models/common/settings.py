@@ -72,6 +72,8 @@ class FitConfig(Settings):
         validate_every: steps between two validations.
         valid_queries: queries of each validation, at most.
         patience: validations without a better NDCG@10 after which the fit ends.
+        averaged: states with the best NDCG@10 whose average is tried at the end, and kept where it is better still; 1:
+            none. So many are held in memory by the first worker, and in what a killed fit resumes from.
         precision: of activations; `bf16` only where the hardware computes in it, see `devices.dtype_of`.
     """
 
@@ -83,6 +85,7 @@ class FitConfig(Settings):
     validate_every: int = Field(500, ge=1)
     valid_queries: int = Field(2_000, ge=1)
     patience: int = Field(5, ge=1)
+    averaged: int = Field(1, ge=1)
     precision: Precision = "bf16"
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from models.common.devices import own_device
 from models.common.recommender import Recommender
+from models.recommenders.ensemble import Ensemble
 from models.recommenders.item_knn import ItemKnn
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
 from models.recommenders.rpg import Rpg
 from models.recommenders.sasrec import SasRec
-from storage.artifacts import load_one_of, rebuilding
+from storage import files
+from storage.artifacts import load_model, load_one_of, rebuilding
 
 NEXT_ITEM_MODELS: dict[str, type[NextItemModel]] = {model.kind: model for model in (SasRec, ProductCodes, Rpg)}
 
@@ -25,10 +31,17 @@ def load(uri: str) -> Recommender:
         ArtifactError: there is none at `uri`, it is damaged, or it is of another kind or version.
     """
     with rebuilding(uri, "recommender"):
-        kinds = (*NEXT_ITEM_MODELS, ItemKnn.kind, LanguageModelRecommender.kind)
+        kinds = (*NEXT_ITEM_MODELS, ItemKnn.kind, LanguageModelRecommender.kind, Ensemble.kind)
         kind, config, tensors = load_one_of(uri, kinds, "recommender")
         if kind == LanguageModelRecommender.kind:
             return LanguageModelRecommender.from_artifact(uri, config, tensors, own_device())
         if kind == ItemKnn.kind:
             return ItemKnn.from_artifact(config, tensors)
-        return NEXT_ITEM_MODELS[kind].from_artifact(config, tensors).eval().to(own_device())
+        if kind == Ensemble.kind:
+            parts = [(name, *load_model(files.join(uri, name), name)) for name in config["members"]]
+            return Ensemble([_next_item_model(*part) for part in parts], tensors["weights"].tolist())
+        return _next_item_model(kind, config, tensors)
+
+
+def _next_item_model(kind: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> NextItemModel:
+    return NEXT_ITEM_MODELS[kind].from_artifact(config, tensors).eval().to(own_device())

@@ -29,7 +29,7 @@ class CatalogueModel(NextItemModel):
 
     def __init__(self, config: CatalogueConfig, counts: torch.Tensor) -> None:
         """Takes how often training chooses each item, int64 [N]."""
-        super().__init__(config, items=len(counts))
+        super().__init__(config, items=len(counts), counts=counts)
         self.cosine = config.logits == "cosine"
         self.catalogue_loss = CatalogueLoss(counts, config)
         self._made: Any = None

@@ -11,13 +11,23 @@ import numpy as np
 import torch
 
 from models.common.collectives import all_gather_rows, rank_and_size
-from models.common.data_parallel import Strategy, backward, evaluating, gather_state, parallelise, restore, snapshot
+from models.common.data_parallel import (
+    Strategy,
+    backward,
+    evaluating,
+    gather_state,
+    load_state,
+    parallelise,
+    restore,
+    snapshot,
+)
 from models.common.devices import dtype_of
 from models.common.jagged import gather
 from models.common.recommender import FittedRecommender, Queries, Recommender
 from models.common.seeds import seed_of
 from models.common.settings import FitConfig
 from models.evaluation.lists import CUT, ndcg, ranks, recall
+from models.recommenders.averaging import BestStates
 from storage.errors import UserError
 
 DROPOUT = 32  # what is drawn
@@ -57,7 +67,10 @@ def fit(
     filter_seen: bool = True,
     state: State | None = None,
 ) -> None:
-    """Trains until validation gets no better.
+    """Trains until validation gets no better, and tries the average of the best states where the settings ask for it.
+
+    The average is one more report, with the steps of its states as `averaged`; it is the last improvement where it is
+    better on validation than each of them.
 
     Args:
         config: of the fit.
@@ -83,10 +96,12 @@ def fit(
         lr=config.learning_rate,
         betas=(0.9, 0.98),
     )
+    best_states = BestStates(config.averaged)
     at = {"step": 0.0, "best": -1.0, "stale": 0.0, "total": 0.0, "seconds": 0.0}
     if state is not None:
         try:
             at = {name: float(state.pop(f"at.{name}")) for name in at}
+            best_states.restore(state)
             restore(module, optimizer, state)
             state.clear()  # is as large as the model and its moments
         except (LookupError, ValueError, RuntimeError) as error:
@@ -99,7 +114,13 @@ def fit(
         """Returns all that a killed attempt resumes from; every worker calls it."""
         numbers = {**at, "seconds": time.perf_counter() - started}
         exact = {f"at.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-        return snapshot(module, optimizer) | exact
+        return snapshot(module, optimizer) | exact | best_states.tensors()
+
+    def validated() -> tuple[dict[str, float], dict[str, float]]:
+        """Returns the scores of the weights as they are, and the held-out losses of the tasks."""
+        with evaluating(module) as learner:
+            found = validate(task.recommender(learner), queries, filter_seen=filter_seen, device=device)
+            return found, task.losses(learner)
 
     if state is None:
         with evaluating(module) as learner:
@@ -123,23 +144,33 @@ def fit(
             continue
         if not math.isfinite(at["total"]):
             raise UserError("The loss is not a number: lower learning_rate under fit.")
-        with evaluating(module) as learner:
-            found = validate(task.recommender(learner), queries, filter_seen=filter_seen, device=device)
-            losses = task.losses(learner)
+        found, losses = validated()
         steps = (step % config.validate_every) + 1
         metrics: dict[str, Any] = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
         metrics |= {"losses": losses} if losses else {}
-        better = found[NDCG] > at["best"]
+        better, admitted = found[NDCG] > at["best"], best_states.admits(found[NDCG])
         at |= {
             "best": max(at["best"], found[NDCG]),
             "stale": 0.0 if better or at["step"] <= task.patience_from else at["stale"] + 1,
             "total": 0.0,
         }
-        if better:
+        if better or admitted:
             tensors = gather_state(module)
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
                 raise UserError("The weights are not numbers: lower learning_rate under fit.")
+        if better:
             callbacks.improved(task.learner, tensors)
+        if admitted:
+            best_states.add(int(at["step"]), found[NDCG], tensors)
+        callbacks.report({**metrics, "seconds": time.perf_counter() - started}, resumable)
+    if len(steps_of_mean := best_states.steps) > 1:
+        tensors = best_states.mean()
+        best_states.clear()  # so that a fit that is killed behind its last report has nothing left to do
+        load_state(module, tensors)
+        found, _ = validated()
+        if found[NDCG] > at["best"]:
+            callbacks.improved(task.learner, tensors)
+        metrics = {"step": int(at["step"]), "averaged": steps_of_mean, **found}
         callbacks.report({**metrics, "seconds": time.perf_counter() - started}, resumable)
 
 

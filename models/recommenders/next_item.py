@@ -28,6 +28,8 @@ class EncoderConfig(Settings):
         dropout: of vectors and attention.
         block_dropout: of what blocks add; null: as `dropout`.
         length: items of a history that are read, the last ones.
+        popularity_penalty: times the log of an item's events in training, taken from its score in every answer and
+            from nothing in training; 0: none.
     """
 
     dim: PositiveInt = 64
@@ -37,6 +39,7 @@ class EncoderConfig(Settings):
     dropout: float = Field(0.5, ge=0, lt=1)
     block_dropout: float | None = Field(None, ge=0, lt=1)
     length: PositiveInt = 50
+    popularity_penalty: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> EncoderConfig:
@@ -51,7 +54,8 @@ class NextItemModel(nn.Module, ABC):
     kind: ClassVar[str]  # of the artifact, and the recommender's name
     layers = (Block.__name__,)  # see `models.common.data_parallel.Learner`
 
-    def __init__(self, config: EncoderConfig, *, items: int) -> None:
+    def __init__(self, config: EncoderConfig, *, items: int, counts: torch.Tensor | None = None) -> None:
+        """Takes the number of items, N, and how often training chooses each, int64 [N]; None: all alike."""
         super().__init__()
         self.config, self.items = config, items
         self.start = nn.Parameter(torch.zeros(config.dim))
@@ -64,6 +68,10 @@ class NextItemModel(nn.Module, ABC):
             block_share=config.dropout if config.block_dropout is None else config.block_dropout,
             length=config.length + 1,
         )
+        self.penalty: torch.Tensor | None
+        self.register_buffer("penalty", None)
+        if config.popularity_penalty:
+            self.penalise(config.popularity_penalty, torch.ones(items) if counts is None else counts)
 
     @classmethod
     @abstractmethod
@@ -111,7 +119,29 @@ class NextItemModel(nn.Module, ABC):
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
         """Returns the k best items for states [B, D]."""
-        return best(self.scores(hidden).cpu(), k=k, banned=banned, allowed=allowed)
+        return best(self.ranked(hidden).cpu(), k=k, banned=banned, allowed=allowed)
+
+    def penalise(self, penalty: float, counts: torch.Tensor) -> None:
+        """Sets what is taken from scores in answers: a penalty times the log of how often training chooses an item.
+
+        This is the post-hoc logit adjustment of Menon et al. (ICLR 2021, arXiv 2007.07314). What all users share of a
+        softmax's scores is the log of popularity (arXiv 2606.21275). An item without an event counts as if it had one.
+
+        Args:
+            penalty: 0 or more.
+            counts: of every item, [N].
+        """
+        self.penalty = penalty * counts.clamp_min(1).float().log().to(self.start.device)
+
+    def ranked(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns what items are ranked by, float32 [B, N]: their scores, less the penalty."""
+        scores = self.scores(hidden)
+        return scores if self.penalty is None else scores - self.penalty
+
+    @torch.no_grad()
+    def log_probs(self, histories: Jagged) -> torch.Tensor:
+        """Returns what items are ranked by as log-probabilities over the catalogue, float32 [B, N], on the CPU."""
+        return self.ranked(self._last(histories)).log_softmax(-1).cpu()
 
     def artifact_config(self) -> dict[str, Any]:
         """Returns what rebuilds the module beside its tensors."""

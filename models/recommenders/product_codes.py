@@ -32,7 +32,7 @@ class ProductCodesConfig(CatalogueConfig):
         residual: adds to the codes' sum a vector of the item's own, which in training is left out for this share of the
             items; null: there are no such vectors.
         content: whether the encoder reads items' embeddings, too, through a linear map.
-        exact_items: a larger catalogue is searched approximately instead of scored as a whole.
+        exact_items: a larger catalogue is searched approximately instead of scored as a whole, but for a penalty.
     """
 
     dim: PositiveInt = 128
@@ -141,7 +141,7 @@ class ProductCodes(CatalogueModel):
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
         """Returns the k best items for states [B, D]: exactly, or in a large catalogue by a search that misses some."""
-        if self.items <= self.exact_items:
+        if self.items <= self.exact_items or self.penalty is not None:
             return super().top(hidden, k=k, banned=banned, allowed=allowed)
         index = self._answering(InnerProductIndex)
         return index.search(self._asked(hidden).float().cpu(), k=k, banned=banned, allowed=allowed)

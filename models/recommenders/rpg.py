@@ -50,9 +50,11 @@ class Rpg(NextItemModel):
 
     kind: ClassVar[str] = "rpg"
 
-    def __init__(self, config: RpgConfig, codes: torch.Tensor, codewords: int) -> None:
-        """Takes the codes of N items, int64 [N, M], each one of `codewords`."""
-        super().__init__(config, items=len(codes))
+    def __init__(
+        self, config: RpgConfig, codes: torch.Tensor, codewords: int, counts: torch.Tensor | None = None
+    ) -> None:
+        """Takes the codes of N items, int64 [N, M], each one of `codewords`, and how often training chooses each."""
+        super().__init__(config, items=len(codes), counts=counts)
         self.temperature = config.temperature
         self.codes: torch.Tensor
         self.rows: torch.Tensor

@@ -98,6 +98,24 @@ class RpgSettings(CodesSettings):
     fit: RpgFitConfig = RpgFitConfig()
 
 
+class EnsembleSettings(Settings):
+    """An ensemble of recommenders that score every item.
+
+    Attributes:
+        of: its members.
+        parts: validation chooses their weights among multiples of 1 / parts that add up to 1.
+    """
+
+    of: tuple[Literal["sasrec", "product_codes", "rpg"], ...] = Field(("sasrec", "product_codes"), min_length=2)
+    parts: int = Field(4, ge=2, le=20)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EnsembleSettings:
+        if len(set(self.of)) < len(self.of):
+            raise ValueError("a member stands twice under of: name each one once")
+        return self
+
+
 def _of_registry(tasks: object) -> object:
     """Tasks in the place of their names, so that settings hold what is trained and not where it was read."""
     if tasks == "all":

@@ -391,7 +391,11 @@ def test_recommenders_are_shown_where_there_are_some_and_need_no_ranker(run, pag
     tasks = {"<task>": {"examples": 9, "exact@1": 0.5}}
     both = {**card, "coverage@10": 0.5, "as_is": {**card, "recall@10": 0.06, "coverage@10": 0.25}}
     metrics = {"generator": both, "language_model": both, "sasrec": card, "generator_over_sasrec": over, "tasks": tasks}
+    curve = [{"penalty": 0.1, "ndcg@10": 0.03, "fair_0.8@10": 0.25, "tail_ndcg@10": 0.01, "popularity_bias@10": 2.0}]
+    weights = {"sasrec": 0.25, "language_model": 0.75}
+    metrics |= {"ensemble": {**card, "weights": weights, "penalties": curve}, "ensemble_over_sasrec": over}
     history = [{"step": step, "train_loss": 1 / step, "valid_ndcg@10": 0.01 * step} for step in (1, 2)]
+    history.append({"step": 2, "averaged": [1, 2], "valid_ndcg@10": 0.77777})
     run.write_json({"chosen": "language_model", "history": {"language_model": history}}, "metrics", "generate.json")
     write_states(run, features=None, rank=None, evaluate={"metrics": metrics})
     manifest = require_manifest(run.root)
@@ -405,6 +409,12 @@ def test_recommenders_are_shown_where_there_are_some_and_need_no_ranker(run, pag
     assert "lists of the same queries with such items left in" in shown.text
     assert shown.row("<task>", "the item is first", "9", "0.5000")
     assert "NDCG@10 is higher, 1.50 times (1.25 to 1.75); recall@10 is not told apart" in shown.text
+    assert "The generator beside SASRec: NDCG@10 is higher" in shown.text
+    assert "The ensemble beside SASRec: NDCG@10 is higher" in shown.text
+    assert "The ensemble adds up the log-probabilities of other recommenders, weighed on validation: " in shown.text
+    assert "SASRec 0.25, language model 0.75." in shown.text
+    assert shown.row("ensemble", "0.10") == ["ensemble", "0.10", "0.0300", "25.0%", "0.0100", "2.00"]
+    assert "0.7778" not in shown.text  # an average of states is not drawn among them
     assert "No test metrics" not in shown.text
     assert len([found for found in shown.of("div") if found.get("role") == "img"]) == 2 + 2 + 2  # quantizer, lists, fit
     assert loads(shown) == []

@@ -13,6 +13,7 @@ NAMES = {
     "language_model": "language model",
     "sasrec": "SASRec",
     "item_knn": "item-kNN",
+    "ensemble": "ensemble",
     "content": "content",
     "popularity": "popularity",
     "truth": "truth",
@@ -26,7 +27,9 @@ SHOWN = {  # metrics that are no decimals of four digits
     **dict.fromkeys(("coverage@10", "fair_0.8@1", "fair_0.8@10"), percent),
     "popularity_bias@10": lambda value: decimal(value, 2),
 }
+BASELINES = ("sasrec", "item_knn", "content", "itemknn", "popularity")
 WITH_INTERVAL = ("recall@10", "ndcg@10")
+PENALISED = ("ndcg@10", "fair_0.8@10", "tail_ndcg@10", "popularity_bias@10")
 TASK_MEASURES = {
     "exact@1": "the item is first",
     "exact@10": "the item is among ten",
@@ -83,11 +86,12 @@ def score_figures(metrics: dict[str, Any]) -> list[Figure]:
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:
-    """Returns what the intervals allow to say of the generator beside each baseline, and what the queries are about."""
+    """Returns what intervals allow to say of generator and ensemble beside others, and what the queries are about."""
     lines = [
-        _beside(NAMES[key], metrics[f"generator_over_{key}"])
-        for key in ("sasrec", "item_knn", "content", "itemknn", "popularity")
-        if f"generator_over_{key}" in metrics
+        _beside(title, NAMES[key], metrics[f"{title}_over_{key}"])
+        for title, keys in (("generator", BASELINES), ("ensemble", NAMES))
+        for key in keys
+        if f"{title}_over_{key}" in metrics
     ]
     closed = {NAMES[key]: value for key, value in part(metrics, "gap_closed").items() if key in NAMES}
     if closed:
@@ -102,13 +106,27 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
 
 
 def footnotes(metrics: dict[str, Any]) -> list[str]:
-    """Returns what is to be known of lists that come from a search."""
-    return [
+    """Returns what is to be known of lists that come from a search, or from an ensemble."""
+    weights = part(part(metrics, "ensemble"), "weights")
+    shares = ", ".join(f"{NAMES[key]} {decimal(weight, 2)}" for key, weight in weights.items() if key in NAMES)
+    mixed = f"The ensemble adds up the log-probabilities of other recommenders, weighed on validation: {shares}."
+    searched = [
         f"{name[:1].upper()}{name[1:]}: {percent(values['exact_lists'])} of its lists are proved to hold the best "
         "items of the whole catalogue; in the others its search may have missed some."
         for _, name, values in _recommenders(metrics)
         if is_number(values.get("exact_lists"))
     ]
+    return [*searched, *([mixed] if shares else [])]
+
+
+def penalties(metrics: dict[str, Any]) -> Table | None:
+    """Tells what penalties on popularity give and take on validation."""
+    rows = [
+        [name, decimal(point.get("penalty"), 2), *(SHOWN.get(key, decimal)(point.get(key)) for key in PENALISED)]
+        for _, name, values in _recommenders(metrics)
+        for point in values.get("penalties", [])
+    ]
+    return Table(["recommender", "penalty", *map(_head, PENALISED)], rows) if rows else None
 
 
 def tasks(metrics: dict[str, Any]) -> Table | None:
@@ -163,8 +181,9 @@ def training(history: dict[str, list[dict[str, Any]]]) -> list[Figure]:
     drawn = []
     for name, reports in history.items():
         title = NAMES.get(name, name)
+        states = [report for report in reports if "averaged" not in report]  # an average of states is no step
         for key, what in (("train_loss", "training loss"), ("valid_ndcg@10", "NDCG@10 on validation")):
-            known = [report for report in reports if is_number(report.get(key)) and is_number(report.get("step"))]
+            known = [report for report in states if is_number(report.get(key)) and is_number(report.get("step"))]
             if known:
                 best = max(known, key=lambda report: report[key])["step"] if key != "train_loss" else None
                 drawn.append(trend(f"{title}: {what}", known, "step", {key: what}, best))
@@ -186,10 +205,10 @@ def _head(metric: str) -> str:
     return metric.replace("ndcg", "NDCG").replace("_", " ")
 
 
-def _beside(baseline: str, over: dict[str, Any]) -> str:
+def _beside(title: str, baseline: str, over: dict[str, Any]) -> str:
     """Returns what the intervals of the ratios allow to say.
 
-    >>> _beside("SASRec", {"ndcg@10": 1.2, "ndcg@10_interval": [1.1, 1.3]})
+    >>> _beside("generator", "SASRec", {"ndcg@10": 1.2, "ndcg@10_interval": [1.1, 1.3]})
     'The generator beside SASRec: NDCG@10 is higher, 1.20 times (1.10 to 1.30); too little to compare recall@10.'
     """
     parts = []
@@ -201,4 +220,4 @@ def _beside(baseline: str, over: dict[str, Any]) -> str:
         low, high = bounds  # type: ignore[misc]
         verdict = "is higher" if low > 1 else "is lower" if high < 1 else "is not told apart"
         parts.append(f"{_head(metric)} {verdict}, {decimal(ratio, 2)} times ({interval(bounds, 2)})")
-    return f"The generator beside {baseline}: {'; '.join(parts)}."
+    return f"The {title} beside {baseline}: {'; '.join(parts)}."

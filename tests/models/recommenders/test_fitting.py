@@ -18,7 +18,7 @@ from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, best
 from models.common.settings import FitConfig
 from models.recommenders import fitting, next_item
-from models.recommenders.fitting import Callbacks, State, TrainingTask, fit, rate, validate
+from models.recommenders.fitting import NDCG, Callbacks, State, TrainingTask, best_of, fit, rate, validate
 from models.recommenders.sasrec import SasRec, SasRecConfig
 from storage.errors import UserError
 from tests.models.workers import on_ranks
@@ -83,16 +83,16 @@ class Kept:
         return Callbacks(report, lambda learner, tensors: self.bests.append({k: v.clone() for k, v in tensors.items()}))
 
 
-@pytest.mark.parametrize("negatives", [None, 5])
+@pytest.mark.parametrize(("negatives", "averaged"), [(None, 1), (5, 1), (None, 2)])
 def test_a_fit_that_goes_on_from_any_report_ends_as_if_undisturbed(
-    negatives: int | None, monkeypatch: pytest.MonkeyPatch
+    negatives: int | None, averaged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "REPORT_EVERY", 2)
-    whole = Kept()
-    fit(CONFIG, make(0.3, negatives), asked(9), whole.callbacks(), seed=5)
+    whole, config = Kept(), CONFIG.model_copy(update={"averaged": averaged})
+    fit(config, make(0.3, negatives), asked(9), whole.callbacks(), seed=5)
     validated = [metrics["step"] for metrics in whole.metrics if "train_loss" in metrics]
     assert validated == [3, 6, 7]
-    assert [metrics["step"] for metrics in whole.metrics] == [0, 2, 3, 4, 6, 7]
+    assert [metrics["step"] for metrics in whole.metrics] == [0, 2, 3, 4, 6, 7, *([7] if averaged > 1 else [])]
     for at, metrics in enumerate(whole.metrics):
         task, after = make(0.3, negatives), Kept()
         with torch.no_grad():
@@ -100,7 +100,7 @@ def test_a_fit_that_goes_on_from_any_report_ends_as_if_undisturbed(
                 parameter.zero_()  # nothing that a new process begins with counts
         torch.manual_seed(at)
         state = {name: value.clone() for name, value in whole.states[at].items()}
-        fit(CONFIG, task, asked(9), after.callbacks(), seed=5, state=state)
+        fit(config, task, asked(9), after.callbacks(), seed=5, state=state)
         assert after.metrics == whole.metrics[at + 1 :], metrics
         last, other = (
             {name: part for name, part in kept.items() if name != "at.seconds"}
@@ -186,6 +186,33 @@ def test_the_best_state_is_kept_and_patience_ends_the_fit() -> None:
     for tensors, state in zip(kept.bests, kept.states[1:], strict=False):
         assert set(tensors) == {"matrix", "vector"}
         assert all(torch.equal(part, state[f"model.learner.{name}"]) for name, part in tensors.items())
+
+
+@pytest.mark.parametrize(("place", "better"), [(0, True), (3, False), (2, False)])
+def test_the_average_of_the_best_states_is_kept_where_it_is_better(place: int, better: bool) -> None:
+    """Of four validations, the second and the third are the best; then the average is asked for."""
+    config = CONFIG.model_copy(update={"steps": 4, "validate_every": 1, "averaged": 2})
+    learner, kept = Still([5, 3, 2, None, place]), Kept()
+
+    def drawn(step: int) -> list[torch.Tensor]:
+        learner.matrix.data.fill_(float(10**step))
+        return [torch.zeros(1)]
+
+    task = still(learner)._replace(draw=drawn)
+    fit(config.model_copy(update={"weight_decay": 0.0}), task, one_query(), kept.callbacks(), seed=0)
+    last = kept.metrics[-1]
+    assert last == {"step": 4, "averaged": [2, 3], "valid_recall@10": 1, NDCG: pytest.approx(1 / math.log2(place + 2))}
+    assert len(kept.bests) == (4 if better else 3)
+    torch.testing.assert_close(kept.bests[-1]["matrix"], torch.full((2, 3), 55.0 if better else 100.0))
+    assert best_of(kept.metrics)["step"] == (4 if better else 3)
+    torch.testing.assert_close(learner.matrix.detach(), torch.full((2, 3), 55.0))
+    assert not [name for name in kept.states[-1] if name.startswith("kept.")]
+
+
+def test_nothing_is_averaged_where_one_state_was_validated() -> None:
+    config, kept = CONFIG.model_copy(update={"steps": 1, "averaged": 3}), Kept()
+    fit(config, still(Still([0])), one_query(), kept.callbacks(), seed=0)
+    assert [metrics["step"] for metrics in kept.metrics] == [0, 1]
 
 
 def test_validations_may_count_from_a_later_step_on() -> None:
@@ -300,7 +327,8 @@ def on_two(rank: int | None, strategy: Strategy) -> dict[str, Any]:
     """A fit, and validations of one, two and nine queries; blocks of two, so that shares differ in blocks, too."""
     next_item.USERS = 2
     kept = Kept()
-    fit(CONFIG, make(0.0), asked(5), kept.callbacks(states=False), seed=5, strategy=strategy)
+    config = CONFIG.model_copy(update={"averaged": 2})
+    fit(config, make(0.0), asked(5), kept.callbacks(states=False), seed=5, strategy=strategy)
     return {
         "metrics": kept.metrics,
         "bests": kept.bests,
@@ -318,7 +346,8 @@ def test_two_workers_fit_and_validate_as_one(tmp_path: Path, monkeypatch: pytest
         for one, other in zip(wanted["validated"], first["validated"], strict=True):
             assert other == pytest.approx(one)
         for one, other in zip(wanted["metrics"], first["metrics"], strict=True):
-            assert other == pytest.approx(one, rel=1e-4)
+            assert other.pop("averaged", None) == one.get("averaged")
+            assert other == pytest.approx({name: one[name] for name in other}, rel=1e-4)
         assert not any(second["bests"])
         for one, other in zip(wanted["bests"], first["bests"], strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)

@@ -291,3 +291,40 @@ def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="holds a foreign file, not a recommender"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "product_codes"])
+def test_a_penalty_takes_popular_items_out_of_lists_and_nothing_else_changes(kind: str) -> None:
+    counts = torch.randint(0, 1000, (ITEMS,), generator=torch.Generator().manual_seed(0))
+    model, wanted = make(kind), make(kind)
+    popularity = []
+    for penalty in (0.0, 0.1, 0.3, 1.0, 100.0):
+        model.penalise(penalty, counts)
+        scores = torch.stack([naive_scores(wanted, history) for history in HISTORIES]).detach()
+        scores -= penalty * torch.tensor([math.log(max(count, 1)) for count in counts.tolist()])
+        found = model.recommend(lists(HISTORIES), k=8)
+        right = [naive_best(row, 8, set()) for row in scores]
+        assert found.items.tolist() == right
+        torch.testing.assert_close(model.log_probs(lists(HISTORIES)), scores.log_softmax(-1), atol=1e-4, rtol=1e-4)
+        popularity.append(float(counts[found.items].clamp_min(1).float().log().mean()))
+    assert popularity == sorted(popularity, reverse=True)
+    assert popularity[0] > popularity[-1]
+    windows = torch.tensor([[1, 2, 3], [4, 5, ITEMS]])
+    assert model.loss(windows) == wanted.loss(windows)
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "product_codes"])
+def test_a_penalty_of_the_settings_is_part_of_the_artifact(kind: str, tmp_path: Path) -> None:
+    counts = torch.arange(ITEMS)
+    if kind == "sasrec":
+        model: NextItemModel = SasRec(SasRecConfig(**SIZE, popularity_penalty=0.5), counts)
+    else:
+        quantized = Quantized(torch.randint(8, (ITEMS, 4)), torch.randn(4, 8, 4))
+        model = ProductCodes(ProductCodesConfig(**SIZE, popularity_penalty=0.5, exact_items=1), quantized, counts)
+    assert model.penalty is not None
+    assert model.penalty.tolist() == pytest.approx([0.5 * math.log(max(count, 1)) for count in range(ITEMS)])
+    model.eval().save(str(tmp_path), model.state_dict())
+    found, wanted = (each.recommend(lists(HISTORIES), k=9) for each in (load(str(tmp_path)), model))
+    assert found.exact is None  # no search: the index knows of no penalty
+    assert torch.equal(found.items, wanted.items)
+    assert "penalty" not in make(kind).state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, Recommender, recommend_blocks
 from models.evaluation.bootstrap import bootstrap_means, interval
-from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
+from models.evaluation.lists import CUT, CUTS, FAIR, ndcg, ranks, recall, scorecard
 from models.generation.heldout import task_scores
 from models.recommenders.content import fit_content
 from models.recommenders.language_model import LanguageModelRecommender
+from models.recommenders.next_item import NextItemModel
 from models.recommenders.popularity import MostPopular
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log, read_user_ids
@@ -28,9 +30,12 @@ EXAMPLES = 300  # per task
 BASELINES = ("sasrec", "item_knn", "content", "popularity")
 GAIN = f"ndcg@{CUT}"
 WITH_INTERVAL = {f"recall@{CUT}": recall, GAIN: ndcg}
+TRADED = (GAIN, f"fair_{FAIR}@{CUT}", f"tail_{GAIN}", f"popularity_bias@{CUT}")  # what a penalty on popularity changes
 
 
-def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[str, Any]:
+def score_recommenders(
+    context: Context, *, queries: int, draws: int, penalties: Sequence[float] = ()
+) -> dict[str, Any]:
     """Returns metrics of the recommenders that the stage generate has fitted, of content, popularity and the truth.
 
     The truth is known of a generated catalogue only.
@@ -47,9 +52,11 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
         context: of a run whose generate stage is complete.
         queries: of validation and of test, a sample, at most.
         draws: resamples of users behind every interval.
+        penalties: on popularity, with which next-item models are asked on validation.
 
     Returns:
-        See `judge`, of masked lists; under `as_is` of each recommender and ratio the same of lists as they are. Empty
+        See `judge`, of masked lists, with the weights of the ensemble's members and the `penalties` of next-item models
+        (`penalty_curve`); under `as_is` of each recommender and ratio the same of lists as they are. Empty
         where the test split has no query.
     """
     run = context.run
@@ -82,9 +89,11 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
             context.log(f"{name}: {len(test.user)} lists {how} in {time.monotonic() - began:.1f} s")
         return lists
 
+    weights = generated.get("ensemble", {})
+
     def judged(lists: dict[str, Recommended]) -> dict[str, Any]:
-        chosen = generated["chosen"]
-        return judge(lists, test, training.positives, ~training.warm, chosen=chosen, seed=context.seed, draws=draws)
+        rest: Any = {"chosen": generated["chosen"], "members": tuple(weights), "seed": context.seed, "draws": draws}
+        return judge(lists, test, training.positives, ~training.warm, **rest)
 
     banned = None if repeats else test.seen
     lists = listed(banned)
@@ -92,10 +101,43 @@ def score_recommenders(context: Context, *, queries: int, draws: int) -> dict[st
     cards = judged(lists if truth is None else {**lists, "truth": truth})
     places = {name: ranks(found.items.numpy(), test.target.numpy()) for name, found in lists.items()}
     run.write_table(pa.table({"user": test.user, "item": test.target.numpy(), **places}), "metrics", "ranks")
-    if repeats:
-        return cards
-    as_is = judged(listed(None))
-    return {name: {**card, "as_is": as_is[name]} if name in as_is else card for name, card in cards.items()}
+    if weights:
+        cards["ensemble"]["weights"] = weights
+    if not repeats:
+        as_is = judged(listed(None))
+        cards = {name: {**card, "as_is": as_is[name]} if name in as_is else card for name, card in cards.items()}
+    for name, model in recommenders.items():
+        if penalties and isinstance(model, NextItemModel):
+            curve = penalty_curve(model, penalties, valid, training.positives, ~training.warm, banned=known)
+            cards[name]["penalties"] = curve
+    return {**cards, "generator": cards[generated["chosen"]]}
+
+
+def penalty_curve(
+    model: NextItemModel,
+    penalties: Sequence[float],
+    valid: Queries,
+    positives: np.ndarray,
+    cold: np.ndarray,
+    *,
+    banned: Jagged | None,
+) -> list[dict[str, float]]:
+    """Returns what each penalty on popularity gives and takes on validation: `penalty`, and the metrics TRADED.
+
+    Args:
+        model: its penalty is the last one afterwards.
+        penalties: see `models.recommenders.next_item.NextItemModel.penalise`.
+        valid: the queries; where there is none, nothing is told.
+        positives, cold: see `judge`.
+        banned: what their lists must not hold.
+    """
+    curve = []
+    for penalty in penalties if len(valid.user) else ():
+        model.penalise(penalty, torch.from_numpy(positives))
+        lists = recommend_blocks(model, valid.histories, k=max(CUTS), banned=banned).items.numpy()
+        card = scorecard(lists, valid.target.numpy(), positives, cold)
+        curve.append({"penalty": penalty, **{key: card[key] for key in TRADED}})
+    return curve
 
 
 def judge(
@@ -105,6 +147,7 @@ def judge(
     cold: np.ndarray,
     *,
     chosen: str,
+    members: Sequence[str] = (),
     seed: int,
     draws: int = 200,
 ) -> dict[str, Any]:
@@ -116,16 +159,17 @@ def judge(
         positives: events of every item in training, [N].
         cold: bool [N], the items without a training event of any kind.
         chosen: the recommender that counts as the generator.
+        members: of the ensemble.
         seed: of the resamples.
         draws: number of resamples.
 
     Returns:
         For every recommender and for `generator` the scorecard of its lists, with recall@10_interval and
         ndcg@10_interval, and exact_lists where they come from a search: the share of lists that are proved to miss
-        nothing of the catalogue. For every baseline `generator_over_…`, the ratios of these two metrics with their
-        intervals, NaN where the baseline hits nothing. Where the truth is among the lists, `gap_closed`: the share of
-        the gap between the NDCG@10 of popularity and of the truth that every recommender closes, and NAME_interval.
-        All intervals are of the same resampled users.
+        nothing of the catalogue. For every baseline `generator_over_…`, and for every member `ensemble_over_…`, the
+        ratios of these two metrics with their intervals, NaN where the other one hits nothing. Where the truth is
+        among the lists, `gap_closed`: the share of the gap between the NDCG@10 of popularity and of the truth that
+        every recommender closes, and NAME_interval. All intervals are of the same resampled users.
     """
     target = test.target.numpy()
     place = {name: ranks(recommended.items.numpy(), target) for name, recommended in lists.items()}
@@ -140,11 +184,12 @@ def judge(
         for name, recommended in lists.items()
     }
     over: dict[str, Any] = {}
-    for name in BASELINES:
+    pairs = [("generator", chosen, name) for name in BASELINES] + [("ensemble", "ensemble", name) for name in members]
+    for title, one, name in pairs:
         if name in cards:
-            ratios = {key: _ratio(samples[chosen, key], samples[name, key]) for key in WITH_INTERVAL}
-            over[f"generator_over_{name}"] = {
-                **{key: float(_ratio(cards[chosen][key], cards[name][key])) for key in WITH_INTERVAL},
+            ratios = {key: _ratio(samples[one, key], samples[name, key]) for key in WITH_INTERVAL}
+            over[f"{title}_over_{name}"] = {
+                **{key: float(_ratio(cards[one][key], cards[name][key])) for key in WITH_INTERVAL},
                 **{f"{key}_interval": interval(ratios[key]) for key in WITH_INTERVAL},
             }
     if "truth" in cards:

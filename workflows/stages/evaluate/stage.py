@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from storage.manifest import first_unfinished
 from workflows.engine.stage import Context, Result, Stage, StageConfig
@@ -21,6 +21,7 @@ class Config(StageConfig):
     queries: PositiveInt = Field(100_000, description="queries of the test split, a sample, at most")
     recall_at: tuple[PositiveInt, ...] = Field((10, 50), min_length=1)
     bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
+    penalties: tuple[NonNegativeFloat, ...] = Field((), description="on popularity, tried on validation; none: nothing")
 
 
 class EvaluateStage(Stage[Config]):
@@ -42,7 +43,8 @@ class EvaluateStage(Stage[Config]):
         if "generate" in there:
             from workflows.stages.evaluate.recommenders import score_recommenders, score_tasks
 
-            cards = score_recommenders(context, queries=config.queries, draws=config.bootstrap)
+            settings: Any = {"draws": config.bootstrap, "penalties": config.penalties}
+            cards = score_recommenders(context, queries=config.queries, **settings)
             rows += cards.get("popularity", {}).get("queries", 0)
             metrics |= {name: {**metrics.get(name, {}), **values} for name, values in cards.items()}
             metrics |= {"tasks": tasks} if (tasks := score_tasks(context, queries=config.queries)) else {}

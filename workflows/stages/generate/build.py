@@ -12,6 +12,7 @@ from models.generation.examples import Corpus
 from models.generation.vocabulary import Vocabulary
 from models.recommenders import build
 from models.recommenders.artifacts import load
+from models.recommenders.ensemble import Ensemble, fit_ensemble
 from models.recommenders.fitting import TrainingTask
 from models.recommenders.item_knn import fit_item_knn
 from models.recommenders.next_item import NextItemModel
@@ -21,6 +22,7 @@ from models.recommenders.rpg import Rpg
 from models.recommenders.sasrec import SasRec
 from models.recommenders.settings import (
     CodesSettings,
+    EnsembleSettings,
     ItemKnnSettings,
     LanguageModelSettings,
     ProductCodesSettings,
@@ -64,6 +66,15 @@ def write_item_knn(
     return {"items": len(data.item_ids)}
 
 
+def write_ensemble(settings: EnsembleSettings, run: RunDir, valid: Queries, *, filter_seen: bool) -> dict[str, float]:
+    """Chooses the weights of recommenders that a run has fitted; writes the ensemble and returns them by name."""
+    loaded = (load_recommender(run, name) for name in settings.of)
+    members = [model for model in loaded if isinstance(model, NextItemModel)]
+    found = fit_ensemble(members, settings.parts, valid, filter_seen=filter_seen)
+    found.save(artifact_uri(run, Ensemble.kind))
+    return {model.kind: weight for model, weight in found.weighed}
+
+
 def training_task(
     settings: SasRecSettings | ProductCodesSettings | RpgSettings | LanguageModelSettings,
     run: RunDir,
@@ -82,7 +93,7 @@ def training_task(
     else:
         quantized = Quantized(**load_model(codes_uri(run, settings.name), CODES)[1])
         if isinstance(settings, RpgSettings):
-            model = Rpg(settings.model, quantized.codes, quantized.codewords.shape[1])
+            model = Rpg(settings.model, quantized.codes, quantized.codewords.shape[1], counts)
         else:
             embeddings = aligned(data.item_ids, read_embeddings(run)).numpy() if settings.model.content else None
             content = None if embeddings is None else torch.from_numpy(build.scaled(embeddings))

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from models.common.data_parallel import Strategy
 from models.recommenders.settings import (
     CodesSettings,
+    EnsembleSettings,
     ItemKnnSettings,
     LanguageModelSettings,
     ProductCodesSettings,
@@ -27,6 +28,7 @@ class Config(StageConfig):
     Attributes:
         product_codes, rpg, language_model: the generators; null leaves one out.
         sasrec, item_knn: the baselines; null leaves one out.
+        ensemble: of some of them, told beside them and not chosen, as it may hold a baseline; null leaves it out.
         filter_seen: leave what a user has met out of their lists and out of the queries; evaluate scores lists as they
             are, too. False where users choose the same items again.
         compared: validation queries by which one of the generators is chosen, at most.
@@ -42,6 +44,7 @@ class Config(StageConfig):
     language_model: LanguageModelSettings | None = LanguageModelSettings()
     sasrec: SasRecSettings | None = SasRecSettings()
     item_knn: ItemKnnSettings | None = ItemKnnSettings()
+    ensemble: EnsembleSettings | None = None
     filter_seen: bool = True
     compared: int = Field(5_000, ge=1)
     workers: int = Field(1, ge=1)
@@ -58,6 +61,9 @@ class Config(StageConfig):
             if getattr(self, name).fit.batch_size < self.workers:
                 least = f"set {name}.fit.batch_size to {self.workers} or more"
                 raise ValueError(f"a step is shared by {self.workers} workers: {least}")
+        for name in self.ensemble.of if self.ensemble else ():
+            if name not in self.names:
+                raise ValueError(f"the ensemble is of {name}, which is left out: keep {name}, or set ensemble to null")
         return self
 
     @property

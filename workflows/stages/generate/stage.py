@@ -1,7 +1,8 @@
 """Generate: fit the recommenders of next items on Ray Train, and choose the generator among them.
 
-Writes models/generator/{sasrec,item_knn,product_codes,rpg,language_model}, models/generator/items (which item every row
-is), models/generator/codes/{product_codes,rpg} (the codes that items are quantised into) and metrics/generate.json.
+Writes models/generator/{sasrec,item_knn,product_codes,rpg,language_model,ensemble}, models/generator/items (which item
+every row is), models/generator/codes/{product_codes,rpg} (the codes that items are quantised into) and
+metrics/generate.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 6
+    version = 7
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
@@ -48,7 +49,13 @@ class GenerateStage(Stage[Config]):
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
-        from workflows.stages.generate.build import learnable, load_recommender, write_codes, write_item_knn
+        from workflows.stages.generate.build import (
+            learnable,
+            load_recommender,
+            write_codes,
+            write_ensemble,
+            write_item_knn,
+        )
         from workflows.stages.generate.data import save_items, write_data
 
         run = context.run
@@ -71,18 +78,35 @@ class GenerateStage(Stage[Config]):
             small = positives < SMALL
             context.pieces(fit, ["item_knn"], name=f"generate/{context.fingerprint}/counted", here=small)
         history = _fit(config, context, data)
+        weights = {}
+        if config.ensemble is not None:
+            weights = write_ensemble(config.ensemble, run, compared, filter_seen=config.filter_seen)
+            shares = ", ".join(f"{name} {decimal(weight, 2)}" for name, weight in weights.items())
+            context.log(f"generate: the weights of the ensemble are {shares}")
         valid = {
             name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen)
-            for name in [*counted, *history]
+            for name in [*counted, *history, *(["ensemble"] if weights else [])]
         }
         chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
-        choice = {"chosen": chosen, "queries": shown}
+        choice = {"chosen": chosen, "queries": shown, "ensemble": weights}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
-            name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"]} for name, curve in history.items()
+            name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"], **_averaged(curve)}
+            for name, curve in history.items()
         }
-        metrics = {name: {**scores, **best.get(name, {})} for name, scores in valid.items()}
+        told = {**best, "ensemble": {"weights": weights}}
+        metrics = {name: {**scores, **told.get(name, {})} for name, scores in valid.items()}
         return Result(rows_in=positives, rows_out=positives, metrics={"chosen": chosen, **metrics})
+
+
+def _averaged(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the average of a fit's best states is worth on validation, beside the best of them; or nothing."""
+    from models.recommenders.fitting import NDCG, best_of
+
+    if "averaged" not in curve[-1]:
+        return {}
+    average, best = curve[-1][NDCG], best_of(curve[:-1])[NDCG]
+    return {"averaged": {"steps": curve[-1]["averaged"], NDCG: average, "best_state": best, "kept": average > best}}
 
 
 def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[str, Any]]]:
@@ -97,9 +121,11 @@ def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[st
     def log_best(report: dict[str, Any]) -> None:
         if "best" in report and report["name"] not in logged:
             logged.add(report["name"])
+            best, steps = report["best"], ", ".join(map(str, report["best"].get("averaged", ())))
+            where = f"as the average of steps {steps}" if steps else f"at step {best['step']}"
             context.log(
-                f"generate: {report['name']} is best at step {report['best']['step']} of {report['step']}, "
-                f"validation NDCG@10 {decimal(report['best'][NDCG])}, {report['seconds']:.0f} s"
+                f"generate: {report['name']} is best {where} of {report['step']}, "
+                f"validation NDCG@10 {decimal(best[NDCG])}, {report['seconds']:.0f} s"
             )
 
     def progress(report: dict[str, Any]) -> None:

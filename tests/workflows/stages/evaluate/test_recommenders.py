@@ -10,6 +10,7 @@ import torch
 
 from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, best
+from models.recommenders.sasrec import SasRec, SasRecConfig
 from operators.log.split import SplitLeaveLast
 from storage import files
 from storage.hashing import hash_order
@@ -53,11 +54,12 @@ def run(tmp_path: Path, monkeypatch) -> RunDir:
     return run
 
 
-def evaluated(run: RunDir, *stages: str, queries: int = 1_000, **changes) -> Result:
+def evaluated(run: RunDir, *stages: str, queries: int = 1_000, penalties: tuple[float, ...] = (), **changes) -> Result:
     complete = {stage: StageEntry(state="complete") for stage in stages}
     write_manifest(run.root, Manifest(name="tiny", stages={**complete, "evaluate": StageEntry(state="running")}))
     context = Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
-    return stage("evaluate").run(evaluate.Config(bootstrap=20, queries=queries), replace(context, **changes))
+    config = evaluate.Config(bootstrap=20, queries=queries, penalties=penalties)
+    return stage("evaluate").run(config, replace(context, **changes))
 
 
 def brute_popularity(run: RunDir, *, repeats: bool, masked: bool) -> tuple[list[float], list[bool]]:
@@ -153,6 +155,43 @@ def test_the_truth_is_the_ceiling_of_both_and_is_judged_once(run, monkeypatch):
     assert "as_is" not in found["truth"]
     assert "as_is" not in found["gap_closed"]
     assert {"generator", "sasrec", "popularity"} <= {name for name, card in found.items() if "as_is" in card}
+
+
+def test_an_ensemble_is_set_against_its_members(run, monkeypatch):
+    weights = {"sasrec": 0.25, "product_codes": 0.75}
+    told = run.read_json("metrics", "generate.json")
+    valid = {**told["valid"], "ensemble": {}}
+    run.write_json({**told, "valid": valid, "ensemble": weights}, "metrics", "generate.json")
+    fitted = {name: Fixed(seed) for seed, name in enumerate(valid)}
+    monkeypatch.setattr(recommenders, "load_recommender", lambda of, name: fitted[name])
+    found = evaluated(run, "generate").metrics
+    assert found["ensemble"]["weights"] == weights
+    assert {name for name in found if name.startswith("ensemble_over")} == {f"ensemble_over_{name}" for name in weights}
+    for cards in (found, {name: card["as_is"] for name, card in found.items()}):
+        ratio = cards["ensemble"]["recall@10"] / cards["sasrec"]["recall@10"]
+        assert cards["ensemble_over_sasrec"]["recall@10"] == pytest.approx(ratio)
+
+
+def test_penalties_on_popularity_are_tried_on_validation(run, monkeypatch):
+    def sasrec() -> SasRec:
+        torch.manual_seed(0)
+        return SasRec(SasRecConfig(dim=4, heads=1, layers=1, inner=4), torch.ones(ITEMS, dtype=torch.int64)).eval()
+
+    fitted = {"product_codes": sasrec(), "sasrec": Fixed(1)}
+    monkeypatch.setattr(recommenders, "load_recommender", lambda of, name: fitted[name])
+    found = evaluated(run, "generate", penalties=(0.0, 0.5, 5.0, 50.0), split=SplitLeaveLast(kind="leave_last")).metrics
+    curve = found["product_codes"]["penalties"]
+    assert found["generator"] == found["product_codes"]
+    assert "penalties" not in found["sasrec"]
+    assert [point["penalty"] for point in curve] == [0.0, 0.5, 5.0, 50.0]
+    assert all(point.keys() == {"penalty", *recommenders.TRADED} for point in curve)
+    biases = [point["popularity_bias@10"] for point in curve]
+    assert biases[0] > biases[-1] == min(biases)
+    assert curve[0]["fair_0.8@10"] < curve[-1]["fair_0.8@10"]
+    written = run.read_json("metrics", "evaluate.json")
+    evaluated(run, "generate", split=SplitLeaveLast(kind="leave_last"))
+    plain = run.read_json("metrics", "evaluate.json")["product_codes"]
+    assert plain == {key: value for key, value in written["product_codes"].items() if key != "penalties"}
 
 
 def test_a_ranker_and_a_generator_are_scored_as_each_alone(run):

@@ -41,10 +41,11 @@ pytestmark = pytest.mark.long
 
 CONFIG = Config.model_validate(
     {
-        "product_codes": PRODUCT_CODES,
+        "product_codes": {**PRODUCT_CODES, "fit": {**PRODUCT_CODES["fit"], "averaged": 2}},
         "rpg": RPG,
         "language_model": LANGUAGE_MODEL,
         "sasrec": SASREC,
+        "ensemble": {"of": ["sasrec", "product_codes"], "parts": 2},
         "cpus_per_worker": 1,
         "checkpoint_s": 0,
     }
@@ -105,7 +106,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 def test_what_was_fitted_is_not_fitted_again(ended: Ended) -> None:
     assert ended.unfinished
     assert list(ended.metrics["history"]) == NAMES
-    said = [line.split(" is best")[0] for line in ended.said]  # of what an earlier attempt has fitted at the end
+    said = [line.split(" is best")[0] for line in ended.said if " is best" in line]  # of earlier fits at the end
     assert sorted(said) == sorted(f"generate: {name}" for name in ended.metrics["history"])
 
 
@@ -126,24 +127,28 @@ def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -
         seed=3,
         filter_seen=False,
     )
-    wanted = [metrics for metrics in wanted if "train_loss" in metrics]
+    wanted = [metrics for metrics in wanted if METRICS[1] in metrics]
     found = ended.metrics["history"]["product_codes"]
-    assert [metrics["step"] for metrics in found] == [20, 40, 60]
+    assert [metrics["step"] for metrics in found] == [20, 40, 60, 60]
     for one, other in zip(found, wanted, strict=True):
-        for name in ("train_loss", *METRICS):
+        for name in ("train_loss", *METRICS) if "train_loss" in other else METRICS:
             assert one[name] == pytest.approx(other[name], rel=1e-4), name
+    told, best = ended.result.metrics["product_codes"]["averaged"], max(each[METRICS[1]] for each in found[:3])
+    assert told["steps"] == found[3]["averaged"] == wanted[3]["averaged"]
+    assert (told[METRICS[1]], told["best_state"]) == (found[3][METRICS[1]], best)
+    assert told["kept"] == (found[3][METRICS[1]] > best)
     loaded = load(build.artifact_uri(ended.run, "product_codes"))
     torch.testing.assert_close(dict(loaded.state_dict()), best[-1], rtol=1e-3, atol=1e-5)
 
 
 def test_the_generator_with_the_better_lists_is_chosen(ended: Ended) -> None:
     valid, data = ended.metrics["valid"], read(ended.run)
-    assert set(valid) == {*NAMES, "item_knn"}
+    assert set(valid) == {*NAMES, "item_knn", "ensemble"}
     for name in valid:
         recommender = build.load_recommender(ended.run, name)
         again = fitting.validate(recommender, data.valid, filter_seen=False)
         assert valid[name] == pytest.approx({key: again[key] for key in METRICS})
-        if name == "item_knn":
+        if name not in NAMES:
             continue
         best = max(ended.metrics["history"][name], key=lambda point: point.get(METRICS[1], -1.0))
         assert valid[name] == pytest.approx({key: best[key] for key in METRICS})
@@ -155,6 +160,15 @@ def test_the_generator_with_the_better_lists_is_chosen(ended: Ended) -> None:
     assert ids.to_pylist() == data.item_ids.to_pylist()
 
 
+def test_the_ensemble_is_told_beside_its_members(ended: Ended) -> None:
+    weights, valid = ended.metrics["ensemble"], ended.metrics["valid"]
+    assert list(weights) == ["sasrec", "product_codes"]
+    assert sum(weights.values()) == 1
+    assert ended.result.metrics["ensemble"]["weights"] == weights
+    assert valid["ensemble"][METRICS[1]] >= max(valid[name][METRICS[1]] for name in weights)  # each alone was tried
+    assert [line for line in ended.said if "the weights of the ensemble are sasrec" in line]
+
+
 def test_tasks_are_followed_from_before_the_first_step(ended: Ended) -> None:
     curve = ended.metrics["history"]["language_model"]
     assert [point["step"] for point in curve] == [0, 20, 40, 60]
@@ -163,7 +177,7 @@ def test_tasks_are_followed_from_before_the_first_step(ended: Ended) -> None:
 
 
 def test_artifacts_recommend_where_there_is_no_ray(ended: Ended) -> None:
-    names = [*NAMES, "item_knn"]
+    names = [*NAMES, "item_knn", "ensemble"]
     command = [sys.executable, "-c", WITHOUT_RAY, *(build.artifact_uri(ended.run, name) for name in names)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert found.returncode == 0, found.stderr
@@ -216,6 +230,10 @@ def test_settings_that_do_not_fit_and_what_results_depend_on() -> None:
         Config(product_codes=None, language_model=None)
     with pytest.raises(ValueError, match=r"set sasrec\.fit\.batch_size to 65 or more"):
         Config(workers=65)
+    with pytest.raises(ValueError, match=r"ensemble is of sasrec, which is left out: keep sasrec, or set ensemble"):
+        Config.model_validate({"sasrec": None, "ensemble": {}})
+    with pytest.raises(ValueError, match="name each one once"):
+        Config.model_validate({"ensemble": {"of": ["sasrec", "sasrec"]}})
     quick = CONFIG.model_copy(update={"cpus_per_worker": 4, "use_gpu": True, "strategy": "fsdp", "checkpoint_s": 9})
     assert quick.identity() == CONFIG.identity()
     assert CONFIG.model_copy(update={"filter_seen": True}).identity() != CONFIG.identity()
