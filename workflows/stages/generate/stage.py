@@ -26,7 +26,7 @@ class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 6
+    version = 7
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
