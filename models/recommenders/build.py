@@ -170,7 +170,9 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
     recommender = partial(LanguageModelRecommender, corpus=corpus, trie=trie, settings=settings)
     if not settings.tasks:
         return TrainingTask(model, draw, recommender)
-    patience_from = config.steps // 2 if settings.schedule == "content_first" else 0  # all tasks are drawn from there on
+    patience_from = (
+        config.steps // 2 if settings.schedule == "content_first" else 0
+    )  # all tasks are drawn from there on
     losses = partial(
         task_losses,
         corpus=corpus,

@@ -10,6 +10,8 @@ from workflows.report.contents import Figure, Table, intervals, trend
 NAMES = {
     "product_codes": "product codes",
     "language_model": "language model",
+    "language_model+sasrec": "language model, rescored by SASRec",
+    "language_model+product_codes": "language model, rescored by product codes",
     "sasrec": "SASRec",
     "item_knn": "item-kNN",
     "content": "content",

@@ -96,10 +96,11 @@ def judge(fitted: dict[str, list[dict[str, Any]]], config: Config, test: Queries
 
     Returns:
         `steps`, `batch_size` and, of that, `main_documents`, those of the main task, which all variants share;
-        `queries` and `users`, numbers; `variants`, by name: `sids`, `tasks`, recall@10 and ndcg@10, means over seeds, `seeds`, the values of each, `step`, of the
-        states that were kept, `seconds` of a fit, `held_out`, means over seeds of the scores of its tasks, and for
-        variants that have one task more than another `added`, the change; `compared`, changes between variants by what
-        differs; `sentences`. All intervals are of the same resampled users and seeds, NaN with too few users.
+        `queries` and `users`, numbers; `variants`, by name: `sids`, `tasks`, recall@10 and ndcg@10, means over seeds,
+        `seeds`, the values of each, `step`, of the states that were kept, `seconds` of a fit, `held_out`, means over
+        seeds of the scores of its tasks, and for variants that have one task more than another `added`, the change;
+        `compared`, changes between variants by what differs; `sentences`. All intervals are of the same resampled users
+        and seeds, NaN with too few users.
     """
     estimates = {
         name: {key: _estimate(metric, by_seed, test, config, seed) for key, metric in WITH_INTERVAL.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ class Config(StageConfig):
     Attributes:
         product_codes, language_model: the generators; null leaves one out.
         sasrec, item_knn: the baselines; null leaves one out.
+        rescore: the model by which language_model's beams are ranked once more, as one more generator, whose name is
+            `language_model+` and that of the model; null: none.
         filter_seen: leave what a user has met out of their lists and out of the queries; evaluate scores lists as they
             are, too. False where users choose the same items again.
         compared: validation queries by which one of the generators is chosen, at most.
@@ -34,6 +36,7 @@ class Config(StageConfig):
     language_model: LanguageModelSettings | None = LanguageModelSettings()
     sasrec: SasRecSettings | None = SasRecSettings()
     item_knn: ItemKnnSettings | None = ItemKnnSettings()
+    rescore: Literal["sasrec", "product_codes"] | None = None
     filter_seen: bool = True
     compared: int = Field(5_000, ge=1)
     workers: int = Field(1, ge=1)
@@ -46,6 +49,8 @@ class Config(StageConfig):
     def _some_generator(self) -> Config:
         if self.product_codes is None and self.language_model is None:
             raise ValueError("both generators are left out: keep product_codes, or language_model")
+        if self.rescore and None in (self.language_model, getattr(self, self.rescore)):
+            raise ValueError(f"rescore takes language_model and {self.rescore}: keep both, or leave rescore out")
         for name in self.names:
             if getattr(self, name).fit.batch_size < self.workers:
                 least = f"set {name}.fit.batch_size to {self.workers} or more"
@@ -56,6 +61,11 @@ class Config(StageConfig):
     def names(self) -> list[str]:
         """The recommenders that are trained step by step, in order."""
         return [name for name in RECOMMENDERS if getattr(self, name) is not None]
+
+    @property
+    def rescored(self) -> str:
+        """The name of the language model whose beams are ranked once more."""
+        return f"language_model+{self.rescore}"
 
     @property
     def history(self) -> int:

@@ -1,7 +1,7 @@
 """Generate: fit the recommenders of next items on Ray Train, and choose the generator among them.
 
-Writes models/generator/{sasrec,item_knn,product_codes,language_model}, models/generator/items (which item every row
-is), models/generator/codes (the items' product codes) and metrics/generate.json.
+Writes models/generator/{sasrec,item_knn,product_codes,language_model,language_model+…}, models/generator/items (which
+item every row is), models/generator/codes (the items' product codes) and metrics/generate.json.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from workflows.stages.generate.settings import GENERATORS, Config
 
 if TYPE_CHECKING:
     from workflows.stages.generate.data import Data
-
-SMALL = 1_000_000  # positives that the process of the run counts for itself
 
 
 class GenerateStage(Stage[Config]):
@@ -48,8 +46,15 @@ class GenerateStage(Stage[Config]):
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
-        from workflows.stages.generate.build import learnable, load_recommender, write_codes, write_item_knn
-        from workflows.stages.generate.data import save_items, write_data
+        from models.recommenders.rescoring import write_rescored
+        from workflows.stages.generate.build import (
+            artifact_uri,
+            learnable,
+            load_recommender,
+            write_codes,
+            write_item_knn,
+        )
+        from workflows.stages.generate.data import SMALL, save_items, write_data
 
         run = context.run
         asked = max(config.compared, *(getattr(config, name).fit.valid_queries for name in config.names))
@@ -64,18 +69,22 @@ class GenerateStage(Stage[Config]):
         if config.product_codes is not None:
             write_codes(run, config.product_codes, data.item_ids, context.split, seed=context.seed)
         compared = data.valid.first(config.compared)
-        counted = []
+        names = config.names
         if config.item_knn is not None:
-            counted = ["item_knn"]
+            names = ["item_knn", *names]
             fit = partial(write_item_knn, config.item_knn, run, data, compared, filter_seen=config.filter_seen)
             small = positives < SMALL
             context.pieces(fit, ["item_knn"], name=f"generate/{context.fingerprint}/counted", here=small)
         history = _fit(config, context, data)
+        if config.rescore is not None:
+            names = [*names, config.rescored]
+            write_rescored(*(artifact_uri(run, name) for name in (config.rescored, "language_model", config.rescore)))
         valid = {
-            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen)
-            for name in [*counted, *history]
+            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in names
         }
-        chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
+        chosen = max(
+            (name for name in (*GENERATORS, config.rescored) if name in valid), key=lambda name: valid[name][NDCG]
+        )
         choice = {"chosen": chosen, "queries": shown}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
