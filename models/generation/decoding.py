@@ -7,6 +7,8 @@ item, each once.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional
 
@@ -17,7 +19,18 @@ from models.generation.trie import Trie
 from storage.errors import UserError
 
 
-@torch.no_grad()
+class Beams(NamedTuple):
+    """What a search has kept for B users, in the order of the paths."""
+
+    items: torch.Tensor  # int64 [B, W], rows of the catalogue
+    scores: torch.Tensor  # float32 [B, W], -inf where no item is left
+    pruned: torch.Tensor  # float32 [B], which no other item's score is above; -inf where there is no other
+
+    def best(self, k: int) -> Recommended:
+        """Returns the k best items of every user, and which lists are exact."""
+        return ranked(self.items, self.scores, self.pruned, k)
+
+
 def beam_search(
     model: LanguageModel,
     trie: Trie,
@@ -29,15 +42,44 @@ def beam_search(
     banned: Jagged | None = None,
     allowed: torch.Tensor | None = None,
 ) -> Recommended:
-    """Returns the k best items after every prompt, of equal ones the lower path first, and which lists are exact.
+    """Returns the k best items that `search` finds, and which lists are exact.
+
+    Raises:
+        UserError: there are fewer beams than items to find.
+    """
+    require_beams(beams, k)
+    return search(model, trie, prompts, lengths, beams=beams, banned=banned, allowed=allowed).best(k)
+
+
+def require_beams(beams: int, k: int) -> None:
+    """Makes sure that there are as many beams as items to find.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if beams < k:
+        raise UserError(f"{beams} beams cannot find {k} items: set beams to at least {k}.")
+
+
+@torch.no_grad()
+def search(
+    model: LanguageModel,
+    trie: Trie,
+    prompts: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    beams: int,
+    banned: Jagged | None = None,
+    allowed: torch.Tensor | None = None,
+) -> Beams:
+    """Returns the best items that a search with so many beams finds after every prompt.
 
     One forward pass reads the prompts, one per level after the first the beams. The beams of a user are further
     positions of one sequence, told apart by the attention mask: each sees the prompt, its ancestors and itself (tree
     attention: Miao et al., "SpecInfer", ASPLOS 2024). So they share the prompt's keys and values, and nothing is
     copied when beams are dropped.
 
-    As log-probabilities are at most 0, no item below a pruned prefix has a higher score than that: where the best of
-    the pruned is below the k-th item found, the k items are certainly the best of all: the list is exact.
+    As log-probabilities are at most 0, no item below a pruned prefix has a higher score than that.
 
     Args:
         model: in evaluation mode.
@@ -45,20 +87,14 @@ def beam_search(
         prompts: int64 [B, T] tokens, padded on the right.
         lengths: int64 [B], tokens of each, at least one.
         beams: prefixes that are kept at every level; as many as there are items make the search exhaustive.
-        k: length of the lists.
         banned: item rows that a user must not get, in any order.
         allowed: bool [N], items that anybody may get; all where it is None.
-
-    Raises:
-        UserError: there are fewer beams than items to find.
     """
-    if beams < k:
-        raise UserError(f"{beams} beams cannot find {k} items: set beams to at least {k}.")
     from transformers import DynamicCache
 
     device, (users, width) = prompts.device, prompts.shape
     if not users:  # transformers cannot reshape nothing
-        return Recommended(prompts.new_empty(0, k), torch.empty(0, k, device=device), prompts.new_empty(0).bool())
+        return Beams(prompts.new_empty(0, 0), torch.empty(0, 0, device=device), torch.empty(0, device=device))
     left = _Left(trie, users, banned, allowed)
     user, places = torch.arange(users, device=device)[:, None], torch.arange(width, device=device)
     cache = DynamicCache()
@@ -79,7 +115,7 @@ def beam_search(
             visible = torch.cat([visible[user, parents], itself], dim=2)
             tokens = model.vocabulary.start(level) + trie.codes[level][nodes]
             hidden = model.hidden(tokens, (lengths + level)[:, None].expand_as(tokens), visible[:, None], cache)
-    return _ranked(trie, nodes, scores, pruned, k)
+    return Beams(trie.items[nodes], scores, pruned)
 
 
 class _Left:
@@ -123,7 +159,13 @@ def _expand(
     return below, parents, (scores.gather(1, parents) + steps).masked_fill_(missing, -torch.inf)
 
 
-def _ranked(trie: Trie, nodes: torch.Tensor, scores: torch.Tensor, pruned: torch.Tensor, k: int) -> Recommended:
+def ranked(items: torch.Tensor, scores: torch.Tensor, bound: torch.Tensor, k: int) -> Recommended:
+    """Returns the k best of some items by their scores, [B, W]; of equal ones the first.
+
+    Args:
+        bound: float [B], which no other item's score is above, -inf where there is no other. Where it is below that of
+            the k-th item, the k items are certainly the best of all: the list is exact.
+    """
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    found = filled_up(trie.items[nodes.gather(1, order)], scores.gather(1, order), k=k)
-    return found._replace(exact=(pruned == -torch.inf) | (pruned < found.scores[:, -1]))
+    found = filled_up(items.gather(1, order), scores.gather(1, order), k=k)
+    return found._replace(exact=(bound == -torch.inf) | (bound < found.scores[:, -1]))

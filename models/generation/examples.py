@@ -91,7 +91,9 @@ def documents(corpus: Corpus, task: Task, targets: torch.Tensor, histories: Jagg
     if task.every_position:
         levels = corpus.sid_codes.shape[1]
         position = torch.arange(len(weights)) - prompt.offsets[:-1].repeat_interleave(prompt.offsets.diff())
-        weights[position > levels] = 1 / levels  # all items but the first, which is behind `bos`
+        weights[position > _text_tokens(corpus, task) + levels] = (
+            1 / levels
+        )  # behind `bos`, the text and the first item
     response = _shown(corpus, task.target, targets)
     if task.target == "title":
         response = joined([response, repeated(torch.tensor([corpus.vocabulary.eos]), len(targets))])
@@ -122,8 +124,10 @@ class Sampler:
         self._examples = [examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
         self.counts = tuple(map(len, self._examples))
         lengths = corpus.sequences.offsets.diff().tolist()
-        longest = min(corpus.history + 1, max(lengths, default=0)) * corpus.sid_codes.shape[1] + 1
-        if longest > corpus.tokens_per_row and any(task.every_position for task in tasks):
+        texts = [_text_tokens(corpus, task) for task in tasks if task.every_position]
+        window = min(corpus.history + 1, max(lengths, default=0)) * corpus.sid_codes.shape[1]
+        longest = 1 + max(texts, default=0) + window
+        if texts and longest > corpus.tokens_per_row:
             raise UserError(
                 f"Rows of {corpus.tokens_per_row} tokens are too short for histories of {longest}: raise "
                 "tokens_per_row to that, or lower history."
@@ -198,11 +202,14 @@ def _pieces(task: Task) -> list[tuple[str, str | None]]:
     return [(text if name is None else text.rstrip(" "), name) for text, name in task.pieces]
 
 
+def _text_tokens(corpus: Corpus, task: Task) -> int:
+    return sum(len(corpus.vocabulary.encode([text]).values) for text, _ in _pieces(task) if text)
+
+
 def _fitting(corpus: Corpus, task: Task, histories: Jagged) -> Jagged:
     """The last items of each history that a row has room for beside the prompt's text and the longest answer."""
-    encode = corpus.vocabulary.encode
     answer = corpus.sid_codes.shape[1] if task.target == "sid" else corpus.max_text + 1
-    room = corpus.tokens_per_row - 1 - answer - sum(len(encode([text]).values) for text, _ in _pieces(task) if text)
+    room = corpus.tokens_per_row - 1 - answer - _text_tokens(corpus, task)
     cost = torch.zeros(len(histories.values), dtype=torch.int64)
     for name in task.inputs:
         cost += _shown(corpus, name, Jagged(histories.values, torch.arange(len(cost) + 1))).offsets.diff()

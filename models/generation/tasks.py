@@ -56,8 +56,11 @@ class Task(Settings):
 
     @property
     def every_position(self) -> bool:
-        """Whether each beginning of a history is a prompt as well, so that every item but the first is an answer."""
-        return self.pieces == (("", "sids"),) and self.target == "sid"
+        """Whether each beginning of a history is a prompt as well, so that every item but the first is an answer.
+
+        So it is where the answer is a SID right behind those of the history, with no text between.
+        """
+        return self.inputs == ("sids",) and self.target == "sid" and self.prompt.endswith("{sids}")
 
     @property
     def columns(self) -> frozenset[str]:

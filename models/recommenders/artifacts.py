@@ -13,6 +13,7 @@ from models.recommenders.item_knn import ItemKnn
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
+from models.recommenders.rescoring import DENSE, GENERATOR, Rescored
 from models.recommenders.rpg import Rpg
 from models.recommenders.sasrec import SasRec
 from storage import files
@@ -31,10 +32,12 @@ def load(uri: str) -> Recommender:
         ArtifactError: there is none at `uri`, it is damaged, or it is of another kind or version.
     """
     with rebuilding(uri, "recommender"):
-        kinds = (*NEXT_ITEM_MODELS, ItemKnn.kind, LanguageModelRecommender.kind, Ensemble.kind)
+        kinds = (*NEXT_ITEM_MODELS, ItemKnn.kind, LanguageModelRecommender.kind, Rescored.kind, Ensemble.kind)
         kind, config, tensors = load_one_of(uri, kinds, "recommender")
         if kind == LanguageModelRecommender.kind:
             return LanguageModelRecommender.from_artifact(uri, config, tensors, own_device())
+        if kind == Rescored.kind:
+            return Rescored(*(load(files.join(uri, part)) for part in (GENERATOR, DENSE)))  # type: ignore[arg-type]
         if kind == ItemKnn.kind:
             return ItemKnn.from_artifact(config, tensors)
         if kind == Ensemble.kind:

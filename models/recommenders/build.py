@@ -175,7 +175,9 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
     recommender = partial(LanguageModelRecommender, corpus=corpus, trie=trie, settings=settings)
     if not settings.tasks:
         return TrainingTask(model, draw, recommender)
-    patience_from = config.steps // 2 if settings.schedule == "staged" else 0  # all tasks are drawn from there on
+    patience_from = (
+        config.steps // 2 if settings.schedule == "content_first" else 0
+    )  # all tasks are drawn from there on
     losses = partial(
         task_losses,
         corpus=corpus,
@@ -204,13 +206,15 @@ def check_learnable(settings: LanguageModelSettings, corpus: Corpus, *, seed: in
     return sampler, Trie.build(corpus.sid_codes, corpus.vocabulary.sizes)
 
 
-def task_odds(settings: LanguageModelSettings, step: int) -> list[float] | None:
-    """Returns the odds of the tasks at a step: even ones, but for the first half of a staged schedule.
+def task_odds(settings: LanguageModelSettings, step: int) -> list[float]:
+    """Returns the odds of the tasks at a step: `main_share` for the one that recommends, the rest evenly.
 
-    After arXiv 2602.06654.
+    Tasks that the schedule does not draw at the step have none.
     """
-    if settings.schedule == "joint" or step >= settings.fit.steps // 2:
-        return None
-    recommend = step >= settings.fit.steps // 4
-    odds = [float(task.over_histories == recommend) for task in settings.trained_tasks]
-    return odds if any(odds) else None
+    tasks, main = settings.trained_tasks, settings.recommending_task
+    drawn = tasks
+    if settings.schedule == "content_first" and step < settings.fit.steps // 2:
+        recommend = step >= settings.fit.steps // 4
+        drawn = tuple(task for task in tasks if task.over_histories == recommend) or tasks
+    other = (1 - settings.main_share) / max(1, len(drawn) - (main in drawn))
+    return [(settings.main_share if task == main else other) if task in drawn else 0.0 for task in tasks]

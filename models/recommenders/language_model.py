@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 
 from models.common.jagged import Jagged, gather
 from models.common.recommender import Recommended, concatenate
-from models.generation.decoding import beam_search
+from models.generation.decoding import Beams, require_beams, search
 from models.generation.examples import Corpus, prompts
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.trie import Trie
@@ -17,7 +18,8 @@ from models.recommenders.settings import LanguageModelSettings
 from storage import files
 from storage.artifacts import save_model
 
-USERS = 64  # per search
+USERS = 64  # per search, at most
+SEARCHED = 1 << 14  # beams of all users of a search, at most
 
 
 class LanguageModelRecommender:
@@ -46,24 +48,37 @@ class LanguageModelRecommender:
         Raises:
             UserError: k is beyond the number of beams.
         """
+        return self.ranked(lambda beams, given: beams.best(k), histories, k=k, banned=banned, allowed=allowed)
+
+    def ranked(
+        self,
+        rank: Callable[[Beams, Jagged], Recommended],
+        histories: Jagged,
+        *,
+        k: int,
+        banned: Jagged | None,
+        allowed: torch.Tensor | None,
+    ) -> Recommended:
+        """Returns the lists of k items that `rank` makes of some users' beams, on the CPU, and of their histories."""
+        require_beams(self.settings.beams, k)
         found = []
         lengths = histories.offsets.diff().clamp_max(self.corpus.history)
         order = lengths.argsort(stable=True)  # prompts of about one length share a block
-        for block in order.split(USERS) if len(order) else ():
-            tokens, sizes = prompts(self.corpus, self.settings.recommending_task, gather(histories, block))
+        users = max(1, min(USERS, SEARCHED // self.settings.beams))
+        for block in order.split(users) if len(order) else ():
+            given = gather(histories, block)
+            tokens, sizes = prompts(self.corpus, self.settings.recommending_task, given)
             own = None if banned is None else gather(banned, block)
-            best = beam_search(
+            beams = search(
                 self.model,
                 self.trie,
                 tokens.to(self._device),
                 sizes.to(self._device),
                 beams=self.settings.beams,
-                k=k,
                 banned=own if own is None else Jagged(own.values.to(self._device), own.offsets.to(self._device)),
                 allowed=None if allowed is None else allowed.to(self._device),
             )
-            exact = None if best.exact is None else best.exact.cpu()
-            found.append(Recommended(best.items.cpu(), best.scores.cpu(), exact))
+            found.append(rank(Beams(*(part.cpu() for part in beams)), given))
         lists, back = concatenate(found, k=k), order.argsort()
         exact = None if lists.exact is None else lists.exact[back]
         return Recommended(lists.items[back], lists.scores[back], exact)

@@ -134,20 +134,23 @@ class LanguageModelSettings(Settings):
         tasks: by name, or by the paths of YAML files of one's own; `all`: those of the registry that the catalogue has
             the texts for; empty: semantic IDs alone, without any text. The first of them that reads SIDs of a history
             and writes a SID recommends.
-        schedule: `joint` draws all tasks evenly throughout; `staged` draws content tasks alone in the first quarter of
+        schedule: `joint` draws all tasks throughout; `content_first` draws content tasks alone in the first quarter of
             the steps, recommending tasks alone in the second, and all from then on.
+        main_share: of what is drawn, the share of the task that recommends; other tasks share the rest evenly.
         text_tokens: of the tokenizer that a decoder from scratch gets, trained on the catalogue's texts.
         max_text: tokens of a title or caption, at most.
         held_out: share of the items that the tasks about content do not train on, to be measured by.
         history: items that a prompt shows, the last ones.
-        tokens_per_row: of packed documents; prompts show fewer of the last items where a row has no room for more.
+        tokens_per_row: of packed documents; prompts show fewer of the last items where a row has no room for more, but
+            for those that end with the SIDs of a history, which have to fit.
         rows_per_pass: packed rows that go through the decoder at a time.
-        beams: of the search.
+        beams: of the search; as many as there are items find the best of all.
     """
 
     backbone: Backbone = Tiny()
     tasks: Annotated[tuple[Task, ...], BeforeValidator(_of_registry)] = ()
-    schedule: Literal["joint", "staged"] = "joint"
+    schedule: Literal["joint", "content_first"] = "joint"
+    main_share: float = Field(0.5, gt=0, lt=1)
     text_tokens: int = Field(4096, ge=300)
     max_text: int = Field(32, ge=1)
     held_out: float = Field(0.05, ge=0, lt=1)
@@ -173,7 +176,7 @@ class LanguageModelSettings(Settings):
             raise ValueError("none of the tasks recommends: name sids_to_sid among them")
         if not self.tasks and not isinstance(self.backbone, Tiny):
             raise ValueError("a pretrained backbone without text has nothing to build on: name tasks, or take tiny")
-        if not self.tasks and self.schedule == "staged":
+        if not self.tasks and self.schedule == "content_first":
             raise ValueError("there is but one task without text: set schedule to joint, or name tasks")
         return self
 

@@ -34,6 +34,9 @@ RENAMED = {
     "stages.generate.product_codes.model.objective": "",  # codes is the loss of stages.generate.rpg
     "stages.generate.language_model.course": "fit",
     "stages.generate.sasrec.course": "fit",
+    "stages.generate.language_model.schedule: staged": "content_first",
+    "stages.ablate_tasks.language_model.schedule: staged": "content_first",
+    "stages.ablate_tasks.budget": "",  # the main task has as many documents in every variant
     "stages.quantize.max_digits": "max_suffixes",
     "stages.quantize.gradient": "",  # rotation did not help
     "stages.quantize.collisions: digit": "suffix",

@@ -20,15 +20,10 @@ def budget(metrics: dict[str, Any]) -> str:
     Args:
         metrics: `metrics/ablate_tasks.json`, see `ablate_tasks.scores.judge`; here as below any of it may be missing.
     """
-    documents = f"{count(metrics.get('steps'))} steps of {count(metrics.get('batch_size'))} documents"
-    if metrics.get("budget") == "main":
-        return (
-            f"Every variant has at most {documents} of the main task, on average, and as many of each other of its "
-            "tasks: more tasks take more time, and nothing from the main one."
-        )
+    steps, main, batch = (count(metrics.get(key)) for key in ("steps", "main_documents", "batch_size"))
     return (
-        f"Every variant has at most {documents}, drawn evenly from its tasks: with k tasks the main one has a k-th of "
-        "them, so a task has to give more than it takes from the main one."
+        f"Every variant has at most {steps} steps, with {main} documents of the main task each, on average. Its other "
+        f"tasks share the rest of {batch} evenly: they take nothing from the main one."
     )
 
 
@@ -39,14 +34,13 @@ def variants(metrics: dict[str, Any]) -> Table | None:
             f"{len(one['tasks'])} tasks" if len(one["tasks"]) > 1 else "1 task",
             SIDS[one["sids"]],
             one["tasks"][-1] if one["sids"] == "own" else DASH,
-            count(_main_documents(metrics, one)),
             *(cell for metric in METRICS for cell in estimate(one, metric)),
             *estimate(one.get("added") or {}, "ndcg@10", signed),
         ]
         for one in _variants(metrics)
     ]
     heads = [column for name in METRICS.values() for column in (name, "95% interval")]
-    columns = ["variant", "semantic IDs", "task added last", "documents of the main task", *heads]
+    columns = ["variant", "semantic IDs", "task added last", *heads]
     return Table([*columns, "change in NDCG@10 by it", "95% interval"], rows) if rows else None
 
 
@@ -100,11 +94,3 @@ def held_out(metrics: dict[str, Any]) -> Table | None:
 
 def _variants(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return list((metrics.get("variants") or {}).values())
-
-
-def _main_documents(metrics: dict[str, Any], one: dict[str, Any]) -> float | None:
-    """Returns how many documents of the main task a variant may learn from, on average."""
-    steps, batch = metrics.get("steps"), metrics.get("batch_size")
-    if steps is None or batch is None:
-        return None
-    return steps * batch / (1 if metrics.get("budget") == "main" else len(one["tasks"]))

@@ -11,6 +11,8 @@ NAMES = {
     "product_codes": "product codes",
     "rpg": "RPG",
     "language_model": "language model",
+    "language_model+sasrec": "language model, rescored by SASRec",
+    "language_model+product_codes": "language model, rescored by product codes",
     "sasrec": "SASRec",
     "item_knn": "item-kNN",
     "ensemble": "ensemble",

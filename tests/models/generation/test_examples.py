@@ -19,7 +19,8 @@ TITLES = ["Red shoe", None, "Blue\n hat ", "Hat <eos> <a_1>", "  "]
 CAPTIONS = ["a red shoe", "a cup", None, "", "a scarf"]
 SEQUENCES = [[0, 1, 2, 3, 0, 4, 2], [3], [4, 1], [], [1, 0]]
 TASKS = load_tasks()
-TITLE_TO_SID, CAPTION_TO_TITLE = load_tasks(["title_to_sid", "caption_to_title"])
+MAIN, TITLE_TO_SID, CAPTION_TO_TITLE = load_tasks(["sids_to_sid", "title_to_sid", "caption_to_title"])
+ASKED = Task(name="asked", prompt="After {sids}, which item comes next?", target="sid")  # answers once alone
 VOCABULARY = Vocabulary.trained((3, 3), [*filter(None, TITLES + CAPTIONS), *(task.prompt for task in TASKS)], 400)
 
 
@@ -53,20 +54,22 @@ def spelled(task: Task, target: int, history: list[int]) -> tuple[str, str]:
 
 
 def read(found: Jagged) -> list[tuple[str, str]]:
-    """The texts of documents: what weighs nothing, and what does."""
+    """The texts of documents: what comes first, and the semantic ID or what else weighs something at the end."""
     assert found.weights is not None
     ends = found.offsets.diff().tolist()
-    return [
-        (VOCABULARY.decode(tokens[weights == 0].tolist()), VOCABULARY.decode(tokens[weights > 0].tolist()))
-        for tokens, weights in zip(found.values.split(ends), found.weights.split(ends), strict=True)
-    ]
+    texts = []
+    for tokens, weights in zip(found.values.split(ends), found.weights.split(ends), strict=True):
+        count = 2 if tokens[-1] >= VOCABULARY.sid_start else int((weights > 0).sum())
+        assert (weights[-count:] > 0).all()
+        texts.append((VOCABULARY.decode(tokens[:-count].tolist()), VOCABULARY.decode(tokens[-count:].tolist())))
+    return texts
 
 
 def drawn(sampler: Sampler, **settings) -> list[tuple[str, str]]:
     return read(sampler.draw(0, documents=1000, **settings))
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [*TASKS, ASKED], ids=lambda task: task.name)
 def test_documents_read_as_the_templates_say(task: Task) -> None:
     targets, histories = [0, 3, 2], [[1, 0, 2], [3], [4, 1, 3, 0]]
     if not task.over_histories:
@@ -77,8 +80,9 @@ def test_documents_read_as_the_templates_say(task: Task) -> None:
     assert (found.values[found.offsets[:-1]] == VOCABULARY.bos).all()
     ends = found.values[found.offsets[1:] - 1] == VOCABULARY.eos
     assert ends.all() if task.target == "title" else not ends.any()
-    for weights in found.weights.split(found.offsets.diff().tolist()):  # type: ignore[union-attr]
-        assert float(weights.sum()) == pytest.approx(1)
+    answers = [len(history) for history in histories] if task == MAIN else [1] * len(targets)
+    for weights, count in zip(found.weights.split(found.offsets.diff().tolist()), answers, strict=True):  # type: ignore[union-attr]
+        assert float(weights.sum()) == pytest.approx(count)
         assert len(weights[weights > 0].unique()) == 1
 
 
@@ -103,15 +107,15 @@ def test_users_without_a_history_have_a_prompt() -> None:
 
 
 def test_a_prompt_shows_the_last_items_that_have_what_it_reads() -> None:
-    titles, sids = load_tasks(["titles_to_sid", "sids_to_sid"])
+    (titles,) = load_tasks(["titles_to_sid"])
     short, histories = corpus(history=2), as_lists([[3, 2, 1, 0, 4]])
-    assert read(documents(short, sids, torch.tensor([1]), histories)) == [spelled(sids, 1, [0, 4])]
+    for task in (MAIN, ASKED):
+        assert read(documents(short, task, torch.tensor([1]), histories)) == [spelled(task, 1, [0, 4])]
     assert read(documents(short, titles, torch.tensor([1]), histories)) == [spelled(titles, 1, [2, 0])]
 
 
-@pytest.mark.parametrize("name", ["sids_to_sid", "titles_to_title", "titles_to_sid"])
-def test_a_prompt_shows_the_last_items_that_a_row_has_room_for(name: str) -> None:
-    (task,) = load_tasks([name])
+@pytest.mark.parametrize("task", [ASKED, *load_tasks(["titles_to_title", "titles_to_sid"])], ids=lambda task: task.name)
+def test_a_prompt_shows_the_last_items_that_a_row_has_room_for(task: Task) -> None:
     items = [3, 2, 0, 3, 2, 0]
     histories, before = as_lists([items, [2]]), len(items)
     answer = 2 if task.target == "sid" else 9  # the longest
@@ -139,6 +143,10 @@ def test_a_history_that_answers_at_every_position_has_to_fit() -> None:
     Sampler(corpus(alone, history=2, tokens_per_row=7), [SEQUENCE], seed=0)
     with pytest.raises(UserError, match=r"Rows of 6 tokens are too short for histories of 7: raise tokens_per_row"):
         Sampler(corpus(alone, history=2, tokens_per_row=6), [SEQUENCE], seed=0)
+    text = len(VOCABULARY.encode(["In order of time, the user chose"]).values)
+    Sampler(corpus(history=2, tokens_per_row=7 + text), TASKS, seed=0)
+    with pytest.raises(UserError, match=rf"are too short for histories of {7 + text}: raise tokens_per_row"):
+        Sampler(corpus(history=2, tokens_per_row=6 + text), TASKS, seed=0)
 
 
 def test_texts_of_items_are_cut_and_stand_on_one_line() -> None:
@@ -149,10 +157,12 @@ def test_texts_of_items_are_cut_and_stand_on_one_line() -> None:
     assert item_texts(VOCABULARY, [None, ""], max_tokens=3).offsets.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [*TASKS, ASKED], ids=lambda task: task.name)
 def test_every_example_is_drawn_and_none_that_lacks_a_text(task: Task) -> None:
     titled, captioned = {0, 2, 3}, {0, 1, 4}
-    if task.over_histories:
+    if task == MAIN:  # one window of each history
+        pairs = [(row[-1], row[:-1]) for row in SEQUENCES if len(row) > 1]
+    elif task.over_histories:
         shown = titled if "titles" in task.inputs else set(range(5))
         pairs = [(row[at], row[:at]) for row in SEQUENCES for at in range(1, len(row)) if set(row[:at]) & shown]
     else:
@@ -199,6 +209,20 @@ def test_tasks_are_drawn_by_their_odds() -> None:
     assert set(only) == {spelled(TITLE_TO_SID, item, []) for item in (0, 2, 3)}
 
 
+def test_a_task_is_drawn_as_often_as_its_share_says() -> None:
+    """Within five standard deviations of a binomial, at every step anew."""
+    sampler, content = Sampler(corpus(), TASKS, seed=5), "In order of time, the user chose<"
+    odds = [0.6, *[0.4 / 7] * 7]
+    counts = [
+        sum(prompt.startswith(content) and answer[0] == "<" for prompt, answer in read(found))
+        for found in (sampler.draw(step, documents=500, odds=odds) for step in range(4))
+    ]
+    assert all(abs(count - 300) < 5 * (500 * 0.6 * 0.4) ** 0.5 for count in counts)
+    assert len(set(counts)) > 1
+    again = Sampler(corpus(), TASKS, seed=5)  # a resumed fit begins anywhere
+    assert all(map(torch.equal, again.draw(3, documents=500, odds=odds), sampler.draw(3, documents=500, odds=odds)))
+
+
 def test_seed_and_step_decide_what_is_drawn() -> None:
     first, same, other = (Sampler(corpus(), TASKS, seed=seed) for seed in (1, 1, 2))
     for step in (0, 7):
@@ -216,9 +240,13 @@ def test_workers_share_a_step(workers: int) -> None:
 
 
 @pytest.mark.parametrize("history", [1, 2, 3, 20])
-def test_windows_of_sequences_ask_for_every_item_but_the_first_once(history: int) -> None:
-    alone = corpus(Vocabulary.sequence_only((3, 3)), history=history)
-    sampler = Sampler(alone, [SEQUENCE], seed=0)
+@pytest.mark.parametrize(("task", "vocabulary"), [(SEQUENCE, Vocabulary.sequence_only((3, 3))), (MAIN, VOCABULARY)])
+def test_windows_of_sequences_ask_for_every_item_but_the_first_once(
+    history: int, task: Task, vocabulary: Vocabulary
+) -> None:
+    alone = corpus(vocabulary, history=history)
+    sampler = Sampler(alone, [task], seed=0)
+    text = [] if task == SEQUENCE else vocabulary.encode(["In order of time, the user chose"]).values.tolist()
     windows = [tuple(row[max(0, end - history - 1) : end]) for row in SEQUENCES for end in range(len(row), 1, -history)]
     assert sampler.counts == (len(windows),)
     assert sum(len(window) - 1 for window in windows) == sum(max(0, len(row) - 1) for row in SEQUENCES)
@@ -226,8 +254,10 @@ def test_windows_of_sequences_ask_for_every_item_but_the_first_once(history: int
     ends = found.offsets.diff().tolist()
     seen = set()
     for tokens, weights in zip(found.values.split(ends), found.weights.split(ends), strict=True):  # type: ignore[union-attr]
-        assert tokens[0] == alone.vocabulary.bos
-        codes = tokens[1:].view(-1, 2) - torch.tensor([alone.vocabulary.start(0), alone.vocabulary.start(1)])
+        before = [alone.vocabulary.bos, *text]
+        assert tokens[: len(before)].tolist() == before
+        codes = tokens[len(before) :].view(-1, 2) - torch.tensor([alone.vocabulary.start(0), alone.vocabulary.start(1)])
         seen.add(tuple((codes[:, None] == PATHS).all(2).nonzero()[:, 1].tolist()))
-        assert weights.tolist() == [0.0] * 3 + [0.5] * (len(tokens) - 3)  # each item weighs 1
+        blank = len(before) + 2
+        assert weights.tolist() == [0.0] * blank + [0.5] * (len(tokens) - blank)  # each item weighs 1
     assert seen == set(windows)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.generation import tasks
-from models.generation.tasks import SEQUENCE, load_tasks
+from models.generation.tasks import SEQUENCE, Task, load_tasks
 from storage.errors import UserError
 
 NINTH = "name: caption_to_both\nprompt: 'Shown: {caption}, {sid}?'\ntarget: title\n"
@@ -31,7 +31,9 @@ def test_what_a_task_is_over_follows_from_its_prompt() -> None:
     assert [task.over_histories for task in found] == [True] * 4 + [False] * 4
     assert [sorted(task.columns) for task in found[-4:]] == [["title"], ["title"], ["caption"], ["caption", "title"]]
     assert SEQUENCE.every_position
-    assert not any(task.every_position for task in found)
+    assert [task.every_position for task in found] == [True] + [False] * 7
+    for prompt in ("{sids}. Which comes next?", "After {sids}:"):  # the answer is not right behind the history
+        assert not Task(name="own", prompt=prompt, target="sid").every_position
 
 
 def test_tasks_come_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:

@@ -68,14 +68,24 @@ def test_fewer_users_than_workers_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         ShuffledUsers(sequences(2), 8, seed=1)
 
 
-def staged(*tasks: str, schedule: str = "staged") -> LanguageModelSettings:
-    return LanguageModelSettings(tasks=tasks, schedule=schedule, fit=FitConfig(steps=100))
+def settings_of(*tasks: str, schedule: str = "content_first", **more: float) -> LanguageModelSettings:
+    return LanguageModelSettings(tasks=tasks, schedule=schedule, fit=FitConfig(steps=100), **more)
 
 
-def test_a_staged_schedule_takes_content_then_recommending_then_all() -> None:
-    settings = staged(*ALL)
-    assert [task_odds(settings, step) for step in (0, 24)] == [[0, 0, 1, 1]] * 2
-    assert [task_odds(settings, step) for step in (25, 49)] == [[1, 1, 0, 0]] * 2
-    assert [task_odds(settings, step) for step in (50, 99)] == [None] * 2
-    assert task_odds(staged(*ALL, schedule="joint"), 0) is None
-    assert task_odds(staged("sids_to_sid"), 0) is None  # there is nothing about content to begin with
+def shares(settings: LanguageModelSettings, step: int) -> list[float]:
+    odds = torch.tensor(task_odds(settings, step), dtype=torch.float64)
+    return (odds / odds.sum()).tolist()
+
+
+def test_content_first_takes_content_then_recommending_then_all() -> None:
+    settings, every = settings_of(*ALL, main_share=0.7), pytest.approx([0.7, 0.1, 0.1, 0.1])
+    for step in (0, 24):
+        assert shares(settings, step) == [0, 0, 0.5, 0.5]
+    for step in (25, 49):
+        assert shares(settings, step) == pytest.approx([0.7, 0.3, 0, 0])
+    for step in (50, 99):
+        assert shares(settings, step) == every
+    assert shares(settings_of(*ALL, schedule="joint", main_share=0.7), 0) == every
+    assert shares(settings_of(*ALL[1:], ALL[0], schedule="joint"), 0) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    assert shares(settings_of("sids_to_sid"), 0) == [1]  # there is nothing about content to begin with
+    assert shares(LanguageModelSettings(), 0) == [1]

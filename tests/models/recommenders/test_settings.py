@@ -29,7 +29,7 @@ def test_the_first_task_that_recommends_by_semantic_ids_recommends() -> None:
     ("settings", "said"),
     [
         ({"tasks": ("title_to_sid", "titles_to_sid")}, "name sids_to_sid among them"),
-        ({"schedule": "staged"}, "set schedule to joint"),
+        ({"schedule": "content_first"}, "set schedule to joint"),
         ({"backbone": {"name": "smollm2"}}, "name tasks, or take tiny"),
     ],
 )

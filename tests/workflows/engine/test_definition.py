@@ -90,6 +90,11 @@ def test_a_stage_that_is_not_named_does_not_run(write):
             ["stages.quantize.collisions=always_digit"],
             "stages.quantize.collisions: always_digit is of an earlier version; write always_suffix in its place.",
         ),
+        (
+            {**MINIMAL, "stages": {**FEATURES, "generate": {}}},
+            ["stages.generate.language_model.schedule=staged"],
+            "language_model.schedule: staged is of an earlier version; write content_first in its place.",
+        ),
         (MINIMAL, ["seed"], "must have the form key=value"),
         (MINIMAL, ["seed=[1"], "not valid YAML"),
         (MINIMAL, ["name=2026-13-45"], "not valid YAML"),

@@ -20,6 +20,7 @@ from workflows.stages.ablate_tasks.settings import Config
 from workflows.stages.ablate_tasks.variants import (
     ORIGINAL,
     OWN,
+    main_documents,
     make_variants,
     text_tasks,
     variant_of,
@@ -58,7 +59,7 @@ def score(config: Config, runs: Mapping[str, RunDir], data: Data, name: str, see
         the first ten; `tasks`, see `models.generation.heldout.task_scores`.
     """
     variant = make_variants(config.language_model)[name]
-    settings = variant_settings(config.language_model, variant, config.budget)
+    settings = variant_settings(config.language_model, variant)
     task = training_task(settings, runs[variant.sids], data, seed=seed)
     task = task._replace(losses=lambda learner: {})  # held-out examples are scored once, at the end
     curve: list[dict[str, Any]] = []
@@ -94,11 +95,12 @@ def judge(fitted: dict[str, list[dict[str, Any]]], config: Config, test: Queries
         seed: of the resamples.
 
     Returns:
-        `budget`, `steps` and `batch_size`, which the variants share; `queries` and `users`, numbers; `variants`, by
-        name: `sids`, `tasks`, recall@10 and ndcg@10, means over seeds, `seeds`, the values of each, `step`, of the
-        states that were kept, `seconds` of a fit, `held_out`, means over seeds of the scores of its tasks, and for
-        variants that have one task more than another `added`, the change; `compared`, changes between variants by what
-        differs; `sentences`. All intervals are of the same resampled users and seeds, NaN with too few users.
+        `steps`, `batch_size` and, of that, `main_documents`, those of the main task, which all variants share;
+        `queries` and `users`, numbers; `variants`, by name: `sids`, `tasks`, recall@10 and ndcg@10, means over seeds,
+        `seeds`, the values of each, `step`, of the states that were kept, `seconds` of a fit, `held_out`, means over
+        seeds of the scores of its tasks, and for variants that have one task more than another `added`, the change;
+        `compared`, changes between variants by what differs; `sentences`. All intervals are of the same resampled users
+        and seeds, NaN with too few users.
     """
     estimates = {
         name: {key: _estimate(metric, by_seed, test, config, seed) for key, metric in WITH_INTERVAL.items()}
@@ -126,9 +128,9 @@ def judge(fitted: dict[str, list[dict[str, Any]]], config: Config, test: Queries
             card["added"] = change(name, before)
     compared = {what: change(*pair) for pair, what in _pairs(config).items() if set(pair) <= set(variants)}
     return {
-        "budget": config.budget,
         "steps": config.language_model.fit.steps,
         "batch_size": config.language_model.fit.batch_size,
+        "main_documents": main_documents(config.language_model),
         "queries": len(test.user),
         "users": len(np.unique(test.user)),
         "variants": cards,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
 from models.recommenders.settings import LanguageModelSettings
 from workflows.engine.stage import StageConfig
-
-Budget = Literal["steps", "main"]
 
 
 class Config(StageConfig):
@@ -18,8 +16,6 @@ class Config(StageConfig):
     Attributes:
         language_model: its tasks stand in the order in which they are added: the main one first, those
             that read captions last.
-        budget: what all variants share beside the number of steps: `steps`: the documents of a step; `main`: those of
-            the main task among them, on average, so that a step has as many times more documents as there are tasks.
         seeds: number of seeds that each variant is fitted from.
         filter_seen: leave the items that a user has met out of the lists and out of the queries.
         queries: of the test split, at most, the same for all variants.
@@ -31,7 +27,6 @@ class Config(StageConfig):
     resources: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     language_model: LanguageModelSettings = Field(default_factory=lambda: LanguageModelSettings(tasks="all"))
-    budget: Budget = "steps"
     seeds: int = Field(3, ge=2)
     filter_seen: bool = True
     queries: int = Field(2_000, ge=1)

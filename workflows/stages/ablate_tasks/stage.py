@@ -22,7 +22,7 @@ class AblateTasksStage(Stage[Config]):
     """Fits language models that differ in their tasks and semantic IDs, and compares how they recommend."""
 
     config_type = Config
-    version = 2
+    version = 3
     uses = ("generate",)  # its models are fitted as the language model of generate
     reads = ("ingest", "interpret", "project", "quantize")
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from models.evaluation.variants import Variant
 from models.recommenders.settings import LanguageModelSettings
-from workflows.stages.ablate_tasks.settings import Budget
 
 OWN, ORIGINAL = "own", "original"  # semantic IDs of the run; those of text alone
 
@@ -42,9 +41,17 @@ def make_variants(settings: LanguageModelSettings) -> dict[str, TaskVariant]:
     return {variant.name: variant for variant in (*own, variant_of(ORIGINAL, text_tasks(settings)))}
 
 
-def variant_settings(settings: LanguageModelSettings, variant: TaskVariant, budget: Budget) -> LanguageModelSettings:
-    """Returns the language model of a variant, and its fit."""
+def main_documents(settings: LanguageModelSettings) -> int:
+    """Returns how many documents of a step are of the main task."""
+    return max(1, round(settings.main_share * settings.fit.batch_size))
+
+
+def variant_settings(settings: LanguageModelSettings, variant: TaskVariant) -> LanguageModelSettings:
+    """Returns the language model of a variant, and its fit.
+
+    All variants have equally many documents of the main task, on average: with that task alone a step has no others.
+    """
     fit = settings.fit
-    if budget == "main":
-        fit = fit.model_copy(update={"batch_size": fit.batch_size * variant.tasks})
+    if variant.tasks == 1:
+        fit = fit.model_copy(update={"batch_size": main_documents(settings)})
     return settings.model_copy(update={"tasks": settings.tasks[: variant.tasks], "fit": fit})

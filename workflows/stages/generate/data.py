@@ -23,6 +23,8 @@ from storage.mapped import map_columns
 from storage.run import RunDir
 from workflows.engine.stage import Context
 
+SMALL = 1_000_000  # positives that the process of a run works on by itself
+
 
 @dataclass(frozen=True)
 class Data:

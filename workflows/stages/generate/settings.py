@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,8 @@ class Config(StageConfig):
         product_codes, rpg, language_model: the generators; null leaves one out.
         sasrec, item_knn: the baselines; null leaves one out.
         ensemble: of some of them, told beside them and not chosen, as it may hold a baseline; null leaves it out.
+        rescore: the model by which language_model's beams are ranked once more, as one more generator, whose name is
+            `language_model+` and that of the model; null: none.
         filter_seen: leave what a user has met out of their lists and out of the queries; evaluate scores lists as they
             are, too. False where users choose the same items again.
         compared: validation queries by which one of the generators is chosen, at most.
@@ -45,6 +47,7 @@ class Config(StageConfig):
     sasrec: SasRecSettings | None = SasRecSettings()
     item_knn: ItemKnnSettings | None = ItemKnnSettings()
     ensemble: EnsembleSettings | None = None
+    rescore: Literal["sasrec", "product_codes"] | None = None
     filter_seen: bool = True
     compared: int = Field(5_000, ge=1)
     workers: int = Field(1, ge=1)
@@ -57,6 +60,8 @@ class Config(StageConfig):
     def _some_generator(self) -> Config:
         if all(getattr(self, name) is None for name in GENERATORS):
             raise ValueError(f"all generators are left out: keep one of {', '.join(GENERATORS)}")
+        if self.rescore and None in (self.language_model, getattr(self, self.rescore)):
+            raise ValueError(f"rescore takes language_model and {self.rescore}: keep both, or leave rescore out")
         for name in self.names:
             if getattr(self, name).fit.batch_size < self.workers:
                 least = f"set {name}.fit.batch_size to {self.workers} or more"
@@ -75,6 +80,11 @@ class Config(StageConfig):
     def coded(self) -> list[CodesSettings]:
         """The recommenders whose items are product codes."""
         return [part for part in (self.product_codes, self.rpg) if part is not None]
+
+    @property
+    def rescored(self) -> str:
+        """The name of the language model whose beams are ranked once more."""
+        return f"language_model+{self.rescore}"
 
     @property
     def history(self) -> int:

@@ -1,8 +1,8 @@
 """Generate: fit the recommenders of next items on Ray Train, and choose the generator among them.
 
-Writes models/generator/{sasrec,item_knn,product_codes,rpg,language_model,ensemble}, models/generator/items (which item
-every row is), models/generator/codes/{product_codes,rpg} (the codes that items are quantised into) and
-metrics/generate.json.
+Writes models/generator/{sasrec,item_knn,product_codes,rpg,language_model,language_model+…,ensemble},
+models/generator/items (which item every row is), models/generator/codes/{product_codes,rpg} (the codes that items are
+quantised into) and metrics/generate.json.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from workflows.stages.generate.settings import GENERATORS, Config
 
 if TYPE_CHECKING:
     from workflows.stages.generate.data import Data
-
-SMALL = 1_000_000  # positives that the process of the run counts for itself
 
 
 class GenerateStage(Stage[Config]):
@@ -49,14 +47,16 @@ class GenerateStage(Stage[Config]):
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
+        from models.recommenders.rescoring import write_rescored
         from workflows.stages.generate.build import (
+            artifact_uri,
             learnable,
             load_recommender,
             write_codes,
             write_ensemble,
             write_item_knn,
         )
-        from workflows.stages.generate.data import save_items, write_data
+        from workflows.stages.generate.data import SMALL, save_items, write_data
 
         run = context.run
         asked = max(config.compared, *(getattr(config, name).fit.valid_queries for name in config.names))
@@ -71,23 +71,28 @@ class GenerateStage(Stage[Config]):
         for settings in config.coded:
             write_codes(run, settings, data.item_ids, context.split, seed=context.seed)
         compared = data.valid.first(config.compared)
-        counted = []
+        names = config.names
         if config.item_knn is not None:
-            counted = ["item_knn"]
+            names = ["item_knn", *names]
             fit = partial(write_item_knn, config.item_knn, run, data, compared, filter_seen=config.filter_seen)
             small = positives < SMALL
             context.pieces(fit, ["item_knn"], name=f"generate/{context.fingerprint}/counted", here=small)
         history = _fit(config, context, data)
+        if config.rescore is not None:
+            names = [*names, config.rescored]
+            write_rescored(*(artifact_uri(run, name) for name in (config.rescored, "language_model", config.rescore)))
         weights = {}
         if config.ensemble is not None:
+            names = [*names, "ensemble"]
             weights = write_ensemble(config.ensemble, run, compared, filter_seen=config.filter_seen)
             shares = ", ".join(f"{name} {decimal(weight, 2)}" for name, weight in weights.items())
             context.log(f"generate: the weights of the ensemble are {shares}")
         valid = {
-            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen)
-            for name in [*counted, *history, *(["ensemble"] if weights else [])]
+            name: validate(load_recommender(run, name), compared, filter_seen=config.filter_seen) for name in names
         }
-        chosen = max((name for name in GENERATORS if name in valid), key=lambda name: valid[name][NDCG])
+        chosen = max(
+            (name for name in (*GENERATORS, config.rescored) if name in valid), key=lambda name: valid[name][NDCG]
+        )
         choice = {"chosen": chosen, "queries": shown, "ensemble": weights}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {

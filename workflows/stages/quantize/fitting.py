@@ -23,6 +23,7 @@ from workflows.distributed.pools import Workers
 from workflows.distributed.streams import parquet_rows
 from workflows.engine.stage import Context
 from workflows.stages.quantize.settings import COLLABORATIVE, Config
+from workflows.stages.quantize.trained_vectors import write_trained_vectors
 
 BATCH_ROWS = 8_192
 
@@ -31,8 +32,12 @@ def fit(config: Config, context: Context) -> list[dict[str, Any]]:
     """Fits on the run's embeddings and writes `models/quantizer`; returns the curve of the fit."""
     run, signals = context.run, None
     if config.method == COLLABORATIVE:
-        width, signals = config.collaborative.width, run.uri("checkpoints", "quantize", "signals")
-        files.write_table(signals, collaborative_vectors(run, context.split, width=width, seed=context.seed))
+        signals = run.uri("checkpoints", "quantize", context.fingerprint, "signals")
+        if config.collaborative.source == "sasrec":
+            write_trained_vectors(config.collaborative, context, signals)
+        else:
+            width = config.collaborative.width
+            files.write_table(signals, collaborative_vectors(run, context.split, width=width, seed=context.seed))
     held = min(1.0, config.fit_rows / files.dataset(run.uri("embeddings")).count_rows())
     rows = parquet_rows(run.uri("embeddings"), columns=["item_id", "embedding"])
     total = len(config.codebook_sizes) if config.method == RQKMEANS else config.steps

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from models.common.settings import Settings
+from models.common.settings import FitConfig, Settings
 from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture
 from models.semantic_ids.rqvae import Schedule
 from workflows.engine.frozen import frozen_identity
@@ -29,11 +29,21 @@ class Collaborative(Settings):
 
     Attributes:
         weight: of the alignment in the loss.
-        width: of the item vectors that the log is factored into.
+        source: of the item vectors: `svd` factors who chose what, `sasrec` fits a SASRec on the training sequences.
+        width: of the item vectors.
+        fit: of SASRec.
     """
 
     weight: PositiveFloat = 1.0
+    source: Literal["svd", "sasrec"] = "svd"
     width: PositiveInt = 64
+    fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _two_heads_share_the_width(self) -> Collaborative:
+        if self.source == "sasrec" and self.width % 2:
+            raise ValueError(f"SASRec has two heads, which share the width: write width: {self.width + 1}")
+        return self
 
 
 class Config(StageConfig):

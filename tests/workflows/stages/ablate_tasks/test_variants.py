@@ -17,6 +17,7 @@ import torch
 
 from models.common.jagged import Jagged
 from models.common.recommender import Queries
+from models.recommenders.build import task_odds
 from models.semantic_ids.quantizer import RQKMEANS, Architecture
 from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.training_rows import collect
@@ -132,18 +133,20 @@ def test_tasks_are_added_one_by_one_and_text_alone_has_those_without_captions() 
     settings, variants = Config().language_model, make_variants(Config().language_model)
     assert list(variants) == [*(f"own-{count}" for count in range(1, 9)), "original-6"]
     assert list(variants.values()) == [*(variant_of(OWN, count) for count in range(1, 9)), variant_of(ORIGINAL, 6)]
-    learned = [variant_settings(settings, variant, "steps").trained_tasks for variant in variants.values()]
+    learned = [variant_settings(settings, variant).trained_tasks for variant in variants.values()]
     assert all(more[: len(fewer)] == fewer for fewer, more in itertools.pairwise(learned[:8]))
     assert learned[8] == learned[5]
     assert not any("caption" in task.inputs for task in learned[8])
 
 
-@pytest.mark.parametrize(("budget", "documents"), [("steps", [8, 8]), ("main", [8, 16])])
-def test_variants_share_their_steps_and_either_all_documents_or_those_of_the_main_task(budget, documents) -> None:
-    settings = CONFIG.language_model
-    fits = [variant_settings(settings, variant_of(OWN, count), budget).fit for count in (1, 2)]
-    assert [fit.batch_size for fit in fits] == documents
-    assert {fit.steps for fit in fits} == {4}
+@pytest.mark.parametrize(("share", "main"), [(0.5, 4), (0.25, 2), (0.9, 7), (0.01, 1)])
+def test_variants_share_their_steps_and_the_documents_of_the_main_task(share: float, main: int) -> None:
+    settings = CONFIG.language_model.model_copy(update={"main_share": share})
+    one, two = (variant_settings(settings, variant_of(OWN, count)) for count in (1, 2))
+    assert one.fit.batch_size == main
+    odds = task_odds(two, 0)
+    assert one.fit.batch_size == pytest.approx(two.fit.batch_size * odds[0] / sum(odds), abs=1)
+    assert one.fit.steps == two.fit.steps == 4
 
 
 @pytest.mark.usefixtures("trials_here")

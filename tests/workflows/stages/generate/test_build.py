@@ -199,7 +199,7 @@ def test_a_fit_builds_its_trie_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_content_alone_does_not_use_up_the_patience(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    for schedule, at in (("staged", 30), ("joint", 0)):
+    for schedule, at in (("content_first", 30), ("joint", 0)):
         settings = LanguageModelSettings.model_validate({**LANGUAGE_MODEL, "schedule": schedule})
         assert settings.fit.steps == 60
         assert build.training_task(settings, run, read(run), seed=1).patience_from == at

@@ -49,8 +49,9 @@ CONFIG = Config.model_validate(
         "cpus_per_worker": 1,
         "checkpoint_s": 0,
     }
-    | {"filter_seen": False}
+    | {"filter_seen": False, "rescore": "sasrec"}
 )
+RESCORED = "language_model+sasrec"
 NAMES = ["sasrec", "product_codes", "rpg", "language_model"]
 REPORT = training.report
 METRICS = ("valid_recall@10", "valid_ndcg@10")
@@ -143,7 +144,7 @@ def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -
 
 def test_the_generator_with_the_better_lists_is_chosen(ended: Ended) -> None:
     valid, data = ended.metrics["valid"], read(ended.run)
-    assert set(valid) == {*NAMES, "item_knn", "ensemble"}
+    assert set(valid) == {*NAMES, "item_knn", "ensemble", RESCORED}
     for name in valid:
         recommender = build.load_recommender(ended.run, name)
         again = fitting.validate(recommender, data.valid, filter_seen=False)
@@ -152,7 +153,7 @@ def test_the_generator_with_the_better_lists_is_chosen(ended: Ended) -> None:
             continue
         best = max(ended.metrics["history"][name], key=lambda point: point.get(METRICS[1], -1.0))
         assert valid[name] == pytest.approx({key: best[key] for key in METRICS})
-    chosen = max(GENERATORS, key=lambda name: valid[name][METRICS[1]])
+    chosen = max((*GENERATORS, RESCORED), key=lambda name: valid[name][METRICS[1]])
     assert ended.metrics["chosen"] == ended.result.metrics["chosen"] == chosen
     assert ended.metrics["queries"] == {"history": 8, "repeats": True}
     assert ended.result.rows_in == ended.result.rows_out == len(data.sequences.values)
@@ -177,7 +178,7 @@ def test_tasks_are_followed_from_before_the_first_step(ended: Ended) -> None:
 
 
 def test_artifacts_recommend_where_there_is_no_ray(ended: Ended) -> None:
-    names = [*NAMES, "item_knn", "ensemble"]
+    names = [*NAMES, "item_knn", "ensemble", RESCORED]
     command = [sys.executable, "-c", WITHOUT_RAY, *(build.artifact_uri(ended.run, name) for name in names)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert found.returncode == 0, found.stderr
@@ -228,6 +229,9 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, m
 def test_settings_that_do_not_fit_and_what_results_depend_on() -> None:
     with pytest.raises(ValueError, match="keep one of product_codes, rpg, language_model"):
         Config(product_codes=None, language_model=None)
+    for left_out in ("language_model", "sasrec"):
+        with pytest.raises(ValueError, match="rescore takes language_model and sasrec: keep both"):
+            Config.model_validate({"rescore": "sasrec", left_out: None})
     with pytest.raises(ValueError, match=r"set sasrec\.fit\.batch_size to 65 or more"):
         Config(workers=65)
     with pytest.raises(ValueError, match=r"ensemble is of sasrec, which is left out: keep sasrec, or set ensemble"):

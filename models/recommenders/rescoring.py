@@ -1,0 +1,55 @@
+"""The language model's beams, ranked once more by a model that scores whole items.
+
+After LIGER (Yang et al., "Unifying Generative and Dense Retrieval for Sequential Recommendation", arXiv 2411.18814),
+with three differences. LIGER is one model with two heads, here two are fitted apart. It ranks the items of the beams by
+the dense score alone; here by the sum of both log-probabilities. It adds all items without an event to those of the
+beams; here they come by the beams or not at all, and only where the dense model scores them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+
+from models.common.jagged import Jagged
+from models.common.recommender import Recommended
+from models.generation.decoding import Beams, ranked
+from models.recommenders.language_model import LanguageModelRecommender
+from models.recommenders.next_item import NextItemModel
+from storage import files
+from storage.artifacts import save_model
+
+GENERATOR, DENSE = "generator", "dense"  # folders of an artifact
+
+
+class Rescored:
+    """Returns the best items of a beam search by the sum of their log-probabilities under two models."""
+
+    kind: ClassVar[str] = "rescored"
+
+    def __init__(self, generator: LanguageModelRecommender, dense: NextItemModel) -> None:
+        self.generator, self.dense = generator, dense
+
+    def recommend(
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        """See `models.common.recommender.Recommender`. A list is exact where no item outside the beams can sum to more.
+
+        Raises:
+            UserError: k is beyond the number of beams.
+        """
+        rank = partial(self._rank, k=k)
+        return self.generator.ranked(rank, histories, k=k, banned=banned, allowed=allowed)
+
+    def _rank(self, beams: Beams, histories: Jagged, *, k: int) -> Recommended:
+        dense = self.dense.log_probabilities(histories)
+        return ranked(beams.items, beams.scores + dense.gather(1, beams.items), beams.pruned + dense.amax(1), k)
+
+
+def write_rescored(uri: str, generator: str, dense: str) -> None:
+    """Writes an artifact for `models.recommenders.artifacts.load`, with copies of the artifacts of the two models."""
+    files.copy(generator, files.join(uri, GENERATOR))
+    files.copy(dense, files.join(uri, DENSE))
+    save_model(uri, Rescored.kind, {}, {})
