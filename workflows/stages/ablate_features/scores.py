@@ -88,10 +88,11 @@ def score(
     variant = VARIANTS[name]
     settings = variant_settings(settings, variant)
     spec, table = run.read_json("features", "spec.json"), run.read_table("features", "items")
-    prefixes, length = variant_prefixes(read_prefixes(run), variant, seed=seed), spec.get(LISTED) or spec["history"]
-    spec = described(spec, levels=prefixes.shape[1], length=0 if variant.long == "none" else length)
-    if variant.long != "none":
-        rows = with_long(rows, run, prefixes, length=length)
+    levels, length = 0, 0 if variant.long == "none" else spec.get(LISTED) or spec["history"]
+    if length:
+        prefixes = variant_prefixes(read_prefixes(run), variant, seed=seed)
+        rows, levels = with_long(rows, run, prefixes, length=length), prefixes.shape[1]
+    spec = described(spec, levels=levels, length=length)
     embeddings = image_vectors(run) if variant.image else read_embeddings(run)
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
     items = laid_out(variant_items(table, variant, run, catalog, seed=seed), embeddings, config)
