@@ -77,7 +77,7 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
     }
     if length := spec.get("long_history"):
         table |= shared_prefixes(events, read_prefixes(run), user, rows, time, length=length).columns()
-        assert table["long_history"].value_lengths().to_numpy().max() == length
+        assert table["long_history"].value_lengths().to_numpy().max() > 1
     return predict(ranker, items, Examples(pa.table(table), spec["dense"]))
 
 
