@@ -139,7 +139,8 @@ class Pipeline:
     ) -> torch.Tensor:
         """Probability of every pair of a user (position in `users`) and an item (row), float64 [M]."""
         item_dense, user_dense = self._item_dense[rows], torch.stack([user.dense for user in users])[owner]
-        dense, long = torch.where(item_dense.isnan(), user_dense, item_dense), None
+        dense = torch.where(item_dense.isnan(), user_dense, item_dense)
+        long: Jagged | None = None
         if self._prefixes is not None:
             past, number = np.repeat(np.arange(len(users)), seen.offsets.diff().numpy()), len(seen.values)
             liked = Events(past, seen.values.numpy(), np.arange(number), np.ones(number, np.float32))

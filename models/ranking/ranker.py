@@ -150,7 +150,8 @@ def with_positions(config: RankerConfig) -> dict[str, Table]:
     tables = {}
     for name, table in config.tables.items():
         features = [feature for feature in table.features if feature != HISTORY + name]
-        for kind, length in config.histories.items() if name in config.past else ():
+        histories = config.histories if name in config.past else {}
+        for kind, length in histories.items():
             positions = [f"{kind}{name}.{place}" for place in range(length)]
             features += positions if config.history else [kind + name]
         tables[name] = table.model_copy(update={"features": tuple(features)})

@@ -84,8 +84,8 @@ def shared_prefixes(
     for column in prefixes[items].T:
         _, number = np.unique(column, return_inverse=True)
         _, entity = np.unique(users * len(items) + number[code], return_inverse=True)
-        order, *ends = before(entity[: len(past)], past.time, entity[len(past) :], time)
-        ranges.append((np.append(past.item[order], 0), *ends))  # the last one stands for none
+        order, start, end = before(entity[: len(past)], past.time, entity[len(past) :], time)
+        ranges.append((np.append(past.item[order], 0), start, end))  # the last item stands for none
     counts = np.stack([end - start for _, start, end in ranges], axis=1)
     blocks = [slice(at, at + BLOCK) for at in range(0, len(item), BLOCK)]
     lists = [_nearest(ranges, prefixes, item, block, length) for block in blocks]

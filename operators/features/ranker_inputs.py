@@ -112,11 +112,9 @@ class ItemFeatures:
         given = {HISTORY: history} if long is None else {HISTORY: history, LONG: long}
         pasts = {kind: given[kind] for kind in config.histories}
         bags = {kind: filled(past, len(self)) for kind, past in pasts.items()}
-        lengths = {kind: past.offsets.diff().clamp_max(config.histories[kind]) for kind, past in pasts.items()}
-        positions = {
-            kind: newest(past, length=config.histories[kind], fill=len(self)).flatten()
-            for kind, past in (pasts.items() if config.history else ())
-        }
+        attended = {kind: (past, config.histories[kind]) for kind, past in pasts.items() if config.history}
+        lengths = {kind: past.offsets.diff().clamp_max(most) for kind, (past, most) in attended.items()}
+        positions = {k: newest(past, length=n, fill=len(self)).flatten() for k, (past, n) in attended.items()}
         features: dict[str, Jagged] = {}
         for name, source in self._lists.items():
             found = gather(source, rows)
@@ -145,8 +143,8 @@ class ItemFeatures:
             rows=torch.tensor(float(batch if total is None else total)),
             content=content,
             history_content=history_content,
-            history_length=lengths.get(HISTORY) if config.history else None,
-            long_length=lengths.get(LONG) if config.history else None,
+            history_length=lengths.get(HISTORY),
+            long_length=lengths.get(LONG),
         )
 
     def _mean(self, lists: Jagged) -> torch.Tensor:
