@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.common.jagged import Jagged, chained, gather, last, repeated
+from models.common.jagged import Jagged, chained, from_arrays, gather, last, repeated
 from models.ranking.ranker import load_ranker
 from models.recommenders.content import content_and_popularity
 from models.semantic_ids.suffixes import sid_string
 from operators.columns import jagged_of, read_rows
+from operators.features.long_history import COUNTED, read_prefixes, shared_prefixes
 from operators.features.ranker_inputs import read_items
 from operators.features.tokens import NULL_ID
+from operators.log.events import Events
 from storage import files
 from storage.run import RunDir
 
@@ -80,6 +82,7 @@ class Pipeline:
         self._histories, self._seen = jagged_of(users["history"]), jagged_of(users["seen"])
         self._max_history: int = spec["history"]
         self._labels: bool = spec["labels"]
+        self._prefixes = read_prefixes(run) if self.ranker.config.long else None
         self._item_dense = dense_columns(table, self._dense)
         self._user_dense = dense_columns(users, self._dense)
 
@@ -95,7 +98,7 @@ class Pipeline:
         usable = candidates >= 0
         scores = torch.full(candidates.shape, -torch.inf, dtype=torch.float64)
         if usable.any():  # TorchRec takes no empty batch
-            scores[usable] = self._scores(users, history, owner=usable.nonzero()[:, 0], rows=candidates[usable])
+            scores[usable] = self._scores(users, history, seen, owner=usable.nonzero()[:, 0], rows=candidates[usable])
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         best = candidates.gather(1, order)
         return [
@@ -132,15 +135,25 @@ class Pipeline:
         return _User(NULL_ID, last(seen, self._max_history), seen, dense)
 
     def _scores(
-        self, users: Sequence[_User], history: Jagged, *, owner: torch.Tensor, rows: torch.Tensor
+        self, users: Sequence[_User], history: Jagged, seen: Jagged, *, owner: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         """Probability of every pair of a user (position in `users`) and an item (row), float64 [M]."""
         item_dense, user_dense = self._item_dense[rows], torch.stack([user.dense for user in users])[owner]
+        dense = torch.where(item_dense.isnan(), user_dense, item_dense)
+        long: Jagged | None = None
+        if self._prefixes is not None:
+            past, number = np.repeat(np.arange(len(users)), seen.offsets.diff().numpy()), len(seen.values)
+            liked = Events(past, seen.values.numpy(), np.arange(number), np.ones(number, np.float32))
+            asked = (owner.numpy(), rows.numpy(), np.full(len(rows), number))
+            shared = shared_prefixes(liked, self._prefixes, *asked, length=self.ranker.config.long)
+            dense[:, [name.startswith(COUNTED) for name in self._dense]] = torch.from_numpy(shared.counts)
+            long = from_arrays(shared.items, shared.offsets)
         inputs = self.items.inputs(
             user=torch.tensor([user.id for user in users])[owner],
             history=gather(history, owner),
             rows=rows,
-            dense=torch.where(item_dense.isnan(), user_dense, item_dense),
+            dense=dense,
+            long=long,
         )
         return self.ranker(inputs)[0].double().sigmoid()
 

@@ -91,9 +91,8 @@ def documents(corpus: Corpus, task: Task, targets: torch.Tensor, histories: Jagg
     if task.every_position:
         levels = corpus.sid_codes.shape[1]
         position = torch.arange(len(weights)) - prompt.offsets[:-1].repeat_interleave(prompt.offsets.diff())
-        weights[position > _text_tokens(corpus, task) + levels] = (
-            1 / levels
-        )  # behind `bos`, the text and the first item
+        first = _text_tokens(corpus, task) + levels  # behind `bos`, the text and the first item all are answers
+        weights[position > first] = 1 / levels
     response = _shown(corpus, task.target, targets)
     if task.target == "title":
         response = joined([response, repeated(torch.tensor([corpus.vocabulary.eos]), len(targets))])

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from models.common.settings import Settings
 
 HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside it: the same of the user's last items
+LONG = "long_"  # and `long_caption`: the same of those that share most of the item's semantic ID
 
 USER, ITEM = "user", "item"  # the tables of ids
 BAGS = ("caption", "interests", "title", "text", "sid")  # the list features of an item
@@ -148,10 +149,11 @@ class RankerConfig(Settings):
     Attributes:
         hash: the function of its tokens, as features/spec.json names it.
         tables: by name; the features of each are those of the item (`caption`), the user (`user`), or the same of the
-            user's last items (`history_caption`).
+            user's last items (`history_caption`); see also `long`.
         dense: names of the dense features, in order.
         content_dim: width of item embeddings; 0 where the ranker does not read them.
         history: items of the history that target attention weighs one by one; 0 pools the history as one bag.
+        long: items of a second history, which is pooled as the first one is (`long_caption`); 0: there is none.
     """
 
     hash: dict[str, str | int] = Field(default_factory=dict)
@@ -159,6 +161,7 @@ class RankerConfig(Settings):
     dense: tuple[str, ...] = ()
     content_dim: int = 0
     history: int = 0
+    long: int = 0
     embedding_dim: int = 16
     table_dtype: TableDtype = "fp32"
     architecture: Architecture = Dlrm()
@@ -169,6 +172,11 @@ class RankerConfig(Settings):
         """Tables that look into the user's history, too."""
         names = {feature for table in self.tables.values() for feature in table.features}
         return tuple(name for name in self.tables if HISTORY + name in names)
+
+    @property
+    def histories(self) -> dict[str, int]:
+        """Kinds of histories that these tables look into, with the number of items that attention weighs."""
+        return {HISTORY: self.history} | ({LONG: self.long} if self.long else {})
 
     @model_validator(mode="after")
     def _something_to_attend_to(self) -> RankerConfig:

@@ -31,6 +31,7 @@ class RankerInputs(Pipelineable):
     content: torch.Tensor | None = None  # float32 [B, D], the item's embedding
     history_content: torch.Tensor | None = None  # float32 [B, D], mean over the history, NaN where it is empty
     history_length: torch.Tensor | None = None  # int64 [B], items of the history
+    long_length: torch.Tensor | None = None  # int64 [B], of the second one
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RankerInputs:
         """Returns the batch on a device."""
@@ -71,12 +72,15 @@ class Ranker(nn.Module):
             else QuantizedBags(tables, dim, config.table_dtype)
         )
         at = {feature: place for place, feature in enumerate(self.embeddings.features)}
-        past = [HISTORY + name for name in config.past] if config.history else []
-        self._single = [place for feature, place in at.items() if not feature.startswith(tuple(f"{p}." for p in past))]
+        attended = config.histories if config.history else {}
+        self._single = [place for feature, place in at.items() if "." not in feature]
         self._target = [at[name] for name in config.past]
-        self._history = [[at[f"{name}.{p}"] for p in range(config.history)] for name in past]
-        self.attention = TargetAttention(len(past) * dim) if past else None
-        count = len(self._single) + len(past) + 2 * bool(config.content_dim)
+        self._histories = [
+            [[at[f"{kind}{name}.{place}"] for place in range(length)] for name in config.past]
+            for kind, length in attended.items()
+        ]
+        self.attention = TargetAttention(len(config.past) * dim) if attended else None
+        count = len(self._single) + len(config.past) * len(attended) + 2 * bool(config.content_dim)
         self.content = nn.Linear(config.content_dim, dim) if config.content_dim else None
         self.dropout = nn.Dropout(config.dropout)
         self.tower = build(config.architecture, fields=count, dim=dim, dense=len(config.dense))
@@ -104,7 +108,9 @@ class Ranker(nn.Module):
         pooled = self.embeddings(inputs.sparse, inputs.weighted)
         parts = [pooled]
         if self.attention is not None:
-            parts = [pooled[:, self._single], self._attended(pooled, inputs.history_length)]
+            lengths = (inputs.history_length, inputs.long_length)
+            pasts = [self._attended(pooled, *of) for of in zip(self._histories, lengths, strict=False)]
+            parts = [pooled[:, self._single], *pasts]
         if self.content is not None:
             both = torch.stack([inputs.content, inputs.history_content], dim=1)  # type: ignore[list-item]
             parts.append(self.content(((both - self.content_mean) / self.content_std).nan_to_num(0.0)))
@@ -112,9 +118,9 @@ class Ranker(nn.Module):
         fields = self.dropout(torch.cat(parts, dim=1) if len(parts) > 1 else pooled)
         return self.tower(fields.to(self.precision), self.dropout(dense).to(self.precision)) + self.bias
 
-    def _attended(self, pooled: torch.Tensor, length: Any) -> torch.Tensor:
-        """Returns the history's fields [B, P, dim], its items weighed by what they have to do with the target."""
-        history = torch.stack([pooled[:, places] for places in self._history], dim=2)  # [B, H, P, dim]
+    def _attended(self, pooled: torch.Tensor, places: list[list[int]], length: Any) -> torch.Tensor:
+        """Returns a history's fields [B, P, dim], its items weighed by what they have to do with the target."""
+        history = torch.stack([pooled[:, of_table] for of_table in places], dim=2)  # [B, H, P, dim]
         known = torch.arange(history.shape[1], device=length.device) < length.unsqueeze(1)
         weights = self.attention(pooled[:, self._target].flatten(1), history.flatten(2), known)  # type: ignore[misc]
         return torch.einsum("bh,bhpd->bpd", weights, history)
@@ -140,14 +146,14 @@ def merged(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def with_positions(config: RankerConfig) -> dict[str, Table]:
-    """Returns the tables with a feature per position, `history_item.0` …, in place of the history as one bag."""
-    if not config.history:
-        return config.tables
+    """Returns the tables with a feature for each history, under attention one per position: `history_item.0` …."""
     tables = {}
     for name, table in config.tables.items():
         features = [feature for feature in table.features if feature != HISTORY + name]
-        if name in config.past:
-            features += [f"{HISTORY}{name}.{place}" for place in range(config.history)]
+        histories = config.histories if name in config.past else {}
+        for kind, length in histories.items():
+            positions = [f"{kind}{name}.{place}" for place in range(length)]
+            features += positions if config.history else [kind + name]
         tables[name] = table.model_copy(update={"features": tuple(features)})
     return tables
 

@@ -87,6 +87,7 @@ class RankerSettings(Settings):
             dense=tuple(spec["dense"]),
             content_dim=content_dim if self.content else 0,
             history=spec["history"] if self.target_attention else 0,
+            long=spec.get("long_history", 0),
             embedding_dim=self.embedding_dim,
             architecture=self.architecture,
             dropout=self.dropout,

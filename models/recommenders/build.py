@@ -175,9 +175,7 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
     recommender = partial(LanguageModelRecommender, corpus=corpus, trie=trie, settings=settings)
     if not settings.tasks:
         return TrainingTask(model, draw, recommender)
-    patience_from = (
-        config.steps // 2 if settings.schedule == "content_first" else 0
-    )  # all tasks are drawn from there on
+    all_drawn = config.steps // 2 if settings.schedule == "content_first" else 0
     losses = partial(
         task_losses,
         corpus=corpus,
@@ -186,7 +184,7 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
         most=min(VALID_EXAMPLES, config.valid_queries),
         seed=seed,
     )
-    return TrainingTask(model, draw, recommender, losses, patience_from)
+    return TrainingTask(model, draw, recommender, losses, patience_from=all_drawn)
 
 
 def without_unlearnable(settings: LanguageModelSettings, corpus: Corpus) -> LanguageModelSettings:

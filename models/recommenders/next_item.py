@@ -117,11 +117,6 @@ class NextItemModel(nn.Module, ABC):
             found.append(self.top(self._last(gather(histories, block)), k=k, banned=own, allowed=allowed))
         return concatenate(found, k=k)
 
-    @torch.no_grad()
-    def log_probabilities(self, histories: Jagged) -> torch.Tensor:
-        """Returns that of every item to come next, float32 [B, N] on the CPU; -inf for what it never recommends."""
-        return self.scores(self._last(histories)).log_softmax(-1).cpu()
-
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:
         """Returns the k best items for states [B, D]."""
         return best(self.ranked(hidden).cpu(), k=k, banned=banned, allowed=allowed)

@@ -44,7 +44,7 @@ class Rescored:
         return self.generator.ranked(rank, histories, k=k, banned=banned, allowed=allowed)
 
     def _rank(self, beams: Beams, histories: Jagged, *, k: int) -> Recommended:
-        dense = self.dense.log_probabilities(histories)
+        dense = self.dense.log_probs(histories)
         return ranked(beams.items, beams.scores + dense.gather(1, beams.items), beams.pruned + dense.amax(1), k)
 
 

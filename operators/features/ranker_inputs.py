@@ -15,10 +15,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.common.jagged import Jagged, filled, from_arrays, gather, newest, shared, sliced
 from models.ranking.bags import places
-from models.ranking.config import HISTORY, ITEM, USER, RankerConfig, Table
+from models.ranking.config import HISTORY, ITEM, LONG, USER, RankerConfig, Table
 from models.ranking.ranker import Ranker, RankerInputs
 from models.ranking.schedule import Parts, Piece
 from operators.columns import jagged_of, list_column, matrix_of, rows_of
+from operators.features.long_history import LISTED
 from operators.features.tokens import HASH, NULL_ID, table_rows
 from storage import files
 from storage.errors import ArtifactError
@@ -90,6 +91,7 @@ class ItemFeatures:
         history: Jagged,
         rows: torch.Tensor,
         dense: torch.Tensor,
+        long: Jagged | None = None,
         label: torch.Tensor | None = None,
         keep: torch.Tensor | None = None,
         total: float | None = None,
@@ -101,33 +103,38 @@ class ItemFeatures:
             history: rows of the users' last items; [] is a user without a history.
             rows: rows of the candidates, int64 [B].
             dense: float32 [B, n] in the order of `config.dense`, NaN where unknown.
+            long: second histories, where the ranker reads them; see `operators.features.long_history`.
             label: float32 [B], for training.
             keep: boolean [2, B], for user and item ids; ids masked out are given as unknown.
             total: what the loss is divided by, B unless said.
         """
         batch, config = len(rows), self._config
-        lengths = history.offsets.diff()
-        bag = filled(history, len(self))
-        positions = newest(history, length=config.history, fill=len(self)) if config.history else None
+        given = {HISTORY: history} if long is None else {HISTORY: history, LONG: long}
+        pasts = {kind: given[kind] for kind in config.histories}
+        bags = {kind: filled(past, len(self)) for kind, past in pasts.items()}
+        attended = {kind: (past, config.histories[kind]) for kind, past in pasts.items() if config.history}
+        lengths = {kind: past.offsets.diff().clamp_max(most) for kind, (past, most) in attended.items()}
+        positions = {k: newest(past, length=n, fill=len(self)).flatten() for k, (past, n) in attended.items()}
         features: dict[str, Jagged] = {}
         for name, source in self._lists.items():
             found = gather(source, rows)
             features[name] = found if name != ITEM or keep is None else masked(found, keep[1])
             if name not in config.past:
                 continue
-            if positions is None:
-                past = gather(source, bag.values)
-                features[HISTORY + name] = past._replace(offsets=past.offsets[bag.offsets])
-                continue
-            past = gather(source, positions.flatten())
-            for place in range(config.history):
-                features[f"{HISTORY}{name}.{place}"] = sliced(past, place * batch, (place + 1) * batch)
+            for kind, length in config.histories.items():
+                if not config.history:
+                    past = gather(source, bags[kind].values)
+                    features[kind + name] = past._replace(offsets=past.offsets[bags[kind].offsets])
+                    continue
+                past = gather(source, positions[kind])
+                for place in range(length):
+                    features[f"{kind}{name}.{place}"] = sliced(past, place * batch, (place + 1) * batch)
         if USER in config.tables:
             single = looked_up(Jagged(user, torch.arange(batch + 1)), config.tables[USER])
             features[USER] = single if keep is None else masked(single, keep[0])
         content = history_content = None
         if config.content_dim:
-            content, history_content = self.embedding[rows], self._mean(bag)
+            content, history_content = self.embedding[rows], self._mean(bags[HISTORY])
         return RankerInputs(
             sparse=keyed({name: feature for name, feature in features.items() if feature.weights is None}),
             weighted=keyed({name: feature for name, feature in features.items() if feature.weights is not None}),
@@ -136,7 +143,8 @@ class ItemFeatures:
             rows=torch.tensor(float(batch if total is None else total)),
             content=content,
             history_content=history_content,
-            history_length=lengths.clamp_max(config.history) if config.history else None,
+            history_length=lengths.get(HISTORY),
+            long_length=lengths.get(LONG),
         )
 
     def _mean(self, lists: Jagged) -> torch.Tensor:
@@ -244,6 +252,7 @@ class Examples:
         self.user = torch.from_numpy(table["user"].to_numpy().astype(np.int64))
         self.rows = torch.from_numpy(table["row"].to_numpy().astype(np.int64))
         self.history = jagged_of(table["history"])
+        self.long = jagged_of(table[LISTED]) if LISTED in table.column_names else None
         columns = [table[name].to_numpy().astype(np.float32) for name in dense]
         self.dense = torch.from_numpy(np.stack(columns, axis=1))
         self.label = torch.from_numpy(table["label"].to_numpy().astype(np.float32))
@@ -260,6 +269,7 @@ class Examples:
             history=gather(self.history, at),
             rows=self.rows[at],
             dense=self.dense[at],
+            long=None if self.long is None else gather(self.long, at),
             label=self.label[at],
             keep=keep,
             total=total,
@@ -272,7 +282,8 @@ def example_parts(uri: str, dense: Sequence[str]) -> Parts[Examples]:
     What was read last is kept: a split that is read whole each time is read once.
     """
     uris = files.parts(uri)
-    columns = ["user", "row", "history", "label", *dense]
+    listed = [LISTED] if LISTED in files.dataset(uri).schema.names else []
+    columns = ["user", "row", "history", "label", *listed, *dense]
 
     @functools.lru_cache(maxsize=1)
     def read(pieces: tuple[Piece, ...]) -> Examples:

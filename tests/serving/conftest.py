@@ -60,7 +60,7 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
         log = log.append_column("label", pa.array((random.random(EVENTS) < 0.3).astype(np.float32)))
     write_log(run, log)
     context = Context(run, str(root), 0, "f", log=lambda line: None, progress=lambda done, total: None)
-    stage("features").run(features.Config(history=5), context)
+    stage("features").run(features.Config(history=5, long_history=4 if labels else 0), context)
     write_ranker(run)
     write_manifest(str(root), Manifest(name="tiny", stages={name: StageEntry(state="complete") for name in ORDER}))
     return run
@@ -68,7 +68,7 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
 
 def write_ranker(run: RunDir) -> None:
     spec = run.read_json("features", "spec.json")
-    config = RankerSettings().ranker(spec, WIDTH)
+    config = RankerSettings(target_attention="long_history" in spec).ranker(spec, WIDTH)
     torch.manual_seed(0)
     ranker = Ranker(config)
     ranker.embeddings.to_empty(device="cpu")

@@ -9,6 +9,7 @@ import torch
 
 from models.common.jagged import Jagged
 from models.ranking.ranker import load_ranker
+from operators.features.long_history import read_prefixes, shared_prefixes
 from operators.features.ranker_inputs import Examples, laid_out, predict
 from operators.features.tokens import NULL_ID
 from operators.log.encoding import encode
@@ -74,6 +75,9 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
         "label": np.zeros(len(rows), np.float32),
         **counts(events, rows, user, time, rates=log.labelled),
     }
+    if length := spec.get("long_history"):
+        table |= shared_prefixes(events, read_prefixes(run), user, rows, time, length=length).columns()
+        assert table["long_history"].value_lengths().to_numpy().max() > 1
     return predict(ranker, items, Examples(pa.table(table), spec["dense"]))
 
 

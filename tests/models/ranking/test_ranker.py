@@ -9,7 +9,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.ranking.architectures import AUXILIARY_WEIGHT
 from models.ranking.config import Dcnv2, Dlrm, RankerConfig, RankMixer, Table
-from models.ranking.ranker import Ranker, RankerInputs, TrainingTask, load_ranker, merged, moments, save_ranker
+from models.ranking.ranker import (
+    Ranker,
+    RankerInputs,
+    TrainingTask,
+    load_ranker,
+    merged,
+    moments,
+    save_ranker,
+    with_positions,
+)
 from storage.errors import UserError
 
 ROWS, HISTORY = 50, 3
@@ -25,6 +34,8 @@ CONFIGS = {
     "plain": CONFIG,
     "hashed": CONFIG.model_copy(update={"tables": HASHED}),
     "attention": CONFIG.model_copy(update={"history": HISTORY}),
+    "long": CONFIG.model_copy(update={"history": HISTORY, "long": 2}),
+    "long bags": CONFIG.model_copy(update={"long": 2}),
     "both": CONFIG.model_copy(update={"tables": HASHED, "history": HISTORY, "architecture": Dcnv2(hidden=(8,))}),
     "mixer": CONFIG.model_copy(update={"architecture": LARGE}),
     "ids alone": RankerConfig(tables=PLAIN, architecture=Dlrm(hidden=(8,))),
@@ -35,8 +46,8 @@ def inputs(config: RankerConfig, rows: int, seed: int = 0) -> RankerInputs:
     random = torch.Generator().manual_seed(seed)
     made: dict[bool, KeyedJaggedTensor | None] = {}
     for weighted in (False, True):
-        tables = [table for table in config.tables.values() if table.weighted is weighted]
-        names = [(name, table.hashes) for table in tables for name in positions(table, config)]
+        tables = [table for table in with_positions(config).values() if table.weighted is weighted]
+        names = [(name, table.hashes) for table in tables for name in table.features]
         if not names:
             made[weighted] = None
             continue
@@ -54,17 +65,8 @@ def inputs(config: RankerConfig, rows: int, seed: int = 0) -> RankerInputs:
         content=draws[1] if config.content_dim else None,
         history_content=draws[2] if config.content_dim else None,
         history_length=torch.randint(0, HISTORY + 1, (rows,), generator=random) if config.history else None,
+        long_length=torch.randint(0, 3, (rows,), generator=random) if config.history and config.long else None,
     )
-
-
-def positions(table: Table, config: RankerConfig) -> list[str]:
-    if not config.history:
-        return list(table.features)
-    return [
-        name
-        for feature in table.features
-        for name in ([f"{feature}.{n}" for n in range(config.history)] if "history" in feature else [feature])
-    ]
 
 
 def ranker(config: RankerConfig = CONFIG) -> Ranker:
@@ -113,7 +115,7 @@ def test_a_row_scores_alike_alone_and_in_a_batch(name: str) -> None:
     assert whole.shape == (1, 5)
     for row in range(5):
         alone = replace(batch, sparse=only(batch.sparse, row), weighted=only(batch.weighted, row))
-        for part in ("dense", "label", "content", "history_content", "history_length"):
+        for part in ("dense", "label", "content", "history_content", "history_length", "long_length"):
             value = getattr(batch, part)
             setattr(alone, part, None if value is None else value[row : row + 1])
         torch.testing.assert_close(made(alone), whole[:, row : row + 1])
@@ -195,6 +197,15 @@ def test_target_attention_sees_no_position_beyond_the_history() -> None:
     same = torch.isclose(made(batch), made(other))[0]
     assert same[short].all()
     assert not same[~short].all()
+
+
+def test_histories_take_positions_of_their_own() -> None:
+    features = {name: with_positions(CONFIGS[name])["item"].features for name in ("plain", "long", "long bags")}
+    assert features == {
+        "plain": ("item", "history_item"),
+        "long": ("item", *(f"history_item.{n}" for n in range(HISTORY)), "long_item.0", "long_item.1"),
+        "long bags": ("item", "history_item", "long_item"),
+    }
 
 
 def test_attention_needs_a_history() -> None:

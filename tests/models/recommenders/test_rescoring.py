@@ -45,7 +45,7 @@ def test_the_items_of_the_beams_are_in_the_order_of_both_models(
     banned, filters = lists([[5, 5, 6], [], [0], [1, 2], []]), torch.arange(ITEMS) != 9
     own = every_score(*made).float()
     log_probs = torch.cat([model.scores(model._last(lists([history]))).log_softmax(-1) for history in HISTORIES])
-    torch.testing.assert_close(log_probs, model.log_probabilities(lists(HISTORIES)))
+    torch.testing.assert_close(log_probs, model.log_probs(lists(HISTORIES)))
     for chosen in ({}, {"banned": banned, "allowed": filters}):
         found = Rescored(generator, model).recommend(lists(HISTORIES), k=k, **chosen)
         kept = generator.recommend(lists(HISTORIES), k=beams, **chosen).items

@@ -109,6 +109,24 @@ def test_positions_of_a_history_are_its_newest_items_first() -> None:
     assert "history_caption" not in sparse
 
 
+@pytest.mark.parametrize("history", [0, 2])
+def test_a_second_history_is_read_as_the_first_one(history: int) -> None:
+    config = CONFIG.model_copy(update={"history": history, "long": history or 3})
+    second = [[1], [2, 0], [], [0], [1, 2]]
+    batch = inputs(HISTORIES, ROWS, config, long=jagged_of(pa.array(second, pa.list_(pa.int32()))))
+    other = inputs(second, ROWS, CONFIG.model_copy(update={"history": history}))
+    sparse, wanted = found(batch.sparse), found(other.sparse)
+    for name, values in wanted.items():
+        if name.startswith("history_"):
+            assert sparse[f"long_{name.removeprefix('history_')}"] == values
+    first = found(inputs(HISTORIES, ROWS, CONFIG.model_copy(update={"history": history})).sparse)
+    assert {name: values for name, values in sparse.items() if not name.startswith("long_")} == first
+    if history:
+        assert batch.long_length.tolist() == other.history_length.tolist() == [1, 2, 0, 1, 2]
+    else:
+        assert batch.long_length is None
+
+
 def test_embeddings_follow_their_item_and_an_empty_history_has_none() -> None:
     batch = inputs([[0, 2], []], [1, 0])
     assert batch.content.tolist() == [[4, 5], [2, 3]]

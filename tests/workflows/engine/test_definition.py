@@ -126,6 +126,12 @@ def test_every_key_knows_where_it_was_written(write):
     assert found.where("stages.interpret.fetch.pool.min") == "--set stages.interpret.fetch.pool"
 
 
+def test_a_long_history_needs_semantic_ids():
+    stages = {**dict.fromkeys(["ingest", "interpret"]), "features": {"long_history": 20}}
+    with pytest.raises(UserError, match="stage features reads what quantize writes: add quantize to stages"):
+        definition.resolve({"name": "x", "catalog": "c", "stages": stages}, "w.yaml")
+
+
 def test_evaluate_needs_a_ranker_or_a_generator():
     stages = dict.fromkeys(["ingest", "interpret", "project", "evaluate"])
     with pytest.raises(UserError, match="reads what rank or generate writes: add one of them to stages"):

@@ -92,7 +92,9 @@ def write(context: Context, log: pl.DataFrame, kind: str) -> Written:
     run = context.run
     files.remove(run.uri("checkpoints"))  # which the runner removes
     write_log(run, log.to_arrow())
-    stage("features").run(features.Config(history=HISTORY, negatives=2), replace(context, split=KINDS[kind]))
+    stage("features").run(
+        features.Config(history=HISTORY, long_history=HISTORY, negatives=2), replace(context, split=KINDS[kind])
+    )
     state = (pl.from_arrow(run.read_table("features", name)) for name in ("items", "users"))
     return Written({name: read_examples(run, name) for name in SPLITS}, *state)
 
@@ -148,6 +150,13 @@ def test_an_example_knows_what_came_before_it_alone(context: Context, kind: str,
             of_item = [event for event in known if event[1] == example["item_id"]]
             history = [item for _, item, _, label, _ in by_user if label][-HISTORY:]
             assert [ids[row] for row in example["history"]] == history
+            number_of = int(example["item_id"].split()[1])
+            liked = [int(item.split()[1]) for _, item, _, label, _ in by_user if label]
+            same = [(item == number_of, place) for place, item in enumerate(liked) if item % 3 == number_of % 3]
+            assert example["sid_likes_1"] == pytest.approx(np.log1p(len(same)), abs=1e-6)
+            assert example["sid_likes_2"] == pytest.approx(np.log1p(liked.count(number_of)), abs=1e-6)
+            nearest = [f"item {liked[place]}" for _, place in sorted(same)[-HISTORY:]]
+            assert [ids[row] for row in example["long_history"]] == nearest
             assert example["user_events"] == pytest.approx(np.log1p(len(by_user)), abs=1e-6)
             assert example["item_events"] == pytest.approx(np.log1p(len(of_item)), abs=1e-6)
             assert example["item_share"] == pytest.approx(np.log((len(of_item) + 1) / (len(known) + 1)), abs=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +18,11 @@ from models.ranking.schedule import in_memory
 from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
 from operators.columns import filled_matrix, matrix_column, positions
+from operators.features.long_history import LISTED, described, read_prefixes, shared_prefixes
 from operators.features.ranker_inputs import Examples, laid_out, predict, read_embeddings
 from operators.features.tokens import NULL_ID
 from operators.log.events import SPLITS, Events, counts, histories
-from operators.log.partitions import read_user_ids
+from operators.log.partitions import open_log, read_user_ids
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
@@ -30,6 +33,7 @@ from workflows.stages.ablate_features.variants import (
     VARIANTS,
     truth_of_items,
     variant_items,
+    variant_prefixes,
     variant_settings,
 )
 
@@ -84,6 +88,11 @@ def score(
     variant = VARIANTS[name]
     settings = variant_settings(settings, variant)
     spec, table = run.read_json("features", "spec.json"), run.read_table("features", "items")
+    levels, length = 0, 0 if variant.long == "none" else spec.get(LISTED) or spec["history"]
+    if length:
+        prefixes = variant_prefixes(read_prefixes(run), variant, seed=seed)
+        rows, levels = with_long(rows, run, prefixes, length=length), prefixes.shape[1]
+    spec = described(spec, levels=levels, length=length)
     embeddings = image_vectors(run) if variant.image else read_embeddings(run)
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
     items = laid_out(variant_items(table, variant, run, catalog, seed=seed), embeddings, config)
@@ -104,6 +113,36 @@ def score(
     if rows.pairs is not None:
         parts["pairs"] = Examples(rows.pairs.examples, config.dense)
     return {part: predict(ranker, items, each).astype(np.float32).tolist() for part, each in parts.items()}
+
+
+def with_long(rows: Rows, run: RunDir, prefixes: np.ndarray, *, length: int) -> Rows:
+    """Returns the rows with second histories by these prefixes, from the whole log before each, see `shared_prefixes`.
+
+    Those of pairs are from what the training rows hold, as their other features are.
+    """
+    log = open_log(run)
+    parts = [log.part(number) for number in range(log.about.partitions)]
+    users = np.sort(np.concatenate([part.users for part in parts]))
+    events = [replace(part.events, user=np.searchsorted(users, part.users)[part.events.user]) for part in parts]
+    whole = reduce(Events.extend, events)
+
+    def added(table: pa.Table, users: np.ndarray, log: Events) -> pa.Table:
+        user, time = table["user_hash"].to_numpy(), table["timestamp"].cast(pa.int64()).to_numpy()
+        item = table["row"].to_numpy().astype(np.int64)
+        shared = shared_prefixes(log, prefixes, np.searchsorted(users, user), item, time, length=length).columns()
+        kept = table.drop_columns([name for name in shared if name in table.column_names])
+        return pa.table({**{name: kept[name] for name in kept.column_names}, **shared})
+
+    train, valid, test = (added(table, users, whole) for table in (rows.train, rows.valid, rows.test))
+    pairs = rows.pairs and rows.pairs._replace(examples=added(rows.pairs.examples, *trained(rows.train)))
+    return Rows(train, valid, test, pairs)
+
+
+def trained(train: pa.Table) -> tuple[np.ndarray, Events]:
+    """Returns the hashes of the users of training rows, int64 [U], and the rows as events of positions in them."""
+    known, code = np.unique(train["user_hash"].to_numpy(), return_inverse=True)
+    row, time = train["row"].to_numpy().astype(np.int64), train["timestamp"].cast(pa.int64()).to_numpy()
+    return known, Events(code, row, time, train["label"].to_numpy())
 
 
 def image_vectors(run: RunDir) -> pa.Table:
@@ -132,14 +171,8 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
     cold = np.flatnonzero((items["item"].to_numpy() == NULL_ID) & (at >= 0))
     if not len(cold):
         return None
-    known, code = np.unique(train["user_hash"].to_numpy(), return_inverse=True)
+    known, events = trained(train)
     chosen = np.arange(len(known))[:users]  # in the order of their hashes
-    events = Events(
-        code,
-        train["row"].to_numpy().astype(np.int64),
-        train["timestamp"].cast(pa.int64()).to_numpy(),
-        train["label"].to_numpy(),
-    )
     user, row = np.repeat(chosen, len(cold)), np.tile(cold, len(chosen))
     end = np.full(len(user), events.time.max() + 1)
     values, offsets = histories(events, chosen, end[: len(chosen)], length=spec["history"])
@@ -152,6 +185,8 @@ def true_pairs(run: RunDir, catalog: str, train: pa.Table, *, users: int) -> Pai
         {
             "row": row.astype(np.int32),
             "user": hashes[user],
+            "user_hash": known[user],
+            "timestamp": end,
             "history": each,
             **{name: known_counts.get(name, unknown) for name in spec["dense"]},
             "label": np.zeros(len(user), dtype=np.float32),

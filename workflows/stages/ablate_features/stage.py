@@ -33,7 +33,8 @@ class Config(StageConfig):
     resources: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     variants: tuple[str, ...] | None = Field(
-        None, description="names of ablate_features.variants.VARIANTS; null: all that the catalogue allows"
+        None,
+        description="names of ablate_features.variants.VARIANTS; null: all that the catalogue allows but long ones",
     )
     seeds: int = Field(5, ge=2)
     bootstrap: int = Field(200, ge=10, description="resamples behind every interval")
@@ -92,7 +93,9 @@ class AblateFeaturesStage(Stage[Config]):
 
         run = context.run
         has_truth = truth_of_items(context.catalog) is not None
-        names = config.variants or tuple(name for name in VARIANTS if has_truth or name != TRUTH)
+        names = config.variants or tuple(
+            name for name, variant in VARIANTS.items() if variant.long == "none" and (has_truth or name != TRUTH)
+        )
         items = run.read_table("features", "items")
         lacking = [name for name in names if lacks_inputs(VARIANTS[name], items, run)]
         if lacking:

@@ -32,12 +32,14 @@ class FeatureVariant(Variant):
         caption: what takes the place of captions.
         rate: share of items that have a caption, those with the least text first.
         image: whether it reads the pooled image embedding.
+        long: whose semantic IDs its second history goes by, which it has beside the last items.
     """
 
     bags: tuple[str, ...] = ()
     caption: Literal["as it is", "none", "random", "shuffled", "truth"] = "as it is"
     rate: float = 1.0
     image: bool = False
+    long: Literal["none", "as it is", "shuffled"] = "none"
 
 
 CAPTION = ("caption",)
@@ -57,6 +59,8 @@ VARIANTS = {
         FeatureVariant("caption-25", "Captions of a quarter of the items", CAPTION, rate=0.25),
         FeatureVariant("caption-50", "Captions of half of the items", CAPTION, rate=0.5),
         FeatureVariant("caption-75", "Captions of three quarters of the items", CAPTION, rate=0.75),
+        FeatureVariant("long", "Long histories by semantic ID", long="as it is"),  # these two only where they are named
+        FeatureVariant("long-shuffled", "Long histories by semantic IDs of other items", long="shuffled"),
     )
 }
 GATE = {"0": "null", "0.25": "caption-25", "0.5": "caption-50", "0.75": "caption-75", "1": "caption"}
@@ -112,6 +116,11 @@ def lacks_columns(variant: FeatureVariant, catalog: Survey) -> bool:
         for column, read in (("media", variant.image or reads_captions), ("title", "title" in variant.bags))
         if read
     )
+
+
+def variant_prefixes(prefixes: np.ndarray, variant: FeatureVariant, *, seed: int) -> np.ndarray:
+    """Returns the prefixes that a variant's second history goes by; the seed decides whose an item gets."""
+    return np.random.default_rng([seed, 3]).permutation(prefixes) if variant.long == "shuffled" else prefixes
 
 
 def variant_items(items: pa.Table, variant: FeatureVariant, run: RunDir, catalog: str, *, seed: int) -> pa.Table:

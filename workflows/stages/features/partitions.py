@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from operators.features.long_history import read_prefixes, shared_prefixes
 from operators.features.tokens import NULL_ID
 from operators.log.counters import State, answer, tally
 from operators.log.events import (
@@ -49,7 +50,7 @@ class Work:
         split, cuts: of the log, see `operators.log.split`.
         ranges: times at which ranges of time begin, but for the first.
         labelled: whether the log has labels of both kinds.
-        history, negatives: settings of the stage.
+        history, long_history, negatives: settings of the stage.
         seed: of the workflow.
     """
 
@@ -60,6 +61,7 @@ class Work:
     ranges: tuple[int, ...]
     labelled: bool
     history: int
+    long_history: int
     negatives: int
     seed: int
 
@@ -217,6 +219,10 @@ def _examples(
     place = np.cumsum(numbers <= number)[rows] - 1  # of the examples among the known events
     user = Known(*(values[place] for values in known_before_each(known, known.user)))
     context = part.context.take(pa.array(rows))
+    shared = dict[str, Any]()
+    if length := work.long_history:
+        asked = (found.user, found.item, found.time)
+        shared = shared_prefixes(known, read_prefixes(work.run), *asked, length=length).columns()
     columns = {
         "row": found.item.astype(np.int32),
         "user": users[found.user],
@@ -225,6 +231,7 @@ def _examples(
         **item_counts(item, total, found.time, rates=work.labelled),
         **user_counts(user, total, rates=work.labelled),
         **{name: context[name] for name in context.column_names},
+        **shared,
         "label": found.label,
         "timestamp": pa.array(found.time, pa.timestamp("us", tz="UTC")),
     }

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from operators.columns import matrix_of, read_block
 from operators.features.items import item_features
+from operators.features.long_history import described, read_prefixes
 from operators.features.tokens import HASH, NULL_ID, Tokens
 from operators.log.events import SPLITS, Known, item_counts, user_counts
 from operators.log.partitions import PartitionedLog, check_trained, item_ids, open_log, read_about
@@ -30,6 +31,11 @@ class Config(StageConfig):
     """Settings of the features stage."""
 
     history: int = Field(default=20, ge=1, description="positive items of the user's past per example")
+    long_history: int = Field(
+        default=0,
+        ge=0,
+        description="positive items of the whole past with most of the candidate's semantic ID; 0: none",
+    )
     negatives: int = Field(default=4, ge=1, description="negatives per positive, for a log without labels")
     tokens: Tokens = Field(default=Tokens(), description="one way for captions, interests, titles and descriptions")
 
@@ -69,6 +75,7 @@ class FeaturesStage(Stage[Config]):
             ranges=tuple(ranges(log.moments, about.first, about.last, about.partitions).tolist()),
             labelled=about.labelled,
             history=config.history,
+            long_history=config.long_history,
             negatives=config.negatives,
             seed=context.seed,
         )
@@ -88,6 +95,8 @@ class FeaturesStage(Stage[Config]):
             "labels": about.labelled,
             "dense": [*counts_of(labelled=about.labelled), *log.about.context],
         }
+        if config.long_history:
+            spec = described(spec, levels=read_prefixes(run).shape[1], length=config.long_history)
         run.write_json(spec, "features", "spec.json")
         return Result(rows_in=given.events, rows_out=kept, rejected=lost, metrics=metrics)
 

@@ -25,7 +25,7 @@ from workflows.engine.stage import Context
 from workflows.stages.features import partitions
 from workflows.stages.features import stage as features
 
-CONFIG = features.Config(history=5, negatives=2)
+CONFIG = features.Config(history=5, long_history=3, negatives=2)
 KEYS = ["timestamp", "user_id", "item_id", "label"]
 KINDS = {"time": SplitTime(), "leave_last": SplitLeaveLast(kind="leave_last")}
 
@@ -66,6 +66,23 @@ def test_without_labels_only_the_negatives_may_differ(tmp_path: Path) -> None:
         decile = np.argsort(np.argsort(one["items"]["item_events"])) * 10 // one["items"].height
         shares.append(np.bincount(decile[drawn], minlength=10) / len(drawn))
     assert np.abs(np.array(shares) - shares[0]).max() < 0.04  # of 1,800 draws
+
+
+def test_a_second_history_adds_columns_and_changes_no_other(tmp_path: Path) -> None:
+    first, second = (write_run(tmp_path / name) for name in ("without", "with"))
+    stage("features").run(CONFIG.model_copy(update={"long_history": 0}), first)
+    stage("features").run(CONFIG, second)
+    added = ["long_history", "sid_likes_1", "sid_likes_2"]
+    for name, table in tables(first).items():
+        other = tables(second)[name]
+        assert not set(added) & set(table.columns)
+        assert set(other.columns) - set(table.columns) == (set(added) if name in SPLITS else set())
+        assert_frame_equal(other.select(table.columns), table, check_exact=True)
+    plain, spec = (each.run.read_json("features", "spec.json") for each in (first, second))
+    assert spec == {**plain, "dense": [*plain["dense"], *added[1:]], "long_history": 3}
+    long = tables(second)["test"]
+    assert long["long_history"].list.len().max() == 3
+    assert long["sid_likes_1"].max() > long["sid_likes_2"].max() > 0
 
 
 def test_a_killed_stage_goes_on_at_the_piece_that_was_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
