@@ -11,7 +11,8 @@ from models.common.settings import Settings
 HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside it: the same of the user's last items
 
 USER, ITEM = "user", "item"  # the tables of ids
-BAGS = ("caption", "interests", "title", "text", "sid")  # the list features of an item
+SID = "sid"
+BAGS = ("caption", "interests", "title", "text", SID)  # the list features of an item
 
 PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places of weights, counts so far without a gap
 

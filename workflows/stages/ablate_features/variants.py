@@ -32,12 +32,14 @@ class FeatureVariant(Variant):
         caption: what takes the place of captions.
         rate: share of items that have a caption, those with the least text first.
         image: whether it reads the pooled image embedding.
+        prefixes: whether it reads of semantic IDs the prefixes alone.
     """
 
     bags: tuple[str, ...] = ()
     caption: Literal["as it is", "none", "random", "shuffled", "truth"] = "as it is"
     rate: float = 1.0
     image: bool = False
+    prefixes: bool = False
 
 
 CAPTION = ("caption",)
@@ -47,6 +49,7 @@ VARIANTS = {
         FeatureVariant(ID, "Ids"),
         FeatureVariant("caption", "Captions", CAPTION),
         FeatureVariant("sid", "Semantic IDs", ("sid",)),
+        FeatureVariant("sid-prefixes", "Prefixes of semantic IDs", ("sid",), prefixes=True),
         FeatureVariant("caption+sid", "Captions and semantic IDs", ("caption", "sid")),
         FeatureVariant("title", "Titles", ("title",)),
         FeatureVariant("image", "Image embeddings", image=True),
@@ -132,7 +135,18 @@ def variant_items(items: pa.Table, variant: FeatureVariant, run: RunDir, catalog
             captions = true_tokens(catalog, items["item_id"])
     if variant.rate < 1:
         captions = pc.if_else(pa.array(thin_first(run, items["item_id"], variant.rate)), captions, _none(len(items)))
-    return items.set_column(items.schema.get_field_index("caption"), "caption", captions)
+    items = items.set_column(items.schema.get_field_index("caption"), "caption", captions)
+    if variant.prefixes:
+        items = items.set_column(items.schema.get_field_index("sid"), "sid", prefixes_alone(items["sid"]))
+    return items
+
+
+def prefixes_alone(sids: pa.ChunkedArray) -> pa.ListArray:
+    """Returns the tokens of semantic IDs with NULL in place of codes by themselves, see `sid_tokens`."""
+    lists = sids.combine_chunks()
+    place = np.arange(len(lists.values)) - np.repeat(lists.offsets[:-1], np.diff(lists.offsets))
+    single = (place > 0) & (place % 2 == 0)
+    return pa.ListArray.from_arrays(lists.offsets, np.where(single, NULL_ID, lists.values))
 
 
 def random_tokens(captions: pa.ListArray, random: np.random.Generator) -> pa.ListArray:
