@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from models.evaluation.variants import TRUTH, Variant
 from models.ranking.config import ITEM, USER
 from models.ranking.settings import RankerSettings, TableConfig, Tables
-from operators.columns import positions, read_rows
+from operators.columns import read_rows
 from operators.features.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
@@ -162,14 +162,12 @@ def random_tokens(captions: pa.ListArray, random: np.random.Generator) -> pa.Lis
 
 def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
     """Returns the tokens `attribute=value` of the true attributes of each item, as an embedded catalogue has them."""
-    from workflows.catalogs.synthetic.behaviour import ATTRIBUTES  # imports what draws pictures
+    from workflows.catalogs.synthetic.truth import true_attributes  # imports what draws pictures
 
-    truth = files.read_table(require_truth(catalog))
-    at = positions(item_ids, truth["item_id"])
-    truth = truth.take(pa.array(at, mask=at < 0))  # some items show nothing that is known
+    truth = true_attributes(require_truth(catalog), item_ids)
     columns = [
         hash_ids([f"{name}={value}" if value is not None else name for value in truth[name].to_pylist()])
-        for name in ATTRIBUTES
+        for name in truth.column_names
     ]
     tokens = np.stack(columns, axis=1)
     return pa.ListArray.from_arrays(np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32), tokens.reshape(-1))
