@@ -12,7 +12,8 @@ HISTORY = "history_"  # a table's feature `caption` has `history_caption` beside
 LONG = "long_"  # and `long_caption`: the same of those that share most of the item's semantic ID
 
 USER, ITEM = "user", "item"  # the tables of ids
-BAGS = ("caption", "interests", "title", "text", "sid")  # the list features of an item
+SID = "sid"
+BAGS = ("caption", "interests", "title", "text", SID)  # the list features of an item
 
 PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places of weights, counts so far without a gap
 

@@ -14,7 +14,7 @@ from models.common.collectives import all_gather_rows, all_reduce_sum, rank_and_
 from models.common.seeds import generator, seed_of
 from models.evaluation.clicks import AucTally, total_loss
 from models.ranking.config import RankerConfig
-from models.ranking.ranker import Ranker, RankerInputs, merged, moments
+from models.ranking.ranker import Kept, Ranker, RankerInputs, merged, moments
 from models.ranking.schedule import Parts, epoch_steps
 from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
@@ -40,9 +40,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(
-        self, items: Any, at: torch.Tensor, keep: torch.Tensor | None = None, total: float | None = None
-    ) -> RankerInputs:
+    def batch(self, items: Any, at: torch.Tensor, keep: Kept | None = None, total: float | None = None) -> RankerInputs:
         """Returns the ranker's input for the rows at positions int64 [B]."""
 
 
@@ -179,8 +177,10 @@ def batches(
     )
     for examples, step in steps:
         draws = generator(MASK, seed, epoch, step.draw)
-        keep = torch.rand(2, len(step.at), generator=draws) >= settings.id_dropout
-        yield examples.batch(data.items, step.at[step.mine], keep=keep[:, step.mine], total=step.total)
+        user, item, sid, levels = torch.rand(4, len(step.at), generator=draws)[:, step.mine]
+        whole = levels.where(sid < settings.sid_dropout, 1.0)
+        keep = Kept(user >= settings.id_dropout, item >= settings.id_dropout, whole)
+        yield examples.batch(data.items, step.at[step.mine], keep=keep, total=step.total)
 
 
 def _seed_dropout(trainer: Trainer, seed: int, at: dict[str, float]) -> None:

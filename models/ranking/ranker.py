@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,19 @@ from models.ranking.bags import EmbeddingBags
 from models.ranking.config import HISTORY, RankerConfig, Table, TableDtype
 from models.ranking.quantized import QuantizedBags, quantize_bags
 from storage.artifacts import load_model, rebuilding, save_model
+
+
+class Kept(NamedTuple):
+    """What B rows of training tell; the rest is given as unknown.
+
+    Attributes:
+        user, item: the ids, boolean [B].
+        levels: of the item's semantic ID the share of the levels after the first one, rounded down, float [B].
+    """
+
+    user: torch.Tensor
+    item: torch.Tensor
+    levels: torch.Tensor
 
 
 @dataclass

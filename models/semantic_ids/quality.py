@@ -13,9 +13,12 @@ from models.semantic_ids.prefixes import number_prefixes
 from models.semantic_ids.quantizer import Quantizer
 from storage import tables
 
-OVERLAP_ROWS = 2_000  # items whose neighbours are looked for
+OVERLAP_ROWS = 2_000  # items whose neighbours are looked for, and attributes read
 SHUFFLES = 10  # of the categories, for the control of their purity
 BLOCK_ROWS = 16_384  # rows decoded at a time
+HELD_OUT = 10  # one item of so many is taken for a new one
+FOLDS = 4  # of the items that attributes are read from
+RIDGE = 0.1  # of the regression that reads them
 
 
 def scorecard(
@@ -39,16 +42,21 @@ def scorecard(
     Returns:
         What `usage` and `reconstruction` give; `collision_share` and `largest_collision` of the codes alone,
         `collision_share_after` with their suffixes; `neighbour_overlap` between the standardised embeddings and the
-        codes, {prefix, decoded}; `category_purity`, empty without attributes that serve as categories.
+        codes, {prefix, decoded}; `known_prefixes`; `category_purity` and `decodability`, of which the last goes by the
+        items drawn, empty without attributes that serve as categories.
     """
     tensor = torch.from_numpy(codes)
     before, after = collisions(codes), collisions(np.column_stack([codes, suffixes]))
-    drawn = np.random.default_rng(seed).choice(len(codes), min(OVERLAP_ROWS, len(codes)), replace=False)
+    drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(OVERLAP_ROWS, len(codes)), replace=False))
+    told: dict[str, Any] = {}
+    if attributes is not None:
+        vectors = quantizer.standardise(embeddings[drawn])
+        told = decodability(vectors, codes[drawn], attributes.take(pa.array(drawn)), seed=seed)
     overlap = neighbour_overlap(
         quantizer.standardise(embeddings),
         tensor,
         lambda found: quantizer.standardise(quantizer.decode(found)),
-        torch.from_numpy(np.sort(drawn)),
+        torch.from_numpy(drawn),
     )
     return {
         **usage(codes, quantizer.architecture.codebook_sizes),
@@ -57,7 +65,9 @@ def scorecard(
         "largest_collision": before["largest"],
         **reconstruction(quantizer, embeddings, tensor),
         "neighbour_overlap": overlap,
+        "known_prefixes": known_prefixes(codes, seed=seed),
         "category_purity": {} if attributes is None else category_purity(codes, attributes, seed=seed),
+        "decodability": told,
     }
 
 
@@ -112,6 +122,57 @@ def reconstruction(quantizer: Quantizer, embeddings: torch.Tensor, codes: torch.
         "reconstruction_cosine": [float(cosine.mean()) for cosine, _ in kept],
         "reconstruction_mse": [float(error.mean()) for _, error in kept],
     }
+
+
+def known_prefixes(codes: np.ndarray, *, seed: int = 0) -> list[float]:
+    """Returns for h = 1 … L the share of held-out items whose first h codes an item has that is not held out.
+
+    A model that has learned of prefixes knows nothing else of new items.
+
+    Args:
+        codes: integers [N, L], without the deduplication suffix.
+        seed: of the items held out, a tenth of all.
+    """
+    held = np.random.default_rng(seed).permutation(len(codes)) % HELD_OUT == 0
+    return [float(np.isin(group[held], group[~held]).mean()) for group in _groups(codes)]
+
+
+def decodability(
+    embeddings: torch.Tensor, codes: np.ndarray, attributes: pa.Array | pa.ChunkedArray, *, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Tells how often a ridge regression names the categories of items that it has not seen.
+
+    Args:
+        embeddings: float [N, D], standardised.
+        codes: integers [N, L]; the regression sees which codes an item has, each by itself.
+        attributes: see `category_purity`.
+        seed: of the folds.
+
+    Returns:
+        For every category the shares of the items with a value whose value it names: `codes`, from the first h codes
+        for h = 1 … L; `embedding`, from the embeddings; `commonest`, from nothing.
+    """
+    folds, found = np.random.default_rng(seed).permutation(len(codes)) % FOLDS, {}
+    similar = torch.from_numpy(np.array([level[:, None] == level for level in codes.T])).cumsum(0, dtype=torch.int8)
+    for key, labels in _categories(attributes).items():
+        some = np.flatnonzero(labels >= 0)
+        vectors, wanted, fold = embeddings[some].double(), torch.from_numpy(labels[some]), folds[some]
+        kernels = [*(level[some][:, some].double() for level in similar), vectors @ vectors.T]
+        *by_code, by_vector, nothing = (_named(each, wanted, fold) for each in [*kernels, 0 * kernels[0]])
+        found[key] = {"codes": by_code, "embedding": by_vector, "commonest": nothing}
+    return found
+
+
+def _named(kernel: torch.Tensor, labels: torch.Tensor, folds: np.ndarray) -> float:
+    """Returns the share of labels that kernel ridge regression on the other folds names."""
+    targets, named = torch.nn.functional.one_hot(labels).double(), torch.zeros(len(labels))
+    ridge = (RIDGE * float(kernel.diagonal().mean()) or 1.0) * torch.eye(len(labels), dtype=torch.float64)
+    for fold in range(FOLDS):
+        one, rest = (torch.from_numpy(np.flatnonzero(mask)) for mask in (folds == fold, folds != fold))
+        mean = targets[rest].mean(0)
+        weights = torch.linalg.solve((kernel + ridge)[rest][:, rest], targets[rest] - mean)
+        named[one] = ((kernel[one][:, rest] @ weights + mean).argmax(1) == labels[one]).float()
+    return float(named.mean())
 
 
 def category_purity(

@@ -22,6 +22,21 @@ from storage.artifacts import load_model, rebuilding, save_model
 RQKMEANS, RQVAE = "rqkmeans", "rqvae"
 
 
+def suited_sizes(items: int) -> tuple[int, ...]:
+    """Returns codebook sizes for a catalogue: about 30 items or more to a code, 16 times as many IDs as items.
+
+    A level has 4 to 256 codes, a power of two. Small codebooks make up for it by more levels, at least 3: what is
+    learned of a code that few items have helps no other item.
+
+    >>> suited_sizes(800), suited_sizes(100_000)
+    ((16, 16, 16, 16), (256, 256, 256))
+    """
+    size, levels = min(max(4, 1 << max(1, items // 30).bit_length() - 1), 256), 3
+    while size**levels < 16 * items:
+        levels += 1
+    return (size,) * levels
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Shape of a quantizer.
@@ -32,6 +47,7 @@ class Architecture:
         codebook_sizes: codewords per level.
         latent_dim: width of the codewords; that of the vectors for `rqkmeans`.
         hidden_dims: widths of the hidden layers of encoder and, in reverse, of the decoder of `rqvae`.
+        whiten: give all directions about the same variance before vectors are encoded, see `Quantizer.inputs`.
     """
 
     method: str
@@ -39,6 +55,7 @@ class Architecture:
     codebook_sizes: tuple[int, ...]
     latent_dim: int
     hidden_dims: tuple[int, ...] = ()
+    whiten: bool = False
 
 
 class Quantizer(nn.Module):
@@ -50,6 +67,8 @@ class Quantizer(nn.Module):
 
     mean: torch.Tensor
     scale: torch.Tensor
+    whitening: torch.Tensor
+    unwhitening: torch.Tensor
     offsets: torch.Tensor
 
     def __init__(self, architecture: Architecture) -> None:
@@ -66,11 +85,22 @@ class Quantizer(nn.Module):
         self.register_buffer("offsets", torch.zeros(sum(architecture.codebook_sizes)))  # see `kmeans.balance`
         self.register_buffer("mean", torch.zeros(architecture.input_dim))
         self.register_buffer("scale", torch.ones(()))
+        if architecture.whiten:
+            self.register_buffer("whitening", torch.eye(architecture.input_dim))
+            self.register_buffer("unwhitening", torch.eye(architecture.input_dim))
 
     def standardise(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Embeddings [N, D] as the encoder sees them."""
+        """Embeddings [N, D] without their mean, at unit scale."""
         scale = float(self.scale)
         return torch.add(-self.mean / scale, embeddings, alpha=1 / scale)  # in one pass
+
+    def inputs(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings [N, D] as the encoder sees them: standardised and, with `whiten`, whitened.
+
+        Without whitening the first codes tell apart what varies most. The symmetric map (ZCA) changes vectors least.
+        """
+        standardised = self.standardise(embeddings)
+        return standardised @ self.whitening if self.architecture.whiten else standardised
 
     @torch.no_grad()
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
@@ -104,7 +134,7 @@ class Quantizer(nn.Module):
     def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Semantic IDs, int32 [N, L], of embeddings [N, D], without the deduplication suffix."""
         codes = torch.empty(len(embeddings), len(self.codebooks), dtype=torch.int32, device=embeddings.device)
-        latents = (self.encoder(self.standardise(block)) for block in embeddings.split(BLOCK_ROWS))
+        latents = (self.encoder(self.inputs(block)) for block in embeddings.split(BLOCK_ROWS))
         for into, block in zip(codes.split(BLOCK_ROWS), self._quantized(latents), strict=True):
             into.copy_(block)
         return codes
@@ -113,19 +143,25 @@ class Quantizer(nn.Module):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Embeddings [N, D] that codes [N, h] stand for; h below L decodes the first levels alone."""
         latents = sum(F.embedding(code.long(), words) for code, words in zip(codes.T, self.codebooks, strict=False))
-        return self.decoder(latents) * self.scale + self.mean
+        outputs = self.decoder(latents)
+        if self.architecture.whiten:
+            outputs = outputs @ self.unwhitening
+        return outputs * self.scale + self.mean
 
     @torch.no_grad()
     def last_distances(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Squared distances, float [N, K_L], of what is left for the last level to each of its codewords."""
-        residual = self.encoder(self.standardise(embeddings))
+        residual = self.encoder(self.inputs(embeddings))
         for code, codebook in zip(self.quantize(residual).T[:-1], self.codebooks, strict=False):
             residual = residual - F.embedding(code, codebook)
         return torch.cdist(residual, self.codebooks[-1]).square() + self.level_offsets[-1]
 
     def save(self, uri: str) -> None:
         """Writes the artifact (kind `quantizer`)."""
-        save_model(uri, "quantizer", asdict(self.architecture), self.state_dict())
+        config = asdict(self.architecture)
+        if not self.architecture.whiten:  # as before there was such an option: the digest of an artifact stays
+            del config["whiten"]
+        save_model(uri, "quantizer", config, self.state_dict())
 
     @staticmethod
     def load(uri: str) -> Quantizer:

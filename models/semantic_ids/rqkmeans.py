@@ -16,6 +16,7 @@ from models.semantic_ids.quantizer import Architecture, Quantizer
 from models.semantic_ids.training_rows import Vectors
 
 State = dict[str, torch.Tensor]
+SHRINKAGE = 0.1  # of the variances towards their mean before whitening
 
 
 def fit_rqkmeans(
@@ -42,7 +43,7 @@ def fit_rqkmeans(
     if state is not None:
         done = int(state["level"])
         quantizer.load_state_dict({name: tensor for name, tensor in state.items() if name != "level"})
-    residual = quantizer.standardise(vectors.values)
+    residual = quantizer.inputs(vectors.values)
     for level, (codebook, offsets) in enumerate(zip(quantizer.codebooks, quantizer.level_offsets, strict=True)):
         if level >= done:
             codebook.data[:] = kmeans(residual, len(codebook), keys=vectors.keys, seed=seed + level)
@@ -65,7 +66,7 @@ def start_codebooks(codebooks: Iterable[nn.Parameter], latents: torch.Tensor, *,
 
 @torch.no_grad()
 def set_statistics(quantizer: Quantizer, vectors: Vectors) -> None:
-    """Takes mean and scale from the rows of all workers."""
+    """Takes mean, scale and whitening from the rows of all workers."""
     width = vectors.values.shape[1]
     moments = torch.zeros(2 * width + 1, dtype=torch.float64, device=vectors.values.device)
     for block in vectors.values.split(BLOCK_ROWS):
@@ -76,6 +77,22 @@ def set_statistics(quantizer: Quantizer, vectors: Vectors) -> None:
     quantizer.mean.copy_(sums / rows)
     variance = (squares / rows - (sums / rows).square()).clamp_min(0).mean()
     quantizer.scale.copy_(variance.sqrt().clamp_min(1e-6))
+    if quantizer.architecture.whiten:
+        variances, axes = torch.linalg.eigh(products(quantizer.standardise(vectors.values)) / rows)
+        shrunk = (1 - SHRINKAGE) * variances + SHRINKAGE * variances.mean()  # weak directions are mostly noise
+        deviations = shrunk.clamp_min(1e-6).sqrt()
+        quantizer.whitening.copy_(axes / deviations @ axes.T)
+        quantizer.unwhitening.copy_(axes * deviations @ axes.T)
+
+
+def products(inputs: torch.Tensor) -> torch.Tensor:
+    """Returns the sums of the products of all columns over the rows of all workers, float64 [D, D]."""
+    width = inputs.shape[1]
+    found = torch.zeros(width, width, dtype=torch.float64, device=inputs.device)
+    for block in inputs.split(BLOCK_ROWS):
+        found += block.double().T @ block.double()
+    all_reduce_sum([found])
+    return found
 
 
 @torch.no_grad()

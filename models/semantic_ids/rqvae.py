@@ -20,7 +20,7 @@ from models.common.data_parallel import restore, snapshot
 from models.semantic_ids.kmeans import BLOCK_ROWS, nearest
 from models.semantic_ids.moving_codebooks import MovingCodebooks
 from models.semantic_ids.quantizer import Architecture, Quantizer
-from models.semantic_ids.rqkmeans import State, set_statistics, start_codebooks
+from models.semantic_ids.rqkmeans import State, products, set_statistics, start_codebooks
 from models.semantic_ids.training_rows import Vectors, draw, lowest, mix, uniform
 
 RESET_EVERY = 100  # steps between two resets of dead codes
@@ -79,7 +79,7 @@ def fit_rqvae(
     Args:
         vectors: this worker's rows, with signals where `schedule.alignment` is positive.
         report: called equally often on every worker, with step, loss, reconstruction (mean squared error per
-            dimension of the standardised input) and quantization (per row), and with what takes a snapshot of the
+            dimension of the encoder's input) and quantization (per row), and with what takes a snapshot of the
             state to go on from.
         state: of an earlier attempt; the rest of the fit is as if it had not stopped.
     """
@@ -96,10 +96,10 @@ def fit_rqvae(
     if state is not None:
         first = int(state["step"])
         restore(model, optimizer, {name: tensor for name, tensor in state.items() if name != "step"})
-        inputs = quantizer.standardise(vectors.values)
+        inputs = quantizer.inputs(vectors.values)
     else:
         set_statistics(quantizer, vectors)
-        inputs = quantizer.standardise(vectors.values)
+        inputs = quantizer.inputs(vectors.values)
         start(quantizer, inputs, vectors.keys, seed)
         moving.start(quantizer.codebooks, _counts(quantizer, inputs) / deal.batches)
     partners = lowest(inputs, uniform(vectors.keys, seed), PARTNERS)
@@ -131,12 +131,7 @@ def fit_rqvae(
 @torch.no_grad()
 def start(quantizer: Quantizer, inputs: torch.Tensor, keys: np.ndarray, seed: int) -> None:
     """Set the linear maps to the principal axes of the inputs of all workers, and the codebooks by k-means in there."""
-    width = inputs.shape[1]
-    products = torch.zeros(width, width, dtype=torch.float64, device=inputs.device)
-    for block in inputs.split(BLOCK_ROWS):
-        products += block.double().T @ block.double()
-    all_reduce_sum([products])
-    axes = torch.linalg.eigh(products).eigenvectors.flip(1)[:, : quantizer.architecture.latent_dim]
+    axes = torch.linalg.eigh(products(inputs)).eigenvectors.flip(1)[:, : quantizer.architecture.latent_dim]
     peaks = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     axes = (axes * peaks.sign()).float()  # one sign, whatever LAPACK chose
     quantizer.encoder.get_parameter("linear.weight").zero_()[: axes.shape[1]] = axes.T

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from operators.features.tokens import Tokens, attribute_tokens, interest_tokens, prefix_tokens, text_tokens, token_lists
+from operators.features.tokens import Tokens, attribute_tokens, interest_tokens, sid_tokens, text_tokens, token_lists
 from storage.hashing import hash_ids
 
 
@@ -22,7 +22,7 @@ def item_features(items: pa.Table, codes: np.ndarray, tokens: Tokens) -> pa.Tabl
     Returns:
         item_id string; item int64 (hash of the id); caption, interests, title, text, sid list<int64>: hashes of the
         tokens of the caption, of the interests, of the title, of attributes, title and description together, and of
-        the prefixes of the semantic ID. A list without tokens is [0].
+        the semantic ID. A list without tokens is [0].
     """
     described = pl.DataFrame(items.select(["title", "description"])).select(
         pl.concat_str(pl.all().cast(pl.String), separator=" ", ignore_nulls=True)
@@ -40,6 +40,6 @@ def item_features(items: pa.Table, codes: np.ndarray, tokens: Tokens) -> pa.Tabl
             "interests": token_lists(interest_tokens(items["interests"], tokens), rows, limit=limit),
             "title": token_lists(text_tokens(items["title"], tokens), rows, limit=limit),
             "text": token_lists(text, rows, limit=limit),
-            "sid": token_lists(prefix_tokens(codes), rows, limit=codes.shape[1]),
+            "sid": token_lists(sid_tokens(codes), rows, limit=2 * codes.shape[1]),
         }
     )

@@ -8,11 +8,13 @@ ten thousand, and no history is cut short.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from operators.features.tokens import NULL_ID, prefixes_of
 from operators.log.events import Events, before
 from storage import files
 from storage.mapped import BATCH_ROWS, map_table
@@ -56,12 +58,26 @@ def described(spec: dict[str, Any], *, levels: int, length: int) -> dict[str, An
 
 
 def read_prefixes(run: RunDir) -> np.ndarray:
-    """Returns the hashes of the prefixes of a run's items, int64 [N, L], mapped: a node's processes share one copy."""
+    """Returns the hashes of the prefixes of a run's items, int64 [N, L], mapped: a node's processes share one copy.
+
+    One that training never saw is another number for each item: an item shares it with itself alone.
+    """
     uri = run.uri("features", "items")
     schema = pa.schema([files.dataset(uri).schema.field("sid")])
-    made = map_table(run, "prefixes", files.signature(uri), schema, lambda: files.batches(uri, ["sid"], BATCH_ROWS))
+    made = map_table(run, "prefixes", files.signature(uri), schema, lambda: _prefixes(uri, schema))
     prefixes: np.ndarray = made["sid"].chunk(0).values.to_numpy().reshape(len(made), -1)
     return prefixes
+
+
+def _prefixes(uri: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in files.batches(uri, ["sid"], BATCH_ROWS):
+        found = prefixes_of(batch["sid"].flatten().to_numpy().reshape(len(batch), -1))
+        own = -1 - np.arange(start, start + len(batch))[:, None]
+        values = np.where(found == NULL_ID, own, found)
+        start += len(batch)
+        offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+        yield pa.record_batch([pa.ListArray.from_arrays(offsets, values.reshape(-1))], schema=schema)
 
 
 def shared_prefixes(

@@ -15,8 +15,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.common.jagged import Jagged, filled, from_arrays, gather, newest, shared, sliced
 from models.ranking.bags import places
-from models.ranking.config import HISTORY, ITEM, LONG, USER, RankerConfig, Table
-from models.ranking.ranker import Ranker, RankerInputs
+from models.ranking.config import HISTORY, ITEM, LONG, SID, USER, RankerConfig, Table
+from models.ranking.ranker import Kept, Ranker, RankerInputs
 from models.ranking.schedule import Parts, Piece
 from operators.columns import jagged_of, list_column, matrix_of, rows_of
 from operators.features.long_history import LISTED
@@ -93,7 +93,7 @@ class ItemFeatures:
         dense: torch.Tensor,
         long: Jagged | None = None,
         label: torch.Tensor | None = None,
-        keep: torch.Tensor | None = None,
+        keep: Kept | None = None,
         total: float | None = None,
     ) -> RankerInputs:
         """Returns the ranker's input for B pairs.
@@ -105,7 +105,7 @@ class ItemFeatures:
             dense: float32 [B, n] in the order of `config.dense`, NaN where unknown.
             long: second histories, where the ranker reads them; see `operators.features.long_history`.
             label: float32 [B], for training.
-            keep: boolean [2, B], for user and item ids; ids masked out are given as unknown.
+            keep: what the rows tell of the user's and the item's ids, for training; all of it where it is None.
             total: what the loss is divided by, B unless said.
         """
         batch, config = len(rows), self._config
@@ -118,7 +118,11 @@ class ItemFeatures:
         features: dict[str, Jagged] = {}
         for name, source in self._lists.items():
             found = gather(source, rows)
-            features[name] = found if name != ITEM or keep is None else masked(found, keep[1])
+            if keep is not None and name == ITEM:
+                found = masked(found, keep.item)
+            elif keep is not None and name == SID:
+                found = masked(found, of_levels(found, keep.levels, hashes=config.tables[SID].hashes))
+            features[name] = found
             if name not in config.past:
                 continue
             for kind, length in config.histories.items():
@@ -131,7 +135,7 @@ class ItemFeatures:
                     features[f"{kind}{name}.{place}"] = sliced(past, place * batch, (place + 1) * batch)
         if USER in config.tables:
             single = looked_up(Jagged(user, torch.arange(batch + 1)), config.tables[USER])
-            features[USER] = single if keep is None else masked(single, keep[0])
+            features[USER] = single if keep is None else masked(single, keep.user)
         content = history_content = None
         if config.content_dim:
             content, history_content = self.embedding[rows], self._mean(bags[HISTORY])
@@ -237,12 +241,25 @@ def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:
 
 
 def masked(source: Jagged, keep: torch.Tensor) -> Jagged:
-    """Returns the lists, equally long ones, with NULL in place of the masked ones; keep: boolean [N]."""
+    """Returns the lists with NULL in place of the tokens that are not kept; keep: boolean [T]."""
     count, weights = len(source.values) // max(len(keep), 1), source.weights
     each = keep.repeat_interleave(count)
     if weights is not None:
         weights = weights.where(each, (torch.arange(len(weights)) % count).float())
     return Jagged(source.values.where(each, NULL_ID), source.offsets, weights)
+
+
+def of_levels(sids: Jagged, share: torch.Tensor, *, hashes: int = 1) -> torch.Tensor:
+    """Tells which tokens belong to the first levels of semantic IDs, boolean [T].
+
+    Args:
+        sids: B lists of tokens as `sid_tokens` orders them, each of so many hashes.
+        share: of the levels after the first one that stay, rounded down, float [B].
+    """
+    lengths, starts = sids.offsets.diff() // hashes, sids.offsets[:-1] // hashes
+    place = torch.arange(len(sids.values) // hashes) - starts.repeat_interleave(lengths)
+    last = (lengths // 2 * share).floor()  # level, from 0
+    return (place + 1) // 2 <= last.repeat_interleave(lengths)
 
 
 class Examples:
@@ -261,7 +278,7 @@ class Examples:
         return len(self.rows)
 
     def batch(
-        self, items: ItemFeatures, at: torch.Tensor, keep: torch.Tensor | None = None, total: float | None = None
+        self, items: ItemFeatures, at: torch.Tensor, keep: Kept | None = None, total: float | None = None
     ) -> RankerInputs:
         """The input for the examples at positions int64 [B]; `keep` and `total` are those of `ItemFeatures.inputs`."""
         return items.inputs(

@@ -83,20 +83,36 @@ def attribute_tokens(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
     )
 
 
-def prefix_tokens(codes: np.ndarray) -> pl.DataFrame:
-    """Returns the prefixes (c1), (c1, c2), … (c1 … cL) of semantic IDs, in the form of `text_tokens`.
+def sid_tokens(codes: np.ndarray) -> pl.DataFrame:
+    """Returns the prefixes of semantic IDs and each code by itself, in the form of `text_tokens`.
 
-    Items that share a prefix share its token, so that what is learnt about one serves its neighbours (prefix n-grams:
-    Zheng et al. 2025, "Enhancing Embedding Representation Stability in Recommendation Systems with Semantic ID",
-    arXiv 2504.02137). A token has as many numbers as its level: equal codes of different levels differ.
+    The first code, then level by level the prefix (c1 … ch) and the code ch of this level: 2 L - 1 tokens, two of every
+    level but the first. Items that share a prefix share its token, so that what is learnt about one serves its
+    neighbours (prefix n-grams: Zheng et al. 2025, "Enhancing Embedding Representation Stability in Recommendation
+    Systems with Semantic ID", arXiv 2504.02137). Long prefixes are shared by few, and hardly ever by a new item; codes
+    by themselves are shared by many. A prefix has as many numbers as its level, and a code names its level: equal codes
+    of different levels differ.
 
     Args:
         codes: integers [N, L], without the deduplication suffix.
     """
-    levels = [f"c{level}" for level in range(codes.shape[1])]
+    levels = [f"c{level}" for level in range(1, codes.shape[1] + 1)]
     table = pl.DataFrame(codes, schema=levels).with_row_index("row")
-    prefixes = (levels[: level + 1] for level in range(len(levels)))
-    return pl.concat([table.select("row", token=pl.concat_str(prefix, separator="-")) for prefix in prefixes])
+    prefixes = [pl.concat_str(levels[: number + 1], separator="-") for number in range(len(levels))]
+    singles = [pl.format(f"{level}:{{}}", level) for level in levels]
+    found = [token for pair in zip(prefixes, singles, strict=True) for token in pair]
+    return pl.concat([table.select("row", token=token) for token in found[:1] + found[2:]])
+
+
+def prefixes_of(tokens: np.ndarray) -> np.ndarray:
+    """Returns what stands for the prefixes among the tokens of `sid_tokens`, [N, L] of [N, 2 L - 1]."""
+    return tokens[:, [0, *range(1, tokens.shape[1], 2)]]
+
+
+def token_hashes(tokens: pl.DataFrame) -> np.ndarray:
+    """Hashes of all tokens, int64; each distinct one is hashed once."""
+    encoded = pc.dictionary_encode(tokens.get_column("token").to_arrow())
+    return hash_ids(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
 
 
 def token_lists(tokens: pl.DataFrame, rows: int, *, limit: int) -> pa.ListArray:
@@ -105,9 +121,11 @@ def token_lists(tokens: pl.DataFrame, rows: int, *, limit: int) -> pa.ListArray:
     Args:
         tokens: in the form of `text_tokens`.
     """
-    encoded = pc.dictionary_encode(tokens.get_column("token").to_arrow())
-    hashes = hash_ids(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
-    kept = tokens.select("row", hash=hashes).group_by("row").agg(pl.col("hash").unique(maintain_order=True).head(limit))
+    kept = (
+        tokens.select("row", hash=token_hashes(tokens))
+        .group_by("row")
+        .agg(pl.col("hash").unique(maintain_order=True).head(limit))
+    )
     filled = (
         pl.DataFrame({"row": pl.Series(np.arange(rows), dtype=pl.UInt32)})
         .join(kept, on="row", how="left", maintain_order="left")

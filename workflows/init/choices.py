@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from models.semantic_ids.quantizer import suited_sizes
 from workflows.distributed.pools import READER_CPUS, Node
 from workflows.init import costs
 from workflows.init.findings import Behaviour, Findings, Parts
@@ -132,9 +132,8 @@ def _content(found: Findings, items: int, *, cpus: int) -> Iterator[Choice]:
     seconds = costs.interpret(items, round(items * share) - clips, clips, cpus)
     yield Choice("interpret", settings, "; ".join(whys), seconds=seconds)
     yield Choice("project", {"width": 128}, "one vector per item, of pictures and texts", seconds=1 + items / 3_000)
-    codewords = _codewords(items)
-    sizes = {"codebook_sizes": [codewords] * 3}
-    room = f"{codewords}³ codes for {items:,} items"
+    sizes, suited = {"codebook_sizes": "auto"}, suited_sizes(items)
+    room = f"{len(suited)} levels of {suited[0]} codes for {items:,} items"
     if items < FEW_ITEMS:
         settings = {"method": "rqkmeans", **sizes}
         yield Choice("quantize", settings, f"k-means does for few items; {room}", seconds=costs.quantize(items, 0))
@@ -166,13 +165,6 @@ def _interpret(found: Findings, items: int) -> Iterator[tuple[dict[str, Any], st
             yield {"caption": caption}, "; ".join(whys)
     if items > 2_000:
         yield {"commit_rows": 128}, "larger blocks for many items"
-
-
-def _codewords(items: int) -> int:
-    """Returns the codewords per level, a power of two: an eighth of the items, and codes for four times as many."""
-    least = math.ceil((4 * items) ** (1 / 3))
-    wanted = max(_below(items // 8), 1 << (least - 1).bit_length())
-    return min(wanted, 1_024 if items > 2_000_000 else 256, _below(items))
 
 
 def _below(number: int) -> int:

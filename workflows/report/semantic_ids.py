@@ -18,6 +18,7 @@ BY_LEVEL: list[tuple[str, tuple[str, ...], Show]] = [
     ("dead codes", ("dead_codes",), count),
     ("perplexity", ("perplexity",), lambda value: decimal(value, 1)),
     ("prefix entropy, bits", ("prefix_entropy",), lambda value: decimal(value, 2)),
+    ("new items with a known prefix", ("known_prefixes",), percent),
     ("reconstruction cosine", ("reconstruction_cosine",), lambda value: decimal(value, 3)),
     ("variance lost", ("reconstruction_mse",), percent),
 ]
@@ -72,6 +73,18 @@ def purity(fit: dict[str, Any]) -> list[Row]:
             for key, name in (("purity", "{}"), ("shuffled", "{}, shuffled"), ("covered", "{}, items that count"))
         ],
     )
+
+
+def decodability(fit: dict[str, Any]) -> Table | None:
+    """Returns, for some attributes, how often a linear model names their values from the codes and from embeddings."""
+    rows: list[list[str]] = []
+    for name, card in list(((fit.get("scorecard") or {}).get("decodability") or {}).items())[:ATTRIBUTES]:
+        shares = [*_values(card, ("codes",)), *_values(card, ("embedding",)), *_values(card, ("commonest",))]
+        rows.append([name[:NAME_LENGTH], *map(percent, shares)])
+    levels = [
+        f"{number} codes" if number > 1 else "first code" for number in range(1, max(map(len, rows), default=0) - 2)
+    ]
+    return Table(["attribute", *levels, "embedding", "commonest value"], rows) if rows else None
 
 
 def drift(fit: dict[str, Any]) -> Table | None:

@@ -43,7 +43,7 @@ class RankStage(Stage[Config]):
     """Rank: fit the TorchRec ranker on Ray Train and write models/ranker."""
 
     config_type = Config
-    version = 4
+    version = 5
     reads = ("project", "features")
 
     def workers(self, config: Config) -> Workers | None:

@@ -13,7 +13,15 @@ from hypothesis.extra.numpy import arrays
 import models.semantic_ids.quality
 from models.semantic_ids.drift import drift
 from models.semantic_ids.neighbours import neighbour_overlap
-from models.semantic_ids.quality import category_purity, collisions, reconstruction, scorecard, usage
+from models.semantic_ids.quality import (
+    category_purity,
+    collisions,
+    decodability,
+    known_prefixes,
+    reconstruction,
+    scorecard,
+    usage,
+)
 from models.semantic_ids.quantizer import Architecture, Quantizer
 
 
@@ -148,6 +156,55 @@ def test_purity_without_a_group_of_two_is_no_number() -> None:
     assert kind["covered"] == [0.0]
     assert math.isnan(kind["purity"][0])
     assert math.isnan(kind["shuffled"][0])
+
+
+def test_known_prefixes_are_those_of_items_that_are_not_held_out() -> None:
+    codes = np.random.default_rng(1).integers(0, 4, (60, 3))
+    held = np.random.default_rng(5).permutation(60) % 10 == 0
+    expected = []
+    for depth in (1, 2, 3):
+        known = {tuple(row[:depth]) for row in codes[~held]}
+        expected.append(sum(tuple(row[:depth]) in known for row in codes[held]) / 6)
+    assert known_prefixes(codes, seed=5) == pytest.approx(expected)
+    assert expected[0] > expected[-1]
+    assert known_prefixes(codes[:1]) == [0, 0, 0]
+
+
+def test_attributes_are_named_where_codes_or_embeddings_tell_them() -> None:
+    random = np.random.default_rng(0)
+    kind, shade = random.integers(0, 3, 200), random.integers(0, 4, 200)
+    codes = np.column_stack([kind, random.integers(0, 8, 200), shade])
+    embeddings = torch.from_numpy(np.eye(4, dtype=np.float32)[shade])
+    rows = [
+        {"kind": f"k{k}", "shade": f"s{s}"} if n % 4 else {"kind": f"k{k}"}
+        for n, (k, s) in enumerate(zip(kind, shade, strict=True))
+    ]
+    found = decodability(embeddings, codes, attributes(rows))
+    assert list(found) == ["kind", "shade"]
+    assert found["kind"]["codes"] == [1, 1, 1]
+    assert found["kind"]["embedding"] < 0.6
+    known = np.array(["shade" in row for row in rows])
+    commonest = np.bincount(shade[known]).max() / known.sum()
+    assert found["shade"]["codes"][0] < 0.5
+    assert found["shade"]["codes"][2] == found["shade"]["embedding"] == 1
+    assert abs(found["shade"]["commonest"] - commonest) < 0.15
+    assert decodability(embeddings, codes, attributes([{}] * 200)) == {}
+
+
+def test_codes_are_read_as_ridge_regression_on_indicators_reads_them() -> None:
+    random = np.random.default_rng(2)
+    codes, labels = random.integers(0, 3, (40, 2)), np.arange(40) % 4
+    labels[random.random(40) < 0.5] = 0
+    found = decodability(torch.zeros(40, 1), codes, attributes([{"kind": str(label)} for label in labels]))["kind"]
+    folds, told = np.random.default_rng(0).permutation(40) % 4, 0
+    columns = np.column_stack([codes[:, level : level + 1] == np.arange(3) for level in (0, 1)]).astype(float)
+    for fold in range(4):
+        rest, one = folds != fold, folds == fold
+        mean = np.eye(4)[labels[rest]].mean(0)
+        left = columns[rest].T @ columns[rest] + 0.1 * 2 * np.eye(6)
+        weights = np.linalg.solve(left, columns[rest].T @ (np.eye(4)[labels[rest]] - mean))
+        told += int(((columns[one] @ weights + mean).argmax(1) == labels[one]).sum())
+    assert found["codes"][1] == pytest.approx(told / 40)
 
 
 def clustered(rows: int, centres: range, seed: int) -> torch.Tensor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
+from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer, suited_sizes
 from storage.artifacts import save_model
 from storage.errors import UserError
 
@@ -41,6 +42,44 @@ def test_codes_are_greedy_nearest_codewords(quantizer: Quantizer) -> None:
         for level, (codebook, offsets) in enumerate(zip(quantizer.codebooks, quantizer.level_offsets, strict=True)):
             assert int(codes[row, level]) == int(((codebook - rest).square().sum(1) + offsets).argmin())
             rest = rest - codebook[codes[row, level]]
+
+
+@pytest.mark.parametrize("items", [0, 1, 29, 239, 240, 800, 7_679, 7_680, 10**6, 2 * 10**6, 10**9])
+def test_sizes_that_suit_a_catalogue(items: int) -> None:
+    sizes = suited_sizes(items)
+    (size,) = set(sizes)
+    assert size in (4, 8, 16, 32, 64, 128, 256)
+    assert size == 4 or 30 * size <= items
+    assert size == 256 or 60 * size > items
+    assert 3 <= len(sizes) <= 8
+    assert size ** len(sizes) >= 16 * items
+    assert len(sizes) == 3 or size ** (len(sizes) - 1) < 16 * items
+
+
+def test_whitening_comes_before_the_encoder_and_is_undone_behind_the_decoder(tmp_path: Path) -> None:
+    quantizer, plain = filled(replace(PLAIN, whiten=True)), filled(PLAIN)
+    whitening = torch.randn(6, 6)
+    quantizer.whitening.copy_(whitening @ whitening.T + torch.eye(6))
+    quantizer.unwhitening.copy_(torch.linalg.inv(quantizer.whitening))
+    for name, tensor in plain.state_dict().items():
+        tensor.copy_(quantizer.state_dict()[name])
+    embeddings = torch.randn(20, 6) * 4 + 2
+    codes, inputs = quantizer.encode(embeddings), plain.standardise(embeddings) @ quantizer.whitening
+    assert torch.equal(codes, plain.quantize(inputs).int())
+    assert not torch.equal(codes, plain.encode(embeddings))
+    outputs = plain.standardise(plain.decode(codes)) @ quantizer.unwhitening
+    assert torch.allclose(quantizer.standardise(quantizer.decode(codes)), outputs, atol=1e-4)
+    nearest = quantizer.last_distances(embeddings).argmin(1)
+    assert torch.equal(nearest.int(), codes[:, -1])
+    quantizer.save(str(tmp_path))
+    loaded = Quantizer.load(str(tmp_path))
+    assert loaded.architecture == quantizer.architecture
+    assert torch.equal(loaded.decode(codes), quantizer.decode(codes))
+
+
+def test_an_artifact_without_whitening_says_nothing_of_it(tmp_path: Path) -> None:
+    filled(PLAIN).save(str(tmp_path))  # its digest is that of earlier versions
+    assert "whiten" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_encode_and_decode_are_made_of_the_parts(quantizer: Quantizer) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from models.semantic_ids.quantizer import RQKMEANS, Architecture, Quantizer
+from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
 from models.semantic_ids.rqkmeans import State, fit_rqkmeans, set_statistics
+from models.semantic_ids.rqvae import Schedule, fit_rqvae
 from models.semantic_ids.training_rows import Vectors, collect
 from tests.models.workers import on_ranks
 
@@ -43,6 +45,37 @@ def test_uses_the_codebooks_and_loses_less_with_every_level(scale: float) -> Non
     assert lost[2] < 0.2  # 12 bits for 16 dimensions
     assert [point["step"] for point in history] == [1, 2, 3]
     assert [point["reconstruction"] for point in history] == pytest.approx(lost, rel=1e-4)
+
+
+@pytest.mark.parametrize("fit", ["rqkmeans", "rqvae"])
+def test_whitening_keeps_a_strong_direction_from_owning_the_first_code(fit: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randn(600, 16, generator=generator)
+    groups = torch.arange(600) % 4
+    data[:, 1] = 3 * (groups % 2) - 1.5
+    data[:, 2] = 3 * (groups // 2) - 1.5
+    data[:, 3:] *= 0.1
+    data[:, 0] *= 20
+    found = {}
+    for whiten in (False, True):
+        shape = replace(SHAPE, codebook_sizes=(16, 16), whiten=whiten)
+        if fit == "rqkmeans":
+            quantizer = fit_rqkmeans(vectors(data), shape, seed=0)
+        else:
+            shape = replace(shape, method=RQVAE, hidden_dims=(16,))
+            quantizer = fit_rqvae(vectors(data), shape, Schedule(steps=20), seed=0)
+        codes = quantizer.encode(data)
+        group = torch.zeros(16, 4).index_put_((codes[:, 0].long(), groups), torch.ones(600), accumulate=True)
+        found[whiten] = float(group.max(1).values.sum() / 600)  # share of the commonest group of a first code
+        if whiten:
+            inputs = quantizer.inputs(data)
+            assert torch.allclose(inputs @ quantizer.unwhitening, quantizer.standardise(data), atol=1e-3)
+            deviations = inputs.std(0)
+            assert 1.0 < deviations[0] < 1.1  # its variance is 0.9 x + 0.1 of the mean before the map
+            assert (deviations[3:] < 0.5).all()
+            assert errors(quantizer, data)[1] < 0.5  # in the space of the embeddings
+    assert found[False] < 0.5
+    assert found[True] > 0.8
 
 
 def test_balanced_levels_are_used_more_evenly() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.ranking.config import RankerConfig, Table
+from models.ranking.ranker import Kept
 from operators.columns import jagged_of, matrix_column
 from operators.features.ranker_inputs import Examples, example_parts, laid_out, read_items
 from operators.features.tokens import table_rows
@@ -157,7 +158,7 @@ def test_ids_masked_out_are_unknown(hashes: int) -> None:
         for name, past in (("user", ()), ("item", ("history_item",)))
     }
     config = RankerConfig(tables=id_tables, dense=("age",))
-    keep = torch.tensor([[True, False], [False, True]])
+    keep = Kept(torch.tensor([True, False]), torch.tensor([False, True]), torch.ones(2))
     some, none = inputs([[0], [0]], [0, 2], config, keep=keep), inputs([[0], [0]], [0, 2], config)
     nobody = inputs([[], []], [1, 1], config)  # item b has hash 0
     part = "weighted" if hashes > 1 else "sparse"
@@ -170,6 +171,32 @@ def test_ids_masked_out_are_unknown(hashes: int) -> None:
     if hashes > 1:
         weights = some["item"].weights().reshape(2, hashes)
         assert weights[0].tolist() == nobody["item"].weights().reshape(2, hashes)[0].tolist()
+
+
+@pytest.mark.parametrize("hashes", [1, 2])
+def test_a_semantic_id_loses_its_last_levels(hashes: int) -> None:
+    tokens = [[31, 32, 33, 34, 35], [31, 42, 43, 44, 45], [51, 52, 53, 54, 55]]  # of levels 1, 2, 2, 3, 3
+    items = ITEMS.set_column(4, "sid", pa.array(tokens, pa.list_(pa.int64())))
+    table = Table(rows=99, features=("sid", "history_sid"), hashes=hashes, importance=30 * (hashes > 1))
+    levels = torch.tensor([0.0, 0.49, 0.5, 0.99, 1.0])
+    of_all = torch.ones(5, dtype=torch.bool)
+    batches = [
+        laid_out(items, EMBEDDINGS, RankerConfig(tables={"sid": table}, dense=("age",))).inputs(
+            user=torch.arange(5),
+            history=jagged_of(pa.array(HISTORIES, pa.list_(pa.int32()))),
+            rows=torch.tensor(ROWS),
+            dense=torch.zeros(5, 1),
+            keep=keep,
+        )
+        for keep in (None, Kept(of_all, of_all, levels))
+    ]
+    whole, some = (batch.sparse or batch.weighted for batch in batches)
+    assert some["history_sid"].values().tolist() == whole["history_sid"].values().tolist()
+    rows = [jagged["sid"].values().reshape(5, 5, hashes) for jagged in (whole, some)]
+    for number, kept in enumerate([1, 1, 3, 3, 5]):
+        assert rows[1][number, :kept].tolist() == rows[0][number, :kept].tolist()
+        assert rows[1][number, kept:].unique().tolist() == [0] * (kept < 5)
+    assert rows[0].all()
 
 
 def test_batches_of_examples_equal_one_call() -> None:

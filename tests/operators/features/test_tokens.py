@@ -15,7 +15,7 @@ from operators.features.tokens import (
     Tokens,
     attribute_tokens,
     interest_tokens,
-    prefix_tokens,
+    sid_tokens,
     table_rows,
     text_tokens,
     token_lists,
@@ -102,14 +102,20 @@ def test_attributes_give_a_token_per_listed_value() -> None:
     assert attribute_tokens(table).rows() == [(1, "genres=drama"), (1, "genres=comedy"), (3, "brand=acme")]
 
 
-def test_prefixes_are_shared_exactly_by_items_that_share_codes() -> None:
+def test_prefixes_and_codes_are_shared_exactly_by_items_that_have_them() -> None:
     codes = np.array([[3, 3, 2], [3, 3, 5], [3, 4, 2], [1, 3, 2], [33, 3, 2]])
-    found = np.array(token_lists(prefix_tokens(codes), len(codes), limit=3).to_pylist())
+    found = np.array(token_lists(sid_tokens(codes), len(codes), limit=5).to_pylist())
     for a in range(len(codes)):
         for b in range(len(codes)):
-            same = [bool((codes[a, : n + 1] == codes[b, : n + 1]).all()) for n in range(3)]
-            assert (found[a] == found[b]).tolist() == same
-    assert len(np.unique(found)) == 12  # three first codes, four pairs, five leaves: no level meets another
+            prefix = [bool((codes[a, : n + 1] == codes[b, : n + 1]).all()) for n in range(3)]
+            code = (codes[a] == codes[b]).tolist()
+            assert (found[a] == found[b]).tolist() == [prefix[0], prefix[1], code[1], prefix[2], code[2]]
+    # three first codes, four pairs, five whole ones, and two codes of each further level: no level meets another
+    assert len(np.unique(found)) == 16
+
+
+def test_a_semantic_id_of_one_level_has_one_token() -> None:
+    assert sid_tokens(np.array([[3], [4]])).rows() == [(0, "3"), (1, "4")]
 
 
 def test_hashes_are_the_same_in_every_process_and_version() -> None:

@@ -51,6 +51,13 @@ def test_purity_stands_with_its_control_and_what_it_covers():
     }
 
 
+def test_what_linear_models_name_stands_beside_the_embedding_and_a_guess():
+    card = {"codes": [0.25, 0.5], "embedding": 0.75, "commonest": 0.125}
+    found = semantic_ids.decodability({"scorecard": {"decodability": {"kind": card}}})
+    assert found.columns == ["attribute", "first code", "2 codes", "embedding", "commonest value"]
+    assert found.rows == [["kind", "25.0%", "50.0%", "75.0%", "12.5%"]]
+
+
 def test_many_and_long_attributes_are_bounded():
     many = {f"{'{0}' * 100}{number}": {"purity": [1.0]} for number in range(100)}
     rows = semantic_ids.purity({"scorecard": {"category_purity": many}})

@@ -9,9 +9,17 @@ import torch
 
 from models.common.jagged import Jagged, gather
 from models.common.recommender import BLOCK, Recommended, best, concatenate
-from operators.columns import positions
+from operators.columns import Ids, positions
 from storage import files
-from workflows.catalogs.synthetic.behaviour import DAY_US, START_US, click_chance, click_probability, need_rows, world
+from workflows.catalogs.synthetic.behaviour import (
+    ATTRIBUTES,
+    DAY_US,
+    START_US,
+    click_chance,
+    click_probability,
+    need_rows,
+    world,
+)
 from workflows.catalogs.synthetic.visits import shown_chance
 
 
@@ -21,6 +29,18 @@ def pair_probability(directory: str, pairs: pa.Table) -> np.ndarray:
     `pairs` and the result are those of `click_probability`.
     """
     return click_probability(pairs, *(_read(directory, name) for name in ("users", "items")))
+
+
+def true_attributes(uri: str, item_ids: Ids) -> pa.Table:
+    """Returns what the pictures of these items show, a column for each of `ATTRIBUTES`; null where nothing is known.
+
+    Args:
+        uri: of the true attributes of items.
+        item_ids: N ids.
+    """
+    truth = files.read_table(uri)
+    at = positions(item_ids, truth["item_id"])
+    return truth.take(pa.array(at, mask=at < 0)).select(list(ATTRIBUTES))
 
 
 def true_probability(catalog: str, test: pa.Table) -> np.ndarray | None:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from models.evaluation.variants import TRUTH, Variant
 from models.ranking.config import ITEM, USER
 from models.ranking.settings import RankerSettings, TableConfig, Tables
-from operators.columns import positions, read_rows
+from operators.columns import read_rows
 from operators.features.tokens import NULL_ID
 from storage import files
 from storage.errors import UserError
@@ -33,6 +33,7 @@ class FeatureVariant(Variant):
         rate: share of items that have a caption, those with the least text first.
         image: whether it reads the pooled image embedding.
         long: whose semantic IDs its second history goes by, which it has beside the last items.
+        prefixes: whether it reads of semantic IDs the prefixes alone.
     """
 
     bags: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class FeatureVariant(Variant):
     rate: float = 1.0
     image: bool = False
     long: Literal["none", "as it is", "shuffled"] = "none"
+    prefixes: bool = False
 
 
 CAPTION = ("caption",)
@@ -49,6 +51,7 @@ VARIANTS = {
         FeatureVariant(ID, "Ids"),
         FeatureVariant("caption", "Captions", CAPTION),
         FeatureVariant("sid", "Semantic IDs", ("sid",)),
+        FeatureVariant("sid-prefixes", "Prefixes of semantic IDs", ("sid",), prefixes=True),
         FeatureVariant("caption+sid", "Captions and semantic IDs", ("caption", "sid")),
         FeatureVariant("title", "Titles", ("title",)),
         FeatureVariant("image", "Image embeddings", image=True),
@@ -141,7 +144,18 @@ def variant_items(items: pa.Table, variant: FeatureVariant, run: RunDir, catalog
             captions = true_tokens(catalog, items["item_id"])
     if variant.rate < 1:
         captions = pc.if_else(pa.array(thin_first(run, items["item_id"], variant.rate)), captions, _none(len(items)))
-    return items.set_column(items.schema.get_field_index("caption"), "caption", captions)
+    items = items.set_column(items.schema.get_field_index("caption"), "caption", captions)
+    if variant.prefixes:
+        items = items.set_column(items.schema.get_field_index("sid"), "sid", prefixes_alone(items["sid"]))
+    return items
+
+
+def prefixes_alone(sids: pa.ChunkedArray) -> pa.ListArray:
+    """Returns the tokens of semantic IDs with NULL in place of codes by themselves, see `sid_tokens`."""
+    lists = sids.combine_chunks()
+    place = np.arange(len(lists.values)) - np.repeat(lists.offsets[:-1], np.diff(lists.offsets))
+    single = (place > 0) & (place % 2 == 0)
+    return pa.ListArray.from_arrays(lists.offsets, np.where(single, NULL_ID, lists.values))
 
 
 def random_tokens(captions: pa.ListArray, random: np.random.Generator) -> pa.ListArray:
@@ -157,14 +171,12 @@ def random_tokens(captions: pa.ListArray, random: np.random.Generator) -> pa.Lis
 
 def true_tokens(catalog: str, item_ids: pa.ChunkedArray) -> pa.ListArray:
     """Returns the tokens `attribute=value` of the true attributes of each item, as an embedded catalogue has them."""
-    from workflows.catalogs.synthetic.behaviour import ATTRIBUTES  # imports what draws pictures
+    from workflows.catalogs.synthetic.truth import true_attributes  # imports what draws pictures
 
-    truth = files.read_table(require_truth(catalog))
-    at = positions(item_ids, truth["item_id"])
-    truth = truth.take(pa.array(at, mask=at < 0))  # some items show nothing that is known
+    truth = true_attributes(require_truth(catalog), item_ids)
     columns = [
         hash_ids([f"{name}={value}" if value is not None else name for value in truth[name].to_pylist()])
-        for name in ATTRIBUTES
+        for name in truth.column_names
     ]
     tokens = np.stack(columns, axis=1)
     return pa.ListArray.from_arrays(np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32), tokens.reshape(-1))

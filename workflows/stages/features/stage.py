@@ -16,12 +16,13 @@ from pydantic import Field
 from operators.columns import matrix_of, read_block
 from operators.features.items import item_features
 from operators.features.long_history import described, read_prefixes
-from operators.features.tokens import HASH, NULL_ID, Tokens
+from operators.features.tokens import HASH, NULL_ID, Tokens, sid_tokens, token_hashes
 from operators.log.events import SPLITS, Known, item_counts, user_counts
 from operators.log.partitions import PartitionedLog, check_trained, item_ids, open_log, read_about
 from operators.log.split import ranges
-from storage import files
+from storage import exchange, files
 from storage.errors import UserError
+from storage.run import RunDir
 from workflows.engine.stage import Context, Result, Stage, StageConfig, forget_other_attempts
 from workflows.stages.features import partitions
 from workflows.stages.features.partitions import Work
@@ -48,7 +49,7 @@ class FeaturesStage(Stage[Config]):
     """Features: split the log, and write what the ranker learns from, as known at each event's time."""
 
     config_type = Config
-    version = 4
+    version = 5
     reads = ("ingest", "interpret", "quantize")
 
     def run(self, config: Config, context: Context) -> Result:
@@ -112,6 +113,7 @@ def write_parts(work: Work, log: PartitionedLog, tokens: Tokens, context: Contex
         ("deal", partial(partitions.deal_events, work), numbers),
         ("tally", partial(partitions.tally_range, work, number), numbers),
         ("add", partial(partitions.add_up, work), [len(log.items)]),
+        ("sids", partial(write_trained, work), [len(log.items)]),
         ("items", partial(write_items, work, tokens), blocks),
         ("answer", partial(partitions.answer_range, work, number), numbers),
         ("write", partial(partitions.write_part, work), numbers),
@@ -148,18 +150,40 @@ def totals(parts: list[dict[str, Any]], *, labelled: bool) -> dict[str, Any]:
     return metrics
 
 
+def write_trained(work: Work, items: int) -> dict[str, int]:
+    """Writes the hashes of the tokens that the semantic IDs of the items in training have."""
+    ids, warm, found = item_ids(work.run), work.warm_items(), np.empty(0, np.int64)
+    for start in range(0, items, files.PART_ROWS):
+        some = slice(start, start + files.PART_ROWS)
+        tokens = sid_tokens(read_codes(work.run, ids[some], start)[warm[some]])
+        found = np.union1d(found, token_hashes(tokens))
+    exchange.deal(work.uri("sids", "trained"), pa.table({"hash": found}))
+    return {"tokens": len(found)}
+
+
+def read_codes(run: RunDir, ids: pa.ChunkedArray, start: int) -> np.ndarray:
+    """Returns the semantic IDs of a block of the items without suffixes, int32 [N, L]."""
+    return matrix_of(read_block(run, ids, start, "sids", columns=["codes"])["codes"])[:, :-1]
+
+
 def write_items(work: Work, tokens: Tokens, block: int) -> dict[str, int]:
     """Writes a block of the items with their counts after the last event, a part of features/items.
 
-    Items that training never saw get the id of the unknown item, as users do.
+    Items that training never saw get the id of the unknown item, as users do, and so does of semantic IDs every token
+    that no item in training has.
     """
     run, start = work.run, block * files.PART_ROWS
     ids, rows = item_ids(run).slice(start, files.PART_ROWS), slice(start, start + files.PART_ROWS)
     items = read_block(run, ids, start, "items", columns=["title", "description", "caption", "interests", "attributes"])
-    codes = matrix_of(read_block(run, ids, start, "sids", columns=["codes"])["codes"])
-    features = item_features(items, codes[:, :-1], tokens)
-    hashes = np.where(work.warm_items()[rows], features["item"].to_numpy(), NULL_ID)
-    features = features.set_column(features.schema.get_field_index("item"), "item", pa.array(hashes))
+    trained = exchange.collect([work.uri("sids", "trained")])["hash"].to_numpy()
+    features = item_features(items, read_codes(run, ids, start), tokens)
+    hashes, sids = features["item"].to_numpy(), features["sid"].combine_chunks()
+    seen = {
+        "item": pa.array(np.where(work.warm_items()[rows], hashes, NULL_ID)),
+        "sid": pa.ListArray.from_arrays(sids.offsets, np.where(np.isin(sids.values, trained), sids.values, NULL_ID)),
+    }
+    for name, values in seen.items():
+        features = features.set_column(features.schema.get_field_index(name), name, values)
     state, about = work.state("end"), open_log(run).about
     known = Known(*(values[rows] for values in state.items[-1]))
     when = np.full(len(ids), about.last + 1)

@@ -38,16 +38,16 @@ def fit(config: Config, context: Context) -> list[dict[str, Any]]:
         else:
             width = config.collaborative.width
             files.write_table(signals, collaborative_vectors(run, context.split, width=width, seed=context.seed))
-    held = min(1.0, config.fit_rows / files.dataset(run.uri("embeddings")).count_rows())
+    items = files.dataset(run.uri("embeddings")).count_rows()
     rows = parquet_rows(run.uri("embeddings"), columns=["item_id", "embedding"])
-    total = len(config.codebook_sizes) if config.method == RQKMEANS else config.steps
+    total = len(config.sizes(items)) if config.method == RQKMEANS else config.steps
     return training.fit(
         train,
         {
             "run": run.root,
             "seed": context.seed,
             "settings": config.model_dump(mode="json"),
-            "share": held,
+            "share": min(1.0, config.fit_rows / items),
             "signals": signals,
         },
         workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
@@ -61,7 +61,8 @@ def fit(config: Config, context: Context) -> list[dict[str, Any]]:
 def train(task: dict[str, Any]) -> None:
     """The fit on one worker, over its share of the rows; rank 0 writes the artifact."""
     config, run = Config.model_validate(task["settings"]), RunDir(task["run"])
-    architecture = config.architecture(files.dataset(run.uri("embeddings")).schema.field("embedding").type.list_size)
+    embeddings = files.dataset(run.uri("embeddings"))
+    architecture = config.architecture(embeddings.schema.field("embedding").type.list_size, embeddings.count_rows())
     signals = None if task["signals"] is None else files.read_table(task["signals"])
     batches = with_signals(training.shard("embeddings", BATCH_ROWS), architecture.input_dim, signals)
     vectors = collect(batches, share=task["share"], seed=task["seed"]).to(training.device())

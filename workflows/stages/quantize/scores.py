@@ -11,7 +11,7 @@ import torch
 
 from models.semantic_ids.drift import drift
 from models.semantic_ids.layout import map_table
-from models.semantic_ids.quality import collisions, scorecard, usage
+from models.semantic_ids.quality import collisions, known_prefixes, scorecard, usage
 from models.semantic_ids.quantizer import RQKMEANS, Architecture, Quantizer
 from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.suffixes import allocate_suffixes
@@ -27,11 +27,19 @@ SCORED_ITEMS = 100_000  # of a larger catalogue, what is decoded, fitted on for 
 
 
 def judge(
-    run: RunDir, quantizer: Quantizer, *, item_ids: pa.ChunkedArray, nearest: np.ndarray, sids: np.ndarray, seed: int
+    run: RunDir,
+    quantizer: Quantizer,
+    catalog: str,
+    *,
+    item_ids: pa.ChunkedArray,
+    nearest: np.ndarray,
+    sids: np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
     """Returns the scorecard of a run's SIDs and of naive ones, and the map of the catalogue, written to `metrics/map`.
 
     Args:
+        catalog: of the run, which may know the true attributes of its items.
         item_ids: all items, in hash order.
         nearest: codes as the quantizer gives them, int32 [N, L].
         sids: codes with the suffix as the items have them, int32 [N, L + 1].
@@ -42,12 +50,12 @@ def judge(
     drawn = item_ids[:SCORED_ITEMS].to_pylist()
     codes, suffixes = sids[:, :-1], sids[:, -1]
     vectors = _embeddings(run, drawn)
-    attributes = _column_of(run.uri("catalog", "items"), drawn, "attributes")
-    shown = {"attributes": attributes, "seed": seed}
+    shown = {"attributes": _attributes(run, catalog, drawn), "seed": seed}
     card = scorecard(quantizer, vectors, codes[: len(drawn)], suffixes[: len(drawn)], **shown)
     # what needs no embedding is counted over all, and collisions before any code was re-assigned
     before, after = collisions(nearest), collisions(sids)
     card |= usage(codes, quantizer.architecture.codebook_sizes)
+    card |= {"known_prefixes": known_prefixes(codes, seed=seed)}
     card |= {"collision_share": before["share"], "largest_collision": before["largest"]}
     card |= {"collision_share_after": after["share"]}
     cards = {"scorecard": card}
@@ -86,6 +94,22 @@ def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *,
     codes = quantizer.encode(embeddings).numpy()
     suffixes = allocate_suffixes(item_ids, codes, hash_rows(texts), max_suffixes=len(item_ids))
     return quantizer, embeddings, codes, suffixes
+
+
+def _attributes(run: RunDir, catalog: str, item_ids: Sequence[str]) -> pa.ChunkedArray:
+    """Returns the attributes of these items, and beside them what a generated catalogue knows to be true of them."""
+    column = _column_of(run.uri("catalog", "items"), item_ids, "attributes")
+    uri = files.join(catalog, "truth_items.parquet")
+    if not files.exists(uri):
+        return column
+    from workflows.catalogs.synthetic.truth import true_attributes  # imports what draws pictures
+
+    true = (
+        [(f"true {key}", value) for key, value in row.items() if value]
+        for row in true_attributes(uri, item_ids).to_pylist()
+    )
+    rows = zip(column.to_pylist(), true, strict=True)
+    return pa.chunked_array([pa.array([[*(own or ()), *shown] for own, shown in rows], column.type)])
 
 
 def _embeddings(run: RunDir, item_ids: Sequence[str]) -> torch.Tensor:

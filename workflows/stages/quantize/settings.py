@@ -7,13 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from models.common.settings import FitConfig, Settings
-from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture
+from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, suited_sizes
 from models.semantic_ids.rqvae import Schedule
 from workflows.engine.frozen import frozen_identity
 from workflows.engine.stage import StageConfig
 
 COLLABORATIVE = "rqvae+collaborative"
-PRESETS = {"trialigngr": (4096, 2048, 1024)}  # codebook sizes of arXiv 2605.05249
+# codebook sizes of arXiv 2605.05249; none, which stands for those that suit the catalogue
+PRESETS: dict[str, tuple[int, ...]] = {"trialigngr": (4096, 2048, 1024), "auto": ()}
 
 
 def _preset(value: object) -> object:
@@ -51,8 +52,11 @@ class Config(StageConfig):
 
     Attributes:
         method: `rqvae`, `rqkmeans`, or `rqvae+collaborative`.
-        codebook_sizes: codewords per level, at most 25 levels, or `trialigngr` for that paper's. Codebooks far larger
-            than the catalogue leave codes unused.
+        codebook_sizes: codewords per level, at most 25 levels; `auto` (or an empty list) for what suits the number of
+            items, see `suited_sizes`; or `trialigngr` for that paper's. Codebooks far larger than the catalogue leave
+            codes unused.
+        whiten: give all directions of the embeddings about the same variance before they are quantized, so that the
+            strongest ones do not own the first codes.
         latent_dim, hidden_dims: of rqvae: width of the codewords (null: that of the embeddings) and of the layers
             before them.
         commitment: of rqvae: weight of the pull of latents towards their codewords (β).
@@ -73,9 +77,8 @@ class Config(StageConfig):
     resources: ClassVar[frozenset[str]] = frozenset({"workers", "cpus_per_worker", "use_gpu", "checkpoint_s"})
 
     method: Literal["rqvae", "rqkmeans", "rqvae+collaborative"] = "rqvae"
-    codebook_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_preset)] = Field(
-        (256, 256, 256), min_length=1, max_length=25
-    )
+    codebook_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_preset)] = Field((256, 256, 256), max_length=25)
+    whiten: bool = False
     latent_dim: PositiveInt | None = None
     hidden_dims: tuple[PositiveInt, ...] = (128,)
     commitment: PositiveFloat = Schedule.commitment
@@ -109,11 +112,16 @@ class Config(StageConfig):
         """Only a fit that goes by the log does."""
         return self.method == COLLABORATIVE and self.frozen is None
 
-    def architecture(self, width: int) -> Architecture:
-        """Returns the shape of the quantizer of vectors of this width."""
+    def sizes(self, items: int) -> tuple[int, ...]:
+        """Returns the codewords per level for so many items."""
+        return self.codebook_sizes or suited_sizes(items)
+
+    def architecture(self, width: int, items: int) -> Architecture:
+        """Returns the shape of the quantizer of so many vectors of this width."""
         if self.method == RQKMEANS:
-            return Architecture(RQKMEANS, width, self.codebook_sizes, width)
-        return Architecture(RQVAE, width, self.codebook_sizes, self.latent_dim or width, self.hidden_dims)
+            return Architecture(RQKMEANS, width, self.sizes(items), width, whiten=self.whiten)
+        widths = (self.latent_dim or width, self.hidden_dims)
+        return Architecture(RQVAE, width, self.sizes(items), *widths, whiten=self.whiten)
 
     def schedule(self) -> Schedule:
         """Returns the course of a fit of rqvae, with or without the pull of the log."""

@@ -51,7 +51,7 @@ class QuantizeStage(Stage[Config]):
     """Fit a quantizer on all embeddings, or take one over, and give every item its semantic ID."""
 
     config_type = Config
-    version = 4
+    version = 5
     reads = ("project",)
 
     def check(self, config: Config, root: str) -> None:
@@ -62,11 +62,11 @@ class QuantizeStage(Stage[Config]):
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
         """Says when there are more codewords than items."""
-        items, large = catalog.items, max(config.codebook_sizes)
-        if config.frozen or large <= items:
+        items, large = catalog.items, max(config.sizes(catalog.items))
+        if config.frozen or not config.codebook_sizes or large <= items:
             return []
         unused = f"{items} items leave most of {large} codewords unused, and hardly any two of them share one"
-        return [f"{unused}: lower stages.quantize.codebook_sizes, to about {suited(items)} each"]
+        return [f"{unused}: write auto for stages.quantize.codebook_sizes"]
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fit; a quantizer that is taken over needs none."""
@@ -82,7 +82,7 @@ class QuantizeStage(Stage[Config]):
         history = take_over(config.frozen, run) if config.frozen else fit(config, context)
         pieces = encode(context)
         name = f"quantize/{context.fingerprint}/sids"
-        finish = partial(_write_and_judge, config, run, pieces, context.seed)
+        finish = partial(_write_and_judge, config, run, pieces, context.catalog, context.seed)
         (cards,) = context.pieces(finish, ["cards"], name=name, here=pieces.number == 1)
         if "drift" in cards:
             context.log(f"quantize: {cards['drift']['reason']}")
@@ -96,22 +96,13 @@ class QuantizeStage(Stage[Config]):
         return Result(rows_in=rows, rows_out=rows, metrics=metrics)
 
 
-def suited(rows: int) -> int:
-    """Returns the power of two with about four items to a codeword, at least four.
-
-    >>> suited(81), suited(5)
-    (16, 4)
-    """
-    return max(4, 1 << (rows // 4 | 1).bit_length() - 1)
-
-
-def _write_and_judge(config: Config, run: RunDir, pieces: Pieces, seed: int, _: str) -> dict[str, Any]:
+def _write_and_judge(config: Config, run: RunDir, pieces: Pieces, catalog: str, seed: int, _: str) -> dict[str, Any]:
     """Writes a run's `sids` and `metrics/map`; returns what metrics/quantize.json says of them.
 
     All that is held of the whole catalogue, ids and codes, is held here.
     """
     quantizer, coded, sids = write_sids(config, run, pieces)
-    cards = scores.judge(run, quantizer, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=seed)
+    cards = scores.judge(run, quantizer, catalog, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=seed)
     if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
         cards["drift"] = new
     return cards

@@ -77,6 +77,18 @@ def test_controls_keep_the_form_of_captions_and_lose_what_they_say(context: Cont
         assert captions_of(context, name) != captions_of(context, name, seed=1)
 
 
+def test_prefixes_alone_leave_out_single_codes(context: Context) -> None:
+    items = context.run.read_table("features", "items")
+    whole, alone = (
+        variant_items(items, VARIANTS[name], context.run, context.catalog, seed=0)["sid"].to_pylist()
+        for name in ("sid", "sid-prefixes")
+    )
+    assert whole == items["sid"].to_pylist()
+    single = range(2, len(whole[0]), 2)
+    assert len(single) > 0
+    assert alone == [[NULL_ID if at in single else token for at, token in enumerate(tokens)] for tokens in whole]
+
+
 def test_the_gate_takes_the_thinnest_items_first(context: Context) -> None:
     run = context.run
     items = pl.from_arrow(run.read_table("items", columns=["item_id", "title", "description"]))

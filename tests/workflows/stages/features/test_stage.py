@@ -12,12 +12,14 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
+from operators.columns import matrix_column
 from operators.log.collaborative import collaborative_vectors
 from operators.log.events import SPLITS
 from operators.log.partitions import part_uri
 from operators.log.split import SplitLeaveLast, SplitTime
 from storage import exchange, files
 from storage.errors import UserError
+from storage.hashing import hash_ids
 from tests.logs import read_examples, read_log_table, write_log
 from tests.workflows.stages.test_ranking import EVENTS, write_run
 from workflows.engine.registry import stage
@@ -51,6 +53,33 @@ def test_labelled_features_are_the_same_for_any_number_of_partitions(tmp_path: P
     for other in others:
         for name, table in one.items():
             assert_frame_equal(other[name], table, check_exact=True)
+
+
+def test_tokens_of_semantic_ids_that_training_never_saw_are_unknown(tmp_path: Path) -> None:
+    context = write_run(tmp_path, partitions=2)
+    log, new = read_log_table(context.run), [f"i{number}" for number in range(4)]
+    late = log.slice(log.num_rows * 9 // 10)
+    early = log.slice(0, log.num_rows * 9 // 10)
+    known = early.filter(pa.compute.invert(pa.compute.is_in(early["item_id"], pa.array(new))))
+    write_log(context.run, pa.concat_tables([known, late]), partitions=2)
+    sids = pl.DataFrame(context.run.read_table("sids"))
+    codes = np.array(sids["codes"].to_list(), np.int32)
+    at = [sids["item_id"].to_list().index(item) for item in new]
+    codes[at, :2] = [[9, 0], [0, 9], [9, 9], codes[-1, :2]]  # of the last one training knows all
+    context.run.write_table(pa.table({"item_id": sids["item_id"], "codes": matrix_column(codes)}), "sids")
+    stage("features").run(CONFIG, context)
+    items = pl.DataFrame(context.run.read_table("features", "items"))
+    order = [sids["item_id"].to_list().index(item) for item in items["item_id"]]
+    first, second = codes[order, 0], codes[order, 1]
+    trained = items["item"].to_numpy() != 0
+    assert set(items.filter(~trained)["item_id"]) == set(new)
+    each = [[f"{a}", f"{a}-{b}", f"c2:{b}"] for a, b in zip(first, second, strict=True)]
+    seen = {token for tokens, there in zip(each, trained, strict=True) if there for token in tokens}
+    hashes = [[hash_ids([token])[0] if token in seen else 0 for token in tokens] for tokens in each]
+    assert items["sid"].to_list() == hashes
+    unknown = {item: [not value for value in row] for item, row in zip(items["item_id"], hashes, strict=True)}
+    of_new = [[True, True, False], [False, True, True], [True, True, True], [False, False, False]]
+    assert [unknown[item] for item in new] == of_new
 
 
 def test_without_labels_only_the_negatives_may_differ(tmp_path: Path) -> None:

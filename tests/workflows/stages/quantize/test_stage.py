@@ -29,7 +29,6 @@ from tests.logs import read_log_table, write_log
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.quantize.settings import Collaborative, Config
-from workflows.stages.quantize.stage import suited
 
 pytestmark = pytest.mark.long
 
@@ -195,12 +194,12 @@ def test_results_do_not_depend_on_what_a_worker_gets() -> None:
     assert config.identity() == Config().identity()
 
 
-def test_codebooks_that_suit_a_small_catalogue_hold_several_items_a_word() -> None:
-    assert [suited(rows) for rows in (1, 16, 24, 81, 5_000)] == [4, 4, 4, 16, 1024]
-
-
 def test_codebooks_by_name_and_settings_that_do_not_fit() -> None:
     assert Config(codebook_sizes="trialigngr").codebook_sizes == (4096, 2048, 1024)  # type: ignore[arg-type]
+    auto = Config(codebook_sizes="auto")  # type: ignore[arg-type]
+    assert auto.sizes(800) == auto.architecture(8, 800).codebook_sizes == (16, 16, 16, 16)
+    assert Config.model_validate(auto.model_dump(mode="json")) == auto
+    assert Config().sizes(800) == (256, 256, 256)
     with pytest.raises(ValueError, match="no preset"):
         Config(codebook_sizes="huge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="balanced is for method rqkmeans"):
