@@ -52,14 +52,14 @@ def quantize_items(
         UserError: the catalogue has one item, or fewer than codewords.
     """
     check_codewords(settings, len(embeddings))
-    size = {"codes": settings.codes, "codewords": settings.codewords, "seed": seed}
+    into = partial(quantize, codes=settings.codes, codewords=settings.codewords, seed=seed)
     if not isinstance(settings, ProductCodesSettings):
         dim = math.ceil(embeddings.shape[1] / settings.codes) * settings.codes
-        return quantize(embeddings, dim=dim, whiten=True, **size)
+        return into(embeddings, dim=dim, whiten=True)
     parts = [scaled(embeddings)]
     if collaborative is not None:
         parts.append(settings.collaborative * scaled(collaborative))
-    return quantize(np.hstack(parts), dim=settings.model.dim, **size)
+    return into(np.hstack(parts), dim=settings.model.dim)
 
 
 def scaled(vectors: np.ndarray) -> np.ndarray:
