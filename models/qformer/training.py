@@ -38,6 +38,7 @@ class Pictures(NamedTuple):
         texts: int64 [all texts, T], in the Q-Former's tokens.
         ends: int64 [N + 1], the texts of a picture are those from its own number to the next.
         captions: int64 [N, T], what the decoder is to write, in its own tokens.
+        whole: bool [N], whose caption says about as much as others do; only those are written.
         train, valid: numbers of pictures, int64.
     """
 
@@ -47,8 +48,18 @@ class Pictures(NamedTuple):
     texts: Tensor
     ends: Tensor
     captions: Tensor
+    whole: Tensor
     train: Tensor
     valid: Tensor
+
+    def written(self) -> Pictures:
+        """Returns those whose captions are whole; all of a part that has none."""
+
+        def kept(part: Tensor) -> Tensor:
+            found = part[self.whole[part]]
+            return found if len(found) else part
+
+        return self._replace(train=kept(self.train), valid=kept(self.valid))
 
     def batch(self, chosen: Tensor, texts: int, seeds: tuple[int, ...] | None) -> Batch:
         """Returns pictures by their numbers, each with so many of its texts; without seeds the first view and text."""
@@ -102,13 +113,14 @@ class Trainer:
             phase: Phase = getattr(self.recipe, name)
             if number >= self._at["stage"] and phase.steps:
                 self._at["stage"] = float(number)
-                self._stage(number, name, phase, learner(self.model, self.recipe), report)
+                data = self.data.written() if name == "write" else self.data
+                self._stage(number, name, phase, learner(self.model, self.recipe), data, report)
                 if self._best:
                     self.model.load_own_state(self._best)
                 self._at |= {"stage": number + 1.0, "step": 0.0, "least": math.inf}
                 self._best = {}
 
-    def _stage(self, number: int, name: str, phase: Phase, learner: Any, report: Any) -> None:
+    def _stage(self, number: int, name: str, phase: Phase, learner: Any, data: Pictures, report: Any) -> None:
         module = parallelise(learner, "ddp", self.device)
         optimizer = _optimizer(module, phase, self.recipe)
         if self._restored:
@@ -116,8 +128,8 @@ class Trainer:
             foreign = {key: value for key, value in whole.items() if self._is_foreign(key)}
             restore(module, optimizer, foreign | self._restored)
             self._restored = {}
-        size = min(phase.batch_size, len(self.data.train))
-        each = len(self.data.train) // size
+        size = min(phase.batch_size, len(data.train))
+        each = len(data.train) // size
         total = phase.steps
         module.train()
         while self._at["step"] < total:
@@ -126,7 +138,7 @@ class Trainer:
                 group["lr"] = phase.learning_rate * _rate(step, total, self.recipe.warmup)
             torch.manual_seed(seed_of(DROPOUT, self.seed, number, step, rank_and_size()[0]))
             optimizer.zero_grad(set_to_none=True)
-            batch = _drawn(self.data, self.recipe, size, each, step, (self.seed, number))
+            batch = _drawn(data, self.recipe, size, each, step, (self.seed, number))
             loss = backward(module, [batch.to(self.device)])
             if not math.isfinite(loss):
                 raise UserError(f"The loss is not a number: lower {name}.learning_rate.")
@@ -137,7 +149,7 @@ class Trainer:
             metrics: dict[str, Any] = {"stage": name, "step": step + 1, "steps": total, "loss": loss}
             judged = (step + 1) % phase.validate_every == 0 or step + 1 == total
             if judged:
-                held = _held_out(module, self.data, phase, self.device)
+                held = _held_out(module, data, phase, self.device)
                 if sum(held.values()) < self._at["least"]:
                     self._at["least"] = sum(held.values())
                     self._best = {key: value.detach().cpu().clone() for key, value in self.model.own_state().items()}

@@ -11,8 +11,10 @@ from models.qformer.vision import WIDTH
 from tests.models.qformer.conftest import COLOURS, THINGS
 
 
-def planted(model: CaptionModel, count: int, *, views: int = 2) -> tuple[Pictures, list[str]]:
-    """Return pictures, every fourth of them held out, and their captions."""
+def planted(
+    model: CaptionModel, count: int, *, views: int = 2, silent: int | None = None
+) -> tuple[Pictures, list[str]]:
+    """Return pictures, every fourth of them held out, and their captions; each `silent`-th text names the thing alone."""
     rng = np.random.default_rng(0)
     marks = rng.normal(size=(len(COLOURS) + len(THINGS), WIDTH))
     colours, things = rng.integers(0, len(COLOURS), count), rng.integers(0, len(THINGS), count)
@@ -20,13 +22,16 @@ def planted(model: CaptionModel, count: int, *, views: int = 2) -> tuple[Picture
     captions = [f"{COLOURS[colour]} {THINGS[thing]}" for colour, thing in zip(colours, things, strict=True)]
     texts = [text for caption in captions for text in (caption, f"a {caption}")]
     places = torch.arange(count)
+    whole = places % silent > 0 if silent else torch.ones(count, dtype=torch.bool)
+    said = [text if full else text.split()[-1] for text, full in zip(captions, whole, strict=True)]
     data = Pictures(
         features=(plain + rng.normal(size=plain.shape) / 4).astype(np.float16),
         rows=places * views,
         views=views,
         texts=model.encode(texts),
         ends=torch.arange(0, 2 * count + 1, 2),
-        captions=model.decoder.encode(captions),
+        captions=model.decoder.encode(said),
+        whole=whole,
         train=places[places % 4 > 0],
         valid=places[places % 4 == 0],
     )

@@ -32,9 +32,11 @@ def trained(tokenizer: Tokenizer, recipe: Recipe, state: State | None = None) ->
     return model, reports
 
 
-def test_captions_say_what_is_planted(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("silent", [None, 3])
+def test_captions_say_what_is_planted(tokenizer: Tokenizer, silent: int | None) -> None:
+    """Also where every third text says nothing of the colour."""
     model = fresh(tokenizer)
-    data, captions = planted(model, 160)
+    data, captions = planted(model, 160 if silent is None else 240, silent=silent)
     phases = {"align": Phase(steps=9, batch_size=32, learning_rate=3e-3)}
     phases |= {"write": Phase(steps=175, batch_size=16, learning_rate=1e-2, validate_every=25)}
     Trainer(model, data, Recipe(texts=2, label_smoothing=0.0, **phases), seed=1).run(lambda metrics, take: None)

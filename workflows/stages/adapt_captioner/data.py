@@ -15,7 +15,7 @@ from models.qformer.model import CaptionModel
 from models.qformer.sentences import sentences, text_of
 from models.qformer.training import Pictures
 from models.qformer.vision import WIDTH, pooled
-from models.qformer.words import seen_words
+from models.qformer.words import seen_words, split_words
 from operators.base import KEPT
 from operators.columns import positions
 from storage import files
@@ -33,11 +33,13 @@ LESSON = pa.schema(
         ("row", pa.int64()),
         ("text", pa.string()),
         ("sentences", pa.list_(pa.string())),
+        ("whole", pa.bool_()),
         ("part", pa.string()),
     ]
 )
 TRAIN, VALID, TEST = "train", "valid", "test"
 LEAST = 32  # pictures
+MUCH, HALF = 0.9, 0.5  # a sentence is whole that has more than half of the words of one that says much
 BATCH_ROWS = 1_024
 
 
@@ -46,7 +48,8 @@ class Lessons(NamedTuple):
 
     Attributes:
         told: one row for each picture that has sentences, in the order of the pictures' digests: `LESSON`. `row` is the
-            picture's among the features; `part` is TRAIN, VALID (which chooses the weights) or TEST (for the report).
+            picture's among the features; `whole`, whether the first sentence says about as much as those of others;
+            `part` is TRAIN, VALID (which chooses the weights) or TEST (for the report).
         words: words that pictures tell, and how well.
         pictures: how many there are, those without sentences with them.
     """
@@ -133,7 +136,7 @@ def lessons(source: str, mapped: pa.Table, config: Config) -> Lessons:
     judged = slice(0, len(rows) - max(1, round(config.held_out * len(rows) / 2)))  # the test part stays apart
     words = seen_words(texts[judged], pooled(features_of(mapped), rows[judged] * config.views))
     said = [sentences(title, row or (), words) for title, row in zip(titles, attributes, strict=True)]
-    table = pa.table([chosen["item_id"], rows, texts, said, [TRAIN] * len(rows)], schema=LESSON)
+    table = pa.table([chosen["item_id"], rows, texts, said, whole(said), [TRAIN] * len(rows)], schema=LESSON)
     told = table.filter(pc.greater(pc.list_value_length(table["sentences"]), 0))
     if told.num_rows < LEAST:
         raise UserError(
@@ -144,6 +147,16 @@ def lessons(source: str, mapped: pa.Table, config: Config) -> Lessons:
     parts = [TRAIN] * (told.num_rows - 2 * held) + [VALID] * held + [TEST] * held
     place = LESSON.get_field_index("part")
     return Lessons(told.set_column(place, "part", pa.array(parts)), words, len(rows))
+
+
+def whole(said: list[list[str]]) -> np.ndarray:
+    """Returns whose first sentence is whole, bool [N].
+
+    Where some titles name all that is seen and others the thing alone, who learns from both leaves colours out half of
+    the time: that a text is silent does not mean that there is nothing to say.
+    """
+    words = np.array([len(split_words(row[0])) if row else 0 for row in said])
+    return words > HALF * np.quantile(words[words > 0], MUCH) if words.any() else words > 0
 
 
 def pictures(told: pa.Table, mapped: pa.Table, views: int, model: CaptionModel) -> Pictures:
@@ -164,6 +177,7 @@ def pictures(told: pa.Table, mapped: pa.Table, views: int, model: CaptionModel) 
         texts=model.encode([text for row in said for text in row]),
         ends=torch.from_numpy(np.cumsum([0, *map(len, said)])),
         captions=model.decoder.encode([row[0] for row in said]),
+        whole=torch.tensor(told["whole"].to_numpy()),
         train=places[train],
         valid=places[valid],
     )

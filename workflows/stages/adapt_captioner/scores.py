@@ -23,12 +23,13 @@ LEAST_GAIN = 0.1  # by which captions should name more words of their own items 
 
 
 def judge(model: CaptionModel, lessons: Lessons, mapped: pa.Table, views: int) -> dict[str, Any]:
-    """Returns the scores of captions of held-out pictures, examples, and what to warn of.
+    """Returns the scores of captions of held-out pictures whose texts are whole, examples, and what to warn of.
 
     `words` is the F1 of the words in captions against the seen words of their items; `shuffled` the same with other
     items' captions. `recall_at_10`: for how many first sentences their picture is among the ten nearest.
     """
-    held = lessons.told.filter(pc.equal(lessons.told["part"], TEST)).slice(0, JUDGED)
+    held = lessons.told.filter(pc.equal(lessons.told["part"], TEST))
+    held = (held.filter(held["whole"]) if pc.any(held["whole"]).as_py() else held).slice(0, JUDGED)
     features = features_of(mapped)[held["row"].to_numpy() * views]
     captions, vectors = [], []
     for start in range(0, len(features), ROWS):
