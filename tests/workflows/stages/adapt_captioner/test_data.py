@@ -4,8 +4,9 @@ from workflows.stages.adapt_captioner.data import whole
 
 
 def test_sentences_that_say_half_of_what_rich_ones_say_are_not_whole() -> None:
-    said = [["Chair.", "A chair."], ["Side chair."], ["Red dotted chair."], ["Red dotted woven chair."], []]
-    assert whole(said).tolist() == [False, False, True, True, False]
+    rich = [["Red dotted woven chair."]] * 3
+    said = [["Chair.", "A chair."], ["Side chair."], ["Red dotted chair."], *rich, []]
+    assert whole(said).tolist() == [False, False, True, True, True, True, False]
 
 
 def test_sentences_of_about_one_length_are_all_whole() -> None:
