@@ -14,7 +14,7 @@ from tests.models.qformer.conftest import COLOURS, THINGS
 def planted(
     model: CaptionModel, count: int, *, views: int = 2, silent: int | None = None
 ) -> tuple[Pictures, list[str]]:
-    """Return pictures, every fourth of them held out, and their captions; each `silent`-th text names the thing alone."""
+    """Return pictures, each fourth held out, and their captions; of each `silent`-th the text names the thing alone."""
     rng = np.random.default_rng(0)
     marks = rng.normal(size=(len(COLOURS) + len(THINGS), WIDTH))
     colours, things = rng.integers(0, len(COLOURS), count), rng.integers(0, len(THINGS), count)
