@@ -27,6 +27,7 @@ ALLOWED = {
     # bounded
     "workflows.catalogs.synthetic.truth._read": "the embedded catalogue's own truth, as large as that is made",
     "workflows.catalogs.synthetic.truth.true_lists": "the same",
+    "workflows.catalogs.synthetic.truth.true_attributes": "the same",
     "workflows.engine.runner._reasons": "rejected and degraded items, a share of the catalogue",
     "workflows.report.contents.rejects": "the same",
     "workflows.stages.adapt_captioner.data.lessons": "texts of the pictures to learn from, at most `items`",
