@@ -33,7 +33,6 @@ ALLOWED = {
     "workflows.stages.adapt_captioner.data.lessons": "texts of the pictures to learn from, at most `items`",
     "workflows.stages.adapt_captioner.loop.loop": "the same",
     "workflows.stages.ablate_features.scores.true_pairs": "the embedded catalogue's truth of items",
-    "workflows.stages.ablate_features.variants.true_tokens": "the same",
     "workflows.stages.evaluate.ranker._resamples": "counts of fixed size, one partition at a time",
     "workflows.stages.evaluate.ranker.score_part": "one partition of examples",
     "workflows.stages.ingest.pieces.index_items": "ids of the catalogue",

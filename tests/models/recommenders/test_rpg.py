@@ -123,7 +123,7 @@ def test_what_follows_by_codes_is_learned_and_a_new_item_is_known_by_its_codes()
     successor = (torch.arange(ITEMS) // 8 + 1) % 5 * 8 + (torch.arange(ITEMS) + 1) % 8  # by code: one further
     windows = torch.stack([torch.arange(ITEMS), successor], dim=1)
     losses = []
-    for _ in range(100):
+    for _ in range(300):
         optimizer.zero_grad()
         loss = model.loss(windows)
         loss.backward()
