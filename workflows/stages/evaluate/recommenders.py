@@ -125,18 +125,19 @@ def penalty_curve(
     """Returns what each penalty on popularity gives and takes on validation: `penalty`, and the metrics TRADED.
 
     Args:
-        model: its penalty is the last one afterwards.
+        model: a fitted one.
         penalties: see `models.recommenders.next_item.NextItemModel.penalise`.
         valid: the queries; where there is none, nothing is told.
         positives, cold: see `judge`.
         banned: what their lists must not hold.
     """
-    curve = []
+    curve, own = [], model.penalty
     for penalty in penalties if len(valid.user) else ():
         model.penalise(penalty, torch.from_numpy(positives))
         lists = recommend_blocks(model, valid.histories, k=max(CUTS), banned=banned).items.numpy()
         card = scorecard(lists, valid.target.numpy(), positives, cold)
         curve.append({"penalty": penalty, **{key: card[key] for key in TRADED}})
+    model.penalty = own
     return curve
 
 
