@@ -106,8 +106,8 @@ class Sampler:
     """Draws what a step trains on: a task, then one of its examples, which all have the same chance.
 
     An example is an item that was not held out, or an item of a training history behind at least one that the prompt
-    can show. Of a task that answers at every position it is the end of a window of `history` + 1 items: cut from
-    the end of a history, these ask for each of its items but the first once.
+    can show. Of a task that answers at every position it is the end of a window of items, one more than a prompt shows:
+    cut from the end of a history, these ask for each of its items but the first once.
 
     Attributes:
         counts: examples of each task.
@@ -122,16 +122,11 @@ class Sampler:
         self.corpus, self.tasks, self.seed = corpus, tuple(tasks), seed
         self._examples = [examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
         self.counts = tuple(map(len, self._examples))
-        lengths = corpus.sequences.offsets.diff().tolist()
-        texts = [_text_tokens(corpus, task) for task in tasks if task.every_position]
-        window = min(corpus.history + 1, max(lengths, default=0)) * corpus.sid_codes.shape[1]
-        longest = 1 + max(texts, default=0) + window
-        if texts and longest > corpus.tokens_per_row:
-            raise UserError(
-                f"Rows of {corpus.tokens_per_row} tokens are too short for histories of {longest}: raise "
-                "tokens_per_row to that, or lower history."
-            )
         for task, count in zip(tasks, self.counts, strict=True):
+            if task.every_position and items_shown(corpus, task) < 1:
+                least = 1 + _text_tokens(corpus, task) + 2 * corpus.sid_codes.shape[1]
+                rows = f"Rows of {corpus.tokens_per_row} tokens"
+                raise UserError(f"{rows} have no room for two items: raise tokens_per_row to {least}.")
             if not count:
                 needs = " and ".join(sorted(task.columns)) or "history of two items"
                 raise UserError(f"There is nothing to learn task {task.name} from (no {needs}): leave it out of tasks.")
@@ -166,23 +161,33 @@ class Sampler:
 
 def examples(corpus: Corpus, task: Task) -> torch.Tensor:
     """Returns what a task can be learned from: items, or places of targets in the sequences' values; int64."""
-    target = corpus.has([task.target])
-    shown = corpus.has(task.inputs)
+    target, given = corpus.has([task.target]), corpus.has(task.inputs)
     if not task.over_histories:
-        return (target & shown & ~corpus.held_out).nonzero()[:, 0]
+        return (target & given & ~corpus.held_out).nonzero()[:, 0]
     values, offsets, _ = corpus.sequences
     lengths = offsets.diff()
-    before = functional.pad(shown[values].cumsum(0), (1, 0))  # of all sequences together
+    before = functional.pad(given[values].cumsum(0), (1, 0))  # of all sequences together
     fits = target[values] & (before[:-1] > before[offsets[:-1]].repeat_interleave(lengths))
     if task.every_position:
         final = (offsets[1:] - 1).repeat_interleave(lengths)
-        fits &= (final - torch.arange(len(values))) % corpus.history == 0
+        fits &= (final - torch.arange(len(values))) % max(items_shown(corpus, task), 1) == 0
     return fits.nonzero()[:, 0]
+
+
+def items_shown(corpus: Corpus, task: Task) -> int:
+    """Returns how many items of a history a prompt shows at most.
+
+    A task that answers at every position shows equally many to all, for which a row has room beside the next item.
+    """
+    if not task.every_position:
+        return corpus.history
+    room = corpus.tokens_per_row - 1 - _text_tokens(corpus, task)
+    return min(corpus.history, room // corpus.sid_codes.shape[1] - 1)
 
 
 def _prompts(corpus: Corpus, task: Task, given: Jagged | torch.Tensor) -> Jagged:
     if isinstance(given, Jagged):
-        given = last(chosen(given, corpus.has(task.inputs)[given.values]), corpus.history)
+        given = last(chosen(given, corpus.has(task.inputs)[given.values]), items_shown(corpus, task))
         given = given if task.every_position else _fitting(corpus, task, given)
         count = len(given.offsets) - 1
     else:

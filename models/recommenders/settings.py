@@ -141,8 +141,7 @@ class LanguageModelSettings(Settings):
         max_text: tokens of a title or caption, at most.
         held_out: share of the items that the tasks about content do not train on, to be measured by.
         history: items that a prompt shows, the last ones.
-        tokens_per_row: of packed documents; prompts show fewer of the last items where a row has no room for more, but
-            for those that end with the SIDs of a history, which have to fit.
+        tokens_per_row: of packed documents; prompts show fewer of the last items where a row has no room for more.
         rows_per_pass: packed rows that go through the decoder at a time.
         beams: of the search; as many as there are items find the best of all.
     """

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.common.jagged import Jagged, gather
-from models.generation.examples import Corpus, Sampler, documents, item_texts, prompts
+from models.generation.examples import Corpus, Sampler, documents, item_texts, items_shown, prompts
 from models.generation.tasks import SEQUENCE, Task, load_tasks
 from models.generation.vocabulary import Vocabulary
 from models.semantic_ids.suffixes import sid_string
@@ -138,15 +138,18 @@ def test_a_prompt_shows_the_last_items_that_a_row_has_room_for(task: Task) -> No
     assert before == 0
 
 
-def test_a_history_that_answers_at_every_position_has_to_fit() -> None:
+def test_where_every_item_is_an_answer_rows_decide_how_many_are_shown() -> None:
     alone = Vocabulary.sequence_only((3, 3))
-    Sampler(corpus(alone, history=2, tokens_per_row=7), [SEQUENCE], seed=0)
-    with pytest.raises(UserError, match=r"Rows of 6 tokens are too short for histories of 7: raise tokens_per_row"):
-        Sampler(corpus(alone, history=2, tokens_per_row=6), [SEQUENCE], seed=0)
+    assert items_shown(corpus(alone, history=2, tokens_per_row=7), SEQUENCE) == 2
+    for rows in (6, 5):
+        few = corpus(alone, history=2, tokens_per_row=rows)
+        assert items_shown(few, SEQUENCE) == 1
+        assert Sampler(few, [SEQUENCE], seed=0).draw(0, documents=64).offsets.diff().max() <= rows
+    with pytest.raises(UserError, match="Rows of 4 tokens have no room for two items: raise tokens_per_row to 5"):
+        Sampler(corpus(alone, history=2, tokens_per_row=4), [SEQUENCE], seed=0)
     text = len(VOCABULARY.encode(["In order of time, the user chose"]).values)
-    Sampler(corpus(history=2, tokens_per_row=7 + text), TASKS, seed=0)
-    with pytest.raises(UserError, match=rf"are too short for histories of {7 + text}: raise tokens_per_row"):
-        Sampler(corpus(history=2, tokens_per_row=6 + text), TASKS, seed=0)
+    with pytest.raises(UserError, match=rf"no room for two items: raise tokens_per_row to {5 + text}"):
+        Sampler(corpus(history=2, tokens_per_row=4 + text), TASKS, seed=0)
 
 
 def test_texts_of_items_are_cut_and_stand_on_one_line() -> None:

@@ -116,14 +116,14 @@ def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -
     assert CONFIG.product_codes is not None
     task = build.training_task(CONFIG.product_codes, ended.run, data, seed=3)
     wanted: list[dict[str, Any]] = []
-    best: list[dict[str, torch.Tensor]] = []
+    states: list[dict[str, torch.Tensor]] = []
     fitting.fit(
         CONFIG.product_codes.fit,
         task,
         data.valid,
         fitting.Callbacks(
             lambda metrics, _: wanted.append(metrics),
-            lambda _, tensors: best.append({name: value.clone() for name, value in tensors.items()}),
+            lambda _, tensors: states.append({name: value.clone() for name, value in tensors.items()}),
         ),
         seed=3,
         filter_seen=False,
@@ -139,7 +139,7 @@ def test_a_killed_fit_goes_on_to_what_an_undisturbed_one_reaches(ended: Ended) -
     assert (told[METRICS[1]], told["best_state"]) == (found[3][METRICS[1]], best)
     assert told["kept"] == (found[3][METRICS[1]] > best)
     loaded = load(build.artifact_uri(ended.run, "product_codes"))
-    torch.testing.assert_close(dict(loaded.state_dict()), best[-1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(dict(loaded.state_dict()), states[-1], rtol=1e-3, atol=1e-5)
 
 
 def test_the_generator_with_the_better_lists_is_chosen(ended: Ended) -> None:

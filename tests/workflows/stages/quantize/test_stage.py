@@ -108,7 +108,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         batches = [batch.to_pydict()["embedding"] for batch in context.run.read_table("embeddings").to_batches()]
         values = np.array([row for batch in batches for row in batch], np.float32)
         held = collect([(values, np.empty((len(values), 0), np.float32))], seed=context.seed)
-        architecture = config.architecture(values.shape[1])
+        architecture = config.architecture(*values.shape[::-1])
         fit_rqkmeans(held, architecture, seed=context.seed, balanced=config.balanced).save(
             context.run.uri("models", "quantizer")
         )
