@@ -213,7 +213,7 @@ def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, m
     monkeypatch.setattr(training, "fit", None)
     for wrong, told in (
         ({"tasks": [*LANGUAGE_MODEL["tasks"], "caption_to_title"]}, "nothing to learn task caption_to_title from"),
-        ({"tasks": [], "tokens_per_row": 8}, "Rows of 8 tokens are too short"),
+        ({"tokens_per_row": 8}, "Rows of 8 tokens have no room for two items"),
     ):
         settings = CONFIG.language_model.model_validate({**LANGUAGE_MODEL, **wrong})
         with pytest.raises(UserError, match=told):
