@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,8 @@ def test_an_artifact_recommends_as_what_was_trained_and_a_damaged_one_is_named(t
 def test_what_follows_by_codes_is_learned_and_a_new_item_is_known_by_its_codes() -> None:
     torch.manual_seed(0)
     codes = torch.stack([torch.arange(ITEMS) % 8, torch.arange(ITEMS) // 8], dim=1)  # all pairs of 8 and 5
-    model = Rpg(RpgConfig(**{**SIZE, "dropout": 0.0}), torch.cat([codes, codes[:1]]), CODEWORDS)
+    config = RpgConfig(**{**SIZE, "dropout": 0.0, "temperature": 0.1})
+    model = Rpg(config, torch.cat([codes, codes[:1]]), CODEWORDS)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     successor = (torch.arange(ITEMS) // 8 + 1) % 5 * 8 + (torch.arange(ITEMS) + 1) % 8  # by code: one further
     windows = torch.stack([torch.arange(ITEMS), successor], dim=1)
@@ -129,7 +131,8 @@ def test_what_follows_by_codes_is_learned_and_a_new_item_is_known_by_its_codes()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.6 * losses[0]
+    nothing_left = (math.log(8) + math.log(5)) / 4  # half of the items are first ones, which nothing tells
+    assert losses[-1] < 1.1 * nothing_left < 0.5 * losses[0]
     found = model.eval().recommend(Jagged(torch.arange(ITEMS), torch.arange(ITEMS + 1)), k=2)
     assert (found.items[:, 0] == successor).float().mean() > 0.9
     before = successor.argsort()[0]

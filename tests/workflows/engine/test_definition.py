@@ -86,6 +86,11 @@ def test_a_stage_that_is_not_named_does_not_run(write):
             "stages.quantize.gradient is of an earlier version; leave it out.",
         ),
         (
+            {**MINIMAL, "stages": {**FEATURES, "generate": {}}},
+            ["stages.generate.product_codes.model.objective=codes"],
+            "stages.generate.product_codes.model.objective is of an earlier version; leave it out.",
+        ),
+        (
             {**MINIMAL, "stages": FEATURES},
             ["stages.quantize.collisions=always_digit"],
             "stages.quantize.collisions: always_digit is of an earlier version; write always_suffix in its place.",
