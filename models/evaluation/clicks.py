@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 EPSILON = 1e-7
-EXACT_ROWS = 5_000_000  # whose scores may be gathered for an exact AUC
+EXACT_ROWS = 1_000_000  # whose scores may be gathered for an exact AUC
 BINS = 1 << 16  # of a histogram of scores
 
 

@@ -28,7 +28,7 @@ class EvaluateStage(Stage[Config]):
     """Measures the ranker, the recommenders and their baselines on the test split."""
 
     config_type = Config
-    version = 9
+    version = 10
     reads = ("ingest", "project")
     reads_one_of = ("rank", "generate")
     reads_all = True
