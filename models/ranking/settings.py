@@ -52,7 +52,7 @@ class RankerSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
     id_dropout: float = Field(0.3, ge=0, lt=1, description="share of user and item ids given as unknown in training")
     sid_dropout: float = Field(
-        0.3, ge=0, lt=1, description="share of semantic IDs that lose their tokens from a random level on in training"
+        0.0, ge=0, lt=1, description="share of semantic IDs that lose their tokens from a random level on in training"
     )
     epochs: int = Field(10, ge=1, description="at most; the epoch with the best validation log-loss is kept")
     patience: int = Field(3, ge=1, description="epochs without a better validation log-loss before the end")
