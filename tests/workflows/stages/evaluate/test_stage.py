@@ -129,7 +129,7 @@ def test_partitions_and_histograms_change_nothing_but_what_they_say(run):
     log = read_log_table(run)
     write_log(run, log, partitions=3)
     files.remove(run.uri("features"))
-    stage("features").run(features.Config(history=5), context_of(run, "parts"))
+    stage("features").run(features.Config(history=5, long_history=4), context_of(run, "parts"))
     assert len(files.parts(run.uri("features", "test"))) == 3
     parts, near = score(run, "parts"), 1e-7  # scores are float32, and batches of other rows add up in another order
     for scorer in SCORERS:
