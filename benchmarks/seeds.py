@@ -39,6 +39,8 @@ def main() -> None:
     places = [ranks_of(run) for run in runs]
     if any(not other.select(QUERY).equals(places[0].select(QUERY)) for other in places[1:]):
         sys.exit("The runs were asked different queries: give runs of one catalogue and one definition.")
+    if arguments.over not in places[0].columns[len(QUERY) :]:
+        sys.exit(f"The runs have no recommender {arguments.over}: set --over to one of theirs.")
     seeds = [run.read_json("manifest.json")["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         sys.exit(f"The runs are of the seeds {seeds}: give each another one.")
