@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,11 @@ class Recommended(NamedTuple):
     scores: torch.Tensor  # float32 [B, k], -inf there
     exact: torch.Tensor | None = None  # bool [B], whether a search is proved to miss nothing; None: all were scored
 
+    def take(self, rows: torch.Tensor) -> Recommended:
+        """Returns the lists at rows, int64 [M]."""
+        exact = None if self.exact is None else self.exact[rows]
+        return Recommended(self.items[rows], self.scores[rows], exact)
+
 
 class Recommender(Protocol):
     """Anything that answers which items come next."""
@@ -60,6 +65,17 @@ class Recommender(Protocol):
             banned: item rows that each user must not get, in any order.
             allowed: bool [N], items that anybody may get; all where it is None.
         """
+        ...
+
+
+@runtime_checkable
+class Searcher(Recommender, Protocol):
+    """A recommender that scores the items of a search alone, and makes several searches in one."""
+
+    def recommend_each(
+        self, histories: Jagged, *, k: int, banned: Sequence[Jagged | None], allowed: torch.Tensor | None = None
+    ) -> list[Recommended]:
+        """Returns what `recommend` returns for each of some banned items."""
         ...
 
 
@@ -85,6 +101,40 @@ def recommend_blocks(
 def recommended(recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged | None = None) -> np.ndarray:
     """Returns the items of `recommend_blocks`: rows int64 [Q, k], -1 where there are fewer."""
     return recommend_blocks(recommender, histories, k=k, banned=banned).items.numpy()
+
+
+def masked_and_not(
+    recommender: Recommender, histories: Jagged, *, k: int, banned: Jagged
+) -> tuple[Recommended, Recommended]:
+    """Returns two lists for every user: what `recommend_blocks` returns with banned items, and without."""
+    masked, plain = [], []
+    for rows in torch.arange(len(histories.offsets) - 1).split(BLOCK):
+        given, own = gather(histories, rows), gather(banned, rows)
+        if isinstance(recommender, Searcher):
+            one, other = recommender.recommend_each(given, k=k, banned=[own, None])
+        else:
+            other = recommender.recommend(given, k=k + max(own.offsets.diff().tolist(), default=0))
+            if other.exact is None:
+                one, other = without(other, own, k=k), Recommended(other.items[:, :k], other.scores[:, :k])
+            else:  # an index, which misses less where it looks for more
+                one, other = (recommender.recommend(given, k=k, banned=each) for each in (own, None))
+        masked.append(one)
+        plain.append(other)
+    return concatenate(masked, k=k), concatenate(plain, k=k)
+
+
+def without(lists: Recommended, banned: Jagged, *, k: int) -> Recommended:
+    """Returns the first k items of every list that are not banned.
+
+    Args:
+        lists: of B users, longer than k by the number of banned items of the user who has the most.
+        banned: item rows of each user, in any order.
+    """
+    user = torch.arange(len(lists.items))
+    pairs = banned.values * len(user) + torch.repeat_interleave(user, banned.offsets.diff())
+    gone = torch.isin(lists.items * len(user) + user[:, None], pairs)
+    order = gone.sort(dim=1, stable=True).indices[:, :k]
+    return lists._replace(items=lists.items.gather(1, order), scores=lists.scores.gather(1, order))
 
 
 def concatenate(parts: Sequence[Recommended], *, k: int) -> Recommended:

@@ -7,6 +7,7 @@ item, each once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ def beam_search(
         UserError: there are fewer beams than items to find.
     """
     require_beams(beams, k)
-    return search(model, trie, prompts, lengths, beams=beams, banned=banned, allowed=allowed).best(k)
+    return search(model, trie, prompts, lengths, beams=beams, banned=[banned], allowed=allowed)[0].best(k)
 
 
 def require_beams(beams: int, k: int) -> None:
@@ -69,12 +70,13 @@ def search(
     lengths: torch.Tensor,
     *,
     beams: int,
-    banned: Jagged | None = None,
+    banned: Sequence[Jagged | None] = (None,),
     allowed: torch.Tensor | None = None,
-) -> Beams:
-    """Returns the best items that a search with so many beams finds after every prompt.
+) -> list[Beams]:
+    """Returns the best items that searches with so many beams, each with other banned items, find after every prompt.
 
-    One forward pass reads the prompts, one per level after the first the beams. The beams of a user are further
+    The searches walk side by side: each keeps its own beams, as if it were alone, and what several keep is computed
+    once. One forward pass reads the prompts, one per level after the first the beams. The beams of a user are further
     positions of one sequence, told apart by the attention mask: each sees the prompt, its ancestors and itself (tree
     attention: Miao et al., "SpecInfer", ASPLOS 2024). So they share the prompt's keys and values, and nothing is
     copied when beams are dropped.
@@ -86,36 +88,44 @@ def search(
         trie: on the model's device.
         prompts: int64 [B, T] tokens, padded on the right.
         lengths: int64 [B], tokens of each, at least one.
-        beams: prefixes that are kept at every level; as many as there are items make the search exhaustive.
-        banned: item rows that a user must not get, in any order.
+        beams: prefixes that a search keeps at every level; as many as there are items make it exhaustive.
+        banned: of every search: item rows that a user must not get, in any order; on any device, as `allowed`.
         allowed: bool [N], items that anybody may get; all where it is None.
     """
     from transformers import DynamicCache
 
     device, (users, width) = prompts.device, prompts.shape
     if not users:  # transformers cannot reshape nothing
-        return Beams(prompts.new_empty(0, 0), torch.empty(0, 0, device=device), torch.empty(0, device=device))
-    left = _Left(trie, users, banned, allowed)
+        nothing = torch.empty(0, device=device)
+        return [Beams(prompts.new_empty(0, 0), nothing.view(0, 0), nothing) for _ in banned]
+    left = [_Left(trie, users, each, allowed) for each in banned]
     user, places = torch.arange(users, device=device)[:, None], torch.arange(width, device=device)
     cache = DynamicCache()
     hidden = model.read(prompts, cache)[user, lengths[:, None] - 1]
     visible = (places < lengths[:, None])[:, None]  # bool [B, beams, positions so far]
     nodes = torch.zeros(users, 1, dtype=torch.int64, device=device)
-    scores = torch.zeros(users, 1, device=device)
-    pruned = torch.full((users,), -torch.inf, device=device)  # the best score of a prefix that was dropped
+    scores = [torch.zeros(users, 1, device=device) for _ in banned]  # -inf of what a search does not keep
+    pruned = [torch.full((users,), -torch.inf, device=device) for _ in banned]  # the best of the prefixes it dropped
     for level in range(len(trie.sizes)):
         log_probs = model.level_logits(hidden, level).log_softmax(-1)
-        below, parents, totals = _expand(trie, level, nodes, scores, log_probs)
-        totals.masked_fill_(~left(level, below), -torch.inf)
-        kept, dropped = top_columns(totals, beams)
-        nodes, parents, scores = below.gather(1, kept), parents.gather(1, kept), totals.gather(1, kept)
-        pruned = pruned.maximum(dropped)
+        below, parents, totals = _expand(trie, level, nodes, torch.stack(scores).amax(0), log_probs)
+        kept = []
+        for at, has_items in enumerate(left):
+            gone = (scores[at].gather(1, parents) == -torch.inf) | ~has_items(level, below)
+            own = totals.masked_fill(gone, -torch.inf)
+            columns, dropped = top_columns(own, beams)
+            kept.append(columns)
+            scores[at] = torch.full_like(own, -torch.inf).scatter(1, columns, own.gather(1, columns))
+            pruned[at] = pruned[at].maximum(dropped)
+        columns, missing = _union(kept)
+        nodes, parents = below.gather(1, columns), parents.gather(1, columns)
+        scores = [each.gather(1, columns).masked_fill(missing, -torch.inf) for each in scores]
         if level + 1 < len(trie.sizes):
             itself = torch.eye(nodes.shape[1], dtype=torch.bool, device=device).expand(users, -1, -1)
             visible = torch.cat([visible[user, parents], itself], dim=2)
             tokens = model.vocabulary.start(level) + trie.codes[level][nodes]
             hidden = model.hidden(tokens, (lengths + level)[:, None].expand_as(tokens), visible[:, None], cache)
-    return Beams(trie.items[nodes], scores, pruned)
+    return [Beams(trie.items[nodes], *each) for each in zip(scores, pruned, strict=True)]
 
 
 class _Left:
@@ -123,13 +133,14 @@ class _Left:
 
     def __init__(self, trie: Trie, users: int, banned: Jagged | None, allowed: torch.Tensor | None) -> None:
         self._spans = trie.spans
-        open_ = torch.ones_like(trie.items, dtype=torch.bool) if allowed is None else allowed[trie.items]
+        device = trie.items.device
+        open_ = torch.ones_like(trie.items, dtype=torch.bool) if allowed is None else allowed.to(device)[trie.items]
         self._before = functional.pad(open_.cumsum(0), (1, 0))  # items that anybody may get before every place
-        self._user = torch.arange(users, device=trie.items.device)[:, None] * (len(trie.items) + 1)
+        self._user = torch.arange(users, device=device)[:, None] * (len(trie.items) + 1)
         self._banned = trie.items.new_empty(0)  # (user, place) as one ascending number, none twice
         if banned is not None:
-            ranks = trie.ranks[banned.values]
-            pairs = torch.repeat_interleave(self._user[:, 0], banned.offsets.diff()) + ranks
+            ranks = trie.ranks[banned.values.to(device)]
+            pairs = torch.repeat_interleave(self._user[:, 0], banned.offsets.diff().to(device)) + ranks
             self._banned = torch.unique(pairs[open_[ranks]])
 
     def __call__(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
@@ -157,6 +168,15 @@ def _expand(
     below = (places + (first - ends + counts).gather(1, parents)).masked_fill_(missing, 0)
     steps = log_probs.flatten(1).gather(1, parents * trie.sizes[level] + trie.codes[level][below])
     return below, parents, (scores.gather(1, parents) + steps).masked_fill_(missing, -torch.inf)
+
+
+def _union(columns: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the columns that are in any of some lists, ascending, int64 [B, W], and where one is missing, bool."""
+    every = torch.cat(list(columns), dim=1).sort(dim=1).values
+    again = functional.pad(every[:, 1:] == every[:, :-1], (1, 0))
+    missing, order = again.sort(dim=1, stable=True)
+    width = int((~again).sum(1).max())
+    return every.gather(1, order)[:, :width], missing[:, :width]
 
 
 def ranked(items: torch.Tensor, scores: torch.Tensor, bound: torch.Tensor, k: int) -> Recommended:

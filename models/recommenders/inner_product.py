@@ -6,7 +6,7 @@ import faiss
 import torch
 
 from models.common.jagged import Jagged
-from models.common.recommender import Recommended, best
+from models.common.recommender import Recommended, best, without
 
 LINKS = 32  # of an item in the graph
 BUILD_WIDTH, SEARCH_WIDTH = 200, 256  # candidates that a walk keeps, at least
@@ -43,10 +43,7 @@ class InnerProductIndex:
         )
         items, order = items.sort(dim=1, stable=True)  # of equal scores the lower row comes first
         products = products.gather(1, order).masked_fill(items < 0, -torch.inf)
-        if banned is not None:
-            user = torch.arange(len(queries))[:, None] * self._index.ntotal
-            pairs = torch.repeat_interleave(user[:, 0], banned.offsets.diff()) + banned.values
-            products = products.masked_fill(torch.isin(user + items, pairs), -torch.inf)
-        found = best(products, k=k)
+        found = best(products, k=k + more)
         rows = items.gather(1, found.items.clamp_min(0)).masked_fill(found.items < 0, -1)
-        return Recommended(rows, found.scores, torch.zeros(len(queries), dtype=torch.bool))
+        lists = Recommended(rows, found.scores, torch.zeros(len(queries), dtype=torch.bool))
+        return lists if banned is None else without(lists, banned, k=k)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -48,40 +48,49 @@ class LanguageModelRecommender:
         Raises:
             UserError: k is beyond the number of beams.
         """
-        return self.ranked(lambda beams, given: beams.best(k), histories, k=k, banned=banned, allowed=allowed)
+        return self.recommend_each(histories, k=k, banned=[banned], allowed=allowed)[0]
+
+    def recommend_each(
+        self, histories: Jagged, *, k: int, banned: Sequence[Jagged | None], allowed: torch.Tensor | None = None
+    ) -> list[Recommended]:
+        """See `models.common.recommender.Searcher`."""
+        return self.ranked(
+            lambda found, given: [beams.best(k) for beams in found], histories, k=k, banned=banned, allowed=allowed
+        )
 
     def ranked(
         self,
-        rank: Callable[[Beams, Jagged], Recommended],
+        rank: Callable[[list[Beams], Jagged], list[Recommended]],
         histories: Jagged,
         *,
         k: int,
-        banned: Jagged | None,
+        banned: Sequence[Jagged | None],
         allowed: torch.Tensor | None,
-    ) -> Recommended:
-        """Returns the lists of k items that `rank` makes of some users' beams, on the CPU, and of their histories."""
+    ) -> list[Recommended]:
+        """Returns the lists of k items that `rank` makes of some users' beams, on the CPU, and of their histories.
+
+        There are as many beams of each user, and lists, as `banned` has entries.
+        """
         require_beams(self.settings.beams, k)
         found = []
         lengths = histories.offsets.diff().clamp_max(self.corpus.history)
         order = lengths.argsort(stable=True)  # prompts of about one length share a block
-        users = max(1, min(USERS, SEARCHED // self.settings.beams))
+        users = max(1, min(USERS, SEARCHED // (self.settings.beams * len(banned))))
         for block in order.split(users) if len(order) else ():
             given = gather(histories, block)
             tokens, sizes = prompts(self.corpus, self.settings.recommending_task, given)
-            own = None if banned is None else gather(banned, block)
             beams = search(
                 self.model,
                 self.trie,
                 tokens.to(self._device),
                 sizes.to(self._device),
                 beams=self.settings.beams,
-                banned=own if own is None else Jagged(own.values.to(self._device), own.offsets.to(self._device)),
-                allowed=None if allowed is None else allowed.to(self._device),
+                banned=[None if each is None else gather(each, block) for each in banned],
+                allowed=allowed,
             )
-            found.append(rank(Beams(*(part.cpu() for part in beams)), given))
-        lists, back = concatenate(found, k=k), order.argsort()
-        exact = None if lists.exact is None else lists.exact[back]
-        return Recommended(lists.items[back], lists.scores[back], exact)
+            found.append(rank([Beams(*(part.cpu() for part in each)) for each in beams], given))
+        back = order.argsort()
+        return [concatenate([lists[at] for lists in found], k=k).take(back) for at in range(len(banned))]
 
     def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
         """Writes an artifact for `models.recommenders.artifacts.load`: the model, and all that decoding needs.

@@ -8,7 +8,7 @@ beams; here they come by the beams or not at all, and only where the dense model
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -40,12 +40,19 @@ class Rescored:
         Raises:
             UserError: k is beyond the number of beams.
         """
-        rank = partial(self._rank, k=k)
-        return self.generator.ranked(rank, histories, k=k, banned=banned, allowed=allowed)
+        return self.recommend_each(histories, k=k, banned=[banned], allowed=allowed)[0]
 
-    def _rank(self, beams: Beams, histories: Jagged, *, k: int) -> Recommended:
-        dense = self.dense.log_probs(histories)
-        return ranked(beams.items, beams.scores + dense.gather(1, beams.items), beams.pruned + dense.amax(1), k)
+    def recommend_each(
+        self, histories: Jagged, *, k: int, banned: Sequence[Jagged | None], allowed: torch.Tensor | None = None
+    ) -> list[Recommended]:
+        """See `models.common.recommender.Searcher`."""
+
+        def rank(found: list[Beams], given: Jagged) -> list[Recommended]:
+            dense = self.dense.log_probs(given)
+            most = dense.amax(1)
+            return [ranked(items, scores + dense.gather(1, items), pruned + most, k) for items, scores, pruned in found]
+
+        return self.generator.ranked(rank, histories, k=k, banned=banned, allowed=allowed)
 
 
 def write_rescored(uri: str, generator: str, dense: str) -> None:

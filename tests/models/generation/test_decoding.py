@@ -12,7 +12,7 @@ from benchmarks.decode import SMALL, Coarse, draw_model, draw_paths, prompts_of
 from benchmarks.decode_peers import TransformersSearch, item_scores, plain_beam_search
 from models.common.jagged import Jagged
 from models.common.recommender import best
-from models.generation.decoding import beam_search
+from models.generation.decoding import beam_search, search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
 from storage.errors import UserError
@@ -108,6 +108,24 @@ def test_a_user_alone_gets_the_same():
         for one, many in zip(alone, together, strict=True):
             assert torch.equal(one[0], many[user])
         assert not set(items) & set(alone.items[0].tolist())
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 5),
+    coarse=st.booleans(),
+    banned=st.lists(st.none() | st.lists(user_items, min_size=4, max_size=4), min_size=1, max_size=3),
+    beams=st.integers(1, ITEMS + 5),
+)
+def test_searches_side_by_side_find_what_each_finds_alone(seed, coarse, banned, beams):
+    model, paths, trie = catalogue(seed, Coarse if coarse else LanguageModel)
+    prompts, lengths = padded_prompts(model, paths, seed)
+    seen = [None if each is None else listed(each) for each in banned]
+    together = search(model, trie, prompts, lengths, beams=beams, banned=seen)
+    for found, each in zip(together, seen, strict=True):
+        [alone] = search(model, trie, prompts, lengths, beams=beams, banned=[each])
+        for one, other in zip(found.best(beams), alone.best(beams), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_narrow_beams_go_to_what_is_left():

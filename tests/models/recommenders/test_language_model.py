@@ -10,7 +10,8 @@ import torch
 from benchmarks.decode import SMALL, draw_model, draw_paths
 from benchmarks.decode_peers import item_scores
 from models.common.jagged import Jagged
-from models.common.recommender import best
+from models.common.recommender import best, masked_and_not, recommend_blocks
+from models.generation.decoding import search
 from models.generation.examples import Corpus
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
@@ -114,3 +115,20 @@ def test_an_artifact_holds_all_that_decoding_needs(
     (tmp_path / "model" / "vocabulary.json").unlink()
     with pytest.raises(UserError, match="There is no vocabulary"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("beams", [20, 25, ITEMS])
+def test_one_search_gives_the_lists_with_seen_items_and_without(
+    made: tuple[LanguageModel, Corpus], beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_model, "USERS", 2)
+    model = recommender(*made, beams)
+    seen, searched = lists([[5, 5, 6], [], list(range(30)), [0], [1, 2]]), []
+    monkeypatch.setattr(language_model, "search", lambda *args, **rest: searched.append(1) or search(*args, **rest))
+    both = masked_and_not(model, lists(HISTORIES), k=10, banned=seen)
+    assert len(searched) == 3  # blocks of at most two users
+    for found, banned in zip(both, (seen, None), strict=True):
+        wanted = recommend_blocks(model, lists(HISTORIES), k=10, banned=banned)
+        assert torch.equal(found.items, wanted.items)
+        torch.testing.assert_close(found.scores, wanted.scores)
+        assert torch.equal(found.exact, wanted.exact)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.common.recommender import best
+from models.common.recommender import best, masked_and_not, recommend_blocks
+from models.generation.decoding import search
 from models.generation.examples import Corpus
 from models.generation.language import LanguageModel
+from models.recommenders import language_model
 from models.recommenders.artifacts import load
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes, ProductCodesConfig
@@ -78,3 +80,20 @@ def test_it_loads_by_itself(made: tuple[LanguageModel, Corpus], tmp_path: Path) 
     shutil.rmtree(tmp_path / "both" / "dense")
     with pytest.raises(UserError, match=r"There is no recommender at .*dense"):
         load(str(tmp_path / "both"))
+
+
+@pytest.mark.parametrize("beams", [20, 25, ITEMS])
+def test_one_search_gives_the_lists_with_seen_items_and_without(
+    made: tuple[LanguageModel, Corpus], beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_model, "USERS", 2)
+    model = Rescored(recommender(*made, beams), dense("sasrec"))
+    seen, searched = lists([[5, 5, 6], [], list(range(30)), [0], [1, 2]]), []
+    monkeypatch.setattr(language_model, "search", lambda *args, **rest: searched.append(1) or search(*args, **rest))
+    both = masked_and_not(model, lists(HISTORIES), k=10, banned=seen)
+    assert len(searched) == 3  # blocks of at most two users
+    for found, banned in zip(both, (seen, None), strict=True):
+        wanted = recommend_blocks(model, lists(HISTORIES), k=10, banned=banned)
+        assert torch.equal(found.items, wanted.items)
+        torch.testing.assert_close(found.scores, wanted.scores)
+        assert torch.equal(found.exact, wanted.exact)

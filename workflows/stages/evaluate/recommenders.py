@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from models.common.jagged import Jagged
-from models.common.recommender import Queries, Recommended, Recommender, recommend_blocks
+from models.common.recommender import Queries, Recommended, Recommender, masked_and_not, recommend_blocks
 from models.evaluation.bootstrap import bootstrap_means, interval
 from models.evaluation.lists import CUT, CUTS, FAIR, ndcg, ranks, recall, scorecard
 from models.generation.heldout import task_scores
@@ -80,14 +80,15 @@ def score_recommenders(
         "popularity": MostPopular(torch.from_numpy(training.positives)),
     }
 
-    def listed(banned: Jagged | None) -> dict[str, Recommended]:
-        lists = {}
-        for name, recommender in recommenders.items():
-            began = time.monotonic()
-            lists[name] = recommend_blocks(recommender, test.histories, k=max(CUTS), banned=banned)
-            how = "as is" if banned is None else "masked"
-            context.log(f"{name}: {len(test.user)} lists {how} in {time.monotonic() - began:.1f} s")
-        return lists
+    lists: dict[str, Recommended] = {}
+    as_is: dict[str, Recommended] = {}
+    for name, recommender in recommenders.items():
+        began = time.monotonic()
+        if repeats:
+            lists[name] = recommend_blocks(recommender, test.histories, k=max(CUTS))
+        else:
+            lists[name], as_is[name] = masked_and_not(recommender, test.histories, k=max(CUTS), banned=test.seen)
+        context.log(f"{name}: the lists of {len(test.user)} queries in {time.monotonic() - began:.1f} s")
 
     weights = generated.get("ensemble", {})
 
@@ -96,16 +97,15 @@ def score_recommenders(
         return judge(lists, test, training.positives, ~training.warm, **rest)
 
     banned = None if repeats else test.seen
-    lists = listed(banned)
     truth = true_lists(context.catalog, ids, read_user_ids(run, test.user), test.time, k=max(CUTS), banned=banned)
     cards = judged(lists if truth is None else {**lists, "truth": truth})
     places = {name: ranks(found.items.numpy(), test.target.numpy()) for name, found in lists.items()}
     run.write_table(pa.table({"user": test.user, "item": test.target.numpy(), **places}), "metrics", "ranks")
     if weights:
         cards["ensemble"]["weights"] = weights
-    if not repeats:
-        as_is = judged(listed(None))
-        cards = {name: {**card, "as_is": as_is[name]} if name in as_is else card for name, card in cards.items()}
+    if as_is:
+        others = judged(as_is)
+        cards = {name: {**card, "as_is": others[name]} if name in others else card for name, card in cards.items()}
     for name, model in recommenders.items():
         if penalties and isinstance(model, NextItemModel):
             curve = penalty_curve(model, penalties, valid, training.positives, ~training.warm, banned=known)
