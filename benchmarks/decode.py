@@ -33,7 +33,7 @@ from benchmarks.machine import machine
 from models.common.llama import Tiny
 from models.common.recommender import Recommended
 from models.generation.backbones import build
-from models.generation.decoding import beam_search
+from models.generation.decoding import search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
 from models.generation.vocabulary import Vocabulary, sid_codes
@@ -82,7 +82,7 @@ def speed(data: Path, rounds: int, say: Callable[[str], None]) -> dict[str, Any]
     lengths = torch.full((len(prompts),), prompts.shape[1])
     trie, theirs = Trie.build(catalogue, sizes), TransformersSearch(model, catalogue)
     variants: dict[str, Callable[[], Any]] = {
-        "ours": lambda: beam_search(model, trie, prompts, lengths, beams=BEAMS, k=TOP),
+        "ours": lambda: search(model, trie, prompts, lengths, beams=BEAMS)[0].best(TOP),
         "transformers": lambda: theirs(prompts, beams=BEAMS, k=TOP),
     }
     found = {name: variant() for name, variant in variants.items()}  # the first calls warm up
@@ -123,15 +123,15 @@ def exactness(models: int, say: Callable[[str], None]) -> dict[str, Any]:
         history = np.random.default_rng((1, seed)).integers(SMALL_ITEMS, size=(1, 1 + seed % HISTORY))
         prompt = prompts_of(model.vocabulary, catalogue, history)
         trie, lengths = Trie.build(catalogue, sizes), torch.tensor([prompt.shape[1]])
-        every = beam_search(model, trie, prompt, lengths, beams=SMALL_ITEMS, k=SMALL_ITEMS)
+        every = search(model, trie, prompt, lengths, beams=SMALL_ITEMS)[0].best(SMALL_ITEMS)
         scores = item_scores(model, catalogue, prompt[0])
         in_order = trie.items[scores[trie.items].argsort(descending=True, stable=True)]
         exhaustive += torch.equal(every.items[0], in_order) and torch.equal(every.scores[0], scores[in_order])
-        some = beam_search(model, trie, prompt, lengths, beams=BEAMS, k=BEAMS)
+        some = search(model, trie, prompt, lengths, beams=BEAMS)[0].best(BEAMS)
         plain = plain_beam_search(model, catalogue, prompt[0], beams=BEAMS)
         same += list(map(tuple, catalogue[some.items[0]].tolist())) == plain
         ties += int((some.scores[0].diff() == 0).any())
-        best = beam_search(model, trie, prompt, lengths, beams=BEAMS, k=TOP)
+        best = search(model, trie, prompt, lengths, beams=BEAMS)[0].best(TOP)
         certified += int(best.exact is not None and best.exact[0])
         say(f"model {seed}: brute force {exhaustive}, beam search {same} of {seed + 1}")
     return {

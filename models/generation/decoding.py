@@ -17,7 +17,6 @@ from models.common.jagged import Jagged
 from models.common.recommender import Recommended, filled_up, top_columns
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
-from storage.errors import UserError
 
 
 class Beams(NamedTuple):
@@ -30,36 +29,6 @@ class Beams(NamedTuple):
     def best(self, k: int) -> Recommended:
         """Returns the k best items of every user, and which lists are exact."""
         return ranked(self.items, self.scores, self.pruned, k)
-
-
-def beam_search(
-    model: LanguageModel,
-    trie: Trie,
-    prompts: torch.Tensor,
-    lengths: torch.Tensor,
-    *,
-    beams: int,
-    k: int,
-    banned: Jagged | None = None,
-    allowed: torch.Tensor | None = None,
-) -> Recommended:
-    """Returns the k best items that `search` finds, and which lists are exact.
-
-    Raises:
-        UserError: there are fewer beams than items to find.
-    """
-    require_beams(beams, k)
-    return search(model, trie, prompts, lengths, beams=beams, banned=[banned], allowed=allowed)[0].best(k)
-
-
-def require_beams(beams: int, k: int) -> None:
-    """Makes sure that there are as many beams as items to find.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if beams < k:
-        raise UserError(f"{beams} beams cannot find {k} items: set beams to at least {k}.")
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from models.common.seeds import generator, seed_of
 from models.evaluation.bootstrap import bootstrap_means, interval
 from models.evaluation.lists import ranks, recall
 from models.evaluation.text import rouge_l, token_f1
-from models.generation.decoding import beam_search
+from models.generation.decoding import search
 from models.generation.examples import Corpus, documents, prompts
 from models.generation.greedy import greedy
 from models.generation.language import LanguageModel
@@ -172,7 +172,7 @@ def _scores(model: LanguageModel, trie: Trie, corpus: Corpus, task: Task, exampl
     asked = [[tensor.to(device) for tensor in prompts(corpus, task, part.given)] for part in parts]
     if task.target == "sid":
         most = max(CUTS)
-        items = [beam_search(model, trie, *prompt, beams=most, k=most).items.cpu() for prompt in asked]
+        items = [search(model, trie, *prompt, beams=most)[0].best(most).items.cpu() for prompt in asked]
         rank = ranks(torch.cat(items).numpy(), examples.targets.numpy())
         exact = {f"exact@{at}": recall(rank, at) for at in CUTS}
         return {"loss": loss, "log_probability": -loss * corpus.sid_codes.shape[1], **exact}

@@ -9,7 +9,7 @@ import torch
 
 from models.common.jagged import Jagged, gather
 from models.common.recommender import Recommended, concatenate
-from models.generation.decoding import Beams, require_beams, search
+from models.generation.decoding import Beams, search
 from models.generation.examples import Corpus, prompts
 from models.generation.language import LanguageModel, load_generator, save_generator
 from models.generation.trie import Trie
@@ -17,6 +17,7 @@ from models.generation.vocabulary import Vocabulary
 from models.recommenders.settings import LanguageModelSettings
 from storage import files
 from storage.artifacts import save_model
+from storage.errors import UserError
 
 USERS = 64  # per search, at most
 SEARCHED = 1 << 14  # beams of all users of a search, at most
@@ -71,24 +72,25 @@ class LanguageModelRecommender:
 
         There are as many beams of each user, and lists, as `banned` has entries.
         """
-        require_beams(self.settings.beams, k)
+        if (beams := self.settings.beams) < k:
+            raise UserError(f"{beams} beams cannot find {k} items: set beams to at least {k}.")
         found = []
         lengths = histories.offsets.diff().clamp_max(self.corpus.history)
         order = lengths.argsort(stable=True)  # prompts of about one length share a block
-        users = max(1, min(USERS, SEARCHED // (self.settings.beams * len(banned))))
+        users = max(1, min(USERS, SEARCHED // (beams * len(banned))))
         for block in order.split(users) if len(order) else ():
             given = gather(histories, block)
             tokens, sizes = prompts(self.corpus, self.settings.recommending_task, given)
-            beams = search(
+            searched = search(
                 self.model,
                 self.trie,
                 tokens.to(self._device),
                 sizes.to(self._device),
-                beams=self.settings.beams,
+                beams=beams,
                 banned=[None if each is None else gather(each, block) for each in banned],
                 allowed=allowed,
             )
-            found.append(rank([Beams(*(part.cpu() for part in each)) for each in beams], given))
+            found.append(rank([Beams(*(part.cpu() for part in each)) for each in searched], given))
         back = order.argsort()
         return [concatenate([lists[at] for lists in found], k=k).take(back) for at in range(len(banned))]
 

@@ -12,10 +12,9 @@ from benchmarks.decode import SMALL, Coarse, draw_model, draw_paths, prompts_of
 from benchmarks.decode_peers import TransformersSearch, item_scores, plain_beam_search
 from models.common.jagged import Jagged
 from models.common.recommender import best
-from models.generation.decoding import beam_search, search
+from models.generation.decoding import search
 from models.generation.language import LanguageModel
 from models.generation.trie import Trie
-from storage.errors import UserError
 
 ITEMS = 60
 
@@ -61,7 +60,7 @@ def test_with_beams_for_all_the_best_are_those_of_brute_force(seed, coarse, bann
     prompts, lengths = padded_prompts(model, paths, seed)
     seen = None if banned is None else listed(banned)
     open_ = None if allowed is None else torch.tensor(allowed)
-    found = beam_search(model, trie, prompts, lengths, beams=max(k, ITEMS), k=k, banned=seen, allowed=open_)
+    found = search(model, trie, prompts, lengths, beams=max(k, ITEMS), banned=[seen], allowed=open_)[0].best(k)
     in_order = torch.argsort(trie.ranks)  # so that of equal scores the lower path comes first
     scores = every_score(model, paths, prompts, lengths)[:, in_order]
     expected = best(
@@ -82,7 +81,7 @@ def test_it_equals_a_plain_beam_search(kind, beams):
     for seed in range(5):
         model, paths, trie = catalogue(seed, kind)
         prompts, lengths = padded_prompts(model, paths, seed)
-        found = beam_search(model, trie, prompts, lengths, beams=beams, k=beams)
+        found = search(model, trie, prompts, lengths, beams=beams)[0].best(beams)
         for prompt, length, items, scores in zip(prompts, lengths, found.items, found.scores, strict=True):
             expected = plain_beam_search(model, paths, prompt[:length], beams=beams)
             assert list(map(tuple, paths[items].tolist())) == expected
@@ -94,17 +93,16 @@ def test_a_user_alone_gets_the_same():
     model, paths, trie = catalogue()
     prompts, lengths = padded_prompts(model, paths, 0)
     seen = [[3, 7, 11], [], list(range(40)), [5]]
-    together = beam_search(model, trie, prompts, lengths, beams=8, k=8, banned=listed(seen))
+    together = search(model, trie, prompts, lengths, beams=8, banned=[listed(seen)])[0].best(8)
     for user, items in enumerate(seen):
-        alone = beam_search(
+        alone = search(
             model,
             trie,
             prompts[user : user + 1, : lengths[user]],
             lengths[user : user + 1],
             beams=8,
-            k=8,
-            banned=listed([items]),
-        )
+            banned=[listed([items])],
+        )[0].best(8)
         for one, many in zip(alone, together, strict=True):
             assert torch.equal(one[0], many[user])
         assert not set(items) & set(alone.items[0].tolist())
@@ -133,7 +131,7 @@ def test_narrow_beams_go_to_what_is_left():
     prompts, lengths = padded_prompts(model, paths, 0)
     worst = every_score(model, paths, prompts, lengths)[0].argsort()[:3]
     allowed = torch.zeros(ITEMS, dtype=torch.bool).index_fill(0, worst, True)
-    found = beam_search(model, trie, prompts, lengths, beams=3, k=3, allowed=allowed)
+    found = search(model, trie, prompts, lengths, beams=3, allowed=allowed)[0].best(3)
     assert torch.equal(found.items.sort().values, worst.sort().values.expand(4, 3))
 
 
@@ -142,7 +140,7 @@ def test_certified_lists_are_the_best_of_all():
     for seed in range(20):
         model, paths, trie = catalogue(seed)
         prompts, lengths = padded_prompts(model, paths, seed)
-        found = beam_search(model, trie, prompts, lengths, beams=12, k=2)
+        found = search(model, trie, prompts, lengths, beams=12)[0].best(2)
         scores = every_score(model, paths, prompts, lengths)
         assert torch.equal(found.scores[found.exact], scores.topk(2).values[found.exact])
         certified.append(found.exact)
@@ -155,23 +153,16 @@ def test_transformers_finds_the_same():
     model = draw_model(LanguageModel, SMALL, sizes, seed=0)
     prompts = prompts_of(model.vocabulary, paths, np.arange(12).reshape(4, 3))
     lengths = torch.full((4,), prompts.shape[1])
-    found = beam_search(model, Trie.build(paths, sizes), prompts, lengths, beams=20, k=10)
+    found = search(model, Trie.build(paths, sizes), prompts, lengths, beams=20)[0].best(10)
     expected = TransformersSearch(model, paths)(prompts, beams=20, k=10)
     assert torch.allclose(found.scores, expected.scores, atol=1e-4)
     assert torch.equal(found.items, expected.items)
 
 
-def test_too_few_beams_are_refused():
-    model, paths, trie = catalogue()
-    prompts, lengths = padded_prompts(model, paths, 0)
-    with pytest.raises(UserError, match="set beams to at least 10"):
-        beam_search(model, trie, prompts, lengths, beams=5, k=10)
-
-
 def test_nobody_and_nothing_left():
     model, paths, trie = catalogue()
     prompts, lengths = padded_prompts(model, paths, 0)
-    assert beam_search(model, trie, prompts[:0], lengths[:0], beams=5, k=3).items.shape == (0, 3)
-    found = beam_search(model, trie, prompts, lengths, beams=5, k=3, allowed=torch.zeros(ITEMS, dtype=torch.bool))
+    assert search(model, trie, prompts[:0], lengths[:0], beams=5)[0].best(3).items.shape == (0, 3)
+    found = search(model, trie, prompts, lengths, beams=5, allowed=torch.zeros(ITEMS, dtype=torch.bool))[0].best(3)
     assert (found.items == -1).all()
     assert (found.scores == -torch.inf).all()
