@@ -195,7 +195,7 @@ def _prompts(corpus: Corpus, task: Task, given: Jagged | torch.Tensor) -> Jagged
     parts = [repeated(torch.tensor([corpus.vocabulary.bos]), count)]
     for text, name in _pieces(task):
         if text:
-            parts.append(repeated(corpus.vocabulary.encode([text]).values, count))
+            parts.append(repeated(corpus.vocabulary.phrase(text), count))
         if name is not None:
             parts.append(_shown(corpus, name, given))
     return joined(parts)
@@ -207,7 +207,7 @@ def _pieces(task: Task) -> list[tuple[str, str | None]]:
 
 
 def _text_tokens(corpus: Corpus, task: Task) -> int:
-    return sum(len(corpus.vocabulary.encode([text]).values) for text, _ in _pieces(task) if text)
+    return sum(len(corpus.vocabulary.phrase(text)) for text, _ in _pieces(task) if text)
 
 
 def _fitting(corpus: Corpus, task: Task, histories: Jagged) -> Jagged:
@@ -227,7 +227,7 @@ def _shown(corpus: Corpus, name: str, given: Jagged | torch.Tensor) -> Jagged:
     if isinstance(given, Jagged):
         parts = [_shown(corpus, name.removesuffix("s"), given.values)]
         if name == "titles":
-            parts.insert(0, repeated(corpus.vocabulary.encode([LINE]).values, len(given.values)))
+            parts.insert(0, repeated(corpus.vocabulary.phrase(LINE), len(given.values)))
         items = joined(parts)
         return Jagged(items.values, items.offsets[given.offsets])
     if name == "sid":

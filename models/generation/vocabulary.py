@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,6 +79,7 @@ class Vocabulary:
     bos: int
     eos: int
     suffixes: bool = False
+    _phrases: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def sequence_only(cls, sizes: Sequence[int], *, suffixes: bool = False) -> Vocabulary:
@@ -163,6 +164,16 @@ class Vocabulary:
         offsets = torch.tensor([0, *map(len, found)]).cumsum(0)
         return Jagged(torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.int64), offsets)
 
+    def phrase(self, text: str) -> torch.Tensor:
+        """The tokens of a text of prompts, int64 [T], not to be written to; it is encoded once.
+
+        Raises:
+            UserError: there are semantic IDs alone.
+        """
+        if text not in self._phrases:
+            self._phrases[text] = self.encode([text]).values
+        return self._phrases[text]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Text as it reads, semantic IDs as `sid_string` spells them; special tokens are left out."""
         parts: list[str] = []
@@ -182,7 +193,7 @@ class Vocabulary:
 
     def save(self, uri: str) -> None:
         """Writes the vocabulary into a folder, as `vocabulary.json` and, with text, `tokenizer.json`."""
-        numbers = {name: value for name, value in vars(self).items() if name != "text"}
+        numbers = {name: value for name, value in vars(self).items() if name not in ("text", "_phrases")}
         files.write_json(files.join(uri, _NUMBERS), {**numbers, "text": self.text is not None})
         if self.text is not None:
             files.write_bytes(files.join(uri, _TOKENIZER), self.text.to_str(pretty=True).encode())

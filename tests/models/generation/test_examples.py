@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -224,6 +225,17 @@ def test_a_task_is_drawn_as_often_as_its_share_says() -> None:
     assert len(set(counts)) > 1
     again = Sampler(corpus(), TASKS, seed=5)  # a resumed fit begins anywhere
     assert all(map(torch.equal, again.draw(3, documents=500, odds=odds), sampler.draw(3, documents=500, odds=odds)))
+
+
+def test_the_text_of_a_prompt_is_encoded_once_for_a_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, encoded, encode = corpus(replace(VOCABULARY)), list[str](), Vocabulary.encode
+    monkeypatch.setattr(Vocabulary, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    for seed in range(3):
+        Sampler(made, TASKS, seed=seed).draw(0, documents=200)
+        for task in TASKS:
+            prompts(made, task, as_lists(SEQUENCES) if task.over_histories else torch.arange(5))
+    assert set(encoded) > {"\n-"}
+    assert len(encoded) == len(set(encoded))
 
 
 def test_seed_and_step_decide_what_is_drawn() -> None:
