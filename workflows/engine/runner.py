@@ -156,7 +156,7 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
         identity = {
             "stage": name,
             "version": declared.version,
-            "uses": {used: stage(used).version for used in declared.uses},
+            "uses": {used: stage(used).version for used in declared.uses(config)},
             "operators": {operator.__name__: operator.version for operator in declared.operators},
             "config": config.identity(),
             "seed": definition.seed if declared.seeded else None,

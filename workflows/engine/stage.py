@@ -104,7 +104,6 @@ class Stage(ABC, Generic[Config]):
         reads_one_of: stages whose artifacts it reads if present, which then count into its fingerprint as those of
             `reads` do; the definition must contain at least one of them.
         reads_all: whether it reads every stage before it, so that all of them count into its fingerprint.
-        uses: stages whose code it calls, so that their versions count into its fingerprint.
         operators: operator classes whose versions count into its fingerprint.
         seeded: whether the seed of the workflow changes its results.
     """
@@ -114,9 +113,12 @@ class Stage(ABC, Generic[Config]):
     reads: ClassVar[tuple[str, ...]] = ()
     reads_one_of: ClassVar[tuple[str, ...]] = ()
     reads_all: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = ()
     operators: ClassVar[tuple[type[Operator], ...]] = ()
     seeded: ClassVar[bool] = True
+
+    def uses(self, config: Config) -> tuple[str, ...]:
+        """Returns the stages whose code it calls, so that their versions count into its fingerprint."""
+        return ()
 
     def check(self, config: Config, root: str) -> None:
         """Checks, before any stage runs, that the stage can work on this machine for the run at `root`.

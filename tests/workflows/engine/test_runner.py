@@ -88,6 +88,24 @@ def test_a_stage_that_reads_one_of_two_runs_anew_with_another_fit_of_it(
     assert fingerprint(epochs=2) == fingerprint(epochs=2) != fingerprint(epochs=3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "uses"),
+    [
+        ({"method": "rqvae+collaborative", "collaborative": {"source": "sasrec"}}, True),
+        ({"method": "rqvae+collaborative"}, False),
+        ({"collaborative": {"source": "sasrec"}}, False),
+    ],
+)
+def test_quantize_runs_anew_with_another_version_of_the_sasrec_that_it_is_aligned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict, uses: bool
+) -> None:
+    stages = {name: {} for name in STAGES} | {"quantize": settings}
+    definition = resolve({"name": "w", "catalog": str(tmp_path), "stages": stages}, source="w")
+    before = _fingerprints(definition)["quantize"]
+    monkeypatch.setattr(type(stage("generate")), "version", 1_000)
+    assert (_fingerprints(definition)["quantize"] != before) == uses
+
+
 def test_rejected_rows_are_told_with_their_commonest_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "items.csv").write_text("item_id,title\na,1\n,2\nNULL,3\na,4\nb,5,6\n")
 

@@ -66,8 +66,11 @@ class AblateFeaturesStage(Stage[Config]):
 
     config_type = Config
     version = 4
-    uses = ("rank",)  # its rankers are fitted as those of rank
     reads = ("ingest", "interpret", "project", "features")
+
+    def uses(self, config: Config) -> tuple[str, ...]:
+        """Its rankers are fitted as those of rank."""
+        return ("rank",)
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
         """Finds variants that read what no item has.

@@ -23,8 +23,11 @@ class AblateTasksStage(Stage[Config]):
 
     config_type = Config
     version = 3
-    uses = ("generate",)  # its models are fitted as the language model of generate
     reads = ("ingest", "interpret", "project", "quantize")
+
+    def uses(self, config: Config) -> tuple[str, ...]:
+        """Its models are fitted as the language model of generate."""
+        return ("generate",)
 
     def check(self, config: Config, root: str) -> None:
         """Finds a backbone that is not there."""

@@ -54,6 +54,10 @@ class QuantizeStage(Stage[Config]):
     version = 5
     reads = ("project",)
 
+    def uses(self, config: Config) -> tuple[str, ...]:
+        """A SASRec that quantizers are aligned with is fitted as that of generate."""
+        return ("generate",) if config.reads_split() and config.collaborative.source == "sasrec" else ()
+
     def check(self, config: Config, root: str) -> None:
         """Finds a run to take over that is none, or is this one."""
         if config.frozen is not None:
