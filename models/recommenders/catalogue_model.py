@@ -1,4 +1,4 @@
-"""What SASRec and product codes share: an item is compared with a state as one vector, and told from other items."""
+"""What SASRec and product codes share: an item is compared with a state as one vector, among other items."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class CatalogueModel(NextItemModel):
             few = self.catalogue_loss.negatives
             return self._compared(self.vectors(items) if few else functional.embedding(items, self.every_vector()))
 
-        return self.catalogue_loss(self._asked(hidden), target, read)
+        return self.catalogue_loss(self._query(hidden), target, read)
 
     @torch.no_grad()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits of all items."""
-        return (self._asked(hidden) @ self._answering(lambda table: table).T).float()
+        return (self._query(hidden) @ self._answering(lambda table: table).T).float()
 
     def _answering(self, make: Callable[[torch.Tensor], Any]) -> Any:
         """Returns what answers are found in, made of all items' vectors once for the weights as they are."""
@@ -78,7 +78,7 @@ class CatalogueModel(NextItemModel):
             self._made = make(self._compared(self.every_vector()).detach())
         return self._made
 
-    def _asked(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _query(self, hidden: torch.Tensor) -> torch.Tensor:
         return functional.normalize(hidden, dim=-1) * self.log_scale.exp() if self.cosine else hidden
 
     def _compared(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -144,7 +144,7 @@ class ProductCodes(CatalogueModel):
         if self.items <= self.exact_items or self.penalty is not None:
             return super().top(hidden, k=k, banned=banned, allowed=allowed)
         index = self._answering(InnerProductIndex)
-        return index.search(self._asked(hidden).float().cpu(), k=k, banned=banned, allowed=allowed)
+        return index.search(self._query(hidden).float().cpu(), k=k, banned=banned, allowed=allowed)
 
     def _kept(self) -> torch.Tensor:
         """Returns which own vectors count, 1 or 0, float32 [N, 1]; in training those of a share of the items do not."""

@@ -4,8 +4,15 @@ It differs from what was published in
 
 * the answers: RPG walks a graph of items with like codewords; here all items are scored, which is what the walk
   approximates;
-* a learned start, from which the first item is predicted, and the blocks, as in all models of next items here
-  (`models.recommenders.encoder`).
+* the codes: OPQ is fitted on all items and in all directions of their embeddings; there on the items of training, in
+  the directions that a PCA keeps;
+* what is trained on: the last items of a history, one more than are read (51 by default); there every item of it, the
+  later ones behind as many as are read;
+* a learned start, from which the first item is predicted, and the blocks (`models.recommenders.encoder`), both as in
+  all models of next items here;
+* the biases of the heads, which start at 0, so that a head adds nothing at first; there at random;
+* the optimizer: Adam's second beta is .98 and not .999, and the learning rate falls from the start, to a tenth and not
+  to 0 (`models.recommenders.fitting`).
 
 What was made from it here, and does without these heads, is `models.recommenders.product_codes`.
 """
@@ -77,7 +84,7 @@ class Rpg(NextItemModel):
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Returns the mean of the cross-entropies of all codes."""
         parts = zip(*self._compared(hidden), self.codes[target].T, strict=True)
-        return torch.stack([cross_entropy(asked, words, wanted) for asked, words, wanted in parts]).mean()
+        return torch.stack([cross_entropy(query, words, word) for query, words, word in parts]).mean()
 
     @torch.no_grad()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -87,15 +94,15 @@ class Rpg(NextItemModel):
         """
         scores = torch.empty(len(hidden), self.items, device=hidden.device)
         for part, out in zip(hidden.split(USERS), scores.split(USERS), strict=True):
-            logits = torch.stack([asked @ words.T for asked, words in zip(*self._compared(part), strict=True)])
+            logits = torch.stack([query @ words.T for query, words in zip(*self._compared(part), strict=True)])
             table = logits.float().log_softmax(-1).transpose(1, 2).flatten(0, 1).contiguous()
             out.copy_(functional.embedding_bag(self.rows, table, mode="sum").T)
         return scores
 
     def _compared(self, hidden: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Returns what the logits of every code are products of: M states [B, D], and vectors [M, C, D]."""
-        asked = [functional.normalize(head(hidden), dim=-1) / self.temperature for head in self.heads]
-        return asked, functional.normalize(self.codeword, dim=-1)
+        queries = [functional.normalize(head(hidden), dim=-1) / self.temperature for head in self.heads]
+        return queries, functional.normalize(self.codeword, dim=-1)
 
 
 class Head(nn.Module):

@@ -48,10 +48,10 @@ def scorecard(
     tensor = torch.from_numpy(codes)
     before, after = collisions(codes), collisions(np.column_stack([codes, suffixes]))
     drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(OVERLAP_ROWS, len(codes)), replace=False))
-    told: dict[str, Any] = {}
+    decoded: dict[str, Any] = {}
     if attributes is not None:
         vectors = quantizer.standardise(embeddings[drawn])
-        told = decodability(vectors, codes[drawn], attributes.take(pa.array(drawn)), seed=seed)
+        decoded = decodability(vectors, codes[drawn], attributes.take(pa.array(drawn)), seed=seed)
     overlap = neighbour_overlap(
         quantizer.standardise(embeddings),
         tensor,
@@ -67,7 +67,7 @@ def scorecard(
         "neighbour_overlap": overlap,
         "known_prefixes": known_prefixes(codes, seed=seed),
         "category_purity": {} if attributes is None else category_purity(codes, attributes, seed=seed),
-        "decodability": told,
+        "decodability": decoded,
     }
 
 
