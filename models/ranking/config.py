@@ -152,7 +152,8 @@ class RankerConfig(Settings):
         tables: by name; the features of each are those of the item (`caption`), the user (`user`), or the same of the
             user's last items (`history_caption`); see also `long`.
         dense: names of the dense features, in order.
-        content_dim: width of item embeddings; 0 where the ranker does not read them.
+        content_dim: width of the vectors that the ranker reads of an item; 0 where it reads none.
+        decoded_dim: of it what the semantic ID decodes to, behind the item's embedding, if that is read.
         history: items of the history that target attention weighs one by one; 0 pools the history as one bag.
         long: items of a second history, which is pooled as the first one is (`long_caption`); 0: there is none.
     """
@@ -161,6 +162,7 @@ class RankerConfig(Settings):
     tables: dict[str, Table]
     dense: tuple[str, ...] = ()
     content_dim: int = 0
+    decoded_dim: int = 0
     history: int = 0
     long: int = 0
     embedding_dim: int = 16

@@ -28,7 +28,10 @@ EPOCH_START = {"step": 0, "total": 0.0, "seconds": 0.0}
 class Items(Protocol):
     """The item side of a catalogue; see `operators.features.ranker_inputs.ItemFeatures`."""
 
-    embedding: torch.Tensor  # float32 [N, D]
+    def __len__(self) -> int: ...
+
+    def vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the vectors that the ranker reads of items, float32 [B, content_dim]."""
 
 
 class Examples(Protocol):
@@ -66,7 +69,7 @@ def make_ranker(data: Data, device: torch.device | str = "cpu") -> Ranker:
     Every worker of a process group has to call it, and reads a share of the partitions; `device` is for their messages.
     """
     ranker, (rank, workers) = Ranker(data.config), rank_and_size()
-    items, features = len(data.items.embedding), len(data.config.dense)
+    items, features = len(data.items), len(data.config.dense)
     seen, liked = torch.zeros(items, device=device), torch.zeros(1, dtype=torch.float64, device=device)
     dense = [torch.empty(0, 3, features, dtype=torch.float64)]
     for number in range(rank, len(data.train.rows), workers):
@@ -77,7 +80,7 @@ def make_ranker(data: Data, device: torch.device | str = "cpu") -> Ranker:
     every = all_gather_rows(torch.cat(dense).to(device)).cpu()
     all_reduce_sum([seen])
     all_reduce_sum([liked])
-    content = moments(data.items.embedding[seen.cpu() > 0]) if data.config.content_dim else None
+    content = moments(data.items.vectors(seen.cpu() > 0)) if data.config.content_dim else None
     rate = float(liked) / max(sum(data.train.rows), 1)
     ranker.set_statistics(dense=reduce(merged, every), content=content, rate=rate)
     return ranker

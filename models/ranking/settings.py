@@ -47,6 +47,7 @@ class RankerSettings(Settings):
     architecture: Architecture = Dlrm()
     tables: Tables = Tables()
     content: bool = Field(True, description="read the embeddings of item and history")
+    sid_decoded: bool = Field(False, description="read what the semantic IDs of item and history decode to, a vector")
     target_attention: bool = Field(False, description="weigh the history by what it has to do with the item")
     embedding_dim: int = Field(16, ge=4, multiple_of=4)
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -78,7 +79,11 @@ class RankerSettings(Settings):
         return self
 
     def ranker(self, spec: dict[str, Any], content_dim: int) -> RankerConfig:
-        """Returns the ranker for features as `spec` (features/spec.json) describes them."""
+        """Returns the ranker for features as `spec` (features/spec.json) describes them.
+
+        Args:
+            content_dim: width of the embeddings, and of what semantic IDs decode to.
+        """
         tables = {
             name: Table(features=(name,) if name == USER else (name, HISTORY + name), **table.model_dump())
             for name, table in self.tables
@@ -88,7 +93,8 @@ class RankerSettings(Settings):
             hash=spec["hash"],
             tables=tables,
             dense=tuple(spec["dense"]),
-            content_dim=content_dim if self.content else 0,
+            content_dim=content_dim * (self.content + self.sid_decoded),
+            decoded_dim=content_dim * self.sid_decoded,
             history=spec["history"] if self.target_attention else 0,
             long=spec.get("long_history", 0),
             embedding_dim=self.embedding_dim,

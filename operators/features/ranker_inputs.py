@@ -18,10 +18,12 @@ from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, LONG, SID, USER, RankerConfig, Table
 from models.ranking.ranker import Kept, Ranker, RankerInputs
 from models.ranking.schedule import Parts, Piece
-from operators.columns import jagged_of, list_column, matrix_of, rows_of
+from models.semantic_ids.quantizer import Quantizer
+from operators.columns import jagged_of, list_column, matrix_column, matrix_of, rows_of
 from operators.features.long_history import LISTED
 from operators.features.tokens import HASH, NULL_ID, table_rows
 from storage import files
+from storage.artifacts import model_digest
 from storage.errors import ArtifactError
 from storage.mapped import BATCH_ROWS, map_columns, map_table
 from storage.run import RunDir
@@ -64,15 +66,20 @@ class ItemFeatures:
     holds it.
     """
 
-    def __init__(self, embedding: torch.Tensor, rows: pa.Table, config: RankerConfig) -> None:
+    def __init__(
+        self, embedding: torch.Tensor, rows: pa.Table, config: RankerConfig, decoded: torch.Tensor | None = None
+    ) -> None:
         """Copies nothing of what it is given, which may be mapped; see `laid_out` and `read_items`.
 
         Args:
             embedding: of N items, float32 [N, D].
             rows: of `token_rows`, in one chunk.
             config: of the ranker.
+            decoded: what semantic IDs decode to, float32 [N, D], where the ranker reads it; see `read_decoded`.
         """
         self.embedding, self._config = embedding, config
+        self._vectors = [embedding] if config.content_dim > config.decoded_dim else []
+        self._vectors += [] if decoded is None else [decoded]
         self._lists: dict[str, Jagged] = {}
         for name, table in _item_tables(config).items():
             lists, weights = rows[name].chunk(0), None
@@ -83,6 +90,10 @@ class ItemFeatures:
 
     def __len__(self) -> int:
         return len(self.embedding)
+
+    def vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the vectors that the ranker reads of items, float32 [B, content_dim]."""
+        return torch.cat([part[rows] for part in self._vectors], dim=1)
 
     def inputs(
         self,
@@ -138,7 +149,7 @@ class ItemFeatures:
             features[USER] = single if keep is None else masked(single, keep.user)
         content = history_content = None
         if config.content_dim:
-            content, history_content = self.embedding[rows], self._mean(bags[HISTORY])
+            content, history_content = self.vectors(rows), self._mean(bags[HISTORY])
         return RankerInputs(
             sparse=keyed({name: feature for name, feature in features.items() if feature.weights is None}),
             weighted=keyed({name: feature for name, feature in features.items() if feature.weights is not None}),
@@ -152,28 +163,31 @@ class ItemFeatures:
         )
 
     def _mean(self, lists: Jagged) -> torch.Tensor:
-        """Returns the mean of the known embeddings of each list, float32 [B, D]; NaN where there is none."""
+        """Returns the mean of the known vectors of each list, float32 [B, content_dim]; NaN where there is none."""
         items, at = lists.values.unique(return_inverse=True)
-        vectors = self.embedding[items.clamp_max(len(self) - 1)]
+        vectors = self.vectors(items.clamp_max(len(self) - 1))
         known = (items < len(self))[:, None] & ~vectors.isnan().any(1, keepdim=True)
         vectors = torch.cat([vectors.where(known, 0.0), known.float()], dim=1)
         sums = functional.embedding_bag(at, vectors, lists.offsets[:-1], mode="sum")
         return sums[:, :-1] / sums[:, -1:]  # 0 / 0 is NaN, unknown
 
 
-def laid_out(items: pa.Table, embeddings: pa.Table, config: RankerConfig) -> ItemFeatures:
+def laid_out(
+    items: pa.Table, embeddings: pa.Table, config: RankerConfig, decoded: torch.Tensor | None = None
+) -> ItemFeatures:
     """Returns the item side of a catalogue that is held in memory.
 
     Args:
         items: features/items.
         embeddings: item_id and embedding, in any order.
         config: of the ranker; its tables but `user` are named like columns of `items`.
+        decoded: see `ItemFeatures`.
 
     Raises:
         ArtifactError: an item has no embedding, or the ranker knows other tokens.
     """
     rows = pa.Table.from_batches(token_rows(items.to_batches(), config)).combine_chunks()
-    return ItemFeatures(aligned(items["item_id"], embeddings), rows, config)
+    return ItemFeatures(aligned(items["item_id"], embeddings), rows, config, decoded)
 
 
 def read_items(run: RunDir, config: RankerConfig) -> ItemFeatures:
@@ -188,7 +202,8 @@ def read_items(run: RunDir, config: RankerConfig) -> ItemFeatures:
     batches = partial(files.batches, uri, names, BATCH_ROWS)
     rows = map_table(run, "token_rows", about, schema, lambda: token_rows(batches(), config))
     ids = map_columns(run, "features", "items", columns=["item_id"])["item_id"]
-    return ItemFeatures(aligned(ids, read_embeddings(run)), rows, config)
+    decoded = read_decoded(run, ids) if config.decoded_dim else None
+    return ItemFeatures(aligned(ids, read_embeddings(run)), rows, config, decoded)
 
 
 def token_rows(items: Iterable[pa.RecordBatch], config: RankerConfig) -> Iterator[pa.RecordBatch]:
@@ -227,6 +242,27 @@ def _item_tables(config: RankerConfig) -> dict[str, Table]:
 def read_embeddings(run: RunDir) -> pa.Table:
     """Returns item_id and embedding of a run's items, mapped: the processes of a node share one copy."""
     return map_columns(run, "embeddings", columns=["item_id", "embedding"])
+
+
+def read_decoded(run: RunDir, item_ids: pa.ChunkedArray) -> torch.Tensor:
+    """Returns the vectors that items' semantic IDs decode to, float32 [N, D], mapped, not to be written to.
+
+    Raises:
+        ArtifactError: there is no quantizer, or an item has no semantic ID.
+    """
+    uri, artifact = run.uri("sids"), run.uri("models", "quantizer")
+    quantizer = Quantizer.load(artifact)
+    width = quantizer.architecture.input_dim
+    schema = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
+
+    def made() -> Iterator[pa.RecordBatch]:
+        for batch in files.batches(uri, ["item_id", "codes"], BATCH_ROWS):
+            codes = torch.tensor(matrix_of(batch["codes"])[:, :-1])  # without the suffix
+            vectors = matrix_column(quantizer.decode(codes).numpy())
+            yield pa.record_batch([batch["item_id"], vectors], schema=schema)
+
+    table = map_table(run, "decoded", [*files.signature(uri), str(model_digest(artifact))], schema, made)
+    return shared(matrix_of(rows_of(item_ids, table, "sids")["vector"]))
 
 
 def aligned(item_ids: pa.ChunkedArray, embeddings: pa.Table) -> torch.Tensor:

@@ -44,7 +44,7 @@ class RankStage(Stage[Config]):
 
     config_type = Config
     version = 5
-    reads = ("project", "features")
+    reads = ("project", "quantize", "features")
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fit, one CPU each."""

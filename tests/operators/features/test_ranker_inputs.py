@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from models.ranking.config import RankerConfig, Table
-from models.ranking.ranker import Kept
+from models.ranking.ranker import Kept, Ranker
+from models.ranking.settings import RankerSettings
+from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, Quantizer
 from operators.columns import jagged_of, matrix_column
-from operators.features.ranker_inputs import Examples, example_parts, laid_out, read_items
+from operators.features.ranker_inputs import Examples, example_parts, laid_out, read_decoded, read_items
 from operators.features.tokens import table_rows
 from storage import files
-from storage.errors import UserError
+from storage.errors import ArtifactError, UserError
 from storage.run import RunDir
 
 LISTS = {
@@ -284,3 +286,57 @@ def test_items_of_a_run_are_those_in_memory_and_nothing_of_them_is_copied(tmp_pa
         assert torch.equal(one.values(), other.values())
         assert torch.equal(one.lengths(), other.lengths())
     assert torch.equal(found.weighted.weights(), wanted.weighted.weights())
+
+
+@pytest.mark.parametrize("method", [RQKMEANS, RQVAE])
+@pytest.mark.parametrize("content", [True, False])
+def test_semantic_ids_decode_to_what_their_quantizer_says(tmp_path: Path, method: str, content: bool) -> None:
+    run = RunDir(str(tmp_path))
+    torch.manual_seed(0)
+    learned = method == RQVAE
+    quantizer = Quantizer(Architecture(method, 2, (5, 5), 3 if learned else 2, (4,) if learned else (), whiten=learned))
+    for tensor in [*quantizer.parameters(), quantizer.mean]:
+        torch.nn.init.normal_(tensor)
+    codes = np.array([[4, 0, -1], [1, 2, 0], [1, 2, 1]], np.int32)  # the last two differ in their suffixes
+    run.write_table(ITEMS, "features", "items")
+    run.write_table(EMBEDDINGS, "embeddings")
+    run.write_table(pa.table({"item_id": ["b", "c", "a"], "codes": matrix_column(codes)}), "sids")
+    settings = RankerSettings(content=content, sid_decoded=True, tables={"interests": None, "title": None})
+    config = settings.ranker({"hash": {}, "dense": ["age"], "history": 5}, 2)
+    with pytest.raises(ArtifactError, match="quantizer"):
+        read_items(run, config)
+    quantizer.save(run.uri("models", "quantizer"))
+    batch = read_items(run, config).inputs(
+        user=torch.arange(1, 4),
+        history=jagged_of(pa.array([[0, 1], [], [2]], pa.list_(pa.int32()))),
+        rows=torch.tensor([0, 1, 2]),
+        dense=torch.zeros(3, 1),
+    )
+    wanted = quantizer.decode(torch.tensor(codes[[2, 0, 1], :2]))  # of a, b, c
+    assert batch.content.shape == (3, config.content_dim) == (3, 4 if content else 2)
+    torch.testing.assert_close(batch.content[:, -2:], wanted)
+    assert torch.equal(batch.content[0], batch.content[2]) != content
+    torch.testing.assert_close(batch.history_content[0], batch.content[:2].mean(0))
+    assert torch.equal(batch.history_content[2], batch.content[2])
+    assert batch.history_content[1].isnan().all()  # nothing known: zeros once it is standardised
+    ranker = Ranker(config).eval()
+    ranker.embeddings.to_empty(device="cpu")
+    for parameter in ranker.parameters():
+        torch.nn.init.normal_(parameter)
+    unknown = ranker(batch)
+    batch.history_content = batch.history_content.nan_to_num(0.0)
+    assert torch.equal(ranker(batch), unknown)
+
+
+def test_without_a_semantic_id_an_item_has_nothing_to_decode(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    Quantizer(Architecture(RQKMEANS, 2, (5,), 2)).save(run.uri("models", "quantizer"))
+    run.write_table(pa.table({"item_id": ["a"], "codes": matrix_column(np.array([[0, -1]], np.int32))}), "sids")
+    with pytest.raises(ArtifactError, match="2 items are missing in sids"):
+        read_decoded(run, ITEMS["item_id"])
+
+
+def test_semantic_ids_are_decoded_or_not() -> None:
+    assert not RankerSettings().sid_decoded
+    with pytest.raises(ValueError, match="sid_decoded"):
+        RankerSettings(sid_decoded="sometimes")

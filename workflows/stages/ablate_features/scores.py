@@ -19,7 +19,7 @@ from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
 from operators.columns import filled_matrix, matrix_column, positions
 from operators.features.long_history import LISTED, described, read_prefixes, shared_prefixes
-from operators.features.ranker_inputs import Examples, laid_out, predict, read_embeddings
+from operators.features.ranker_inputs import Examples, laid_out, predict, read_decoded, read_embeddings
 from operators.features.tokens import NULL_ID
 from operators.log.events import SPLITS, Events, counts, histories
 from operators.log.partitions import open_log, read_user_ids
@@ -95,7 +95,8 @@ def score(
     spec = described(spec, levels=levels, length=length)
     embeddings = image_vectors(run) if variant.image else read_embeddings(run)
     config = settings.ranker(spec, embeddings.schema.field("embedding").type.list_size)
-    items = laid_out(variant_items(table, variant, run, catalog, seed=seed), embeddings, config)
+    decoded = read_decoded(run, table["item_id"]) if variant.decoded else None
+    items = laid_out(variant_items(table, variant, run, catalog, seed=seed), embeddings, config, decoded)
     train, valid, test = (Examples(part, config.dense) for part in (rows.train, rows.valid, rows.test))
     data = fitting.Data(config, items, in_memory(train), in_memory(valid))
     best: dict[str, torch.Tensor] = {}

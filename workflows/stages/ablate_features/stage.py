@@ -66,7 +66,7 @@ class AblateFeaturesStage(Stage[Config]):
 
     config_type = Config
     version = 4
-    reads = ("ingest", "interpret", "project", "features")
+    reads = ("ingest", "interpret", "project", "quantize", "features")
 
     def uses(self, config: Config) -> tuple[str, ...]:
         """Its rankers are fitted as those of rank."""

@@ -34,6 +34,7 @@ class FeatureVariant(Variant):
         image: whether it reads the pooled image embedding.
         long: whose semantic IDs its second history goes by, which it has beside the last items.
         prefixes: whether it reads of semantic IDs the prefixes alone.
+        decoded: whether it reads the vectors that semantic IDs decode to.
     """
 
     bags: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ class FeatureVariant(Variant):
     image: bool = False
     long: Literal["none", "as it is", "shuffled"] = "none"
     prefixes: bool = False
+    decoded: bool = False
 
 
 CAPTION = ("caption",)
@@ -52,6 +54,7 @@ VARIANTS = {
         FeatureVariant("caption", "Captions", CAPTION),
         FeatureVariant("sid", "Semantic IDs", ("sid",)),
         FeatureVariant("sid-prefixes", "Prefixes of semantic IDs", ("sid",), prefixes=True),
+        FeatureVariant("sid-decoded", "Vectors that semantic IDs decode to", decoded=True),
         FeatureVariant("caption+sid", "Captions and semantic IDs", ("caption", "sid")),
         FeatureVariant("title", "Titles", ("title",)),
         FeatureVariant("image", "Image embeddings", image=True),
@@ -73,7 +76,8 @@ def variant_settings(settings: RankerSettings, variant: FeatureVariant) -> Ranke
     """Returns the ranker of a variant: tables of ids and of the variant's bags, also where they were set to null."""
     read = (USER, ITEM, *variant.bags)
     tables = {name: table or TableConfig() if name in read else None for name, table in settings.tables}
-    return settings.model_copy(update={"tables": Tables(**tables), "content": variant.image})
+    vectors = {"content": variant.image, "sid_decoded": variant.decoded}
+    return settings.model_copy(update={"tables": Tables(**tables), **vectors})
 
 
 def truth_of_items(catalog: str) -> str | None:

@@ -119,10 +119,12 @@ def test_a_variant_whose_inputs_no_item_has_is_known(context: Context, tmp_path:
 
 def test_a_variant_reads_ids_and_what_its_name_says() -> None:
     settings = RankerSettings()
-    for name, bags in (("id", set()), ("caption+sid", {"caption", "sid"}), ("title", {"title"}), ("image", set())):
+    read = {"caption+sid": {"caption", "sid"}, "title": {"title"}}
+    vectors = {"image": (4, 0), "sid-decoded": (4, 4)}
+    for name in ("id", *read, *vectors):
         config = variant_settings(settings, VARIANTS[name]).ranker({"hash": {}, "dense": [], "history": 5}, 4)
-        assert set(config.tables) == {"user", "item"} | bags
-        assert bool(config.content_dim) is (name == "image")
+        assert set(config.tables) == {"user", "item"} | read.get(name, set())
+        assert (config.content_dim, config.decoded_dim) == vectors.get(name, (0, 0))
 
 
 def test_the_truth_is_what_can_be_seen_and_not_told_everywhere(context: Context, tmp_path: Path) -> None:
