@@ -72,6 +72,11 @@ class Recommender(Protocol):
 class Searcher(Recommender, Protocol):
     """A recommender that scores the items of a search alone, and makes several searches in one."""
 
+    @property
+    def most(self) -> int:
+        """How many items a search finds at most; longer lists are an error."""
+        ...
+
     def recommend_each(
         self, histories: Jagged, *, k: int, banned: Sequence[Jagged | None], allowed: torch.Tensor | None = None
     ) -> list[Recommended]:

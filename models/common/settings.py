@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from storage import files
 from storage.errors import UserError
@@ -65,6 +65,8 @@ class FitConfig(Settings):
 
     Attributes:
         steps: optimizer steps at most; the state with the best validation NDCG@10 is kept.
+        stop_at: the step whose state is kept in its place, and behind which the fit ends: a length that was chosen
+            elsewhere. The learning rate is that of all `steps`, and validation has no say; null: as above.
         batch_size: users or documents of a step, over all workers together.
         learning_rate: peak of AdamW's, reached after `warmup` steps; half a cosine over `steps` takes it to a tenth.
         warmup: steps of linear warm-up.
@@ -78,6 +80,7 @@ class FitConfig(Settings):
     """
 
     steps: int = Field(10_000, ge=1)
+    stop_at: int | None = Field(None, ge=1)
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     warmup: int = Field(100, ge=0)
@@ -87,6 +90,17 @@ class FitConfig(Settings):
     patience: int = Field(5, ge=1)
     averaged: int = Field(1, ge=1)
     precision: Precision = "bf16"
+
+    @model_validator(mode="after")
+    def _stops_within(self) -> FitConfig:
+        if self.last_step > self.steps:
+            raise ValueError(f"stop_at lies behind the last step: write {self.steps} or less, or raise steps")
+        return self
+
+    @property
+    def last_step(self) -> int:
+        """The step behind which a fit ends at the latest."""
+        return self.stop_at or self.steps
 
 
 class Backend:

@@ -27,6 +27,7 @@ from models.recommenders.language_model import LanguageModelRecommender, corpus_
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_quantizer import Quantized, quantize
 from models.recommenders.settings import CodesSettings, LanguageModelSettings, ProductCodesSettings, check_codewords
+from models.semantic_ids.collaborative import impute
 from storage.errors import UserError
 
 ORDER, HELD_OUT = 41, 42  # what is drawn
@@ -35,17 +36,29 @@ BUCKET = 20  # batches whose users are sorted by the length of their histories, 
 
 
 def quantize_items(
-    settings: CodesSettings, embeddings: np.ndarray, collaborative: np.ndarray | None, *, seed: int
+    settings: CodesSettings,
+    embeddings: np.ndarray,
+    collaborative: np.ndarray | None,
+    *,
+    drawn: np.ndarray | None = None,
+    seed: int,
 ) -> Quantized:
     """Quantises items into product codes.
 
     For RPG these are of the whitened embeddings. For product codes they are of the embeddings and, beside them, of what
     users chose, each centred and of mean square 1 per item.
 
+    Of an item that nobody has chosen the latter is imputed from its embedding. Such vectors lie closer together than
+    true ones, and in fewer directions; so that there are codewords near them, a share of the other items have theirs
+    imputed, too, where codewords are learned. Their own codes are of their true vectors: nothing is lost on them.
+    Where every item was chosen, nothing is imputed.
+
     Args:
         settings: of one of the two.
         embeddings: float32 [N, D].
-        collaborative: float32 [N, W], vectors of what users chose in training; None for none.
+        collaborative: float32 [N, W], vectors of what users chose in training, NaN in the rows of items that nobody
+            has chosen; None for none.
+        drawn: bool [N], that share of the items; None for none.
         seed: of every draw.
 
     Raises:
@@ -56,10 +69,20 @@ def quantize_items(
     if not isinstance(settings, ProductCodesSettings):
         dim = math.ceil(embeddings.shape[1] / settings.codes) * settings.codes
         return into(embeddings, dim=dim, whiten=True)
-    parts = [scaled(embeddings)]
-    if collaborative is not None:
-        parts.append(settings.collaborative * scaled(collaborative))
-    return into(np.hstack(parts), dim=settings.model.dim)
+    content, dim = scaled(embeddings), settings.model.dim
+    if collaborative is None:
+        return into(content, dim=dim)
+    known = ~np.isnan(collaborative).any(1)
+    chosen = np.full_like(collaborative, np.nan)
+    chosen[known] = scaled(collaborative[known])
+
+    imputed = chosen if known.all() else impute(chosen, content)
+
+    def joined(true: np.ndarray) -> np.ndarray:
+        return np.hstack([content, settings.collaborative * np.where(true[:, None], chosen, imputed)])
+
+    learned = None if drawn is None or known.all() else joined(known & ~drawn)
+    return into(joined(known), dim=dim, learned=learned)
 
 
 def scaled(vectors: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from models.common import scale
 from models.recommenders.catalogue_loss import CatalogueLoss, NegativesConfig
 from models.recommenders.next_item import EncoderConfig, NextItemModel
+from models.recommenders.sprint import ProductPenalty, SprintConfig
 
 
 class CatalogueConfig(EncoderConfig, NegativesConfig):
@@ -19,9 +20,11 @@ class CatalogueConfig(EncoderConfig, NegativesConfig):
 
     Attributes:
         logits: `cosine`: of the state and an item's vector, times a learned scale; `dot`: their product.
+        sprint: what is pushed down beside the loss, against the popularity that deep encoders add.
     """
 
     logits: Literal["cosine", "dot"] = "cosine"
+    sprint: SprintConfig = SprintConfig()
 
 
 class CatalogueModel(NextItemModel):
@@ -29,10 +32,12 @@ class CatalogueModel(NextItemModel):
 
     def __init__(self, config: CatalogueConfig, counts: torch.Tensor) -> None:
         """Takes how often training chooses each item, int64 [N]."""
-        super().__init__(config, items=len(counts), counts=counts)
+        super().__init__(config, items=len(counts), counts=counts, sprint=config.sprint)
         self.cosine = config.logits == "cosine"
         self.catalogue_loss = CatalogueLoss(counts, config)
-        self._made: Any = None
+        embedding = config.sprint.embedding
+        self.table_penalty = ProductPenalty(embedding, config.dim) if embedding else None
+        self._made: tuple[Any, Any] | None = None  # what is answered in, behind what made it
         if self.cosine:
             self.log_scale = scale.log_scale(1)
 
@@ -59,24 +64,30 @@ class CatalogueModel(NextItemModel):
         return super().train(mode)
 
     def mean_loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Returns the cross-entropy over the items that training chooses from, or over negatives."""
+        """Returns the cross-entropy over the items that training chooses from, or over negatives; and a penalty."""
 
         def read(items: torch.Tensor) -> torch.Tensor:
             few = self.catalogue_loss.negatives
             return self._compared(self.vectors(items) if few else functional.embedding(items, self.every_vector()))
 
-        return self.catalogue_loss(self._query(hidden), target, read)
+        loss: torch.Tensor = self.catalogue_loss(self._query(hidden), target, read)
+        if self.training and self.table_penalty is not None:
+            loss = loss + self.table_penalty(self._compared(self.every_vector())) * bool(len(target))
+        return loss
 
     @torch.no_grad()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits of all items."""
-        return (self._query(hidden) @ self._answering(lambda table: table).T).float()
+        return (self._query(hidden) @ self._answering(torch.t)).float()
 
     def _answering(self, make: Callable[[torch.Tensor], Any]) -> Any:
-        """Returns what answers are found in, made of all items' vectors once for the weights as they are."""
-        if self.training or self._made is None:
-            self._made = make(self._compared(self.every_vector()).detach())
-        return self._made
+        """Returns what answers are found in, made of all items' vectors once for the weights as they are.
+
+        What `make` has made last is kept, and made anew for another one.
+        """
+        if self.training or self._made is None or self._made[0] is not make:
+            self._made = make, make(self._compared(self.every_vector()).detach())
+        return self._made[1]
 
     def _query(self, hidden: torch.Tensor) -> torch.Tensor:
         return functional.normalize(hidden, dim=-1) * self.log_scale.exp() if self.cosine else hidden

@@ -57,10 +57,16 @@ class Content:
         return best(scores, k=k, banned=banned, allowed=allowed)
 
 
-def normalise(embeddings: torch.Tensor) -> torch.Tensor:
-    """Standardises every dimension over the catalogue, then scales every item to unit length; float32 [N, D]."""
-    centred = embeddings - embeddings.mean(0)
-    return functional.normalize(centred / centred.std(0, correction=0).clamp_min(1e-6), dim=1)
+def normalise(embeddings: torch.Tensor, of: torch.Tensor | None = None) -> torch.Tensor:
+    """Standardises every dimension over the catalogue, then scales every item to unit length; float32 [N, D].
+
+    Args:
+        embeddings: float32 [N, D].
+        of: of the catalogue's items, where the embeddings are those of others.
+    """
+    catalogue = embeddings if of is None else of
+    deviation = catalogue.std(0, correction=0).clamp_min(1e-6)
+    return functional.normalize((embeddings - catalogue.mean(0)) / deviation, dim=1)
 
 
 def popularity_bonus(popularity: torch.Tensor, weight: float) -> torch.Tensor:

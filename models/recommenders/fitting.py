@@ -69,6 +69,8 @@ def fit(
 ) -> None:
     """Trains until validation gets no better, and tries the average of the best states where the settings ask for it.
 
+    A fit with `stop_at` is validated there alone, so that its last state is the best one.
+
     The average is one more report, with the steps of its states as `averaged`; it is the last improvement where it is
     better on validation than each of them.
 
@@ -108,7 +110,7 @@ def fit(
             raise UserError(
                 "The state of the killed fit is of another model: run again with --from generate."
             ) from error
-    started = time.perf_counter() - at["seconds"]
+    started, every = time.perf_counter() - at["seconds"], config.stop_at or config.validate_every
 
     def resumable() -> State:
         """Returns all that a killed attempt resumes from; every worker calls it."""
@@ -127,7 +129,7 @@ def fit(
             losses = task.losses(learner)
         callbacks.report({"step": 0, **({"losses": losses} if losses else {})}, resumable)
     module.train()
-    while at["step"] < config.steps and at["stale"] < config.patience:
+    while at["step"] < config.last_step and at["stale"] < config.patience:
         step = int(at["step"])
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * rate(step, config)
@@ -138,14 +140,14 @@ def fit(
         optimizer.step()
         task.limit()
         at["step"] += 1
-        if at["step"] % config.validate_every and at["step"] < config.steps:
+        if at["step"] % every and at["step"] < config.last_step:
             if at["step"] % REPORT_EVERY == 0:
                 callbacks.report({"step": int(at["step"])}, resumable)
             continue
         if not math.isfinite(at["total"]):
             raise UserError("The loss is not a number: lower learning_rate under fit.")
         found, losses = validated()
-        steps = (step % config.validate_every) + 1
+        steps = (step % every) + 1
         metrics: dict[str, Any] = {"step": int(at["step"]), "train_loss": at["total"] / steps, **found}
         metrics |= {"losses": losses} if losses else {}
         better, admitted = found[NDCG] > at["best"], best_states.admits(found[NDCG])

@@ -51,6 +51,11 @@ class LanguageModelRecommender:
         """
         return self.recommend_each(histories, k=k, banned=[banned], allowed=allowed)[0]
 
+    @property
+    def most(self) -> int:
+        """See `models.common.recommender.Searcher`."""
+        return self.settings.beams
+
     def recommend_each(
         self, histories: Jagged, *, k: int, banned: Sequence[Jagged | None], allowed: torch.Tensor | None = None
     ) -> list[Recommended]:

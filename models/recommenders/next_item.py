@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
+from torch.nn import functional
 
 from models.common.jagged import Jagged, gather, padded
 from models.common.recommender import Recommended, best, concatenate
 from models.common.settings import Settings
 from models.recommenders.encoder import Block, Encoder
+from models.recommenders.sprint import SprintConfig
 from storage.artifacts import save_model
 
 USERS = 512  # per block of answers, at most
@@ -30,6 +32,8 @@ class EncoderConfig(Settings):
         length: items of a history that are read, the last ones.
         popularity_penalty: times the log of an item's events in training, taken from its score in every answer and
             from nothing in training; 0: none.
+        cold_bonus: added to the score of an item without an event in training in every answer; `auto`: what is best on
+            validation.
     """
 
     dim: PositiveInt = 64
@@ -40,6 +44,7 @@ class EncoderConfig(Settings):
     block_dropout: float | None = Field(None, ge=0, lt=1)
     length: PositiveInt = 50
     popularity_penalty: float = Field(0.0, ge=0)
+    cold_bonus: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> EncoderConfig:
@@ -54,7 +59,14 @@ class NextItemModel(nn.Module, ABC):
     kind: ClassVar[str]  # of the artifact, and the recommender's name
     layers = (Block.__name__,)  # see `models.common.data_parallel.Learner`
 
-    def __init__(self, config: EncoderConfig, *, items: int, counts: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        items: int,
+        counts: torch.Tensor | None = None,
+        sprint: SprintConfig = SprintConfig(),  # noqa: B008 - frozen
+    ) -> None:
         """Takes the number of items, N, and how often training chooses each, int64 [N]; None: all alike."""
         super().__init__()
         self.config, self.items = config, items
@@ -67,11 +79,11 @@ class NextItemModel(nn.Module, ABC):
             share=config.dropout,
             block_share=config.dropout if config.block_dropout is None else config.block_dropout,
             length=config.length + 1,
+            sprint=sprint,
         )
         self.penalty: torch.Tensor | None
         self.register_buffer("penalty", None)
-        if config.popularity_penalty:
-            self.penalise(config.popularity_penalty, torch.ones(items) if counts is None else counts)
+        self._adjust(torch.ones(items) if counts is None else counts)
 
     @classmethod
     @abstractmethod
@@ -94,9 +106,13 @@ class NextItemModel(nn.Module, ABC):
         """Returns the scores of all items, float32 [B, N], for states [B, D]."""
 
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Returns the mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones."""
+        """Returns the mean loss over every item of the windows, int64 [B, T] with `items` behind shorter ones.
+
+        In training mode with the encoder's penalty.
+        """
         keep = windows < self.items
-        return self.mean_loss(self._states(windows[:, :-1])[keep], windows[keep])
+        states, penalty = self._states(windows[:, :-1])
+        return self.mean_loss(states[keep], windows[keep]) + penalty * keep.any()
 
     def weight(self, windows: torch.Tensor) -> torch.Tensor:
         """Returns how many items that mean is over."""
@@ -125,16 +141,35 @@ class NextItemModel(nn.Module, ABC):
         """Sets what is taken from scores in answers: a penalty times the log of how often training chooses an item.
 
         This is the post-hoc logit adjustment of Menon et al. (ICLR 2021, arXiv 2007.07314). What all users share of a
-        softmax's scores is the log of popularity (arXiv 2606.21275). An item without an event counts as if it had one.
+        softmax's scores is the log of popularity (arXiv 2606.21275). An item without an event counts as if it had one,
+        and keeps its bonus.
 
         Args:
             penalty: 0 or more.
             counts: of every item, [N].
         """
-        self.penalty = penalty * counts.clamp_min(1).float().log().to(self.start.device)
+        bonus = 0.0 if self.config.cold_bonus == "auto" else self.config.cold_bonus
+        taken = penalty * counts.clamp_min(1).float().log() - bonus * (counts == 0)
+        self.penalty = taken.to(self.start.device)
+
+    def favour_cold(self, bonus: float, counts: torch.Tensor) -> None:
+        """Sets the bonus of items without an event in the place of `config.cold_bonus`, also for the artifact.
+
+        Args:
+            bonus: 0 or more.
+            counts: of every item, [N].
+        """
+        self.config = self.config.model_copy(update={"cold_bonus": bonus})
+        self._adjust(counts)
+
+    def _adjust(self, counts: torch.Tensor) -> None:
+        """Sets what is taken from scores by the settings; where they take nothing there is no such tensor."""
+        self.penalty = None
+        if self.config.popularity_penalty or self.config.cold_bonus:
+            self.penalise(self.config.popularity_penalty, counts)
 
     def ranked(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns what items are ranked by, float32 [B, N]: their scores, less the penalty."""
+        """Returns what items are ranked by, float32 [B, N]: their scores, less the penalty, with the bonus."""
         scores = self.scores(hidden)
         return scores if self.penalty is None else scores - self.penalty
 
@@ -160,12 +195,12 @@ class NextItemModel(nn.Module, ABC):
         """Returns the state behind every history, [B, D]."""
         read = padded(histories, length=self.config.length, fill=self.items).to(self.start.device)
         lengths = histories.offsets.diff().clamp_max(self.config.length)
-        return self._states(read)[torch.arange(len(lengths)), lengths]
+        return self._states(read)[0][torch.arange(len(lengths)), lengths]
 
-    def _states(self, items: torch.Tensor) -> torch.Tensor:
-        """States before each item and behind the last one, [B, T + 1, D], for items [B, T]."""
+    def _states(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """States before each item and behind the last one, [B, T + 1, D], for items [B, T]; the encoder's penalty."""
         known = items < self.items
         vectors = self.inputs(items[known])
         read = vectors.new_zeros(*items.shape, vectors.shape[-1]).index_put((known,), vectors)
         start = self.start.to(read).expand(len(items), 1, -1)
-        return self.encoder(torch.cat([start, read], dim=1))
+        return self.encoder(torch.cat([start, read], dim=1), functional.pad(known, (1, 0), value=True))

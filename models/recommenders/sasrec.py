@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from pydantic import model_validator
 from torch import nn
 from torch.nn import functional
 
@@ -23,6 +24,12 @@ from models.recommenders.catalogue_model import CatalogueConfig, CatalogueModel
 
 class SasRecConfig(CatalogueConfig):
     """Size and loss of SASRec."""
+
+    @model_validator(mode="after")
+    def _no_cold_items(self) -> SasRecConfig:
+        if self.cold_bonus:
+            raise ValueError("SASRec never recommends an item without an event: leave cold_bonus out")
+        return self
 
 
 class SasRec(CatalogueModel):

@@ -61,12 +61,15 @@ class ProductCodesSettings(CodesSettings):
 
     Attributes:
         collaborative: weight of what users chose in training beside the embeddings, in what is quantised; 0: none.
+        imputed: share of the items whose vector of what users chose is imputed, as it is of items that nobody has
+            chosen, where codewords are learned; see `models.recommenders.build.quantize_items`.
         width: of the vectors of what users chose.
     """
 
     name = ProductCodes.kind
     model: ProductCodesConfig = ProductCodesConfig()
     collaborative: float = Field(1.0, ge=0)
+    imputed: float = Field(0.1, ge=0, le=1)
     width: int = Field(128, ge=1)
     fit: FitConfig = FitConfig()
 

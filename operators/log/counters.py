@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from operators.log.events import SPLITS, Events, Known, known_before, known_before_each
+from operators.log.events import SPLITS, Events, Known, known_before, known_before_each, known_to
 from storage.hashing import draw_uniform
 
 LATEST = np.iinfo(np.int64).max
@@ -163,7 +163,7 @@ def _known_to(rows: pa.Table, splits: int) -> list[np.ndarray]:
     split = rows["split"].to_numpy()
     if splits == 1:
         return [np.ones(len(split), dtype=bool)]
-    return [split <= number for number in range(len(SPLITS))]
+    return [known_to(split, number) for number in range(len(SPLITS))]
 
 
 def _since(before: Known, item: np.ndarray, since: Known) -> Known:

@@ -2,7 +2,8 @@
 
 Every quantity of an example is made from events strictly before its timestamp; events of the same microsecond do not
 count. Examples of a split see events of their own and of earlier splits only, so that under `leave_last`, too, no
-test event reaches a training row.
+test event reaches a training row. What a split holds back belongs to none: validation and test see it, as part of the
+past, and nobody learns from it or asks for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
+HELD_BACK = -1  # in place of the number of a split, see `known_to`
 DAY_US = 86_400_000_000
 RATE_PRIOR = 20.0  # events that the global rate weighs in a smoothed rate
 
@@ -39,6 +41,16 @@ class Events:
     def extend(self, other: Events) -> Events:
         """These events, then the other ones."""
         return Events(*(np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def known_to(split: np.ndarray, number: int) -> np.ndarray:
+    """Masks the events that examples of a split may know, bool [E]; what is held back is known from validation on.
+
+    Args:
+        split: number of every event, or `HELD_BACK`, int8 [E].
+        number: of the examples' split.
+    """
+    return np.abs(split) <= number
 
 
 def before(
@@ -138,18 +150,18 @@ def own_histories(log: Events, rows: np.ndarray, *, length: int) -> tuple[np.nda
     return log.item[order[liked]][positions].astype(np.int32), offsets.astype(np.int32)
 
 
-def last_histories(log: Events, users: int, *, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the last `length` positive items of every user after the last event, all of them where it is None.
+def last_histories(log: Events, users: int, *, length: int | None = None) -> tuple[Events, np.ndarray]:
+    """Returns the last `length` positive events of every user, all of them where it is None.
 
     Returns:
-        See `histories`; offsets int32 [users + 1].
+        The events of all users one after the other, each user's oldest first, and offsets (int32 [users + 1]).
     """
     positive = log.take(log.label > 0)
     order = np.lexsort((positive.time, positive.user))
     ends = np.cumsum(np.bincount(positive.user, minlength=users))
     starts = np.concatenate([[0], ends[:-1]])
     positions, offsets = flatten(starts if length is None else np.maximum(starts, ends - length), ends)
-    return positive.item[order[positions]].astype(np.int32), offsets.astype(np.int32)
+    return positive.take(order[positions]), offsets.astype(np.int32)
 
 
 def histories(log: Events, user: np.ndarray, time: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import torch
 
 from models.common.jagged import Jagged, chained, from_arrays
 from models.common.recommender import Queries
-from operators.log.events import SPLITS, Events, first_interactions, histories
+from operators.log.events import SPLITS, Events, first_interactions, histories, known_to
 from operators.log.partitions import PartitionedLog
 from operators.log.split import Split
 from storage.hashing import hash_numbers
@@ -59,7 +59,7 @@ def queries(
         rows: of the events that are asked about; all of the split's where it is None.
     """
     targets = events.take(are_asked(events, split, name, repeats=repeats) if rows is None else rows)
-    known = events.take(split <= SPLITS.index(name))
+    known = events.take(known_to(split, SPLITS.index(name)))
     known = known.take(np.isin(known.user, targets.user))
     met = Events(known.user, known.item, known.time, np.ones_like(known.label))
     return Queries(

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from models.common.settings import Settings
-from operators.log.events import Events
+from operators.log.events import HELD_BACK, Events
 from storage.errors import UserError
 
 HELD = 1 << 20  # times that are sorted at once
@@ -59,9 +59,18 @@ class SplitTime(Settings):
 
 
 class SplitLeaveLast(Settings):
-    """Each user's last event is test, the one before validation."""
+    """Each user's last event is test, the one before validation.
+
+    A model has learned the event before the one that validation asks for, and not the event before the one that test
+    asks for. Validation therefore flatters what remembers training: too little regularisation, and too long a fit.
+
+    Attributes:
+        held_back: 2 keeps the event before validation's from training, too, as validation's is for test, so that both
+            are asked alike: for choosing settings. The event stands in histories, and is neither learned nor asked for.
+    """
 
     kind: Literal["leave_last"]
+    held_back: Literal[1, 2] = 1
 
     def cuts(self, parts: Parts, events: int) -> tuple[int, ...]:
         """Checks that the log can be split so; there is nothing to cut.
@@ -76,7 +85,8 @@ class SplitLeaveLast(Settings):
     def numbers(self, events: Events, cuts: tuple[int, ...]) -> np.ndarray:
         """Returns the split of every event: each user's last one is test, the one before valid; int8 [E].
 
-        Users with fewer than three events train only. Among events of one moment the later row is the last.
+        The one before that is `HELD_BACK` where two are held back. Users with fewer than three events train only. Among
+        events of one moment the later row is the last.
         """
         order = np.lexsort((events.time, events.user))
         counts = np.bincount(events.user)
@@ -84,6 +94,8 @@ class SplitLeaveLast(Settings):
         number = np.zeros(len(events), dtype=np.int8)
         number[order[ends - 1]] = 2
         number[order[ends - 2]] = 1
+        if self.held_back == 2:
+            number[order[ends - 3]] = HELD_BACK
         return number
 
 

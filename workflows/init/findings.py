@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from operators.log.encoding import Log, encode
-from operators.log.events import SPLITS, first_interactions, known_before
+from operators.log.events import SPLITS, first_interactions, known_before, known_to
 from operators.log.split import Split, SplitLeaveLast, SplitTime, split_numbers
 from storage import blocks, tables
 from storage.errors import UserError
@@ -264,7 +264,7 @@ def _parts(log: Log, split: Split, share: int, *, order: bool) -> Parts:
         if not log.labelled
         else len(asked)
         for number in range(len(SPLITS))
-        for asked, known in [(events.take((numbers == number) & eligible), events.take(numbers <= number))]
+        for asked, known in [(events.take((numbers == number) & eligible), events.take(known_to(numbers, number)))]
     ]
     sequences = training_sequences(events, numbers)
     lengths = sequences.offsets.diff()

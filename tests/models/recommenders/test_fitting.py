@@ -188,6 +188,27 @@ def test_the_best_state_is_kept_and_patience_ends_the_fit() -> None:
         assert all(torch.equal(part, state[f"model.learner.{name}"]) for name, part in tensors.items())
 
 
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 7])
+def test_a_fit_may_end_at_a_step_with_the_state_that_a_longer_one_has_there(
+    stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "REPORT_EVERY", 1)
+    whole, kept = Kept(), Kept()
+    fit(CONFIG, make(0.3), asked(9), whole.callbacks(), seed=5)
+    config = CONFIG.model_copy(update={"stop_at": stop_at, "validate_every": 2, "patience": 1, "averaged": 3})
+    fit(config, make(0.3), asked(9), kept.callbacks(), seed=5)
+    assert [metrics["step"] for metrics in kept.metrics] == list(range(stop_at + 1))
+    assert [metrics["step"] for metrics in kept.metrics if NDCG in metrics] == [stop_at]
+    assert best_of(kept.metrics)["step"] == stop_at
+    (tensors,) = kept.bests
+    assert all(torch.equal(part, whole.states[stop_at][f"model.learner.{name}"]) for name, part in tensors.items())
+
+
+def test_a_fit_cannot_end_behind_its_last_step() -> None:
+    with pytest.raises(ValueError, match="stop_at lies behind the last step: write 7 or less, or raise steps"):
+        FitConfig(steps=7, stop_at=8)
+
+
 @pytest.mark.parametrize(("place", "better"), [(0, True), (3, False), (2, False)])
 def test_the_average_of_the_best_states_is_kept_where_it_is_better(place: int, better: bool) -> None:
     """Of four validations, the second and the third are the best; then the average is asked for."""

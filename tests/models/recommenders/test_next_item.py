@@ -19,6 +19,7 @@ from models.recommenders.next_item import EncoderConfig, NextItemModel
 from models.recommenders.product_codes import ProductCodes, ProductCodesConfig
 from models.recommenders.product_quantizer import Quantized
 from models.recommenders.sasrec import SasRec, SasRecConfig
+from models.recommenders.sprint import SprintConfig
 from storage.errors import UserError
 
 ITEMS = 30
@@ -56,7 +57,8 @@ def naive_scores(model: NextItemModel, history: list[int]) -> torch.Tensor:
     """Of one history alone, without any padding."""
     read = torch.tensor([history[-model.config.length :]], dtype=torch.int64)
     vectors = torch.cat([model.start[None], model.inputs(read[0])]) if history else model.start[None]
-    return model.scores(model.encoder(vectors[None])[0, -1:])[0]
+    states, _ = model.encoder(vectors[None], torch.ones(1, len(vectors), dtype=torch.bool))
+    return model.scores(states[0, -1:])[0]
 
 
 def naive_best(scores: torch.Tensor, k: int, out: set[int]) -> list[int]:
@@ -66,16 +68,17 @@ def naive_best(scores: torch.Tensor, k: int, out: set[int]) -> list[int]:
 
 def test_a_later_vector_changes_no_earlier_state() -> None:
     torch.manual_seed(0)
-    encoder = Encoder(dim=8, layers=3, heads=2, inner=16, share=0.5, block_share=0.5, length=9).eval()
-    items = torch.randn(2, 7, 8)
-    states = encoder(items)
+    sizes = {"dim": 8, "layers": 3, "heads": 2, "inner": 16, "share": 0.5, "block_share": 0.5, "length": 9}
+    encoder = Encoder(**sizes, sprint=SprintConfig()).eval()
+    items, real = torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool)
+    states, _ = encoder(items, real)
     for at in range(7):
         other = items.clone()
         other[:, at] = torch.randn(2, 8)
-        changed = (encoder(other) != states).any(dim=2)
+        changed = (encoder(other, real)[0] != states).any(dim=2)
         assert not changed[:, :at].any()
         assert changed[:, at:].all()
-    torch.testing.assert_close(encoder(items[:, :4]), states[:, :4])
+    torch.testing.assert_close(encoder(items[:, :4], real[:, :4])[0], states[:, :4])
 
 
 def test_dropout_is_for_training_alone(model: NextItemModel) -> None:

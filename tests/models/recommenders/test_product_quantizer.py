@@ -104,3 +104,15 @@ def test_the_same_seed_gives_the_same_codes_and_the_vectors_stay() -> None:
     assert np.array_equal(vectors, before)
     other = quantize(vectors, dim=8, codes=2, codewords=8, seed=4)
     assert not torch.equal(first.codewords, other.codewords)
+
+
+def test_codewords_may_be_learned_from_other_vectors_than_those_that_get_codes() -> None:
+    vectors, learned = clusters(100, 20), clusters(100, 20, seed=1)
+    for settings in ({"dim": 8}, {"dim": 32}, {"dim": 8, "whiten": True}):
+        sized = {"codes": 2, "codewords": 8, "seed": 3, **settings}
+        plain, same = quantize(vectors, **sized), quantize(vectors, **sized, learned=vectors.copy())
+        assert torch.equal(plain.codes, same.codes)
+        assert torch.equal(plain.codewords, same.codewords)
+        other, wanted = quantize(vectors, **sized, learned=learned), quantize(learned, **sized)
+        assert torch.equal(other.codewords, wanted.codewords)
+        assert not torch.equal(other.codes, wanted.codes)

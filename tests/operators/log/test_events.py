@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -151,5 +153,6 @@ def test_what_users_chose_last_is_what_was_known_after_the_last_event(
     end = np.full(USERS, log.time.max() + 1)
     for kept, given_length in ((length, length), (len(log), None)):
         found, wanted = last_histories(log, USERS, length=given_length), histories(log, users, end, length=kept)
-        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[0].item, wanted[0])
         np.testing.assert_array_equal(found[1], wanted[1])
+        assert all((np.diff(found[0].time[a:b]) >= 0).all() for a, b in itertools.pairwise(found[1]))

@@ -26,6 +26,8 @@ from storage.run import RunDir
 from tests.logs import write_log
 
 LEAVE_LAST = SplitLeaveLast(kind="leave_last")
+ONE_MORE = SplitLeaveLast(kind="leave_last", held_back=2)
+BY_TIME = SplitTime(valid=0.2, test=0.2)
 
 
 class Event(NamedTuple):
@@ -55,9 +57,7 @@ def logs(draw: st.DrawFn) -> tuple[Events, np.ndarray]:
     columns = np.array(sorted(entries, key=lambda entry: (entry[2], *entry))).T
     events = Events(columns[0], columns[1], columns[2], columns[3].astype(np.float32))
     try:
-        if draw(st.booleans()):
-            return events, split_numbers(LEAVE_LAST, events)
-        return events, split_numbers(SplitTime(valid=0.2, test=0.2), events)
+        return events, split_numbers(draw(st.sampled_from([LEAVE_LAST, ONE_MORE, BY_TIME])), events)
     except UserError:
         assume(False)
         raise
@@ -94,7 +94,7 @@ def test_queries_show_what_was_known_strictly_before(
         earlier = [other for place, other in mine if (other.time, place) < (event.time, at)]
         if not repeats and any(other.item == event.item for other in earlier):
             continue
-        known = [other for _, other in mine if other.time < event.time and other.split <= number]
+        known = [other for _, other in mine if other.time < event.time and abs(other.split) <= number]
         users.append(event.user)
         targets.append(event.item)
         histories.append([other.item for other in known if other.label][-history:])
@@ -122,9 +122,29 @@ def test_what_later_splits_hold_changes_nothing(log: tuple[Events, np.ndarray], 
     assert one.target.tolist() == two.target.tolist()
     assert rows(one.histories) == rows(two.histories)
     assert rows(one.seen) == rows(two.seen)
-    first, second = (training_sequences(part, split) for part in (events, changed(split > 0)))
+    first, second = (training_sequences(part, split) for part in (events, changed(split != 0)))
     assert torch.equal(first.values, second.values)
     assert torch.equal(first.offsets, second.offsets)
+
+
+def test_one_more_event_held_back_is_shown_and_neither_learned_nor_asked_for() -> None:
+    """Validation is then asked as test is: behind an event that nobody has learned from."""
+    random = np.random.default_rng(0)
+    user = np.repeat(np.arange(40), random.integers(1, 9, 40))
+    place = np.concatenate([np.arange(count) for count in np.bincount(user)])
+    events = Events(user, np.arange(len(user)), 10 * place + user, np.ones(len(user), np.float32))
+    own = [np.flatnonzero(user == one).tolist() for one in range(40)]  # items, oldest first
+    long = [items for items in own if len(items) >= 3]
+    split = split_numbers(ONE_MORE, events)
+    learned = [items if len(items) < 3 else items[:-3] for items in own]
+    assert rows(training_sequences(events, split)) == [items for items in learned if items]
+    for name, end in (("valid", -2), ("test", -1)):
+        found = queries(events, split, name, history=9, repeats=False)
+        assert found.target.tolist() == [items[end] for items in long]
+        assert rows(found.histories) == rows(found.seen) == [items[:end] for items in long]
+    plain = split_numbers(LEAVE_LAST, events)
+    assert np.array_equal(np.where(split < 0, 0, split), plain)
+    assert [items[-3] for items in long] == events.item[split != plain].tolist()
 
 
 def test_a_disliked_item_is_seen_but_no_part_of_a_history() -> None:
@@ -146,7 +166,7 @@ def test_an_item_that_was_met_before_is_asked_for_only_among_repeats(repeats: bo
 
 
 @pytest.mark.parametrize("repeats", [True, False])
-@pytest.mark.parametrize("split", [LEAVE_LAST, SplitTime(valid=0.2, test=0.2)])
+@pytest.mark.parametrize("split", [LEAVE_LAST, ONE_MORE, BY_TIME])
 def test_partitions_say_the_same_as_the_whole_log(
     tmp_path: Path, split: Split, repeats: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

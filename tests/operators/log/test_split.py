@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.log import split
-from operators.log.events import Events
+from operators.log.events import HELD_BACK, Events
 from operators.log.split import SplitLeaveLast, SplitTime, quantile, ranges, split_numbers
 from storage.errors import UserError
 
@@ -59,10 +61,13 @@ def test_a_split_by_time_needs_moments() -> None:
         split_numbers(SplitTime(valid=0.1, test=0.1), at(np.repeat([1, 2], 50)))
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40))
-def test_leave_last_holds_out_the_two_last_events(rows: list[tuple[int, int]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40), st.sampled_from([1, 2]))
+def test_leave_last_holds_out_the_two_last_events_and_holds_one_more_back(
+    rows: list[tuple[int, int]], held_back: Literal[1, 2]
+) -> None:
     user, time = np.array(sorted(rows, key=lambda row: row[1])).T
-    log, leave_last = Events(user, user, time, np.ones(len(user))), SplitLeaveLast(kind="leave_last")
+    log = Events(user, user, time, np.ones(len(user)))
+    leave_last = SplitLeaveLast(kind="leave_last", held_back=held_back)
     if np.bincount(log.user).max() < 3:
         with pytest.raises(UserError):
             split_numbers(leave_last, log)
@@ -70,4 +75,11 @@ def test_leave_last_holds_out_the_two_last_events(rows: list[tuple[int, int]]) -
     number = split_numbers(leave_last, log)
     for one in range(4):
         mine = number[log.user == one].tolist()
-        assert mine == ([0] * (len(mine) - 2) + [1, 2] if len(mine) >= 3 else [0] * len(mine))
+        last = [[0], [HELD_BACK]][held_back - 1] + [1, 2]
+        assert mine == ([0] * (len(mine) - 3) + last if len(mine) >= 3 else [0] * len(mine))
+
+
+def test_one_event_is_held_back_by_default_or_two() -> None:
+    assert SplitLeaveLast(kind="leave_last").held_back == 1
+    with pytest.raises(ValueError, match="held_back"):
+        SplitLeaveLast.model_validate({"kind": "leave_last", "held_back": 3})

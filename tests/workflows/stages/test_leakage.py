@@ -36,7 +36,11 @@ PAIR = ["user_id", "item_id", "timestamp"]
 IDS = pa.array([f"item {n}" for n in range(ITEMS)])
 ROWS = IDS.take(pa.array(hash_order(IDS.to_pylist())))  # of features/items
 
-KINDS = {"time": SplitTime(), "leave_last": SplitLeaveLast(kind="leave_last")}
+KINDS = {
+    "time": SplitTime(),
+    "leave_last": SplitLeaveLast(kind="leave_last"),
+    "held_back": SplitLeaveLast(kind="leave_last", held_back=2),
+}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_log = pytest.mark.parametrize("labels", [True, False])
 some_seeds = pytest.mark.parametrize("seed", range(2))
@@ -100,7 +104,7 @@ def write(context: Context, log: pl.DataFrame, kind: str) -> Written:
 
 
 def with_splits(log: pl.DataFrame, kind: str) -> pl.DataFrame:
-    """The log in the stage's order, each event with its `split` (0, 1, 2) and its `label` (1 without labels)."""
+    """The log in the stage's order, each event with its `split` (-1: held back) and its `label` (1 without labels)."""
     encoded = encode(log.to_arrow(), pa.chunked_array([ROWS]))
     events = encoded.events
     return pl.DataFrame(
@@ -145,7 +149,7 @@ def test_an_example_knows_what_came_before_it_alone(context: Context, kind: str,
     ids = ROWS.to_pylist()
     for number, split in enumerate(SPLITS):
         for example in examples[split].iter_rows(named=True):
-            known = [event for event in events if event[2] < example["timestamp"] and event[4] <= number]
+            known = [event for event in events if event[2] < example["timestamp"] and abs(event[4]) <= number]
             by_user = [event for event in known if event[0] == example["user_id"]]
             of_item = [event for event in known if event[1] == example["item_id"]]
             history = [item for _, item, _, label, _ in by_user if label][-HISTORY:]
@@ -169,7 +173,7 @@ def test_training_is_made_from_its_own_split_alone(context: Context, kind: str, 
     random = np.random.default_rng(seed)
     log = draw_log(random, labels=labels)
     events = with_splits(log, kind)
-    train, held_out = (events.filter(part).select(log.columns) for part in (pl.col("split") == 0, pl.col("split") > 0))
+    train, held_out = (events.filter(part).select(log.columns) for part in (pl.col("split") == 0, pl.col("split") != 0))
     other = drawn_anew(held_out, random, later_than=pl.col("timestamp"))
     if kind == "time":  # whose cuts are quantiles of the times
         users = pl.Series([f"user {n}" for n in random.integers(0, 2 * USERS, len(other))], dtype=pl.String)

@@ -128,7 +128,7 @@ def judge(fitted: dict[str, list[dict[str, Any]]], config: Config, test: Queries
             card["added"] = change(name, before)
     compared = {what: change(*pair) for pair, what in _pairs(config).items() if set(pair) <= set(variants)}
     return {
-        "steps": config.language_model.fit.steps,
+        "steps": config.language_model.fit.last_step,
         "batch_size": config.language_model.fit.batch_size,
         "main_documents": main_documents(config.language_model),
         "queries": len(test.user),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -12,6 +14,7 @@ from models.generation.examples import Corpus
 from models.generation.vocabulary import Vocabulary
 from models.recommenders import build
 from models.recommenders.artifacts import load
+from models.recommenders.cold_bonus import fit_cold_bonus
 from models.recommenders.ensemble import Ensemble, fit_ensemble
 from models.recommenders.fitting import TrainingTask
 from models.recommenders.item_knn import fit_item_knn
@@ -34,6 +37,7 @@ from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.collaborative import collaborative_vectors
 from operators.log.split import Split
 from storage.artifacts import load_model, save_model
+from storage.hashing import draw_uniform, hash_strings
 from storage.run import RunDir
 from workflows.engine.stage import Context
 from workflows.stages.generate.data import Data, read_sids, read_texts
@@ -47,13 +51,14 @@ def write_codes(run: RunDir, settings: CodesSettings, ids: pa.ChunkedArray, spli
     Raises:
         UserError: the catalogue has fewer items than codewords.
     """
-    chosen = None
+    chosen, drawn = None, None
     if isinstance(settings, ProductCodesSettings) and settings.collaborative and len(ids) >= settings.codewords:
         table = collaborative_vectors(run, split, width=settings.width, seed=seed)
-        chosen = np.zeros((len(ids), table["vector"].type.list_size), np.float32)
+        chosen = np.full((len(ids), table["vector"].type.list_size), np.nan, np.float32)
         chosen[positions(table["item_id"], ids)] = matrix_of(table["vector"])
+        drawn = draw_uniform(hash_strings(ids), seed) < settings.imputed
     embeddings = aligned(ids, read_embeddings(run)).numpy()
-    quantized = build.quantize_items(settings, embeddings, chosen, seed=seed)
+    quantized = build.quantize_items(settings, embeddings, chosen, drawn=drawn, seed=seed)
     save_model(codes_uri(run, settings.name), CODES, {}, quantized._asdict())
 
 
@@ -64,6 +69,19 @@ def write_item_knn(
     found = fit_item_knn(settings, data.sequences, len(data.item_ids), valid, filter_seen=filter_seen)
     found.save(artifact_uri(run, name))
     return {"items": len(data.item_ids)}
+
+
+def write_cold_bonus(run: RunDir, data: Data, valid: Queries, name: str, *, filter_seen: bool) -> tuple[float, int]:
+    """Chooses the bonus of items without an event for a model of whole items that a run has fitted, and keeps it there.
+
+    Returns:
+        See `fit_cold_bonus`.
+    """
+    model = cast("NextItemModel", load_recommender(run, name))
+    counts = data.sequences.values.bincount(minlength=len(data.item_ids))
+    found = fit_cold_bonus(model, counts, valid, filter_seen=filter_seen)
+    model.save(artifact_uri(run, name), model.state_dict())
+    return found
 
 
 def write_ensemble(settings: EnsembleSettings, run: RunDir, valid: Queries, *, filter_seen: bool) -> dict[str, float]:

@@ -82,6 +82,13 @@ class Config(StageConfig):
         return [part for part in (self.product_codes, self.rpg) if part is not None]
 
     @property
+    def calibrated(self) -> list[str]:
+        """The recommenders for which validation chooses the bonus of items without an event."""
+        return [
+            part.name for part in (self.product_codes, self.rpg) if part is not None and part.model.cold_bonus == "auto"
+        ]
+
+    @property
     def rescored(self) -> str:
         """The name of the language model whose beams are ranked once more."""
         return f"language_model+{self.rescore}"

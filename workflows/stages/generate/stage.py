@@ -25,7 +25,7 @@ class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 7
+    version = 8
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
@@ -53,6 +53,7 @@ class GenerateStage(Stage[Config]):
             learnable,
             load_recommender,
             write_codes,
+            write_cold_bonus,
             write_ensemble,
             write_item_knn,
         )
@@ -78,6 +79,14 @@ class GenerateStage(Stage[Config]):
             small = positives < SMALL
             context.pieces(fit, ["item_knn"], name=f"generate/{context.fingerprint}/counted", here=small)
         history = _fit(config, context, data)
+        bonuses = {}
+        for name in config.calibrated:
+            bonus, cold = write_cold_bonus(run, data, compared, name, filter_seen=config.filter_seen)
+            bonuses[name] = {"cold_bonus": bonus}
+            asked_for = (
+                f"{cold} of {len(compared.target)} validation queries ask" if cold else "no validation query asks"
+            )
+            context.log(f"generate: the cold bonus of {name} is {bonus:g}; {asked_for} for an item without an event")
         if config.rescore is not None:
             names = [*names, config.rescored]
             write_rescored(*(artifact_uri(run, name) for name in (config.rescored, "language_model", config.rescore)))
@@ -96,7 +105,12 @@ class GenerateStage(Stage[Config]):
         choice = {"chosen": chosen, "queries": shown, "ensemble": weights}
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
-            name: {"step": best_of(curve)["step"], "seconds": curve[-1]["seconds"], **_averaged(curve)}
+            name: {
+                "step": best_of(curve)["step"],
+                "seconds": curve[-1]["seconds"],
+                **_averaged(curve),
+                **bonuses.get(name, {}),
+            }
             for name, curve in history.items()
         }
         told = {**best, "ensemble": {"weights": weights}}
@@ -120,7 +134,7 @@ def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[st
     from workflows.distributed.training import fit
     from workflows.stages.generate.loop import curve_of, loop
 
-    steps = {name: getattr(config, name).fit.steps for name in config.names}
+    steps = {name: getattr(config, name).fit.last_step for name in config.names}
     logged: set[str] = set()
 
     def log_best(report: dict[str, Any]) -> None:

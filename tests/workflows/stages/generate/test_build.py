@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,11 @@ import torch
 
 from models.common.jagged import Jagged
 from models.generation.trie import Trie
+from models.recommenders import build as recommenders
 from models.recommenders.artifacts import load
 from models.recommenders.build import scaled
 from models.recommenders.language_model import LanguageModelRecommender
-from models.recommenders.product_quantizer import Quantized
+from models.recommenders.product_quantizer import Quantized, quantize
 from models.recommenders.rpg import Rpg
 from models.recommenders.settings import LanguageModelSettings, ProductCodesSettings, RpgSettings, SasRecSettings
 from operators.columns import matrix_column
@@ -71,8 +74,8 @@ def write_run(root: Path) -> RunDir:
     return run
 
 
-def read(run: RunDir) -> Data:
-    context = Context(run, run.root, 0, "f", log=str, progress=lambda done, total: None, split=SPLIT)
+def read(run: RunDir, split: SplitLeaveLast = SPLIT) -> Data:
+    context = Context(run, run.root, 0, "f", log=str, progress=lambda done, total: None, split=split)
     return write_data(context, "generate", history=8, repeats=True, most={"valid": 1_000, "test": 1_000})[0]
 
 
@@ -101,6 +104,55 @@ def test_codes_say_how_items_look_and_who_chose_them(tmp_path: Path) -> None:
     assert not torch.equal(found[0.0].codes, found[1.0].codes)
     with pytest.raises(UserError, match=r"lower stages\.generate\.product_codes\.codewords to 32 or less"):
         build.write_codes(run, settings.model_copy(update={"codewords": 64}), ids, SPLIT, seed=3)
+
+
+def test_items_that_nobody_chose_are_coded_as_their_content_lets_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What users chose is a linear function of the embeddings here, so that cold items can have their true codes."""
+    random, given = np.random.default_rng(0), list[dict]()
+    settings = ProductCodesSettings.model_validate({**PRODUCT_CODES, "collaborative": 2.0})
+    embeddings = random.normal(size=(ITEMS, 6)).astype(np.float32)
+    chosen = (embeddings @ random.normal(size=(6, 4))).astype(np.float32)
+    cold, drawn = np.arange(ITEMS) % 5 == 0, np.arange(ITEMS) % 3 == 0
+
+    def noted(vectors: np.ndarray, **rest: Any) -> Quantized:
+        given.append({"vectors": vectors, **rest})
+        return quantize(vectors, **rest)
+
+    monkeypatch.setattr(recommenders, "quantize", noted)
+    for rows in (chosen, np.where(cold[:, None], np.float32(np.nan), chosen)):
+        recommenders.quantize_items(settings, embeddings, rows, drawn=drawn, seed=0)
+    assert given[0]["learned"] is None  # where no item is cold nothing changes
+    assert np.array_equal(given[0]["vectors"], np.hstack([scaled(embeddings), 2 * scaled(chosen)]))
+    vectors, learned = given[1]["vectors"], given[1]["learned"]
+    centred = chosen - chosen[~cold].mean(0)
+    true = 2 * centred / np.sqrt(np.square(centred[~cold]).sum(1).mean())
+    np.testing.assert_allclose(vectors[:, 6:], true, atol=0.02)
+    other = (vectors != learned).any(1)
+    assert other[drawn & ~cold].all()  # their own codes are of the true vectors
+    assert not other[~drawn | cold].any()
+
+
+def test_items_without_a_choice_have_no_vector_and_the_drawn_ones_depend_on_ids_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, given = write_run(tmp_path), list[tuple]()
+    settings = ProductCodesSettings.model_validate({**PRODUCT_CODES, "imputed": 0.5})
+    ids = item_ids(run)
+    vectors = build.collaborative_vectors(run, SPLIT, width=4, seed=3).slice(2)  # as if nobody had chosen two items
+    monkeypatch.setattr(build, "collaborative_vectors", lambda *given, **named: vectors)
+
+    def noted(settings: Any, embeddings: np.ndarray, chosen: np.ndarray, *, drawn: np.ndarray, seed: int) -> Quantized:
+        given.append((chosen, dict(zip(ids.to_pylist(), drawn.tolist(), strict=True))))
+        return recommenders.quantize_items(settings, embeddings, chosen, drawn=drawn, seed=seed)
+
+    monkeypatch.setattr(build, "build", SimpleNamespace(quantize_items=noted))
+    for seed, order in ((3, ids), (3, ids.take(pa.array(range(ITEMS)[::-1]))), (4, ids)):
+        ids = order
+        build.write_codes(run, settings, ids, SPLIT, seed=seed)
+    chosen, drawn = given[0]
+    assert np.flatnonzero(np.isnan(chosen).any(1)).tolist() == [0, 1]
+    assert 10 < sum(drawn.values()) < 30
+    assert given[1][1] == drawn != given[2][1]
 
 
 def test_codes_of_rpg_stand_beside_and_say_how_items_look_alone(tmp_path: Path) -> None:

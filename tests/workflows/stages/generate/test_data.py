@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pytest
 
 from operators.log.partitions import item_ids
+from operators.log.split import SplitLeaveLast
 from storage.errors import UserError
 from storage.hashing import hash_order
 from tests.logs import read_log_table, write_log
@@ -15,14 +17,15 @@ from tests.workflows.stages.generate.test_build import EVENTS, ITEMS, USERS, rea
 from workflows.stages.generate.data import read_sids
 
 
-def test_sequences_and_queries_are_in_rows_of_the_hash_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held_back", [1, 2])
+def test_sequences_and_queries_are_in_rows_of_the_hash_order(tmp_path: Path, held_back: Literal[1, 2]) -> None:
     run = write_run(tmp_path)
-    data = read(run)
+    data = read(run, SplitLeaveLast(kind="leave_last", held_back=held_back))
     ids = run.read_table("embeddings")["item_id"].to_pylist()
     assert data.item_ids.to_pylist() == [ids[at] for at in hash_order(ids)]
     row = row_of(data)
     chains = [[row[f"item {(7 * user + step) % ITEMS}"] for step in range(EVENTS)] for user in range(USERS)]
-    assert sorted(rows(data.sequences)) == sorted(chain[:-2] for chain in chains)
+    assert sorted(rows(data.sequences)) == sorted(chain[: -1 - held_back] for chain in chains)
     for asked, end in ((data.valid, -2), (data.test, -1)):
         found = [
             [*history, target] for history, target in zip(rows(asked.histories), asked.target.tolist(), strict=True)

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.long
 CONFIG = Config.model_validate(
     {
         "product_codes": {**PRODUCT_CODES, "fit": {**PRODUCT_CODES["fit"], "averaged": 2}},
-        "rpg": RPG,
+        "rpg": {**RPG, "model": {**RPG["model"], "cold_bonus": "auto"}},
         "language_model": LANGUAGE_MODEL,
         "sasrec": SASREC,
         "ensemble": {"of": ["sasrec", "product_codes"], "parts": 2},
@@ -168,6 +168,14 @@ def test_the_ensemble_is_told_beside_its_members(ended: Ended) -> None:
     assert ended.result.metrics["ensemble"]["weights"] == weights
     assert valid["ensemble"][METRICS[1]] >= max(valid[name][METRICS[1]] for name in weights)  # each alone was tried
     assert [line for line in ended.said if "the weights of the ensemble are sasrec" in line]
+
+
+def test_a_bonus_that_validation_cannot_choose_is_none_and_a_line_says_so(ended: Ended) -> None:
+    assert ended.result.metrics["rpg"]["cold_bonus"] == 0
+    line = "generate: the cold bonus of rpg is 0; no validation query asks for an item without an event"
+    assert ended.said.count(line) == 1
+    assert "cold_bonus" not in ended.result.metrics["product_codes"]
+    assert build.load_recommender(ended.run, "rpg").config.cold_bonus == 0
 
 
 def test_tasks_are_followed_from_before_the_first_step(ended: Ended) -> None:
