@@ -13,6 +13,7 @@ LONG = "long_"  # and `long_caption`: the same of those that share most of the i
 
 USER, ITEM = "user", "item"  # the tables of ids
 SID = "sid"
+CONTENT = "content"  # the field of an item's embedding
 BAGS = ("caption", "interests", "title", "text", SID)  # the list features of an item
 
 PLACES = 2**24  # float32, in which a KeyedJaggedTensor carries places of weights, counts so far without a gap

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torchrec.streamable import Pipelineable
 from models.ranking.architectures import AUXILIARY_WEIGHT, build
 from models.ranking.attention import TargetAttention
 from models.ranking.bags import EmbeddingBags
-from models.ranking.config import HISTORY, RankerConfig, Table, TableDtype
+from models.ranking.config import CONTENT, HISTORY, RankerConfig, Table, TableDtype
 from models.ranking.quantized import QuantizedBags, quantize_bags
 from storage.artifacts import load_model, rebuilding, save_model
 
@@ -71,6 +71,7 @@ class Ranker(nn.Module):
     `Trainer` or from `load_ranker`. The buffers hold training statistics: see `set_statistics`.
 
     Attributes:
+        fields: their names, in order; those of content are `content` and `history_content`.
         precision: of the tower's inputs; the embeddings stay float32.
     """
 
@@ -78,12 +79,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.config, self.precision = config, torch.float32
         dim = config.embedding_dim
-        tables = with_positions(config)
-        self.embeddings = (
-            EmbeddingBags(tables, dim)
-            if config.table_dtype == "fp32"
-            else QuantizedBags(tables, dim, config.table_dtype)
-        )
+        self.embeddings = _bags(with_positions(config), config)
         at = {feature: place for place, feature in enumerate(self.embeddings.features)}
         attended = config.histories if config.history else {}
         self._single = [place for feature, place in at.items() if "." not in feature]
@@ -93,10 +89,12 @@ class Ranker(nn.Module):
             for kind, length in attended.items()
         ]
         self.attention = TargetAttention(len(config.past) * dim) if attended else None
-        count = len(self._single) + len(config.past) * len(attended) + 2 * bool(config.content_dim)
+        pasts = [kind + name for kind in attended for name in config.past]
+        contents = [CONTENT, HISTORY + CONTENT] if config.content_dim else []
+        self.fields = [*(feature for feature in at if "." not in feature), *pasts, *contents]
         self.content = nn.Linear(config.content_dim, dim) if config.content_dim else None
         self.dropout = nn.Dropout(config.dropout)
-        self.tower = build(config.architecture, fields=count, dim=dim, dense=len(config.dense))
+        self.tower = build(config.architecture, fields=len(self.fields), dim=dim, dense=len(config.dense))
         self.bias = nn.Parameter(torch.zeros(1))
         self.dense_mean = nn.Buffer(torch.zeros(len(config.dense)))
         self.dense_std = nn.Buffer(torch.ones(len(config.dense)))
@@ -121,22 +119,56 @@ class Ranker(nn.Module):
         pooled = self.embeddings(inputs.sparse, inputs.weighted)
         parts = [pooled]
         if self.attention is not None:
-            lengths = (inputs.history_length, inputs.long_length)
-            pasts = [self._attended(pooled, *of) for of in zip(self._histories, lengths, strict=False)]
-            parts = [pooled[:, self._single], *pasts]
+            parts, target = [pooled[:, self._single]], pooled[:, self._target]
+            for places, length in zip(self._histories, (inputs.history_length, inputs.long_length), strict=False):
+                history = torch.stack([pooled[:, of_table] for of_table in places], dim=2)
+                parts.append(self.attended(target, history, length))  # type: ignore[arg-type]
         if self.content is not None:
-            both = torch.stack([inputs.content, inputs.history_content], dim=1)  # type: ignore[list-item]
-            parts.append(self.content(((both - self.content_mean) / self.content_std).nan_to_num(0.0)))
-        dense = ((inputs.dense - self.dense_mean) / self.dense_std).nan_to_num(0.0).clamp(-8, 8)
-        fields = self.dropout(torch.cat(parts, dim=1) if len(parts) > 1 else pooled)
-        return self.tower(fields.to(self.precision), self.dropout(dense).to(self.precision)) + self.bias
+            parts.append(self.projected(torch.stack([inputs.content, inputs.history_content], dim=1)))  # type: ignore[list-item]
+        return self.logits(torch.cat(parts, dim=1) if len(parts) > 1 else pooled, inputs.dense)
 
-    def _attended(self, pooled: torch.Tensor, places: list[list[int]], length: Any) -> torch.Tensor:
-        """Returns a history's fields [B, P, dim], its items weighed by what they have to do with the target."""
-        history = torch.stack([pooled[:, of_table] for of_table in places], dim=2)  # [B, H, P, dim]
+    def attended(self, target: torch.Tensor, history: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Returns a history's fields [B, P, dim], its items weighed by what they have to do with the target.
+
+        Args:
+            target: the item's fields of the tables in `config.past`, float32 [B, P, dim].
+            history: the same of the items of the past, [B, H, P, dim]; [1, H, P, dim] where all share one.
+            length: how many of them there are, int64 [B] or [1].
+        """
         known = torch.arange(history.shape[1], device=length.device) < length.unsqueeze(1)
-        weights = self.attention(pooled[:, self._target].flatten(1), history.flatten(2), known)  # type: ignore[misc]
+        weights = self.attention(target.flatten(1), history.flatten(2), known)  # type: ignore[misc]
         return torch.einsum("bh,bhpd->bpd", weights, history)
+
+    def projected(self, content: torch.Tensor) -> torch.Tensor:
+        """Returns the fields [..., dim] of embeddings [..., D], NaN where unknown."""
+        return self.content(((content - self.content_mean) / self.content_std).nan_to_num(0.0))  # type: ignore[misc]
+
+    def logits(self, fields: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        """Returns what `forward` does.
+
+        Args:
+            fields: float32 [B, F, dim] in the order of `fields`.
+            dense: float32 [B, n], raw; NaN where unknown.
+        """
+        dense = ((dense - self.dense_mean) / self.dense_std).nan_to_num(0.0).clamp(-8, 8)
+        fields, dense = self.dropout(fields), self.dropout(dense)
+        return self.tower(fields.to(self.precision), dense.to(self.precision)) + self.bias
+
+    def bags(self, features: Container[str]) -> EmbeddingBags | QuantizedBags:
+        """Returns the bags of some of the features alone, one at least, on the same weights."""
+        kept = {
+            name: table.model_copy(update={"features": tuple(each for each in table.features if each in features)})
+            for name, table in with_positions(self.config).items()
+        }
+        made = _bags({name: table for name, table in kept.items() if table.features}, self.config)
+        state = self.embeddings.state_dict()
+        made.load_state_dict({name: state[name] for name in made.state_dict()}, assign=True)
+        return made
+
+
+def _bags(tables: dict[str, Table], config: RankerConfig) -> EmbeddingBags | QuantizedBags:
+    dim, dtype = config.embedding_dim, config.table_dtype
+    return EmbeddingBags(tables, dim) if dtype == "fp32" else QuantizedBags(tables, dim, dtype)
 
 
 def moments(values: torch.Tensor) -> torch.Tensor:

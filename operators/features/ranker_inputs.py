@@ -59,6 +59,12 @@ def keyed(features: dict[str, Jagged]) -> KeyedJaggedTensor | None:
     )
 
 
+def keyed_apart(features: dict[str, Jagged]) -> tuple[KeyedJaggedTensor | None, KeyedJaggedTensor | None]:
+    """Returns the features without weights, and those with them, as a ranker's bags take them."""
+    plain = {name: feature for name, feature in features.items() if feature.weights is None}
+    return keyed(plain), keyed({name: feature for name, feature in features.items() if name not in plain})
+
+
 class ItemFeatures:
     """The item side of a catalogue as a ranker's tables see it, by row of features/items.
 
@@ -80,13 +86,13 @@ class ItemFeatures:
         self.embedding, self._config = embedding, config
         self._vectors = [embedding] if config.content_dim > config.decoded_dim else []
         self._vectors += [] if decoded is None else [decoded]
-        self._lists: dict[str, Jagged] = {}
+        self.lists: dict[str, Jagged] = {}
         for name, table in _item_tables(config).items():
             lists, weights = rows[name].chunk(0), None
             if table.weighted:
                 weights = shared(rows[f"{name}.weights"].chunk(0).values.to_numpy())
             offsets = shared(lists.offsets.to_numpy())  # int32, which `gather` takes, too
-            self._lists[name] = Jagged(shared(lists.values.to_numpy()), offsets, weights)
+            self.lists[name] = Jagged(shared(lists.values.to_numpy()), offsets, weights)
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -127,32 +133,29 @@ class ItemFeatures:
         lengths = {kind: past.offsets.diff().clamp_max(most) for kind, (past, most) in attended.items()}
         positions = {k: newest(past, length=n, fill=len(self)).flatten() for k, (past, n) in attended.items()}
         features: dict[str, Jagged] = {}
-        for name, source in self._lists.items():
+        for name, source in self.lists.items():
             found = gather(source, rows)
             if keep is not None and name == ITEM:
                 found = masked(found, keep.item)
             elif keep is not None and name == SID:
                 found = masked(found, of_levels(found, keep.levels, hashes=config.tables[SID].hashes))
             features[name] = found
-            if name not in config.past:
-                continue
-            for kind, length in config.histories.items():
-                if not config.history:
-                    past = gather(source, bags[kind].values)
-                    features[kind + name] = past._replace(offsets=past.offsets[bags[kind].offsets])
-                    continue
+            for kind, length in config.histories.items() if config.history and name in config.past else ():
                 past = gather(source, positions[kind])
                 for place in range(length):
                     features[f"{kind}{name}.{place}"] = sliced(past, place * batch, (place + 1) * batch)
+        if not config.history:
+            features |= {key: bag for kind in config.histories for key, bag in self.bagged(kind, bags[kind]).items()}
         if USER in config.tables:
             single = looked_up(Jagged(user, torch.arange(batch + 1)), config.tables[USER])
             features[USER] = single if keep is None else masked(single, keep.user)
         content = history_content = None
         if config.content_dim:
-            content, history_content = self.vectors(rows), self._mean(bags[HISTORY])
+            content, history_content = self.vectors(rows), self.mean(bags[HISTORY])
+        sparse, weighted = keyed_apart(features)
         return RankerInputs(
-            sparse=keyed({name: feature for name, feature in features.items() if feature.weights is None}),
-            weighted=keyed({name: feature for name, feature in features.items() if feature.weights is not None}),
+            sparse=sparse,
+            weighted=weighted,
             dense=dense,
             label=torch.zeros(batch) if label is None else label,
             rows=torch.tensor(float(batch if total is None else total)),
@@ -162,7 +165,15 @@ class ItemFeatures:
             long_length=lengths.get(LONG),
         )
 
-    def _mean(self, lists: Jagged) -> torch.Tensor:
+    def bagged(self, kind: str, lists: Jagged) -> dict[str, Jagged]:
+        """Returns the tokens of all items of each list as one bag, a feature for each table that looks at them."""
+        found = {}
+        for name in self._config.past:
+            tokens = gather(self.lists[name], lists.values)
+            found[kind + name] = tokens._replace(offsets=tokens.offsets[lists.offsets])
+        return found
+
+    def mean(self, lists: Jagged) -> torch.Tensor:
         """Returns the mean of the known vectors of each list, float32 [B, content_dim]; NaN where there is none."""
         items, at = lists.values.unique(return_inverse=True)
         vectors = self.vectors(items.clamp_max(len(self) - 1))

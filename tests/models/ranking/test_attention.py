@@ -38,6 +38,20 @@ def test_an_item_weighs_the_same_wherever_it_stands_and_whatever_stands_beside_i
         torch.testing.assert_close(model(target, history[:, only], mask[:, only]), weights[:, only])
 
 
+def test_is_the_unit_over_both_their_difference_and_their_product() -> None:
+    model, (target, history, mask) = attention(), batch()
+    targets = target.unsqueeze(1).expand_as(history)
+    both = torch.cat([targets, history, targets - history, targets * history], dim=2)
+    torch.testing.assert_close(model(target, history, mask), model.unit(both).squeeze(2).where(mask, 0.0))
+
+
+def test_one_history_serves_all_targets() -> None:
+    model, (target, history, mask) = attention(), batch()
+    one = slice(2, 3)
+    expected = model(target, history[one].expand_as(history), mask[one].expand_as(mask))
+    torch.testing.assert_close(model(target, history[one], mask[one]), expected)
+
+
 def test_no_history_is_no_weights() -> None:
     target, history, mask = batch(length=2)
     assert attention()(target, history[:, :0], mask[:, :0]).shape == (6, 0)
