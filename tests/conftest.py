@@ -59,3 +59,22 @@ def tesserec(monkeypatch, capfd):
         return int(ended.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def redis_uri() -> Iterator[str]:
+    """The address of a Redis server for all tests of a session."""
+    from tests.stores import redis_server
+
+    with redis_server() as uri:
+        yield uri
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty store, of either kind."""
+    from tests.stores import emptied
+
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'store.db'}"
+    return emptied(request.getfixturevalue("redis_uri"))

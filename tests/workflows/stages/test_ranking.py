@@ -141,9 +141,11 @@ def test_every_event_becomes_an_example_with_what_was_known(tmp_path: Path) -> N
     assert ((test["user"] == NULL_ID) == cold).all()
     users = read(context, "users")
     assert set(users["user_id"]) == set(log["user_id"])
-    everything = liked.filter(pl.col("user_id") == "u1")["item_id"].to_list()
+    everything = liked.filter(pl.col("user_id") == "u1")
     state = users.row(by_predicate=pl.col("user_id") == "u1", named=True)
-    assert [item_ids[row] for row in state["seen"]] == everything
+    assert [item_ids[row] for row in state["seen"]] == everything["item_id"].to_list()
+    assert state["seen_time"] == everything["timestamp"].dt.epoch("us").to_list()
+    assert state["events"] == log.filter(pl.col("user_id") == "u1").height
     assert state["history"] == state["seen"][-5:]
 
 

@@ -26,6 +26,7 @@ from operators.log.events import (
     first_interactions,
     item_counts,
     known_before_each,
+    known_to,
     last_histories,
     not_met,
     own_histories,
@@ -194,7 +195,7 @@ def _examples(
     drawn from items that had an event, so that a first event of an item would give its label away.
     """
     number = SPLITS.index(name)
-    known = part.events.take(numbers <= number)
+    known = part.events.take(known_to(numbers, number))
     mask = numbers == number
     if not work.labelled:
         mask &= first_interactions(part.events)
@@ -216,7 +217,7 @@ def _examples(
         found, source = found.extend(negatives), np.concatenate([np.arange(len(rows)), source])
         rows, before = rows[source], before.take(pa.array(source))
     total = Known(*(before[column].to_numpy() for column in ("total_events", "total_positives", "first")))
-    place = np.cumsum(numbers <= number)[rows] - 1  # of the examples among the known events
+    place = np.cumsum(known_to(numbers, number))[rows] - 1  # of the examples among the known events
     user = Known(*(values[place] for values in known_before_each(known, known.user)))
     context = part.context.take(pa.array(rows))
     shared = dict[str, Any]()
@@ -247,12 +248,15 @@ def _write_users(work: Work, log: PartitionedLog, part: Part, users: np.ndarray,
         raise RuntimeError(f"partition {number} of the log lacks the ids of {int((~named).sum())} users")
     met = np.bincount(events.user, minlength=count)
     known = Known(met, np.bincount(events.user[events.label > 0], minlength=count), met)
+    (last, of_last), (seen, of_seen) = (last_histories(events, count, length=most) for most in (work.history, None))
     table = {
         "user_id": names["user_id"].take(pa.array(at)),
         "user_hash": part.users,
         "user": users,
-        "history": _lists(*last_histories(events, count, length=work.history)),
-        "seen": _lists(*last_histories(events, count)),
+        "history": _lists(last.item.astype(np.int32), of_last),
+        "seen": _lists(seen.item.astype(np.int32), of_seen),
+        "seen_time": _lists(seen.time, of_seen),
+        "events": met,
         **user_counts(known, at_the_end(work.state("end"), count), rates=work.labelled),
     }
     files.write_part(files.part_uri(work.run.uri("features", "users"), number), pa.table(table))

@@ -49,7 +49,7 @@ class FeaturesStage(Stage[Config]):
     """Features: split the log, and write what the ranker learns from, as known at each event's time."""
 
     config_type = Config
-    version = 5
+    version = 6
     reads = ("ingest", "interpret", "quantize")
 
     def run(self, config: Config, context: Context) -> Result:
