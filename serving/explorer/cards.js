@@ -1,0 +1,110 @@
+// Items as pictures and as cards.
+import * as api from "./api.js";
+import { el, redraw } from "./dom.js";
+import { less, like, profile } from "./profile.js";
+import { codesOf, tiles } from "./tiles.js";
+
+/** What to call an item. */
+export const nameOf = item => item.title || item.item_id;
+
+const initial = name => ([...name].find(letter => /[\p{L}\p{N}]/u.test(letter)) ?? "?").toUpperCase();
+
+/** The picture of an item; where there is none, a tile with its initial. */
+export function picture(id, name = id) {
+  const hue = [...id].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7);
+  const image = el("img", { alt: "", loading: "lazy", decoding: "async" });
+  image.addEventListener("error", () => image.remove());
+  image.src = api.pictureOf(id);
+  return el("span", { class: "picture", "aria-hidden": "true", vars: { "--hue": hue } }, initial(name), image);
+}
+
+/** A picture to press: opens the item, or does what `onclick` does; `label` says of a name what that is. */
+export function thumb(id, { onclick, label = name => name } = {}) {
+  const small = picture(id);
+  const also = { title: label(id), "aria-label": label(id), "data-open": onclick ? null : id, onclick };
+  const button = el("button", { type: "button", class: "thumb", tabindex: -1, ...also }, small);
+  api.item(id).then(item => {
+    const said = label(nameOf(item));
+    button.setAttribute("aria-label", said);
+    button.title = said;
+    small.firstChild.data = initial(nameOf(item));
+  }).catch(() => {});
+  return el("li", {}, button);
+}
+
+/**
+ * An item with all that an answer says of it.
+ *
+ * top: the highest score of the answer, which bars are relative to where there is no probability.
+ * lessLike: whether it can be made a negative.
+ */
+export function card(item, { top, lessLike = false } = {}) {
+  const name = nameOf(item), codes = codesOf(item.sid ?? ""), why = item.why;
+  const shared = codesOf(why?.shared_sid ?? "").length;
+  return el("li", { class: "card", "data-id": item.item_id },
+    el("button", { type: "button", class: "open", tabindex: -1, "data-open": item.item_id },
+      picture(item.item_id, name), el("span", { class: "name" }, name)),
+    el("div", { class: "facts" },
+      codes.length ? tiles(codes, { shared }) : null,
+      score(item, top),
+      item.caption ? el("p", { class: "caption" }, marked(item.caption, why?.words ?? [])) : null,
+      item.recommenders?.length ? el("p", { class: "by" }, item.recommenders.map(by => el("span", { class: "chip" }, by))) : null),
+    why?.nearest ? reason(why) : null,
+    el("div", { class: "actions" },
+      likeButton(item.item_id, name),
+      lessLike ? el("button", { type: "button", tabindex: -1, "data-also": true, "aria-label": `Less like ${name}`, onclick: () => less(item.item_id) }, "Less like this") : null));
+}
+
+/** A button that adds an item to the invented history, or takes it away. */
+export function likeButton(id, name) {
+  const liked = () => !profile.user && profile.likes.includes(id);
+  const said = () => [el("span", { class: "heart", "aria-hidden": "true" }, liked() ? "♥" : "♡"), liked() ? "Liked" : "Like"];
+  return el("button", {
+    type: "button", class: "like", "data-also": true, "aria-pressed": String(liked()), "aria-label": `Like ${name}`,
+    onclick: ({ currentTarget: button }) => {
+      like(id);
+      button.setAttribute("aria-pressed", String(liked()));
+      button.replaceChildren(...said());
+    },
+  }, said());
+}
+
+/** Cards of an answer; `keep`: after those that are there. */
+export function deal(list, items, { keep = false, ...options } = {}) {
+  const top = Math.max(...items.map(item => item.score ?? 0), 0);
+  const made = items.map(item => card(item, { top, ...options }));
+  if (!keep) return redraw(list, made, ".open");
+  list.append(...made);
+  made[0]?.querySelector(".open").focus();
+}
+
+function score({ probability, score: raw }, top) {
+  if (typeof (probability ?? raw) !== "number") return null;
+  const share = probability ?? (top > 0 ? raw / top : 0);
+  const value = probability ?? raw;
+  const said = typeof probability === "number" ? "Probability of a positive" : "Score";
+  return el("p", { class: "score", title: said, role: "img", "aria-label": `${said}: ${value.toFixed(2)}` },
+    el("span", { class: "bar", vars: { "--part": Math.min(Math.max(share, 0), 1).toFixed(4) } }), el("b", {}, value.toFixed(2)));
+}
+
+/** A text in which some words are marked. */
+function marked(text, words) {
+  const wanted = new Set(words.map(word => word.toLowerCase()));
+  return text.split(/([\p{L}\p{N}]+)/u).map(part => (wanted.has(part.toLowerCase()) ? el("mark", {}, part) : part));
+}
+
+/** Why an item is there: the nearest item of the history, and what both share. */
+function reason({ nearest, similarity, shared_sid: sid, words, interests }) {
+  const name = el("span", { class: "name" }, nearest);
+  const small = picture(nearest);
+  api.item(nearest).then(item => {
+    name.textContent = nameOf(item);
+  }).catch(() => {});
+  const shared = codesOf(sid ?? "");
+  const both = [...new Set([...(interests ?? []), ...(words ?? [])])];
+  return el("div", { class: "why" }, small,
+    el("p", {}, el("span", { class: "soft" }, "near "), name, typeof similarity === "number" ? el("span", { class: "soft" }, ` ${similarity.toFixed(2)}`) : null),
+    shared.length || both.length
+      ? el("p", { class: "both" }, el("span", { class: "soft" }, "both "), shared.length ? tiles(shared) : null, both.slice(0, 6).join(" · "))
+      : null);
+}

@@ -1,0 +1,143 @@
+// Recommendations for a user, or for somebody invented by what they like.
+import * as api from "./api.js";
+import { deal, nameOf, picture, thumb } from "./cards.js";
+import { counted, el, redraw, roving, settled, worker } from "./dom.js";
+import { address, change, follow, less, like, profile, watch } from "./profile.js";
+
+const K = 12, PICKS = 6;
+const view = document.getElementById("recommend");
+const find = selector => view.querySelector(selector);
+const [user, pick, picks, cards, more] = ["#user", "#pick", "#picks", ".cards", ".more"].map(find);
+const answering = worker(find(".answer")), picking = worker(picks, find("#invent"));
+const named = new Set(); // recommenders that some answer has named
+const because = new Set(); // of a known user's history, what the reasons have named
+let cursor = null, shown = null;
+
+roving(cards, ".open");
+roving(picks, "button");
+for (const strip of view.querySelectorAll(".strip")) roving(strip, ".thumb");
+
+find("#known").addEventListener("submit", event => {
+  event.preventDefault();
+  change({ user: user.value.trim(), likes: [], less: [] });
+});
+find("#invent").addEventListener("submit", event => event.preventDefault());
+pick.addEventListener("input", settled(offer));
+pick.addEventListener("keydown", event => {
+  if (event.key !== "ArrowDown" || !picks.children.length) return;
+  event.preventDefault();
+  picks.querySelector("button").focus();
+});
+more.addEventListener("click", () => answer(cursor));
+watch(() => !view.hidden && refresh());
+
+/** Shows the view for the profile in the address, or for the one that was there. */
+export function show(params) {
+  if (params.size) return follow(params);
+  history.replaceState(null, "", address());
+  refresh();
+}
+
+function refresh() {
+  const wanted = address();
+  if (wanted === shown) return;
+  if (user.value.trim() !== profile.user) user.value = profile.user;
+  because.clear();
+  strips();
+  shown = wanted;
+  answer();
+}
+
+/** Asks for the first page, or for the one after `from`. */
+function answer(from = null) {
+  return answering(async signal => {
+    try {
+      const got = await api.recommend(query(from), signal);
+      for (const item of got.items) {
+        for (const name of item.recommenders ?? []) named.add(name);
+        if (item.why?.nearest) because.add(item.why.nearest);
+      }
+      cursor = got.cursor ?? null;
+      more.hidden = !cursor;
+      deal(cards, got.items, { lessLike: true, keep: from !== null });
+      say(got);
+      strips();
+      filters();
+    } catch (error) {
+      if (!signal.aborted) shown = null; // the same question may be put again
+      if (!signal.aborted && from === null) clear();
+      throw error;
+    }
+  });
+}
+
+function query(from) {
+  const { user: id, likes, less: negative, only } = profile;
+  return {
+    ...(id ? { user_id: id } : { history: likes }),
+    k: K,
+    explain: true,
+    ...(negative.length && { negative, exclude: negative }),
+    ...(only.length && { recommenders: only }),
+    ...(from && { cursor: from }),
+  };
+}
+
+function say({ source, unknown, recommendation_id: id, run }) {
+  const number = counted(cards.children.length, "item");
+  const why = source === "history" ? "from what they liked" : profile.user ? "that are popular: nothing is known of this user" : "that are popular";
+  find(".said").textContent = `${number} ${why}.${unknown?.length ? ` The catalogue does not have ${unknown.join(", ")}.` : ""}`;
+  find(".traced").textContent = [run && `run ${run}`, id && `answer ${id}`].filter(Boolean).join(" · ");
+}
+
+function clear() {
+  cards.replaceChildren();
+  more.hidden = true;
+  for (const line of [".said", ".traced"]) find(line).textContent = "";
+}
+
+function strips() {
+  const ids = profile.user ? [...because] : profile.likes;
+  find("#history").hidden = profile.user && !ids.length;
+  find("#history h2").textContent = profile.user ? "What the answer goes by" : "Liked, oldest first";
+  find("#history .hint").textContent = ids.length || profile.user ? "" : "Nobody yet: these are the popular items. Like some.";
+  const taken = name => `Like ${name} no more`;
+  const liked = ids.map(id => (profile.user ? thumb(id) : thumb(id, { label: taken, onclick: () => like(id) })));
+  redraw(find("#history ul"), liked, ".thumb", pick);
+  const back = name => `No longer less like ${name}`;
+  redraw(find("#less ul"), profile.less.map(id => thumb(id, { label: back, onclick: () => less(id) })), ".thumb", pick);
+  find("#less").hidden = !profile.less.length;
+}
+
+function filters() {
+  const toggle = name => {
+    const { only } = profile;
+    change({ only: only.includes(name) ? only.filter(other => other !== name) : [...only, name] });
+  };
+  for (const name of profile.only) named.add(name);
+  find("#only").hidden = named.size < 2;
+  const boxes = [...named].sort().map(name => el("label", { class: "chip" }, el("input", { type: "checkbox", value: name, onchange: () => toggle(name) }), name));
+  const held = document.activeElement?.closest("#only") && document.activeElement.value;
+  find("#only .chips").replaceChildren(...boxes);
+  for (const box of view.querySelectorAll("#only input")) {
+    box.checked = profile.only.includes(box.value);
+    if (box.value === held) box.focus();
+  }
+}
+
+/** Offers items to like for the words in the field. */
+function offer() {
+  const text = pick.value.trim();
+  return picking(async signal => {
+    const items = text ? (await api.search(text, PICKS, signal)).items : [];
+    if (signal.aborted) return;
+    redraw(picks, items.map(choice), "button", pick);
+    if (text && !items.length) picks.append(el("li", { class: "hint" }, "No item has these words."));
+  });
+}
+
+function choice(item) {
+  const name = nameOf(item);
+  return el("li", {}, el("button", { type: "button", tabindex: -1, "aria-label": `Like ${name}`, onclick: () => like(item.item_id) },
+    picture(item.item_id, name), el("span", { class: "name" }, name), el("span", { class: "heart", "aria-hidden": "true" }, "♡")));
+}
