@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO := runs/demo
+# Debian packages of what tests start. Where they are missing and cannot be installed, these tests say so and are skipped.
+TEST_PACKAGES := redis-server chromium
 
-.PHONY: setup demo test lint docs soak bench bench-setup lock clean
+.PHONY: setup demo test test-packages lint docs soak bench bench-setup lock clean
 
 setup: $(VENV)/.installed
 
@@ -24,8 +26,11 @@ demo: setup
 	test -f $(DEMO)-catalog/catalog.json || { rm -rf $(DEMO)-catalog && $(BIN)/tesserec sample $(DEMO)-catalog; }
 	$(BIN)/tesserec run workflows/definitions/demo.yaml --set catalog=$(DEMO)-catalog --run-dir $(DEMO)
 
-test: setup
+test: setup test-packages
 	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-packages:
+	@dpkg -s $(TEST_PACKAGES) >/dev/null 2>&1 || test "$$(id -u)" != 0 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES); } >/dev/null 2>&1 || true
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -56,4 +61,4 @@ lock: setup
 	$(BIN)/python requirements/lock.py
 
 clean:
-	rm -rf $(VENV) .venv-bench runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-bench runs build site .artifacts *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -18,9 +18,9 @@ def recommend(client: httpx.Client, *, user_id: str | None = None, liked: list[s
     """Ask for k items: for a user of the log by id, or for anyone by the items that they liked."""
     who = {"history": liked} if user_id is None else {"user_id": user_id}
     answer = client.post("/v1/recommend", json={**who, "k": k})
-    if answer.status_code == 422:
-        raise SystemExit(f"The service refused the request: {answer.json()['detail']}")
-    return dict(answer.raise_for_status().json())
+    if answer.status_code >= 400:
+        raise SystemExit(f"The service refused the request: {answer.json()['error']['message']}")
+    return dict(answer.json())
 
 
 def main() -> None:
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=5)
     arguments = parser.parse_args()
     with httpx.Client(base_url=arguments.url, timeout=10) as client:
-        health = client.get("/healthz").raise_for_status().json()
-        print(f"{health['items']} items, {health['users']} users")
+        ready = client.get("/readyz").raise_for_status().json()
+        print(f"{ready['items']} items, {ready['users']} users")
         found = recommend(client, user_id=arguments.user, liked=arguments.liked, k=arguments.k)
         print(f"candidates from {found['source']}")
         for item in found["items"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import logging
 import signal
 import socket
@@ -10,8 +11,8 @@ import sys
 import threading
 from contextlib import redirect_stdout
 
+from serving.api.security import read_keys
 from serving.settings import APPLICATION, Settings
-from storage import files
 from storage.errors import UserError
 
 
@@ -34,6 +35,21 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
+def here(settings: Settings, host: str) -> Settings:
+    """Returns the settings for an address to listen on: open without keys where no other machine reaches it.
+
+    Raises:
+        UserError: the keys cannot be read, or there are none and other machines could ask.
+    """
+    try:
+        alone = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        alone = False
+    settings = settings.model_copy(update={"open": settings.open or alone})
+    read_keys(settings)
+    return settings
+
+
 def deploy(settings: Settings, host: str, port: int) -> None:
     """Starts Ray Serve on the Ray of this process and waits until the application answers.
 
@@ -42,7 +58,7 @@ def deploy(settings: Settings, host: str, port: int) -> None:
     """
     from ray import serve
 
-    from serving.app import application
+    from serving.deployments.service import application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # once imported: Ray sets it, too
     status = serve.status()
@@ -54,7 +70,7 @@ def deploy(settings: Settings, host: str, port: int) -> None:
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     try:
-        serve.run(application(settings.model_dump()), name=APPLICATION, route_prefix="/")
+        serve.run(application(settings.model_dump(mode="json")), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         deployments = serve.status().applications[APPLICATION].deployments.values()
         mistake = next(filter(None, (user_mistake(deployment.message) for deployment in deployments)), None)
@@ -80,24 +96,24 @@ def shut_down() -> None:
         ray.shutdown()
 
 
-def serve_forever(run: str, host: str, port: int) -> None:
+def serve_forever(settings: Settings, host: str, port: int) -> None:
     """Serves a finished run until Ctrl-C or SIGTERM; prints its URL once it answers.
 
-    Needs a Ray that this process has joined; `serving.settings.check_servable` and `check_port` come before.
+    Needs a Ray that this process has joined; `serving.settings.check_servable`, `check_port` and `here` come before.
 
     Args:
-        run: URI of the run directory.
+        settings: of the service.
         host, port: where to listen.
 
     Raises:
         UserError: Ray Serve runs there already, or the service did not come up.
     """
     stop = threading.Event()
-    deploy(Settings(run=files.absolute(run)), host, port)
+    deploy(settings, host, port)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        sys.stdout.write(f"Serving {run} at http://{host}:{port} (routes: http://{host}:{port}/docs)\n")
+        sys.stdout.write(f"Serving {settings.run} at http://{host}:{port} (routes: http://{host}:{port}/docs)\n")
         sys.stdout.flush()
         stop.wait()
     finally:

@@ -5,36 +5,109 @@ from __future__ import annotations
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field, ValidationError
 
+from models.common import settings
+from models.common.mistakes import explain
 from storage import files
-from storage.manifest import require_finished
+from storage.errors import UserError
+from storage.manifest import first_unfinished, require_finished
 
-STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")  # the service reads what these wrote
+STAGES = ("ingest", "interpret", "project", "quantize")  # the service reads what these wrote,
+RANKED, FITTED = ("features", "rank"), ("generate",)  # and what the ones or the other wrote, or both
 APPLICATION = "tesserec"
+KEYS = "TESSEREC_KEYS"  # environment variable with the keys of the service
+
+# The shape of a request, part of the interface: the OpenAPI document shows it.
 MAX_K = 100  # items that one request may ask for
+MAX_IDS = 1_000  # ids in one list of a request
+MAX_ID = 1_024  # characters of an id
+MAX_TEXT = 1_000  # characters of a text that is searched for
+MAX_NAMES = 16  # recommenders that one request may name
+MAX_LEVELS = 16  # of a prefix of semantic IDs
+MAX_CURSOR = 32_768  # characters of a cursor
 
 
-class Settings(BaseModel):
-    """Arguments of the application, as they stand under `args` in a Ray Serve configuration."""
+class Settings(settings.Settings):
+    """Arguments of the application, as they stand under `args` in a Ray Serve configuration.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Attributes:
+        run: URI of the run directory, the same from every node.
+        candidates: of a query, by all recommenders together.
+        store: what is known of users: `sqlite:PATH`, of a local disk, or `redis://HOST:PORT/DATABASE`.
+        threads: torch threads of a replica.
+        keys: file of `role:sha256` lines, for keys that may ask; by default the environment variable TESSEREC_KEYS.
+        open: whether anyone may ask where there are no keys; `tesserec serve` sets it where only this machine can.
+        cors_origins: origins whose pages a browser lets ask, such as `https://shop.example`.
+        max_body_bytes: of a request.
+        max_picture_bytes, max_picture_pixels: of a picture in a request, before it is decoded.
+        max_in_flight: requests under way in one replica; more are refused with status 503.
+        max_batch: queries that are answered in one pass of the model.
+        workers: threads of a replica that ask the run.
+        timeout_seconds: that a request may take, its reading included.
+    """
 
-    run: Annotated[str, Field(min_length=1, description="URI of the run directory, the same from every node")]
-    candidates: Annotated[int, Field(ge=MAX_K, description="candidates that content hands to the ranker")] = 200
-    threads: Annotated[int, Field(ge=1, description="torch threads of a replica")] = 1
+    run: str = Field(min_length=1)
+    candidates: int = Field(200, ge=MAX_K)
+    store: str = Field(min_length=1)
+    threads: int = Field(1, ge=1)
+    keys: Annotated[str, Field(min_length=1), AfterValidator(files.absolute)] | None = None
+    open: bool = False
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = Field(8 << 20, ge=1_024)
+    max_picture_bytes: int = Field(4 << 20, ge=1_024)
+    max_picture_pixels: int = Field(25_000_000, ge=1_024)
+    max_in_flight: int = Field(64, ge=1)
+    max_batch: int = Field(4, ge=1)
+    workers: int = Field(4, ge=1)
+    timeout_seconds: float = Field(10.0, gt=0, le=3_600)
+
+
+def read_settings(run: str, path: str | None) -> Settings:
+    """Returns the settings for a run: those of a YAML file, where one is given, and the defaults.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or is out of range.
+    """
+    raw = {} if path is None else settings.parse_yaml(settings.read_text(path, "file of the service's settings"), path)
+    if not isinstance(raw := raw or {}, dict):
+        raise UserError(f"{path} must be a YAML mapping of settings such as `max_in_flight: 64`.")
+    if "run" in raw:
+        raise UserError(f"{path}: leave run out, since the command names it.")
+    if "store" not in raw:
+        raw = {**raw, "store": default_store(run)}
+    try:
+        return Settings.model_validate({**raw, "run": files.absolute(run)})
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Settings, {})}") from error
+
+
+def default_store(run: str) -> str:
+    """Returns the address of a store in the run's own folder.
+
+    Raises:
+        UserError: the run is on no local disk.
+    """
+    fs, path = files.filesystem(files.absolute(run))
+    if "file" not in fs.protocol:
+        raise UserError(
+            f"{run} is on no local disk, so users need a store of their own: write `store: redis://HOST:PORT/DATABASE` "
+            "into the file of --config."
+        )
+    return f"sqlite:{files.join(path, 'users.db')}"
 
 
 def check_servable(run: str) -> None:
     """Makes sure that everything the service reads was written to the end.
 
     Raises:
-        UserError: there is no run, it has no ranker, or a stage has not finished.
+        UserError: there is no run, it has neither a ranker nor other recommenders, or a stage has not finished.
     """
-    require_finished(run, STAGES, "cannot be served")
+    ranked = first_unfinished(run, FITTED) is not None
+    require_finished(run, (*STAGES, *RANKED) if ranked else STAGES, "cannot be served")
 
 
-def serve_config(run: str) -> str:
+def serve_config(settings: Settings) -> str:
     """Returns the YAML that `serve deploy` and the serveConfigV2 of a RayService take.
 
     The code has to be on the import path of the cluster: in its image, or by a working_dir in `runtime_env`.
@@ -46,8 +119,8 @@ def serve_config(run: str) -> str:
             {
                 "name": APPLICATION,
                 "route_prefix": "/",
-                "import_path": "serving.app:application",
-                "args": Settings(run=files.absolute(run)).model_dump(),
+                "import_path": "serving.deployments.service:application",
+                "args": settings.model_dump(mode="json"),
                 "deployments": [
                     {
                         "name": "Service",

@@ -1,4 +1,4 @@
-"""The routes of a finished run on a local port, in a thread of this process, without Ray."""
+"""Routes on a local port, in a thread of this process, without Ray."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
-from serving.api import http_api
-from serving.pipeline import Pipeline, Query, Recommendation
+from serving.api.routes import http_api
+from serving.pipeline import Pipeline
+from serving.settings import read_settings
+from serving.stores.opening import open_store
 from storage.run import RunDir
+from workflows.load import load_users
 
 
 @contextmanager
 def served(run: RunDir) -> Iterator[str]:
     """Serve a run until the block ends; gives the address, such as `http://127.0.0.1:40123`."""
-    pipeline = Pipeline(run)
+    settings = read_settings(run.root, None).model_copy(update={"open": True})
+    load_users(run.root, settings.store, 1_000, lambda done, total: None)
+    with listening(http_api(Pipeline(run, open_store(settings.store)), settings)) as url:
+        yield url
 
-    async def recommend(query: Query) -> Recommendation:
-        return pipeline.recommend([query])[0]
 
-    server = uvicorn.Server(uvicorn.Config(http_api(pipeline, recommend), port=0, log_level="warning"))
+@contextmanager
+def listening(api: FastAPI) -> Iterator[str]:
+    """Serve an application until the block ends."""
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not server.started:
             assert thread.is_alive()
             assert time.monotonic() < deadline

@@ -200,33 +200,50 @@ def sid(
 
 
 @app.command()
+def load(
+    run: Run,
+    store: Annotated[str, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DATABASE.")],
+    batch: Annotated[int, typer.Option(min=1, help="Users that are written at once.")] = 1_000,
+) -> None:
+    """Fill a store with the users of a run; what is in it already is skipped."""
+    _fill(run, store, batch=batch)
+
+
+@app.command()
 def serve(
     run: Run,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    config: Annotated[str | None, typer.Option(help="YAML file of the service's settings.")] = None,
     address: Address = "local",
 ) -> None:
-    """Serve a finished run on this machine until interrupted."""
-    from serving.local import check_port, serve_forever
-    from serving.settings import check_servable
+    """Serve a finished run on this machine until interrupted; fills the store of its users first."""
+    from serving.local import check_port, here, serve_forever
+    from serving.settings import check_servable, read_settings
+    from storage.manifest import first_unfinished
     from workflows.distributed.cluster import connected
 
     check_servable(run)
+    settings = here(read_settings(run, config), host)
     check_port(host, port)
+    if first_unfinished(run, ("features",)) is None:  # else no user is known
+        _fill(run, settings.store, batch=1_000)
     with connected(address, cpus=2):
-        serve_forever(run, host, port)
+        serve_forever(settings, host, port)
 
 
 @app.command()
 def build(
-    run: Run, output: Annotated[str, typer.Option("-o", "--output", help="File to write.")] = "serve.yaml"
+    run: Run,
+    output: Annotated[str, typer.Option("-o", "--output", help="File to write.")] = "serve.yaml",
+    config: Annotated[str | None, typer.Option(help="YAML file of the service's settings.")] = None,
 ) -> None:
     """Write the Ray Serve configuration of a finished run, for `serve deploy` or a RayService."""
-    from serving.settings import check_servable, serve_config
+    from serving.settings import check_servable, read_settings, serve_config
     from storage import files
 
     check_servable(run)
-    files.write_bytes(output, serve_config(run).encode())
+    files.write_bytes(output, serve_config(read_settings(run, config)).encode())
     typer.echo(output)
 
 
@@ -247,6 +264,17 @@ def submit(
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
     root = files.absolute(_run_dir(definition.name, run_dir))
     raise typer.Exit(submit_run(dump(definition), root, address, wait=wait))
+
+
+def _fill(run: str, store: str, *, batch: int) -> None:
+    from workflows.engine.console import Reporter
+    from workflows.load import load_users
+
+    reporter = Reporter()
+    with reporter.stage("load") as progress:
+        loaded = load_users(run, store, batch, progress)
+    for line in loaded.lines():
+        reporter.line(line)
 
 
 def main() -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.local import check_port, user_mistake
-from serving.pipeline import Pipeline, Query
+from serving.local import check_port, here, user_mistake
+from serving.pipeline import Pipeline
+from serving.query import Query
+from serving.settings import KEYS, Settings
 from storage.errors import UserError
 from storage.run import RunDir
+from tests.serving.conftest import store_of
 
 pytestmark = pytest.mark.long
 
@@ -49,24 +52,26 @@ def service(finished_run: RunDir, port: int) -> Iterator[subprocess.Popen[str]]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith(f"Serving {name} at http://127.0.0.1:{port} "), line + process.communicate()[1]
+        assert line.startswith(f"Serving {finished_run.root} at http://127.0.0.1:{port} "), (
+            line + process.communicate()[1]
+        )
         yield process
     finally:
         process.kill()
 
 
 def test_answers_over_http(service, finished_run, port) -> None:
-    pipeline = Pipeline(finished_run)
+    pipeline = Pipeline(finished_run, store_of(finished_run))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        assert client.get("/healthz").json()["status"] == "ok"
+        assert client.get("/readyz").json()["status"] == "ready"
         for query in (Query(user_id="user 4", k=5), Query(history=["item 2", "?"])):
             body = {"k": query.k} | ({"user_id": query.user_id} if query.user_id else {"history": query.history})
             answer, expected = client.post("/v1/recommend", json=body).json(), pipeline.recommend([query])[0]
-            assert [i["item_id"] for i in answer["items"]] == [i["item_id"] for i in expected.items]
-            assert [i["score"] for i in answer["items"]] == pytest.approx([i["score"] for i in expected.items])
-            assert (answer["source"], answer["unknown"]) == expected[1:]
+            assert [i["item_id"] for i in answer["items"]] == [i.item_id for i in expected.items]
+            assert [i["score"] for i in answer["items"]] == pytest.approx([i.score for i in expected.items])
+            assert (answer["source"], answer["unknown"]) == (expected.source, expected.unknown)
         assert client.post("/v1/recommend", json={}).status_code == 422
-        assert client.get("/v1/items/item 6").json() == pipeline.item("item 6")
+        assert client.get("/v1/items/item 6").json() == {"run": pipeline.run, **pipeline.item("item 6")}
         assert client.get("/v1/items/none").status_code == 404
 
 
@@ -94,6 +99,21 @@ def test_no_port(port) -> None:
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(UserError, match=r"Cannot listen on 192\.0\.2\.1"):
         check_port("192.0.2.1", 8000)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_this_machine_alone_needs_no_key(host, monkeypatch) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    assert here(Settings(run="r", store="s"), host).open
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "shop.example"])  # noqa: S104
+def test_where_others_could_ask_there_have_to_be_keys(host, monkeypatch) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    with pytest.raises(UserError, match="no keys, so that anyone could ask it"):
+        here(Settings(run="r", store="s"), host)
+    monkeypatch.setenv(KEYS, "read:" + "0" * 64)
+    assert not here(Settings(run="r", store="s"), host).open
 
 
 def test_a_mistake_is_found_at_the_end_of_a_replicas_traceback() -> None:

@@ -1,0 +1,73 @@
+"""What the routes ask of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from serving.filters import Filter
+from serving.query import Answer, Query
+
+
+class Served(Protocol):
+    """A loaded run. Several threads ask at once; what it cannot answer is a UserError with one sentence."""
+
+    @property
+    def run(self) -> str:
+        """Name and fingerprint of the run."""
+        ...
+
+    @property
+    def recommenders(self) -> list[str]:
+        """Names of those that find candidates."""
+        ...
+
+    @property
+    def users(self) -> int:
+        """Number of users that it knows."""
+        ...
+
+    @property
+    def items(self) -> int:
+        """Number of items of the catalogue."""
+        ...
+
+    def recommend(self, queries: Sequence[Query]) -> list[Answer]:
+        """Answers queries together, in their order."""
+        ...
+
+    def rank(self, query: Query, items: Sequence[str]) -> Answer:
+        """Puts items into the order of the ranker for a user."""
+        ...
+
+    def similar(
+        self,
+        *,
+        items: Sequence[str] = (),
+        text: str | None = None,
+        picture: bytes | None = None,
+        k: int,
+        where: Filter | None,
+    ) -> Answer:
+        """Finds items like others, like a text or like a picture (an encoded one)."""
+        ...
+
+    def search(self, text: str, *, k: int, where: Filter | None) -> Answer:
+        """Finds items by their texts."""
+        ...
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """Returns what there is to show of an item; None where the catalogue has no such item."""
+        ...
+
+    def picture(self, item_id: str) -> bytes | None:
+        """Returns a small JPEG of the first picture of an item, if there is one."""
+        ...
+
+    def tree(self, prefix: Sequence[int]) -> dict[str, Any]:
+        """Returns the `codes` below a prefix of semantic IDs: code, items and examples of each."""
+        ...
+
+    def quality(self) -> dict[str, Any]:
+        """Returns metrics of the run."""
+        ...
