@@ -1,195 +1,257 @@
-"""How a finished run answers: candidates near the user's history, ranked by the trained ranker. No Ray."""
+"""How a finished run answers: candidates from its recommenders, scored, reranked and described. No Ray."""
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from models.common.jagged import Jagged, chained, from_arrays, gather, last, repeated
-from models.ranking.ranker import load_ranker
-from models.recommenders.content import content_and_popularity
-from models.semantic_ids.suffixes import sid_string
-from operators.columns import jagged_of, read_rows
-from operators.features.long_history import COUNTED, read_prefixes, shared_prefixes
-from operators.features.ranker_inputs import read_items
+from models.common.jagged import Jagged, from_arrays
 from operators.features.tokens import NULL_ID
-from operators.log.events import Events
-from storage import files
+from operators.log.events import DAY_US
+from serving.candidates import quotas
+from serving.cascade import CONTENT, POPULARITY, RANKER, Cascade
+from serving.catalogue import Catalogue
+from serving.explain import explained
+from serving.filters import Filter
+from serving.finder import Finder, branches
+from serving.query import Answer, Query, Scored, Why
+from serving.ranking import Users
+from serving.rerank import less_like
+from serving.stores.base import UserStore
+from storage.hashing import fingerprint, hash_ids
+from storage.manifest import first_unfinished, require_manifest
 from storage.run import RunDir
 
-HISTORY = "history"  # candidates are the neighbours of the user's last items
-POPULARITY = "popularity"  # nothing is known of the user: candidates are the popular items
-
-
-@dataclass(frozen=True)
-class Query:
-    """Who asks, and for how many items: a known user by id, or anyone by the items they liked, oldest first."""
-
-    user_id: str | None = None
-    history: Sequence[str] = ()
-    k: int = 10
-
-
-class Recommendation(NamedTuple):
-    """The answer to a query."""
-
-    items: list[dict[str, Any]]  # item_id, score, title, caption, sid; best first
-    source: str  # of the candidates, HISTORY or POPULARITY
-    unknown: list[str]  # ids of the history that the catalogue does not have
-
-
-class _User(NamedTuple):
-    """What the ranker and the retrieval of candidates have to know of one query's user."""
-
-    id: int  # hashed, NULL_ID for a user that training has not seen
-    history: Jagged  # one list, rows of the last positives
-    seen: Jagged  # one list, rows never to recommend
-    dense: torch.Tensor  # float32 [n], NaN where unknown
+HISTORY = "history"  # the source of an answer where something is known of the user
+SIMILAR = "similar"  # of one about items alone
+SHOWN = ("ndcg@10", "recall@10", "ndcg@10_interval", "recall@10_interval", "coverage@10")
+SECOND_US = 1_000_000
 
 
 class Pipeline:
-    """Answers queries from memory. It takes Arrow columns and tensors, no object per user or per item but their ids."""
+    """Answers queries about the items and users of a run.
 
-    def __init__(self, run: RunDir, *, candidates: int = 200) -> None:
-        """Loads a run whose stage `rank` is complete; see `serving.settings.check_servable`.
+    Attributes:
+        run: its name and the first half of a digest of what it was made of.
+    """
+
+    def __init__(self, run: RunDir, store: UserStore, *, candidates: int = 200) -> None:
+        """Loads a run; see `serving.settings.check_servable`.
 
         Args:
             run: the run.
-            candidates: candidates that content hands to the ranker per query.
+            store: what is known of its users.
+            candidates: that are scored for a query.
 
         Raises:
-            UserError: the ranker is missing or damaged, or an artifact lacks items.
+            UserError: a model is missing or damaged, or an artifact lacks items.
         """
-        spec = run.read_json("features", "spec.json")
-        retriever = run.read_json("models", "retriever", "config.json")
-        self.ranker = load_ranker(run.uri("models", "ranker"))
-        self._dense, users = list(self.ranker.config.dense), run.read_table("features", "users")
-        there = files.dataset(run.uri("features", "items")).schema.names  # with the token lists, which read_items maps
-        wanted = {"item_id", "item_events", "item_rate", *self._dense}
-        table = run.read_table("features", "items", columns=[name for name in there if name in wanted])
-        self.items = read_items(run, self.ranker.config)
-        self.content = content_and_popularity(self.items.embedding, popularity(table), retriever["popularity_weight"])
-        self.candidates = candidates
-        self._row = {item_id: row for row, item_id in enumerate(table["item_id"].to_pylist())}
-        self._display = display_table(run, table["item_id"])
-        self._user_row = {user_id: row for row, user_id in enumerate(users["user_id"].to_pylist())}
-        self._user_ids = users["user"].to_pylist()
-        self._histories, self._seen = jagged_of(users["history"]), jagged_of(users["seen"])
-        self._max_history: int = spec["history"]
-        self._labels: bool = spec["labels"]
-        self._prefixes = read_prefixes(run) if self.ranker.config.long else None
-        self._item_dense = dense_columns(table, self._dense)
-        self._user_dense = dense_columns(users, self._dense)
+        self.catalogue, self.cascade, self.store = Catalogue(run), Cascade(run, candidates=candidates), store
+        manifest = require_manifest(run.root)
+        made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
+        self.run = f"{manifest.name}:{made[:16]}"
+        self.finder = Finder(run, self.cascade.embedding, self.cascade.content.vectors)
+        done = first_unfinished(run.root, ("evaluate",)) is None
+        cards = run.read_json("metrics", "evaluate.json") if done else {}
+        self._measured = {name: card for name, card in cards.items() if isinstance(card, dict) and SHOWN[0] in card}
 
-    @torch.inference_mode()
-    def recommend(self, queries: Sequence[Query]) -> list[Recommendation]:
-        """Answers queries together: one retrieval and one pass of the ranker for all.
-
-        An answer has fewer than k items only where the catalogue has no more that the user has not seen.
-        """
-        users = [self._user(query) for query in queries]
-        history, seen = chained([user.history for user in users]), chained([user.seen for user in users])
-        candidates = self.content.recommend(history, k=self.candidates, banned=seen).items
-        usable = candidates >= 0
-        scores = torch.full(candidates.shape, -torch.inf, dtype=torch.float64)
-        if usable.any():  # TorchRec takes no empty batch
-            scores[usable] = self._scores(users, history, seen, owner=usable.nonzero()[:, 0], rows=candidates[usable])
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        best = candidates.gather(1, order)
-        return [
-            Recommendation(
-                items=self._described(best[i, : query.k], scores[i, : query.k]),
-                source=HISTORY if len(users[i].history.values) else POPULARITY,
-                unknown=[item_id for item_id in dict.fromkeys(query.history) if item_id not in self._row],
-            )
-            for i, query in enumerate(queries)
-        ]
-
-    def item(self, item_id: str) -> dict[str, Any] | None:
-        """Returns an item with all there is to show of it; None where the catalogue has no such item."""
-        row = self._row.get(item_id)
-        return None if row is None else self._display.slice(row, 1).to_pylist(maps_as_pydicts="strict")[0]
+    @property
+    def recommenders(self) -> list[str]:
+        """Names of those that find candidates."""
+        return list(self.cascade.recommenders)
 
     @property
     def users(self) -> int:
-        """Numbers of users with a history of their own."""
-        return len(self._user_row)
+        """Number of users in the store."""
+        return self.store.count()
 
-    def _user(self, query: Query) -> _User:
-        row = self._user_row.get(query.user_id) if query.user_id is not None else None
-        if row is not None:
-            at = torch.tensor([row])
-            history, seen = (gather(source, at) for source in (self._histories, self._seen))
-            return _User(self._user_ids[row], history, seen, self._user_dense[row])
-        rows = torch.tensor([self._row[item] for item in query.history if item in self._row], dtype=torch.int64)
-        seen = repeated(rows, 1)
-        dense = torch.full((len(self._dense),), torch.nan)
-        # Without labels the history is all that this user did; with labels, user_events counts impressions, too.
-        if not self._labels and "user_events" in self._dense:
-            dense[self._dense.index("user_events")] = np.log1p(len(rows))
-        return _User(NULL_ID, last(seen, self._max_history), seen, dense)
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return len(self.catalogue)
 
-    def _scores(
-        self, users: Sequence[_User], history: Jagged, seen: Jagged, *, owner: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Probability of every pair of a user (position in `users`) and an item (row), float64 [M]."""
-        item_dense, user_dense = self._item_dense[rows], torch.stack([user.dense for user in users])[owner]
-        dense = torch.where(item_dense.isnan(), user_dense, item_dense)
-        long: Jagged | None = None
-        if self._prefixes is not None:
-            past, number = np.repeat(np.arange(len(users)), seen.offsets.diff().numpy()), len(seen.values)
-            liked = Events(past, seen.values.numpy(), np.arange(number), np.ones(number, np.float32))
-            asked = (owner.numpy(), rows.numpy(), np.full(len(rows), number))
-            shared = shared_prefixes(liked, self._prefixes, *asked, length=self.ranker.config.long)
-            dense[:, [name.startswith(COUNTED) for name in self._dense]] = torch.from_numpy(shared.counts)
-            long = from_arrays(shared.items, shared.offsets)
-        inputs = self.items.inputs(
-            user=torch.tensor([user.id for user in users])[owner],
-            history=gather(history, owner),
-            rows=rows,
-            dense=dense,
-            long=long,
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """Returns an item with all there is to show of it; None where the catalogue has no such item."""
+        return self.catalogue.item(item_id)
+
+    @torch.inference_mode()
+    def recommend(self, queries: Sequence[Query]) -> list[Answer]:
+        """Answers queries; those of the same filter and the same recommenders go through the models together.
+
+        An answer has fewer than k items only where no more candidates are left.
+        """
+        users = self._users(queries)
+        together: dict[Any, list[int]] = defaultdict(list)
+        for at, (query, user) in enumerate(zip(queries, users, strict=True)):
+            names = query.recommenders or (() if len(user.rows) else (POPULARITY,))
+            together[names, query.where].append(at)
+        answers: dict[int, Answer] = {}
+        for (names, where), places in together.items():
+            found = self._recommend([queries[at] for at in places], [users[at] for at in places], names, where)
+            answers.update(zip(places, found, strict=True))
+        return [answers[at] for at in range(len(queries))]
+
+    @torch.inference_mode()
+    def rank(self, query: Query, items: Sequence[str]) -> Answer:
+        """Orders items by the ranker for the user of a query; ids that the catalogue lacks are left out."""
+        (user,) = self._users([query])
+        rows = torch.from_numpy(self.catalogue.rows(list(dict.fromkeys(items))))
+        rows = rows[rows >= 0]
+        logits, order = self.cascade.logits(_users([user]), rows[None])[0].sort(descending=True, stable=True)
+        chances = logits.double().sigmoid()
+        scored = self._described(rows[order][: query.k], chances, chances, [[RANKER]] * len(rows))
+        return Answer(
+            scored, HISTORY if len(user.rows) else POPULARITY, self._unknown([*items, *(query.history or ())])
         )
-        return self.ranker(inputs)[0].double().sigmoid()
 
-    def _described(self, rows: torch.Tensor, scores: torch.Tensor) -> list[dict[str, Any]]:
-        known = scores > -torch.inf
-        shown = self._display.select(["item_id", "title", "caption", "sid"]).take(pa.array(rows[known].numpy()))
-        return [{**item, "score": score} for item, score in zip(shown.to_pylist(), scores[known].tolist(), strict=True)]
+    @torch.inference_mode()
+    def similar(
+        self,
+        *,
+        items: Sequence[str] = (),
+        text: str | None = None,
+        picture: bytes | None = None,
+        k: int,
+        where: Filter | None = None,
+    ) -> Answer:
+        """Returns the items whose embeddings are nearest to those of some items, of a text or of a picture.
+
+        Raises:
+            UserError: the picture cannot be used, or the run has no model for new texts and pictures.
+        """
+        rows, look = self.catalogue.rows(items), None
+        if picture is not None:
+            look = self.finder.of_picture(picture)
+            query = look.vector
+        elif text is not None:
+            query = self.finder.of_text(text)
+        else:
+            query = self.finder.of_items(rows[rows >= 0]) if (rows >= 0).any() else torch.zeros(0)
+        if not len(query):
+            return Answer([], SIMILAR, self._unknown(items))
+        allowed = None if where is None else self.catalogue.matching(where)
+        found, cosine = self.finder.nearest(query, k=k, banned=rows[rows >= 0].tolist(), allowed=allowed)
+        scored = self._described(found, cosine, None, [[CONTENT]] * len(found))
+        seen = None if look is None else {"caption": look.caption, "sid": look.sid}
+        return Answer(scored, SIMILAR, self._unknown(items), seen)
+
+    def search(self, text: str, *, k: int, where: Filter | None = None) -> Answer:
+        """Returns the items nearest to a text; see `similar`."""
+        return self.similar(text=text, k=k, where=where)
+
+    def picture(self, item_id: str) -> bytes | None:
+        """Returns the first picture of an item as a small JPEG; None where there is none that can be read."""
+        item = self.item(item_id)
+        return None if item is None else self.finder.picture(item)
+
+    def tree(self, prefix: Sequence[int]) -> dict[str, Any]:
+        """Returns what follows a prefix of semantic IDs; see `serving.finder.branches`."""
+        return {"codes": branches(self.catalogue, prefix, self.cascade.popularity)}
+
+    def quality(self) -> dict[str, Any]:
+        """Returns what `evaluate` has measured of the recommenders and of the pipeline, by name; {} before that."""
+        return {name: {key: card.get(key) for key in SHOWN} for name, card in self._measured.items()}
+
+    def _recommend(
+        self, queries: Sequence[Query], users: Sequence[_User], names: tuple[str, ...], where: Filter | None
+    ) -> list[Answer]:
+        wanted = quotas(names, self.cascade.candidates) if names else self.cascade.blend.candidates
+        allowed = None if where is None else self.catalogue.matching(where)
+        banned = _lists([self._banned(query, user) for query, user in zip(queries, users, strict=True)])
+        ranked = self.cascade.ranked(_users(users), wanted, banned=banned, allowed=allowed)
+        scores = self.cascade.scores(ranked, wanted)
+        answers, vectors = [], self.cascade.content.vectors
+        for at, (query, user) in enumerate(zip(queries, users, strict=True)):
+            own, items = scores[at], ranked.items[at]
+            negative = self.catalogue.rows(query.negative)
+            if (negative >= 0).any():
+                own = less_like(own, vectors[items.clamp_min(0)], vectors[torch.from_numpy(negative[negative >= 0])])
+            own, order = own.sort(descending=True, stable=True)
+            order = order[own > -torch.inf][: query.k]
+            listed = (ranked.places[at, order] < torch.inf)[:, : len(wanted)].tolist()
+            by = [[name for name, there in zip(wanted, row, strict=True) if there] for row in listed]
+            chances = ranked.logits[at, order].double().sigmoid() if self.cascade.ranker else None
+            why = None
+            if query.explain:
+                why = explained(self.catalogue, vectors, items[order], torch.from_numpy(user.rows))
+            found = self._described(items[order], own, chances, by, why)
+            unknown = self._unknown([*(query.history or ()), *query.exclude, *query.negative])
+            answers.append(Answer(found, HISTORY if len(user.rows) else POPULARITY, unknown))
+        return answers
+
+    def _users(self, queries: Sequence[Query]) -> list[_User]:
+        """Returns what is known of the user of each query; what the query tells stands in for what is stored."""
+        asked = [query.user_id for query in queries if query.user_id is not None]
+        stored = dict(zip(asked, self.store.read(asked), strict=True)) if asked else {}
+        users = []
+        for query in queries:
+            user = stored.get(query.user_id) if query.user_id is not None else None
+            rows, times, events, number = np.empty(0, np.int64), np.empty(0, np.int64), -1, NULL_ID
+            if user is not None:
+                rows, times, events = self.catalogue.rows_by_hash(user.items), user.times, user.events
+                number = int(hash_ids([query.user_id])[0]) if user.trained else NULL_ID
+            if query.history is not None:
+                rows = self.catalogue.rows(query.history)
+                times = np.full(len(rows), np.iinfo(np.int64).max)
+            users.append(_User(number, rows[rows >= 0], times[rows >= 0], events))
+        return users
+
+    def _banned(self, query: Query, user: _User) -> np.ndarray:
+        """Returns the rows that must not be in the answer to a query, int64 [n]."""
+        excluded = self.catalogue.rows([*query.exclude, *query.negative])
+        seen = user.rows
+        if query.seen_after is not None:
+            since = time.time() * SECOND_US - query.seen_after * DAY_US
+            seen = seen[user.times > since] if query.seen_after else seen[:0]
+        return np.concatenate([excluded[excluded >= 0], seen])
+
+    def _unknown(self, ids: Sequence[str]) -> list[str]:
+        distinct = list(dict.fromkeys(ids))
+        rows = self.catalogue.rows(distinct)
+        return [item_id for item_id, row in zip(distinct, rows.tolist(), strict=True) if row < 0]
+
+    def _described(
+        self,
+        rows: torch.Tensor,
+        scores: torch.Tensor,
+        chances: torch.Tensor | None,
+        by: Sequence[list[str]],
+        why: Sequence[Why] | None = None,
+    ) -> list[Scored]:
+        """Returns items at rows as they are answered; what is beside them is in their order."""
+        shown = self.catalogue.shown.select(["item_id", "title", "caption", "sid"]).take(rows.numpy()).to_pylist()
+        chance: Sequence[float | None] = [None] * len(shown) if chances is None else chances.tolist()
+        reasons: Sequence[Why | None] = why or [None] * len(shown)
+        return [
+            Scored(**item, score=score, probability=likely, recommenders=names, why=reason)
+            for item, score, likely, names, reason in zip(shown, scores.tolist(), chance, by, reasons, strict=False)
+        ]
 
 
-def dense_columns(table: pa.Table, names: Sequence[str]) -> torch.Tensor:
-    """Columns by name, float32 [N, n]; NaN where the table has no such column."""
-    absent = np.full(table.num_rows, np.nan, dtype=np.float32)
-    columns = [table[name].to_numpy() if name in table.column_names else absent for name in names]
-    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+class _User(NamedTuple):
+    """What is known of one query's user.
 
-
-def popularity(items: pa.Table) -> torch.Tensor:
-    """Positives that items have had, float32 [N]; with labels their events times the smoothed share of positives."""
-    events = dense_columns(items, ["item_events"])[:, 0].expm1()
-    return events * dense_columns(items, ["item_rate"])[:, 0] if "item_rate" in items.column_names else events
-
-
-def display_table(run: RunDir, item_ids: pa.ChunkedArray) -> pa.Table:
-    """Returns what people see of every item, in the order of `item_ids`.
-
-    Returns:
-        item_id, title, description, caption, sid (spelled), attributes, media.
-
-    Raises:
-        ArtifactError: an item is missing in an artifact.
+    Attributes:
+        number: hash of the id, `NULL_ID` where the ranker has not learned it.
+        rows, times: of what they liked, oldest first, int64 [n].
+        events: number of all their events, -1 where that is not known.
     """
-    shown = read_rows(run, item_ids, "items", columns=["title", "description", "caption"])
-    sids = read_rows(run, item_ids, "sids", columns=["codes"])["codes"]
-    catalog = read_rows(run, item_ids, "catalog", "items", columns=["attributes", "media"])
-    spelled = pa.array([sid_string(codes) for codes in sids.to_pylist()], pa.string())
-    shown = shown.append_column("sid", spelled)
-    for column in ("attributes", "media"):
-        shown = shown.append_column(column, catalog[column])
-    return shown.combine_chunks()
+
+    number: int
+    rows: np.ndarray
+    times: np.ndarray
+    events: int
+
+
+def _users(users: Sequence[_User]) -> Users:
+    ids = torch.tensor([user.number for user in users])
+    return Users(ids, _lists([user.rows for user in users]), np.array([user.events for user in users]))
+
+
+def _lists(rows: Sequence[np.ndarray]) -> Jagged:
+    return from_arrays(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))

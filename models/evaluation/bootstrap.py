@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -125,6 +125,12 @@ def resampled_histograms(
 def histogram_aucs(counts: np.ndarray) -> np.ndarray:
     """Returns the AUC of each resample, float64 [draws], from `resampled_histograms`; NaN without both labels."""
     return np.array([histogram_auc(each)[0] for each in counts])
+
+
+def ratio(over: Any, under: Any) -> np.ndarray:
+    """Returns quotients, float64; NaN where the divisor is not above 0."""
+    over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
+    return np.divide(over, under, out=np.full_like(under, np.nan), where=under > 0)
 
 
 def interval(samples: np.ndarray, *, level: float = 0.95) -> list[float]:

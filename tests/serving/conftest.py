@@ -11,11 +11,15 @@ from models.ranking.ranker import Ranker, moments, save_ranker
 from models.ranking.settings import RankerSettings
 from operators.columns import matrix_column
 from operators.features.ranker_inputs import Examples, laid_out
+from serving.settings import RANKED, STAGES
+from serving.stores.base import LoadableStore
+from serving.stores.opening import open_store
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import write_log
-from workflows.engine.registry import ORDER, stage
+from workflows.engine.registry import stage
 from workflows.engine.stage import Context
+from workflows.load import load_users
 from workflows.stages.features import stage as features
 
 ITEMS, USERS, EVENTS, WIDTH = 60, 30, 900, 8
@@ -62,7 +66,12 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
     context = Context(run, str(root), 0, "f", log=lambda line: None, progress=lambda done, total: None)
     stage("features").run(features.Config(history=5, long_history=4 if labels else 0), context)
     write_ranker(run)
-    write_manifest(str(root), Manifest(name="tiny", stages={name: StageEntry(state="complete") for name in ORDER}))
+    write_manifest(
+        str(root),
+        Manifest(
+            name="tiny", stages={name: StageEntry(state="complete", fingerprint=name) for name in (*STAGES, *RANKED)}
+        ),
+    )
     return run
 
 
@@ -80,6 +89,13 @@ def write_ranker(run: RunDir) -> None:
     ranker.set_statistics(dense=moments(train.dense), content=moments(items.embedding), rate=0.3)
     save_ranker(run.uri("models", "ranker"), config, ranker.state_dict())
     run.write_json({"popularity_weight": 1.0}, "models", "retriever", "config.json")
+
+
+def store_of(run: RunDir) -> LoadableStore:
+    """The users of a run in a store beside it."""
+    uri = f"sqlite:{run.root}/users.sqlite"
+    load_users(run.root, uri, batch=100, progress=lambda done, total: None)
+    return open_store(uri)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ NAMES = {
     "sasrec": "SASRec",
     "item_knn": "item-kNN",
     "ensemble": "ensemble",
+    "pipeline": "the service's pipeline",
     "content": "content",
     "popularity": "popularity",
     "truth": "truth",

@@ -12,7 +12,7 @@ import torch
 
 from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommended, Recommender, masked_and_not, recommend_blocks
-from models.evaluation.bootstrap import bootstrap_means, interval
+from models.evaluation.bootstrap import bootstrap_means, interval, ratio
 from models.evaluation.lists import CUT, CUTS, FAIR, ndcg, ranks, recall, scorecard
 from models.generation.heldout import task_scores
 from models.recommenders.content import fit_content
@@ -22,8 +22,10 @@ from models.recommenders.popularity import MostPopular
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log, read_user_ids
 from operators.log.sequences import read_queries, read_training
+from serving.cascade import PIPELINE
 from workflows.catalogs.synthetic.truth import true_lists
 from workflows.engine.stage import Context
+from workflows.stages.evaluate.pipeline import score_pipeline
 from workflows.stages.generate.build import load_recommender, read_corpus
 
 EXAMPLES = 300  # per task
@@ -34,7 +36,7 @@ TRADED = (GAIN, f"fair_{FAIR}@{CUT}", f"tail_{GAIN}", f"popularity_bias@{CUT}") 
 
 
 def score_recommenders(
-    context: Context, *, queries: int, draws: int, penalties: Sequence[float] = ()
+    context: Context, *, queries: int, of_pipeline: int, draws: int, penalties: Sequence[float] = ()
 ) -> dict[str, Any]:
     """Returns metrics of the recommenders that the stage generate has fitted, of content, popularity and the truth.
 
@@ -51,13 +53,14 @@ def score_recommenders(
     Args:
         context: of a run whose generate stage is complete.
         queries: of validation and of test, a sample, at most.
+        of_pipeline: queries of either that the service's pipeline answers, at most; see `score_pipeline`.
         draws: resamples of users behind every interval.
         penalties: on popularity, with which next-item models are asked on validation.
 
     Returns:
         See `judge`, of masked lists, with the weights of the ensemble's members and the `penalties` of next-item models
-        (`penalty_curve`); under `as_is` of each recommender and ratio the same of lists as they are. Empty
-        where the test split has no query.
+        (`penalty_curve`); of the service's `pipeline` what `score_pipeline` returns; under `as_is` of each recommender
+        and ratio the same of lists as they are. Empty where the test split has no query.
     """
     run = context.run
     generated = run.read_json("metrics", "generate.json")
@@ -106,6 +109,19 @@ def score_recommenders(
     if as_is:
         others = judged(as_is)
         cards = {name: {**card, "as_is": others[name]} if name in others else card for name, card in cards.items()}
+    few = test.first(of_pipeline)
+    cards[PIPELINE] = score_pipeline(
+        context,
+        valid.first(of_pipeline),
+        few,
+        {name: place[: len(few.user)] for name, place in places.items()},
+        {name: recommenders[name] for name in generated["valid"]},
+        chosen=generated["chosen"],
+        positives=training.positives,
+        cold=~training.warm,
+        repeats=repeats,
+        draws=draws,
+    )
     for name, model in recommenders.items():
         if penalties and isinstance(model, NextItemModel):
             curve = penalty_curve(model, penalties, valid, training.positives, ~training.warm, banned=known)
@@ -188,9 +204,9 @@ def judge(
     pairs = [("generator", chosen, name) for name in BASELINES] + [("ensemble", "ensemble", name) for name in members]
     for title, one, name in pairs:
         if name in cards:
-            ratios = {key: _ratio(samples[one, key], samples[name, key]) for key in WITH_INTERVAL}
+            ratios = {key: ratio(samples[one, key], samples[name, key]) for key in WITH_INTERVAL}
             over[f"{title}_over_{name}"] = {
-                **{key: float(_ratio(cards[one][key], cards[name][key])) for key in WITH_INTERVAL},
+                **{key: float(ratio(cards[one][key], cards[name][key])) for key in WITH_INTERVAL},
                 **{f"{key}_interval": interval(ratios[key]) for key in WITH_INTERVAL},
             }
     if "truth" in cards:
@@ -209,12 +225,7 @@ def _closed(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the share of the gap between popularity and the truth that every other recommender closes."""
     low, high = scores["popularity"], scores["truth"]
     others = {name: values for name, values in scores.items() if name not in ("popularity", "truth")}
-    return {name: _ratio(values - low, high - low) for name, values in others.items()}
-
-
-def _ratio(over: Any, under: Any) -> np.ndarray:
-    over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
-    return np.divide(over, under, out=np.full_like(under, np.nan), where=under > 0)
+    return {name: ratio(values - low, high - low) for name, values in others.items()}
 
 
 def score_tasks(context: Context, *, queries: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Config(StageConfig):
     """Settings of the evaluate stage."""
 
     queries: PositiveInt = Field(100_000, description="queries of the test split, a sample, at most")
+    pipeline_queries: PositiveInt = Field(2_000, description="of these, what the service's pipeline answers, at most")
     recall_at: tuple[PositiveInt, ...] = Field((10, 50), min_length=1)
     bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
     penalties: tuple[NonNegativeFloat, ...] = Field((), description="on popularity, tried on validation; none: nothing")
@@ -28,7 +29,7 @@ class EvaluateStage(Stage[Config]):
     """Measures the ranker, the recommenders and their baselines on the test split."""
 
     config_type = Config
-    version = 10
+    version = 11
     reads = ("ingest", "project")
     reads_one_of = ("rank", "generate")
     reads_all = True
@@ -44,6 +45,7 @@ class EvaluateStage(Stage[Config]):
             from workflows.stages.evaluate.recommenders import score_recommenders, score_tasks
 
             settings: Any = {"draws": config.bootstrap, "penalties": config.penalties}
+            settings["of_pipeline"] = config.pipeline_queries
             cards = score_recommenders(context, queries=config.queries, **settings)
             rows += cards.get("popularity", {}).get("queries", 0)
             metrics |= {name: {**metrics.get(name, {}), **values} for name, values in cards.items()}

@@ -18,6 +18,7 @@ from operators.base import KEPT, REJECTED, Operator, rejects_table, set_columns
 from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, CachedOperator
 from operators.gate import activity, decide
 from operators.given import Given
+from operators.interpreter import save_interpreter
 from operators.log.partitions import About, moments, read_about, read_events
 from operators.log.split import quantile
 from operators.media.fetch import FetchMedia
@@ -210,6 +211,9 @@ class InterpretStage(Stage[Config]):
         batches = streams.outcome_batches(sink, KEPT, schema.names)
         kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
         rejected, degraded, codes = write_rejects(sink, context.run, "interpret")
+        if not set(given) - {"caption", "interests"}:  # else no model of the run makes the vectors of a new item
+            made = (step.operator for step in steps(config, context.catalog, None))
+            save_interpreter(context.run, [one.operator if isinstance(one, CachedOperator) else one for one in made])
         metrics = {"reused": reused, "issues": codes, **_work(sink)}
         return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
 

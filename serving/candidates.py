@@ -1,0 +1,110 @@
+"""Candidates from several recommenders, merged; and how the places of an item in several lists become one score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from models.common.jagged import Jagged
+from models.common.recommender import Recommender, Searcher
+
+SMOOTHING = 60.0  # of reciprocal rank fusion, as published
+
+
+class Candidates(NamedTuple):
+    """C places for candidates of each of B users, no item twice.
+
+    Attributes:
+        items: rows of the catalogue, int64 [B, C]; -1 where there is none.
+        places: of the items in each of S lists, from 0; infinity where a list lacks it; float32 [B, C, S].
+    """
+
+    items: torch.Tensor
+    places: torch.Tensor
+
+
+def quotas(names: Sequence[str], total: int) -> dict[str, int]:
+    """Shares candidates among recommenders evenly, the first ones get what is left over.
+
+    >>> quotas(["product_codes", "content", "item_knn"], 200)
+    {'product_codes': 67, 'content': 67, 'item_knn': 66}
+    """
+    each, more = divmod(total, len(names))
+    return {name: each + (place < more) for place, name in enumerate(names)}
+
+
+def find(
+    recommenders: Mapping[str, Recommender],
+    wanted: Mapping[str, int],
+    histories: Jagged,
+    *,
+    banned: Jagged,
+    allowed: torch.Tensor | None = None,
+) -> Candidates:
+    """Returns what several recommenders find for B users.
+
+    Args:
+        recommenders: by name.
+        wanted: length of the list of each one that is to find one; what searches finds no more than it can.
+        histories: item rows of B users, oldest first.
+        banned: item rows that each user must not get.
+        allowed: bool [N], items that anybody may get; all where it is None.
+    """
+    found = []
+    for name, count in wanted.items():
+        recommender = recommenders[name]
+        k = min(count, recommender.most) if isinstance(recommender, Searcher) else count
+        found.append(recommender.recommend(histories, k=k, banned=banned, allowed=allowed).items)
+    return merged(found)
+
+
+def merged(lists: Sequence[torch.Tensor]) -> Candidates:
+    """Merges S lists of items, int64 [B, k] each, best first, -1 where there are fewer.
+
+    >>> merged([torch.tensor([[7, 8]]), torch.tensor([[8, 9, -1]])])
+    Candidates(items=tensor([[ 7,  8,  9, -1, -1]]), places=tensor([[[0., inf],
+             [1., 0.],
+             [inf, 1.],
+             [inf, inf],
+             [inf, inf]]]))
+    """
+    items = torch.cat(list(lists), dim=1)
+    source = torch.repeat_interleave(torch.arange(len(lists)), torch.tensor([part.shape[1] for part in lists]))
+    place = torch.cat([torch.arange(part.shape[1]) for part in lists]).float()
+    # what is missing goes to the end
+    known, order = items.masked_fill(items < 0, torch.iinfo(torch.int64).max).sort(dim=1, stable=True)
+    first = torch.ones_like(known, dtype=torch.bool)
+    first[:, 1:] = known[:, 1:] != known[:, :-1]
+    column = first.cumsum(1) - 1  # where the item of each entry goes
+    there = items.gather(1, order) >= 0
+    user = torch.arange(len(items))[:, None].expand_as(column)[there]
+    rows = torch.full_like(items, -1)
+    rows[user, column[there]] = known[there]
+    places = torch.full((*items.shape, len(lists)), torch.inf)
+    places[user, column[there], source[order][there]] = place[order][there]
+    return Candidates(rows, places)
+
+
+def placed(scores: torch.Tensor) -> torch.Tensor:
+    """Returns the place of each candidate by its score, from 0, float32 [B, C]; infinity for a score of -inf."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.empty_like(scores)
+    places.scatter_(1, order, torch.arange(scores.shape[1], dtype=scores.dtype).expand_as(scores))
+    return places.masked_fill(scores == -torch.inf, torch.inf).float()
+
+
+def fused(places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Scores candidates by reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, doi 10.1145/1571941.1572114).
+
+    Here each list has a weight, and the result is scaled so that a candidate that is first everywhere has 1.
+
+    Args:
+        places: float32 [B, C, S], from 0.
+        weights: float32 [S], 0 or more, one of them above 0.
+
+    Returns:
+        float32 [B, C]; 0 for what only lists without weight hold.
+    """
+    return (SMOOTHING / (SMOOTHING + places)) @ (weights / weights.sum())

@@ -1,0 +1,159 @@
+"""The recommenders and the ranker of a run, one after the other: candidates, their places, a score. No ids, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models.common.jagged import Jagged
+from models.common.recommender import Recommender
+from models.recommenders.artifacts import load
+from models.recommenders.content import content_and_popularity
+from models.recommenders.popularity import MostPopular
+from operators.features.ranker_inputs import aligned, read_embeddings
+from operators.log.partitions import item_ids, open_log
+from serving.candidates import find, fused, placed, quotas
+from serving.ranking import RunRanker, Users
+from storage import files
+from storage.manifest import first_unfinished
+from storage.mapped import map_table
+from storage.run import RunDir
+
+CONTENT, POPULARITY = "content", "popularity"  # recommenders that a run has without a fit
+RANKER = "ranker"  # what its weight is called beside those of recommenders
+PIPELINE = "pipeline"  # what metrics/evaluate.json says of the whole
+
+
+class Blend(NamedTuple):
+    """How candidates are found and scored.
+
+    Attributes:
+        candidates: of each recommender, by name.
+        weights: of their lists and of the ranker's in the score, by name; who is not named has none.
+    """
+
+    candidates: dict[str, int]
+    weights: dict[str, float]
+
+
+class Ranked(NamedTuple):
+    """Candidates of B users in the lists of the recommenders and of the ranker.
+
+    Attributes:
+        items: rows of the catalogue, int64 [B, C]; -1 where there is none.
+        places: from 0, infinity where a list lacks the item, float32 [B, C, S]; the last list is the ranker's, where
+            the run has one.
+        logits: of the ranker, float32 [B, C]; -inf where there is no candidate or no ranker.
+    """
+
+    items: torch.Tensor
+    places: torch.Tensor
+    logits: torch.Tensor
+
+
+class Cascade:
+    """A run's recommenders find candidates, its ranker orders them, and the places in all these lists make the score.
+
+    Attributes:
+        embedding: of the items, float32 [N, D].
+        popularity: how often each item was liked, float32 [N].
+        candidates: of a query, by all recommenders together.
+        recommenders: by name, those that the run has fitted, content and popularity.
+        ranker: None where the run has none.
+        blend: what `evaluate` has chosen. Before that candidates come from the recommender that `generate` has chosen
+            and from content, and the ranker orders them; without a ranker that recommender does.
+    """
+
+    def __init__(self, run: RunDir, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None) -> None:
+        """Loads a run whose stage `rank` or `generate` is complete; see `serving.settings.check_servable`.
+
+        Args:
+            run: the run.
+            candidates: of a query, by all recommenders together.
+            fitted: the recommenders that the run has fitted, where they are loaded already.
+
+        Raises:
+            UserError: a model is missing or damaged, or an artifact lacks items.
+        """
+        self.embedding, self.popularity = aligned(item_ids(run), read_embeddings(run)), popularity(run)
+        popular = torch.from_numpy(self.popularity.copy())
+        self.candidates = candidates
+        ranks, generates = (first_unfinished(run.root, (stage,)) is None for stage in ("rank", "generate"))
+        retriever = run.read_json("models", "retriever", "config.json") if ranks else {"popularity_weight": 1.0}
+        generated: Any = run.read_json("metrics", "generate.json") if generates else {"valid": {}, "chosen": CONTENT}
+        self.content = content_and_popularity(self.embedding, popular, retriever["popularity_weight"])
+        self.recommenders: dict[str, Recommender] = {
+            **(fitted or {name: load(run.uri("models", "generator", name)) for name in generated["valid"]}),
+            CONTENT: self.content,
+            POPULARITY: MostPopular(popular),
+        }
+        self.ranker = RunRanker(run) if ranks else None
+        found = list(dict.fromkeys([generated["chosen"], CONTENT]))
+        self.blend = Blend(quotas(found, candidates), {RANKER if ranks else found[0]: 1.0})
+        if first_unfinished(run.root, ("evaluate",)) is None:
+            measured = run.read_json("metrics", "evaluate.json").get(PIPELINE)
+            self.blend = (
+                self.blend
+                if measured is None
+                else Blend(quotas(measured["recommenders"], candidates), measured["weights"])
+            )
+
+    def __len__(self) -> int:
+        return len(self.content.vectors)
+
+    def ranked(
+        self, users: Users, wanted: Mapping[str, int], *, banned: Jagged, allowed: torch.Tensor | None = None
+    ) -> Ranked:
+        """Finds candidates for B users and orders them.
+
+        Args:
+            users: whose they are.
+            wanted: how many of each recommender, by name.
+            banned: item rows that each user must not get.
+            allowed: bool [N], items that anybody may get; all where it is None.
+        """
+        found = find(self.recommenders, wanted, users.liked, banned=banned, allowed=allowed)
+        if self.ranker is None:
+            return Ranked(*found, torch.full(found.items.shape, -torch.inf))
+        logits = self.logits(users, found.items)
+        return Ranked(found.items, torch.cat([found.places, placed(logits)[..., None]], dim=2), logits)
+
+    def logits(self, users: Users, items: torch.Tensor) -> torch.Tensor:
+        """Returns the ranker's logits of items, rows int64 [B, C], -1 for none: float32 [B, C], -inf for none."""
+        logits, usable = torch.full(items.shape, -torch.inf), items >= 0
+        if self.ranker is not None and usable.any():
+            logits[usable] = self.ranker.logits(users, owner=usable.nonzero()[:, 0], rows=items[usable])
+        return logits
+
+    def scores(self, ranked: Ranked, wanted: Mapping[str, int]) -> torch.Tensor:
+        """Returns the scores of candidates, float32 [B, C], higher first, -inf where there is none.
+
+        Where none of the lists has a weight, since a query names its recommenders or nothing is known of its user, the
+        ranker orders the candidates, and without a ranker the first list.
+        """
+        names = [*wanted, *([RANKER] if self.ranker else [])]
+        weights = [self.blend.weights.get(name, 0.0) for name in names]
+        if not any(weights):
+            weights = [float(name == (RANKER if self.ranker else names[0])) for name in names]
+        return fused(ranked.places, torch.tensor(weights)).masked_fill(ranked.items < 0, -torch.inf)
+
+
+def popularity(run: RunDir) -> np.ndarray:
+    """Returns how often each of a run's items was liked, float32 [N]; counted once per node, partition by partition."""
+    log = open_log(run)
+    schema = pa.schema([("likes", pa.float32())])
+
+    def count() -> Iterator[pa.RecordBatch]:
+        likes = np.zeros(len(log.items), np.int64)
+        for number in range(log.about.partitions):
+            events = log.part(number).events
+            likes += np.bincount(events.item[events.label > 0], minlength=len(likes))
+        yield pa.record_batch([pa.array(likes, pa.float32())], schema=schema)
+
+    about = [log.folder, *files.signature(run.uri("embeddings"))]
+    likes: np.ndarray = map_table(run, "popularity", about, schema, count)["likes"].to_numpy()
+    return likes

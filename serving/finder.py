@@ -1,0 +1,148 @@
+"""Items found by what they are: near other items, a text or a picture; by semantic ID; and what they look like."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from models.recommenders.content import normalise
+from models.semantic_ids.suffixes import sid_string
+from operators.base import with_outcome
+from operators.interpreter import Interpreter
+from operators.media.fetch import FRAME, frame_arrays
+from operators.media.medium import decode
+from serving.catalogue import Catalogue
+from storage import files
+from storage.errors import UserError
+from storage.media.limits import MediaError
+from storage.run import RunDir
+
+EXAMPLES = 3  # items shown of every branch of the tree of semantic IDs
+SIDE = 320  # longer side of a picture as it is shown, in pixels
+
+
+class Look(NamedTuple):
+    """What a run's models make of a picture: its caption, its semantic ID, and its vector, unit length [D]."""
+
+    caption: str | None
+    sid: str
+    vector: torch.Tensor
+
+
+class Finder:
+    """Finds items of a run by their embeddings.
+
+    Attributes:
+        vectors: of all items, unit length, float32 [N, D].
+    """
+
+    def __init__(self, run: RunDir, embedding: torch.Tensor, vectors: torch.Tensor) -> None:
+        """Takes the embeddings of all items, as they are and normalised; models are loaded when they are first used."""
+        self.vectors, self._embedding = vectors, embedding
+        self._interpreter: Interpreter | None = None
+        self._run = run
+
+    def nearest(
+        self, query: torch.Tensor, *, k: int, banned: Sequence[int] = (), allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns rows int64 [n] and cosines float32 [n] of the k items nearest to a vector [D], the nearest first."""
+        scores = self.vectors @ functional.normalize(query, dim=0)
+        scores[list(banned)] = -torch.inf
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        found = scores.topk(min(k, len(scores)))
+        usable = found.values > -torch.inf
+        return found.indices[usable], found.values[usable]
+
+    def of_items(self, rows: np.ndarray) -> torch.Tensor:
+        """Returns the mean vector of some items, float32 [D]."""
+        return self.vectors[torch.from_numpy(rows)].mean(0)
+
+    def of_text(self, text: str) -> torch.Tensor:
+        """Returns the vector of an item of which a title alone is known, float32 [D].
+
+        Raises:
+            UserError: the run does not say how its items were interpreted.
+        """
+        return normalise(torch.from_numpy(self.interpreter().embed([text])), self._embedding)[0]
+
+    def of_picture(self, content: bytes) -> Look:
+        """Returns what the run's models make of a picture.
+
+        Raises:
+            UserError: it is no picture that they read, or the run does not say how its items were interpreted.
+        """
+        interpreter = self.interpreter()
+        try:
+            frames = decode(content, None, interpreter.fetch.limits).frames[:1]
+        except MediaError as error:
+            raise UserError(f"The picture cannot be used ({error.code}): send a JPEG, PNG or WebP file.") from error
+        none = pa.nulls(1, pa.string())
+        new = {"item_id": pa.array(["new"]), "title": none, "description": none}
+        pictures = [{"height": f.shape[0], "width": f.shape[1], "rgb": f.tobytes()} for f in frames]
+        found = interpreter(pa.table({**new, "frames": pa.array([pictures], pa.list_(FRAME))}))
+        vector = normalise(torch.from_numpy(found.embedding), self._embedding)[0]
+        return Look(found.table["caption"][0].as_py(), sid_string(found.codes[0].tolist()), vector)
+
+    def picture(self, item: dict[str, Any]) -> bytes | None:
+        """Returns the first picture of an item as a small JPEG, None where none can be read."""
+        if not item["media"] or not self.interprets:
+            return None
+        kind = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
+        table = pa.table({name: pa.array([item[name]], pa.string()) for name in ("title", "description")})
+        table = self.interpreter().fetch(with_outcome(table.append_column("media", pa.array([item["media"]], kind))))
+        frames, _ = frame_arrays(table["frames"])
+        if not frames:
+            return None
+        shown, written = Image.fromarray(frames[0]), io.BytesIO()
+        shown.thumbnail((SIDE, SIDE))
+        shown.save(written, "JPEG", quality=85)
+        return written.getvalue()
+
+    @property
+    def interprets(self) -> bool:
+        """Whether the run says how its items were interpreted."""
+        return files.exists(self._run.uri("models", "interpreter", "config.json"))
+
+    def interpreter(self) -> Interpreter:
+        """Returns the run's operators, loaded once.
+
+        Raises:
+            UserError: the run does not say how its items were interpreted.
+        """
+        if self._interpreter is None:
+            if not self.interprets:
+                raise UserError(
+                    "The run came with vectors of its own, or is of an older version: it has no model for new texts "
+                    "and pictures."
+                )
+            self._interpreter = Interpreter(self._run)
+            self._interpreter.setup()
+        return self._interpreter
+
+
+def branches(catalogue: Catalogue, prefix: Sequence[int], popularity: np.ndarray) -> list[dict[str, Any]]:
+    """Returns what follows a prefix of semantic IDs: by `code` the number of `items`, and `examples`, popular ids.
+
+    Args:
+        catalogue: of the items.
+        prefix: codes from the first level on; [] for the first level.
+        popularity: of every item, [N].
+    """
+    if len(prefix) >= catalogue.codes.shape[1]:
+        return []
+    rows = np.flatnonzero((catalogue.codes[:, : len(prefix)] == np.array(prefix, np.int32)).all(1))
+    rows = rows[np.argsort(-popularity[rows], kind="stable")]
+    codes = catalogue.codes[rows, len(prefix)]
+    found = []
+    for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
+        examples = catalogue.ids.take(pa.array(rows[codes == code][:EXAMPLES])).to_pylist()
+        found.append({"code": int(code), "items": int(count), "examples": examples})
+    return found

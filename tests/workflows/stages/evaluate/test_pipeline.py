@@ -1,0 +1,85 @@
+"""The pipeline's blend is chosen on validation, and what is measured of it is what the service answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.evaluation.lists import ndcg, ranks, recall
+from models.recommenders.sasrec import SasRec, SasRecConfig
+from operators.log.partitions import open_log
+from operators.log.sequences import read_queries
+from operators.log.split import SplitTime
+from serving.cascade import PIPELINE, RANKER
+from serving.pipeline import Pipeline
+from serving.query import Query
+from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.run import RunDir
+from tests.serving.conftest import ITEMS, store_of, write_run
+from workflows.engine.registry import stage
+from workflows.engine.stage import Context
+from workflows.stages.evaluate import stage as evaluate
+
+ASKED = {"history": 20, "repeats": False}
+DONE = ("ingest", "interpret", "project", "quantize", "features", "rank", "generate")
+
+
+def finish(run: RunDir, *stages: str) -> None:
+    entries = {name: StageEntry(state="complete", fingerprint=name) for name in stages}
+    write_manifest(run.root, Manifest(name="tiny", stages=entries))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> tuple[RunDir, dict[str, Any]]:
+    """A run with a SASRec of random weights, after `evaluate`, and what that has measured."""
+    run = write_run(tmp_path_factory.mktemp("run"), labels=True)
+    torch.manual_seed(3)
+    model = SasRec(SasRecConfig(dim=8, layers=1, inner=8, length=10), torch.ones(ITEMS, dtype=torch.int64))
+    model.save(run.uri("models", "generator", "sasrec"), model.state_dict())
+    written = {"chosen": "sasrec", "queries": ASKED, "valid": {"sasrec": {}}, "history": {}, "ensemble": {}}
+    run.write_json(written, "metrics", "generate.json")
+    finish(run, *DONE)
+    context = Context(run, run.root, 0, "f", log=lambda line: None, progress=lambda done, total: None)
+    metrics = stage("evaluate").run(evaluate.Config(bootstrap=20), context).metrics
+    finish(run, *DONE, "evaluate")
+    return run, metrics
+
+
+def test_the_service_answers_with_the_lists_that_were_measured(measured) -> None:
+    run, metrics = measured
+    pipeline = Pipeline(run, store_of(run))
+    test = read_queries(open_log(run), SplitTime(), "test", **ASKED, most=2_000, seed=0)
+    ids = pipeline.catalogue.ids.to_pylist()
+
+    def named(values: torch.Tensor) -> list[str]:
+        return [ids[row] for row in values.tolist()]
+
+    queries = [
+        Query(history=named(one.histories.values), exclude=named(one.seen.values), k=10)
+        for one in (test.take(np.array([at])) for at in range(len(test.user)))
+    ]
+    answers = pipeline.recommend(queries)
+    lists = np.full((len(queries), 10), -1)
+    for row, answer in enumerate(answers):
+        found = pipeline.catalogue.rows([item.item_id for item in answer.items])
+        lists[row, : len(found)] = found
+    places = ranks(lists, test.target.numpy())
+    assert metrics[PIPELINE]["queries"] == len(queries) > 20
+    assert metrics[PIPELINE]["recall@10"] == pytest.approx(float(recall(places, 10).mean()))
+    assert metrics[PIPELINE]["ndcg@10"] == pytest.approx(float(ndcg(places, 10).mean()))
+
+
+def test_the_blend_is_kept_and_used(measured) -> None:
+    run, metrics = measured
+    found = metrics[PIPELINE]
+    assert found["recommenders"] == ["sasrec", "content"]
+    assert set(found["weights"]) == {"sasrec", "content", RANKER}
+    assert sum(found["weights"].values()) == pytest.approx(1)
+    blend = Pipeline(run, store_of(run)).cascade.blend
+    assert blend.weights == found["weights"]
+    assert sum(blend.candidates.values()) == 200
+    assert found["best"] in metrics
+    assert found["over_best"] > 0
