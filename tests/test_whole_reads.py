@@ -21,7 +21,6 @@ CATALOGUE_SIZED = {
 # Functions that read what may be of the log's size, or gather it, and what bounds them. The list should only shrink.
 ALLOWED = {
     # of the log's size, to be worked on by partition
-    "serving.pipeline.Pipeline.__init__": "all users, on their way into a store",
     "workflows.stages.ablate_features.scores.read_examples": "all examples, of a run made to compare features",
     "workflows.stages.evaluate.ranker._aucs": "test examples, at most `EXACT_ROWS`",
     # bounded

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from storage import files
 from storage.run import RunDir
 from tests.docs.pages import DOCUMENTS, REPOSITORY, blocks, commands, name_of
 from tests.served import served
@@ -134,7 +135,8 @@ def test_a_command_works(
             with serving_is_stubbed(monkeypatch) as calls:
                 status, _, error = tesserec("serve", run, "--port", "18017")
             assert status == 0, error
-            assert calls == [(run, "127.0.0.1", 18017)]
+            ((settings, *where),) = calls
+            assert (settings.run, settings.open, where) == (files.absolute(run), True, ["127.0.0.1", 18017])
         case [".venv/bin/tesserec", "check", workflow, *options]:
             if workflow == "mine.yaml":
                 assert tesserec("init", "my-catalog", "-o", "mine.yaml")[0] == 0
