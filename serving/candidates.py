@@ -10,7 +10,7 @@ import torch
 from models.common.jagged import Jagged
 from models.common.recommender import Recommender, Searcher
 
-SMOOTHING = 60.0  # of reciprocal rank fusion, as published
+SMOOTHING = 60.0  # of reciprocal rank fusion, as published; with less of it the first places count for more
 
 
 class Candidates(NamedTuple):
@@ -95,7 +95,7 @@ def placed(scores: torch.Tensor) -> torch.Tensor:
     return places.masked_fill(scores == -torch.inf, torch.inf).float()
 
 
-def fused(places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def fused(places: torch.Tensor, weights: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
     """Scores candidates by reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, doi 10.1145/1571941.1572114).
 
     Here each list has a weight, and the result is scaled so that a candidate that is first everywhere has 1.
@@ -103,8 +103,9 @@ def fused(places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     Args:
         places: float32 [B, C, S], from 0.
         weights: float32 [S], 0 or more, one of them above 0.
+        smoothing: added to every place.
 
     Returns:
         float32 [B, C]; 0 for what only lists without weight hold.
     """
-    return (SMOOTHING / (SMOOTHING + places)) @ (weights / weights.sum())
+    return (smoothing / (smoothing + places)) @ (weights / weights.sum())

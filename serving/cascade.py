@@ -16,7 +16,7 @@ from models.recommenders.content import content_and_popularity
 from models.recommenders.popularity import MostPopular
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log
-from serving.candidates import find, fused, placed, quotas
+from serving.candidates import SMOOTHING, find, fused, placed, quotas
 from serving.ranking import RunRanker, Users
 from storage import files
 from storage.manifest import first_unfinished
@@ -34,10 +34,12 @@ class Blend(NamedTuple):
     Attributes:
         candidates: of each recommender, by name.
         weights: of their lists and of the ranker's in the score, by name; who is not named has none.
+        smoothing: of the places in these lists; see `serving.candidates.fused`.
     """
 
     candidates: dict[str, int]
     weights: dict[str, float]
+    smoothing: float = SMOOTHING
 
 
 class Ranked(NamedTuple):
@@ -94,13 +96,10 @@ class Cascade:
         self.ranker = RunRanker(run) if ranks else None
         found = list(dict.fromkeys([generated["chosen"], CONTENT]))
         self.blend = Blend(quotas(found, candidates), {RANKER if ranks else found[0]: 1.0})
-        if first_unfinished(run.root, ("evaluate",)) is None:
-            measured = run.read_json("metrics", "evaluate.json").get(PIPELINE)
-            self.blend = (
-                self.blend
-                if measured is None
-                else Blend(quotas(measured["recommenders"], candidates), measured["weights"])
-            )
+        evaluated = first_unfinished(run.root, ("evaluate",)) is None
+        if evaluated and (found_best := run.read_json("metrics", "evaluate.json").get(PIPELINE)):
+            wanted = quotas(found_best["recommenders"], candidates)
+            self.blend = Blend(wanted, found_best["weights"], found_best["smoothing"])
 
     def __len__(self) -> int:
         return len(self.content.vectors)
@@ -139,7 +138,9 @@ class Cascade:
         weights = [self.blend.weights.get(name, 0.0) for name in names]
         if not any(weights):
             weights = [float(name == (RANKER if self.ranker else names[0])) for name in names]
-        return fused(ranked.places, torch.tensor(weights)).masked_fill(ranked.items < 0, -torch.inf)
+        return fused(ranked.places, torch.tensor(weights), self.blend.smoothing).masked_fill(
+            ranked.items < 0, -torch.inf
+        )
 
 
 def popularity(run: RunDir) -> np.ndarray:

@@ -15,13 +15,14 @@ from models.evaluation.clicks import auc
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
 from models.recommenders.ensemble import shares
 from models.recommenders.item_knn import ItemKnn
-from serving.candidates import fused, quotas
+from serving.candidates import SMOOTHING, fused, quotas
 from serving.cascade import CONTENT, PIPELINE, RANKER, Blend, Cascade, Ranked
 from serving.ranking import Users
 from workflows.engine.stage import Context
 
 BLOCK = 64  # users whose candidates are scored at once
 PARTS = 5  # weights are multiples of its inverse
+SMOOTHINGS = (SMOOTHING, 20.0, 5.0)  # of places in lists, tried; of equally good ones the first counts
 GAIN = f"ndcg@{CUT}"
 METRICS = {f"recall@{CUT}": recall, GAIN: ndcg}
 
@@ -56,10 +57,10 @@ def score_pipeline(
         draws: resamples of users behind intervals.
 
     Returns:
-        `recommenders` and `weights`, see `serving.cascade.Blend`; the scorecard of the lists with intervals of recall
-        and NDCG at 10; `best`, the name of the best single recommender on the same queries, `over_best`, the ratio
-        of the NDCG@10 of both, and its interval; `list_auc`, the AUC of the ranker's probabilities within the lists of
-        ten, an item being positive where it was chosen next; null without a ranker.
+        `recommenders`, `weights` and `smoothing`, see `serving.cascade.Blend`; the scorecard of the lists, with
+        intervals of recall and NDCG at 10; `best`, the name of the best single recommender on the same queries, `over_best`, the
+        ratio of the NDCG@10 of both, and its interval; `list_auc`, the AUC of the ranker's probabilities within the
+        lists of ten, an item being positive where it was chosen next; null without a ranker.
     """
     cascade = Cascade(context.run, fitted=fitted)
     names = [name for name in dict.fromkeys([chosen, ItemKnn.kind, CONTENT]) if name in cascade.recommenders]
@@ -67,13 +68,16 @@ def score_pipeline(
     lists = [*names, *([RANKER] if cascade.ranker else [])]
     ranked = _ranked(cascade, valid, wanted, repeats=repeats)
 
-    def gain(weights: tuple[float, ...]) -> float:
-        found = _best(ranked, fused(ranked.places, torch.tensor(weights)))
-        return float(ndcg(ranks(found.numpy(), valid.target.numpy()), CUT).mean())
+    def gain(blend: Blend) -> float:
+        scores = fused(ranked.places, torch.tensor(list(blend.weights.values())), blend.smoothing)
+        return float(ndcg(ranks(_best(ranked, scores).numpy(), valid.target.numpy()), CUT).mean())
 
-    tried = shares(len(lists), PARTS)
-    weights = max(tried, key=gain) if len(valid.user) else tried[0]
-    cascade.blend = Blend(wanted, dict(zip(lists, weights, strict=True)))
+    tried = [
+        Blend(wanted, dict(zip(lists, weights, strict=True)), smoothing)
+        for smoothing in SMOOTHINGS
+        for weights in shares(len(lists), PARTS)
+    ]
+    cascade.blend = max(tried, key=gain) if len(valid.user) else tried[0]
     context.log("pipeline: " + ", ".join(f"{name} {weight:g}" for name, weight in cascade.blend.weights.items()))
 
     ranked = _ranked(cascade, test, wanted, repeats=repeats)
@@ -86,6 +90,7 @@ def score_pipeline(
     return {
         "recommenders": names,
         "weights": cascade.blend.weights,
+        "smoothing": cascade.blend.smoothing,
         **scorecard(items.numpy(), target, positives, cold),
         **{f"{key}_interval": interval(samples[PIPELINE, key]) for key in METRICS},
         "best": best,

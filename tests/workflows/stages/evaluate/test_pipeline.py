@@ -79,7 +79,7 @@ def test_the_blend_is_kept_and_used(measured) -> None:
     assert set(found["weights"]) == {"sasrec", "content", RANKER}
     assert sum(found["weights"].values()) == pytest.approx(1)
     blend = Pipeline(run, store_of(run)).cascade.blend
-    assert blend.weights == found["weights"]
+    assert (blend.weights, blend.smoothing) == (found["weights"], found["smoothing"])
     assert sum(blend.candidates.values()) == 200
     assert found["best"] in metrics
     assert found["over_best"] > 0
