@@ -58,9 +58,9 @@ def score_pipeline(
 
     Returns:
         `recommenders`, `weights` and `smoothing`, see `serving.cascade.Blend`; the scorecard of the lists, with
-        intervals of recall and NDCG at 10; `best`, the name of the best single recommender on the same queries, `over_best`, the
-        ratio of the NDCG@10 of both, and its interval; `list_auc`, the AUC of the ranker's probabilities within the
-        lists of ten, an item being positive where it was chosen next; null without a ranker.
+        intervals of recall and NDCG at 10; `best`, the name of the best single recommender on the same queries,
+        `over_best`, the ratio of the NDCG@10 of both, and its interval; `list_auc`, the AUC of the ranker's
+        probabilities within the lists of ten, an item being positive where it was chosen next; null without a ranker.
     """
     cascade = Cascade(context.run, fitted=fitted)
     names = [name for name in dict.fromkeys([chosen, ItemKnn.kind, CONTENT]) if name in cascade.recommenders]
