@@ -26,7 +26,7 @@ MOST_ENTRIES = 12
 # before RPG, ensembles, averages, rescoring, penalties, long histories, and semantic IDs read by code and whitened;
 # 20,070 before SPRINT, imputed vectors and bonuses of cold items, and the service: a pipeline over all recommenders,
 # its routes with what guards them, stores of users, the ranker's scorer, and the explorer.
-MOST_CODE_LINES = 22_300
+MOST_CODE_LINES = 22_350
 LEAST_DOCUMENTED = 1117 / 1123  # share of public modules, classes, functions and methods, before the folders
 MOST_LINES_OF_A_FILE = 400
 LEAST_CODE_LINES_OF_A_FILE = 5
