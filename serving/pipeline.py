@@ -186,8 +186,8 @@ class Pipeline:
 
     def _users(self, queries: Sequence[Query]) -> list[_User]:
         """Returns what is known of the user of each query; what the query tells stands in for what is stored."""
-        asked = [query.user_id for query in queries if query.user_id is not None]
-        stored = dict(zip(asked, self.store.read(asked), strict=True)) if asked else {}
+        ids = [query.user_id for query in queries if query.user_id is not None]
+        stored = dict(zip(ids, self.store.read(ids), strict=True)) if ids else {}
         users = []
         for query in queries:
             user = stored.get(query.user_id) if query.user_id is not None else None
