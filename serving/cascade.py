@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.common.jagged import Jagged
+from models.common.jagged import Jagged, shared
 from models.common.recommender import Recommender
 from models.recommenders.artifacts import load
 from models.recommenders.content import content_and_popularity
@@ -82,7 +82,7 @@ class Cascade:
             UserError: a model is missing or damaged, or an artifact lacks items.
         """
         self.embedding, self.popularity = aligned(item_ids(run), read_embeddings(run)), popularity(run)
-        popular = torch.from_numpy(self.popularity.copy())
+        popular = shared(self.popularity)
         self.candidates = candidates
         ranks, generates = (first_unfinished(run.root, (stage,)) is None for stage in ("rank", "generate"))
         retriever = run.read_json("models", "retriever", "config.json") if ranks else {"popularity_weight": 1.0}
@@ -100,9 +100,6 @@ class Cascade:
         if evaluated and (found_best := run.read_json("metrics", "evaluate.json").get(PIPELINE)):
             wanted = quotas(found_best["recommenders"], candidates)
             self.blend = Blend(wanted, found_best["weights"], found_best["smoothing"])
-
-    def __len__(self) -> int:
-        return len(self.content.vectors)
 
     def ranked(
         self, users: Users, wanted: Mapping[str, int], *, banned: Jagged, allowed: torch.Tensor | None = None

@@ -48,6 +48,7 @@ class Finder:
         self.vectors, self._embedding = vectors, embedding
         self._interpreter: Interpreter | None = None
         self._run = run
+        self._interprets = files.exists(run.uri("models", "interpreter", "config.json"))
 
     def nearest(
         self, query: torch.Tensor, *, k: int, banned: Sequence[int] = (), allowed: torch.Tensor | None = None
@@ -93,7 +94,7 @@ class Finder:
 
     def picture(self, item: dict[str, Any]) -> bytes | None:
         """Returns the first picture of an item as a small JPEG, None where none can be read."""
-        if not item["media"] or not self.interprets:
+        if not item["media"] or not self._interprets:
             return None
         kind = pa.list_(pa.struct([("uri", pa.string()), ("kind", pa.string())]))
         table = pa.table({name: pa.array([item[name]], pa.string()) for name in ("title", "description")})
@@ -106,11 +107,6 @@ class Finder:
         shown.save(written, "JPEG", quality=85)
         return written.getvalue()
 
-    @property
-    def interprets(self) -> bool:
-        """Whether the run says how its items were interpreted."""
-        return files.exists(self._run.uri("models", "interpreter", "config.json"))
-
     def interpreter(self) -> Interpreter:
         """Returns the run's operators, loaded once.
 
@@ -118,7 +114,7 @@ class Finder:
             UserError: the run does not say how its items were interpreted.
         """
         if self._interpreter is None:
-            if not self.interprets:
+            if not self._interprets:
                 raise UserError(
                     "The run came with vectors of its own, or is of an older version: it has no model for new texts "
                     "and pictures."

@@ -15,7 +15,7 @@ from models.evaluation.clicks import auc
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
 from models.recommenders.ensemble import shares
 from models.recommenders.item_knn import ItemKnn
-from serving.candidates import SMOOTHING, fused, quotas
+from serving.candidates import SMOOTHING, quotas
 from serving.cascade import CONTENT, PIPELINE, RANKER, Blend, Cascade, Ranked
 from serving.ranking import Users
 from workflows.engine.stage import Context
@@ -69,8 +69,9 @@ def score_pipeline(
     ranked = _ranked(cascade, valid, wanted, repeats=repeats)
 
     def gain(blend: Blend) -> float:
-        scores = fused(ranked.places, torch.tensor(list(blend.weights.values())), blend.smoothing)
-        return float(ndcg(ranks(_best(ranked, scores).numpy(), valid.target.numpy()), CUT).mean())
+        cascade.blend = blend
+        found = _best(ranked, cascade.scores(ranked, wanted))
+        return float(ndcg(ranks(found.numpy(), valid.target.numpy()), CUT).mean())
 
     tried = [
         Blend(wanted, dict(zip(lists, weights, strict=True)), smoothing)
@@ -112,7 +113,7 @@ def _ranked(cascade: Cascade, queries: Queries, wanted: Mapping[str, int], *, re
 
 def _best(ranked: Ranked, scores: torch.Tensor) -> torch.Tensor:
     """Returns the candidates with the highest scores, rows int64 [Q, 20], best first; -1 where there are fewer."""
-    scores, order = scores.masked_fill(ranked.items < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+    order = scores.argsort(dim=1, descending=True, stable=True)
     return ranked.items.gather(1, order[:, : max(CUTS)])
 
 
