@@ -1,9 +1,11 @@
 """How well the captioner names what the fashion photos show, beside the tagger, a probe, and chance.
 
 python -m benchmarks.captioner --data DIR --work DIR --out FILE [--align 600] [--write 1000] [--no-mask] [--seed 0]
+python -m benchmarks.captioner --data DIR --work DIR --out FILE --run RUN
 
 Trains a captioner from scratch on the training and validation photos, as `tesserec adapt captioner` does (the run stays
 in `--work`, and goes on there where it was killed), and judges it on the 1,600 test photos, which nothing has seen.
+With `--run` it judges the captioner of that run, and trains nothing.
 
 qformer, tagger, probe: shares of the photos whose article type and colour are named, exactly and by a synonym
 (benchmarks/fashion_words.yaml); shuffled: of the captioner's captions beside other photos; chance: what that is on
@@ -38,6 +40,7 @@ from models.embedding.qformer import QFormerImages, QFormerTexts
 from models.evaluation.pairs import ahead
 from models.qformer.sentences import sentences
 from models.qformer.vision import look, pooled
+from storage.manifest import require_manifest
 from storage.run import RunDir
 from workflows.engine.definition import ADAPT_CAPTIONER, load
 from workflows.engine.runner import execute
@@ -59,19 +62,22 @@ def main() -> None:
     parser.add_argument("--write", type=int, default=1000, help="steps of the second stage")
     parser.add_argument("--no-mask", action="store_true", help="texts of one photo are negatives of one another")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", type=Path, help="a finished run of such a training, which is judged as it is")
     arguments = parser.parse_args()
     with_peers("pycocoevalcap", "benchmarks.captioner")
     photos = read_photos(arguments.data)
-    weights, metrics, seconds = train(photos, arguments)
+    run = RunDir(str(arguments.run or train(photos, arguments)))
+    metrics = run.read_json("metrics", "adapt_captioner.json")
     features = all_features(photos, arguments.work)
-    report = {"machine": machine(), "seconds": seconds, "curve": metrics["curve"], "words": len(metrics["words"])}
-    report |= judge(photos, features, weights, metrics["words"])
+    report = {"machine": machine(), "seconds": require_manifest(run.root).stages["adapt_captioner"].seconds}
+    report |= {"curve": metrics["curve"], "words": len(metrics["words"])}
+    report |= judge(photos, features, run.uri("models", "captioner"), metrics["words"])
     arguments.out.write_text(json.dumps(report, indent=2), encoding="utf-8")
     print(json.dumps({key: value for key, value in report.items() if key != "curve"}, indent=2))
 
 
-def train(photos: Photos, arguments: argparse.Namespace) -> tuple[str, dict[str, Any], float]:
-    """Returns the folder of the weights, the metrics of the run, and its seconds."""
+def train(photos: Photos, arguments: argparse.Namespace) -> str:
+    """Returns the folder of the run."""
     catalog, root = arguments.work / "catalog", str(arguments.work / f"run-{arguments.seed}")
     if not catalog.exists():
         write_catalog(photos, range(photos.split["valid"].stop), catalog)
@@ -88,9 +94,8 @@ def train(photos: Photos, arguments: argparse.Namespace) -> tuple[str, dict[str,
         "fetch": {"roots": [str(photos.files[0].resolve().parent)]},
     }
     keys = [f"catalog={catalog}", f"seed={arguments.seed}", f"stages.adapt_captioner={json.dumps(settings)}"]
-    manifest = execute(load(str(ADAPT_CAPTIONER), keys), root)
-    entry = manifest.stages["adapt_captioner"]
-    return RunDir(root).uri("models", "captioner"), entry.metrics, float(entry.seconds or 0)
+    execute(load(str(ADAPT_CAPTIONER), keys), root)
+    return root
 
 
 def all_features(photos: Photos, work: Path) -> np.ndarray:
