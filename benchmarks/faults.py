@@ -3,7 +3,8 @@
 python -m benchmarks.faults --fault NAME --times N --out FILE [--data DIR] [--items 200] [--users 60]
 python -m benchmarks.faults --table FILE...
 
-Starts Ray's `cluster_utils.Cluster` (a head and two workers, processes of one machine), runs a definition on it undisturbed, then N times with the fault, each in a run directory of its own, and writes one JSON object per try to the
+Starts Ray's `cluster_utils.Cluster` (a head and two workers, processes of one machine), runs a definition on it
+undisturbed, then N times with the fault, each in a run directory of its own, and writes one JSON object per try to the
 list in FILE, behind what is there. A node dies by `remove_node(allow_graceful=False)`, a driver by SIGKILL, both once
 the stage has written something, at a moment drawn by the try's number. After a death of the driver or the head the same
 command is given again. `--table` prints the table of docs/reliability.md.
@@ -168,7 +169,7 @@ class Nodes:
     def spilled(self) -> int:
         """Returns the bytes that object stores have written to disk."""
         session = Path(self.cluster.head_node.get_session_dir_path())
-        return sum(file.stat().st_size for file in session.rglob("ray_spilled_objects*/*") if file.is_file())
+        return sum(_size(file) for folder in session.glob("ray_spilled_objects*") for file in _existing(folder))
 
 
 class Run:
@@ -195,7 +196,7 @@ class Run:
         Raises:
             TimeoutError: for too long.
         """
-        found = [file.stat().st_mtime_ns for file in _existing(self.folder)]
+        found = [_changed(file) for file in _existing(self.folder)]
         seen, now = (len(found), max(found, default=0)), time.monotonic()
         if seen != self._seen:
             self._seen, self._changed_s = seen, now
@@ -332,11 +333,21 @@ def rows_of(folder: Path) -> Counter[str]:
 
 
 def _existing(folder: Path) -> Iterator[Path]:
-    """Yields the files of a folder that others write to, and remove from, meanwhile."""
+    """Yields the files of a folder to which others write meanwhile; one may be gone when it is opened."""
     for top, _, names in os.walk(folder):
-        for name in names:
-            if (file := Path(top, name)).exists():
-                yield file
+        yield from (Path(top, name) for name in names)
+
+
+def _size(file: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return file.stat().st_size
+    return 0
+
+
+def _changed(file: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return file.stat().st_mtime_ns
+    return 0
 
 
 def table(tries: Sequence[dict[str, Any]]) -> str:
