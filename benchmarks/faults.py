@@ -134,7 +134,8 @@ class Nodes:
     """A head and two workers, each with two CPUs and an object store of `store` bytes."""
 
     def __init__(self, store: int) -> None:
-        self.store, self._cluster = store, None
+        self.store = store
+        self._cluster: Cluster | None = None
 
     def __enter__(self) -> Nodes:
         args = {"num_cpus": 2, "object_store_memory": self.store, "include_dashboard": False}
