@@ -164,6 +164,10 @@ class Pipeline:
         """Returns what follows a prefix of semantic IDs; see `serving.finder.branches`."""
         return {"codes": branches(self.catalogue, prefix, self.cascade.popularity)}
 
+    def attributes(self) -> dict[str, dict[str, int]]:
+        """Returns attributes of the catalogue; see `serving.catalogue.Catalogue.attributes`."""
+        return self.catalogue.attributes()
+
     def quality(self) -> dict[str, Any]:
         """Returns what `evaluate` has measured of the recommenders and of the pipeline, by name; {} before that."""
         return {name: {key: card.get(key) for key in SHOWN} for name, card in self._measured.items()}
