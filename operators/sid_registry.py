@@ -98,7 +98,6 @@ def added_sids(run: RunDir) -> list[pa.Table]:
 def _added(run: RunDir, quantizer: str | None) -> list[pa.Table]:
     folder = _folder(run, quantizer)
     fs, path = files.filesystem(folder)
-    fs.invalidate_cache(path)  # remote stores remember listings
     names = [name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)] if fs.exists(path) else []
     return [files.read_table(files.join(folder, name)) for name in sorted(names) if name.startswith("part-")]
 

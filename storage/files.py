@@ -20,16 +20,20 @@ from fsspec import AbstractFileSystem
 from storage.errors import UserError
 
 PART_ROWS = 65_536  # of a folder of Parquet parts
+WHOLE = {"s3", "gs", "abfs", "memory"}  # stores in which an object appears whole or not at all
+KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else your store reads, to keys that may"
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """Returns the file system of a URI and the path inside it; a plain path is local.
 
+    Listings are never remembered, for other processes write, too.
+
     Raises:
         UserError: the scheme is unknown or its package is not installed.
     """
     try:
-        return fsspec.core.url_to_fs(uri)
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise UserError(f"Cannot open {uri!r}: {error}.") from error
 
@@ -54,8 +58,41 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def probe(uri: str, *, write: bool = False) -> None:
+    """Asks a remote store for a folder, so that what it refuses is told before any work; nothing there is fine.
+
+    Args:
+        uri: of the folder.
+        write: also write an object there, and remove it.
+
+    Raises:
+        UserError: the store does not answer, has no such bucket, or refuses to read or to write with these keys.
+    """
+    fs, path = filesystem(uri)
+    if "file" in fs.protocol:
+        return
+    place, does = "/".join(uri.split("/", 3)[:3]), "read"
+    try:
+        try:
+            fs.ls(path)
+        except FileNotFoundError as error:  # of a bucket, or of a folder, which is fine
+            if "NoSuchBucket" in str(error.__cause__):
+                raise
+        if write:
+            does, trial = "write", join(uri, f".{uuid.uuid4().hex}.tmp")
+            write_bytes(trial, b"")
+            remove(trial)
+    except Exception as error:  # object stores raise what they like
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"There is no bucket {place}: make it, or name another.") from error
+        if isinstance(error, PermissionError) or "credentials" in said:
+            raise UserError(f"{place} refuses to {does} {uri} ({said}): {KEYS} {does} there.") from error
+        raise UserError(f"{place} does not answer ({said}): check its address, such as AWS_ENDPOINT_URL.") from error
+
+
 def writable(uri: str) -> bool:
-    """Tells whether a local folder can be written or made; of remote ones only the attempt tells, so they pass."""
+    """Tells whether a local folder can be written or made; of remote ones `probe` tells, so they pass."""
     fs, path = filesystem(uri)
     if "file" not in fs.protocol:
         return True
@@ -101,12 +138,15 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes a file atomically: readers see the old content or the new, never a part.
 
-    A temporary sibling is moved over the target; where a move is a copy, as in object stores, the copy is whole too.
+    A temporary sibling is moved over the target; object stores need none.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full; names it, and no sibling is left.
     """
     fs, path = filesystem(uri)
+    if not WHOLE.isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+        fs.pipe_file(path, content)
+        return
     parent = fs._parent(path)
     temporary = f"{parent}/.{uuid.uuid4().hex}.tmp"
     try:
@@ -166,7 +206,6 @@ def parts(uri: str) -> list[str]:
 def signature(uri: str) -> tuple[str, ...]:
     """Returns what tells one state of a file, or of a folder of files, from another: sizes, times of change, tags."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache(path)  # remote stores remember listings
     return tuple(f"{name}:{fs.ukey(name)}" for name in sorted(fs.find(path)))
 
 

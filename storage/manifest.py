@@ -47,8 +47,9 @@ def read_manifest(root: str) -> Manifest | None:
     """Returns the manifest of a run directory, or None where there is none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged; or see `files.probe`.
     """
+    files.probe(root)
     uri = files.join(root, "manifest.json")
     if not files.exists(uri):
         return None

@@ -64,8 +64,9 @@ def check(catalog: str) -> None:
     """Refuses a catalogue that cannot be worked on; it may lack interactions.
 
     Raises:
-        UserError: a table or a required column is missing, or a table has no rows.
+        UserError: a table or a required column is missing, or a table has no rows; or see `files.probe`.
     """
+    files.probe(catalog)
     if not files.exists(catalog):
         raise UserError(f"There is no catalogue at {catalog}: write its items table there.")
     fs, path = files.filesystem(catalog)

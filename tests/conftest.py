@@ -4,9 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.s3 import Server
 
 REPOSITORY = Path(__file__).parent.parent
 settings.register_profile("tesserec", deadline=None)  # a shared machine's pauses are no property of the code
@@ -59,6 +63,24 @@ def tesserec(monkeypatch, capfd):
         return int(ended.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[Server]:
+    """An S3 server for all tests of a session."""
+    from tests.s3 import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """That server, in whose environment this process and its children are; none of its faults outlive a test."""
+    for name, value in s3_session.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_session
+    s3_session.fail(503, times=0)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from models.recommenders.settings import CodesSettings, LanguageModelSettings, P
 from models.semantic_ids.collaborative import impute
 from storage.errors import UserError
 
-ORDER, HELD_OUT = 41, 42  # what is drawn
+ORDER, HELD_OUT, LEFT_OUT = 41, 42, 43  # what is drawn
 VALID_EXAMPLES = 100  # of each task, at most, for its loss at every validation
 BUCKET = 20  # batches whose users are sorted by the length of their histories, so that little is padded
 
@@ -96,7 +96,10 @@ def next_item_task(model: NextItemModel, sequences: Jagged, batch_size: int, *, 
     users = ShuffledUsers(sequences, batch_size, seed=seed)
 
     def draw(step: int) -> list[torch.Tensor]:
-        return [model.windows(sequences, users.rows(step))]
+        windows = model.windows(sequences, users.rows(step))
+        if model.config.item_dropout:
+            windows = model.thinned(windows, generator(LEFT_OUT, seed, step, rank_and_size()[0]))
+        return [windows]
 
     return TrainingTask(model, draw, lambda learner: learner, limit=model.limit)
 

@@ -30,6 +30,8 @@ class EncoderConfig(Settings):
         dropout: of vectors and attention.
         block_dropout: of what blocks add; null: as `dropout`.
         length: items of a history that are read, the last ones.
+        item_dropout: share of a history's items that a training step leaves out, so that what follows an item is
+            learned from more than one history.
         popularity_penalty: times the log of an item's events in training, taken from its score in every answer and
             from nothing in training; 0: none.
         cold_bonus: added to the score of an item without an event in training in every answer; `auto`: what is best on
@@ -43,6 +45,7 @@ class EncoderConfig(Settings):
     dropout: float = Field(0.5, ge=0, lt=1)
     block_dropout: float | None = Field(None, ge=0, lt=1)
     length: PositiveInt = 50
+    item_dropout: float = Field(0.0, ge=0, lt=1)
     popularity_penalty: float = Field(0.0, ge=0)
     cold_bonus: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
 
@@ -121,6 +124,19 @@ class NextItemModel(nn.Module, ABC):
     def windows(self, sequences: Jagged, rows: torch.Tensor) -> torch.Tensor:
         """Returns the last items of the sequences at `rows`, int64 [B, T], with `items` behind shorter ones."""
         return padded(gather(sequences, rows), length=self.config.length + 1, fill=self.items)
+
+    def thinned(self, windows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """Returns windows without a share of their items, `config.item_dropout`, each row with two at least.
+
+        A row closes up; its order stays. This is the cropping and masking of sequences that contrastive recommenders
+        augment with (CL4SRec, Xie et al., arXiv 2010.14395), here for the loss itself.
+        """
+        real = windows < self.items
+        kept = real & (torch.rand(windows.shape, generator=random) >= self.config.item_dropout)
+        kept = torch.where(kept.sum(1, keepdim=True) < 2, real, kept)
+        places = (~kept).int().argsort(dim=1, stable=True)
+        closed = torch.where(kept, windows, self.items).gather(1, places)
+        return closed[:, : max(1, int(kept.sum(1).max()))] if len(windows) else closed
 
     @torch.no_grad()
     def recommend(

@@ -51,15 +51,19 @@ SCHEMA = (
 class SqliteStore:
     """Users in a SQLite file; threads share a connection to read and one to write, and take turns at each."""
 
-    def __init__(self, path: str) -> None:
-        """Opens the file; makes it, and its folder, where there is none.
+    def __init__(self, path: str, *, create: bool) -> None:
+        """Opens the file; where there is none, makes it and its folder if it may.
 
         Raises:
-            UserError: the file is no store, or cannot be read or written.
+            UserError: the file is missing or no store, or cannot be read or written.
         """
         self._path = files.absolute(path)
         with self._told():
             if not Path(self._path).exists():
+                if not create:
+                    raise UserError(
+                        f"There is no store at {self._path}: fill it with `tesserec load RUN --store sqlite:PATH`."
+                    )
                 _make(Path(self._path))
             self._reader, self._writer = _Shared(self._path, "BEGIN"), _Shared(self._path, "BEGIN IMMEDIATE")
             application, version = (

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     [
         *(REPOSITORY / "docs").rglob("*.md"),
-        *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+        *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "cluster/README")),
     ]
 )
 FENCE = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

@@ -35,8 +35,9 @@ def require_empty(directory: str) -> None:
     """Checks that a target is empty or new.
 
     Raises:
-        UserError: the directory is not empty, or is a file.
+        UserError: the directory is not empty, or is a file; or see `files.probe`.
     """
+    files.probe(directory, write=True)
     fs, path = files.filesystem(directory)
     if fs.exists(path) and (fs.isfile(path) or fs.ls(path, detail=False)):
         raise UserError(f"{directory} is not empty: name a new directory for the catalogue.")

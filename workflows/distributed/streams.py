@@ -95,13 +95,18 @@ def stream(
     from ray.data.checkpoint import CheckpointConfig
 
     context = _settings()  # applies to the marks of a resumed stream, too, which Ray reads
+    fs, path = files.filesystem(sink)
+    arrow = _arrow_filesystem(fs)
     context.checkpoint_config = CheckpointConfig(
-        id_column="item_id", checkpoint_path=files.join(sink, "marks"), delete_checkpoint_on_success=False
+        id_column="item_id",
+        checkpoint_path=files.join(path, "marks"),
+        delete_checkpoint_on_success=False,
+        override_filesystem=arrow,
     )
     context.execution_no_progress_timeout_s = no_progress_timeout_s
     context.raise_original_map_exception = True  # keeps an operator's UserError as the cause
     context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
-    fs, path = files.filesystem(files.join(sink, "rows"))
+    target = files.join(path, "rows")
     known: dict[str, int] = {}
     with ray.data.DataContext.current(context), polled(lambda: on_rows(committed_rows(sink, known)), POLL_S):
         rows = parquet_rows(source).repartition(target_num_rows_per_block=commit_rows)
@@ -124,7 +129,7 @@ def stream(
             )
         rows = rows.select_columns(written)
         try:
-            rows.write_parquet(path, filesystem=_arrow_filesystem(fs), partition_cols=["outcome"], mode=SaveMode.APPEND)
+            rows.write_parquet(target, filesystem=arrow, partition_cols=["outcome"], mode=SaveMode.APPEND)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause).partition("\n")[0]) from error  # Ray adds notes on retries
@@ -142,7 +147,6 @@ def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
     Ray first marks a block as pending and renames the mark once the rows are written.
     """
     fs, path = files.filesystem(files.join(sink, "marks"))
-    fs.invalidate_cache(path)  # remote stores cache listings
     counts = {} if known is None else known
     marks = [name for name in fs.glob(f"{path}/*.parquet") if not name.endswith(".pending.parquet")]
     for name in marks:

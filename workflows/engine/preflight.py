@@ -53,6 +53,7 @@ def preflight(
         )
     if not files.writable(root):
         raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")
+    files.probe(root, write=True)
     if address != "local":
         cluster.check_reachable(address)
     else:  # on a cluster, models and keys are on its nodes

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from models.common.jagged import Jagged
+from models.common.seeds import generator
 from models.recommenders import catalogue_loss, next_item
 from models.recommenders.artifacts import load
 from models.recommenders.encoder import Encoder
@@ -126,6 +127,25 @@ def test_windows_are_the_ends_of_sequences_with_one_more_to_predict(model: NextI
     found = model.windows(lists([[1], [1, 2, 3, 4, 5, 6, 7, 8], [3, 4]]), torch.tensor([1, 2]))
     assert found.tolist() == [[2, 3, 4, 5, 6, 7, 8], [3, 4, *[ITEMS] * 5]]
     assert int(model.weight(found)) == 9
+
+
+def test_a_thinned_window_closes_up_in_its_order(model: NextItemModel) -> None:
+    model.config = model.config.model_copy(update={"item_dropout": 0.4})
+    sequences = [list(range(1, 7)), [3, 4], [7], [2, 5, 8]] * 500
+    windows = model.windows(lists(sequences), torch.arange(len(sequences)))
+    found = model.thinned(windows, generator(1))
+    assert found.shape[1] <= windows.shape[1]
+    rows = [[item for item in row if item < ITEMS] for row in found.tolist()]
+    assert [row + [ITEMS] * (found.shape[1] - len(row)) for row in rows] == found.tolist()  # padding stays behind
+    assert all(len(row) == len(set(row)) and sorted(row) == row for row in rows)
+    assert all(set(row) <= set(whole) for row, whole in zip(rows, sequences, strict=True))
+    assert {len(row) for row in rows[1::4]} == {2}
+    assert {len(row) for row in rows[2::4]} == {1}
+    assert {len(row) for row in rows[0::4]} == {2, 3, 4, 5, 6}
+    kept = sum(map(len, rows[0::4])) / (6 * 500)
+    assert 0.58 < kept < 0.68  # 0.6, and whole where fewer than two were left
+    assert torch.equal(model.thinned(windows, generator(1)), found)
+    assert not torch.equal(model.thinned(windows, generator(2)), found)
 
 
 def test_the_loss_is_the_mean_over_all_items_of_each_history(

@@ -42,7 +42,7 @@ WRITER = """
 import sys
 from serving.stores.base import Event
 from serving.stores.opening import open_store
-store, first = open_store(sys.argv[1]), int(sys.argv[2])
+store, first = open_store(sys.argv[1], create=True), int(sys.argv[2])
 for number in range(first, first + 1_000_000):
     store.add([Event(f"user {number % 7}", f"{number} {n}", f"item {number}", "like", 1.0, number) for n in range(3)])
     print(number, flush=True)
@@ -51,7 +51,7 @@ for number in range(first, first + 1_000_000):
 
 @pytest.fixture
 def store(store_uri: str) -> Iterator[LoadableStore]:
-    opened = open_store(store_uri)
+    opened = open_store(store_uri, create=True)
     yield opened
     opened.close()
 
@@ -139,7 +139,7 @@ def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) 
     assert store.read(["u"]) == [None]
     assert store.count() == 2
     store.close()
-    again = open_store(store_uri)
+    again = open_store(store_uri, create=True)
     assert again.add([event(9)]) == 1  # who comes back is somebody new
     (found,) = again.read(["u"])
     assert found is not None
@@ -149,7 +149,7 @@ def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) 
 
 def test_what_was_of_a_forgotten_user_is_in_no_file(tmp_path) -> None:
     uri = f"sqlite:{tmp_path}/users.db"
-    store = open_store(uri)
+    store = open_store(uri, create=True)
     name = "someone with a name that is found"
     store.add([event(number, name) for number in range(50)] + [event(99, "v")])
     store.show([impression(1, name)])
@@ -167,7 +167,7 @@ def test_writers_of_one_user_lose_nothing(store_uri: str) -> None:
 
     def work(number: int) -> None:
         try:
-            own = open_store(store_uri)
+            own = open_store(store_uri, create=True)
             for turn in range(20):
                 own.add([event(100 * number + turn), event(turn, "shared")])
             own.close()
@@ -180,7 +180,7 @@ def test_writers_of_one_user_lose_nothing(store_uri: str) -> None:
     for writer in writers:
         writer.join()
     assert failed == []
-    store = open_store(store_uri)
+    store = open_store(store_uri, create=True)
     found, shared = store.read(["u", "shared"])
     assert found is not None
     assert shared is not None
@@ -203,7 +203,7 @@ def test_a_killed_writer_keeps_what_it_was_told_is_kept(store_uri: str) -> None:
         writer.send_signal(signal.SIGKILL)
         told += [int(line) for line in writer.communicate()[0].split()]
         first = max(told) + 10
-    store = open_store(store_uri)
+    store = open_store(store_uri, create=True)
     events = kept(store)
     numbers = [each.time for each in events]
     assert len(events) == len({each[:2] for each in events})
@@ -217,7 +217,7 @@ def test_a_killed_writer_keeps_what_it_was_told_is_kept(store_uri: str) -> None:
 
 def test_a_server_that_would_lose_events_takes_none() -> None:
     with redis_server("--appendonly", "no") as uri:
-        store = open_store(uri)
+        store = open_store(uri, create=True)
         with pytest.raises(UserError, match="start the server with `appendonly yes`"):
             store.add([event(1)])
         assert store.read(["u"]) == [None]
