@@ -97,7 +97,7 @@ class EventStore(UserStore, Protocol):
         ...
 
     def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that users were given."""
+        """Keeps answers that users were given, but those of before a user was forgotten: they may come late."""
         ...
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:

@@ -116,12 +116,19 @@ class RedisStore:
         return added
 
     def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that users were given."""
-        with self._told(), self._client.pipeline(transaction=True) as pipe:
-            for each in impressions:
-                pipe.hset(IMPRESSIONS + key(each.user_id), key(each.recommendation_id), pack_impression(each))
-                pipe.sadd(WHOSE[IMPRESSIONS], key(each.user_id))
-            pipe.execute()
+        """Keeps answers that users were given, but those of before a user was forgotten: they may come late."""
+
+        def change(pipe: Any) -> None:
+            gone = pipe.hmget(FORGOTTEN, [key(each.user_id) for each in impressions])
+            pipe.multi()
+            for each, since in zip(impressions, gone, strict=True):
+                if since is None or each.time > int(since):
+                    pipe.hset(IMPRESSIONS + key(each.user_id), key(each.recommendation_id), pack_impression(each))
+                    pipe.sadd(WHOSE[IMPRESSIONS], key(each.user_id))
+
+        if impressions:
+            with self._told():
+                self._client.transaction(change, FORGOTTEN)
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:
         """Returns the events of these users, in no order."""

@@ -99,10 +99,14 @@ class SqliteStore:
         return added
 
     def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that users were given."""
-        rows = [(key(each.user_id), key(each.recommendation_id), pack_impression(each)) for each in impressions]
+        """Keeps answers that users were given, but those of before a user was forgotten: they may come late."""
+        query = """INSERT OR IGNORE INTO impressions SELECT ?1, ?2, ?3
+            WHERE NOT EXISTS (SELECT 1 FROM forgotten WHERE user = ?1 AND time >= ?4)"""
+        rows = [
+            (key(each.user_id), key(each.recommendation_id), pack_impression(each), each.time) for each in impressions
+        ]
         with self._told(), self._writer as connection:
-            connection.executemany("INSERT OR IGNORE INTO impressions VALUES (?, ?, ?)", rows)
+            connection.executemany(query, rows)
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:
         """Returns the events of these users, in no order."""

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from itertools import chain, count
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
@@ -138,6 +139,9 @@ def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) 
     store.write(["u", "v"], [user(1), user(2)], until=0)  # a run from before
     assert store.read(["u"]) == [None]
     assert store.count() == 2
+    store.show([impression(60, "u"), impression(71, "u")])  # the first one was given before
+    shown = {(each.user_id, each.time) for each in chain.from_iterable(store.every_impression())}
+    assert shown == {("v", 2), (None, 3), ("u", 71)}
     store.close()
     again = open_store(store_uri, create=True)
     assert again.add([event(9)]) == 1  # who comes back is somebody new
@@ -147,7 +151,7 @@ def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) 
     again.close()
 
 
-def test_what_was_of_a_forgotten_user_is_in_no_file(tmp_path) -> None:
+def test_what_was_of_a_forgotten_user_is_in_no_file(tmp_path: Path) -> None:
     uri = f"sqlite:{tmp_path}/users.db"
     store = open_store(uri, create=True)
     name = "someone with a name that is found"
