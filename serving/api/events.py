@@ -6,11 +6,12 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Security
 
 from serving.api import schemas
-from serving.api.errors import ApiError
+from serving.api.errors import PROBLEMS, ApiError
 from serving.api.metrics import Metrics
+from serving.api.security import BEARER
 from serving.api.served import Served
 from serving.api.work import Work
 from serving.settings import Settings
@@ -22,7 +23,7 @@ AHEAD_S = 60  # that a client's clock may be
 
 def event_routes(served: Served, settings: Settings, work: Work, metrics: Metrics) -> APIRouter:
     """Returns the routes for events and for the erasure of users."""
-    routes = APIRouter()
+    routes = APIRouter(prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
 
     async def keep(bodies: Sequence[schemas.Event]) -> schemas.Kept:
         events = [as_event(body, settings) for body in bodies]

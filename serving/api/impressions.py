@@ -25,10 +25,11 @@ class Impressions:
     def __init__(self, show: Callable[[Sequence[Impression]], None], lost: Callable[[int], None]) -> None:
         self._show, self._lost = show, lost
         self._waiting: queue.Queue[Impression | None] = queue.Queue(MOST)
-        self._thread = threading.Thread(target=self._write, name="impressions", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Starts the thread."""
+        self._thread = threading.Thread(target=self._write, name="impressions", daemon=True)
         self._thread.start()
 
     def put(self, impression: Impression) -> None:
@@ -40,8 +41,10 @@ class Impressions:
 
     def close(self) -> None:
         """Writes what waits, and ends."""
-        self._waiting.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+            self._thread = None
 
     def _write(self) -> None:
         last = False

@@ -12,17 +12,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi import Query as Parameter
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.security import HTTPBearer
 
 from serving import explorer
 from serving.api import cursor, schemas
-from serving.api.errors import ApiError, Problem, handle
+from serving.api.errors import PROBLEMS, ApiError, Problem, handle
 from serving.api.events import SECOND_US, event_routes
 from serving.api.guard import Guard
 from serving.api.impressions import Impressions
 from serving.api.metrics import CONTENT_TYPE, Metrics
 from serving.api.pictures import small_picture
-from serving.api.security import read_keys
+from serving.api.security import BEARER, read_keys
 from serving.api.served import Served
 from serving.api.warm import warm_up
 from serving.api.work import Work, unavailable
@@ -30,14 +29,6 @@ from serving.query import Answer, Query
 from serving.settings import Settings
 from serving.stores.base import Impression
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "no JSON"},
-    401: {"model": Problem, "description": "no key, or one that is not known"},
-    403: {"model": Problem, "description": "the key's role may not"},
-    413: {"model": Problem, "description": "too large"},
-    422: {"model": Problem, "description": "a mistake in the request, in one sentence"},
-    503: {"model": Problem, "description": "overloaded or too slow; try again after Retry-After"},
-}
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "there is no such item"}}
 STALE: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "the cursor is of another run"}}
 COUNTS: dict[int | str, dict[str, Any]] = {
@@ -45,7 +36,6 @@ COUNTS: dict[int | str, dict[str, Any]] = {
     401: PROBLEMS[401],
     403: PROBLEMS[403],
 }
-BEARER = HTTPBearer(auto_error=False, description="a key of the service, where it has keys")  # the guard checks it
 
 
 def http_api(served: Served, settings: Settings) -> FastAPI:
@@ -88,9 +78,9 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    routes = [query_routes(served, settings, work, metrics, shown), event_routes(served, settings, work, metrics)]
-    for each in [*routes, catalogue_routes(served, work)]:
-        api.include_router(each, prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
+    api.include_router(query_routes(served, settings, work, metrics, shown))
+    api.include_router(event_routes(served, settings, work, metrics))
+    api.include_router(catalogue_routes(served, work))
 
     @api.get("/healthz")
     async def healthz() -> schemas.Alive:
@@ -119,7 +109,7 @@ def query_routes(
     served: Served, settings: Settings, work: Work, metrics: Metrics, shown: Impressions | None
 ) -> APIRouter:
     """Returns the routes that answer with items."""
-    routes = APIRouter()
+    routes = APIRouter(prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
 
     def parts(request: Request, answer: Answer, user_id: str | None = None) -> dict[str, Any]:
         route, recommendation_id = request.scope["route"].path, str(uuid.uuid4())
@@ -189,7 +179,7 @@ def query_routes(
 
 def catalogue_routes(served: Served, work: Work) -> APIRouter:
     """Returns the routes that show the catalogue and the run."""
-    routes = APIRouter()
+    routes = APIRouter(prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
 
     # Before the item's own route, whose id takes whatever follows.
     @routes.get(

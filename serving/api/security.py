@@ -7,6 +7,8 @@ import hmac
 import os
 import re
 
+from fastapi.security import HTTPBearer
+
 from serving.api.errors import ApiError
 from serving.explorer import FILES
 from serving.settings import KEYS, Settings
@@ -16,6 +18,7 @@ from storage.errors import UserError
 ROLES = ("read", "write", "admin")  # each may do what those before it may
 FREE = {"/healthz", "/readyz", "/docs", "/openapi.json", *FILES}  # what needs no key: nothing of the catalogue
 NEEDED = {("GET", "/metrics"): "admin", ("POST", "/v1/events"): "write", ("DELETE", "/v1/users"): "admin"}  # or `read`
+BEARER = HTTPBearer(auto_error=False, description="a key of the service, where it has keys")  # the guard checks it
 LINE = re.compile(r"(read|write|admin):([0-9a-f]{64})")
 
 
