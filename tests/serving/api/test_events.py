@@ -97,9 +97,8 @@ def test_answers_are_kept(serve, fake) -> None:
 
 
 def test_answers_go_on_where_they_cannot_be_kept(serve, fake) -> None:
-    client = serve()
-    fake.shown.clear()
     fake.show = lambda impressions: 1 / 0
+    client = serve()
     assert client.get("/v1/search", params={"text": "x"}).status_code == 200
     deadline = time.monotonic() + 30
     while "tesserec_impressions_lost_total{" not in client.get("/metrics").text:
