@@ -93,11 +93,14 @@ class EventStore(UserStore, Protocol):
     """A store that learns what users do. What a call has returned from outlives the process, however it ends."""
 
     def add(self, events: Sequence[Event]) -> int:
-        """Keeps events and what they change of their users, all or none; returns how many were new."""
+        """Keeps events and what they change of their users, all or none; returns how many were new.
+
+        An event of before its user was forgotten is not kept: it may come late.
+        """
         ...
 
     def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that users were given, but those of before a user was forgotten: they may come late."""
+        """Keeps answers that users were given, likewise."""
         ...
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:

@@ -43,7 +43,7 @@ redis.call('SREM', KEYS[5], ARGV[1])
 redis.call('SREM', KEYS[6], ARGV[1])
 redis.call('HSET', KEYS[7], ARGV[1], ARGV[2])
 """  # a script is one step to everyone else
-ROWS = 1_000  # users whose events are read at a time
+ROWS = 1_000  # users, and events of a user, that are read at a time
 CONNECT_S, ANSWER_S = 2.0, 10.0  # what is waited for the server
 
 
@@ -82,6 +82,8 @@ class RedisStore:
     def add(self, events: Sequence[Event]) -> int:
         """Keeps events and what they change of their users, all or none; returns how many were new.
 
+        An event of before its user was forgotten is not kept: it may come late.
+
         Raises:
             UserError: the server would lose them when it ends, or cannot be used.
         """
@@ -96,10 +98,12 @@ class RedisStore:
         def change(pipe: Any) -> int:
             records = pipe.mget([USERS + user for user in users])
             known = [pipe.hmget(EVENTS + user, list(of[user])) for user in users]
+            gone = pipe.hmget(FORGOTTEN, users)
             pipe.multi()
             added = 0
-            for user, record, there in zip(users, records, known, strict=True):
-                new = [event for event, old in zip(of[user].values(), there, strict=True) if old is None]
+            for user, record, there, since in zip(users, records, known, gone, strict=True):
+                own = zip(of[user].values(), there, strict=True)
+                new = [event for event, old in own if old is None and (since is None or event.time > int(since))]
                 if new:
                     pipe.hset(EVENTS + user, mapping={key(event.event_id): pack_event(event) for event in new})
                     pipe.set(USERS + user, pack(after(None if record is None else unpack(record), new)))
@@ -111,12 +115,15 @@ class RedisStore:
 
         with self._told():
             added: int = self._client.transaction(
-                change, *(kind + user for user in users for kind in (USERS, EVENTS)), value_from_callable=True
+                change,
+                FORGOTTEN,
+                *(kind + user for user in users for kind in (USERS, EVENTS)),
+                value_from_callable=True,
             )
         return added
 
     def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that users were given, but those of before a user was forgotten: they may come late."""
+        """Keeps answers that users were given, likewise."""
 
         def change(pipe: Any) -> None:
             gone = pipe.hmget(FORGOTTEN, [key(each.user_id) for each in impressions])
@@ -132,8 +139,12 @@ class RedisStore:
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:
         """Returns the events of these users, in no order."""
-        rows = self._of(EVENTS, list({key(user_id) for user_id in user_ids}))
-        return [unpack_event(*row) for row in rows]
+        users = list({key(user_id) for user_id in user_ids})
+        with self._told(), self._client.pipeline(transaction=False) as pipe:
+            for user in users:
+                pipe.hgetall(EVENTS + user)
+            found = pipe.execute()
+        return [unpack_event(user, *row) for user, own in zip(users, found, strict=True) for row in own.items()]
 
     def every_event(self) -> Iterator[list[Event]]:
         """Yields all events, some users at a time."""
@@ -147,6 +158,7 @@ class RedisStore:
         """Removes all that is kept of a user, and remembers that this was done at a time, in microseconds."""
         user = key(user_id)
         keys = [COUNT_KEY, USERS + user, EVENTS + user, IMPRESSIONS + user, *WHOSE.values(), FORGOTTEN]
+        self._check_durable()
         with self._told():
             self._forget(keys, [user, time])
 
@@ -207,21 +219,20 @@ class RedisStore:
         """Lets go of the connections."""
         self._client.close()
 
-    def _of(self, kind: bytes, users: Sequence[bytes]) -> list[tuple[bytes, bytes, bytes]]:
-        """Returns user, id and record of what some users have."""
-        with self._told(), self._client.pipeline(transaction=False) as pipe:
-            for user in users:
-                pipe.hgetall(kind + user)
-            found = pipe.execute()
-        return [(user, *row) for user, own in zip(users, found, strict=True) for row in own.items()]
-
     def _every(self, kind: bytes) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
-        """Yields the same of all users."""
+        """Yields user, id and record of what all users have."""
         cursor = 0
         while True:
             with self._told():
                 cursor, users = self._client.sscan(WHOSE[kind], cursor, count=ROWS)
-            yield self._of(kind, list(dict.fromkeys(users)))
+            places = dict.fromkeys(users, 0)  # in the hashes of users who are not through; all visitors share one
+            while places:
+                with self._told(), self._client.pipeline(transaction=False) as pipe:
+                    for user, place in places.items():
+                        pipe.hscan(kind + user, place, count=ROWS)
+                    found = dict(zip(places, pipe.execute(), strict=True))
+                yield [(user, *row) for user, (_, own) in found.items() for row in own.items()]
+                places = {user: place for user, (place, _) in found.items() if place}
             if not cursor:
                 return
 

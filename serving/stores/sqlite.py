@@ -36,6 +36,8 @@ BUSY_S = 30.0  # how long a writer waits for another one
 MOST_IDS = 32_766  # parameters of a query
 ROWS = 10_000  # of a table that are read at a time
 PER_USER = "(user BLOB, id BLOB, record BLOB NOT NULL, PRIMARY KEY (user, id)) WITHOUT ROWID"
+INSERT = """INSERT OR IGNORE INTO {table} SELECT ?1, ?2, ?3
+    WHERE NOT EXISTS (SELECT 1 FROM forgotten WHERE user = ?1 AND time >= ?4)"""
 SCHEMA = (
     "PRAGMA journal_mode = WAL",
     "CREATE TABLE users (id BLOB PRIMARY KEY, record BLOB NOT NULL)",
@@ -81,17 +83,21 @@ class SqliteStore:
         return [unpack(found[one]) if (one := key(user_id)) in found else None for user_id in user_ids]
 
     def add(self, events: Sequence[Event]) -> int:
-        """Keeps events and what they change of their users, all or none; returns how many were new."""
+        """Keeps events and what they change of their users, all or none; returns how many were new.
+
+        An event of before its user was forgotten is not kept: it may come late.
+        """
         added = 0
         with self._told(), self._writer as connection:
             ordered = sorted(events, key=lambda event: key(event.user_id))
             users = _records(connection, list({key(event.user_id) for event in ordered}))
             for user, own in groupby(ordered, key=lambda event: key(event.user_id)):
-                insert = "INSERT OR IGNORE INTO events VALUES (?, ?, ?)"
                 new = [
                     event
                     for event in own
-                    if connection.execute(insert, [user, key(event.event_id), pack_event(event)]).rowcount
+                    if connection.execute(
+                        INSERT.format(table="events"), [user, key(event.event_id), pack_event(event), event.time]
+                    ).rowcount
                 ]
                 if new:
                     _put(connection, user, after(unpack(users[user]) if user in users else None, new))
@@ -99,14 +105,12 @@ class SqliteStore:
         return added
 
     def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that users were given, but those of before a user was forgotten: they may come late."""
-        query = """INSERT OR IGNORE INTO impressions SELECT ?1, ?2, ?3
-            WHERE NOT EXISTS (SELECT 1 FROM forgotten WHERE user = ?1 AND time >= ?4)"""
+        """Keeps answers that users were given, likewise."""
         rows = [
             (key(each.user_id), key(each.recommendation_id), pack_impression(each), each.time) for each in impressions
         ]
         with self._told(), self._writer as connection:
-            connection.executemany(query, rows)
+            connection.executemany(INSERT.format(table="impressions"), rows)
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:
         """Returns the events of these users, in no order."""

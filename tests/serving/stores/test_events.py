@@ -125,6 +125,14 @@ def test_impressions_are_kept(store: LoadableStore) -> None:
     assert sorted(chain.from_iterable(store.every_impression()), key=lambda each: each.time) == shown
 
 
+def test_many_impressions_come_some_at_a_time(store: LoadableStore) -> None:
+    shown = [impression(number, None) for number in range(25_000)]
+    store.show(shown)
+    parts = list(store.every_impression())
+    assert {each.recommendation_id for part in parts for each in part} == {each.recommendation_id for each in shown}
+    assert max(map(len, parts)) < len(shown)
+
+
 def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) -> None:
     store.write(["u", "v"], [user(1), user(2)], until=0)
     store.add([event(1), event(2, "v"), event(3, "nobody")])
@@ -144,7 +152,7 @@ def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) 
     assert shown == {("v", 2), (None, 3), ("u", 71)}
     store.close()
     again = open_store(store_uri, create=True)
-    assert again.add([event(9)]) == 1  # who comes back is somebody new
+    assert again.add([event(9, time=70), event(10, time=99)]) == 1  # one came late; who comes back is somebody new
     (found,) = again.read(["u"])
     assert found is not None
     assert found.events == 1
@@ -224,6 +232,8 @@ def test_a_server_that_would_lose_events_takes_none() -> None:
         store = open_store(uri, create=True)
         with pytest.raises(UserError, match="start the server with `appendonly yes`"):
             store.add([event(1)])
+        with pytest.raises(UserError, match="start the server with `appendonly yes`"):
+            store.forget("u", 1)
         assert store.read(["u"]) == [None]
         with redis.Redis.from_url(uri) as client:
             client.config_set("appendonly", "yes")
