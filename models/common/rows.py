@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from models.common.threads import one_thread
 
 GPU_ROWS = 32  # of a call on a GPU
 
@@ -47,15 +50,11 @@ def encode_rows(
         found = network([*rows, *rows[-1:] * (size - len(rows))])
         vectors[rows] = found[: len(rows)].float().cpu().numpy()
 
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1:
-        for rows in calls:
-            call(rows)
-        return vectors
-    torch.set_num_threads(1)  # partly a setting of the process, partly one of each thread
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(call, calls))
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread() if device.type == "cpu" else nullcontext(1) as threads:
+        if threads == 1:
+            for rows in calls:
+                call(rows)
+        else:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(call, calls))
     return vectors

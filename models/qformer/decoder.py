@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from models.chat.huggingface import read_config, read_model, reading
 from models.chat.smollm2 import smollm2_path
 from models.common.llama import Tiny, tiny_llama
+from models.common.threads import one_thread
 from models.qformer import tokens
 from models.qformer.settings import Architecture
 from storage.errors import UserError
@@ -82,14 +84,15 @@ class Decoder(nn.Module):
         """Returns a text for the queries' outputs of each picture, [N, queries, dim], greedily or by beam search."""
         prefix = self._prefix(queries)
         eos = self.model.generation_config.eos_token_id
-        written = self.model.generate(
-            inputs_embeds=prefix,
-            attention_mask=torch.ones(prefix.shape[:2], dtype=torch.int64, device=prefix.device),
-            max_new_tokens=self._length,
-            num_beams=beams,
-            do_sample=False,
-            pad_token_id=eos[0] if isinstance(eos, list) else eos,
-        )
+        with nullcontext() if self.frozen else one_thread():  # one token of a small model is little work
+            written = self.model.generate(
+                inputs_embeds=prefix,
+                attention_mask=torch.ones(prefix.shape[:2], dtype=torch.int64, device=prefix.device),
+                max_new_tokens=self._length,
+                num_beams=beams,
+                do_sample=False,
+                pad_token_id=eos[0] if isinstance(eos, list) else eos,
+            )
         if self.frozen:
             return [text.strip() for text in self._tokenizer.batch_decode(written, skip_special_tokens=True)]
         return tokens.decode(self._tokenizer, written)

@@ -81,8 +81,8 @@ class Pictures(NamedTuple):
 class Trainer:
     """One worker's training in two stages, each of which ends with the weights whose held-out loss was the least.
 
-    What is judged and kept is a moving average of the weights: the last tenth of the steps weighs most. Negatives of the
-    contrast are those of a worker's own pictures.
+    What is judged and kept is a moving average of the weights: the last tenth of the steps weighs most. Negatives of
+    the contrast are those of a worker's own pictures.
     """
 
     def __init__(
