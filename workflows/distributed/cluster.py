@@ -96,7 +96,7 @@ def _remedy(said: str) -> str:
 
 
 def nodes(address: str) -> list[Node]:
-    """Returns the CPUs and GPUs of every node; a local node counts `READER_CPUS` in addition, see `connect`.
+    """Returns the CPUs, GPUs and labels of every node; a local node counts `READER_CPUS` in addition, see `connect`.
 
     Joins a remote cluster to list its nodes, and stays connected.
 
@@ -108,8 +108,11 @@ def nodes(address: str) -> list[Node]:
     connect(address, cpus=0)
     import ray
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0)) for resources in alive]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), node.get("Labels", {}))
+        for node in alive
+    ]
 
 
 def _local_gpus() -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -29,6 +30,7 @@ class Pool(BaseModel):
         max: actors that the pool may grow to; `min` by default.
         num_cpus: CPUs, and torch threads, per actor; below 1 for a GPU actor.
         num_gpus: GPUs per actor; may be a fraction.
+        labels: that a node must have to run an actor, such as `{"ray.io/accelerator-type": "A100"}`.
         batch_size: rows per call.
         max_in_flight: blocks queued at one actor, including the one in work.
     """
@@ -39,6 +41,7 @@ class Pool(BaseModel):
     max: int | None = Field(None, ge=1)
     num_cpus: float = Field(1.0, gt=0)
     num_gpus: float = Field(0.0, ge=0)
+    labels: dict[str, str] = {}
     batch_size: int = Field(32, ge=1)
     max_in_flight: int = Field(2, ge=1)
 
@@ -62,10 +65,15 @@ REMOTE = Pool(min=2, num_cpus=0.1, batch_size=64)
 
 
 class Node(NamedTuple):
-    """CPUs and GPUs of one machine."""
+    """CPUs, GPUs and labels of one machine."""
 
     cpus: float
     gpus: float
+    labels: Mapping[str, str] = MappingProxyType({})
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Returns whether it has all of some labels."""
+        return labels.items() <= self.labels.items()
 
 
 @dataclass(frozen=True)
@@ -76,11 +84,15 @@ class Workers:
         number: of processes.
         cpus: CPUs, and torch threads, of each.
         gpu: whether each has a GPU.
+        least: fewest that the fit begins with, or goes on with when nodes are lost; None for all.
+        labels: that their nodes must have.
     """
 
     number: int
     cpus: float = 1.0
     gpu: bool = False
+    least: int | None = None
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -180,20 +192,25 @@ def check_fits(groups: Sequence[Group], nodes: Sequence[Node]) -> None:
     Raises:
         UnschedulableError: a pool cannot be placed.
     """
-    free = [[node.cpus, node.gpus] for node in nodes]
+    free = list(nodes)
     for _ in range(READER_CPUS):  # each a whole CPU of one node
-        room = max(free, key=lambda node: (node[0] >= 1, -node[1], node[0]), default=[0.0, 0.0])
-        if room[0] < 1:
+        at = max(range(len(free)), key=lambda at: (free[at].cpus >= 1, -free[at].gpus, free[at].cpus), default=None)
+        if at is None or free[at].cpus < 1:
             raise UnschedulableError(None, f"finds no CPUs for its readers: {_room(nodes)}")
-        room[0] -= 1
+        free[at] = free[at]._replace(cpus=free[at].cpus - 1)
     for group in sorted(groups, key=lambda group: (-group.pool.num_gpus, -group.pool.num_cpus)):
         pool = group.pool
         for placed in range(pool.largest):
-            room_ = next((n for n in free if n[0] >= pool.num_cpus - 1e-9 and n[1] >= pool.num_gpus - 1e-9), None)
-            if room_ is None:
+            at = next((at for at, node in enumerate(free) if _takes(node, pool)), None)
+            if at is None:
                 raise UnschedulableError(group, f"{_request(pool)} and there is room for {placed}: {_room(nodes)}")
-            room_[0] -= pool.num_cpus
-            room_[1] -= pool.num_gpus
+            node = free[at]
+            free[at] = node._replace(cpus=node.cpus - pool.num_cpus, gpus=node.gpus - pool.num_gpus)
+
+
+def _takes(node: Node, pool: Pool) -> bool:
+    """Returns whether a node has room for one more actor of a pool."""
+    return node.has(pool.labels) and node.cpus >= pool.num_cpus - 1e-9 and node.gpus >= pool.num_gpus - 1e-9
 
 
 class UnschedulableError(UserError):
@@ -206,7 +223,13 @@ class UnschedulableError(UserError):
 
 def _request(pool: Pool) -> str:
     gpus = f" and {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
-    return f"asks for {pool.largest} actors of {pool.num_cpus:g} CPUs{gpus} each"
+    where = f" on nodes with {shown(pool.labels)}" if pool.labels else ""
+    return f"asks for {pool.largest} actors of {pool.num_cpus:g} CPUs{gpus} each{where}"
+
+
+def shown(labels: Mapping[str, str]) -> str:
+    """Returns labels as a user writes them."""
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
 
 
 def _room(nodes: Sequence[Node]) -> str:

@@ -126,6 +126,7 @@ def stream(
                 ),
                 num_cpus=group.pool.num_cpus,
                 num_gpus=group.pool.num_gpus or None,
+                label_selector=group.pool.labels or None,
             )
         rows = rows.select_columns(written)
         try:

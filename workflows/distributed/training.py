@@ -40,6 +40,7 @@ from workflows.distributed.pools import Workers
 
 POLL_S = 1.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+MOST_RESTARTS = 3  # of a fit whose workers may be fewer
 STATE, HISTORY = "state.safetensors", "history.json"  # files of a checkpoint
 T = TypeVar("T")
 
@@ -64,7 +65,8 @@ def fit(
     """Runs `loop(config)` on every worker of the running Ray cluster and returns the reports of rank 0, in order.
 
     Python, NumPy and torch are seeded with `config["seed"]` + rank and torch gets as many threads as a worker has CPUs
-    before the loop starts. A worker's exception ends the fit.
+    before the loop starts. A worker's exception ends the fit, unless it may go on with fewer workers: then it begins
+    again from its last state, up to `MOST_RESTARTS` times, with as many of them as there is room for.
 
     Args:
         loop: module-level function, called as `loop(config)`.
@@ -87,9 +89,10 @@ def fit(
         _per_worker,  # type: ignore[arg-type]
         train_loop_config={"loop": loop, "config": config, "threads": max(1, int(workers.cpus))},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.number,
+            num_workers=workers.number if workers.least is None else (workers.least, workers.number),
             use_gpu=workers.gpu,
             resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
+            label_selector=dict(workers.labels) or None,
         ),
         datasets=dict(datasets or {}),
         dataset_config=_AllRows() if datasets else None,  # unpickling it imports torch in another process
@@ -98,6 +101,7 @@ def fit(
             storage_path=path,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=0 if workers.least is None else MOST_RESTARTS),
             logging_config=ray.train.LoggingConfig("ERROR"),
             callbacks=[_Newest(newest)],  # type: ignore[list-item]
         ),

@@ -10,7 +10,7 @@ from storage.errors import UserError
 from storage.manifest import Manifest, read_manifest
 from workflows.catalogs.survey import survey
 from workflows.distributed import cluster
-from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError
+from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError, shown
 from workflows.engine.definition import Definition
 from workflows.engine.registry import ORDER, stage
 
@@ -119,8 +119,10 @@ def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
             pool = group.pool
             actors = str(pool.min) if pool.largest == pool.min else f"{pool.min} to {pool.largest}"
             gpus = f", {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
+            where = f", on nodes with {shown(pool.labels)}" if pool.labels else ""
             lines.append(
-                f"  {name}: {actors} actors of {pool.num_cpus:g} CPUs{gpus}, batches of {pool.batch_size}: {group.name}"
+                f"  {name}: {actors} actors of {pool.num_cpus:g} CPUs{gpus}{where}, batches of {pool.batch_size}: "
+                f"{group.name}"
             )
     return lines
 
@@ -135,10 +137,18 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
             written = first and getattr(config, first).pool is not None
             key = f"stages.{name}.{first}.pool" if written else f"stages.{name}"
             raise UserError(f"{definition.where(key)}: {key} {error}. Make the pools smaller, or add CPUs.") from error
-        workers, present = stage(name).workers(config), sum(node.gpus for node in nodes)
-        if workers is not None and workers.gpu and workers.number > present:
-            key = f"stages.{name}"
+        if (workers := stage(name).workers(config)) is None:
+            continue
+        key, needed = f"stages.{name}", workers.least or workers.number
+        able = [node for node in nodes if node.has(workers.labels)]
+        if not able:
             raise UserError(
-                f"{definition.where(key)}: {key} asks for {workers.number} GPUs and there are {present:g}: use "
+                f"{definition.where(key)}: {key} asks for nodes with {shown(workers.labels)} and there are none: "
+                "correct its labels, or start such nodes."
+            )
+        present = sum(node.gpus for node in able)
+        if workers.gpu and needed > present:
+            raise UserError(
+                f"{definition.where(key)}: {key} asks for {needed} GPUs and there are {present:g}: use "
                 "fewer GPUs, or run on a cluster with --address."
             )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from models.common.settings import Settings
 from operators.base import Operator
@@ -31,6 +33,40 @@ class StageConfig(Settings):
     def reads_split(self) -> bool:
         """Returns whether the stage reads `Context.split`, which then counts into its fingerprint."""
         return False
+
+
+class WorkersConfig(StageConfig):
+    """Settings of a stage that fits on Ray Train.
+
+    Attributes:
+        workers: processes of the fit, which run at once.
+        least_workers: fewest that it begins with, or goes on with where a node is lost; by default all of them.
+        cpus_per_worker, use_gpu: what each of them gets.
+        worker_labels: that their nodes must have, such as `{"ray.io/accelerator-type": "A100"}`.
+        checkpoint_s: seconds between two states that a killed fit goes on from.
+    """
+
+    resources: ClassVar[frozenset[str]] = frozenset(
+        {"least_workers", "cpus_per_worker", "use_gpu", "worker_labels", "checkpoint_s"}
+    )
+
+    workers: PositiveInt = 1
+    least_workers: PositiveInt | None = None
+    cpus_per_worker: PositiveFloat = 1
+    use_gpu: bool = False
+    worker_labels: dict[str, str] = Field({})
+    checkpoint_s: float = Field(60.0, ge=0)
+
+    @model_validator(mode="after")
+    def _at_least_some(self) -> Self:
+        if self.least_workers is not None and self.least_workers > self.workers:
+            raise ValueError(f"least_workers: {self.least_workers} is above workers: {self.workers}")
+        return self
+
+    @property
+    def processes(self) -> Workers:
+        """Returns the processes of the fit."""
+        return Workers(self.workers, self.cpus_per_worker, self.use_gpu, self.least_workers, self.worker_labels)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from models.ranking.config import TableDtype
 from models.ranking.settings import RankerSettings
 from workflows.distributed.pools import Workers
-from workflows.engine.stage import Context, Result, Stage, StageConfig
+from workflows.engine.stage import Context, Result, Stage, WorkersConfig
 
 if TYPE_CHECKING:
     from models.ranking.fitting import Data
@@ -22,15 +22,10 @@ if TYPE_CHECKING:
 COMPARED = 5_000  # validation queries that choose the weight of popularity among the candidates, at most
 
 
-class Config(RankerSettings, StageConfig):
+class Config(RankerSettings, WorkersConfig):
     """Settings of the rank stage."""
 
-    resources: ClassVar[frozenset[str]] = frozenset({"use_gpu", "checkpoint_s"})
-
     export: TableDtype = Field("fp16", description="how models/ranker keeps the tables, for serving")
-    workers: int = Field(1, ge=1)
-    use_gpu: bool = False
-    checkpoint_s: float = Field(60.0, ge=0, description="seconds between states that a killed fit goes on from")
 
     @model_validator(mode="after")
     def _rows_for_every_worker(self) -> Config:
@@ -47,8 +42,8 @@ class RankStage(Stage[Config]):
     reads = ("project", "quantize", "features")
 
     def workers(self, config: Config) -> Workers | None:
-        """Returns the workers of the fit, one CPU each."""
-        return Workers(config.workers, gpu=config.use_gpu)
+        """Returns the workers of the fit."""
+        return config.processes
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits the ranker of a run whose features are written."""
@@ -58,7 +53,7 @@ class RankStage(Stage[Config]):
         history = fit(
             train_loop,
             {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
-            workers=Workers(config.workers, gpu=config.use_gpu),
+            workers=config.processes,
             run=context.run,
             name=f"rank/{context.fingerprint}",
             progress=lambda metrics: context.progress(int(metrics["epoch"]), config.epochs),

@@ -104,3 +104,11 @@ def test_the_automatic_plan_fits_wherever_there_is_a_cpu_per_group_and_leaves_th
     held = sum(group.pool.largest * group.pool.num_cpus for group in groups)
     assert sum(node.cpus for node in nodes) - held >= READER_CPUS
     assert [s.name for group in groups for s in group.steps] == [s.name for s in steps]
+
+
+def test_labels_bound_where_actors_may_be():
+    nodes = [Node(4, 0), Node(4, 1, {"tier": "gpu", "zone": "a"})]
+    pool = Pool(min=2, num_cpus=2, labels={"tier": "gpu"})
+    check_fits(plan([step("a", pool)], nodes, blocks=9), nodes)
+    with pytest.raises(UnschedulableError, match="on nodes with tier=cpu and there is room for 0"):
+        plan([step("a", pool.model_copy(update={"labels": {"tier": "cpu"}}))], nodes, blocks=9)

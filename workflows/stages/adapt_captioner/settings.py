@@ -9,13 +9,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from models.qformer.settings import Architecture, Recipe
 from models.qformer.weights import SHIPPED, Source, weights_digest
 from storage.identity import identity
-from workflows.engine.stage import StageConfig
+from workflows.engine.stage import WorkersConfig
 from workflows.stages.interpret.stage import Fetch
 
 SCRATCH = "scratch"
 
 
-class Config(StageConfig):
+class Config(WorkersConfig):
     """Settings of adapt_captioner.
 
     Attributes:
@@ -28,8 +28,6 @@ class Config(StageConfig):
             disk until the stage ends.
         max_degraded_share: share of the pictures that may fail to decode.
         fetch: where media may lie, and how much of them is used.
-        workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
-        checkpoint_s: seconds between two saved states.
         commit_rows, no_progress_timeout_s: of the stream of pictures, see interpret.
     """
 
@@ -41,16 +39,15 @@ class Config(StageConfig):
     views: PositiveInt = 2
     fetch: Fetch = Fetch()
     max_degraded_share: float = Field(0.5, ge=0, le=1)
-    workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 2
-    use_gpu: bool = False
-    checkpoint_s: PositiveFloat = 60.0
     commit_rows: PositiveInt = 64
     no_progress_timeout_s: PositiveFloat = 900.0
 
-    resources: ClassVar[frozenset[str]] = frozenset(
-        {"cpus_per_worker", "use_gpu", "checkpoint_s", "commit_rows", "no_progress_timeout_s", "max_degraded_share"}
-    )
+    resources: ClassVar[frozenset[str]] = WorkersConfig.resources | {
+        "commit_rows",
+        "no_progress_timeout_s",
+        "max_degraded_share",
+    }
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings that results depend on, and which weights the base is."""

@@ -59,7 +59,7 @@ class AdaptCaptionerStage(Stage[Config]):
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the processes of the fit."""
-        return Workers(config.workers, config.cpus_per_worker, config.use_gpu)
+        return config.processes
 
     def groups(self, config: Config, root: str, nodes: Sequence[Node], *, rows: int) -> list[Group]:
         """Returns the operators that look at pictures in their pools."""
@@ -109,7 +109,7 @@ class AdaptCaptionerStage(Stage[Config]):
                 "sink": sink,
                 "lessons": files.join(sink, "lessons"),
             },
-            workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
+            workers=config.processes,
             run=run,
             name=f"adapt_captioner/{context.fingerprint}/fit",
             progress=lambda metrics: context.progress(int(metrics["step"]), int(metrics["steps"])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from models.common.data_parallel import Strategy
 from models.recommenders.settings import (
@@ -16,13 +16,13 @@ from models.recommenders.settings import (
     RpgSettings,
     SasRecSettings,
 )
-from workflows.engine.stage import StageConfig
+from workflows.engine.stage import WorkersConfig
 
 GENERATORS = ("product_codes", "rpg", "language_model")  # of which the best one on validation is chosen
 RECOMMENDERS = ("sasrec", *GENERATORS)  # in the order in which they are trained
 
 
-class Config(StageConfig):
+class Config(WorkersConfig):
     """Settings of the generate stage.
 
     Attributes:
@@ -34,12 +34,10 @@ class Config(StageConfig):
         filter_seen: leave what a user has met out of their lists and out of the queries; evaluate scores lists as they
             are, too. False where users choose the same items again.
         compared: validation queries by which one of the generators is chosen, at most.
-        workers, cpus_per_worker, use_gpu: processes that fit one model after the other, and what each of them gets.
         strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.
-        checkpoint_s: seconds between two states that a killed fit can resume from.
     """
 
-    resources: ClassVar[frozenset[str]] = frozenset({"cpus_per_worker", "use_gpu", "strategy", "checkpoint_s"})
+    resources: ClassVar[frozenset[str]] = WorkersConfig.resources | {"strategy"}
 
     product_codes: ProductCodesSettings | None = ProductCodesSettings()
     rpg: RpgSettings | None = None
@@ -50,11 +48,8 @@ class Config(StageConfig):
     rescore: Literal["sasrec", "product_codes"] | None = None
     filter_seen: bool = True
     compared: int = Field(5_000, ge=1)
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(2, gt=0)
-    use_gpu: bool = False
+    cpus_per_worker: PositiveFloat = 2
     strategy: Strategy = "ddp"
-    checkpoint_s: float = Field(60.0, ge=0)
 
     @model_validator(mode="after")
     def _some_generator(self) -> Config:

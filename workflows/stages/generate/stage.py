@@ -42,7 +42,7 @@ class GenerateStage(Stage[Config]):
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fits, which run one after the other."""
-        return Workers(config.workers, config.cpus_per_worker, config.use_gpu)
+        return config.processes
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
@@ -160,7 +160,7 @@ def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[st
             "settings": config.model_dump(mode="json"),
             "data": data,
         },
-        workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
+        workers=config.processes,
         run=context.run,
         name=f"generate/{context.fingerprint}",
         progress=progress,

@@ -19,7 +19,6 @@ from operators.log.collaborative import collaborative_vectors
 from storage import files
 from storage.run import RunDir
 from workflows.distributed import training
-from workflows.distributed.pools import Workers
 from workflows.distributed.streams import parquet_rows
 from workflows.engine.stage import Context
 from workflows.stages.quantize.settings import COLLABORATIVE, Config
@@ -50,7 +49,7 @@ def fit(config: Config, context: Context) -> list[dict[str, Any]]:
             "share": min(1.0, config.fit_rows / items),
             "signals": signals,
         },
-        workers=Workers(config.workers, config.cpus_per_worker, config.use_gpu),
+        workers=config.processes,
         run=run,
         name=f"quantize/{context.fingerprint}",
         progress=lambda metrics: context.progress(int(metrics["step"]), total),

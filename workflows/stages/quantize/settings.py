@@ -10,7 +10,7 @@ from models.common.settings import FitConfig, Settings
 from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, suited_sizes
 from models.semantic_ids.rqvae import Schedule
 from workflows.engine.frozen import frozen_identity
-from workflows.engine.stage import StageConfig
+from workflows.engine.stage import WorkersConfig
 
 COLLABORATIVE = "rqvae+collaborative"
 # codebook sizes of arXiv 2605.05249; none, which stands for those that suit the catalogue
@@ -47,7 +47,7 @@ class Collaborative(Settings):
         return self
 
 
-class Config(StageConfig):
+class Config(WorkersConfig):
     """Settings of quantize.
 
     Attributes:
@@ -70,11 +70,9 @@ class Config(StageConfig):
         frozen: a finished run whose quantizer and SIDs are taken over: its items keep theirs, new ones get theirs
             beside them, with suffixes also where `collisions` is `sinkhorn`; settings of the fit then mean nothing.
             Take its projection over, too (`project: {frozen: RUN}`).
-        workers, cpus_per_worker, use_gpu: processes of the fit and what each of them gets.
-        checkpoint_s: seconds between two states that a killed fit can go on from.
     """
 
-    resources: ClassVar[frozenset[str]] = frozenset({"workers", "cpus_per_worker", "use_gpu", "checkpoint_s"})
+    resources: ClassVar[frozenset[str]] = WorkersConfig.resources | {"workers"}
 
     method: Literal["rqvae", "rqkmeans", "rqvae+collaborative"] = "rqvae"
     codebook_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_preset)] = Field((256, 256, 256), max_length=25)
@@ -93,9 +91,6 @@ class Config(StageConfig):
     max_suffixes: PositiveInt = 256
     fit_rows: PositiveInt = 1_000_000
     frozen: str | None = None
-    workers: PositiveInt = 1
-    cpus_per_worker: PositiveFloat = 1
-    use_gpu: bool = False
     checkpoint_s: float = Field(30.0, ge=0)
 
     @model_validator(mode="after")

@@ -74,7 +74,7 @@ class QuantizeStage(Stage[Config]):
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fit; a quantizer that is taken over needs none."""
-        return None if config.frozen else Workers(config.workers, config.cpus_per_worker, config.use_gpu)
+        return None if config.frozen else config.processes
 
     def run(self, config: Config, context: Context) -> Result:
         """Writes models/quantizer, sids (item_id, codes with the suffix), metrics/quantize.json and metrics/map."""
