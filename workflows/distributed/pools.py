@@ -18,6 +18,7 @@ from storage.errors import UserError
 # forever.
 READER_CPUS = 2
 GPU_BATCH = 16
+LARGE = 1 << 40  # more than there is
 SHARES = (0.5, 0.25, 0.1)  # CPUs per actor, tried in order where larger pools leave less than one CPU
 
 
@@ -62,10 +63,15 @@ REMOTE = Pool(min=2, num_cpus=0.1, batch_size=64)
 
 
 class Node(NamedTuple):
-    """CPUs and GPUs of one machine."""
+    """CPUs and GPUs of one machine, and its address in a cluster."""
 
     cpus: float
     gpus: float
+    name: str = ""
+
+    def holds(self, cpus: float, gpu: bool) -> int:
+        """Returns how many processes of so many CPUs, each with a GPU or none, have room."""
+        return int(min(self.cpus / cpus if cpus else LARGE, self.gpus if gpu else LARGE))
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,9 @@ class Workers:
     number: int
     cpus: float = 1.0
     gpu: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.number} workers of {self.cpus:g} CPUs{' and a GPU' * self.gpu}"
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from storage.errors import UserError
 from storage.manifest import Manifest, read_manifest
 from workflows.catalogs.survey import survey
 from workflows.distributed import cluster
-from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError
+from workflows.distributed.pools import LARGE, READER_CPUS, Node, UnschedulableError
 from workflows.engine.definition import Definition
 from workflows.engine.registry import ORDER, stage
-
-LARGE = 1 << 40  # rows of a stream that gets as many actors as fit
 
 
 def preflight(
@@ -56,10 +54,11 @@ def preflight(
     files.probe(root, write=True)
     if address != "local":
         cluster.check_reachable(address)
+        cluster.check_reach(address, definition.catalog, root)
     else:  # on a cluster, models and keys are on its nodes
         for name, config in definition.configs.items():
             stage(name).check(config, root)
-    _check_pools(definition, cluster.nodes(address))
+    _check_pools(definition, cluster.nodes(address), grows=address == "local")
     return manifest
 
 
@@ -112,8 +111,8 @@ def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
 
 
 def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
-    """Returns one line per pool: its actors, their CPUs, GPUs and batch size, and its operators."""
-    lines = []
+    """Returns one line per node, per pool with its actors and operators, and per fit with its workers."""
+    lines = [f"  {node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs" for node in nodes if node.name]
     for name, config in definition.configs.items():
         for group in stage(name).groups(config, definition.catalog, nodes, rows=LARGE):
             pool = group.pool
@@ -122,10 +121,12 @@ def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
             lines.append(
                 f"  {name}: {actors} actors of {pool.num_cpus:g} CPUs{gpus}, batches of {pool.batch_size}: {group.name}"
             )
+        if (workers := stage(name).workers(config)) is not None:
+            lines.append(f"  {name}: {workers}")
     return lines
 
 
-def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
+def _check_pools(definition: Definition, nodes: Sequence[Node], *, grows: bool) -> None:
     """Fails now if pools or fits do not fit onto the nodes: an unsatisfiable pool would block forever."""
     for name, config in definition.configs.items():
         try:
@@ -135,10 +136,11 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
             written = first and getattr(config, first).pool is not None
             key = f"stages.{name}.{first}.pool" if written else f"stages.{name}"
             raise UserError(f"{definition.where(key)}: {key} {error}. Make the pools smaller, or add CPUs.") from error
-        workers, present = stage(name).workers(config), sum(node.gpus for node in nodes)
-        if workers is not None and workers.gpu and workers.number > present:
-            key = f"stages.{name}"
-            raise UserError(
-                f"{definition.where(key)}: {key} asks for {workers.number} GPUs and there are {present:g}: use "
-                "fewer GPUs, or run on a cluster with --address."
-            )
+        if (workers := stage(name).workers(config)) is not None:
+            cpus = workers.cpus if not grows else 0.0  # a local Ray gets as many as the fits request
+            room, key = sum(node.holds(cpus, workers.gpu) for node in nodes), f"stages.{name}"
+            if workers.number > room:
+                raise UserError(
+                    f"{definition.where(key)}: {key} asks for {workers} and there is room for {room}: use fewer, or a "
+                    "larger cluster with --address."
+                )
