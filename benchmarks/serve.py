@@ -1,6 +1,6 @@
 """Measures the service beside the same pipeline in this process and beside an empty deployment.
 
-python -m benchmarks.serve --run RUN --out FILE [--rounds 5] [--queries 200]
+python -m benchmarks.serve --run RUN --out FILE [--rounds 5] [--queries 200] [--soak MINUTES]
 
 RUN is a finished run with a ranker, such as that of movielens.yaml. Queries tell a history of 20 items that users of
 the run liked, and ask for ten items; content and the recommender that `generate` has chosen find 200 candidates, which
@@ -17,6 +17,8 @@ turns; figures are medians over the rounds of the medians (or 99th percentiles) 
     batching_gain         queries per second in this process in batches of 16 over one by one
     language_model_batching_gain  the same with candidates of the language model
     haproxy_gain          requests per second at eight clients with Ray Serve's HAProxy over those without
+    http_batching_gain    requests per second at 32 clients with batches over those with one query at a time
+    soak                  with --soak, see `benchmarks.serve_soak`
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import machine
+from benchmarks.serve_soak import soak
 from models.recommenders.language_model import LanguageModelRecommender
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -48,7 +51,7 @@ from serving.stores.opening import open_store
 from storage.run import RunDir
 from workflows.load import load_users
 
-HISTORY, K, CLIENTS, BATCH = 20, 10, 8, 16
+HISTORY, K, CLIENTS, MANY_CLIENTS, BATCH = 20, 10, 8, 32, 16
 PORT = 8765
 LANGUAGE_MODEL = LanguageModelRecommender.kind
 SERVER = """
@@ -85,6 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the JSON object, beside stdout")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=200, help="of a round")
+    parser.add_argument("--soak", type=float, help="minutes under half of the measured capacity")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     run = RunDir(arguments.run)
@@ -95,6 +99,10 @@ def main() -> None:
     result = {**machine(), "items": pipeline.items, "queries": len(queries), "rounds": arguments.rounds}
     settings = Settings(run=run.root, store=store, open=True)
     result |= in_process(pipeline, queries, arguments.rounds) | over_http(pipeline, settings, queries, arguments.rounds)
+    if arguments.soak:
+        with server(settings, haproxy=False) as port:
+            rate = result["requests_per_second"] / 2
+            result["soak"] = soak(port, [body(query) for query in queries], rate, arguments.soak)
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.out:
@@ -129,7 +137,7 @@ def over_http(pipeline: Pipeline, settings: Settings, queries: Sequence[Query], 
     bodies, few = [body(query) for query in queries], _by_language_model(pipeline, queries)
     of_model = [body(query) for query in few]
     medians: dict[str, list[float]] = {"empty": [], "alone": [], "service": [], "language_model": []}
-    tails, rates = [], {False: list[float](), True: list[float]()}
+    tails, rates, many = [], {False: list[float](), True: list[float]()}, {False: list[float](), True: list[float]()}
     with server(settings, haproxy=False) as port:
         for _ in range(rounds):
             medians["empty"].append(p50(latencies(port, "/empty/", [{}] * len(bodies))))
@@ -140,6 +148,9 @@ def over_http(pipeline: Pipeline, settings: Settings, queries: Sequence[Query], 
             taken, rate = at_once(port, bodies)
             tails.append(float(np.percentile(taken, 99)) / p50(taken))
             rates[False].append(rate)
+            many[True].append(at_once(port, bodies, MANY_CLIENTS)[1])
+    with server(settings.model_copy(update={"max_batch": 1}), haproxy=False) as port:
+        many[False] = [at_once(port, bodies, MANY_CLIENTS)[1] for _ in range(rounds)]
     with server(settings, haproxy=True) as port:
         rates[True] = [at_once(port, bodies)[1] for _ in range(rounds)]
     empty, alone, service = (statistics.median(medians[name]) for name in ("empty", "alone", "service"))
@@ -154,6 +165,7 @@ def over_http(pipeline: Pipeline, settings: Settings, queries: Sequence[Query], 
         "generator_ratio": None if model is None else model / empty,
         "p99_over_p50": statistics.median(tails),
         "requests_per_second": statistics.median(rates[False]),
+        "http_batching_gain": statistics.median(many[True]) / statistics.median(many[False]),
         "haproxy_gain": statistics.median(rates[True]) / statistics.median(rates[False]),
     }
 
@@ -203,11 +215,11 @@ def latencies(port: int, path: str, bodies: Sequence[dict[str, Any]]) -> list[fl
     return found
 
 
-def at_once(port: int, bodies: Sequence[dict[str, Any]]) -> tuple[list[float], float]:
-    """Sends requests from eight clients; returns the seconds of each, and requests per second."""
-    with ThreadPoolExecutor(CLIENTS) as threads:
+def at_once(port: int, bodies: Sequence[dict[str, Any]], clients: int = CLIENTS) -> tuple[list[float], float]:
+    """Sends requests from some clients; returns the seconds of each, and requests per second."""
+    with ThreadPoolExecutor(clients) as threads:
         began = time.perf_counter()
-        shares = [bodies[at::CLIENTS] for at in range(CLIENTS)]
+        shares = [bodies[at::clients] for at in range(clients)]
         parts = list(threads.map(lambda share: latencies(port, "/v1/recommend", share), shares))
     return [each for part in parts for each in part], len(bodies) / (time.perf_counter() - began)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,9 @@ from models.common.jagged import Jagged, shared
 from models.common.recommender import Recommender
 from models.recommenders.artifacts import load
 from models.recommenders.content import content_and_popularity
+from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.popularity import MostPopular
+from models.recommenders.rescoring import Rescored
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log
 from serving.candidates import SMOOTHING, find, fused, placed, quotas
@@ -70,13 +73,15 @@ class Cascade:
             and from content, and the ranker orders them; without a ranker that recommender does.
     """
 
-    def __init__(self, run: RunDir, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None) -> None:
+    def __init__(
+        self, run: RunDir, *, candidates: int = 200, fitted: Mapping[str, Recommender] = MappingProxyType({})
+    ) -> None:
         """Loads a run whose stage `rank` or `generate` is complete; see `serving.settings.check_servable`.
 
         Args:
             run: the run.
             candidates: of a query, by all recommenders together.
-            fitted: the recommenders that the run has fitted, where they are loaded already.
+            fitted: recommenders of the run that need not be loaded, by name.
 
         Raises:
             UserError: a model is missing or damaged, or an artifact lacks items.
@@ -89,7 +94,7 @@ class Cascade:
         generated: Any = run.read_json("metrics", "generate.json") if generates else {"valid": {}, "chosen": CONTENT}
         self.content = content_and_popularity(self.embedding, popular, retriever["popularity_weight"])
         self.recommenders: dict[str, Recommender] = {
-            **(fitted or {name: load(run.uri("models", "generator", name)) for name in generated["valid"]}),
+            **{name: fitted.get(name) or load(run.uri("models", "generator", name)) for name in generated["valid"]},
             CONTENT: self.content,
             POPULARITY: MostPopular(popular),
         }
@@ -138,6 +143,15 @@ class Cascade:
         return fused(ranked.places, torch.tensor(weights), self.blend.smoothing).masked_fill(
             ranked.items < 0, -torch.inf
         )
+
+
+def language_models(run: RunDir) -> list[str]:
+    """Returns the names of the run's recommenders that search with a language model."""
+    if first_unfinished(run.root, ("generate",)) is not None:
+        return []
+    names: Any = run.read_json("metrics", "generate.json")["valid"]
+    kinds = {name: run.read_json("models", "generator", name, "config.json")["kind"] for name in names}
+    return [name for name, kind in kinds.items() if kind in (LanguageModelRecommender.kind, Rescored.kind)]
 
 
 def popularity(run: RunDir) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from serving.filters import All, Condition, Filter, Not
 from storage.hashing import hash_ids
 from storage.run import RunDir
 
+MOST_ATTRIBUTES, MOST_VALUES = 20, 50  # that are told of
 KEPT_MASKS = 64  # of filters that came last
 
 
@@ -72,6 +74,11 @@ class Catalogue:
         for name, value in item["attributes"] or ():
             values.setdefault(name, []).append(value)
         return {**item, "attributes": values}
+
+    def attributes(self) -> dict[str, dict[str, int]]:
+        """Returns the commonest values of the attributes that most items have, and how many items have each value."""
+        most = sorted(self._attributes.items(), key=lambda entry: len(entry[1][0]), reverse=True)[:MOST_ATTRIBUTES]
+        return {name: dict(Counter(values.to_pylist()).most_common(MOST_VALUES)) for name, (_, values, _) in most}
 
     def matching(self, where: Filter) -> torch.Tensor:
         """Returns which items match a filter, bool [N], not to be written to."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from models.common.jagged import Jagged, from_arrays
+from models.common.recommender import Recommender
 from operators.features.tokens import NULL_ID
 from operators.log.events import DAY_US
 from serving.candidates import quotas
@@ -40,18 +42,27 @@ class Pipeline:
         run: its name and the first half of a digest of what it was made of.
     """
 
-    def __init__(self, run: RunDir, store: UserStore, *, candidates: int = 200) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        store: UserStore,
+        *,
+        candidates: int = 200,
+        elsewhere: Mapping[str, Recommender] = MappingProxyType({}),
+    ) -> None:
         """Loads a run; see `serving.settings.check_servable`.
 
         Args:
             run: the run.
             store: what is known of its users.
             candidates: that are scored for a query.
+            elsewhere: recommenders of the run that need not be loaded, by name.
 
         Raises:
             UserError: a model is missing or damaged, or an artifact lacks items.
         """
-        self.catalogue, self.cascade, self.store = Catalogue(run), Cascade(run, candidates=candidates), store
+        self.catalogue, self.store = Catalogue(run), store
+        self.cascade = Cascade(run, candidates=candidates, fitted=elsewhere)
         manifest = require_manifest(run.root)
         made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
         self.run = f"{manifest.name}:{made[:16]}"
@@ -152,6 +163,10 @@ class Pipeline:
     def tree(self, prefix: Sequence[int]) -> dict[str, Any]:
         """Returns what follows a prefix of semantic IDs; see `serving.finder.branches`."""
         return {"codes": branches(self.catalogue, prefix, self.cascade.popularity)}
+
+    def attributes(self) -> dict[str, dict[str, int]]:
+        """Returns attributes of the catalogue; see `serving.catalogue.Catalogue.attributes`."""
+        return self.catalogue.attributes()
 
     def quality(self) -> dict[str, Any]:
         """Returns what `evaluate` has measured of the recommenders and of the pipeline, by name; {} before that."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from models.common import settings
 from models.common.mistakes import explain
@@ -28,6 +29,32 @@ MAX_LEVELS = 16  # of a prefix of semantic IDs
 MAX_CURSOR = 32_768  # characters of a cursor
 
 
+class Deployment(settings.Settings):
+    """Resources and scaling of a deployment of Ray Serve.
+
+    Attributes:
+        num_cpus, num_gpus: that Ray reserves for a replica.
+        min_replicas, max_replicas: between which their number follows the load; fixed where they are equal.
+        max_replicas_per_node: of them that one machine runs, so that it takes no more with it; null: any number.
+        target_ongoing_requests: requests under way in a replica, above which another one starts.
+        max_queued_requests: that wait in front of all replicas; more are refused with status 503.
+    """
+
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    max_replicas_per_node: int | None = Field(None, ge=1, le=100)
+    target_ongoing_requests: float = Field(4.0, gt=0)
+    max_queued_requests: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _most_is_not_below_least(self) -> Deployment:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas lies below min_replicas: write {self.min_replicas} or more")
+        return self
+
+
 class Settings(settings.Settings):
     """Arguments of the application, as they stand under `args` in a Ray Serve configuration.
 
@@ -45,6 +72,8 @@ class Settings(settings.Settings):
         max_batch: queries that are answered in one pass of the model.
         workers: threads of a replica that ask the run.
         timeout_seconds: that a request may take, its reading included.
+        service: the deployment with the routes and all of the run but its language model.
+        language_model: the deployment with that, where the run has one.
     """
 
     run: str = Field(min_length=1)
@@ -61,6 +90,13 @@ class Settings(settings.Settings):
     max_batch: int = Field(4, ge=1)
     workers: int = Field(4, ge=1)
     timeout_seconds: float = Field(10.0, gt=0, le=3_600)
+    service: Deployment = Deployment()
+    language_model: Deployment = Deployment()
+
+    @property
+    def cpus(self) -> int:
+        """CPUs that Ray counts for all replicas, and one for its own work."""
+        return 1 + math.ceil(sum(each.num_cpus * each.max_replicas for each in (self.service, self.language_model)))
 
 
 def read_settings(run: str, path: str | None) -> Settings:
@@ -107,11 +143,27 @@ def check_servable(run: str) -> None:
     require_finished(run, (*STAGES, *RANKED) if ranked else STAGES, "cannot be served")
 
 
-def serve_config(settings: Settings) -> str:
+def serve_options(deployment: Deployment) -> dict[str, Any]:
+    """Returns what Ray Serve calls these settings, as options of a deployment and in its configuration alike."""
+    scale = deployment.model_dump(include={"min_replicas", "max_replicas", "target_ongoing_requests"})
+    fixed = deployment.min_replicas == deployment.max_replicas
+    return {
+        **({"num_replicas": deployment.min_replicas} if fixed else {"autoscaling_config": scale}),
+        **({"max_replicas_per_node": most} if (most := deployment.max_replicas_per_node) else {}),
+        "max_queued_requests": deployment.max_queued_requests,
+        "ray_actor_options": deployment.model_dump(include={"num_cpus", "num_gpus"}),
+    }
+
+
+def serve_config(settings: Settings, *, language_model: bool) -> str:
     """Returns the YAML that `serve deploy` and the serveConfigV2 of a RayService take.
+
+    Resources and scaling stand where Ray Serve looks for them, under `deployments`; `language_model` says whether the
+    run has one.
 
     The code has to be on the import path of the cluster: in its image, or by a working_dir in `runtime_env`.
     """
+    deployed = {"Service": "service", "LanguageModel": "language_model"}  # classes of `serving.deployments`, their key
     config = {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": 8000},  # noqa: S104 - a cluster's own network
@@ -120,13 +172,11 @@ def serve_config(settings: Settings) -> str:
                 "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": "serving.deployments.service:application",
-                "args": settings.model_dump(mode="json"),
+                "args": settings.model_dump(mode="json", exclude=set(deployed.values())),
                 "deployments": [
-                    {
-                        "name": "Service",
-                        "autoscaling_config": {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 4},
-                        "ray_actor_options": {"num_cpus": 1},
-                    }
+                    {"name": name, **serve_options(getattr(settings, key))}
+                    for name, key in deployed.items()
+                    if language_model or key != "language_model"
                 ],
             }
         ],

@@ -220,6 +220,7 @@ def serve(
     """Serve a finished run on this machine until interrupted; fills the store of its users first."""
     from serving.local import check_port, here, serve_forever
     from serving.settings import check_servable, read_settings
+    from serving.stores.opening import open_store
     from storage.manifest import first_unfinished
     from workflows.distributed.cluster import connected
 
@@ -228,7 +229,9 @@ def serve(
     check_port(host, port)
     if first_unfinished(run, ("features",)) is None:  # else no user is known
         _fill(run, settings.store, batch=1_000)
-    with connected(address, cpus=2):
+    else:
+        open_store(settings.store, create=True).close()
+    with connected(address, cpus=settings.cpus):
         serve_forever(settings, host, port)
 
 
@@ -239,11 +242,14 @@ def build(
     config: Annotated[str | None, typer.Option(help="YAML file of the service's settings.")] = None,
 ) -> None:
     """Write the Ray Serve configuration of a finished run, for `serve deploy` or a RayService."""
+    from serving.cascade import language_models
     from serving.settings import check_servable, read_settings, serve_config
     from storage import files
+    from storage.run import RunDir
 
     check_servable(run)
-    files.write_bytes(output, serve_config(read_settings(run, config)).encode())
+    text = serve_config(read_settings(run, config), language_model=bool(language_models(RunDir(run))))
+    files.write_bytes(output, text.encode())
     typer.echo(output)
 
 

@@ -62,7 +62,7 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
     table, parts = files.dataset(folder), files.parts(folder)
     if missing := set(COLUMNS) - set(table.schema.names):
         raise ArtifactError(f"{folder} has no column {min(missing)!r}, of an earlier version of tesserec", folder)
-    items, store = item_hashes(run), open_store(store_uri)
+    items, store = item_hashes(run), open_store(store_uri, create=True)
     try:
         total, done, written = table.count_rows(), 0, 0
         there = store.begin_load(source)

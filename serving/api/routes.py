@@ -201,6 +201,11 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
         """Returns the codes that follow a prefix of semantic IDs, written `?prefix=3&prefix=1`."""
         return schemas.Tree(run=served.run, prefix=prefix, **await work.ask(served.tree, prefix))
 
+    @routes.get("/attributes")
+    async def attributes() -> schemas.Attributes:
+        """Returns what items may be filtered by: attributes and their commonest values."""
+        return schemas.Attributes(run=served.run, attributes=await work.ask(served.attributes))
+
     @routes.get("/quality")
     async def quality() -> schemas.Quality:
         """Returns metrics of the run."""

@@ -192,6 +192,15 @@ class Tree(BaseModel):
     codes: list[Branch]
 
 
+class Attributes(BaseModel):
+    """The commonest values of the attributes that most items have, with the number of items of each."""
+
+    model_config = _answers(run=RUN, attributes={"colour": {"red": 31, "blue": 28}})
+
+    run: str
+    attributes: dict[str, dict[str, int]]
+
+
 class Quality(BaseModel):
     """What `evaluate` has measured of each recommender and of the pipeline, and the numbers of items and users."""
 

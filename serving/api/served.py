@@ -68,6 +68,10 @@ class Served(Protocol):
         """Returns the `codes` below a prefix of semantic IDs: code, items and examples of each."""
         ...
 
+    def attributes(self) -> dict[str, dict[str, int]]:
+        """Returns the commonest values of attributes, and how many items have each."""
+        ...
+
     def quality(self) -> dict[str, Any]:
         """Returns metrics of the run."""
         ...

@@ -14,7 +14,10 @@ export function picture(id, name = id) {
   const hue = [...id].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7);
   const image = el("img", { alt: "", loading: "lazy", decoding: "async" });
   image.addEventListener("error", () => image.remove());
-  image.src = api.pictureOf(id);
+  image.addEventListener("load", () => URL.revokeObjectURL(image.src)); // where it was fetched with a key
+  api.pictureOf(id).then(address => {
+    image.src = address;
+  }).catch(() => image.remove());
   return el("span", { class: "picture", "aria-hidden": "true", vars: { "--hue": hue } }, initial(name), image);
 }
 
@@ -35,7 +38,7 @@ export function thumb(id, { onclick, label = name => name } = {}) {
 /**
  * An item with all that an answer says of it.
  *
- * top: the highest score of the answer, which bars are relative to where there is no probability.
+ * top: the highest score of the answer, which bars are relative to.
  * lessLike: whether it can be made a negative.
  */
 export function card(item, { top, lessLike = false } = {}) {
@@ -71,20 +74,23 @@ export function likeButton(id, name) {
 
 /** Cards of an answer; `keep`: after those that are there. */
 export function deal(list, items, { keep = false, ...options } = {}) {
-  const top = Math.max(...items.map(item => item.score ?? 0), 0);
+  const top = keep ? Number(list.dataset.top) : Math.max(...items.map(item => item.score ?? 0), 0);
+  list.dataset.top = top;
   const made = items.map(item => card(item, { top, ...options }));
   if (!keep) return redraw(list, made, ".open");
   list.append(...made);
   made[0]?.querySelector(".open").focus();
 }
 
-function score({ probability, score: raw }, top) {
-  if (typeof (probability ?? raw) !== "number") return null;
-  const share = probability ?? (top > 0 ? raw / top : 0);
-  const value = probability ?? raw;
-  const said = typeof probability === "number" ? "Probability of a positive" : "Score";
-  return el("p", { class: "score", title: said, role: "img", "aria-label": `${said}: ${value.toFixed(2)}` },
-    el("span", { class: "bar", vars: { "--part": Math.min(Math.max(share, 0), 1).toFixed(4) } }), el("b", {}, value.toFixed(2)));
+/** The score that the order is by, as a bar, and the ranker's probability beside it. */
+function score({ probability, score: value }, top) {
+  if (typeof value !== "number") return null;
+  const share = top > 0 ? value / top : 0;
+  const likely = typeof probability === "number" ? probability.toFixed(2) : null;
+  const said = `Score, which the order is by: ${value.toFixed(2)}${likely ? `; probability of a positive: ${likely}` : ""}`;
+  return el("p", { class: "score", title: said, role: "img", "aria-label": said },
+    el("span", { class: "bar", vars: { "--part": Math.min(Math.max(share, 0), 1).toFixed(4) } }), el("b", {}, value.toFixed(2)),
+    likely ? el("span", { class: "soft" }, `p ${likely}`) : null);
 }
 
 /** A text in which some words are marked. */

@@ -1,6 +1,6 @@
 // Who asks: a user by id, or somebody invented by what they like. It stands in the address, so that it can be shared.
 
-export const profile = { user: "", likes: [], less: [], only: [] };
+export const profile = { user: "", likes: [], less: [], only: [], is: [] };
 const watchers = [];
 
 /** Calls `watcher` after every change. */
@@ -28,12 +28,12 @@ export function less(id) {
 /** The address of the profile. */
 export function address() {
   const params = new URLSearchParams(profile.user && { user: profile.user });
-  for (const name of ["likes", "less", "only"]) for (const id of profile[name]) params.append(name, id);
+  for (const name of ["likes", "less", "only", "is"]) for (const id of profile[name]) params.append(name, id);
   return `#/recommend${params.size ? `?${params}` : ""}`;
 }
 
 /** Takes the profile from the parameters of an address. */
 export function follow(params) {
-  const [likes, less, only] = ["likes", "less", "only"].map(name => params.getAll(name));
-  change({ user: params.get("user") ?? "", likes, less, only });
+  const [likes, less, only, is] = ["likes", "less", "only", "is"].map(name => params.getAll(name));
+  change({ user: params.get("user") ?? "", likes, less, only, is });
 }

@@ -2,6 +2,7 @@
 import * as api from "./api.js";
 import { deal, nameOf, picture, thumb } from "./cards.js";
 import { counted, el, redraw, roving, settled, worker } from "./dom.js";
+import { filters as attributes, toggled, where } from "./filters.js";
 import { address, change, follow, less, like, profile, watch } from "./profile.js";
 
 const K = 12, PICKS = 6;
@@ -11,6 +12,7 @@ const [user, pick, picks, cards, more] = ["#user", "#pick", "#picks", ".cards", 
 const answering = worker(find(".answer")), picking = worker(picks, find("#invent"));
 const named = new Set(); // recommenders that some answer has named
 const because = new Set(); // of a known user's history, what the reasons have named
+const mark = attributes(find(".where"), one => change({ is: toggled(profile.is, one) }));
 let cursor = null, shown = null;
 
 roving(cards, ".open");
@@ -43,6 +45,7 @@ function refresh() {
   if (wanted === shown) return;
   if (user.value.trim() !== profile.user) user.value = profile.user;
   because.clear();
+  mark(profile.is);
   strips();
   shown = wanted;
   answer();
@@ -72,13 +75,14 @@ function answer(from = null) {
 }
 
 function query(from) {
-  const { user: id, likes, less: negative, only } = profile;
+  const { user: id, likes, less: negative, only, is } = profile;
   return {
     ...(id ? { user_id: id } : { history: likes }),
     k: K,
     explain: true,
     ...(negative.length && { negative, exclude: negative }),
     ...(only.length && { recommenders: only }),
+    ...where(is),
     ...(from && { cursor: from }),
   };
 }
@@ -110,10 +114,7 @@ function strips() {
 }
 
 function filters() {
-  const toggle = name => {
-    const { only } = profile;
-    change({ only: only.includes(name) ? only.filter(other => other !== name) : [...only, name] });
-  };
+  const toggle = name => change({ only: toggled(profile.only, name) });
   for (const name of profile.only) named.add(name);
   find("#only").hidden = named.size < 2;
   const boxes = [...named].sort().map(name => el("label", { class: "chip" }, el("input", { type: "checkbox", value: name, onchange: () => toggle(name) }), name));
@@ -129,7 +130,7 @@ function filters() {
 function offer() {
   const text = pick.value.trim();
   return picking(async signal => {
-    const items = text ? (await api.search(text, PICKS, signal)).items : [];
+    const items = text ? (await api.search({ text, k: PICKS }, signal)).items : [];
     if (signal.aborted) return;
     redraw(picks, items.map(choice), "button", pick);
     if (text && !items.length) picks.append(el("li", { class: "hint" }, "No item has these words."));

@@ -8,10 +8,12 @@ from storage.errors import UserError
 REDIS = ("redis://", "rediss://", "unix://")
 
 
-def open_store(uri: str) -> LoadableStore:
+def open_store(uri: str, *, create: bool = False) -> LoadableStore:
     """Opens the store at `sqlite:PATH`, `redis://HOST:PORT/DATABASE`, `rediss://…` or `unix://SOCKET`.
 
-    A SQLite file that is not there is made.
+    Args:
+        uri: the address.
+        create: whether a SQLite file that is not there is made.
 
     Raises:
         UserError: the address is none of these, or there is no store that can be used.
@@ -19,7 +21,7 @@ def open_store(uri: str) -> LoadableStore:
     if uri.startswith("sqlite:") and (path := uri.removeprefix("sqlite:")) and "://" not in path:
         from serving.stores.sqlite import SqliteStore
 
-        return SqliteStore(path)
+        return SqliteStore(path, create=create)
     if uri.startswith(REDIS):
         from serving.stores.redis import RedisStore
 

@@ -32,15 +32,19 @@ SCHEMA = (
 class SqliteStore:
     """Users in a SQLite file; threads share one connection and take turns."""
 
-    def __init__(self, path: str) -> None:
-        """Opens the file; makes it, and its folder, where there is none.
+    def __init__(self, path: str, *, create: bool) -> None:
+        """Opens the file; where there is none, makes it and its folder if it may.
 
         Raises:
-            UserError: the file is no store, or cannot be read or written.
+            UserError: the file is missing or no store, or cannot be read or written.
         """
         self._path, self._lock = files.absolute(path), threading.Lock()
         with self._told():
             if not Path(self._path).exists():
+                if not create:
+                    raise UserError(
+                        f"There is no store at {self._path}: fill it with `tesserec load RUN --store sqlite:PATH`."
+                    )
                 _make(Path(self._path))
             self._connection = sqlite3.connect(
                 self._path, timeout=BUSY_S, isolation_level="IMMEDIATE", check_same_thread=False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,19 @@ import pyarrow as pa
 import pytest
 import torch
 
+from benchmarks.decode import SMALL, draw_model, draw_paths
+from models.generation.language import LanguageModel
+from models.generation.trie import Trie
 from models.ranking.ranker import Ranker, moments, save_ranker
 from models.ranking.settings import RankerSettings
+from models.recommenders.language_model import LanguageModelRecommender, corpus_of_ids
+from models.recommenders.settings import LanguageModelSettings
 from operators.columns import matrix_column
 from operators.features.ranker_inputs import Examples, laid_out
 from serving.settings import RANKED, STAGES
 from serving.stores.base import LoadableStore
 from serving.stores.opening import open_store
-from storage.manifest import Manifest, StageEntry, write_manifest
+from storage.manifest import Manifest, StageEntry, require_manifest, write_manifest
 from storage.run import RunDir
 from tests.logs import write_log
 from workflows.engine.registry import stage
@@ -75,6 +81,22 @@ def write_run(root: Path, *, labels: bool) -> RunDir:
     return run
 
 
+def write_language_model(run: RunDir) -> None:
+    """A language model of random weights, among the recommenders of the run."""
+    codes, sizes = draw_paths(ITEMS, (4, 4, 4), seed=0)
+    model, settings = draw_model(LanguageModel, SMALL, sizes, seed=0), LanguageModelSettings(beams=20, history=5)
+    corpus = corpus_of_ids(settings, model.vocabulary, codes)
+    trie = Trie.build(codes, model.vocabulary.sizes)
+    kind = LanguageModelRecommender.kind
+    LanguageModelRecommender(model, corpus, trie, settings).save(
+        run.uri("models", "generator", kind), model.state_dict()
+    )
+    run.write_json({"valid": {kind: {}}, "chosen": kind}, "metrics", "generate.json")
+    manifest = require_manifest(run.root)
+    manifest.stages["generate"] = StageEntry(state="complete", fingerprint="generate")
+    write_manifest(run.root, manifest)
+
+
 def write_ranker(run: RunDir) -> None:
     spec = run.read_json("features", "spec.json")
     config = RankerSettings(target_attention="long_history" in spec).ranker(spec, WIDTH)
@@ -101,6 +123,15 @@ def store_of(run: RunDir) -> LoadableStore:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> RunDir:
     return write_run(tmp_path_factory.mktemp("labelled"), labels=True)
+
+
+@pytest.fixture(scope="session")
+def speaking_run(finished_run, tmp_path_factory) -> RunDir:
+    """The finished run with a language model, which finds half of the candidates."""
+    run = RunDir(str(tmp_path_factory.mktemp("speaking") / "run"))
+    shutil.copytree(finished_run.root, run.root)
+    write_language_model(run)
+    return run
 
 
 @pytest.fixture(scope="session")

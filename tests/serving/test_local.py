@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.filters import Condition
 from serving.local import check_port, here, user_mistake
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -45,14 +46,14 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def service(finished_run: RunDir, port: int) -> Iterator[subprocess.Popen[str]]:
+def service(speaking_run: RunDir, port: int) -> Iterator[subprocess.Popen[str]]:
     """`tesserec serve` on a relative run; the tests of this file share it, the last one ends it."""
-    parent, name = finished_run.root.rsplit("/", 1)
+    parent, name = speaking_run.root.rsplit("/", 1)
     process = tesserec("serve", name, "--port", str(port), cwd=parent)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith(f"Serving {finished_run.root} at http://127.0.0.1:{port} "), (
+        assert line.startswith(f"Serving {speaking_run.root} at http://127.0.0.1:{port} "), (
             line + process.communicate()[1]
         )
         yield process
@@ -60,15 +61,24 @@ def service(finished_run: RunDir, port: int) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_answers_over_http(service, finished_run, port) -> None:
-    pipeline = Pipeline(finished_run, store_of(finished_run))
+def test_answers_over_http(service, speaking_run, port) -> None:
+    """The language model of the service is in a process of its own, that of the pipeline in this one."""
+    pipeline = Pipeline(speaking_run, store_of(speaking_run))
+    kinds = Condition(attribute="kind", among=("1", "2"))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert client.get("/readyz").json()["status"] == "ready"
-        for query in (Query(user_id="user 4", k=5), Query(history=["item 2", "?"])):
-            body = {"k": query.k} | ({"user_id": query.user_id} if query.user_id else {"history": query.history})
+        for query, more in (
+            (Query(user_id="user 4", k=5), {}),
+            (Query(history=["item 2", "?"]), {}),
+            (Query(history=["item 2"], k=3, recommenders=("language_model",)), {"recommenders": ["language_model"]}),
+            (Query(history=["item 2"], where=kinds), {"where": kinds.model_dump(by_alias=True, exclude_none=True)}),
+        ):
+            body = {"k": query.k, **more}
+            body |= {"user_id": query.user_id} if query.user_id else {"history": query.history}
             answer, expected = client.post("/v1/recommend", json=body).json(), pipeline.recommend([query])[0]
             assert [i["item_id"] for i in answer["items"]] == [i.item_id for i in expected.items]
             assert [i["score"] for i in answer["items"]] == pytest.approx([i.score for i in expected.items])
+            assert [i["recommenders"] for i in answer["items"]] == [i.recommenders for i in expected.items]
             assert (answer["source"], answer["unknown"]) == (expected.source, expected.unknown)
         assert client.post("/v1/recommend", json={}).status_code == 422
         assert client.get("/v1/items/item 6").json() == {"run": pipeline.run, **pipeline.item("item 6")}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.common.jagged import Jagged
+from models.common.jagged import Jagged, gather
 from models.ranking.ranker import load_ranker
 from operators.features.long_history import read_prefixes, shared_prefixes
 from operators.features.ranker_inputs import Examples, laid_out, predict
@@ -47,7 +47,7 @@ def liked(run: RunDir, user_id: str) -> list[str]:
     return [row["item_id"] for row in log if row["user_id"] == user_id and row.get("label", 1) > 0]
 
 
-def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray:
+def offline(run: RunDir, user_id: str, item_ids: list[str]) -> tuple[Examples, np.ndarray]:
     """What the offline path says just after the log's end: examples made from the log, then `predict`."""
     spec = run.read_json("features", "spec.json")
     ranker = load_ranker(run.uri("models", "ranker"))
@@ -71,16 +71,41 @@ def offline_scores(run: RunDir, user_id: str, item_ids: list[str]) -> np.ndarray
     if length := spec.get("long_history"):
         table |= shared_prefixes(events, read_prefixes(run), user, rows, time, length=length).columns()
         assert table["long_history"].value_lengths().to_numpy().max() > 1
-    return predict(ranker, items, Examples(pa.table(table), spec["dense"]))
+    examples = Examples(pa.table(table), spec["dense"])
+    return examples, predict(ranker, items, examples)
 
 
 @pytest.mark.parametrize("user_id", WHO)
 def test_scores_equal_those_of_the_offline_path(run, pipeline, user_id) -> None:
     answer = pipeline.recommend([Query(user_id=user_id, k=20)])[0]
     chances = np.array([item.probability for item in answer.items])
-    np.testing.assert_allclose(chances, offline_scores(run, user_id, [i.item_id for i in answer.items]), rtol=1e-5)
+    np.testing.assert_allclose(chances, offline(run, user_id, [i.item_id for i in answer.items])[1], rtol=1e-5)
     assert chances.std() > 0.001
     assert (np.diff(chances) <= 0).all()  # without another choice of `evaluate`, the ranker orders
+
+
+def test_features_and_scores_of_all_users_and_items_equal_those_of_the_offline_path(run, pipeline, monkeypatch) -> None:
+    ids, scorer, given = pipeline.catalogue.ids.to_pylist(), pipeline.cascade.ranker._scorer, {}
+    logits = scorer.logits
+
+    def noted(**features: object) -> torch.Tensor:
+        given.update(features)
+        return logits(**features)
+
+    monkeypatch.setattr(scorer, "logits", noted)
+    users = sorted(set(read_log_table(run)["user_id"].to_pylist()))
+    assert len(users) > 25
+    for user_id in users:
+        examples, expected = offline(run, user_id, ids)
+        answer = pipeline.rank(Query(user_id=user_id, k=len(ids)), ids)
+        found = {item.item_id: item.probability for item in answer.items}
+        np.testing.assert_allclose([found[item_id] for item_id in ids], expected, rtol=1e-5)
+        np.testing.assert_allclose(given["dense"].numpy(), examples.dense, rtol=1e-6)
+        assert given["user"].tolist() == examples.user.unique().tolist()
+        assert given["history"].values.tolist() == gather(examples.history, torch.tensor([0])).values.tolist()
+        if examples.long is not None:
+            assert given["long"].values.tolist() == examples.long.values.tolist()
+            assert given["long"].offsets.tolist() == examples.long.offsets.tolist()
 
 
 @pytest.mark.parametrize("user_id", WHO)

@@ -10,6 +10,12 @@ from serving.settings import FITTED, RANKED, STAGES, Settings, check_servable, r
 from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry, write_manifest
 
+SCALED = """
+service: {max_queued_requests: 9}
+language_model:
+  {num_cpus: 2, num_gpus: 0.5, max_replicas_per_node: 1, min_replicas: 2, max_replicas: 3, target_ongoing_requests: 7.5}
+"""
+
 
 def manifest(**states: str) -> Manifest:
     stages = dict.fromkeys((*STAGES, *RANKED), "complete") | states
@@ -44,17 +50,29 @@ def test_no_run(tmp_path) -> None:
         check_servable(str(tmp_path))
 
 
-def test_the_configuration_is_one_that_ray_serve_takes(monkeypatch, tmp_path) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = yaml.safe_load(serve_config(read_settings("runs/demo", None)))
+@pytest.mark.parametrize("speaks", [True, False])
+def test_the_configuration_is_one_that_ray_serve_takes(request, tmp_path, speaks) -> None:
+    root = request.getfixturevalue("speaking_run" if speaks else "finished_run").root
+    (tmp_path / "service.yaml").write_text(SCALED)
+    text = serve_config(read_settings(root, str(tmp_path / "service.yaml")), language_model=speaks)
+    config = yaml.safe_load(text)
     app = ServeDeploySchema.model_validate(config).applications[0]
     assert app.import_path == "serving.deployments.service:application"
-    assert app.args["run"] == f"{tmp_path}/runs/demo"
-    assert app.args["store"] == f"sqlite:{tmp_path}/runs/demo/users.db"
+    assert (app.args["run"], app.args["store"]) == (root, f"sqlite:{root}/users.db")
     deployed = application(app.args)
-    assert [d["name"] for d in config["applications"][0]["deployments"]] == [deployed._bound_deployment.name]
-    options = deployed._bound_deployment
-    assert options.max_queued_requests == Settings(run="r", store="s").max_in_flight < options.max_ongoing_requests
+    within = [
+        arg._bound_deployment.name for arg in deployed._bound_deployment.init_args if hasattr(arg, "_bound_deployment")
+    ]
+    assert [each.name for each in app.deployments] == [deployed._bound_deployment.name, *within]
+    assert len(app.deployments) == 1 + speaks
+    service = app.deployments[0]
+    assert (service.num_replicas, service.max_queued_requests, service.ray_actor_options.num_cpus) == (1, 9, 1.0)
+    assert deployed._bound_deployment.max_ongoing_requests > Settings(run="r", store="s").max_in_flight
+    if speaks:
+        model = app.deployments[1]
+        assert model.max_replicas_per_node == 1
+        assert model.autoscaling_config == {"min_replicas": 2, "max_replicas": 3, "target_ongoing_requests": 7.5}
+        assert (model.ray_actor_options.num_cpus, model.ray_actor_options.num_gpus) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize("args", [{}, {"run": ""}, {"run": "r"}, {"run": "r", "store": "s", "candidates": 99}])
@@ -79,6 +97,8 @@ def test_settings_of_a_file(tmp_path) -> None:
         ("max_in_flight: 0", "max_in_flight is 0: input should be greater than or equal to 1."),
         ("timeout_seconds: .nan", "timeout_seconds is nan: "),
         ("run: runs/demo", "leave run out"),
+        ("language_model: {min_replicas: 2}", "max_replicas lies below min_replicas: write 2 or more"),
+        ("service: {num_cpu: 2}", "service.num_cpu"),
         ("- 8", "must be a YAML mapping"),
         ("a: [", "is not valid YAML"),
     ],

@@ -31,8 +31,8 @@ KILLED = """
 import os, signal, sys
 import workflows.load as load
 opened, left = load.open_store, [int(sys.argv[3])]
-def open_store(uri):
-    store = opened(uri)
+def open_store(uri, create):
+    store = opened(uri, create=create)
     write = store.write
     def dying(*batch):
         left[0] -= 1

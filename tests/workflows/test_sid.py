@@ -19,7 +19,9 @@ from PIL import Image
 
 from models.semantic_ids.quantizer import Architecture, Quantizer
 from operators.base import apply, with_outcome
-from operators.columns import matrix_column, matrix_of
+from operators.cached import CachedOperator
+from operators.columns import matrix_column, matrix_of, positions
+from operators.interpreter import Interpreter, save_interpreter
 from operators.sid_registry import give_sids
 from storage import files
 from storage.errors import UserError
@@ -69,6 +71,8 @@ def finished(tmp_path_factory) -> Path:
     table = with_outcome(run.read_table("source"))
     for step in interpret.steps(settings.stages.interpret, settings.catalog, None):
         table = apply(step.operator, table)
+    operators = [step.operator for step in interpret.steps(settings.stages.interpret, settings.catalog, None)]
+    save_interpreter(run, [one.operator if isinstance(one, CachedOperator) else one for one in operators])
     run.write_table(table.select(interpret.items_schema(settings.stages.interpret).names), "items")
     files.remove(run.uri("source"))
     stage("project").run(settings.stages.project, context)
@@ -92,6 +96,23 @@ def write_sids(run: RunDir) -> None:
     nothing = {"known_ids": [], "known_codes": np.empty((0, 3), np.int32)}
     sids = give_sids(ids, codes, hash_rows(vectors.numpy()), **nothing)
     run.write_table(pa.table({"item_id": ids, "codes": matrix_column(sids)}), "sids")
+
+
+def test_the_service_makes_of_every_item_what_the_batch_run_made(finished) -> None:
+    run = RunDir(str(finished / "run"))
+    items, batch = run.read_table("catalog", "items"), run.read_table("items")
+    interpreter = Interpreter(run)
+    interpreter.setup()
+    interpreter.fetch.setup()
+    found = interpreter(interpreter.fetch(with_outcome(items)))
+    at = positions(items["item_id"], batch["item_id"])
+    assert len(at) == ITEMS
+    for name in ("caption", "interests"):
+        assert found.table[name].to_pylist() == batch[name].take(pa.array(at)).to_pylist()
+    for name, made in (("embedding", found.embedding), ("codes", found.codes)):
+        table = run.read_table({"embedding": "embeddings", "codes": "sids"}[name])
+        there = matrix_of(table[name])[positions(items["item_id"], table["item_id"])]
+        np.testing.assert_allclose(made, there[:, : made.shape[1]], atol=1e-5 * (name == "embedding"))
 
 
 @pytest.fixture

@@ -109,6 +109,9 @@ class FakeRun:
         below = [{"code": 2, "items": 30, "examples": ITEMS[:3]}] if list(prefix) in ([], [1]) else []
         return {"codes": below}
 
+    def attributes(self) -> dict[str, dict[str, int]]:
+        return {"colour": {"red": len(ITEMS)}}
+
     def quality(self) -> dict[str, Any]:
         return {"auc": 0.7, "ndcg": float("nan")}
 

@@ -10,7 +10,8 @@ import io
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -48,7 +49,9 @@ class RefusalError(Exception):
 
 
 class Shop:
-    """The items, and the pictures and codes that belong to them."""
+    """The items, and the pictures and codes that belong to them; with a key, who has none is refused."""
+
+    key: str | None = None
 
     def __init__(self) -> None:
         random = np.random.default_rng(3)
@@ -98,7 +101,7 @@ class Shop:
         number = list(self.items).index(item_id)
         why = self.why(item_id, liked) if explain else None
         found = [name for at, name in enumerate(RECOMMENDERS) if (number + at) % 3]
-        probability = score if liked else None
+        probability = round(score * 0.4, 4) if liked else None
         return {**answer, "score": score, "probability": probability, "recommenders": found, "why": why}
 
     def why(self, item_id: str, liked: list[str]) -> dict[str, Any]:
@@ -136,6 +139,7 @@ class Shop:
         explain = body.get("explain", False)
         ranked = [self.scored(item_id, score(item_id), known, explain=explain) for item_id in self.items]
         ranked = [item for item in ranked if item["item_id"] not in out and wanted & set(item["recommenders"])]
+        ranked = [item for item in ranked if self.has(item["item_id"], body.get("where"))]
         ranked.sort(key=lambda item: -item["score"])
         start = int(body.get("cursor", 0))
         end = start + body["k"]
@@ -162,7 +166,17 @@ class Shop:
             answer["seen"] = {key: self.items[best[0]][key] for key in ("caption", "sid")}
         return answer
 
-    def search(self, text: str, k: int) -> dict[str, Any]:
+    def has(self, item_id: str, where: dict[str, Any] | None) -> bool:
+        """Whether an item has one of the values of each condition."""
+        own = self.items[item_id]["attributes"]
+        return all(set(part["in"]) & set(own[part["attribute"]]) for part in (where or {"all": []})["all"])
+
+    def attributes(self) -> dict[str, dict[str, int]]:
+        """The values of attributes, and how many items have each."""
+        every = [item["attributes"] for item in self.items.values()]
+        return {name: dict(Counter(own[name][0] for own in every).most_common()) for name in ("brand", "colour")}
+
+    def search(self, text: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:
         """Items by how many of the words their title and caption have."""
         if text == BROKEN:
             raise RefusalError(422, "invalid", "text: a search has at most 200 letters.")
@@ -171,7 +185,10 @@ class Shop:
             item_id: sum(word in f"{item['title'] or ''} {item['caption']}".lower() for word in words) / len(words)
             for item_id, item in self.items.items()
         }
-        best = sorted((item_id for item_id in hits if hits[item_id]), key=lambda item_id: -hits[item_id])[:k]
+        best = sorted(
+            (item_id for item_id in hits if hits[item_id] and self.has(item_id, where)),
+            key=lambda item_id: -hits[item_id],
+        )[:k]
         return {"items": [self.scored(item_id, hits[item_id], [], explain=False) for item_id in best]}
 
     def tree(self, prefix: list[int]) -> dict[str, Any]:
@@ -193,6 +210,15 @@ def api(shop: Shop) -> FastAPI:
     """The routes over the items."""
     app = FastAPI()
 
+    @app.middleware("http")
+    async def keys(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("Authorization")
+        if shop.key and "/v1/" in request.url.path and given != f"Bearer {shop.key}":
+            status, code = (403, "forbidden") if given == "Bearer idle" else (401, "unauthorized")
+            problem = {"code": code, "message": "This needs a key.", "request_id": "req-7f3a"}
+            return JSONResponse({"error": problem}, status)
+        return await call_next(request)
+
     @app.exception_handler(RefusalError)
     async def refused(_: Request, error: RefusalError) -> JSONResponse:
         return JSONResponse({"error": error.problem}, error.status)
@@ -205,9 +231,14 @@ def api(shop: Shop) -> FastAPI:
     async def similar(request: Request) -> dict[str, Any]:
         return shop.similar(await request.json())
 
-    @app.get("/v1/search")
-    async def search(text: str, k: int) -> dict[str, Any]:
-        return shop.search(text, k)
+    @app.post("/v1/search")
+    async def search(request: Request) -> dict[str, Any]:
+        body = await request.json()
+        return shop.search(body["text"], body["k"], body.get("where"))
+
+    @app.get("/v1/attributes")
+    async def attributes() -> dict[str, Any]:
+        return {"run": "demo-2f81", "attributes": shop.attributes()}
 
     @app.get("/v1/tree")
     async def tree(prefix: Annotated[list[int], Query()] = []) -> dict[str, Any]:  # noqa: B006 - as FastAPI wants it

@@ -351,3 +351,68 @@ def test_items_without_a_picture_or_a_place_are_told(visit) -> None:
     expect(tile.locator("img")).to_have_count(0)
     page.goto(f"{page.url.split('#')[0]}#/catalogue?prefix=3,9999")
     expect(page.locator("#catalogue .said")).to_have_text("No item has this ID.")
+
+
+def test_a_key_is_asked_for_and_sent_with_each_call(visit, shop, monkeypatch) -> None:
+    monkeypatch.setattr(shop, "key", "open-sesame")
+    page = visit()
+    line = page.locator("#recommend .answer .problem")
+    expect(line).to_have_text("This needs a key. Give a key of the service, under “Key”. request req-7f3a")
+    expect(page.locator("#bearer")).to_be_focused()
+    keep(page, "key")
+    page.keyboard.type("idle")
+    page.keyboard.press("Enter")
+    expect(line).to_contain_text("Use a key of another role")
+    page.fill("#bearer", "open-sesame")
+    page.keyboard.press("Enter")
+    expect(cards(page)).to_have_count(12)
+    expect(page.locator("#key.given")).to_have_count(1)
+    expect(page.locator("#key form")).to_be_hidden()
+    page.wait_for_function("document.querySelector('.card img')?.naturalWidth > 0")  # pictures need it, too
+    assert "sesame" not in page.url
+    assert page.evaluate("[localStorage.length, sessionStorage.length]") == [0, 1]
+    page.locator("#key summary").click()
+    page.locator("#key button").click()
+    expect(line).to_contain_text("This needs a key.")
+
+
+def test_items_are_filtered_by_attributes(visit, shop) -> None:
+    page = visit("#/recommend?likes=p-00")
+    expect(cards(page)).to_have_count(12)
+    page.locator("#recommend .where summary", has_text="brand").click()
+    page.locator("#recommend .where label", has_text="Hollis").click()
+    page.locator("#recommend .where label", has_text="Alder").click()
+    expect(page.locator("#recommend .where summary", has_text="brand").locator("b")).to_have_text("2")
+    settle(page)
+    brands = {shop.items[card.get_attribute("data-id")]["attributes"]["brand"][0] for card in cards(page).all()}
+    assert brands == {"Hollis", "Alder"}
+    keep(page, "filters")
+    page.reload()
+    expect(page.locator("#recommend .where :checked")).to_have_count(2)
+    page.goto(f"{page.url.split('#')[0]}#/search?text=surface")
+    expect(cards(page).first).to_be_visible()
+    expect(cards(page)).to_have_count(24)
+    page.locator("#search .where summary", has_text="brand").click()
+    page.locator("#search .where label", has_text="Hollis").click()
+    expect(cards(page)).to_have_count(10)
+    assert {shop.items[card.get_attribute("data-id")]["attributes"]["brand"][0] for card in cards(page).all()} == {
+        "Hollis"
+    }
+    keep(page, "search-filters")
+
+
+def test_the_bar_is_the_score_and_the_probability_stands_beside_it(visit) -> None:
+    page = visit("#/recommend?likes=p-00")
+    expect(cards(page)).to_have_count(12)
+    page.get_by_role("button", name="Show more").click()
+    expect(cards(page)).to_have_count(24)
+    parts = page.evaluate(
+        "[...document.querySelectorAll('.card .bar')].map(bar => Number(bar.style.getPropertyValue('--part')))"
+    )
+    scores = [float(text) for text in page.locator(".card .score b").all_inner_texts()]
+    assert parts == sorted(parts, reverse=True)
+    assert parts[0] == 1.0
+    assert parts == pytest.approx([score / scores[0] for score in scores], abs=0.02)
+    expect(page.locator(".card .score").first).to_contain_text(re.compile(r"p 0\.\d\d$"))
+    page.goto(f"{page.url.split('#')[0]}#/recommend?user=nobody")
+    expect(page.locator(".card .score .soft")).to_have_count(0)

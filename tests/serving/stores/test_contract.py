@@ -27,7 +27,7 @@ WRITER = """
 import sys
 from serving.stores.opening import open_store
 from tests.stores import user
-store, first = open_store(sys.argv[1]), int(sys.argv[2])
+store, first = open_store(sys.argv[1], create=True), int(sys.argv[2])
 for number in range(first, first + 1_000_000):
     store.write([f"user {i}" for i in range(200)], [user(number, 100)] * 200)
     print(number, flush=True)
@@ -36,7 +36,7 @@ for number in range(first, first + 1_000_000):
 
 @pytest.fixture
 def store(store_uri: str) -> Iterator[LoadableStore]:
-    opened = open_store(store_uri)
+    opened = open_store(store_uri, create=True)
     yield opened
     opened.close()
 
@@ -139,7 +139,7 @@ def test_writers_wait_for_each_other(store_uri: str) -> None:
 
     def fill(number: int) -> None:
         try:
-            own = open_store(store_uri)
+            own = open_store(store_uri, create=True)
             for batch in range(10):
                 names = [f"{number} {batch} {each}" for each in range(20)]
                 own.write(names, [user(batch)] * 20)

@@ -24,8 +24,14 @@ def test_an_address_of_another_kind(uri: str) -> None:
     assert "secret" not in str(told.value)
 
 
+def test_reading_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no store at .*typo.db: fill it with `tesserec load RUN --store"):
+        open_store(f"sqlite:{tmp_path}/typo.db")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_of_a_file_are_made(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:{tmp_path}/new/folder/users.db")
+    store = open_store(f"sqlite:{tmp_path}/new/folder/users.db", create=True)
     store.write(["a"], [user(1)])
     assert holds(store, {"a": user(1)})
     store.close()
@@ -37,7 +43,7 @@ def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     def fill(number: int, gate: threading.Barrier, uri: str) -> None:
         gate.wait()
         try:
-            store = open_store(uri)
+            store = open_store(uri, create=True)
             store.write([f"{number}"], [user(number)])
             store.close()
         except Exception as error:  # noqa: BLE001 - the thread's
@@ -61,7 +67,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "users.db", tmp_path):
         with pytest.raises(UserError, match=r"cannot be used .*: see that its folder can be written"):
-            open_store(f"sqlite:{path}")
+            open_store(f"sqlite:{path}", create=True)
 
 
 def test_a_file_that_is_no_store_stays_as_it_is(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_a_file_that_is_no_store_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_version(tmp_path: Path) -> None:
-    open_store(f"sqlite:{tmp_path}/users.db").close()
+    open_store(f"sqlite:{tmp_path}/users.db", create=True).close()
     with sqlite3.connect(tmp_path / "users.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
