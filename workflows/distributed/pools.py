@@ -18,7 +18,6 @@ from storage.errors import UserError
 # forever.
 READER_CPUS = 2
 GPU_BATCH = 16
-LARGE = 1 << 40  # more than there is
 SHARES = (0.5, 0.25, 0.1)  # CPUs per actor, tried in order where larger pools leave less than one CPU
 
 
@@ -69,9 +68,9 @@ class Node(NamedTuple):
     gpus: float
     name: str = ""
 
-    def holds(self, cpus: float, gpu: bool) -> int:
-        """Returns how many processes of so many CPUs, each with a GPU or none, have room."""
-        return int(min(self.cpus / cpus if cpus else LARGE, self.gpus if gpu else LARGE))
+    def room(self, workers: Workers) -> int:
+        """Returns how many of a fit's processes the node has room for, were it idle."""
+        return int(min(self.cpus // workers.cpus, self.gpus if workers.gpu else self.cpus // workers.cpus))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from storage.errors import UserError
 from storage.manifest import Manifest, read_manifest
 from workflows.catalogs.survey import survey
 from workflows.distributed import cluster
-from workflows.distributed.pools import LARGE, READER_CPUS, Node, UnschedulableError
+from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError
 from workflows.engine.definition import Definition
 from workflows.engine.registry import ORDER, stage
+
+LARGE = 1 << 40  # rows of a stream that gets as many actors as fit
 
 
 def preflight(
@@ -58,7 +60,7 @@ def preflight(
     else:  # on a cluster, models and keys are on its nodes
         for name, config in definition.configs.items():
             stage(name).check(config, root)
-    _check_pools(definition, cluster.nodes(address), grows=address == "local")
+    _check_pools(definition, cluster.nodes(address))
     return manifest
 
 
@@ -122,11 +124,14 @@ def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
                 f"  {name}: {actors} actors of {pool.num_cpus:g} CPUs{gpus}, batches of {pool.batch_size}: {group.name}"
             )
         if (workers := stage(name).workers(config)) is not None:
-            lines.append(f"  {name}: {workers}")
+            room = sum(node.room(workers) for node in nodes if node.name)  # a Ray of this machine grows with them
+            lines.append(
+                f"  {name}: {workers}" + f", room for {room} now" * (nodes[0].name != "" and room < workers.number)
+            )
     return lines
 
 
-def _check_pools(definition: Definition, nodes: Sequence[Node], *, grows: bool) -> None:
+def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
     """Fails now if pools or fits do not fit onto the nodes: an unsatisfiable pool would block forever."""
     for name, config in definition.configs.items():
         try:
@@ -136,11 +141,10 @@ def _check_pools(definition: Definition, nodes: Sequence[Node], *, grows: bool) 
             written = first and getattr(config, first).pool is not None
             key = f"stages.{name}.{first}.pool" if written else f"stages.{name}"
             raise UserError(f"{definition.where(key)}: {key} {error}. Make the pools smaller, or add CPUs.") from error
-        if (workers := stage(name).workers(config)) is not None:
-            cpus = workers.cpus if not grows else 0.0  # a local Ray gets as many as the fits request
-            room, key = sum(node.holds(cpus, workers.gpu) for node in nodes), f"stages.{name}"
-            if workers.number > room:
-                raise UserError(
-                    f"{definition.where(key)}: {key} asks for {workers} and there is room for {room}: use fewer, or a "
-                    "larger cluster with --address."
-                )
+        workers, present = stage(name).workers(config), sum(node.gpus for node in nodes)
+        if workers is not None and workers.gpu and workers.number > present:
+            key = f"stages.{name}"
+            raise UserError(
+                f"{definition.where(key)}: {key} asks for {workers.number} GPUs and there are {present:g}: use "
+                "fewer GPUs, or run on a cluster with --address."
+            )

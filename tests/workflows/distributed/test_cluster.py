@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from storage.errors import UserError
+from tests.s3 import Server
 from workflows.distributed import cluster
 
 TIMED_OUT = "The current node timed out\nduring startup."
@@ -61,3 +62,20 @@ def test_only_code_is_sent_to_workers(tmp_path: Path) -> None:
     with ZipFile(tmp_path.parent / "sent.zip") as sent:
         assert set(sent.namelist()) == kept
     assert all((cluster.REPOSITORY / name).is_dir() for name in cluster.PACKAGES)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_node_is_asked_for_catalogue_and_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3: Server) -> None:
+    """Of one node twice, whose processes know nothing of the S3 server unless it is a folder."""
+    (node,) = cluster._alive("auto")
+    monkeypatch.setattr(cluster, "_alive", lambda address: [node, node])
+    (tmp_path / "catalog").mkdir()
+    cluster.check_reach("auto", str(tmp_path / "catalog"), str(tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(
+        UserError, match=rf"^Node {node['NodeManagerAddress']} does not reach {tmp_path}/none: mount it"
+    ):
+        cluster.check_reach("auto", str(tmp_path / "none"), str(tmp_path / "run"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match=r"does not reach s3://nodes \(.*send the variables that lead there with"):
+        cluster.check_reach("auto", str(tmp_path / "catalog"), s3.bucket("nodes"))

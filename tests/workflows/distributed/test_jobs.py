@@ -16,8 +16,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from models.ranking.ranker import load_ranker
 from models.semantic_ids.quantizer import Quantizer
 from operators.features.ranker_inputs import Examples, laid_out, predict
 from storage import files
+from storage.errors import UserError
 from storage.manifest import read_manifest
 from tests.s3 import Server
 from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, wait_for_rows, write_catalog
@@ -280,3 +282,25 @@ def test_a_head_that_hangs_up_is_asked_for_the_same_job_again(monkeypatch):
     head = Head()
     assert jobs._submit(head, "python -c 1", {}, {}) == head.taken[0]
     assert len(head.taken) == head.hung_up == 1
+
+
+@pytest.mark.parametrize(("node", "refused"), [("127.0.0.1", False), ("203.0.113.7", True)])
+def test_paths_of_this_machine_are_refused_where_nodes_are_others(monkeypatch, node, refused):
+    asked = []
+
+    def list_nodes(address, filters):
+        asked.append(address)
+        return [SimpleNamespace(node_ip="127.0.0.1"), SimpleNamespace(node_ip=node)]
+
+    monkeypatch.setattr("ray.util.state.list_nodes", list_nodes)
+    jobs._check_reach("http://head:8265", {"catalogue": "s3://b/catalog", "run directory": "file:///mnt/run"})
+    assert asked == []
+    ends = pytest.raises(UserError, match=rf"The run directory /r lies on this machine, and node {node} of http://head")
+    with ends if refused else nullcontext():
+        jobs._check_reach("http://head:8265", {"catalogue": "s3://b/catalog", "run directory": "/r"})
+
+
+def test_a_job_that_is_not_there_is_told(dashboard, tesserec):
+    status, _, said = tesserec("submit", "--address", dashboard, "--stop", "raysubmit_0")
+    assert status == 2
+    assert f"There is no job raysubmit_0 at {dashboard}" in said
