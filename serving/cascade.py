@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,9 +72,7 @@ class Cascade:
             and from content, and the ranker orders them; without a ranker that recommender does.
     """
 
-    def __init__(
-        self, run: RunDir, *, candidates: int = 200, fitted: Mapping[str, Recommender] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, run: RunDir, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None) -> None:
         """Loads a run whose stage `rank` or `generate` is complete; see `serving.settings.check_servable`.
 
         Args:
@@ -88,13 +85,13 @@ class Cascade:
         """
         self.embedding, self.popularity = aligned(item_ids(run), read_embeddings(run)), popularity(run)
         popular = shared(self.popularity)
-        self.candidates = candidates
+        self.candidates, known = candidates, fitted or {}
         ranks, generates = (first_unfinished(run.root, (stage,)) is None for stage in ("rank", "generate"))
         retriever = run.read_json("models", "retriever", "config.json") if ranks else {"popularity_weight": 1.0}
         generated: Any = run.read_json("metrics", "generate.json") if generates else {"valid": {}, "chosen": CONTENT}
         self.content = content_and_popularity(self.embedding, popular, retriever["popularity_weight"])
         self.recommenders: dict[str, Recommender] = {
-            **{name: fitted.get(name) or load(run.uri("models", "generator", name)) for name in generated["valid"]},
+            **{name: known.get(name) or load(run.uri("models", "generator", name)) for name in generated["valid"]},
             CONTENT: self.content,
             POPULARITY: MostPopular(popular),
         }

@@ -19,7 +19,7 @@ from serving.filters import All, Condition, Filter, Not
 from storage.hashing import hash_ids
 from storage.run import RunDir
 
-MOST_ATTRIBUTES, MOST_VALUES = 20, 50  # that are told of
+MOST_ATTRIBUTES, MOST_VALUES = 20, 50  # that can be chosen from
 KEPT_MASKS = 64  # of filters that came last
 
 
@@ -75,8 +75,9 @@ class Catalogue:
             values.setdefault(name, []).append(value)
         return {**item, "attributes": values}
 
+    @functools.cached_property
     def attributes(self) -> dict[str, dict[str, int]]:
-        """Returns the commonest values of the attributes that most items have, and how many items have each value."""
+        """The commonest values of the attributes that most items have, and how many items have each value."""
         most = sorted(self._attributes.items(), key=lambda entry: len(entry[1][0]), reverse=True)[:MOST_ATTRIBUTES]
         return {name: dict(Counter(values.to_pylist()).most_common(MOST_VALUES)) for name, (_, values, _) in most}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,12 +42,7 @@ class Pipeline:
     """
 
     def __init__(
-        self,
-        run: RunDir,
-        store: UserStore,
-        *,
-        candidates: int = 200,
-        elsewhere: Mapping[str, Recommender] = MappingProxyType({}),
+        self, run: RunDir, store: UserStore, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None
     ) -> None:
         """Loads a run; see `serving.settings.check_servable`.
 
@@ -56,13 +50,13 @@ class Pipeline:
             run: the run.
             store: what is known of its users.
             candidates: that are scored for a query.
-            elsewhere: recommenders of the run that need not be loaded, by name.
+            fitted: recommenders of the run that need not be loaded, by name.
 
         Raises:
             UserError: a model is missing or damaged, or an artifact lacks items.
         """
         self.catalogue, self.store = Catalogue(run), store
-        self.cascade = Cascade(run, candidates=candidates, fitted=elsewhere)
+        self.cascade = Cascade(run, candidates=candidates, fitted=fitted)
         manifest = require_manifest(run.root)
         made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
         self.run = f"{manifest.name}:{made[:16]}"
@@ -166,7 +160,7 @@ class Pipeline:
 
     def attributes(self) -> dict[str, dict[str, int]]:
         """Returns attributes of the catalogue; see `serving.catalogue.Catalogue.attributes`."""
-        return self.catalogue.attributes()
+        return self.catalogue.attributes
 
     def quality(self) -> dict[str, Any]:
         """Returns what `evaluate` has measured of the recommenders and of the pipeline, by name; {} before that."""

@@ -128,15 +128,15 @@ class NextItemModel(nn.Module, ABC):
     def thinned(self, windows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """Returns windows without a share of their items, `config.item_dropout`, each row with two at least.
 
-        A row closes up; its order stays. This is the cropping and masking of sequences that contrastive recommenders
-        augment with (CL4SRec, Xie et al., arXiv 2010.14395), here for the loss itself.
+        A row closes up; its order stays. CL4SRec (Xie et al., arXiv 2010.14395) crops, masks and reorders sequences for
+        a contrastive loss; here items are left out, and the loss is the model's own.
         """
         real = windows < self.items
         kept = real & (torch.rand(windows.shape, generator=random) >= self.config.item_dropout)
         kept = torch.where(kept.sum(1, keepdim=True) < 2, real, kept)
         places = (~kept).int().argsort(dim=1, stable=True)
         closed = torch.where(kept, windows, self.items).gather(1, places)
-        return closed[:, : max(1, int(kept.sum(1).max()))] if len(windows) else closed
+        return closed[:, : max(1, int(kept.sum(1).max()))]
 
     @torch.no_grad()
     def recommend(

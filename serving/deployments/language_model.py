@@ -18,13 +18,12 @@ from models.common.jagged import Jagged, chained, repeated
 from models.common.recommender import Recommended, Searcher
 from models.recommenders.artifacts import load
 from serving.api.work import unavailable
-from serving.cascade import language_models
 from serving.settings import Settings
 from storage.run import RunDir
 
 
-class Asked(NamedTuple):
-    """Lists of k items that a recommender is asked for; see `models.common.recommender.Recommender`."""
+class Call(NamedTuple):
+    """The arguments of a recommender's `recommend`, and its name; see `models.common.recommender.Recommender`."""
 
     name: str
     histories: Jagged
@@ -37,42 +36,41 @@ class Asked(NamedTuple):
 class LanguageModel:
     """One replica: the recommenders of a run that search with its language model, by name."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, names: Sequence[str]) -> None:
         torch.set_num_threads(settings.threads)
         run = RunDir(settings.run)
-        names = language_models(run)
         self.recommenders = {name: cast("Searcher", load(run.uri("models", "generator", name))) for name in names}
         self.recommend.set_max_batch_size(settings.max_batch)  # type: ignore[attr-defined] # by the decorator
 
     @serve.batch(batch_wait_timeout_s=0.0)
-    async def recommend(self, asked: list[Asked]) -> list[Recommended]:
+    async def recommend(self, calls: list[Call]) -> list[Recommended]:
         """Answers in one search what came while the search before was under way."""
-        return await asyncio.to_thread(together, self.recommenders, asked)
+        return await asyncio.to_thread(together, self.recommenders, calls)
 
     async def most(self, name: str) -> int:
         """Returns how many items a search finds at most."""
         return self.recommenders[name].most
 
 
-def together(recommenders: Mapping[str, Searcher], asked: Sequence[Asked]) -> list[Recommended]:
+def together(recommenders: Mapping[str, Searcher], calls: Sequence[Call]) -> list[Recommended]:
     """Answers several calls; those that differ in their users alone share a search."""
     alike: dict[Any, list[int]] = defaultdict(list)
-    for at, (name, _, k, _, allowed) in enumerate(asked):
+    for at, (name, _, k, _, allowed) in enumerate(calls):
         alike[name, k, None if allowed is None else allowed.numpy().tobytes()].append(at)
     answers: dict[int, Recommended] = {}
     with torch.inference_mode():
         for (name, k, _), places in alike.items():
-            some = [asked[at] for at in places]
+            some = [calls[at] for at in places]
             histories, banned = chained([one.histories for one in some]), chained([one.banned for one in some])
             found = recommenders[name].recommend(histories, k=k, banned=banned, allowed=some[0].allowed)
             sizes = [len(one.histories.offsets) - 1 for one in some]
             rows = torch.arange(sum(sizes)).split(sizes)
             answers.update((at, found.take(mine)) for at, mine in zip(places, rows, strict=True))
-    return [answers[at] for at in range(len(asked))]
+    return [answers[at] for at in range(len(calls))]
 
 
 class Remote:
-    """A recommender of the deployment above, asked by its handle; a `Searcher`."""
+    """A recommender of the deployment above, called by its handle; a `Searcher`."""
 
     def __init__(self, name: str, replicas: DeploymentHandle, timeout: float) -> None:
         """Takes its name, the deployment's handle, and the seconds that an answer may take."""
@@ -92,9 +90,9 @@ class Remote:
             ApiError: the deployment cannot answer now.
         """
         nothing = repeated(histories.values[:0], len(histories.offsets) - 1)
-        asked = Asked(self.name, histories, k, nothing if banned is None else banned, allowed)
+        call = Call(self.name, histories, k, nothing if banned is None else banned, allowed)
         try:
-            return cast("Recommended", self._replicas.recommend.remote(asked).result(timeout_s=self._timeout))
+            return cast("Recommended", self._replicas.recommend.remote(call).result(timeout_s=self._timeout))
         except BackPressureError as error:
             raise unavailable("overloaded", "The language model has as many requests as it can take.") from error
         except (TimeoutError, RayActorError, DeploymentUnavailableError) as error:

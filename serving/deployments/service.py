@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,16 +30,18 @@ REFUSALS = 32  # requests that a full replica takes beside those under way, to r
 class Service:
     """One replica: the run in memory but for its language model, and the HTTP routes over it."""
 
-    def __init__(self, settings: Settings, language_model: DeploymentHandle | None) -> None:
+    def __init__(
+        self, settings: Settings, names: Sequence[str] = (), language_model: DeploymentHandle | None = None
+    ) -> None:
+        """Takes the settings, and the deployment that has the recommenders of these names."""
         torch.set_num_threads(settings.threads)
         to_stderr()
         self.settings = settings
-        run, elsewhere = RunDir(settings.run), dict[str, Remote]()
-        if language_model is not None:
-            names = language_models(run)
-            elsewhere = {name: Remote(name, language_model, settings.timeout_seconds) for name in names}
-        store = open_store(settings.store)
-        self.pipeline = Pipeline(run, store, candidates=settings.candidates, elsewhere=elsewhere)
+        remote = {
+            name: Remote(name, language_model, settings.timeout_seconds) for name in names if language_model is not None
+        }
+        run, store = RunDir(settings.run), open_store(settings.store)
+        self.pipeline = Pipeline(run, store, candidates=settings.candidates, fitted=remote)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve asks for the routes once the replica has loaded, and sends requests once these are warm."""
@@ -59,9 +62,9 @@ def application(args: dict[str, Any]) -> Application:
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER),
         **serve_options(settings.service),
     )
-    if not language_models(RunDir(settings.run)):
-        return bounded.bind(settings, None)
+    if not (names := language_models(RunDir(settings.run))):
+        return bounded.bind(settings)
     searching = LanguageModel.options(  # type: ignore[attr-defined]
         max_ongoing_requests=settings.max_in_flight + settings.max_batch, **serve_options(settings.language_model)
     )
-    return bounded.bind(settings, searching.bind(settings))
+    return bounded.bind(settings, names, searching.bind(settings, names))

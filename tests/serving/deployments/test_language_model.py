@@ -6,7 +6,7 @@ import torch
 from models.common.jagged import Jagged, repeated
 from models.recommenders.artifacts import load
 from serving.api.errors import ApiError
-from serving.deployments.language_model import Asked, Remote, together
+from serving.deployments.language_model import Call, Remote, together
 
 
 def lists(*rows: list[int]) -> Jagged:
@@ -21,13 +21,13 @@ def recommender(speaking_run):
 
 def test_calls_that_share_a_search_get_what_they_get_alone(recommender, monkeypatch) -> None:
     allowed = torch.arange(60) % 2 == 0
-    asked = [
-        Asked("m", lists([3, 1], [4]), 5, lists([3, 1], []), None),
-        Asked("m", lists([2]), 5, lists([7]), allowed),
-        Asked("m", lists([9, 8, 7]), 5, lists([]), None),
-        Asked("m", lists([9]), 3, lists([]), None),
+    calls = [
+        Call("m", lists([3, 1], [4]), 5, lists([3, 1], []), None),
+        Call("m", lists([2]), 5, lists([7]), allowed),
+        Call("m", lists([9, 8, 7]), 5, lists([]), None),
+        Call("m", lists([9]), 3, lists([]), None),
     ]
-    alone = [recommender.recommend(a.histories, k=a.k, banned=a.banned, allowed=a.allowed) for a in asked]
+    alone = [recommender.recommend(a.histories, k=a.k, banned=a.banned, allowed=a.allowed) for a in calls]
     searches, search = [], recommender.recommend
 
     def counted(histories, **more):
@@ -35,7 +35,7 @@ def test_calls_that_share_a_search_get_what_they_get_alone(recommender, monkeypa
         return search(histories, **more)
 
     monkeypatch.setattr(recommender, "recommend", counted)
-    for one, other in zip(together({"m": recommender}, asked), alone, strict=True):
+    for one, other in zip(together({"m": recommender}, calls), alone, strict=True):
         assert one.items.tolist() == other.items.tolist()
         assert torch.allclose(one.scores, other.scores, atol=1e-4)
     assert sorted(searches) == [1, 1, 3]
