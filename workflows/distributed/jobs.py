@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import shlex
@@ -95,6 +96,7 @@ def _head(address: str) -> Iterator[JobSubmissionClient]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         yield JobSubmissionClient(address)
     except AuthenticationError as error:

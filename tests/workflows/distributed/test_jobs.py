@@ -35,7 +35,7 @@ from tests.s3 import Server
 from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, wait_for_rows, write_catalog
 from workflows.distributed import jobs
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1_800)]
 
 REPOSITORY = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -131,7 +131,8 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
         run = f"{bucket}/run"
         settings = {**QUICK, "catalog": f"{bucket}/catalog"}
         command = [demo, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]
-        run_with_kills(command, place, run, ["all actors", "everything"], len(undisturbed))
+        process = run_with_kills(command, place, run, ["everything"], len(undisturbed))
+        committed = wait_for_rows(run, process, at_least=1)
 
         variables = [part for name in s3_session.environment for part in ("--env", name)]
         submit = [BIN / "tesserec", "submit", "--address", dashboard]
@@ -143,7 +144,7 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
             return process, process.stdout.readline().strip()
 
         process, name = submitted()
-        wait_for_rows(run, process, at_least=1)
+        wait_for_rows(run, process, at_least=committed + 1)
         stop = subprocess.run([*submit, "--stop", name], env=environment, check=False, timeout=120)
         assert stop.returncode == 0
         stopped = process.communicate(timeout=120)[1]
