@@ -56,7 +56,7 @@ def run_with_kills(
     """
     chance = random.Random(0)
     process = _start(command, place, run)
-    committed = wait_for_rows(run, process, at_least=1)
+    committed = _wait_for_rows(run, process, at_least=1)
     for number, death in enumerate(deaths, 1):
         assert committed < rows  # in the middle
         _kill(process, death, chance)
@@ -66,7 +66,7 @@ def run_with_kills(
             if number == len(deaths):
                 break
             process = _start(command, place, run)
-        committed = wait_for_rows(run, process, at_least=committed + 1)
+        committed = _wait_for_rows(run, process, at_least=committed + 1)
         assert driver_died or time.monotonic() - began < PAUSE_S
     return process
 
@@ -111,7 +111,7 @@ def _kill(process: subprocess.Popen[str], death: str, chance: random.Random) -> 
             one.kill()
 
 
-def wait_for_rows(run: str, process: subprocess.Popen[str], at_least: int) -> int:
+def _wait_for_rows(run: str, process: subprocess.Popen[str], at_least: int) -> int:
     """Wait until interpret has committed so many rows; return how many."""
     until, known = time.monotonic() + 300, dict[str, int]()
     fs, path = files.filesystem(files.join(run, "checkpoints", "interpret"))
@@ -120,5 +120,5 @@ def wait_for_rows(run: str, process: subprocess.Popen[str], at_least: int) -> in
             if (found := committed_rows(fs.unstrip_protocol(sink), known)) >= at_least:
                 return found
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02 if "file" in fs.protocol else 0.3)  # a server has other things to do
+        time.sleep(0.02 if "file" in fs.protocol else 1)  # a server has other things to do
     raise AssertionError("no rows were committed in time")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 AGENT_SECONDS = 60.0
 POLL_S = 1.0
 STOP_SECONDS = "60"  # that a stopped run gets to say so in its manifest, before Ray kills it
+STOP = "`tesserec submit --address {} --stop {}`"
 
 
 def submit_run(
@@ -57,13 +58,13 @@ def submit_run(
     run = ["python", "-m", "workflows", "run", "submitted.yaml", "--run-dir", root, "--address", "auto"]
     about = {"run": root, "definition": fingerprint(definition)}
     with _head(address) as client:
-        _check_reach(address, {"catalogue": catalog, "run directory": root})
+        _refuse_paths(address, {"catalogue": catalog, "run directory": root})
         if under_way := _at_work(client, root):
             job = str(under_way.submission_id)
             if under_way.metadata != about:
-                stop = f"`tesserec submit --address {address} --stop {job}`"
                 raise UserError(
-                    f"{job} is at work on {root} with another definition: wait for it, or stop it by {stop}."
+                    f"{job} is at work on {root} with another definition: wait for it, or stop it by "
+                    f"{STOP.format(address, job)}."
                 )
         else:
             entrypoint = f"printf %s {shlex.quote(definition)} > submitted.yaml && exec {shlex.join(run)}"
@@ -96,7 +97,7 @@ def _head(address: str) -> Iterator[JobSubmissionClient]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every upload
     try:
         yield JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -109,7 +110,7 @@ def _head(address: str) -> Iterator[JobSubmissionClient]:
         ) from error
 
 
-def _check_reach(address: str, places: dict[str, str]) -> None:
+def _refuse_paths(address: str, places: dict[str, str]) -> None:
     """Refuses plain paths where nodes of the cluster are other machines; what a node mounts, `file://` names.
 
     Raises:
@@ -151,14 +152,14 @@ def _follow(client: JobSubmissionClient, job: str, address: str) -> int:
         while not client.get_job_status(job).is_terminal():  # its log ends a moment before
             time.sleep(POLL_S)
     except KeyboardInterrupt:
-        stop = f"`tesserec submit --address {address} --stop {job}`"
-        said = f"Stopped following {job}, which goes on: the same command follows it again, {stop} stops it."
-        print(said, file=sys.stderr)  # noqa: T201
+        ends = f"the same command follows it again, {STOP.format(address, job)} stops it"
+        print(f"Stopped following {job}, which goes on: {ends}.", file=sys.stderr)  # noqa: T201
         return 130
     ended = client.get_job_info(job)
     if ended.status == "SUCCEEDED":
         return 0
-    print(f"{job} {ended.status.lower()}: {(ended.message or '').splitlines()[0]}", file=sys.stderr)  # noqa: T201
+    said = (ended.message or "it does not say why").partition("\n")[0]
+    print(f"{job} {ended.status.lower()}: {said}", file=sys.stderr)  # noqa: T201
     return ended.driver_exit_code or 1
 
 

@@ -70,7 +70,8 @@ class Node(NamedTuple):
 
     def room(self, workers: Workers) -> int:
         """Returns how many of a fit's processes the node has room for, were it idle."""
-        return int(min(self.cpus // workers.cpus, self.gpus if workers.gpu else self.cpus // workers.cpus))
+        room = self.cpus // workers.cpus
+        return int(min(room, self.gpus) if workers.gpu else room)
 
 
 @dataclass(frozen=True)

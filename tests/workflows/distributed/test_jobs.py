@@ -20,9 +20,11 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from ray.job_submission import JobStatus
 
 from models.evaluation.clicks import total_loss
 from models.ranking.ranker import load_ranker
@@ -32,7 +34,7 @@ from storage import files
 from storage.errors import UserError
 from storage.manifest import read_manifest
 from tests.s3 import Server
-from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, wait_for_rows, write_catalog
+from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, write_catalog
 from workflows.distributed import jobs
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1_800)]
@@ -60,12 +62,6 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-
-
-@pytest.fixture(autouse=True)
-def _auth_mode_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a call in this process sets would make the next Ray of this process ask for a token."""
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -119,36 +115,32 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
 
     The head knows nothing of the S3 server. Everything was started in a folder that is not the repository.
     """
-    place, environment = tmp_path_factory.mktemp("jobs"), {**os.environ, **s3_session.environment}
+    place = tmp_path_factory.mktemp("jobs")
     undisturbed = write_catalog(place, items=128, users=60)  # so many that a kill falls between two commits
     demo = str(REPOSITORY / "workflows" / "definitions" / "demo.yaml")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_session.environment.items():
-            patch.setenv(name, value)
+    with patch.dict(os.environ, s3_session.environment):
         bucket = s3_session.bucket("jobs")
         fs, path = files.filesystem(bucket)
         fs.put(str(place / "catalog"), path, recursive=True)
-        run = f"{bucket}/run"
-        settings = {**QUICK, "catalog": f"{bucket}/catalog"}
+        run, settings = f"{bucket}/run", {**QUICK, "catalog": f"{bucket}/catalog"}
         command = [demo, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]
-        process = run_with_kills(command, place, run, ["everything"], len(undisturbed))
-        committed = wait_for_rows(run, process, at_least=1)
+        run_with_kills(command, place, run, ["everything"], len(undisturbed))
 
-        variables = [part for name in s3_session.environment for part in ("--env", name)]
-        submit = [BIN / "tesserec", "submit", "--address", dashboard]
-        again = [*submit, *command, "--run-dir", run, *variables]
+        command += ["--address", dashboard, "--run-dir", run]
+        command += [part for name in s3_session.environment for part in ("--env", name)]
 
         def submitted() -> tuple[subprocess.Popen[str], str]:
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            process = subprocess.Popen(again, cwd=place, env=environment, **pipes)
+            process = subprocess.Popen([BIN / "tesserec", "submit", *command], cwd=place, **pipes)
             return process, process.stdout.readline().strip()
 
         process, name = submitted()
-        wait_for_rows(run, process, at_least=committed + 1)
-        stop = subprocess.run([*submit, "--stop", name], env=environment, check=False, timeout=120)
-        assert stop.returncode == 0
-        stopped = process.communicate(timeout=120)[1]
-        assert process.returncode != 0, stopped
+        said = iter(process.stderr.readline, "")
+        assert any("rows are done already" in line for line in said), "the job did not come to interpret"
+        jobs.stop_job(name, dashboard)
+        assert read_manifest(run).stages["interpret"].state == "interrupted"
+        stopped = "".join(said)
+        assert process.wait(timeout=60) != 0, stopped
 
         s3_session.fail(503, times=5)
         process, name = submitted()
@@ -156,11 +148,8 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
         process.send_signal(signal.SIGINT)
         detached = process.communicate(timeout=60)[1]
         assert process.returncode == 130, detached
-        other = subprocess.run(
-            [*again, "--set", "seed=1"], env=environment, capture_output=True, text=True, check=False
-        )
-        assert other.returncode == 2, other.stderr
-        assert f"{name} is at work on {run} with another definition" in other.stderr
+        with pytest.raises(UserError, match=rf"^{name} is at work on {run} with another definition: wait for it, or "):
+            jobs.submit_run("name: other", bucket, run, dashboard)
         process, same = submitted()
         followed = process.communicate(timeout=840)[1]
         assert process.returncode == 0, followed[-3000:]
@@ -294,11 +283,26 @@ def test_paths_of_this_machine_are_refused_where_nodes_are_others(monkeypatch, n
         return [SimpleNamespace(node_ip="127.0.0.1"), SimpleNamespace(node_ip=node)]
 
     monkeypatch.setattr("ray.util.state.list_nodes", list_nodes)
-    jobs._check_reach("http://head:8265", {"catalogue": "s3://b/catalog", "run directory": "file:///mnt/run"})
+    jobs._refuse_paths("http://head:8265", {"catalogue": "s3://b/catalog", "run directory": "file:///mnt/run"})
     assert asked == []
     ends = pytest.raises(UserError, match=rf"The run directory /r lies on this machine, and node {node} of http://head")
     with ends if refused else nullcontext():
-        jobs._check_reach("http://head:8265", {"catalogue": "s3://b/catalog", "run directory": "/r"})
+        jobs._refuse_paths("http://head:8265", {"catalogue": "s3://b/catalog", "run directory": "/r"})
+
+
+def test_a_job_that_ends_without_a_word_is_told(capsys):
+    class Client:
+        async def tail_job_logs(self, job):
+            yield "a line\n"
+
+        def get_job_status(self, job):
+            return JobStatus.FAILED
+
+        def get_job_info(self, job):
+            return SimpleNamespace(status=JobStatus.FAILED, message=None, driver_exit_code=None)
+
+    assert jobs._follow(Client(), "raysubmit_1", "http://head") == 1
+    assert capsys.readouterr().err == "a line\nraysubmit_1 failed: it does not say why\n"
 
 
 def test_a_job_that_is_not_there_is_told(dashboard, tesserec):
