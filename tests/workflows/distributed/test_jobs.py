@@ -109,6 +109,12 @@ class Job(NamedTuple):
     undisturbed: list[dict[str, Any]]
 
 
+def stop_job(name: str, dashboard: str, *, check: bool = False) -> subprocess.CompletedProcess[str]:
+    """Stop a job by the command."""
+    command = [BIN / "tesserec", "submit", "--address", dashboard, "--stop", name]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=check)
+
+
 @pytest.fixture(scope="module")
 def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run that was begun on this machine, where the driver was killed with all its processes, and submitted thrice.
@@ -137,7 +143,7 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
         process, name = submitted()
         said = iter(process.stderr.readline, "")
         assert any("rows are done already" in line for line in said), "the job did not come to interpret"
-        jobs.stop_job(name, dashboard)
+        stop_job(name, dashboard, check=True)
         assert read_manifest(run).stages["interpret"].state == "interrupted"
         stopped = "".join(said)
         assert process.wait(timeout=60) != 0, stopped
@@ -148,8 +154,6 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
         process.send_signal(signal.SIGINT)
         detached = process.communicate(timeout=60)[1]
         assert process.returncode == 130, detached
-        with pytest.raises(UserError, match=rf"^{name} is at work on {run} with another definition: wait for it, or "):
-            jobs.submit_run("name: other", bucket, run, dashboard)
         process, same = submitted()
         followed = process.communicate(timeout=840)[1]
         assert process.returncode == 0, followed[-3000:]
@@ -305,7 +309,19 @@ def test_a_job_that_ends_without_a_word_is_told(capsys):
     assert capsys.readouterr().err == "a line\nraysubmit_1 failed: it does not say why\n"
 
 
-def test_a_job_that_is_not_there_is_told(dashboard, tesserec):
-    status, _, said = tesserec("submit", "--address", dashboard, "--stop", "raysubmit_0")
-    assert status == 2
-    assert f"There is no job raysubmit_0 at {dashboard}" in said
+def test_a_run_on_which_another_job_is_at_work_is_refused(monkeypatch):
+    about = {"run": "s3://b/run", "definition": "another"}
+    ended = SimpleNamespace(submission_id="raysubmit_0", metadata=about, status=JobStatus.STOPPED)
+    running = SimpleNamespace(submission_id="raysubmit_1", metadata=about, status=JobStatus.RUNNING)
+    client = SimpleNamespace(list_jobs=lambda: [ended, running])
+    monkeypatch.setattr(jobs, "_head", lambda address: nullcontext(client))
+    with pytest.raises(
+        UserError, match=r"^raysubmit_1 is at work on s3://b/run with another definition: .* --stop rays"
+    ):
+        jobs.submit_run("name: w", "s3://b/catalog", "s3://b/run", "http://head")
+
+
+def test_a_job_that_is_not_there_is_told(dashboard):
+    stopped = stop_job("raysubmit_0", dashboard)
+    assert stopped.returncode == 2
+    assert f"There is no job raysubmit_0 at {dashboard}" in stopped.stderr
