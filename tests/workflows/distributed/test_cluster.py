@@ -85,17 +85,21 @@ def test_check_tells_what_a_cluster_has_and_what_has_no_room(tmp_path: Path, tes
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_every_node_is_asked_for_catalogue_and_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3: Server) -> None:
-    """Of one node twice, whose processes know nothing of the S3 server unless it is a folder."""
+def test_every_node_is_asked_for_catalogue_and_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of one node twice, whose processes see the disk of this one and not its memory."""
     (node,) = cluster._alive("auto")
     monkeypatch.setattr(cluster, "_alive", lambda address: [node, node])
-    (tmp_path / "catalog").mkdir()
-    cluster.check_reach("auto", str(tmp_path / "catalog"), str(tmp_path / "run"))
+    catalog, run, lacks = str(tmp_path), str(tmp_path / "run"), f"^Node {node['NodeManagerAddress']} does not reach "
+    cluster.check_reach("auto", catalog, run)
     assert list((tmp_path / "run").iterdir()) == []
-    with pytest.raises(
-        UserError, match=rf"^Node {node['NodeManagerAddress']} does not reach {tmp_path}/none: mount it"
-    ):
-        cluster.check_reach("auto", str(tmp_path / "none"), str(tmp_path / "run"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(UserError, match=r"does not reach s3://nodes \(.*send the variables that lead there with"):
-        cluster.check_reach("auto", str(tmp_path / "catalog"), s3.bucket("nodes"))
+    with pytest.raises(UserError, match=rf"{lacks}{catalog}/none: mount it there"):
+        cluster.check_reach("auto", f"{catalog}/none", run)
+    with pytest.raises(UserError, match=rf"{lacks}memory://run: .* send the variables that lead there with"):
+        cluster.check_reach("auto", catalog, "memory://run")
+
+
+def test_a_node_says_why_it_does_not_reach_a_store(s3: Server) -> None:
+    bucket = s3.bucket("nodes")
+    assert cluster._unreached(bucket) == ""
+    s3.fail(403)
+    assert cluster._unreached("/", bucket).startswith(f"{bucket} (PermissionError: ")
