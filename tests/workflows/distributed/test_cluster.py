@@ -99,7 +99,8 @@ def test_every_node_is_asked_for_catalogue_and_run(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_node_says_why_it_does_not_reach_a_store(s3: Server) -> None:
-    bucket = s3.bucket("nodes")
-    assert cluster._unreached(bucket) == ""
+    place = f"{s3.bucket('nodes')}/place"
+    s3.put(place, b"")
+    assert cluster._unreached("/", place) == ""
     s3.fail(403)
-    assert cluster._unreached("/", bucket).startswith(f"{bucket} (PermissionError: ")
+    assert cluster._unreached("/", place).startswith(f"{place} (PermissionError: ")
