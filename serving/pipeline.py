@@ -23,7 +23,7 @@ from serving.finder import Finder, branches
 from serving.query import Answer, Query, Scored, Why
 from serving.ranking import Users
 from serving.rerank import less_like
-from serving.stores.base import UserStore
+from serving.stores.base import Event, EventStore, Impression
 from storage.hashing import fingerprint, hash_ids
 from storage.manifest import first_unfinished, require_manifest
 from storage.run import RunDir
@@ -42,7 +42,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, run: RunDir, store: UserStore, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None
+        self, run: RunDir, store: EventStore, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None
     ) -> None:
         """Loads a run; see `serving.settings.check_servable`.
 
@@ -154,6 +154,18 @@ class Pipeline:
         item = self.item(item_id)
         return None if item is None else self.finder.picture(item)
 
+    def add(self, events: Sequence[Event]) -> tuple[int, list[str]]:
+        """Keeps events, all or none; returns how many were new, and the ids of items that the catalogue lacks."""
+        return self.store.add(events), self._unknown([event.item_id for event in events])
+
+    def show(self, impressions: Sequence[Impression]) -> None:
+        """Keeps answers that were given."""
+        self.store.show(impressions)
+
+    def forget(self, user_id: str) -> None:
+        """Removes all that is kept of a user, for good."""
+        self.store.forget(user_id, int(time.time() * SECOND_US))
+
     def tree(self, prefix: Sequence[int]) -> dict[str, Any]:
         """Returns what follows a prefix of semantic IDs; see `serving.finder.branches`."""
         return {"codes": branches(self.catalogue, prefix, self.cascade.popularity)}
@@ -177,7 +189,7 @@ class Pipeline:
         answers, vectors = [], self.cascade.content.vectors
         for at, (query, user) in enumerate(zip(queries, users, strict=True)):
             own, items = scores[at], ranked.items[at]
-            negative = self.catalogue.rows(query.negative)
+            negative = np.concatenate([self.catalogue.rows(query.negative), user.disliked])
             if (negative >= 0).any():
                 own = less_like(own, vectors[items.clamp_min(0)], vectors[torch.from_numpy(negative[negative >= 0])])
             own, order = own.sort(descending=True, stable=True)
@@ -201,13 +213,15 @@ class Pipeline:
         for query in queries:
             user = stored.get(query.user_id) if query.user_id is not None else None
             rows, times, events, number = np.empty(0, np.int64), np.empty(0, np.int64), -1, NULL_ID
+            disliked = np.empty(0, np.int64)
             if user is not None:
                 rows, times, events = self.catalogue.rows_by_hash(user.items), user.times, user.events
+                disliked = self.catalogue.rows_by_hash(user.disliked)
                 number = int(hash_ids([query.user_id])[0]) if user.trained else NULL_ID
             if query.history is not None:
                 rows = self.catalogue.rows(query.history)
                 times = np.full(len(rows), np.iinfo(np.int64).max)
-            users.append(_User(number, rows[rows >= 0], times[rows >= 0], events))
+            users.append(_User(number, rows[rows >= 0], times[rows >= 0], events, disliked[disliked >= 0]))
         return users
 
     def _banned(self, query: Query, user: _User) -> np.ndarray:
@@ -217,7 +231,7 @@ class Pipeline:
         if query.seen_after is not None:
             since = time.time() * SECOND_US - query.seen_after * DAY_US
             seen = seen[user.times > since] if query.seen_after else seen[:0]
-        return np.concatenate([excluded[excluded >= 0], seen])
+        return np.concatenate([excluded[excluded >= 0], seen, user.disliked])
 
     def _unknown(self, ids: Sequence[str]) -> list[str]:
         distinct = list(dict.fromkeys(ids))
@@ -249,12 +263,14 @@ class _User(NamedTuple):
         number: hash of the id, `NULL_ID` where the ranker has not learned it.
         rows, times: of what they liked, oldest first, int64 [n].
         events: number of all their events, -1 where that is not known.
+        disliked: rows of the items that they dislike, which they never get, and of which they get less like them.
     """
 
     number: int
     rows: np.ndarray
     times: np.ndarray
     events: int
+    disliked: np.ndarray
 
 
 def _users(users: Sequence[_User]) -> Users:

@@ -27,6 +27,8 @@ MAX_TEXT = 1_000  # characters of a text that is searched for
 MAX_NAMES = 16  # recommenders that one request may name
 MAX_LEVELS = 16  # of a prefix of semantic IDs
 MAX_CURSOR = 32_768  # characters of a cursor
+MAX_EVENTS = 1_000  # events in one request
+EVENT_WEIGHTS = {"view": 0.0, "click": 1.0, "like": 1.0, "buy": 1.0, "dwell": 1.0, "dislike": -1.0}
 
 
 class Deployment(settings.Settings):
@@ -72,6 +74,10 @@ class Settings(settings.Settings):
         max_batch: queries that are answered in one pass of the model.
         workers: threads of a replica that ask the run.
         timeout_seconds: that a request may take, its reading included.
+        event_weights: the types of events that may be sent, and the weight of each: above 0 for a like, below 0 for a
+            dislike, 0 for what says neither.
+        dwell_seconds: the least `value` of an event of the type `dwell` that has its weight; a shorter one has 0.
+        impressions: whether answers are kept in the store, so that events can be told from what was shown in vain.
         service: the deployment with the routes and all of the run but its language model.
         language_model: the deployment with that, where the run has one.
     """
@@ -90,6 +96,9 @@ class Settings(settings.Settings):
     max_batch: int = Field(4, ge=1)
     workers: int = Field(4, ge=1)
     timeout_seconds: float = Field(10.0, gt=0, le=3_600)
+    event_weights: dict[str, float] = Field(EVENT_WEIGHTS, min_length=1)
+    dwell_seconds: float = Field(30.0, ge=0)
+    impressions: bool = True
     service: Deployment = Deployment()
     language_model: Deployment = Deployment()
 

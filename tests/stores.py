@@ -30,7 +30,20 @@ def redis_server(*options: str) -> Iterator[str]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no redis-server: {INSTALL}")
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:  # a socket's path is short
         socket = f"{folder}/socket"
-        command = [program, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", folder, *options]
+        command = [
+            program,
+            "--port",
+            "0",
+            "--unixsocket",
+            socket,
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--dir",
+            folder,
+            *options,
+        ]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 60
@@ -54,15 +67,15 @@ def emptied(uri: str) -> str:
 def user(number: int, events: int = 3) -> User:
     """A user who is all about a number."""
     items = np.arange(number, number + events, dtype=np.int64) * 7919
-    return User(items, items + 1_000_000, number, number % 2 == 1)
+    return User(items, items + 1_000_000, number, number % 2 == 1, items[:1] * 3)
 
 
 def same(one: User | None, other: User | None) -> bool:
     """Whether two users are equal, types of the arrays included."""
     if one is None or other is None:
         return one is other
-    arrays = zip(one[:2], other[:2], strict=True)
-    return one[2:] == other[2:] and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
+    arrays = zip((*one[:2], one.disliked), (*other[:2], other.disliked), strict=True)
+    return one[2:4] == other[2:4] and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
 
 
 def holds(store: UserStore, users: dict[str, User]) -> bool:

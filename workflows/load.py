@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from operators.features.tokens import NULL_ID
-from operators.log.partitions import item_hashes
+from operators.log.partitions import item_hashes, open_log
 from serving.stores.base import User
 from serving.stores.opening import open_store
 from storage import files
@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
 
 
 def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, int], None]) -> Loaded:
-    """Writes the users of a run into a store; those that it has are replaced.
+    """Writes the users of a run into a store; those that it has are replaced, but for events after the run's log.
 
     Args:
         root: URI of the run directory.
@@ -62,7 +62,8 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
     table, parts = files.dataset(folder), files.parts(folder)
     if missing := set(COLUMNS) - set(table.schema.names):
         raise ArtifactError(f"{folder} has no column {min(missing)!r}, of an earlier version of tesserec", folder)
-    items, store = item_hashes(run), open_store(store_uri, create=True)
+    items, until = item_hashes(run), open_log(run).about.last
+    store = open_store(store_uri, create=True)
     try:
         total, done, written = table.count_rows(), 0, 0
         there = store.begin_load(source)
@@ -71,7 +72,7 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
                 done += files.dataset(part).count_rows()
                 continue
             for ids, users in _batches(part, items, batch):
-                store.write(ids, users)
+                store.write(ids, users, until=until)
                 done, written = done + len(ids), written + len(ids)
                 progress(done, total)
             store.finish_part(source, number)
@@ -87,8 +88,9 @@ def _batches(part: str, items: np.ndarray, rows: int) -> Iterator[tuple[list[str
         ends = (offsets - offsets[0]).tolist()
         hashes, times = items[batch["seen"].flatten().to_numpy()], batch["seen_time"].flatten().to_numpy()
         trained = (batch["user"].to_numpy() != NULL_ID).tolist()
+        nothing = np.empty(0, np.int64)
         users = [
-            User(hashes[start:end], times[start:end], *rest)
+            User(hashes[start:end], times[start:end], *rest, disliked=nothing)
             for start, end, *rest in zip(ends[:-1], ends[1:], batch["events"].to_pylist(), trained, strict=True)
         ]
         yield batch["user_id"].to_pylist(), users

@@ -31,6 +31,16 @@ class Problem(BaseModel):
     error: ErrorBody
 
 
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "no JSON"},
+    401: {"model": Problem, "description": "no key, or one that is not known"},
+    403: {"model": Problem, "description": "the key's role may not"},
+    413: {"model": Problem, "description": "too large"},
+    422: {"model": Problem, "description": "a mistake in the request, in one sentence"},
+    503: {"model": Problem, "description": "overloaded or too slow; try again after Retry-After"},
+}
+
+
 class ApiError(HTTPException):
     """A request that is refused: a status, a stable code, and one sentence that says what to do."""
 

@@ -85,7 +85,7 @@ class Guard:
                 raise large
             return message
 
-        self._keys.check(scope["path"], headers.get("authorization"))
+        self._keys.check(scope["method"], scope["path"], headers.get("authorization"))
         if (length := headers.get("content-length", "")).isdecimal() and int(length[:20]) > most:
             raise large
         with self._work.admitted() if scope["path"].startswith("/v1/") else nullcontext():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
@@ -32,6 +32,8 @@ class Metrics:
         self._items = Counter(
             "tesserec_answer_items", "Items, by who found them", ("route", "recommender", "run"), registry=kept
         )
+        self._events = Counter("tesserec_events", "Events that were sent, by type", ("type", "run"), registry=kept)
+        self._lost = Counter("tesserec_impressions_lost", "Answers that are not in the store", ("run",), registry=kept)
         Gauge("tesserec_requests_under_way", "Requests under way", registry=kept).set_function(under_way)
         Gauge("tesserec_run_info", "The run that is served", ("run",), registry=kept).labels(run).set(1)
 
@@ -46,6 +48,15 @@ class Metrics:
         for item in answer.items:
             for name in item.recommenders:
                 self._items.labels(route, name, self.run).inc()
+
+    def events(self, kinds: Sequence[str]) -> None:
+        """Counts events by their types."""
+        for kind in kinds:
+            self._events.labels(kind, self.run).inc()
+
+    def lost(self, impressions: int) -> None:
+        """Counts answers that could not be kept."""
+        self._lost.labels(self.run).inc(impressions)
 
     def text(self) -> bytes:
         """Returns all of it in the format of Prometheus."""

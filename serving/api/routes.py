@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,29 +12,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi import Query as Parameter
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.security import HTTPBearer
 
 from serving import explorer
 from serving.api import cursor, schemas
-from serving.api.errors import ApiError, Problem, handle
+from serving.api.errors import PROBLEMS, ApiError, Problem, handle
+from serving.api.events import SECOND_US, event_routes
 from serving.api.guard import Guard
+from serving.api.impressions import Impressions
 from serving.api.metrics import CONTENT_TYPE, Metrics
 from serving.api.pictures import small_picture
-from serving.api.security import read_keys
+from serving.api.security import BEARER, read_keys
 from serving.api.served import Served
 from serving.api.warm import warm_up
 from serving.api.work import Work, unavailable
 from serving.query import Answer, Query
 from serving.settings import Settings
+from serving.stores.base import Impression
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "no JSON"},
-    401: {"model": Problem, "description": "no key, or one that is not known"},
-    403: {"model": Problem, "description": "the key's role may not"},
-    413: {"model": Problem, "description": "too large"},
-    422: {"model": Problem, "description": "a mistake in the request, in one sentence"},
-    503: {"model": Problem, "description": "overloaded or too slow; try again after Retry-After"},
-}
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "there is no such item"}}
 STALE: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "the cursor is of another run"}}
 COUNTS: dict[int | str, dict[str, Any]] = {
@@ -40,7 +36,6 @@ COUNTS: dict[int | str, dict[str, Any]] = {
     401: PROBLEMS[401],
     403: PROBLEMS[403],
 }
-BEARER = HTTPBearer(auto_error=False, description="a key of the service, where it has keys")  # the guard checks it
 
 
 def http_api(served: Served, settings: Settings) -> FastAPI:
@@ -51,13 +46,18 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
     """
     keys, work, warm = read_keys(settings), Work(served, settings), False
     metrics = Metrics(served.run, lambda: work.under_way)
+    shown = Impressions(served.show, metrics.lost) if settings.impressions else None
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         nonlocal warm
+        if shown is not None:
+            shown.start()
         warm = await work.ask(warm_up, served)
         yield
         work.close()
+        if shown is not None:
+            await asyncio.to_thread(shown.close)
 
     api = FastAPI(
         title="tesserec",
@@ -74,11 +74,12 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
         api.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    api.include_router(query_routes(served, settings, work, metrics))
+    api.include_router(query_routes(served, settings, work, metrics, shown))
+    api.include_router(event_routes(served, settings, work, metrics))
     api.include_router(catalogue_routes(served, work))
 
     @api.get("/healthz")
@@ -104,15 +105,20 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
     return api
 
 
-def query_routes(served: Served, settings: Settings, work: Work, metrics: Metrics) -> APIRouter:
+def query_routes(
+    served: Served, settings: Settings, work: Work, metrics: Metrics, shown: Impressions | None
+) -> APIRouter:
     """Returns the routes that answer with items."""
     routes = APIRouter(prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
 
-    def parts(request: Request, answer: Answer) -> dict[str, Any]:
-        metrics.answer(request.scope["route"].path, answer)
-        request.state.recommendation_id = str(uuid.uuid4())
+    def parts(request: Request, answer: Answer, user_id: str | None = None) -> dict[str, Any]:
+        route, recommendation_id = request.scope["route"].path, str(uuid.uuid4())
+        request.state.recommendation_id = recommendation_id
+        metrics.answer(route, answer)
+        if shown is not None:
+            shown.put(as_impression(answer, user_id, recommendation_id, served.run, route))
         return {
-            "recommendation_id": request.state.recommendation_id,
+            "recommendation_id": recommendation_id,
             "run": served.run,
             "items": answer.items,
             "source": answer.source,
@@ -138,14 +144,14 @@ def query_routes(served: Served, settings: Settings, work: Work, metrics: Metric
         answer = await work.recommend(query)
         more = len(answer.items) == body.k
         next_one = cursor.write(served.run, [*given, *(item.item_id for item in answer.items)]) if more else None
-        return schemas.Page(**parts(request, answer), cursor=next_one)
+        return schemas.Page(**parts(request, answer, body.user_id), cursor=next_one)
 
     @routes.post("/rank")
     async def rank(body: schemas.RankRequest, request: Request) -> schemas.Items:
         """Puts items into the order in which this user would like them."""
         items = list(dict.fromkeys(body.items))
         query = Query(user_id=body.user_id, history=body.history, k=len(items), explain=body.explain)
-        return schemas.Items(**parts(request, await work.ask(served.rank, query, items)))
+        return schemas.Items(**parts(request, await work.ask(served.rank, query, items), body.user_id))
 
     @routes.post("/similar")
     async def similar(body: schemas.SimilarRequest, request: Request) -> schemas.Similar:
@@ -216,6 +222,21 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
         )
 
     return routes
+
+
+def as_impression(answer: Answer, user_id: str | None, recommendation_id: str, run: str, route: str) -> Impression:
+    """Returns an answer as it is kept: every item had to be where it is, so that propensities are 1."""
+    return Impression(
+        user_id,
+        recommendation_id,
+        int(time.time() * SECOND_US),
+        run,
+        route,
+        [item.item_id for item in answer.items],
+        [item.score for item in answer.items],
+        [item.recommenders for item in answer.items],
+        [1.0] * len(answer.items),
+    )
 
 
 def check_names(named: Sequence[str], known: Sequence[str]) -> None:

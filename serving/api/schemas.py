@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from serving.filters import Where
 from serving.query import Scored
-from serving.settings import MAX_CURSOR, MAX_ID, MAX_IDS, MAX_K, MAX_LEVELS, MAX_NAMES, MAX_TEXT
+from serving.settings import MAX_CURSOR, MAX_EVENTS, MAX_ID, MAX_IDS, MAX_K, MAX_LEVELS, MAX_NAMES, MAX_TEXT
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Ids = Annotated[list[Id], Field(max_length=MAX_IDS)]
@@ -106,6 +106,46 @@ class SearchRequest(BaseModel):
     text: Text
     k: K = 10
     where: Where | None = None
+
+
+class Event(BaseModel):
+    """What a user did with an item."""
+
+    model_config = _asks(user_id="user-748393", item_id="item-430802", type="like", recommendation_id=ID)
+
+    user_id: Id
+    item_id: Id = Field(description="of an item; it may be one that the catalogue does not have yet")
+    type: Id = Field(description="one of the settings' `event_weights`")
+    value: float | None = Field(None, ge=0, description="of `dwell`: seconds")
+    timestamp: AwareDatetime | None = Field(None, description="when it happened; by default now")
+    event_id: Id | None = Field(None, description="the user's event of this id is kept once, however often it is sent")
+    recommendation_id: Id | None = Field(None, description="of the answer that showed the item")
+
+
+class Events(BaseModel):
+    """Several events; all are kept, or none."""
+
+    model_config = _asks(events=[{"user_id": "user-748393", "item_id": "item-430802", "type": "buy", "event_id": "e1"}])
+
+    events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class Kept(BaseModel):
+    """How many events were new, how many had been kept before, and ids of items that the catalogue does not have."""
+
+    model_config = _answers(added=1, known=0, unknown=[])
+
+    added: int
+    known: int
+    unknown: list[str]
+
+
+class Forgotten(BaseModel):
+    """Nothing of the user is in the store any more."""
+
+    model_config = _answers(forgotten=True)
+
+    forgotten: bool = True
 
 
 class Items(BaseModel):

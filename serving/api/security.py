@@ -7,6 +7,8 @@ import hmac
 import os
 import re
 
+from fastapi.security import HTTPBearer
+
 from serving.api.errors import ApiError
 from serving.explorer import FILES
 from serving.settings import KEYS, Settings
@@ -15,7 +17,8 @@ from storage.errors import UserError
 
 ROLES = ("read", "write", "admin")  # each may do what those before it may
 FREE = {"/healthz", "/readyz", "/docs", "/openapi.json", *FILES}  # what needs no key: nothing of the catalogue
-NEEDED = {"/metrics": "admin"}  # what needs more than `read`
+NEEDED = {("GET", "/metrics"): "admin", ("POST", "/v1/events"): "write", ("DELETE", "/v1/users"): "admin"}  # or `read`
+BEARER = HTTPBearer(auto_error=False, description="a key of the service, where it has keys")  # the guard checks it
 LINE = re.compile(r"(read|write|admin):([0-9a-f]{64})")
 
 
@@ -45,8 +48,8 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def check(self, path: str, authorization: str | None) -> None:
-        """Lets a request pass that may go to a path.
+    def check(self, method: str, path: str, authorization: str | None) -> None:
+        """Lets a request pass that may go to a path, and below it.
 
         Raises:
             ApiError: 401 without a known key, 403 where its role may not.
@@ -58,7 +61,8 @@ class Keys:
         if role is None:
             ask = "send a key of this service as `Authorization: Bearer KEY`."
             raise ApiError(401, "unauthorized", ask, {"WWW-Authenticate": "Bearer"})
-        if ROLES.index(role) < ROLES.index(needed := NEEDED.get(path, "read")):
+        needed = next((least for (verb, at), least in NEEDED.items() if verb == method and _below(path, at)), "read")
+        if ROLES.index(role) < ROLES.index(needed):
             raise ApiError(403, "forbidden", f"{path} needs a key with the role {needed}.")
 
     def _role(self, key: str) -> str | None:
@@ -66,6 +70,10 @@ class Keys:
         given = hashlib.sha256(key.encode("utf-8", "replace")).digest()
         found = [role for role, digest in self._digests if hmac.compare_digest(digest, given)]
         return max(found, key=ROLES.index, default=None)
+
+
+def _below(path: str, at: str) -> bool:
+    return path == at or path.startswith(f"{at}/")
 
 
 def read_keys(settings: Settings) -> Keys:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from serving.filters import Filter
 from serving.query import Answer, Query
+from serving.stores.base import Event, Impression
 
 
 class Served(Protocol):
@@ -74,4 +75,16 @@ class Served(Protocol):
 
     def quality(self) -> dict[str, Any]:
         """Returns metrics of the run."""
+        ...
+
+    def add(self, events: Sequence[Event]) -> tuple[int, list[str]]:
+        """Keeps events, all or none; returns how many were new, and the ids of items that the catalogue lacks."""
+        ...
+
+    def show(self, impressions: Sequence[Impression]) -> None:
+        """Keeps answers that were given."""
+        ...
+
+    def forget(self, user_id: str) -> None:
+        """Removes all that is kept of a user, for good."""
         ...

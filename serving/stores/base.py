@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,12 +16,61 @@ class User(NamedTuple):
         times: of these events, int64 [n], microseconds.
         events: number of all their events, those that are no like included.
         trained: whether the ranker has learned this user's id.
+        disliked: hashes of the ids of the items that they last said they dislike, int64 [m], the newest last.
     """
 
     items: np.ndarray
     times: np.ndarray
     events: int
     trained: bool
+    disliked: np.ndarray
+
+
+class Event(NamedTuple):
+    """What a user did with an item.
+
+    Attributes:
+        user_id, event_id: the same pair again is the same event.
+        item_id: of the item, which the catalogue need not have yet.
+        kind: such as `view` or `buy`.
+        weight: above 0 for a like, below 0 for a dislike.
+        time: microseconds.
+        recommendation_id: of the answer that showed the item; None where that is not known.
+    """
+
+    user_id: str
+    event_id: str
+    item_id: str
+    kind: str
+    weight: float
+    time: int
+    recommendation_id: str | None = None
+
+
+class Impression(NamedTuple):
+    """An answer that a user was given.
+
+    Attributes:
+        user_id: None for a visitor.
+        recommendation_id: of the answer.
+        time: microseconds.
+        run: name and fingerprint of the run that answered.
+        route: that was asked.
+        items: ids, by position.
+        scores: of the items.
+        recommenders: names of those that found each item.
+        propensities: probability with which each item got its position.
+    """
+
+    user_id: str | None
+    recommendation_id: str
+    time: int
+    run: str
+    route: str
+    items: list[str]
+    scores: list[float]
+    recommenders: list[list[str]]
+    propensities: list[float]
 
 
 class UserStore(Protocol):
@@ -29,10 +78,6 @@ class UserStore(Protocol):
 
     def read(self, user_ids: Sequence[str]) -> list[User | None]:
         """Returns the users of these ids; None for one that it does not have."""
-        ...
-
-    def write(self, user_ids: Sequence[str], users: Sequence[User]) -> None:
-        """Adds users, or replaces those that it has; all of them or none."""
         ...
 
     def count(self) -> int:
@@ -44,8 +89,51 @@ class UserStore(Protocol):
         ...
 
 
-class LoadableStore(UserStore, Protocol):
+class EventStore(UserStore, Protocol):
+    """A store that learns what users do. What a call has returned from outlives the process, however it ends."""
+
+    def add(self, events: Sequence[Event]) -> int:
+        """Keeps events and what they change of their users, all or none; returns how many were new.
+
+        An event of before its user was forgotten is not kept: it may come late.
+        """
+        ...
+
+    def show(self, impressions: Sequence[Impression]) -> None:
+        """Keeps answers that users were given, likewise."""
+        ...
+
+    def events(self, user_ids: Sequence[str]) -> list[Event]:
+        """Returns the events of these users, in no order."""
+        ...
+
+    def every_event(self) -> Iterator[list[Event]]:
+        """Yields all events, some at a time; those of a user may come twice where others write meanwhile."""
+        ...
+
+    def every_impression(self) -> Iterator[list[Impression]]:
+        """Yields all impressions, likewise."""
+        ...
+
+    def forget(self, user_id: str, time: int) -> None:
+        """Removes all that is kept of a user, and remembers that this was done at a time, in microseconds."""
+        ...
+
+    def forgotten(self) -> dict[str, int]:
+        """Returns the users that were forgotten, and when."""
+        ...
+
+
+class LoadableStore(EventStore, Protocol):
     """A store that is filled from a source of numbered parts, and remembers how far that has come."""
+
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
+        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
+        Who was forgotten stays so.
+        """
+        ...
 
     def begin_load(self, source: str) -> set[int]:
         """Returns the parts of a source that are in the store whole, and forgets those of any other source."""

@@ -1,32 +1,59 @@
-"""A user as bytes, the same in every store: pairs of int64, little endian, so that an event more is 16 bytes more.
-
-The first pair is the number of events and whether the user's id is trained; then item and time of each liked event.
-"""
+"""Users, events and impressions as bytes, the same in every store."""
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
-from serving.stores.base import User
+from serving.stores.base import Event, Impression, User
 
-FORMAT = 1  # of the records; raised when they change
+FORMAT = 2  # of the records; raised when they change
 
 
 def pack(user: User) -> bytes:
-    """Returns the record of a user."""
-    pairs = np.empty((len(user.items) + 1, 2), "<i8")
-    pairs[0] = user.events, user.trained
-    pairs[1:, 0], pairs[1:, 1] = user.items, user.times
-    return pairs.tobytes()
+    """Returns the record of a user: int64, little endian; three counts, what they liked and when, what they dislike."""
+    counts = np.array([user.events, user.trained, len(user.items)])
+    return np.concatenate([counts, user.items, user.times, user.disliked]).astype("<i8").tobytes()
 
 
 def unpack(record: bytes) -> User:
     """Returns the user of a record."""
-    pairs = np.frombuffer(record, "<i8").reshape(-1, 2)
-    (events, trained), rest = pairs[0].tolist(), pairs[1:]
-    return User(rest[:, 0].astype(np.int64), rest[:, 1].astype(np.int64), events, bool(trained))
+    values = np.frombuffer(record, "<i8").astype(np.int64)
+    events, trained, liked = values[:3].tolist()
+    items, times, disliked = np.split(values[3:], [liked, 2 * liked])
+    return User(items, times, events, bool(trained), disliked)
 
 
-def key(user_id: str) -> bytes:
-    """Returns an id as bytes; half a surrogate pair, which no text encoding takes, is an id like any other."""
-    return user_id.encode("utf-8", "surrogatepass")
+def pack_event(event: Event) -> bytes:
+    """Returns an event without its user and its own id, which are its key."""
+    return _packed(event[2:])
+
+
+def unpack_event(user_id: bytes, event_id: bytes, record: bytes) -> Event:
+    """Returns the event of a key and a record."""
+    return Event(unkey(user_id), unkey(event_id), *json.loads(record))
+
+
+def pack_impression(impression: Impression) -> bytes:
+    """Returns an impression without its user and its own id, which are its key."""
+    return _packed(impression[2:])
+
+
+def unpack_impression(user_id: bytes, recommendation_id: bytes, record: bytes) -> Impression:
+    """Returns the impression of a key and a record."""
+    return Impression(unkey(user_id) or None, unkey(recommendation_id), *json.loads(record))
+
+
+def key(text: str | None) -> bytes:
+    """Returns an id as bytes, none for a visitor; half a surrogate pair, which no text encoding takes, is one, too."""
+    return (text or "").encode("utf-8", "surrogatepass")
+
+
+def unkey(content: bytes) -> str:
+    """Returns the id of such bytes."""
+    return content.decode("utf-8", "surrogatepass")
+
+
+def _packed(fields: tuple[object, ...]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode()

@@ -1,4 +1,7 @@
-"""Users in a Redis server: the store of several machines."""
+"""Users and what they do in a Redis server: the store of several machines.
+
+Events and impressions lie in a hash for each user, so that all of a user can be found and removed.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,36 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from serving.stores.base import User
-from serving.stores.records import FORMAT, key, pack, unpack
+from serving.stores.base import Event, Impression, User
+from serving.stores.history import after
+from serving.stores.records import (
+    FORMAT,
+    key,
+    pack,
+    pack_event,
+    pack_impression,
+    unkey,
+    unpack,
+    unpack_event,
+    unpack_impression,
+)
 from storage.errors import UserError
 
-USERS = b"tesserec:user:"  # begins the keys of users
+# Before the id of a user:
+USERS, EVENTS, IMPRESSIONS = b"tesserec:user:", b"tesserec:events:", b"tesserec:impressions:"
+WHOSE = {EVENTS: b"tesserec:users-with-events", IMPRESSIONS: b"tesserec:users-with-impressions"}
+FORGOTTEN = b"tesserec:forgotten"  # when, by user
 FORMAT_KEY = b"tesserec:format"
 COUNT_KEY = b"tesserec:users"  # how many there are; the server counts keys of one kind only by going through all keys
 LOADED = "tesserec:loaded"  # a set of SOURCE/PART
-WRITE = """
-for i = 3, #KEYS do
-  redis.call('INCRBY', KEYS[2], 1 - redis.call('EXISTS', KEYS[i]))
-  redis.call('SET', KEYS[i], ARGV[i])
-end
-redis.call('SET', KEYS[1], ARGV[1])
+FORGET = """
+redis.call('DECRBY', KEYS[1], redis.call('DEL', KEYS[2]))
+redis.call('DEL', KEYS[3], KEYS[4])
+redis.call('SREM', KEYS[5], ARGV[1])
+redis.call('SREM', KEYS[6], ARGV[1])
+redis.call('HSET', KEYS[7], ARGV[1], ARGV[2])
 """  # a script is one step to everyone else
+ROWS = 1_000  # users, and events of a user, that are read at a time
 CONNECT_S, ANSWER_S = 2.0, 10.0  # what is waited for the server
 
 
@@ -39,6 +57,7 @@ class RedisStore:
             UserError: no server answers there, or it does not let us in.
         """
         parts = urlsplit(uri)
+        self._durable = False
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without a password
         with self._told():
             self._client = redis.Redis.from_url(
@@ -47,7 +66,7 @@ class RedisStore:
                 socket_timeout=ANSWER_S,
                 retry=Retry(ExponentialBackoff(base=0.05, cap=0.5), 1),  # a connection that the server has closed
             )
-            self._write = self._client.register_script(WRITE)
+            self._forget = self._client.register_script(FORGET)
             version = self._client.get(FORMAT_KEY)
         if version not in (None, b"%d" % FORMAT):
             raise UserError(f"{self._shown} is a store of another version of tesserec: use another database there.")
@@ -60,13 +79,122 @@ class RedisStore:
             records: list[Any] = self._client.mget([USERS + key(user_id) for user_id in user_ids])
         return [None if record is None else unpack(record) for record in records]
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User]) -> None:
-        """Adds users, or replaces those that it has; all of them or none."""
-        records = [(USERS + key(user_id), pack(user)) for user_id, user in zip(user_ids, users, strict=True)]
-        keys = [FORMAT_KEY, COUNT_KEY, *(name for name, _ in records)]
-        values = [b"%d" % FORMAT, b"", *(record for _, record in records)]
+    def add(self, events: Sequence[Event]) -> int:
+        """Keeps events and what they change of their users, all or none; returns how many were new.
+
+        An event of before its user was forgotten is not kept: it may come late.
+
+        Raises:
+            UserError: the server would lose them when it ends, or cannot be used.
+        """
+        of: dict[bytes, dict[bytes, Event]] = {}
+        for event in events:
+            of.setdefault(key(event.user_id), {}).setdefault(key(event.event_id), event)
+        if not of:
+            return 0
+        self._check_durable()
+        users = list(of)
+
+        def change(pipe: Any) -> int:
+            records = pipe.mget([USERS + user for user in users])
+            known = [pipe.hmget(EVENTS + user, list(of[user])) for user in users]
+            gone = pipe.hmget(FORGOTTEN, users)
+            pipe.multi()
+            added = 0
+            for user, record, there, since in zip(users, records, known, gone, strict=True):
+                own = zip(of[user].values(), there, strict=True)
+                new = [event for event, old in own if old is None and (since is None or event.time > int(since))]
+                if new:
+                    pipe.hset(EVENTS + user, mapping={key(event.event_id): pack_event(event) for event in new})
+                    pipe.set(USERS + user, pack(after(None if record is None else unpack(record), new)))
+                    pipe.incrby(COUNT_KEY, int(record is None))
+                    pipe.sadd(WHOSE[EVENTS], user)
+                    added += len(new)
+            pipe.set(FORMAT_KEY, FORMAT)
+            return added
+
         with self._told():
-            self._write(keys, values)
+            added: int = self._client.transaction(
+                change,
+                FORGOTTEN,
+                *(kind + user for user in users for kind in (USERS, EVENTS)),
+                value_from_callable=True,
+            )
+        return added
+
+    def show(self, impressions: Sequence[Impression]) -> None:
+        """Keeps answers that users were given, likewise."""
+
+        def change(pipe: Any) -> None:
+            gone = pipe.hmget(FORGOTTEN, [key(each.user_id) for each in impressions])
+            pipe.multi()
+            for each, since in zip(impressions, gone, strict=True):
+                if since is None or each.time > int(since):
+                    pipe.hset(IMPRESSIONS + key(each.user_id), key(each.recommendation_id), pack_impression(each))
+                    pipe.sadd(WHOSE[IMPRESSIONS], key(each.user_id))
+
+        if impressions:
+            with self._told():
+                self._client.transaction(change, FORGOTTEN)
+
+    def events(self, user_ids: Sequence[str]) -> list[Event]:
+        """Returns the events of these users, in no order."""
+        users = list({key(user_id) for user_id in user_ids})
+        with self._told(), self._client.pipeline(transaction=False) as pipe:
+            for user in users:
+                pipe.hgetall(EVENTS + user)
+            found = pipe.execute()
+        return [unpack_event(user, *row) for user, own in zip(users, found, strict=True) for row in own.items()]
+
+    def every_event(self) -> Iterator[list[Event]]:
+        """Yields all events, some users at a time."""
+        yield from ([unpack_event(*row) for row in rows] for rows in self._every(EVENTS))
+
+    def every_impression(self) -> Iterator[list[Impression]]:
+        """Yields all impressions, some at a time."""
+        yield from ([unpack_impression(*row) for row in rows] for rows in self._every(IMPRESSIONS))
+
+    def forget(self, user_id: str, time: int) -> None:
+        """Removes all that is kept of a user, and remembers that this was done at a time, in microseconds."""
+        user = key(user_id)
+        keys = [COUNT_KEY, USERS + user, EVENTS + user, IMPRESSIONS + user, *WHOSE.values(), FORGOTTEN]
+        self._check_durable()
+        with self._told():
+            self._forget(keys, [user, time])
+
+    def forgotten(self) -> dict[str, int]:
+        """Returns the users that were forgotten, and when."""
+        with self._told():
+            found: dict[Any, Any] = self._client.hgetall(FORGOTTEN)
+        return {unkey(user): int(time) for user, time in found.items()}
+
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
+        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
+        Who was forgotten stays so.
+        """
+        ids = [key(user_id) for user_id in user_ids]
+        if not ids:
+            return
+
+        def change(pipe: Any) -> None:
+            there = pipe.mget([USERS + user for user in ids])
+            gone = pipe.hmget(FORGOTTEN, ids)
+            active = [user for user, acts in zip(ids, pipe.smismember(WHOSE[EVENTS], ids), strict=True) if acts]
+            own = {user: [unpack_event(user, *row) for row in pipe.hgetall(EVENTS + user).items()] for user in active}
+            records, more = {FORMAT_KEY: b"%d" % FORMAT}, 0
+            for user_id, user, old, left in zip(ids, users, there, gone, strict=True):
+                if left is None:
+                    new = [event for event in own.get(user_id, ()) if event.time > until]
+                    records[USERS + user_id] = pack(after(user, new))
+                    more += old is None
+            pipe.multi()
+            pipe.mset(records)
+            pipe.incrby(COUNT_KEY, more)
+
+        with self._told():
+            self._client.transaction(change, FORGOTTEN, *(kind + user for user in ids for kind in (USERS, EVENTS)))
 
     def begin_load(self, source: str) -> set[int]:
         """Returns the parts of a source that are in the store whole, and forgets those of any other source."""
@@ -90,6 +218,34 @@ class RedisStore:
     def close(self) -> None:
         """Lets go of the connections."""
         self._client.close()
+
+    def _every(self, kind: bytes) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
+        """Yields user, id and record of what all users have."""
+        cursor = 0
+        while True:
+            with self._told():
+                cursor, users = self._client.sscan(WHOSE[kind], cursor, count=ROWS)
+            places = dict.fromkeys(users, 0)  # in the hashes of users who are not through; all visitors share one
+            while places:
+                with self._told(), self._client.pipeline(transaction=False) as pipe:
+                    for user, place in places.items():
+                        pipe.hscan(kind + user, place, count=ROWS)
+                    found = dict(zip(places, pipe.execute(), strict=True))
+                yield [(user, *row) for user, (_, own) in found.items() for row in own.items()]
+                places = {user: place for user, (place, _) in found.items() if place}
+            if not cursor:
+                return
+
+    def _check_durable(self) -> None:
+        if self._durable:
+            return
+        with self._told():
+            self._durable = bool(self._client.info("persistence").get("aof_enabled"))
+        if not self._durable:
+            raise UserError(
+                f"{self._shown} keeps events in memory alone, and would lose them when it ends: start the server with "
+                "`appendonly yes`."
+            )
 
     @contextmanager
     def _told(self) -> Iterator[None]:

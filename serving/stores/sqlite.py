@@ -1,6 +1,7 @@
-"""Users in a SQLite file: the store of one machine, which needs no server.
+"""Users and what they do in a SQLite file: the store of one machine, which needs no server.
 
-The file is in WAL mode: any number of processes read while one writes. It has to be on a local disk.
+The file is in WAL mode: any number of processes read while one writes. It has to be on a local disk. A commit is on the
+disk before it returns, so that it outlives a loss of power, too.
 """
 
 from __future__ import annotations
@@ -9,20 +10,40 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from serving.stores.base import User
-from serving.stores.records import FORMAT, key, pack, unpack
+from serving.stores.base import Event, Impression, User
+from serving.stores.history import after
+from serving.stores.records import (
+    FORMAT,
+    key,
+    pack,
+    pack_event,
+    pack_impression,
+    unkey,
+    unpack,
+    unpack_event,
+    unpack_impression,
+)
 from storage import files
 from storage.errors import UserError
 
 APPLICATION = int.from_bytes(b"tess", "big")  # what SQLite calls the application_id of a file
 BUSY_S = 30.0  # how long a writer waits for another one
 MOST_IDS = 32_766  # parameters of a query
+ROWS = 10_000  # of a table that are read at a time
+PER_USER = "(user BLOB, id BLOB, record BLOB NOT NULL, PRIMARY KEY (user, id)) WITHOUT ROWID"
+INSERT = """INSERT OR IGNORE INTO {table} SELECT ?1, ?2, ?3
+    WHERE NOT EXISTS (SELECT 1 FROM forgotten WHERE user = ?1 AND time >= ?4)"""
 SCHEMA = (
     "PRAGMA journal_mode = WAL",
     "CREATE TABLE users (id BLOB PRIMARY KEY, record BLOB NOT NULL)",
+    f"CREATE TABLE events {PER_USER}",
+    f"CREATE TABLE impressions {PER_USER}",
+    "CREATE TABLE forgotten (user BLOB PRIMARY KEY, time INTEGER NOT NULL)",
     "CREATE TABLE loaded (source TEXT, part INTEGER, PRIMARY KEY (source, part))",
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {FORMAT}",
@@ -30,7 +51,7 @@ SCHEMA = (
 
 
 class SqliteStore:
-    """Users in a SQLite file; threads share one connection and take turns."""
+    """Users in a SQLite file; threads share a connection to read and one to write, and take turns at each."""
 
     def __init__(self, path: str, *, create: bool) -> None:
         """Opens the file; where there is none, makes it and its folder if it may.
@@ -38,7 +59,7 @@ class SqliteStore:
         Raises:
             UserError: the file is missing or no store, or cannot be read or written.
         """
-        self._path, self._lock = files.absolute(path), threading.Lock()
+        self._path = files.absolute(path)
         with self._told():
             if not Path(self._path).exists():
                 if not create:
@@ -46,12 +67,9 @@ class SqliteStore:
                         f"There is no store at {self._path}: fill it with `tesserec load RUN --store sqlite:PATH`."
                     )
                 _make(Path(self._path))
-            self._connection = sqlite3.connect(
-                self._path, timeout=BUSY_S, isolation_level="IMMEDIATE", check_same_thread=False
-            )
-            self._connection.execute("PRAGMA synchronous = NORMAL")  # safe in WAL: a commit may be lost, never be half
+            self._reader, self._writer = _Shared(self._path, "BEGIN"), _Shared(self._path, "BEGIN IMMEDIATE")
             application, version = (
-                self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+                self._reader.one.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
             )
         if application != APPLICATION:
             raise self._no_store()
@@ -60,42 +78,118 @@ class SqliteStore:
 
     def read(self, user_ids: Sequence[str]) -> list[User | None]:
         """Returns the users of these ids; None for one that it does not have."""
-        keys, found = [key(user_id) for user_id in user_ids], dict[bytes, bytes]()
-        for start in range(0, len(keys), MOST_IDS):
-            some = keys[start : start + MOST_IDS]
-            query = f"SELECT id, record FROM users WHERE id IN ({', '.join('?' * len(some))})"  # noqa: S608 - marks
-            with self._told(), self._lock:
-                found.update(self._connection.execute(query, some).fetchall())
-        return [unpack(found[one]) if one in found else None for one in keys]
+        with self._told(), self._reader as connection:
+            found = _records(connection, [key(user_id) for user_id in user_ids])
+        return [unpack(found[one]) if (one := key(user_id)) in found else None for user_id in user_ids]
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User]) -> None:
-        """Adds users, or replaces those that it has; all of them or none."""
-        rows = [(key(user_id), pack(user)) for user_id, user in zip(user_ids, users, strict=True)]
-        with self._told(), self._lock, self._connection:
-            self._connection.executemany(
-                "INSERT INTO users VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record", rows
-            )
+    def add(self, events: Sequence[Event]) -> int:
+        """Keeps events and what they change of their users, all or none; returns how many were new.
+
+        An event of before its user was forgotten is not kept: it may come late.
+        """
+        added = 0
+        with self._told(), self._writer as connection:
+            ordered = sorted(events, key=lambda event: key(event.user_id))
+            users = _records(connection, list({key(event.user_id) for event in ordered}))
+            for user, own in groupby(ordered, key=lambda event: key(event.user_id)):
+                new = [
+                    event
+                    for event in own
+                    if connection.execute(
+                        INSERT.format(table="events"), [user, key(event.event_id), pack_event(event), event.time]
+                    ).rowcount
+                ]
+                if new:
+                    _put(connection, user, after(unpack(users[user]) if user in users else None, new))
+                    added += len(new)
+        return added
+
+    def show(self, impressions: Sequence[Impression]) -> None:
+        """Keeps answers that users were given, likewise."""
+        rows = [
+            (key(each.user_id), key(each.recommendation_id), pack_impression(each), each.time) for each in impressions
+        ]
+        with self._told(), self._writer as connection:
+            connection.executemany(INSERT.format(table="impressions"), rows)
+
+    def events(self, user_ids: Sequence[str]) -> list[Event]:
+        """Returns the events of these users, in no order."""
+        found: list[Event] = []
+        for user in {key(user_id) for user_id in user_ids}:
+            with self._told(), self._reader as connection:
+                found += _events(connection, user)
+        return found
+
+    def every_event(self) -> Iterator[list[Event]]:
+        """Yields all events, some users at a time."""
+        yield from ([unpack_event(*row) for row in rows] for rows in self._every("events"))
+
+    def every_impression(self) -> Iterator[list[Impression]]:
+        """Yields all impressions, some at a time."""
+        yield from ([unpack_impression(*row) for row in rows] for rows in self._every("impressions"))
+
+    def forget(self, user_id: str, time: int) -> None:
+        """Removes all that is kept of a user, and remembers that this was done at a time, in microseconds."""
+        user = key(user_id)
+        with self._told(), self._writer as connection:
+            connection.execute("DELETE FROM users WHERE id = ?", [user])
+            connection.execute("DELETE FROM events WHERE user = ?", [user])
+            connection.execute("DELETE FROM impressions WHERE user = ?", [user])
+            connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", [user, time])
+        with self._told(), self._writer.lock:
+            self._writer.one.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # else the log still holds what was removed
+
+    def forgotten(self) -> dict[str, int]:
+        """Returns the users that were forgotten, and when."""
+        with self._told(), self._reader as connection:
+            return {unkey(user): time for user, time in connection.execute("SELECT user, time FROM forgotten")}
+
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
+        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
+        Who was forgotten stays so.
+        """
+        with self._told(), self._writer as connection:
+            gone = {user for (user,) in connection.execute("SELECT user FROM forgotten")}
+            for user_id, user in zip(user_ids, users, strict=True):
+                if key(user_id) not in gone:
+                    own = _events(connection, key(user_id))
+                    _put(connection, key(user_id), after(user, [event for event in own if event.time > until]))
 
     def begin_load(self, source: str) -> set[int]:
         """Returns the parts of a source that are in the store whole, and forgets those of any other source."""
-        with self._told(), self._lock, self._connection:
-            self._connection.execute("DELETE FROM loaded WHERE source <> ?", [source])
-            return {part for (part,) in self._connection.execute("SELECT part FROM loaded")}
+        with self._told(), self._writer as connection:
+            connection.execute("DELETE FROM loaded WHERE source <> ?", [source])
+            return {part for (part,) in connection.execute("SELECT part FROM loaded")}
 
     def finish_part(self, source: str, part: int) -> None:
         """Remembers that a part of a source is in the store whole."""
-        with self._told(), self._lock, self._connection:
-            self._connection.execute("INSERT OR IGNORE INTO loaded VALUES (?, ?)", [source, part])
+        with self._told(), self._writer as connection:
+            connection.execute("INSERT OR IGNORE INTO loaded VALUES (?, ?)", [source, part])
 
     def count(self) -> int:
         """Returns the number of users."""
-        with self._told(), self._lock:
-            return int(self._connection.execute("SELECT count(*) FROM users").fetchone()[0])
+        with self._told(), self._reader as connection:
+            return int(connection.execute("SELECT count(*) FROM users").fetchone()[0])
 
     def close(self) -> None:
         """Lets go of the file."""
-        with self._lock:
-            self._connection.close()
+        for each in (self._reader, self._writer):
+            with each.lock:
+                each.one.close()
+
+    def _every(self, table: str) -> Iterator[list[Any]]:
+        """Yields the rows of a table, whole users at a time but for those with very many."""
+        last: tuple[bytes, bytes] = (b"", b"")
+        while True:
+            query = f"SELECT user, id, record FROM {table} WHERE (user, id) > (?, ?) ORDER BY user, id LIMIT {ROWS}"  # noqa: S608 - ours
+            with self._told(), self._reader as connection:
+                rows = connection.execute(query, last).fetchall()
+            if not rows:
+                return
+            yield rows
+            last = rows[-1][:2]
 
     def _no_store(self) -> UserError:
         return UserError(f"{self._path} is no store of tesserec: name one, or a file that is not there yet.")
@@ -123,3 +217,50 @@ def _make(path: Path) -> None:
                 connection.execute(statement)
         with suppress(FileExistsError):  # another process was faster
             path.hardlink_to(new)
+
+
+class _Shared:
+    """A connection that threads take turns at; a block with it is one transaction."""
+
+    def __init__(self, path: str, begin: str) -> None:
+        self.one = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self.one.execute("PRAGMA secure_delete = ON")  # what is removed is overwritten
+        self.lock, self._begin = threading.Lock(), begin
+
+    def __enter__(self) -> sqlite3.Connection:
+        self.lock.acquire()
+        try:
+            self.one.execute(self._begin)
+        except BaseException:
+            self.lock.release()
+            raise
+        return self.one
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.one.execute("COMMIT")
+        finally:
+            if self.one.in_transaction:
+                self.one.execute("ROLLBACK")
+            self.lock.release()
+
+
+def _records(connection: sqlite3.Connection, users: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Returns the records of those users that there are."""
+    found: dict[bytes, bytes] = {}
+    for start in range(0, len(users), MOST_IDS):
+        some = users[start : start + MOST_IDS]
+        query = f"SELECT id, record FROM users WHERE id IN ({', '.join('?' * len(some))})"  # noqa: S608 - marks
+        found.update(connection.execute(query, some).fetchall())
+    return found
+
+
+def _events(connection: sqlite3.Connection, user: bytes) -> list[Event]:
+    rows = connection.execute("SELECT user, id, record FROM events WHERE user = ?", [user]).fetchall()
+    return [unpack_event(*row) for row in rows]
+
+
+def _put(connection: sqlite3.Connection, user: bytes, new: User) -> None:
+    query = "INSERT INTO users VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record"
+    connection.execute(query, [user, pack(new)])

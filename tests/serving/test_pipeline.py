@@ -14,10 +14,11 @@ from operators.features.long_history import read_prefixes, shared_prefixes
 from operators.features.ranker_inputs import Examples, laid_out, predict
 from operators.features.tokens import NULL_ID
 from operators.log.encoding import encode
-from operators.log.events import Events, counts, histories
+from operators.log.events import DAY_US, Events, counts, histories
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking import RunRanker, Users
+from serving.stores.base import Event
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_ids
@@ -209,3 +210,28 @@ def test_an_artifact_that_lacks_items_is_the_users_to_mend(finished_run, tmp_pat
     broken.write_table(broken.read_table("sids").slice(2), "sids")
     with pytest.raises(UserError, match="2 items are missing in sids"):
         Pipeline(broken, store_of(broken))
+
+
+def test_the_next_answer_knows_of_an_event(pipeline: Pipeline) -> None:
+    def event(number: int, item_id: str, weight: float) -> Event:
+        return Event("somebody new", f"{number}", item_id, "kind", weight, 90 * DAY_US + number)
+
+    first = pipeline.recommend([Query(user_id="somebody new", k=5)])[0]
+    assert first.source == "popularity"
+    liked_one, disliked_one = (item.item_id for item in first.items[:2])
+    assert pipeline.add([event(1, liked_one, 1.0), event(2, "no item", 1.0)]) == (2, ["no item"])
+    second = pipeline.recommend([Query(user_id="somebody new", k=60)])[0]
+    as_told = pipeline.recommend([Query(history=[liked_one], k=60)])[0]
+    assert second.source == "history"
+    found = [item.item_id for item in second.items]
+    assert liked_one not in found
+    assert sorted(found) == sorted(item.item_id for item in as_told.items)
+    assert disliked_one in found
+    without = pipeline.recommend([Query(user_id="somebody new", k=60, exclude=[disliked_one])])[0].items
+    assert pipeline.add([event(3, disliked_one, -1.0), event(1, liked_one, 1.0)]) == (1, [])
+    third = {item.item_id: item.score for item in pipeline.recommend([Query(user_id="somebody new", k=60)])[0].items}
+    assert disliked_one not in third
+    assert set(third) == {item.item_id for item in without}
+    assert sum(third.values()) < sum(item.score for item in without)  # what is like it has less
+    pipeline.forget("somebody new")
+    assert pipeline.recommend([Query(user_id="somebody new", k=5)])[0] == first

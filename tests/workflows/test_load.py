@@ -34,11 +34,11 @@ opened, left = load.open_store, [int(sys.argv[3])]
 def open_store(uri, create):
     store = opened(uri, create=create)
     write = store.write
-    def dying(*batch):
+    def dying(*batch, until):
         left[0] -= 1
         if left[0] < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(*batch)
+        write(*batch, until=until)
     store.write = dying
     return store
 load.open_store = open_store
@@ -72,7 +72,9 @@ def users(run: RunDir) -> dict[str, User]:
     for (user_id,), events in log.group_by("user_id", maintain_order=True):
         liked = events.filter(pl.col("label") > 0)
         times = liked["timestamp"].dt.epoch("us").to_numpy().astype(np.int64)
-        found[str(user_id)] = User(hash_ids(liked["item_id"].to_list()), times, len(events), known[user_id] != NULL_ID)
+        found[str(user_id)] = User(
+            hash_ids(liked["item_id"].to_list()), times, len(events), known[user_id] != NULL_ID, np.empty(0, np.int64)
+        )
     assert {user.trained for user in found.values()} == {True, False}
     return found
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from serving.api.served import Served
 from serving.query import Answer, Query, Scored, Why
+from serving.stores.base import Event, Impression
 from storage.errors import UserError
 
 ITEMS = [f"item {n}" for n in range(30)]
@@ -30,6 +31,8 @@ class FakeRun:
         self.passes: list[int] = []
         self.asked: dict[str, Any] = {}
         self.error: Exception | None = None
+        self.events: dict[tuple[str, str], Event] = {}
+        self.shown: list[Impression] = []
         self.unlucky: str | None = None
         self.scores: tuple[float, float] | None = None
         self.may_answer = threading.Event()
@@ -91,6 +94,19 @@ class FakeRun:
             raise UserError("This run has no text encoder: search needs one.")
         self.asked = {"text": text, "where": where}
         return self._answer(ITEMS[:k], [], "text")
+
+    def add(self, events: Sequence[Event]) -> tuple[int, list[str]]:
+        before = len(self.events)
+        self.events |= {event[:2]: event for event in events if event[:2] not in self.events}
+        return len(self.events) - before, [event.item_id for event in events if event.item_id not in ITEMS]
+
+    def show(self, impressions: Sequence[Impression]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.shown += impressions
+
+    def forget(self, user_id: str) -> None:
+        self.liked.pop(user_id, None)
 
     def item(self, item_id: str) -> dict[str, Any] | None:
         if item_id not in ITEMS:

@@ -18,7 +18,12 @@ OPEN = [command for command in COMMANDS if "KEY" not in command]
 
 
 def run(script: str, url: str, folder) -> str:
-    known = script.replace("user-748393", "user 1").replace("localhost:8000", url).replace("curl -s", "curl -s --fail")
+    known = (
+        script.replace("users/user-748393", "users/user%201")
+        .replace("user-748393", "user 1")
+        .replace("localhost:8000", url)
+        .replace("curl -s", "curl -s --fail")
+    )
     known = known.replace("items/item-430802", "items/item%201").replace("item-430802", "item 1")
     done = subprocess.run(["bash", "-ec", known], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, (script, done.stderr)

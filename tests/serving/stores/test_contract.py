@@ -29,7 +29,7 @@ from serving.stores.opening import open_store
 from tests.stores import user
 store, first = open_store(sys.argv[1], create=True), int(sys.argv[2])
 for number in range(first, first + 1_000_000):
-    store.write([f"user {i}" for i in range(200)], [user(number, 100)] * 200)
+    store.write([f"user {i}" for i in range(200)], [user(number, 100)] * 200, until=0)
     print(number, flush=True)
 """
 
@@ -45,7 +45,7 @@ def test_what_nobody_wrote_is_not_there(store: LoadableStore) -> None:
     assert store.count() == 0
     assert store.read(["nobody", ""]) == [None, None]
     assert store.read([]) == []
-    store.write([], [])
+    store.write([], [], until=0)
     assert store.count() == 0
 
 
@@ -53,39 +53,44 @@ def test_what_nobody_wrote_is_not_there(store: LoadableStore) -> None:
 @given(st.dictionaries(ANY_ID, st.tuples(EVENTS, st.integers(0, 2**62), st.booleans()), max_size=8))
 def test_what_is_written_is_read(store: LoadableStore, drawn: dict[str, tuple]) -> None:
     users = {
-        name: User(*np.array(events, np.int64).reshape(-1, 2).T.copy(), total, trained)
+        name: User(
+            *np.array(events, np.int64).reshape(-1, 2).T.copy(),
+            total,
+            trained,
+            np.array(events[:1], np.int64)[:, 0] if events else np.empty(0, np.int64),
+        )
         for name, (events, total, trained) in drawn.items()
     }
-    store.write(list(users), list(users.values()))
+    store.write(list(users), list(users.values()), until=0)
     assert all(map(same, store.read(list(users)), users.values()))
 
 
 def test_ids_that_look_alike_are_not_one(store: LoadableStore) -> None:
     names = ["é", "e\u0301", "a", "A", "a ", "a\0", "a\0b", "1", "01", "\ud800", "\U0001f9e6", "*", "%", ""]
-    store.write(names, [user(number) for number in range(len(names))])
+    store.write(names, [user(number) for number in range(len(names))], until=0)
     assert holds(store, {name: user(number) for number, name in enumerate(names)})
 
 
 def test_answers_come_in_the_order_of_the_ids(store: LoadableStore) -> None:
-    store.write(["a", "b"], [user(1), user(2)])
+    store.write(["a", "b"], [user(1), user(2)], until=0)
     found = store.read(["b", "?", "a", "b"])
     assert all(map(same, found, [user(2), None, user(1), user(2)]))
 
 
 def test_a_user_who_is_written_again_is_replaced(store: LoadableStore) -> None:
-    store.write(["a", "b"], [user(1, 50), user(2)])
-    store.write(["a", "c"], [user(3, 0), user(4)])
+    store.write(["a", "b"], [user(1, 50), user(2)], until=0)
+    store.write(["a", "c"], [user(3, 0), user(4)], until=0)
     assert holds(store, {"a": user(3, 0), "b": user(2), "c": user(4)})
 
 
 def test_ten_thousand_users_at_once(store: LoadableStore) -> None:
     users = {f"user {number}": user(number, number % 50) for number in range(10_000)}
-    store.write(list(users), list(users.values()))
+    store.write(list(users), list(users.values()), until=0)
     assert holds(store, users)
 
 
 def test_users_and_marks_are_there_when_it_is_opened_again(store: LoadableStore, store_uri: str) -> None:
-    store.write(["a"], [user(1)])
+    store.write(["a"], [user(1)], until=0)
     store.finish_part("run", 4)
     store.close()
     again = open_store(store_uri)
@@ -105,7 +110,7 @@ def test_it_remembers_the_parts_of_one_source(store: LoadableStore) -> None:
 
 
 def test_readers_beside_a_writer_see_whole_batches(store: LoadableStore, store_uri: str) -> None:
-    store.write(IDS, [user(0)] * len(IDS))
+    store.write(IDS, [user(0)] * len(IDS), until=0)
     wrong: list[object] = []
     done = threading.Event()
 
@@ -125,7 +130,7 @@ def test_readers_beside_a_writer_see_whole_batches(store: LoadableStore, store_u
     for reader in readers:
         reader.start()
     for number in range(1, 40):
-        store.write(IDS, [user(number)] * len(IDS))
+        store.write(IDS, [user(number)] * len(IDS), until=0)
     done.set()
     for reader in readers:
         reader.join()
@@ -142,7 +147,7 @@ def test_writers_wait_for_each_other(store_uri: str) -> None:
             own = open_store(store_uri, create=True)
             for batch in range(10):
                 names = [f"{number} {batch} {each}" for each in range(20)]
-                own.write(names, [user(batch)] * 20)
+                own.write(names, [user(batch)] * 20, until=0)
             own.close()
         except Exception as error:  # noqa: BLE001 - the thread's
             failed.append(error)

@@ -32,7 +32,7 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
 
 def test_folders_of_a_file_are_made(tmp_path: Path) -> None:
     store = open_store(f"sqlite:{tmp_path}/new/folder/users.db", create=True)
-    store.write(["a"], [user(1)])
+    store.write(["a"], [user(1)], until=0)
     assert holds(store, {"a": user(1)})
     store.close()
 
@@ -44,7 +44,7 @@ def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
         gate.wait()
         try:
             store = open_store(uri, create=True)
-            store.write([f"{number}"], [user(number)])
+            store.write([f"{number}"], [user(number)], until=0)
             store.close()
         except Exception as error:  # noqa: BLE001 - the thread's
             failed.append(error)
@@ -110,7 +110,7 @@ def test_a_server_with_a_password_on_a_port() -> None:
         port = free.getsockname()[1]
     with redis_server("--requirepass", "secret", "--port", str(port)):
         store = open_store(f"redis://:secret@127.0.0.1:{port}/3")
-        store.write(["a"], [user(1)])
+        store.write(["a"], [user(1)], until=0)
         assert holds(store, {"a": user(1)})
         store.close()
         for uri in (f"redis://127.0.0.1:{port}/3", f"redis://:wrong@127.0.0.1:{port}/3"):
@@ -132,7 +132,7 @@ def test_a_server_of_another_version_and_keys_of_others(redis_uri: str) -> None:
     with redis.Redis.from_url(redis_uri) as client:
         client.set("session:1", "of another program")
         store = open_store(redis_uri)
-        store.write(["a"], [user(1)])
+        store.write(["a"], [user(1)], until=0)
         assert holds(store, {"a": user(1)})
         store.close()
         client.set("tesserec:format", "99")

@@ -1,0 +1,42 @@
+"""What events change of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.stores.base import Event, User
+from storage.hashing import hash_ids
+
+NOBODY = User(np.empty(0, np.int64), np.empty(0, np.int64), 0, False, np.empty(0, np.int64))
+
+
+def after(user: User | None, events: Sequence[Event]) -> User:
+    """Returns a user after events that are new, in any order.
+
+    A like comes into the history at its time, behind what was liked at the same time, and ends a dislike of its item.
+    A dislike leaves the history as it is: what somebody liked once stays true, and `features` would read it so.
+    """
+    known = NOBODY if user is None else user
+    if not events:
+        return known
+    ordered = sorted(events, key=lambda event: event.time)
+    hashes = hash_ids([event.item_id for event in ordered]).astype(np.int64)
+    weights = np.array([event.weight for event in ordered])
+    times = np.array([event.time for event in ordered], np.int64)
+    liked = weights > 0
+    at = np.searchsorted(known.times, times[liked], side="right")
+    disliked = dict.fromkeys(known.disliked.tolist())
+    for item, weight in zip(hashes.tolist(), weights.tolist(), strict=True):
+        if weight:
+            disliked.pop(item, None)
+        if weight < 0:
+            disliked[item] = None
+    return User(
+        np.insert(known.items, at, hashes[liked]),
+        np.insert(known.times, at, times[liked]),
+        known.events + len(ordered),
+        known.trained,
+        np.array(list(disliked), np.int64),
+    )
