@@ -59,17 +59,20 @@ def exists(uri: str) -> bool:
 
 
 def probe(uri: str, *, write: bool = False) -> None:
-    """Asks a remote store for a folder, so that what it refuses is told before any work; nothing there is fine.
+    """Asks a store for a folder, so that what it refuses is told before any work; nothing there is fine.
 
     Args:
         uri: of the folder.
-        write: also write an object there, and remove it.
+        write: whether it is to be written; an object is written to a remote one, and removed.
 
     Raises:
-        UserError: the store does not answer, has no such bucket, or refuses to read or to write with these keys.
+        UserError: the store does not answer, has no such bucket, or refuses to read or to write with these keys; or a
+            local folder cannot be written or made.
     """
     fs, path = filesystem(uri)
     if "file" in fs.protocol:
+        if write and not writable(uri):
+            raise UserError(f"{uri} cannot be written: name another place, or make this one writable.")
         return
     place, does = "/".join(uri.split("/", 3)[:3]), "read"
     try:

@@ -49,14 +49,16 @@ def read_manifest(root: str) -> Manifest | None:
     Raises:
         UserError: the file is damaged; or see `files.probe`.
     """
-    files.probe(root)
     uri = files.join(root, "manifest.json")
-    if not files.exists(uri):
-        return None
     try:
         return Manifest.model_validate(files.read_json(uri))
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"{uri} is not a tesserec manifest: name another folder, or remove that one.") from error
+    except Exception as error:
+        files.probe(root)  # tells why a store does not give it
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
 
 
 def require_manifest(root: str) -> Manifest:

@@ -255,21 +255,28 @@ def build(
 
 @app.command()
 def submit(
-    workflow: Workflow,
     address: Annotated[str, typer.Option(help="The cluster's dashboard, http://HEAD:8265.")],
+    workflow: Annotated[str | None, typer.Argument(help="YAML file of a workflow definition.")] = None,
     set_: Overrides = None,
     run_dir: RunDirOption = None,
-    wait: Annotated[bool, typer.Option(help="Follow the job's log until it ends.")] = True,
+    wait: Annotated[bool, typer.Option(help="Follow the job's log until it ends; Ctrl-C ends only that.")] = True,
+    env: Annotated[list[str] | None, typer.Option(help="Environment variable that the job gets from here.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop this job instead.")] = None,
 ) -> None:
-    """Run a workflow as a Ray job; catalogue and run directory must be reachable from the cluster."""
+    """Run a workflow as a Ray job, or follow the one at work; every node must reach catalogue and run directory."""
     from storage import files
-    from workflows.distributed.jobs import submit_run
+    from workflows.distributed.jobs import stop_job, submit_run
     from workflows.engine.definition import dump, load
 
+    if (workflow is None) == (stop is None):
+        raise UserError("Name a WORKFLOW to submit, or a job to --stop.")
+    if workflow is None:
+        stop_job(str(stop), address)
+        return
     definition = load(workflow, set_ or [])
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
     root = files.absolute(_run_dir(definition.name, run_dir))
-    raise typer.Exit(submit_run(dump(definition), root, address, wait=wait))
+    raise typer.Exit(submit_run(dump(definition), definition.catalog, root, address, wait=wait, env=env or ()))
 
 
 def _fill(run: str, store: str, *, batch: int) -> None:

@@ -49,6 +49,21 @@ def test_a_manifest_is_read_whole_while_it_is_written(s3, root):
     assert fs.find(path) == [f"{path}/manifest.json"]
 
 
+def test_a_manifest_takes_the_requests_of_one_object_and_a_store_that_does_not_give_it_says_why(s3, root):
+    assert read_manifest(root) is None
+    write_manifest(root, Manifest(name="n"))
+    counts = [sum(s3.requests().values())]
+    for read in (lambda: read_manifest(root), lambda: files.read_bytes(files.join(root, "manifest.json"))):
+        read()
+        counts.append(sum(s3.requests().values()))
+    assert counts[1] - counts[0] == counts[2] - counts[1]
+    with pytest.raises(UserError, match=r"^There is no bucket s3://nowhere"):
+        read_manifest("s3://nowhere/run")
+    s3.fail(403)
+    with pytest.raises(UserError, match=r"refuses to read s3://"):
+        read_manifest(root)
+
+
 def test_a_write_that_fails_leaves_what_was_there(s3, root):
     uri = files.join(root, "a.json")
     files.write_json(uri, 1)

@@ -47,13 +47,15 @@ def write_catalog(place: Path, items: int, users: int) -> list[dict[str, Any]]:
     return interpreted_here(context).select(COLUMNS).to_pylist()
 
 
-def run_with_kills(command: Sequence[str | Path], run: Path, deaths: Sequence[str], rows: int) -> subprocess.Popen[str]:
-    """Start a run, and again after each death of its driver but the last; return the process that was started last.
+def run_with_kills(
+    command: Sequence[str], place: Path, run: str, deaths: Sequence[str], rows: int
+) -> subprocess.Popen[str]:
+    """Start a run from a folder, and again after each death of its driver but the last; return the last process.
 
     Every death falls between two commits of interpret, which has `rows` rows.
     """
     chance = random.Random(0)
-    process = _start(command, run)
+    process = _start(command, place, run)
     committed = _wait_for_rows(run, process, at_least=1)
     for number, death in enumerate(deaths, 1):
         assert committed < rows  # in the middle
@@ -63,32 +65,32 @@ def run_with_kills(command: Sequence[str | Path], run: Path, deaths: Sequence[st
             process.communicate()
             if number == len(deaths):
                 break
-            process = _start(command, run)
+            process = _start(command, place, run)
         committed = _wait_for_rows(run, process, at_least=committed + 1)
         assert driver_died or time.monotonic() - began < PAUSE_S
     return process
 
 
-def assert_no_row_is_lost(run: Path, undisturbed: list[dict[str, Any]], log: str) -> None:
+def assert_no_row_is_lost(run: str, undisturbed: list[dict[str, Any]], log: str) -> None:
     """The run resumed and ended with the rows of an undisturbed one, in their order; `log` is what it said last."""
     assert "arquet" not in log  # what Ray Data's readers say on the way
     found = re.search(r"(\d+) of (\d+) rows are done already and reused, (\d+) to compute", log)
     assert found is not None, log
     reused, total, computed = map(int, found.groups())
     assert 0 < reused <= total == reused + computed
-    items, rejects = (files.read_table(str(run / name)) for name in ("items", "rejects/interpret"))
+    items, rejects = (files.read_table(files.join(run, name)) for name in ("items", "rejects/interpret"))
     assert items.select(COLUMNS).sort_by("item_id").to_pylist() == undisturbed
     ids = items["item_id"].to_pylist()
     assert ids == [ids[row] for row in hash_order(ids)]  # whichever block was done first
     rejected = [row["item_id"] for row in rejects.to_pylist() if row["severity"] == "rejected"]
-    catalog = files.read_table(str(run / "catalog" / "items"))["item_id"].to_pylist()
+    catalog = files.read_table(files.join(run, "catalog", "items"))["item_id"].to_pylist()
     assert sorted([*ids, *rejected]) == sorted(catalog)
 
 
-def _start(command: Sequence[str | Path], run: Path) -> subprocess.Popen[str]:
-    line = [Path(sys.executable).parent / "tesserec", "run", *command, "--run-dir", run.name]
+def _start(command: Sequence[str], place: Path, run: str) -> subprocess.Popen[str]:
+    line = [Path(sys.executable).parent / "tesserec", "run", *command, "--run-dir", run]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, cwd=run.parent, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(line, cwd=place, text=True, start_new_session=True, **pipes)
 
 
 def _kill(process: subprocess.Popen[str], death: str, chance: random.Random) -> None:
@@ -109,12 +111,14 @@ def _kill(process: subprocess.Popen[str], death: str, chance: random.Random) -> 
             one.kill()
 
 
-def _wait_for_rows(run: Path, process: subprocess.Popen[str], at_least: int) -> int:
-    until = time.monotonic() + 300
+def _wait_for_rows(run: str, process: subprocess.Popen[str], at_least: int) -> int:
+    """Wait until interpret has committed so many rows; return how many."""
+    until, known = time.monotonic() + 300, dict[str, int]()
+    fs, path = files.filesystem(files.join(run, "checkpoints", "interpret"))
     while time.monotonic() < until:
-        for sink in (run / "checkpoints" / "interpret").glob("*"):
-            if (found := committed_rows(str(sink))) >= at_least:
+        for sink in fs.ls(path, detail=False) if fs.exists(path) else ():
+            if (found := committed_rows(fs.unstrip_protocol(sink), known)) >= at_least:
                 return found
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
+        time.sleep(0.02 if "file" in fs.protocol else 1)  # a server has other things to do
     raise AssertionError("no rows were committed in time")

@@ -199,6 +199,12 @@ def test_a_run_that_ends_early_does_not_pass_for_complete(place, tesserec):
         (["sample", "good"], "good"),
         (["sample", "new", "--style", "oil"], "style"),
         (["submit", "w.yaml", "--address", "http://127.0.0.1:1"], "took the job"),
+        (
+            ["submit", "w.yaml", "--address", "http://127.0.0.1:1", "--env", "NO_SUCH"],
+            "NO_SUCH: this variable is not set",
+        ),
+        (["submit", "--address", "http://127.0.0.1:1"], "Name a WORKFLOW to submit, or a job to --stop"),
+        (["submit", "--address", "http://127.0.0.1:1", "--stop", "j"], "the dashboard's URL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

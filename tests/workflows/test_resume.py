@@ -20,7 +20,9 @@ def test_a_run_killed_time_and_again_ends_with_the_rows_of_an_undisturbed_one(tm
     (tmp_path / "w.yaml").write_text(yaml.safe_dump({"name": "w", "catalog": "catalog", "stages": stages}))
     overrides = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     # the last death is an actor's: the process that is left ends by itself
-    process = run_with_kills(["w.yaml", *overrides], tmp_path / "killed", [*DEATHS, "actor"], len(undisturbed))
+    process = run_with_kills(
+        ["w.yaml", *overrides], tmp_path, str(tmp_path / "killed"), [*DEATHS, "actor"], len(undisturbed)
+    )
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
-    assert_no_row_is_lost(tmp_path / "killed", undisturbed, err)
+    assert_no_row_is_lost(str(tmp_path / "killed"), undisturbed, err)

@@ -10,12 +10,14 @@ import socket
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from storage import files
 from storage.errors import UserError
 from workflows.distributed.pools import READER_CPUS, Node
 
@@ -96,7 +98,7 @@ def _remedy(said: str) -> str:
 
 
 def nodes(address: str) -> list[Node]:
-    """Returns the CPUs, GPUs and labels of every node; a local node counts `READER_CPUS` in addition, see `connect`.
+    """Returns CPUs, GPUs, labels and address of every node; a local node counts `READER_CPUS` in addition, see `connect`.
 
     Joins a remote cluster to list its nodes, and stays connected.
 
@@ -105,14 +107,61 @@ def nodes(address: str) -> list[Node]:
     """
     if address == "local":
         return [Node(cpus=len(os.sched_getaffinity(0)) + READER_CPUS, gpus=_local_gpus())]
+    return [
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            name=node["NodeManagerAddress"],
+            labels=node.get("Labels", {}),
+        )
+        for node in _alive(address)
+    ]
+
+
+def _alive(address: str) -> list[dict[str, Any]]:
     connect(address, cpus=0)
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return [
-        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), node.get("Labels", {}))
-        for node in alive
-    ]
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def check_reach(address: str, catalog: str, root: str) -> None:
+    """Asks every node of a cluster for the catalogue, and for what this process writes into the run directory.
+
+    Raises:
+        UserError: a node does not reach one of them.
+    """
+    if len(alive := _alive(address)) == 1:  # this process runs there
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    catalog, root = files.absolute(catalog), files.absolute(root)
+    mark = files.join(root, f".{uuid.uuid4().hex}.tmp")
+    files.write_bytes(mark, b"")
+    look: Any = ray.remote(num_cpus=0)(_unreached)
+    seats = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
+    try:
+        answers = ray.get([look.options(scheduling_strategy=seat).remote(catalog, mark) for seat in seats])
+    finally:
+        files.remove(mark)
+    for node, said in zip(alive, answers, strict=True):
+        if said:
+            raise UserError(
+                f"Node {node['NodeManagerAddress']} does not reach {said.replace(mark, root)}: mount it there as here, "
+                "send the variables that lead there with `tesserec submit --env`, or name another place."
+            )
+
+
+def _unreached(*places: str) -> str:
+    """Returns the first place that this process does not reach, with the reason; "" where it reaches all."""
+    for place in places:
+        try:
+            if not files.exists(place):
+                return place
+        except Exception as error:  # noqa: BLE001 - object stores raise what they like
+            return f"{place} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return ""
 
 
 def _local_gpus() -> int:

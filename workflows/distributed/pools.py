@@ -65,15 +65,21 @@ REMOTE = Pool(min=2, num_cpus=0.1, batch_size=64)
 
 
 class Node(NamedTuple):
-    """CPUs, GPUs and labels of one machine."""
+    """CPUs, GPUs and labels of one machine, and its address in a cluster."""
 
     cpus: float
     gpus: float
+    name: str = ""
     labels: Mapping[str, str] = MappingProxyType({})
 
     def has(self, labels: Mapping[str, str]) -> bool:
         """Returns whether it has all of some labels."""
         return labels.items() <= self.labels.items()
+
+    def room(self, workers: Workers) -> int:
+        """Returns how many of a fit's processes the node has room for, were it idle."""
+        room = self.cpus // workers.cpus if self.has(workers.labels) else 0
+        return int(min(room, self.gpus) if workers.gpu else room)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,9 @@ class Workers:
     gpu: bool = False
     least: int | None = None
     labels: Mapping[str, str] = MappingProxyType({})
+
+    def __str__(self) -> str:
+        return f"{self.number} workers of {self.cpus:g} CPUs{' and a GPU' * self.gpu}"
 
 
 @dataclass(frozen=True)

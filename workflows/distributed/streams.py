@@ -25,6 +25,7 @@ from workflows.distributed.pools import Group
 if TYPE_CHECKING:
     import ray.data
 
+PENDING = ".pending.parquet"
 TURN_S = 0.2
 POLL_S = 2.0
 
@@ -108,6 +109,7 @@ def stream(
     context.custom_execution_callback_classes = [_Pace]  # type: ignore[list-item]
     target = files.join(path, "rows")
     known: dict[str, int] = {}
+    _settle(sink)
     with ray.data.DataContext.current(context), polled(lambda: on_rows(committed_rows(sink, known)), POLL_S):
         rows = parquet_rows(source).repartition(target_num_rows_per_block=commit_rows)
         written = [*columns, "issues", "outcome"]
@@ -142,6 +144,19 @@ def stream(
             ) from error
 
 
+def _settle(sink: str) -> None:
+    """Removes the pending marks of blocks that are committed.
+
+    In an object store the renaming of a mark is a copy and a removal. Of a block whose writer was killed between them
+    Ray would remove the rows, and keep the mark that says they are there.
+    """
+    fs, path = files.filesystem(files.join(sink, "marks"))
+    marks = set(fs.glob(f"{path}/*.parquet"))
+    for mark in marks:
+        if mark.endswith(PENDING) and f"{mark.removesuffix(PENDING)}.parquet" in marks:
+            fs.rm_file(mark)
+
+
 def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
     """Counts the rows committed under `sink`; `known` caches the counts of files between calls.
 
@@ -149,7 +164,7 @@ def committed_rows(sink: str, known: dict[str, int] | None = None) -> int:
     """
     fs, path = files.filesystem(files.join(sink, "marks"))
     counts = {} if known is None else known
-    marks = [name for name in fs.glob(f"{path}/*.parquet") if not name.endswith(".pending.parquet")]
+    marks = [name for name in fs.glob(f"{path}/*.parquet") if not name.endswith(PENDING)]
     for name in marks:
         if name not in counts:
             try:

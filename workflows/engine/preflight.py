@@ -51,11 +51,10 @@ def preflight(
         raise UserError(
             f"{root} holds a run of the workflow {manifest.name!r}, not {definition.name!r}: choose another --run-dir."
         )
-    if not files.writable(root):
-        raise UserError(f"The run directory {root} cannot be written: choose another --run-dir.")
     files.probe(root, write=True)
     if address != "local":
         cluster.check_reachable(address)
+        cluster.check_reach(address, definition.catalog, root)
     else:  # on a cluster, models and keys are on its nodes
         for name, config in definition.configs.items():
             stage(name).check(config, root)
@@ -112,8 +111,9 @@ def logical_cpus(definition: Definition, nodes: Sequence[Node]) -> int:
 
 
 def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
-    """Returns one line per pool: its actors, their CPUs, GPUs and batch size, and its operators."""
-    lines = []
+    """Returns one line per node, per pool with its actors and operators, and per fit with its workers."""
+    named = [node for node in nodes if node.name]
+    lines = [f"  {node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs" for node in named]
     for name, config in definition.configs.items():
         for group in stage(name).groups(config, definition.catalog, nodes, rows=LARGE):
             pool = group.pool
@@ -124,6 +124,10 @@ def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
                 f"  {name}: {actors} actors of {pool.num_cpus:g} CPUs{gpus}{where}, batches of {pool.batch_size}: "
                 f"{group.name}"
             )
+        if (workers := stage(name).workers(config)) is not None:
+            room = sum(node.room(workers) for node in named)  # a Ray of this machine alone grows with its fits
+            lacking = f", room for {room} now" if named and room < workers.number else ""
+            lines.append(f"  {name}: {workers}{lacking}")
     return lines
 
 

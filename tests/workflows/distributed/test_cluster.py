@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import ray
 
 from storage.errors import UserError
+from tests.s3 import Server
 from workflows.distributed import cluster
 
 TIMED_OUT = "The current node timed out\nduring startup."
@@ -61,3 +63,44 @@ def test_only_code_is_sent_to_workers(tmp_path: Path) -> None:
     with ZipFile(tmp_path.parent / "sent.zip") as sent:
         assert set(sent.namelist()) == kept
     assert all((cluster.REPOSITORY / name).is_dir() for name in cluster.PACKAGES)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_check_tells_what_a_cluster_has_and_what_has_no_room(tmp_path: Path, tesserec: Any) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    fit = {"codebook_sizes": [1], "workers": 9}
+    stages = {"ingest": {}, "interpret": {}, "project": {}, "quantize": fit}
+    definition = tmp_path / "w.yaml"
+    definition.write_text(json.dumps({"name": "w", "catalog": str(tmp_path), "stages": stages}))
+    command = ["check", str(definition), "--run-dir", str(tmp_path / "run"), "--address", "auto"]
+    status, out, err = tesserec(*command)
+    assert status == 0, err
+    (node,) = cluster.nodes("auto")
+    assert f"  {node.name}: 8 CPUs, 0 GPUs\n  interpret: 6 actors of 1 CPUs" in out
+    assert out.endswith("  quantize: 9 workers of 1 CPUs, room for 8 now\n")
+    assert not (tmp_path / "run").exists()
+    status, _, err = tesserec(*command, "--set", "stages.interpret.fetch={pool: {min: 9}}")
+    assert status == 2
+    assert "asks for 9 actors of 1 CPUs each and there is room for 6" in err
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_node_is_asked_for_catalogue_and_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of one node twice, whose processes see the disk of this one and not its memory."""
+    (node,) = cluster._alive("auto")
+    monkeypatch.setattr(cluster, "_alive", lambda address: [node, node])
+    catalog, run, lacks = str(tmp_path), str(tmp_path / "run"), f"^Node {node['NodeManagerAddress']} does not reach "
+    cluster.check_reach("auto", catalog, run)
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(UserError, match=rf"{lacks}{catalog}/none: mount it there"):
+        cluster.check_reach("auto", f"{catalog}/none", run)
+    with pytest.raises(UserError, match=rf"{lacks}memory://run: .* send the variables that lead there with"):
+        cluster.check_reach("auto", catalog, "memory://run")
+
+
+def test_a_node_says_why_it_does_not_reach_a_store(s3: Server) -> None:
+    place = f"{s3.bucket('nodes')}/place"
+    s3.put(place, b"")
+    assert cluster._unreached("/", place) == ""
+    s3.fail(403)
+    assert cluster._unreached("/", place).startswith(f"{place} (PermissionError: ")

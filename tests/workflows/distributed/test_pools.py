@@ -107,7 +107,7 @@ def test_the_automatic_plan_fits_wherever_there_is_a_cpu_per_group_and_leaves_th
 
 
 def test_labels_bound_where_actors_may_be():
-    nodes = [Node(4, 0), Node(4, 1, {"tier": "gpu", "zone": "a"})]
+    nodes = [Node(4, 0), Node(4, 1, labels={"tier": "gpu", "zone": "a"})]
     pool = Pool(min=2, num_cpus=2, labels={"tier": "gpu"})
     check_fits(plan([step("a", pool)], nodes, blocks=9), nodes)
     with pytest.raises(UnschedulableError, match="on nodes with tier=cpu and there is room for 0"):

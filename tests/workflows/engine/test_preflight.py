@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UserError
+from workflows.distributed.pools import Node
 from workflows.engine.definition import resolve
-from workflows.engine.preflight import preflight
+from workflows.engine.preflight import pools_shown, preflight
 from workflows.init import init
 
 FEW = {"codebook_sizes": [1, 1, 1]}
@@ -175,3 +176,14 @@ def test_labels_of_another_type_are_told(place: Path) -> None:
     (place / "catalog" / "interactions.jsonl").write_text(log)
     with pytest.raises(UserError, match=r"no value in its column 'label' that can be read \(such as \[5\]\): write 1"):
         told(place, STAGES)
+
+
+def test_what_runs_where_and_what_has_no_room_is_told(place: Path) -> None:
+    raw = {"name": "w", "catalog": str(place / "catalog"), "stages": {**STAGES, "quantize": {**FEW, "workers": 4}}}
+    definition = resolve(raw, source="w")
+    lines = pools_shown(definition, [Node(6, 0)])
+    assert lines[-1] == "  quantize: 4 workers of 1 CPUs"
+    assert lines[0].startswith("  interpret: 4 actors of 1 CPUs")
+    lines = pools_shown(definition, [Node(1, 0, "10.0.0.1"), Node(2.5, 0, "10.0.0.2")])
+    assert lines[:2] == ["  10.0.0.1: 1 CPUs, 0 GPUs", "  10.0.0.2: 2.5 CPUs, 0 GPUs"]
+    assert lines[-1] == "  quantize: 4 workers of 1 CPUs, room for 3 now"
