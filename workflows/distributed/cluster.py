@@ -98,7 +98,7 @@ def _remedy(said: str) -> str:
 
 
 def nodes(address: str) -> list[Node]:
-    """Returns CPUs, GPUs, labels and address of every node; a local node counts `READER_CPUS` in addition, see `connect`.
+    """Returns what every node has and its address; a local one counts `READER_CPUS` in addition, see `connect`.
 
     Joins a remote cluster to list its nodes, and stays connected.
 
