@@ -86,6 +86,38 @@ class Catalogue:
         mask: torch.Tensor = self._mask(where)
         return mask
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all attributes."""
+        return list(self._attributes)
+
+    def has_numbers(self, attribute: str) -> bool:
+        """Whether a value of an attribute is a number."""
+        return not np.isnan(self._attributes[attribute][2]).all()
+
+    def numbers(self, attribute: str, rows: np.ndarray) -> np.ndarray:
+        """Returns an attribute of items as numbers, float64 [n], NaN for none; of several values the last counts."""
+        owner, at = self._pairs(attribute, rows)
+        numbers = np.full(len(rows), np.nan)
+        numbers[owner] = self._attributes[attribute][2][at]
+        return numbers
+
+    def values(self, attribute: str, rows: np.ndarray) -> np.ndarray:
+        """Returns which of the V values of an attribute among items each of them has, bool [n, V]."""
+        owner, at = self._pairs(attribute, rows)
+        coded = self._attributes[attribute][1].take(pa.array(at)).dictionary_encode()
+        has = np.zeros((len(rows), len(coded.dictionary)), bool)
+        has[owner, coded.indices.to_numpy()] = True
+        return has
+
+    def _pairs(self, attribute: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a pair for each value of items: a position in `rows`, and one among the values of the attribute."""
+        owners = self._attributes[attribute][0]
+        first, last = np.searchsorted(owners, rows), np.searchsorted(owners, rows, "right")
+        owner = np.repeat(np.arange(len(rows)), last - first)
+        before = np.cumsum(last - first) - (last - first)
+        return owner, np.arange(len(owner)) + (first - before)[owner]
+
     def _matching(self, where: Filter) -> torch.Tensor:
         return torch.from_numpy(self._matches(where))
 

@@ -22,7 +22,9 @@ from serving.filters import Filter
 from serving.finder import Finder, branches
 from serving.query import Answer, Query, Scored, Why
 from serving.ranking import Users
-from serving.rerank import less_like
+from serving.rerank.exposure import first_seen
+from serving.rerank.negatives import less_like
+from serving.rerank.reranker import Reranker
 from serving.stores.base import Event, EventStore, Impression
 from storage.hashing import fingerprint, hash_ids
 from storage.manifest import first_unfinished, require_manifest
@@ -42,7 +44,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, run: RunDir, store: EventStore, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None
+        self,
+        run: RunDir,
+        store: EventStore,
+        *,
+        candidates: int = 200,
+        fitted: Mapping[str, Recommender] | None = None,
+        rules: str | None = None,
     ) -> None:
         """Loads a run; see `serving.settings.check_servable`.
 
@@ -51,9 +59,10 @@ class Pipeline:
             store: what is known of its users.
             candidates: that are scored for a query.
             fitted: recommenders of the run that need not be loaded, by name.
+            rules: file of rules for what `recommend` answers.
 
         Raises:
-            UserError: a model is missing or damaged, or an artifact lacks items.
+            UserError: a model is missing or damaged, an artifact lacks items, or the file of rules has a mistake.
         """
         self.catalogue, self.store = Catalogue(run), store
         self.cascade = Cascade(run, candidates=candidates, fitted=fitted)
@@ -61,6 +70,8 @@ class Pipeline:
         made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
         self.run = f"{manifest.name}:{made[:16]}"
         self.finder = Finder(run, self.cascade.embedding, self.cascade.content.vectors)
+        about = {"vectors": self.cascade.content.vectors, "popularity": self.cascade.popularity}
+        self.reranker = None if rules is None else Reranker(rules, self.catalogue, seen=first_seen(run), **about)
         done = first_unfinished(run.root, ("evaluate",)) is None
         cards = run.read_json("metrics", "evaluate.json") if done else {}
         self._measured = {name: card for name, card in cards.items() if isinstance(card, dict) and SHOWN[0] in card}
@@ -79,6 +90,11 @@ class Pipeline:
     def items(self) -> int:
         """Number of items."""
         return len(self.catalogue)
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence about the file of rules where it has a mistake by now; None where all is well."""
+        return None if self.reranker is None else self.reranker.file.problem
 
     def item(self, item_id: str) -> dict[str, Any] | None:
         """Returns an item with all there is to show of it; None where the catalogue has no such item."""
@@ -183,8 +199,13 @@ class Pipeline:
     ) -> list[Answer]:
         wanted = quotas(names, self.cascade.candidates) if names else self.cascade.blend.candidates
         allowed = None if where is None else self.catalogue.matching(where)
-        banned = _lists([self._banned(query, user) for query, user in zip(queries, users, strict=True)])
-        ranked = self.cascade.ranked(_users(users), wanted, banned=banned, allowed=allowed)
+        banned = [self._banned(query, user) for query, user in zip(queries, users, strict=True)]
+        ranked = self.cascade.ranked(_users(users), wanted, banned=_lists(banned), allowed=allowed)
+        pins = {} if self.reranker is None else self.reranker.pins(where)
+        if pins:
+            rows = np.array(list(pins.values()))
+            known = [np.isin(rows, np.concatenate(pair)) for pair in zip(banned, ranked.items.numpy(), strict=True)]
+            ranked = self.cascade.joined(_users(users), ranked, torch.from_numpy(np.where(known, -1, rows)))
         scores = self.cascade.scores(ranked, wanted)
         answers, vectors = [], self.cascade.content.vectors
         for at, (query, user) in enumerate(zip(queries, users, strict=True)):
@@ -193,16 +214,21 @@ class Pipeline:
             if (negative >= 0).any():
                 own = less_like(own, vectors[items.clamp_min(0)], vectors[torch.from_numpy(negative[negative >= 0])])
             own, order = own.sort(descending=True, stable=True)
-            order = order[own > -torch.inf][: query.k]
+            order, propensity = order[own > -torch.inf], None
+            if self.reranker is None:
+                order = order[: query.k]
+            else:
+                found = self.reranker.order(items[order], own[: len(order)], query.k, pins=pins, draw=query.draw)
+                order, own, propensity = order[found.at], found.scores[found.at], found.propensity.tolist()
             listed = (ranked.places[at, order] < torch.inf)[:, : len(wanted)].tolist()
             by = [[name for name, there in zip(wanted, row, strict=True) if there] for row in listed]
             chances = ranked.logits[at, order].double().sigmoid() if self.cascade.ranker else None
             why = None
             if query.explain:
                 why = explained(self.catalogue, vectors, items[order], torch.from_numpy(user.rows))
-            found = self._described(items[order], own, chances, by, why)
+            described = self._described(items[order], own, chances, by, why, propensity)
             unknown = self._unknown([*(query.history or ()), *query.exclude, *query.negative])
-            answers.append(Answer(found, HISTORY if len(user.rows) else POPULARITY, unknown))
+            answers.append(Answer(described, HISTORY if len(user.rows) else POPULARITY, unknown))
         return answers
 
     def _users(self, queries: Sequence[Query]) -> list[_User]:
@@ -245,14 +271,17 @@ class Pipeline:
         chances: torch.Tensor | None,
         by: Sequence[list[str]],
         why: Sequence[Why] | None = None,
+        propensity: Sequence[float] | None = None,
     ) -> list[Scored]:
         """Returns items at rows as they are answered; what is beside them is in their order."""
         shown = self.catalogue.shown.select(["item_id", "title", "caption", "sid"]).take(rows.numpy()).to_pylist()
         chance: Sequence[float | None] = [None] * len(shown) if chances is None else chances.tolist()
         reasons: Sequence[Why | None] = why or [None] * len(shown)
+        drawn = propensity or [1.0] * len(shown)
+        beside = zip(shown, scores.tolist(), chance, by, reasons, drawn, strict=False)
         return [
-            Scored(**item, score=score, probability=likely, recommenders=names, why=reason)
-            for item, score, likely, names, reason in zip(shown, scores.tolist(), chance, by, reasons, strict=False)
+            Scored(**item, score=score, probability=likely, recommenders=names, why=reason, propensity=had)
+            for item, score, likely, names, reason, had in beside
         ]
 
 

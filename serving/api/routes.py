@@ -87,13 +87,17 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
         """Whether the process answers."""
         return schemas.Alive()
 
-    @api.get("/readyz", responses={503: PROBLEMS[503]})
+    @api.get("/readyz", responses={503: PROBLEMS[503]}, response_model_exclude_none=True)
     def readyz() -> schemas.Ready:
         """Whether the service has answered one query of each kind, and over what."""
         if not warm:
             raise unavailable("not_ready", "The service has not answered its first queries yet.")
         return schemas.Ready(
-            run=served.run, items=served.items, users=served.users, recommenders=list(served.recommenders)
+            run=served.run,
+            items=served.items,
+            users=served.users,
+            recommenders=list(served.recommenders),
+            warning=served.warning,
         )
 
     @api.get("/metrics", response_class=Response, responses=COUNTS)
@@ -111,8 +115,10 @@ def query_routes(
     """Returns the routes that answer with items."""
     routes = APIRouter(prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
 
-    def parts(request: Request, answer: Answer, user_id: str | None = None) -> dict[str, Any]:
-        route, recommendation_id = request.scope["route"].path, str(uuid.uuid4())
+    def parts(
+        request: Request, answer: Answer, user_id: str | None = None, recommendation_id: str | None = None
+    ) -> dict[str, Any]:
+        route, recommendation_id = request.scope["route"].path, recommendation_id or str(uuid.uuid4())
         request.state.recommendation_id = recommendation_id
         metrics.answer(route, answer)
         if shown is not None:
@@ -140,11 +146,12 @@ def query_routes(
             recommenders=tuple(body.recommenders),
             seen_after=body.seen_after_days,
             explain=body.explain,
+            draw=str(uuid.uuid4()),
         )
         answer = await work.recommend(query)
         more = len(answer.items) == body.k
         next_one = cursor.write(served.run, [*given, *(item.item_id for item in answer.items)]) if more else None
-        return schemas.Page(**parts(request, answer, body.user_id), cursor=next_one)
+        return schemas.Page(**parts(request, answer, body.user_id, query.draw), cursor=next_one)
 
     @routes.post("/rank")
     async def rank(body: schemas.RankRequest, request: Request) -> schemas.Items:
@@ -225,7 +232,7 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
 
 
 def as_impression(answer: Answer, user_id: str | None, recommendation_id: str, run: str, route: str) -> Impression:
-    """Returns an answer as it is kept: every item had to be where it is, so that propensities are 1."""
+    """Returns an answer as it is kept."""
     return Impression(
         user_id,
         recommendation_id,
@@ -235,7 +242,7 @@ def as_impression(answer: Answer, user_id: str | None, recommendation_id: str, r
         [item.item_id for item in answer.items],
         [item.score for item in answer.items],
         [item.recommenders for item in answer.items],
-        [1.0] * len(answer.items),
+        [item.propensity for item in answer.items],
     )
 
 

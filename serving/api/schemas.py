@@ -262,7 +262,7 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """The service has answered one query of each kind, over so many items and users."""
+    """The service has answered one query of each kind, over so many items and users; a warning says what is wrong."""
 
     model_config = _answers(status="ready", run=RUN, items=800, users=2_000, recommenders=["content"])
 
@@ -271,3 +271,4 @@ class Ready(BaseModel):
     items: int
     users: int
     recommenders: list[str]
+    warning: str | None = None
