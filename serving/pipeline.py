@@ -70,8 +70,12 @@ class Pipeline:
         made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
         self.run = f"{manifest.name}:{made[:16]}"
         self.finder = Finder(run, self.cascade.embedding, self.cascade.content.vectors)
-        about = {"vectors": self.cascade.content.vectors, "popularity": self.cascade.popularity}
-        self.reranker = None if rules is None else Reranker(rules, self.catalogue, seen=first_seen(run), **about)
+        self.reranker = None
+        if rules is not None:
+            vectors, popularity = self.cascade.content.vectors, self.cascade.popularity
+            self.reranker = Reranker(
+                rules, self.catalogue, vectors=vectors, popularity=popularity, seen=first_seen(run)
+            )
         done = first_unfinished(run.root, ("evaluate",)) is None
         cards = run.read_json("metrics", "evaluate.json") if done else {}
         self._measured = {name: card for name, card in cards.items() if isinstance(card, dict) and SHOWN[0] in card}
@@ -93,7 +97,7 @@ class Pipeline:
 
     @property
     def warning(self) -> str | None:
-        """One sentence about the file of rules where it has a mistake by now; None where all is well."""
+        """One sentence where the file of rules is broken by now; None where all is well."""
         return None if self.reranker is None else self.reranker.file.problem
 
     def item(self, item_id: str) -> dict[str, Any] | None:

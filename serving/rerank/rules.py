@@ -20,6 +20,7 @@ from storage.errors import UserError
 RELEVANCE, NOVELTY = "relevance", "novelty"  # objectives that are no attributes
 LOOK_SECONDS = 1.0  # between two looks at the file
 MOST_PLACES = 100  # of a list
+BROKEN = "The file of rules is broken, so that the rules of before hold: the log says what is wrong."
 LOG = logging.getLogger("tesserec.rules")
 
 
@@ -115,14 +116,15 @@ class RulesFile:
     """A file of rules that may change while it is used; several threads may ask at once.
 
     Attributes:
-        problem: one sentence about what is wrong with the file as it is now, so that the rules of before hold; or None.
+        problem: one sentence where the file is broken by now, with nothing of what it says; None where all is well.
     """
 
     def __init__(self, path: str, catalogue: Catalogue) -> None:
         """Reads it; see `read_rules`."""
         self._path, self._catalogue = path, catalogue
         self._lock, self._looked, self._mark = threading.Lock(), time.monotonic(), self._now()
-        self._rules, self.problem = read_rules(path, catalogue), None
+        self._rules = read_rules(path, catalogue)
+        self.problem: str | None = None
 
     def current(self) -> Rules:
         """Returns the rules that hold, and looks at most once a second whether the file is another one by now."""
@@ -139,8 +141,8 @@ class RulesFile:
             self._rules, self.problem = read_rules(self._path, self._catalogue), None
             LOG.warning("%s was read again: its rules hold from now on.", self._path)
         except UserError as error:
-            self.problem = f"The rules of before hold: {error}"
-            LOG.error(self.problem)
+            self.problem = BROKEN
+            LOG.error("The rules of before hold: %s", error)
 
     def _now(self) -> tuple[int, ...]:
         """Returns what tells a version of the file from the next."""

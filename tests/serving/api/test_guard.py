@@ -141,6 +141,8 @@ def test_ready_once_it_has_answered(fake, lines) -> None:
             "users": 1,
             "recommenders": fake.recommenders,
         }
+        fake.warning = "The rules are broken."
+        assert warm.get("/readyz").json()["warning"] == fake.warning
 
 
 def test_not_ready_where_a_first_query_failed(fake, lines) -> None:
