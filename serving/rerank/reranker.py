@@ -49,7 +49,8 @@ class Reranker:
         """
         self.file = RulesFile(path, catalogue)
         self._catalogue, self._vectors, self._seen = catalogue, vectors, seen
-        self._novelty, self._exposure = -np.log1p(popularity), Controller()
+        self._novelty: np.ndarray = -np.log1p(popularity)
+        self._exposure = Controller()
 
     def pins(self, where: Filter | None) -> dict[int, int]:
         """Returns the rows that are pinned in answers to requests with a filter, by their places from 0."""

@@ -87,7 +87,7 @@ def test_propensities_are_the_shares_of_many_draws(candidates, pinned) -> None:
     listed = greedy(total, 6, pins=dict.fromkeys(range(pinned), 0), limits=[limit])
     groups, random = alike([limit], candidates), np.random.default_rng(0)
     counts, told = np.zeros((candidates, 6)), np.full((candidates, 6), np.nan)
-    draws = 20_000
+    draws = 6_000
     for _ in range(draws):
         at, propensity = explored(listed, 0.3, groups, random)
         assert len(set(at.tolist())) == len(at)
@@ -97,7 +97,7 @@ def test_propensities_are_the_shares_of_many_draws(candidates, pinned) -> None:
         assert np.isclose(told[at, places], propensity)[~np.isnan(told[at, places])].all()
         told[at, places] = propensity
     shares = counts / draws
-    np.testing.assert_allclose(np.nan_to_num(told), shares, atol=0.015)
+    np.testing.assert_allclose(np.nan_to_num(told), shares, atol=0.03)
     np.testing.assert_allclose(np.nansum(told, 0)[: len(listed.at)], 1)
     assert (told[0, :pinned] == 1).all()
 
