@@ -15,11 +15,11 @@ from models.common.mistakes import explain, mistaken_key
 from models.common.settings import Settings, key_lines, parse_yaml, place_of, read_text
 from serving.catalogue import Catalogue
 from serving.filters import Where
+from serving.settings import MAX_K
 from storage.errors import UserError
 
 RELEVANCE, NOVELTY = "relevance", "novelty"  # objectives that are no attributes
 LOOK_SECONDS = 1.0  # between two looks at the file
-MOST_PLACES = 100  # of a list
 BROKEN = "The file of rules is broken, so that the rules of before hold: the log says what is wrong."
 LOG = logging.getLogger("tesserec.rules")
 
@@ -36,7 +36,7 @@ class Pin(Settings):
     """An item that has a place, from 1, in every list; or in the answers to requests with just this `where`."""
 
     item: str
-    position: int = Field(ge=1, le=MOST_PLACES)
+    position: int = Field(ge=1, le=MAX_K)
     where: Where | None = None
 
 
@@ -45,7 +45,7 @@ class Cap(Settings):
 
     attribute: str
     most: int = Field(ge=1)
-    of: int = Field(10, ge=1, le=MOST_PLACES)
+    of: int = Field(10, ge=1, le=MAX_K)
 
 
 class Exposure(Settings):
