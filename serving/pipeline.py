@@ -70,7 +70,7 @@ class Pipeline:
         made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
         self.run = f"{manifest.name}:{made[:16]}"
         self.finder = Finder(run, self.cascade.embedding, self.cascade.content.vectors)
-        self.reranker = None
+        self.reranker: Reranker | None = None
         if rules is not None:
             vectors, popularity = self.cascade.content.vectors, self.cascade.popularity
             self.reranker = Reranker(
