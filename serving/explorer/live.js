@@ -57,7 +57,7 @@ function draw(samples) {
     requests: total,
     "under way": sums("tesserec_requests_under_way", () => "").get("") ?? 0,
     "answers lost": sums("tesserec_impressions_lost_total", () => "").get("") ?? 0,
-    ...Object.fromEntries(events.map(([type, number]) => [`event: ${type}`, number])),
+    ...Object.fromEntries(events.map(([type, number]) => [`${type} events`, number])),
   };
   counts.replaceChildren(...Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value.toLocaleString("en")))));
   const most = Math.max(...requests.values());
@@ -67,7 +67,7 @@ function draw(samples) {
     for (const { labels, value } of times) if (routeOf(labels) === route) under.set(labels.le, (under.get(labels.le) ?? 0) + value);
     const buckets = [...under].map(([le, value]) => [le === "+Inf" ? Infinity : Number(le), value]).sort(([one], [next]) => one - next);
     const [median, slow] = [0.5, 0.99].map(share => time(quantile(share, buckets), buckets));
-    return el("tr", {}, el("th", { scope: "row" }, route === "other" ? "all others" : route),
+    return el("tr", {}, el("th", { scope: "row" }, route === "other" ? "all others" : route.replaceAll(":path}", "}")),
       el("td", { "data-name": "requests" }, el("b", {}, number.toLocaleString("en")), el("span", { class: "bar", vars: { "--part": (number / most).toFixed(4) } })),
       el("td", { "data-name": "failed" }, (errors.get(route) ?? 0).toLocaleString("en")), el("td", { "data-name": "p50" }, median), el("td", { "data-name": "p99" }, slow));
   });
