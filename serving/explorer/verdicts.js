@@ -17,7 +17,8 @@ export const verdicts = (id, name, kinds) => kinds.map(kind => dress(el("button"
   type: "button", class: kind, tabindex: -1, "data-also": true, "data-says": kind, "data-of": id, "data-name": name, onclick: press,
 })));
 
-function press({ currentTarget: button }) {
+function press({ currentTarget: button, detail: clicks }) {
+  if (clicks > 1) return; // of a double click the second, which may find another item where the first was
   const { says: kind, of: id } = button.dataset;
   if (profile.user && kind !== "less") events.say(profile.user, id, kind, button.closest("[data-answer]")?.dataset.answer);
   else KINDS[kind].act(id);
