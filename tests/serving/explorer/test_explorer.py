@@ -64,7 +64,7 @@ def test_the_story_by_mouse(visit, shop) -> None:
     keep(page, "picture")
 
     page.get_by_role("link", name="Quality").click()
-    first = page.locator("tbody th").first
+    first = page.locator("#quality > .table tbody th").first
     expect(first).to_have_text("language_model+sasrec")
     page.get_by_role("button", name="coverage@10").click()
     expect(first).to_have_text("content")
@@ -100,7 +100,7 @@ def test_the_story_by_keyboard_alone(visit, shop) -> None:
     press("Home")
     press("ArrowRight")
     press("Enter")
-    expect(page.locator("dialog h2")).to_be_visible()
+    expect(page.locator("#item h2")).to_be_visible()
     press("Escape")
     assert focused(page) == 1
     tab_to(page, ".like")
@@ -143,7 +143,7 @@ def test_the_story_by_keyboard_alone(visit, shop) -> None:
     expect(cards(page)).to_have_count(12)
     tab_to(page, "header nav a[href='#/quality']")
     press("Enter")
-    expect(page.locator("tbody tr")).to_have_count(5)
+    expect(page.locator("#quality > .table tbody tr")).to_have_count(5)
     tab_to(page, "thead button[data-name='recall@10']")
     press("Enter")
     expect(page.locator("th[aria-sort]")).to_have_text("recall@10")
@@ -216,7 +216,7 @@ def test_a_hostile_title_stays_text(visit) -> None:
     expect(cards(page).locator(".open .name")).to_have_text(HOSTILE)
     cards(page).locator(".like").click()
     cards(page).locator(".open").click()
-    expect(page.locator("dialog h2")).to_have_text(HOSTILE)
+    expect(page.locator("#item h2")).to_have_text(HOSTILE)
     expect(page.locator("dialog .id")).to_have_text(HOSTILE_ID)
     keep(page, "hostile")
     page.keyboard.press("Escape")
