@@ -72,6 +72,19 @@ def resolve(uri: str, root: str, sources: Sources = NOWHERE_ELSE) -> str:
         raise MediaError("unreadable", f"{type(error).__name__}: no URI or path") from error
 
 
+def placed(uri: str, root: str) -> str:
+    """Returns a URI that names a medium of the catalogue at `root` from other catalogues, too.
+
+    >>> placed("media/a.jpg", "s3://bucket/shop")
+    's3://bucket/shop/media/a.jpg'
+    """
+    if _scheme(uri):
+        return uri
+    if (_scheme(root) or "file") == "file":
+        return os.path.join(files.filesystem(root)[1], uri)  # noqa: PTH118
+    return files.join(root, uri)
+
+
 def _resolve(uri: str, root: str, sources: Sources) -> str:
     if "\x00" in uri:
         raise MediaError("outside_root", "the URI holds a NUL byte")
