@@ -7,7 +7,7 @@ import posixpath
 import re
 import stat
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from storage import files
 from storage.errors import UserError
@@ -80,9 +80,12 @@ def placed(uri: str, root: str) -> str:
     """
     if _scheme(uri):
         return uri
-    if (_scheme(root) or "file") == "file":
-        return os.path.join(files.filesystem(root)[1], uri)  # noqa: PTH118
-    return files.join(root, uri)
+    if (_scheme(root) or "file") != "file":
+        return files.join(root, uri)
+    path = os.path.join(files.filesystem(root)[1], uri)  # noqa: PTH118
+    if not os.path.exists(path):  # noqa: PTH110 - a query, as in `_resolve`
+        path = os.path.join(files.filesystem(root)[1], re.split("[?#]", uri)[0])  # noqa: PTH118
+    return f"file://{quote(path)}"
 
 
 def _resolve(uri: str, root: str, sources: Sources) -> str:
