@@ -209,7 +209,7 @@ def test_what_is_kept_and_judged(run: RunDir, tmp_path: Path) -> None:
     """The cases that matter, by hand."""
     events = [
         event("u", 0, "a", 99),  # the log has it, or should
-        event("u", 1, "a", 130),  # the last moment that answers r0
+        event("u", 1, "a", 130.5),  # the last moment that answers r0
         event("u", 2, "b", 110, 0),  # a view answers nothing
         event("v", 3, "b", 121, -1),  # a dislike answers
         event("w", 4, "new", 210),  # to come
@@ -224,7 +224,7 @@ def test_what_is_kept_and_judged(run: RunDir, tmp_path: Path) -> None:
     rows = exported(run, uri, tmp_path / "out")[len(OWN) :]
     assert ordered([(user, item, (time - START) / MINUTE, *rest) for user, item, time, *rest in rows]) == ordered(
         [
-            ("u", "a", 130.0, 1.0, None, "buy", "r", None),
+            ("u", "a", 130.5, 1.0, None, "buy", "r", None),
             ("u", "b", 110.0, 0.0, None, "view", "r", None),
             ("v", "b", 121.0, 0.0, None, "buy", "r", None),
             ("u", "b", 100.5, 0.0, 0.5, "impression", "r0", None),
