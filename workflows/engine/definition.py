@@ -14,7 +14,7 @@ from models.common.settings import key_lines, parse_yaml, place_of, read_text
 from operators.log.split import Split, SplitTime
 from storage import files
 from storage.errors import UserError
-from storage.manifest import require_finished
+from storage.manifest import require_finished, require_manifest
 from storage.run import RunDir
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import StageConfig
@@ -125,7 +125,17 @@ def finished_definition(run: RunDir) -> Definition:
         UserError: there is no run, or it has not finished quantize.
     """
     require_finished(run.root, GIVES_SIDS, "gives no SIDs")
+    return definition_of(run)
+
+
+def definition_of(run: RunDir) -> Definition:
+    """Returns the definition of a run.
+
+    Raises:
+        UserError: there is no run, or its definition is damaged.
+    """
     uri = run.uri("workflow.yaml")
+    require_manifest(run.root)
     try:
         return resolve(yaml.safe_load(files.read_bytes(uri)), source=uri)
     except yaml.YAMLError as error:

@@ -46,7 +46,7 @@ class Where(Operator):
         time.sleep(0.05)  # so that no actor is done before another one is there
         context = ray.get_runtime_context()
         told = f"{context.get_node_id()} {os.getpid()} {','.join(context.get_accelerator_ids()['GPU'])}"
-        return pa.table({self.column: [told] * table.num_rows})
+        return table.append_column(self.column, pa.array([told] * table.num_rows, pa.string()))
 
 
 def steps(config: dict[str, Any]) -> None:
