@@ -190,7 +190,7 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
 
     # Before the item's own route, whose id takes whatever follows.
     @routes.get(
-        "/items/{item_id:path}/picture",
+        "/items/{item_id:any}/picture",
         responses={**MISSING, 200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}},
         response_class=Response,
     )
@@ -201,7 +201,7 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
             raise ApiError(404, "not_found", f"There is no picture of an item {item_id[:100]!r} in this catalogue.")
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    @routes.get("/items/{item_id:path}", responses=MISSING)
+    @routes.get("/items/{item_id:any}", responses=MISSING)
     async def item(item_id: str) -> schemas.Item:
         """Returns one item of the catalogue."""
         fields = await work.ask(served.item, item_id)

@@ -49,7 +49,7 @@ def test_every_request_has_a_line_without_its_user(client, lines, fake) -> None:
     found = lines()
     assert [(line["route"], line["status"]) for line in found] == [
         ("/v1/recommend", 200),
-        ("/v1/items/{item_id:path}", 404),
+        ("/v1/items/{item_id:any}", 404),
         ("/v1/search", 200),
         ("/v1/recommend", 500),
         ("/v1/recommend", 422),
@@ -163,7 +163,7 @@ def test_metrics_by_route_recommender_and_run(client, serve, fake) -> None:
     run = f'run="{fake.run}"'
     for sample in (
         f'tesserec_requests_total{{method="POST",route="/v1/recommend",{run},status="200"}} 1.0',
-        f'tesserec_requests_total{{method="GET",route="/v1/items/{{item_id:path}}",{run},status="404"}} 1.0',
+        f'tesserec_requests_total{{method="GET",route="/v1/items/{{item_id:any}}",{run},status="404"}} 1.0',
         f'tesserec_requests_total{{method="GET",route="none",{run},status="404"}} 1.0',
         f'tesserec_request_seconds_count{{route="/v1/recommend",{run}}} 1.0',
         f'tesserec_answers_total{{route="/v1/recommend",{run},source="history"}} 1.0',
