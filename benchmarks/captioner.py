@@ -1,6 +1,6 @@
 """How well the captioner names what the fashion photos show, beside the tagger, a probe, and chance.
 
-python -m benchmarks.captioner --data DIR --work DIR --out FILE [--align 800] [--write 1600] [--no-mask] [--seed 0]
+python -m benchmarks.captioner --data DIR --work DIR --out FILE [--align 600] [--write 1000] [--no-mask] [--seed 0]
 python -m benchmarks.captioner --data DIR --work DIR --out FILE --run RUN
 
 Trains a captioner from scratch on the training and validation photos, as `tesserec adapt captioner` does (the run stays
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="products.csv and images/")
     parser.add_argument("--work", required=True, type=Path, help="folder for the catalogue, the run and features")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--align", type=int, default=800, help="steps of the first stage; 0 leaves it out")
-    parser.add_argument("--write", type=int, default=1600, help="steps of the second stage")
+    parser.add_argument("--align", type=int, default=600, help="steps of the first stage; 0 leaves it out")
+    parser.add_argument("--write", type=int, default=1000, help="steps of the second stage")
     parser.add_argument("--no-mask", action="store_true", help="texts of one photo are negatives of one another")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, help="a finished run of such a training, which is judged as it is")
