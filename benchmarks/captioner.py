@@ -12,7 +12,8 @@ qformer, tagger, probe: shares of the photos whose article type and colour are n
 average, the sum of p(said) p(true). recall_at_10: for how many of the first 800 test photos their sentence finds them
 among ten; ridge_recall_at_10: the same by a ridge from the same frozen features to MiniLM's vectors of the sentences,
 its penalty chosen on the validation photos. encoder_share: photos per second that are captioned, over those that pass
-the frozen encoder alone, batches of 32, in turns, on one thread, as an actor of the stream has. cider and rouge_l: against the sentences of the photo.
+the frozen encoder alone, batches of 32, in turns, on one thread, as an actor of the stream has. cider and rouge_l:
+against the sentences of the photo.
 """
 
 from __future__ import annotations
