@@ -277,7 +277,7 @@ def test_items_of_a_run_are_those_in_memory_and_nothing_of_them_is_copied(tmp_pa
     before = anonymous()
     mapped = read_items(run, config)
     found = mapped.inputs(**pair)
-    assert anonymous() - before < 16 * count  # of some 1000 bytes an item
+    assert anonymous() - before < 100 * count  # of some 1000 bytes an item; a heap may grow by 1 MiB at a time
     for name in ("dense", "content", "history_content"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0, atol=0, equal_nan=True)
     for name in ("sparse", "weighted"):
