@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -73,6 +73,22 @@ class Impression(NamedTuple):
     propensities: list[float]
 
 
+class Item(NamedTuple):
+    """An item that was posted, or what has become of one of the catalogue.
+
+    Attributes:
+        item_id: of the item.
+        state: `shown`, `hidden` or `deleted`.
+        about: what is known of it, as JSON values; {} for an item of the catalogue, and for one that was deleted.
+        vector: its embedding, float32 [D]; of length 0 likewise.
+    """
+
+    item_id: str
+    state: str
+    about: dict[str, Any]
+    vector: np.ndarray
+
+
 class UserStore(Protocol):
     """Users by id. Several processes may read one store at once."""
 
@@ -124,7 +140,42 @@ class EventStore(UserStore, Protocol):
         ...
 
 
-class LoadableStore(EventStore, Protocol):
+class ItemStore(Protocol):
+    """Items that were posted, and what has become of the catalogue's; every write makes a new version of them all."""
+
+    def items_version(self) -> int:
+        """Returns the version, 0 before the first write."""
+        ...
+
+    def items_after(self, version: int) -> tuple[int, list[Item]]:
+        """Returns the version, and what items were written since another one, as they are now, oldest write first.
+
+        Where others write meanwhile, the newest of these writes may come with the next version, too.
+        """
+        ...
+
+    def keep_item(self, item: Item, *, version: int, picture: bytes | None = None) -> bool:
+        """Keeps an item in place of what was kept of it, unless others have written since a version; says whether.
+
+        What it has kept outlives the process, however it ends.
+
+        Args:
+            item: the item.
+            version: on which the writer has based what it writes.
+            picture: a file; None keeps what is there, an empty one removes it.
+        """
+        ...
+
+    def item_picture(self, item_id: str) -> bytes | None:
+        """Returns the picture that is kept of an item."""
+        ...
+
+
+class ServedStore(EventStore, ItemStore, Protocol):
+    """What the service needs of a store."""
+
+
+class LoadableStore(ServedStore, Protocol):
     """A store that is filled from a source of numbered parts, and remembers how far that has come."""
 
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:

@@ -1,4 +1,4 @@
-"""Users, events and impressions as bytes, the same in every store."""
+"""Users, events, impressions and items as bytes, the same in every store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from serving.stores.base import Event, Impression, User
+from serving.stores.base import Event, Impression, Item, User
 
 FORMAT = 2  # of the records; raised when they change
 
@@ -43,6 +43,17 @@ def pack_impression(impression: Impression) -> bytes:
 def unpack_impression(user_id: bytes, recommendation_id: bytes, record: bytes) -> Impression:
     """Returns the impression of a key and a record."""
     return Impression(unkey(user_id) or None, unkey(recommendation_id), *json.loads(record))
+
+
+def pack_item(item: Item) -> bytes:
+    """Returns an item without its id, which is its key: a line of JSON, then the vector, little endian."""
+    return _packed((item.state, item.about)) + b"\n" + item.vector.astype("<f4").tobytes()
+
+
+def unpack_item(item_id: bytes, record: bytes) -> Item:
+    """Returns the item of a key and a record."""
+    line, _, vector = record.partition(b"\n")
+    return Item(unkey(item_id), *json.loads(line), np.frombuffer(vector, "<f4").astype(np.float32))
 
 
 def key(text: str | None) -> bytes:

@@ -14,7 +14,7 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from serving.stores.base import Event, Impression, User
+from serving.stores.base import Event, Impression, Item, User
 from serving.stores.history import after
 from serving.stores.records import (
     FORMAT,
@@ -22,10 +22,12 @@ from serving.stores.records import (
     pack,
     pack_event,
     pack_impression,
+    pack_item,
     unkey,
     unpack,
     unpack_event,
     unpack_impression,
+    unpack_item,
 )
 from storage.errors import UserError
 
@@ -35,6 +37,8 @@ WHOSE = {EVENTS: b"tesserec:users-with-events", IMPRESSIONS: b"tesserec:users-wi
 FORGOTTEN = b"tesserec:forgotten"  # when, by user
 FORMAT_KEY = b"tesserec:format"
 COUNT_KEY = b"tesserec:users"  # how many there are; the server counts keys of one kind only by going through all keys
+ITEMS, PICTURES = b"tesserec:items", b"tesserec:pictures"  # by id
+VERSION, VERSIONS = b"tesserec:items-version", b"tesserec:items-versions"  # of all items, and the last one of each
 LOADED = "tesserec:loaded"  # a set of SOURCE/PART
 FORGET = """
 redis.call('DECRBY', KEYS[1], redis.call('DEL', KEYS[2]))
@@ -167,6 +171,53 @@ class RedisStore:
         with self._told():
             found: dict[Any, Any] = self._client.hgetall(FORGOTTEN)
         return {unkey(user): int(time) for user, time in found.items()}
+
+    def items_version(self) -> int:
+        """Returns the version, 0 before the first write."""
+        with self._told():
+            return int(self._client.get(VERSION) or 0)
+
+    def items_after(self, version: int) -> tuple[int, list[Item]]:
+        """Returns the version, and what items were written since another one, as they are now, oldest write first."""
+        now = self.items_version()
+        with self._told():
+            ids: list[Any] = self._client.zrangebyscore(VERSIONS, version + 1, now)
+            records: list[Any] = self._client.hmget(ITEMS, ids) if ids else []
+        return now, [unpack_item(*row) for row in zip(ids, records, strict=True)]
+
+    def keep_item(self, item: Item, *, version: int, picture: bytes | None = None) -> bool:
+        """Keeps an item in place of what was kept of it, unless others have written since a version; says whether.
+
+        Raises:
+            UserError: the server would lose it when it ends, or cannot be used.
+        """
+        item_id = key(item.item_id)
+
+        def change(pipe: Any) -> bool:
+            now = int(pipe.get(VERSION) or 0)
+            pipe.multi()
+            if now != version:
+                return False
+            pipe.set(VERSION, version + 1)
+            pipe.hset(ITEMS, item_id, pack_item(item))
+            pipe.zadd(VERSIONS, {item_id: version + 1})
+            if picture is not None:
+                pipe.hdel(PICTURES, item_id)
+            if picture:
+                pipe.hset(PICTURES, item_id, picture)
+            pipe.set(FORMAT_KEY, FORMAT)
+            return True
+
+        self._check_durable()
+        with self._told():
+            kept: bool = self._client.transaction(change, VERSION, value_from_callable=True)
+        return kept
+
+    def item_picture(self, item_id: str) -> bytes | None:
+        """Returns the picture that is kept of an item."""
+        with self._told():
+            found: Any = self._client.hget(PICTURES, key(item_id))
+        return found
 
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
         """Adds users as a log knows them, or replaces those that it has; all of them or none.

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from serving.stores.base import Event, Impression, User
+from serving.stores.base import Event, Impression, Item, User
 from serving.stores.history import after
 from serving.stores.records import (
     FORMAT,
@@ -23,10 +23,12 @@ from serving.stores.records import (
     pack,
     pack_event,
     pack_impression,
+    pack_item,
     unkey,
     unpack,
     unpack_event,
     unpack_impression,
+    unpack_item,
 )
 from storage import files
 from storage.errors import UserError
@@ -47,6 +49,10 @@ SCHEMA = (
     "CREATE TABLE loaded (source TEXT, part INTEGER, PRIMARY KEY (source, part))",
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {FORMAT}",
+)
+ITEMS = (  # made where they are missing: a store of before they could be posted stays as it is
+    "CREATE TABLE IF NOT EXISTS items (id BLOB PRIMARY KEY, version INTEGER NOT NULL UNIQUE, record BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS pictures (id BLOB PRIMARY KEY, picture BLOB NOT NULL)",
 )
 
 
@@ -75,6 +81,9 @@ class SqliteStore:
             raise self._no_store()
         if version != FORMAT:
             raise UserError(f"{self._path} is a store of another version of tesserec: load the run into a new file.")
+        with self._told():
+            for statement in ITEMS:
+                self._writer.one.execute(statement)
 
     def read(self, user_ids: Sequence[str]) -> list[User | None]:
         """Returns the users of these ids; None for one that it does not have."""
@@ -143,6 +152,36 @@ class SqliteStore:
         """Returns the users that were forgotten, and when."""
         with self._told(), self._reader as connection:
             return {unkey(user): time for user, time in connection.execute("SELECT user, time FROM forgotten")}
+
+    def items_version(self) -> int:
+        """Returns the version, 0 before the first write."""
+        with self._told(), self._reader as connection:
+            return _version(connection)
+
+    def items_after(self, version: int) -> tuple[int, list[Item]]:
+        """Returns the version, and what items were written since another one, as they are now, oldest write first."""
+        query = "SELECT id, record FROM items WHERE version > ? ORDER BY version"
+        with self._told(), self._reader as connection:
+            return _version(connection), [unpack_item(*row) for row in connection.execute(query, [version])]
+
+    def keep_item(self, item: Item, *, version: int, picture: bytes | None = None) -> bool:
+        """Keeps an item in place of what was kept of it, unless others have written since a version; says whether."""
+        item_id = key(item.item_id)
+        with self._told(), self._writer as connection:
+            if _version(connection) != version:
+                return False
+            connection.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?)", [item_id, version + 1, pack_item(item)])
+            if picture is not None:
+                connection.execute("DELETE FROM pictures WHERE id = ?", [item_id])
+            if picture:
+                connection.execute("INSERT INTO pictures VALUES (?, ?)", [item_id, picture])
+        return True
+
+    def item_picture(self, item_id: str) -> bytes | None:
+        """Returns the picture that is kept of an item."""
+        with self._told(), self._reader as connection:
+            found = connection.execute("SELECT picture FROM pictures WHERE id = ?", [key(item_id)]).fetchone()
+        return None if found is None else found[0]
 
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
         """Adds users as a log knows them, or replaces those that it has; all of them or none.
@@ -259,6 +298,10 @@ def _records(connection: sqlite3.Connection, users: Sequence[bytes]) -> dict[byt
 def _events(connection: sqlite3.Connection, user: bytes) -> list[Event]:
     rows = connection.execute("SELECT user, id, record FROM events WHERE user = ?", [user]).fetchall()
     return [unpack_event(*row) for row in rows]
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT ifnull(max(version), 0) FROM items").fetchone()[0])
 
 
 def _put(connection: sqlite3.Connection, user: bytes, new: User) -> None:
