@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from models.common.jagged import Jagged
+from models.common.jagged import Jagged, chosen
 from models.common.recommender import Recommender, Searcher
 
 SMOOTHING = 60.0  # of reciprocal rank fusion, as published; with less of it the first places count for more
@@ -42,6 +42,7 @@ def find(
     *,
     banned: Jagged,
     allowed: torch.Tensor | None = None,
+    known: Mapping[str, int] | None = None,
 ) -> Candidates:
     """Returns what several recommenders find for B users.
 
@@ -51,12 +52,16 @@ def find(
         histories: item rows of B users, oldest first.
         banned: item rows that each user must not get.
         allowed: bool [N], items that anybody may get; all where it is None.
+        known: how many of the first items a recommender knows, by name; all where it is not named.
     """
     found = []
     for name, count in wanted.items():
         recommender = recommenders[name]
         k = min(count, recommender.most) if isinstance(recommender, Searcher) else count
-        found.append(recommender.recommend(histories, k=k, banned=banned, allowed=allowed).items)
+        most = (known or {}).get(name)
+        past, out = (each if most is None else chosen(each, each.values < most) for each in (histories, banned))
+        may = None if allowed is None else allowed[:most]
+        found.append(recommender.recommend(past, k=k, banned=out, allowed=may).items)
     return merged(found)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from models.common.growing import Growing
 from models.common.jagged import Jagged, shared
 from models.common.recommender import Recommender
 from models.recommenders.artifacts import load
-from models.recommenders.content import content_and_popularity
+from models.recommenders.content import content_and_popularity, normalise
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.popularity import MostPopular
 from models.recommenders.rescoring import Rescored
@@ -95,6 +97,7 @@ class Cascade:
             CONTENT: self.content,
             POPULARITY: MostPopular(popular),
         }
+        self._vectors, self._bonus = Growing(self.content.vectors), Growing(cast("torch.Tensor", self.content.bonus))
         self.ranker = RunRanker(run) if ranks else None
         found = list(dict.fromkeys([generated["chosen"], CONTENT]))
         self.blend = Blend(quotas(found, candidates), {RANKER if ranks else found[0]: 1.0})
@@ -104,7 +107,13 @@ class Cascade:
             self.blend = Blend(wanted, found_best["weights"], found_best["smoothing"])
 
     def ranked(
-        self, users: Users, wanted: Mapping[str, int], *, banned: Jagged, allowed: torch.Tensor | None = None
+        self,
+        users: Users,
+        wanted: Mapping[str, int],
+        *,
+        banned: Jagged,
+        allowed: torch.Tensor | None = None,
+        items: int | None = None,
     ) -> Ranked:
         """Finds candidates for B users and orders them.
 
@@ -112,13 +121,31 @@ class Cascade:
             users: whose they are.
             wanted: how many of each recommender, by name.
             banned: item rows that each user must not get.
-            allowed: bool [N], items that anybody may get; all where it is None.
+            allowed: bool [items], items that anybody may get; all where it is None.
+            items: how many there are, those that were appended included, of which content alone knows; N unless said.
         """
-        found = find(self.recommenders, wanted, users.liked, banned=banned, allowed=allowed)
+        own = len(self.embedding)
+        items = own if items is None else items
+        content = replace(self.content, vectors=self._vectors.rows[:items], bonus=self._bonus.rows[:items])
+        known = {name: own for name in wanted if name != CONTENT and items > own}
+        recommenders = {**self.recommenders, CONTENT: content}
+        found = find(recommenders, wanted, users.liked, banned=banned, allowed=allowed, known=known)
         if self.ranker is None:
             return Ranked(*found, torch.full(found.items.shape, -torch.inf))
         logits = self.logits(users, found.items)
         return Ranked(found.items, torch.cat([found.places, placed(logits)[..., None]], dim=2), logits)
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """Those of all items by which content finds them, unit length, float32 [N + n, D]."""
+        return self._vectors.rows
+
+    def append(self, items: pa.Table, codes: np.ndarray, embedding: torch.Tensor) -> None:
+        """Takes items behind those that there are, as popular as the least; see `serving.ranking.RunRanker.append`."""
+        if self.ranker is not None:
+            self.ranker.append(items, codes, embedding)
+        self._bonus.append(torch.zeros(len(embedding)))
+        self._vectors.append(normalise(embedding, self.embedding))
 
     def logits(self, users: Users, items: torch.Tensor) -> torch.Tensor:
         """Returns the ranker's logits of items, rows int64 [B, C], -1 for none: float32 [B, C], -inf for none."""

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serving.filters import Filter
+from storage.errors import UserError
+
+
+class TakenError(UserError):
+    """There is an item of this id already."""
+
+
+class MissingError(UserError):
+    """There is no item of this id."""
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item as it is posted.
+
+    Attributes:
+        item_id: that nothing has yet.
+        title, description: of it.
+        attributes: their values by name.
+        picture: a file.
+        hidden: whether it is kept out of all answers.
+    """
+
+    item_id: str
+    title: str | None = None
+    description: str | None = None
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    picture: bytes | None = None
+    hidden: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class Metrics:
             "tesserec_answer_items", "Items, by who found them", ("route", "recommender", "run"), registry=kept
         )
         self._events = Counter("tesserec_events", "Events that were sent, by type", ("type", "run"), registry=kept)
+        self._written = Counter(
+            "tesserec_items", "Items that were written, by what was done", ("what", "run"), registry=kept
+        )
         self._lost = Counter("tesserec_impressions_lost", "Answers that are not in the store", ("run",), registry=kept)
         Gauge("tesserec_requests_under_way", "Requests under way", registry=kept).set_function(under_way)
         Gauge("tesserec_run_info", "The run that is served", ("run",), registry=kept).labels(run).set(1)
@@ -53,6 +56,10 @@ class Metrics:
         """Counts events by their types."""
         for kind in kinds:
             self._events.labels(kind, self.run).inc()
+
+    def item(self, what: str) -> None:
+        """Counts an item that was `posted`, `changed` or `deleted`."""
+        self._written.labels(what, self.run).inc()
 
     def lost(self, impressions: int) -> None:
         """Counts answers that could not be kept."""

@@ -19,6 +19,7 @@ from serving.api.errors import PROBLEMS, ApiError, Problem, handle
 from serving.api.events import SECOND_US, event_routes
 from serving.api.guard import Guard
 from serving.api.impressions import Impressions
+from serving.api.items import MISSING, item_routes
 from serving.api.metrics import CONTENT_TYPE, Metrics
 from serving.api.pictures import small_picture
 from serving.api.security import BEARER, read_keys
@@ -29,7 +30,6 @@ from serving.query import Answer, Query
 from serving.settings import Settings
 from serving.stores.base import Impression
 
-MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "there is no such item"}}
 STALE: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "the cursor is of another run"}}
 COUNTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {}}},
@@ -74,12 +74,13 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
         api.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     api.include_router(query_routes(served, settings, work, metrics, shown))
     api.include_router(event_routes(served, settings, work, metrics))
+    api.include_router(item_routes(served, settings, work, metrics))
     api.include_router(catalogue_routes(served, work))
 
     @api.get("/healthz")

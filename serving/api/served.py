@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from serving.filters import Filter
-from serving.query import Answer, Query
+from serving.query import Answer, NewItem, Query
 from serving.stores.base import Event, Impression
 
 
@@ -59,6 +59,18 @@ class Served(Protocol):
 
     def item(self, item_id: str) -> dict[str, Any] | None:
         """Returns what there is to show of an item; None where the catalogue has no such item."""
+        ...
+
+    def post_item(self, new: NewItem) -> dict[str, Any]:
+        """Takes an item that is in the next answer, and returns it; raises TakenError where there is such an item."""
+        ...
+
+    def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes what is given of an item, and returns it; raises MissingError where there is none."""
+        ...
+
+    def delete_item(self, item_id: str) -> None:
+        """Removes an item; raises MissingError where there is none."""
         ...
 
     def picture(self, item_id: str) -> bytes | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
 
 from serving.api.served import Served
-from serving.query import Answer, Query, Scored, Why
+from serving.query import Answer, MissingError, NewItem, Query, Scored, TakenError, Why
 from serving.stores.base import Event, Impression
 from storage.errors import UserError
 
@@ -33,6 +33,7 @@ class FakeRun:
         self.error: Exception | None = None
         self.events: dict[tuple[str, str], Event] = {}
         self.shown: list[Impression] = []
+        self.posted: dict[str, dict[str, Any]] = {}
         self.unlucky: str | None = None
         self.scores: tuple[float, float] | None = None
         self.may_answer = threading.Event()
@@ -113,6 +114,24 @@ class FakeRun:
             return None
         nothing = dict.fromkeys(("title", "description", "caption", "interests", "media"))
         return {"item_id": item_id, "sid": "<a_1><b_2>", "attributes": {"colour": ["red"]}, **nothing}
+
+    def post_item(self, new: NewItem) -> dict[str, Any]:
+        if new.item_id in {*ITEMS, *self.posted}:
+            raise TakenError(f"There is an item {new.item_id!r} already.")
+        self.posted[new.item_id] = {"picture": new.picture}
+        return self.change_item(new.item_id, {"title": new.title, "attributes": new.attributes})
+
+    def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        if item_id not in {*ITEMS, *self.posted}:
+            raise MissingError(f"There is no item {item_id!r}.")
+        nothing = dict.fromkeys(("title", "description", "caption", "interests", "media", "attributes"))
+        self.posted[item_id] = {**nothing, **self.posted.get(item_id, {}), **given}
+        own = {name: value for name, value in self.posted[item_id].items() if name != "picture"}
+        return {"item_id": item_id, "sid": "<a_1>", **own}
+
+    def delete_item(self, item_id: str) -> None:
+        if self.posted.pop(item_id, None) is None:
+            raise MissingError(f"There is no item {item_id!r}.")
 
     def picture(self, item_id: str) -> bytes | None:
         if item_id != "item 1":

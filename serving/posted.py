@@ -1,0 +1,224 @@
+"""Items that are posted while a run is served: written to the store, and put behind the run's own in every replica."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from models.semantic_ids.suffixes import NO_SUFFIX, sid_string
+from operators.base import KEPT
+from operators.columns import matrix_of
+from operators.sid_registry import added_sids, give_sids
+from serving.cascade import Cascade
+from serving.catalogue import Catalogue
+from serving.finder import Finder, as_shown
+from serving.query import MissingError, NewItem, TakenError
+from serving.stores.base import Item, ItemStore
+from storage.artifacts import model_digest
+from storage.errors import UserError
+from storage.hashing import hash_rows
+from storage.run import RunDir
+
+SHOWN, HIDDEN, DELETED = "shown", "hidden", "deleted"
+SIDE = 384  # longer side of a picture as it is kept, in pixels
+NO_VECTOR = np.empty(0, np.float32)
+
+
+class PostedItems:
+    """The posted items of a store behind the items of a run, each interpreted by the run's own models."""
+
+    def __init__(self, run: RunDir, store: ItemStore, catalogue: Catalogue, cascade: Cascade, finder: Finder) -> None:
+        """Takes a run that is loaded, and the items that were posted to its models."""
+        self._store, self._cascade, self._finder = store, cascade, finder
+        self._models = " ".join(str(model_digest(run.uri("models", name))) for name in ("projector", "quantizer"))
+        self._registered = added_sids(run)
+        self._catalogue, self._known = catalogue, dict[str, tuple[Item, int]]()  # what the store has, and its rows
+        self._replaced: set[int] = set()  # rows of items that look otherwise by now
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+
+    @torch.inference_mode()
+    def now(self) -> Catalogue:
+        """Returns the catalogue with all that any replica has written by now."""
+        if self._store.items_version() != self._catalogue.version:
+            with self._reading:
+                version, items = self._store.items_after(self._catalogue.version)
+                if version != self._catalogue.version:
+                    self._catalogue = self._with(version, items)
+        return self._catalogue
+
+    def post(self, new: NewItem) -> None:
+        """Takes an item: it is interpreted, gets a semantic ID that no other has, and is in the next answer.
+
+        Raises:
+            TakenError: there is an item of this id.
+            UserError: the run cannot interpret it.
+        """
+
+        def free(catalogue: Catalogue) -> Catalogue:
+            if max(catalogue.own_row(new.item_id), catalogue.rows([new.item_id])[0]) >= 0:
+                raise TakenError(f"There is an item {new.item_id[:100]!r} already: choose another item_id.")
+            return catalogue
+
+        free(self.now())
+        about, vector, picture = self._made(new)
+        state = HIDDEN if new.hidden else SHOWN
+
+        def placed(catalogue: Catalogue) -> tuple[Item, bytes | None]:
+            return self._placed(free(catalogue), new.item_id, about, vector)._replace(state=state), picture or b""
+
+        self._write(placed)
+
+    def change(self, item_id: str, given: Mapping[str, Any]) -> None:
+        """Changes an item: `hidden`, and of a posted one title, description, attributes and picture, where given.
+
+        With any of these it is interpreted anew, and keeps its semantic ID if the codes are the same.
+
+        Raises:
+            MissingError: there is no such item.
+            TakenError: somebody else has changed it meanwhile.
+            UserError: it is one of the run's own, or the run cannot interpret it.
+        """
+        old, fields = self._item(self.now(), item_id), {name: given[name] for name in given if name != HIDDEN}
+        if fields and not old.about:
+            raise UserError(
+                f"The item {item_id[:100]!r} is of the run's own catalogue: only its `hidden` can be set; change "
+                "the rest there and make a run of that."
+            )
+        about, vector, picture = old.about, old.vector, None
+        if fields:
+            known = {name: old.about[name] for name in ("title", "description", "attributes")}
+            new = replace(NewItem(item_id, **known, picture=self._store.item_picture(item_id)), **fields)
+            about, vector, picture = self._made(new)
+
+        def changed(catalogue: Catalogue) -> tuple[Item, bytes | None]:
+            now = self._item(catalogue, item_id)
+            state = now.state if HIDDEN not in given else HIDDEN if given[HIDDEN] else SHOWN
+            if now.about != old.about:
+                raise TakenError(f"The item {item_id[:100]!r} was changed meanwhile: look at it and try again.")
+            if not fields:
+                return now._replace(state=state), None
+            item = self._placed(catalogue, item_id, about, vector, had=now.about["codes"])
+            return item._replace(state=state), picture if "picture" in fields else None
+
+        self._write(changed)
+
+    def delete(self, item_id: str) -> None:
+        """Removes an item, for good; one of the run's leaves a mark, so that it stays away.
+
+        Raises:
+            MissingError: there is no such item.
+        """
+
+        def gone(catalogue: Catalogue) -> tuple[Item, bytes | None]:
+            return Item(self._item(catalogue, item_id).item_id, DELETED, {}, NO_VECTOR), b""
+
+        self._write(gone)
+
+    def picture(self, item_id: str) -> bytes | None:
+        """Returns the picture of a posted item."""
+        return self._store.item_picture(item_id)
+
+    def hidden(self, item_id: str) -> bool:
+        """Tells whether an item is hidden."""
+        return item_id in self._known and self._known[item_id][0].state == HIDDEN
+
+    def _write(self, change: Callable[[Catalogue], tuple[Item, bytes | None]]) -> None:
+        """Writes what a change makes of the newest catalogue; where another replica was faster, of the next one."""
+        with self._writing:
+            while True:
+                catalogue = self.now()
+                item, picture = change(catalogue)
+                if self._store.keep_item(item, version=catalogue.version, picture=picture):
+                    return
+
+    def _item(self, catalogue: Catalogue, item_id: str) -> Item:
+        if catalogue.rows([item_id])[0] < 0:
+            raise MissingError(f"There is no item {item_id[:100]!r} in this catalogue.")
+        return self._known[item_id][0] if item_id in self._known else Item(item_id, SHOWN, {}, NO_VECTOR)
+
+    def _made(self, new: NewItem) -> tuple[dict[str, Any], np.ndarray, bytes | None]:
+        """Returns what is to be kept of an item but its suffix: fields, embedding float32 [D], picture."""
+        texts = {"title": new.title, "description": new.description}
+        if new.picture is None and not any(text and text.strip() for text in texts.values()):
+            raise UserError("There is nothing to interpret: send a picture, a title or a description.")
+        found = self._finder.interpreted(**texts, picture=new.picture)
+        issues = [issue for row in found.table["issues"].to_pylist() for issue in row]
+        if issues or found.table["outcome"].to_pylist() != [KEPT] or not found.embedding.any():
+            detail = ", ".join(issue["code"] for issue in issues) or "no vector"
+            raise UserError(f"The run's models could not interpret the item ({detail}): try again, or send more of it.")
+        about = {
+            **texts,
+            "attributes": {name: list(values) for name, values in new.attributes.items()},
+            "caption": found.table["caption"][0].as_py(),
+            "interests": found.table["interests"][0].as_py(),
+            "codes": found.codes[0].tolist(),
+            "models": self._models,
+            "time": time.time(),
+        }
+        picture = None if new.picture is None else as_shown(Image.open(io.BytesIO(new.picture)), SIDE)
+        return about, found.embedding[0], picture
+
+    def _placed(
+        self,
+        catalogue: Catalogue,
+        item_id: str,
+        about: dict[str, Any],
+        vector: np.ndarray,
+        had: list[int] | None = None,
+    ) -> Item:
+        """Returns an item with the suffix that makes its semantic ID unique; with the one that it had if that fits."""
+        prefix = np.array([about["codes"]], np.int32)
+        at = np.flatnonzero((catalogue.codes[:, :-1] == prefix).all(1))
+        ids = [item["item_id"] for item in catalogue.described(at.tolist(), ["item_id"])]
+        known = dict(zip(ids, catalogue.codes[at].tolist(), strict=True))
+        for part in self._registered:
+            known |= dict(zip(part["item_id"].to_pylist(), matrix_of(part["codes"]).tolist(), strict=True))
+        known.pop(item_id, None)
+        if had is not None and had[:-1] == about["codes"]:
+            known[item_id] = had
+        sids = give_sids(
+            [item_id],
+            prefix,
+            hash_rows(vector[None]),
+            known_ids=list(known),
+            known_codes=np.array(list(known.values()), np.int32).reshape(-1, catalogue.codes.shape[1]),
+            always=bool((catalogue.codes[:, -1] != NO_SUFFIX).all()),
+        )
+        return Item(item_id, SHOWN, {**about, "codes": sids[0].tolist()}, vector)
+
+    def _with(self, version: int, items: list[Item]) -> Catalogue:
+        """Returns the catalogue of a version; what stands behind that of now before it is out harms nobody."""
+        catalogue, fresh, rows = self._catalogue, list[Item](), dict[str, int]()
+        for item in items:
+            before, at = self._known.get(item.item_id, (None, -1))
+            own = catalogue.own_row(item.item_id)
+            there = item.state != DELETED and item.about.get("models") == self._models
+            if own < 0 and not (there and before is not None and at >= 0 and before.about == item.about):
+                self._replaced |= {at} - {-1}
+                at = len(catalogue) + len(fresh) if there else -1
+                fresh += [item] if there else []
+            at = max(at, own)
+            self._known[item.item_id], rows[item.item_id] = (item, at), -1 if item.state == DELETED else at
+        codes = np.array([item.about["codes"] for item in fresh], np.int32).reshape(-1, catalogue.codes.shape[1])
+        seen = pa.Table.from_pylist([_seen(item) for item in fresh], catalogue.posted.schema)
+        if fresh:
+            vectors = torch.from_numpy(np.stack([item.vector for item in fresh]))
+            self._cascade.append(seen, codes[:, :-1], vectors)
+        away = {at for item, at in self._known.values() if item.state != SHOWN and at >= 0}
+        return catalogue.followed(seen, codes, rows, sorted(self._replaced | away), version)
+
+
+def _seen(item: Item) -> dict[str, Any]:
+    """Returns what people see of a posted item, as a row of `Catalogue.posted`."""
+    pairs = [(name, value) for name, values in item.about["attributes"].items() for value in values]
+    more = {"item_id": item.item_id, "sid": sid_string(item.about["codes"]), "attributes": pairs, "media": []}
+    return {**{name: item.about[name] for name in ("title", "description", "caption", "interests")}, **more}
