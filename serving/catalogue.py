@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from models.common.growing import Growing
+from models.common.jagged import shared
 from models.semantic_ids.suffixes import sid_string
 from operators.columns import matrix_of, read_rows
 from operators.log.partitions import item_hashes, item_ids, rows_among
@@ -57,7 +58,7 @@ class Catalogue:
         self.shown = pa.table(columns).combine_chunks()
         self._attributes = _attributes(self.shown["attributes"])
         self._mask = functools.lru_cache(KEPT_MASKS)(lambda where: _matches(where, self._attributes, len(self.ids)))
-        self._codes, self._rows = Growing(torch.from_numpy(self.codes)), dict[int, int]()
+        self._codes, self._rows = Growing(shared(self.codes)), dict[int, int]()
         self.posted, self._posted_attributes = self.shown.slice(0, 0), dict[str, _Values]()
         self.gone, self.version = np.empty(0, np.int64), 0
 

@@ -21,7 +21,7 @@ from serving.explain import explained
 from serving.filters import Filter
 from serving.finder import Finder, branches
 from serving.posted import PostedItems
-from serving.query import Answer, NewItem, Query, Scored, Why
+from serving.query import Answer, MissingError, NewItem, Query, Scored, Why
 from serving.ranking import Users
 from serving.rerank import less_like
 from serving.stores.base import Event, Impression, ServedStore
@@ -95,12 +95,12 @@ class Pipeline:
     def post_item(self, new: NewItem) -> dict[str, Any]:
         """Takes an item, which the next answer of any replica may hold, and returns it; see `PostedItems.post`."""
         self.posted.post(new)
-        return self.item(new.item_id) or {}
+        return self._written(new.item_id)
 
     def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Changes an item, and returns it; see `PostedItems.change`."""
         self.posted.change(item_id, given)
-        return self.item(item_id) or {}
+        return self._written(item_id)
 
     def delete_item(self, item_id: str) -> None:
         """Removes an item; see `PostedItems.delete`."""
@@ -203,6 +203,11 @@ class Pipeline:
     def quality(self) -> dict[str, Any]:
         """Returns what `evaluate` has measured of the recommenders and of the pipeline, by name; {} before that."""
         return {name: {key: card.get(key) for key in SHOWN} for name, card in self._measured.items()}
+
+    def _written(self, item_id: str) -> dict[str, Any]:
+        if (item := self.item(item_id)) is None:
+            raise MissingError(f"The item {item_id[:100]!r} was deleted meanwhile.")
+        return item
 
     def _recommend(
         self,

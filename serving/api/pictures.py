@@ -43,10 +43,9 @@ def picture_at(uri: str, settings: Settings) -> bytes:
     """
     if not settings.media_roots:
         raise ApiError(422, "bad_picture", "uri: this service reads no URIs (`media_roots`); send the picture itself.")
-    (root, *others), limits = settings.media_roots, _limits(settings)
-    sources = Sources(tuple(others))
+    sources, limits = Sources(settings.media_roots), _limits(settings)
     try:
-        content = read_limited(resolve(uri, root, sources), limits, sources)
+        content = read_limited(resolve(uri, sources.roots[0], sources), limits, sources)
     except MediaError as error:
         raise ApiError(422, "bad_picture", f"uri: {error.code}; send the picture itself.") from error
     return _small(content, limits, "uri")

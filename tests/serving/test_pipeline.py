@@ -195,6 +195,7 @@ def test_an_item_and_what_is_missing_of_it(pipeline) -> None:
         "sid": "<a_0><b_3><c_8>",
         "attributes": {"kind": ["0"]},
         "media": [{"uri": "media/8.jpg", "kind": "image"}],
+        "hidden": False,
     }
     bare = pipeline.item("item 0")
     assert bare is not None
