@@ -53,7 +53,8 @@ def pack_item(item: Item) -> bytes:
 def unpack_item(item_id: bytes, record: bytes) -> Item:
     """Returns the item of a key and a record."""
     line, _, vector = record.partition(b"\n")
-    return Item(unkey(item_id), *json.loads(line), np.frombuffer(vector, "<f4").astype(np.float32))
+    state, about = json.loads(line)
+    return Item(unkey(item_id), state, about, np.frombuffer(vector, "<f4").astype(np.float32))
 
 
 def key(text: str | None) -> bytes:

@@ -299,7 +299,7 @@ def test_who_reads_while_others_post_misses_nothing_that_was_said_to_be_there(ru
     done = threading.Event()
 
     def post(pipeline: Pipeline, name: str) -> None:
-        for n in range(40):
+        for n in range(15):
             pipeline.post_item(NewItem(f"{name} {n}", title=f"{WORDS[n % 6]} of {name}"))
             posted.append(f"{name} {n}")
 
@@ -328,10 +328,10 @@ def test_who_reads_while_others_post_misses_nothing_that_was_said_to_be_there(ru
     for thread in readers:
         thread.join()
     assert failed == []
-    assert len(posted) == 80
+    assert len(posted) == 30
     for each in (one, two, Pipeline(run, open_store(uri))):
         assert set(posted) <= {item.item_id for item in each.similar(text="lamp", k=200).items}
-        assert len({each.item(name)["sid"] for name in posted}) == 80
+        assert len({each.item(name)["sid"] for name in posted}) == 30
 
 
 def test_what_was_said_to_be_posted_outlives_a_kill(run: RunDir, uri: str) -> None:
