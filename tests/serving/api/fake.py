@@ -113,7 +113,7 @@ class FakeRun:
         if item_id not in ITEMS:
             return None
         nothing = dict.fromkeys(("title", "description", "caption", "interests", "media"))
-        return {"item_id": item_id, "sid": "<a_1><b_2>", "attributes": {"colour": ["red"]}, **nothing}
+        return {"item_id": item_id, "sid": "<a_1><b_2>", "attributes": {"colour": ["red"]}, "hidden": False, **nothing}
 
     def post_item(self, new: NewItem) -> dict[str, Any]:
         if new.item_id in {*ITEMS, *self.posted}:
