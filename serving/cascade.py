@@ -147,6 +147,12 @@ class Cascade:
         self._bonus.append(torch.zeros(len(embedding)))
         self._vectors.append(normalise(embedding, self.embedding))
 
+    def joined(self, users: Users, ranked: Ranked, more: torch.Tensor) -> Ranked:
+        """Adds candidates that no list has, rows int64 [B, n], -1 for none."""
+        nowhere = torch.full((*more.shape, ranked.places.shape[2]), torch.inf)
+        logits = torch.cat([ranked.logits, self.logits(users, more)], 1)
+        return Ranked(torch.cat([ranked.items, more], 1), torch.cat([ranked.places, nowhere], 1), logits)
+
     def logits(self, users: Users, items: torch.Tensor) -> torch.Tensor:
         """Returns the ranker's logits of items, rows int64 [B, C], -1 for none: float32 [B, C], -inf for none."""
         logits, usable = torch.full(items.shape, -torch.inf), items >= 0

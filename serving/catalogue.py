@@ -25,6 +25,7 @@ from storage.run import RunDir
 MOST_ATTRIBUTES, MOST_VALUES = 20, 50  # that can be chosen from
 KEPT_MASKS = 64  # of filters that came last
 _Values: TypeAlias = tuple[np.ndarray, pa.Array, np.ndarray]  # of an attribute: rows, values, and these as numbers
+NO_VALUES: _Values = (np.empty(0, np.int64), pa.array([], pa.string()), np.empty(0))
 
 
 class Catalogue:
@@ -38,6 +39,7 @@ class Catalogue:
         shown: what people see of the run's own items: item_id, title, description, caption, interests, sid (spelled),
             attributes, media.
         posted: likewise of those that were posted.
+        times: when these were posted, int64 [n], microseconds.
         gone: rows that must not be in any answer: hidden, deleted, or of an item that was posted anew; int64 [g].
         version: of the posted items.
     """
@@ -60,19 +62,26 @@ class Catalogue:
         self._mask = functools.lru_cache(KEPT_MASKS)(lambda where: _matches(where, self._attributes, len(self.ids)))
         self._codes, self._rows = Growing(shared(self.codes)), dict[int, int]()
         self.posted, self._posted_attributes = self.shown.slice(0, 0), dict[str, _Values]()
-        self.gone, self.version = np.empty(0, np.int64), 0
+        self.times, self.gone, self.version = np.empty(0, np.int64), np.empty(0, np.int64), 0
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def followed(
-        self, items: pa.Table, codes: np.ndarray, rows: Mapping[str, int], gone: Sequence[int], version: int
+        self,
+        items: pa.Table,
+        codes: np.ndarray,
+        times: Sequence[int],
+        rows: Mapping[str, int],
+        gone: Sequence[int],
+        version: int,
     ) -> Catalogue:
         """Returns these items with others behind them; one thread at a time, and always of the newest catalogue.
 
         Args:
             items: what people see of the others, as `shown`.
             codes: of their semantic IDs, int32 [n, L].
+            times: when they were posted, microseconds.
             rows: where items are now of which something was written; -1 for nowhere.
             gone: all rows that must not be in any answer.
             version: of this state.
@@ -83,6 +92,7 @@ class Catalogue:
         new._posted_attributes = _attributes(new.posted["attributes"])
         changed = dict(zip(hash_ids(list(rows)).tolist(), rows.values(), strict=True)) if rows else {}
         new._rows = {**self._rows, **changed}
+        new.times = np.concatenate([self.times, np.array(times, np.int64)])
         new.gone, new.version = np.array(gone, np.int64), version
         return new
 
@@ -136,6 +146,43 @@ class Catalogue:
         if len(self.posted):
             mask = np.concatenate([mask, _matches(where, self._posted_attributes, len(self.posted))])
         return torch.from_numpy(mask)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all attributes of the run's own items."""
+        return list(self._attributes)
+
+    def has_numbers(self, attribute: str) -> bool:
+        """Whether a value of an attribute is a number."""
+        return not np.isnan(self._attributes[attribute][2]).all()
+
+    def numbers(self, attribute: str, rows: np.ndarray) -> np.ndarray:
+        """Returns an attribute of items as numbers, float64 [n], NaN for none; of several values the last counts."""
+        owner, _, numbers = self._pairs(attribute, rows)
+        found = np.full(len(rows), np.nan)
+        found[owner] = numbers
+        return found
+
+    def values(self, attribute: str, rows: np.ndarray) -> np.ndarray:
+        """Returns which of the V values of an attribute among items each of them has, bool [n, V]."""
+        owner, values, _ = self._pairs(attribute, rows)
+        coded = values.dictionary_encode()
+        has = np.zeros((len(rows), len(coded.dictionary)), bool)
+        has[owner, coded.indices.to_numpy()] = True
+        return has
+
+    def _pairs(self, attribute: str, rows: np.ndarray) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+        """Returns each value of an attribute that items have: a position in `rows`, the value, and it as a number."""
+        found = []
+        for attributes, first in ((self._attributes, 0), (self._posted_attributes, len(self.ids))):
+            owners, values, numbers = attributes.get(attribute, NO_VALUES)
+            low, high = np.searchsorted(owners, rows - first), np.searchsorted(owners, rows - first, "right")
+            owner = np.repeat(np.arange(len(rows)), high - low)
+            before = np.cumsum(high - low) - (high - low)
+            at = np.arange(len(owner)) + (low - before)[owner]
+            found.append((owner, values.take(pa.array(at)), numbers[at]))
+        owner, values, numbers = zip(*found, strict=True)
+        return np.concatenate(owner), pa.concat_arrays(values), np.concatenate(numbers)
 
 
 def _matches(where: Filter, attributes: Mapping[str, _Values], items: int) -> np.ndarray:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES = 8, 64, 100
+KINDS = ("All", "AnyOf", "Not", "Condition")  # names of the classes, which stand in where a mistake is
 
 Text = Annotated[str, Field(max_length=1024)]
 
@@ -52,18 +53,17 @@ class Not(_Part):
     not_: Filter = Field(alias="not")
 
 
-def _kind(value: Any) -> Literal["all", "any", "not", "condition"]:
-    kinds: dict[type, Literal["all", "any", "not"]] = {All: "all", AnyOf: "any", Not: "not"}
+def _kind(value: Any) -> str:
     if isinstance(value, dict):
-        return next((kind for kind in kinds.values() if kind in value), "condition")
-    return kinds.get(type(value), "condition")
+        return next((kind for key, kind in zip(("all", "any", "not"), KINDS, strict=False) if key in value), KINDS[-1])
+    return type(value).__name__ if type(value).__name__ in KINDS else KINDS[-1]
 
 
 Filter = Annotated[
-    Annotated[All, Tag("all")]
-    | Annotated[AnyOf, Tag("any")]
-    | Annotated[Not, Tag("not")]
-    | Annotated[Condition, Tag("condition")],
+    Annotated[All, Tag("All")]
+    | Annotated[AnyOf, Tag("AnyOf")]
+    | Annotated[Not, Tag("Not")]
+    | Annotated[Condition, Tag("Condition")],
     Discriminator(_kind),
 ]
 

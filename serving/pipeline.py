@@ -23,7 +23,9 @@ from serving.finder import Finder, branches
 from serving.posted import PostedItems
 from serving.query import Answer, MissingError, NewItem, Query, Scored, Why
 from serving.ranking import Users
-from serving.rerank import less_like
+from serving.rerank.exposure import first_seen
+from serving.rerank.negatives import less_like
+from serving.rerank.reranker import Reranker
 from serving.stores.base import Event, Impression, ServedStore
 from storage.hashing import fingerprint, hash_ids
 from storage.manifest import first_unfinished, require_manifest
@@ -43,7 +45,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, run: RunDir, store: ServedStore, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None
+        self,
+        run: RunDir,
+        store: ServedStore,
+        *,
+        candidates: int = 200,
+        fitted: Mapping[str, Recommender] | None = None,
+        rules: str | None = None,
     ) -> None:
         """Loads a run; see `serving.settings.check_servable`.
 
@@ -52,17 +60,21 @@ class Pipeline:
             store: what is known of its users, and the items that were posted.
             candidates: that are scored for a query.
             fitted: recommenders of the run that need not be loaded, by name.
+            rules: file of rules for what `recommend` answers.
 
         Raises:
-            UserError: a model is missing or damaged, or an artifact lacks items.
+            UserError: a model is missing or damaged, an artifact lacks items, or the file of rules has a mistake.
         """
         self.store = store
         self.cascade = Cascade(run, candidates=candidates, fitted=fitted)
         manifest = require_manifest(run.root)
         made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
         self.run = f"{manifest.name}:{made[:16]}"
-        self.finder = Finder(run, self.cascade)
-        self.posted = PostedItems(run, store, Catalogue(run), self.cascade, self.finder)
+        self.finder, catalogue = Finder(run, self.cascade), Catalogue(run)
+        self.posted = PostedItems(run, store, catalogue, self.cascade, self.finder)
+        self.reranker: Reranker | None = None
+        if rules is not None:
+            self.reranker = Reranker(rules, catalogue, popularity=self.cascade.popularity, seen=first_seen(run))
         done = first_unfinished(run.root, ("evaluate",)) is None
         cards = run.read_json("metrics", "evaluate.json") if done else {}
         self._measured = {name: card for name, card in cards.items() if isinstance(card, dict) and SHOWN[0] in card}
@@ -86,6 +98,11 @@ class Pipeline:
     def catalogue(self) -> Catalogue:
         """The items, with those that were posted by now."""
         return self.posted.now()
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence where the file of rules is broken by now; None where all is well."""
+        return None if self.reranker is None else self.reranker.file.problem
 
     def item(self, item_id: str) -> dict[str, Any] | None:
         """Returns an item with all there is to show of it; None where the catalogue has no such item."""
@@ -219,8 +236,15 @@ class Pipeline:
     ) -> list[Answer]:
         wanted = quotas(names, self.cascade.candidates) if names else self.cascade.blend.candidates
         allowed = None if where is None else catalogue.matching(where)
-        banned = _lists([_banned(query, user, catalogue) for query, user in zip(queries, users, strict=True)])
-        ranked = self.cascade.ranked(_users(users), wanted, banned=banned, allowed=allowed, items=len(catalogue))
+        banned = [_banned(query, user, catalogue) for query, user in zip(queries, users, strict=True)]
+        ranked = self.cascade.ranked(
+            _users(users), wanted, banned=_lists(banned), allowed=allowed, items=len(catalogue)
+        )
+        pins = {} if self.reranker is None else self.reranker.pins(catalogue, where)
+        if pins:
+            rows = np.array(list(pins.values()))
+            known = [np.isin(rows, np.concatenate(pair)) for pair in zip(banned, ranked.items.numpy(), strict=True)]
+            ranked = self.cascade.joined(_users(users), ranked, torch.from_numpy(np.where(known, -1, rows)))
         scores = self.cascade.scores(ranked, wanted)
         answers, vectors = [], self.cascade.vectors
         for at, (query, user) in enumerate(zip(queries, users, strict=True)):
@@ -229,16 +253,23 @@ class Pipeline:
             if (negative >= 0).any():
                 own = less_like(own, vectors[items.clamp_min(0)], vectors[torch.from_numpy(negative[negative >= 0])])
             own, order = own.sort(descending=True, stable=True)
-            order = order[own > -torch.inf][: query.k]
+            order, propensity = order[own > -torch.inf], None
+            if self.reranker is None:
+                order = order[: query.k]
+            else:
+                found = self.reranker.order(
+                    catalogue, vectors, items[order], own[: len(order)], query.k, pins=pins, draw=query.draw
+                )
+                order, own, propensity = order[found.at], found.scores[found.at], found.propensity.tolist()
             listed = (ranked.places[at, order] < torch.inf)[:, : len(wanted)].tolist()
             by = [[name for name, there in zip(wanted, row, strict=True) if there] for row in listed]
             chances = ranked.logits[at, order].double().sigmoid() if self.cascade.ranker else None
             why = None
             if query.explain:
                 why = explained(catalogue, vectors, items[order], torch.from_numpy(user.rows))
-            found = _described(catalogue, items[order], own, chances, by, why)
+            described = _described(catalogue, items[order], own, chances, by, why, propensity)
             unknown = _unknown(catalogue, [*(query.history or ()), *query.exclude, *query.negative])
-            answers.append(Answer(found, HISTORY if len(user.rows) else POPULARITY, unknown))
+            answers.append(Answer(described, HISTORY if len(user.rows) else POPULARITY, unknown))
         return answers
 
     def _users(self, queries: Sequence[Query], catalogue: Catalogue) -> list[_User]:
@@ -310,12 +341,15 @@ def _described(
     chances: torch.Tensor | None,
     by: Sequence[list[str]],
     why: Sequence[Why] | None = None,
+    propensity: Sequence[float] | None = None,
 ) -> list[Scored]:
     """Returns items at rows as they are answered; what is beside them is in their order."""
     shown = catalogue.described(rows.tolist(), ["item_id", "title", "caption", "sid"])
     chance: Sequence[float | None] = [None] * len(shown) if chances is None else chances.tolist()
     reasons: Sequence[Why | None] = why or [None] * len(shown)
+    drawn = propensity or [1.0] * len(shown)
+    beside = zip(shown, scores.tolist(), chance, by, reasons, drawn, strict=False)
     return [
-        Scored(**item, score=score, probability=likely, recommenders=names, why=reason)
-        for item, score, likely, names, reason in zip(shown, scores.tolist(), chance, by, reasons, strict=False)
+        Scored(**item, score=score, probability=likely, recommenders=names, why=reason, propensity=had)
+        for item, score, likely, names, reason, had in beside
     ]

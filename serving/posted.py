@@ -31,6 +31,7 @@ from storage.run import RunDir
 SHOWN, HIDDEN, DELETED = "shown", "hidden", "deleted"
 SIDE = 384  # longer side of a picture as it is kept, in pixels
 NO_VECTOR = np.empty(0, np.float32)
+SECOND_US = 1_000_000
 
 
 class PostedItems:
@@ -214,7 +215,8 @@ class PostedItems:
             vectors = torch.from_numpy(np.stack([item.vector for item in fresh]))
             self._cascade.append(seen, codes[:, :-1], vectors)
         away = {at for item, at in self._known.values() if item.state != SHOWN and at >= 0}
-        return catalogue.followed(seen, codes, rows, sorted(self._replaced | away), version)
+        times = [int(item.about["time"] * SECOND_US) for item in fresh]
+        return catalogue.followed(seen, codes, times, rows, sorted(self._replaced | away), version)
 
 
 def _seen(item: Item) -> dict[str, Any]:

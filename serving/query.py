@@ -51,6 +51,7 @@ class Query:
         recommenders: names of those that find candidates; none: those of the settings.
         seen_after: days after which an item that the user has liked may come back; None: never, 0: at once.
         explain: whether to say why each item is there.
+        draw: what the service draws for it; the same text, the same draws.
     """
 
     user_id: str | None = None
@@ -62,6 +63,7 @@ class Query:
     recommenders: tuple[str, ...] = ()
     seen_after: float | None = None
     explain: bool = False
+    draw: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Scored:
         probability: of a positive, by the ranker; None where no ranker was asked.
         recommenders: names of those that found it.
         why: where the query wants it.
+        propensity: probability with which it got its place.
     """
 
     item_id: str
@@ -103,6 +106,7 @@ class Scored:
     probability: float | None = None
     recommenders: list[str] = field(default_factory=list)
     why: Why | None = None
+    propensity: float = 1.0
 
 
 @dataclass(frozen=True)

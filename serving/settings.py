@@ -80,6 +80,7 @@ class Settings(settings.Settings):
             dislike, 0 for what says neither.
         dwell_seconds: the least `value` of an event of the type `dwell` that has its weight; a shorter one has 0.
         impressions: whether answers are kept in the store, so that events can be told from what was shown in vain.
+        rules: file of rules for the lists of `recommend`, see `serving.rerank.rules.Rules`.
         service: the deployment with the routes and all of the run but its language model.
         language_model: the deployment with that, where the run has one.
     """
@@ -102,6 +103,7 @@ class Settings(settings.Settings):
     event_weights: dict[str, float] = Field(EVENT_WEIGHTS, min_length=1)
     dwell_seconds: float = Field(30.0, ge=0)
     impressions: bool = True
+    rules: Annotated[str, Field(min_length=1), AfterValidator(files.absolute)] | None = None
     service: Deployment = Deployment()
     language_model: Deployment = Deployment()
 

@@ -210,6 +210,29 @@ def load(
 
 
 @app.command()
+def export(
+    run: Run,
+    store: Annotated[str, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DATABASE.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder to write the catalogue to; it must be empty or new.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0, help="That a user has to act on an item shown.")] = 30,
+) -> None:
+    """Write the items and the log of a run, and what a store has kept since, as a catalogue."""
+    from storage.run import RunDir
+    from workflows.catalogs.export import export as write_export
+    from workflows.engine.console import Reporter
+    from workflows.engine.definition import definition_of
+
+    reporter = Reporter()
+    with reporter.stage("export") as progress:
+        summary = write_export(run, store, output, minutes, definition_of(RunDir(run)).catalog, progress)
+    for note in summary["notes"]:
+        reporter.line(f"export: {note}")
+    _written(output, summary)
+
+
+@app.command()
 def serve(
     run: Run,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -90,7 +90,9 @@ def _batches(part: str, items: np.ndarray, rows: int) -> Iterator[tuple[list[str
         trained = (batch["user"].to_numpy() != NULL_ID).tolist()
         nothing = np.empty(0, np.int64)
         users = [
-            User(hashes[start:end], times[start:end], *rest, disliked=nothing)
-            for start, end, *rest in zip(ends[:-1], ends[1:], batch["events"].to_pylist(), trained, strict=True)
+            User(hashes[start:end], times[start:end], events, is_trained, nothing)
+            for start, end, events, is_trained in zip(
+                ends[:-1], ends[1:], batch["events"].to_pylist(), trained, strict=True
+            )
         ]
         yield batch["user_id"].to_pylist(), users

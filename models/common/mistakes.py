@@ -9,23 +9,27 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # keys of a model, of a dataclass
+
 
 def explain(error: ValidationError, model: type[BaseModel], renamed: Mapping[str, str]) -> str:
     """Returns the first mistake as one sentence; for an unknown key it suggests the nearest valid one.
+
+    An unknown key comes before one that is missing: it may be the same, misspelled.
 
     Args:
         error: what was wrong.
         model: of the whole file.
         renamed: keys and `key: value` of earlier versions, and what to write in their place; empty for what is gone.
     """
-    problem = error.errors()[0]
+    problem = _first(error)
     parts = _walk(model, problem["loc"])[0]
     path = ".".join(parts)
     for old in (path, f"{path}: {problem['input']}"):
         if old in renamed:
             remedy = f"write {renamed[old]} in its place" if renamed[old] else "leave it out"
             return f"{old} is of an earlier version; {remedy}."
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
+    if problem["type"] in UNKNOWN:
         if parts[-1] in model.model_fields:
             return f"unknown key {path}; write {parts[-1]} at the top of the definition."
         return f"unknown key {path}; {_nearest(parts[-1], _walk(model, problem['loc'][:-1])[1])}"
@@ -44,6 +48,16 @@ def explain(error: ValidationError, model: type[BaseModel], renamed: Mapping[str
     return f"{path} is {problem['input']!r}: {message}."
 
 
+def mistaken_key(error: ValidationError, model: type[BaseModel]) -> str:
+    """Returns the dotted path of the key that `explain` speaks of."""
+    return ".".join(_walk(model, _first(error)["loc"])[0])
+
+
+def _first(error: ValidationError) -> Any:
+    problems = error.errors()
+    return next((problem for problem in problems if problem["type"] in UNKNOWN), problems[0])
+
+
 def _nearest(key: str, valid: list[str]) -> str:
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(valid)}."
@@ -58,7 +72,7 @@ def _walk(model: type, loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
         tagged = [option for option in current if part in _tags(option)]
         if part in fields or not tagged:
             parts.append(str(part))
-            current = _models_in(*fields.get(part, ()))
+            current = current if isinstance(part, int) else _models_in(*fields.get(part, ()))  # an entry of a list
         else:
             current = tagged
     return parts, list(dict.fromkeys(name for option in current for name in _fields(option)))
@@ -69,7 +83,7 @@ def _fields(model: Any) -> dict[str, tuple[Any, ...]]:
     if dataclasses.is_dataclass(model):
         hints = get_type_hints(model, include_extras=True)
         return {field.name: (hints[field.name],) for field in dataclasses.fields(model)}
-    return {name: (field.annotation, *field.metadata) for name, field in model.model_fields.items()}
+    return {field.alias or name: (field.annotation, *field.metadata) for name, field in model.model_fields.items()}
 
 
 def _models_in(*annotations: Any) -> list[type]:
@@ -82,9 +96,9 @@ def _models_in(*annotations: Any) -> list[type]:
 
 
 def _tags(model: type) -> tuple[Any, ...]:
-    """Returns the values of a model's discriminator key, which tell it from the others of its union."""
+    """Returns what tells a model from the others of its union: the values of its discriminator key, else its name."""
     for name in ("backend", "kind", "name"):
         annotation, *_ = _fields(model).get(name, (None,))
         if get_origin(annotation) is Literal:
             return get_args(annotation)
-    return ()
+    return (model.__name__,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -55,6 +56,30 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def key_lines(text: str, path: str) -> dict[str, str]:
+    """Returns the `FILE:LINE` of every key of a text in YAML, and of every entry of its lists, by dotted path."""
+
+    def below(node: yaml.Node | None, above: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, yaml.MappingNode):
+            entries = [(key.value, key, value) for key, value in node.value]
+        else:
+            entries = (
+                [(at, each, each) for at, each in enumerate(node.value)] if isinstance(node, yaml.SequenceNode) else []
+            )
+        for key, written, value in entries:
+            yield f"{above}{key}", f"{path}:{written.start_mark.line + 1}"
+            yield from below(value, f"{above}{key}.")
+
+    return dict(below(yaml.compose(text), ""))
+
+
+def place_of(places: Mapping[str, str], key: str) -> str | None:
+    """Returns the place of a key, or of its nearest parent that has one; None where none has."""
+    while key and key not in places:
+        key = key.rpartition(".")[0]
+    return places.get(key)
 
 
 class FitConfig(Settings):

@@ -62,7 +62,7 @@ class Architecture(Settings):
 
 
 class Phase(Settings):
-    """How one stage of training goes: AdamW, linear warm-up, half a cosine down to a fiftieth.
+    """How one stage of training goes: AdamW, linear warm-up, half a cosine down to a tenth.
 
     Attributes:
         steps: of the optimizer; 0 leaves the stage out.
@@ -93,7 +93,7 @@ class Recipe(Settings):
 
     align: Phase = Phase()
     write: Phase = Phase()
-    texts: PositiveInt = 3
+    texts: PositiveInt = 2
     mask_own: bool = True
     matched: float = Field(0.125, gt=0, le=1)
     weight_decay: float = Field(0.05, ge=0)

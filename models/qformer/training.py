@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from storage.errors import UserError
 
 ORDER, VIEWS, TEXTS, DROPOUT = 501, 502, 503, 504  # what is drawn
 REPORT_EVERY = 10  # steps between two reports, each a chance to keep a state
-AVERAGED = 10  # an average of weights reaches back over about one in so many of the steps that were taken
 STAGES: tuple[tuple[str, Any], ...] = (("align", Aligning), ("write", Writing))
 
 State = dict[str, Tensor]
@@ -81,8 +79,7 @@ class Pictures(NamedTuple):
 class Trainer:
     """One worker's training in two stages, each of which ends with the weights whose held-out loss was the least.
 
-    What is judged and kept is a moving average of the weights: the last tenth of the steps weighs most. Negatives of
-    the contrast are those of a worker's own pictures.
+    Negatives of the contrast are those of a worker's own pictures.
     """
 
     def __init__(
@@ -98,15 +95,12 @@ class Trainer:
         """Takes what is trained, in place, and from what; `state` of a killed attempt is resumed from."""
         self.model, self.data, self.recipe, self.seed, self.device = model, data, recipe, seed, torch.device(device)
         self._at = {"stage": 0.0, "step": 0.0, "least": math.inf, "seconds": 0.0}
-        self._average: State = {}
         self._best: State = {}
         self._restored = dict(state or {})
         if state:
             self._at = {name: float(self._restored.pop(f"at.{name}")) for name in self._at}
-            for name in state:
-                kind, _, rest = name.partition(".")
-                if kind in ("average", "best"):
-                    (self._best if kind == "best" else self._average)[rest] = self._restored.pop(name)
+            best = [name for name in state if name.startswith("best.")]
+            self._best = {name.removeprefix("best."): self._restored.pop(name) for name in best}
         self._started = time.perf_counter() - self._at["seconds"]
 
     def run(self, report: Callable[[dict[str, Any], Callable[[], State]], None]) -> None:
@@ -124,7 +118,7 @@ class Trainer:
                 if self._best:
                     self.model.load_own_state(self._best)
                 self._at |= {"stage": number + 1.0, "step": 0.0, "least": math.inf}
-                self._average, self._best = {}, {}
+                self._best = {}
 
     def _stage(self, number: int, name: str, phase: Phase, learner: Any, data: Pictures, report: Any) -> None:
         module = parallelise(learner, "ddp", self.device)
@@ -152,45 +146,23 @@ class Trainer:
             optimizer.step()
             self.model.limit()
             self._at["step"] += 1
-            self._follow()
             metrics: dict[str, Any] = {"stage": name, "step": step + 1, "steps": total, "loss": loss}
             judged = (step + 1) % phase.validate_every == 0 or step + 1 == total
             if judged:
-                with self._averaged():
-                    held = _held_out(module, data, phase, self.device)
+                held = _held_out(module, data, phase, self.device)
                 if sum(held.values()) < self._at["least"]:
                     self._at["least"] = sum(held.values())
-                    self._best = {key: value.cpu().clone() for key, value in self._average.items()}
+                    self._best = {key: value.detach().cpu().clone() for key, value in self.model.own_state().items()}
                 metrics |= {"held_out": held, "seconds": time.perf_counter() - self._started}
             if judged or (step + 1) % REPORT_EVERY == 0:
                 report(metrics, partial(self._state, module, optimizer))
-
-    def _follow(self) -> None:
-        """Moves the average towards the weights."""
-        for name, now in self.model.own_state().items():
-            if name in self._average:
-                self._average[name] = (
-                    self._average[name].to(now.device).lerp(now.detach(), AVERAGED / (self._at["step"] + AVERAGED))
-                )
-            else:
-                self._average[name] = now.detach().clone()
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Gives the model the average of its weights, until the block ends."""
-        now = {name: value.detach().clone() for name, value in self.model.own_state().items()}
-        self.model.load_own_state(self._average)
-        yield
-        self.model.load_own_state(now)
 
     def _state(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
         """Returns all that a killed attempt resumes from; every worker calls it."""
         now = {**self._at, "seconds": time.perf_counter() - self._started}
         exact = {f"at.{name}": torch.tensor(value, dtype=torch.float64) for name, value in now.items()}
         taken = {key: value for key, value in snapshot(module, optimizer).items() if not self._is_foreign(key)}
-        held = {"average": self._average, "best": self._best}
-        kept = {f"{kind}.{name}": value.cpu() for kind, values in held.items() for name, value in values.items()}
-        return taken | kept | exact
+        return taken | {f"best.{name}": value for name, value in self._best.items()} | exact
 
     def _is_foreign(self, key: str) -> bool:
         """Returns whether a tensor is of a frozen decoder, which a state leaves out: it may be large."""
@@ -208,7 +180,7 @@ def _optimizer(module: torch.nn.Module, phase: Phase, recipe: Recipe) -> torch.o
 
 def _rate(step: int, total: int, warmup: float) -> float:
     """Returns the share of the learning rate at a step."""
-    return min(1.0, (step + 1) / max(warmup * total, 1)) * (0.51 + 0.49 * math.cos(math.pi * step / total))
+    return min(1.0, (step + 1) / max(warmup * total, 1)) * (0.55 + 0.45 * math.cos(math.pi * step / total))
 
 
 def _drawn(data: Pictures, recipe: Recipe, size: int, each: int, step: int, seeds: tuple[int, ...]) -> Batch:

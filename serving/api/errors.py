@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from serving.filters import KINDS
 from serving.query import MissingError, TakenError
 from storage.errors import UserError
 
@@ -89,6 +90,6 @@ def _refusal(error: Exception) -> HTTPException:
 def _mistake(mistake: dict[str, Any]) -> str:
     if mistake["type"] == "json_invalid":
         return f"the body is no JSON from character {mistake['loc'][-1]} on"
-    where = ".".join(str(part)[:100] for part in mistake["loc"] if part not in ("body", "query", "path"))
+    where = ".".join(str(part)[:100] for part in mistake["loc"] if part not in ("body", "query", "path", *KINDS))
     what = str(mistake["msg"]).removeprefix("Value error, ")
     return f"{where}: {what}" if where else what

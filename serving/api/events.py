@@ -41,7 +41,7 @@ def event_routes(served: Served, settings: Settings, work: Work, metrics: Metric
         """Keeps events, all or none."""
         return await keep(body.events)
 
-    @routes.delete("/users/{user_id:path}")
+    @routes.delete("/users/{user_id:any}")
     async def forget(user_id: str) -> schemas.Forgotten:
         """Removes all that the store has of a user; a run that is loaded later does not bring it back."""
         await work.ask(served.forget, user_id)

@@ -42,14 +42,14 @@ def item_routes(served: Served, settings: Settings, work: Work, metrics: Metrics
         metrics.item("posted")
         return schemas.Item(run=served.run, **item)
 
-    @routes.patch("/{item_id:path}", responses={**MISSING, **TAKEN})
+    @routes.patch("/{item_id:any}", responses={**MISSING, **TAKEN})
     async def change(item_id: str, body: schemas.ItemChanges) -> schemas.Item:
         """Changes what is sent of an item; of one of the run's own only whether it is hidden."""
         item = await work.ask(served.change_item, item_id, await fields(body))
         metrics.item("changed")
         return schemas.Item(run=served.run, **item)
 
-    @routes.delete("/{item_id:path}", responses=MISSING)
+    @routes.delete("/{item_id:any}", responses=MISSING)
     async def delete(item_id: str) -> schemas.Deleted:
         """Removes an item; one of the run's own stays away until a run without it."""
         await work.ask(served.delete_item, item_id)

@@ -88,13 +88,17 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
         """Whether the process answers."""
         return schemas.Alive()
 
-    @api.get("/readyz", responses={503: PROBLEMS[503]})
+    @api.get("/readyz", responses={503: PROBLEMS[503]}, response_model_exclude_none=True)
     def readyz() -> schemas.Ready:
         """Whether the service has answered one query of each kind, and over what."""
         if not warm:
             raise unavailable("not_ready", "The service has not answered its first queries yet.")
         return schemas.Ready(
-            run=served.run, items=served.items, users=served.users, recommenders=list(served.recommenders)
+            run=served.run,
+            items=served.items,
+            users=served.users,
+            recommenders=list(served.recommenders),
+            warning=served.warning,
         )
 
     @api.get("/metrics", response_class=Response, responses=COUNTS)
@@ -112,8 +116,10 @@ def query_routes(
     """Returns the routes that answer with items."""
     routes = APIRouter(prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
 
-    def parts(request: Request, answer: Answer, user_id: str | None = None) -> dict[str, Any]:
-        route, recommendation_id = request.scope["route"].path, str(uuid.uuid4())
+    def parts(
+        request: Request, answer: Answer, user_id: str | None = None, recommendation_id: str | None = None
+    ) -> dict[str, Any]:
+        route, recommendation_id = request.scope["route"].path, recommendation_id or str(uuid.uuid4())
         request.state.recommendation_id = recommendation_id
         metrics.answer(route, answer)
         if shown is not None:
@@ -141,11 +147,12 @@ def query_routes(
             recommenders=tuple(body.recommenders),
             seen_after=body.seen_after_days,
             explain=body.explain,
+            draw=str(uuid.uuid4()),
         )
         answer = await work.recommend(query)
         more = len(answer.items) == body.k
         next_one = cursor.write(served.run, [*given, *(item.item_id for item in answer.items)]) if more else None
-        return schemas.Page(**parts(request, answer, body.user_id), cursor=next_one)
+        return schemas.Page(**parts(request, answer, body.user_id, query.draw), cursor=next_one)
 
     @routes.post("/rank")
     async def rank(body: schemas.RankRequest, request: Request) -> schemas.Items:
@@ -184,7 +191,7 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
 
     # Before the item's own route, whose id takes whatever follows.
     @routes.get(
-        "/items/{item_id:path}/picture",
+        "/items/{item_id:any}/picture",
         responses={**MISSING, 200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}},
         response_class=Response,
     )
@@ -195,7 +202,7 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
             raise ApiError(404, "not_found", f"There is no picture of an item {item_id[:100]!r} in this catalogue.")
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    @routes.get("/items/{item_id:path}", responses=MISSING)
+    @routes.get("/items/{item_id:any}", responses=MISSING)
     async def item(item_id: str) -> schemas.Item:
         """Returns one item of the catalogue."""
         fields = await work.ask(served.item, item_id)
@@ -226,7 +233,7 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
 
 
 def as_impression(answer: Answer, user_id: str | None, recommendation_id: str, run: str, route: str) -> Impression:
-    """Returns an answer as it is kept: every item had to be where it is, so that propensities are 1."""
+    """Returns an answer as it is kept."""
     return Impression(
         user_id,
         recommendation_id,
@@ -236,7 +243,7 @@ def as_impression(answer: Answer, user_id: str | None, recommendation_id: str, r
         [item.item_id for item in answer.items],
         [item.score for item in answer.items],
         [item.recommenders for item in answer.items],
-        [1.0] * len(answer.items),
+        [item.propensity for item in answer.items],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from serving.filters import Where
 from serving.query import Scored
@@ -25,6 +26,15 @@ Ids = Annotated[list[Id], Field(max_length=MAX_IDS)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 K = Annotated[int, Field(ge=1, le=MAX_K, description="items wanted")]
 Code = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _AnyText(PathConvertor):
+    """Any text in a path, with slashes and, unlike Starlette's `path`, with line ends."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any", _AnyText())  # {item_id:any}
 Prefix = Annotated[list[Code], Field(max_length=MAX_LEVELS)]
 
 RUN = "demo:9f86d081884c7d65"
@@ -315,7 +325,7 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """The service has answered one query of each kind, over so many items and users."""
+    """The service has answered one query of each kind, over so many items and users; a warning says what is wrong."""
 
     model_config = _answers(status="ready", run=RUN, items=800, users=2_000, recommenders=["content"])
 
@@ -324,3 +334,4 @@ class Ready(BaseModel):
     items: int
     users: int
     recommenders: list[str]
+    warning: str | None = None

@@ -33,6 +33,11 @@ class Served(Protocol):
         """Number of items of the catalogue."""
         ...
 
+    @property
+    def warning(self) -> str | None:
+        """One sentence about what is wrong while it answers all the same; None where all is well."""
+        ...
+
     def recommend(self, queries: Sequence[Query]) -> list[Answer]:
         """Answers queries together, in their order."""
         ...

@@ -41,7 +41,7 @@ class Service:
             name: Remote(name, language_model, settings.timeout_seconds) for name in names if language_model is not None
         }
         run, store = RunDir(settings.run), open_store(settings.store)
-        self.pipeline = Pipeline(run, store, candidates=settings.candidates, fitted=remote)
+        self.pipeline = Pipeline(run, store, candidates=settings.candidates, fitted=remote, rules=settings.rules)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve asks for the routes once the replica has loaded, and sends requests once these are warm."""

@@ -1,34 +1,59 @@
 // The routes of the service. Addresses are relative, so that the page works under any prefix.
 import { header, hint } from "./key.js";
 
-/** What the service, or the way to it, says is wrong; `request` is the id of the request in its log. */
+/** What the service, or the way to it, says is wrong: its status, if any, and the id of the request in its log. */
 export class Problem extends Error {
-  constructor(message, request) {
+  constructor(message, { status, request } = {}) {
     super(message);
-    this.request = request;
+    Object.assign(this, { status, request });
   }
 }
 
-async function call(path, { body, signal } = {}) {
-  const post = body && { method: "POST", body: JSON.stringify(body) };
+/** Asks a route. `quiet`: a refusal is told by whoever asks, so that no key is asked for here. */
+async function ask(path, { method = "GET", body, signal, quiet = false } = {}) {
   const headers = { ...header(), ...(body && { "Content-Type": "application/json" }) };
   let response;
   try {
-    response = await fetch(path, { signal, headers, ...post });
+    response = await fetch(path, { method, signal, headers, body: body && JSON.stringify(body) });
   } catch (error) {
     throw error.name === "AbortError" ? error : new Problem("The service does not answer.");
   }
-  const answer = await response.json().catch(() => null);
-  if (response.ok && answer) return answer;
+  if (response.ok) return response;
+  const status = response.status, answer = await response.json().catch(() => null);
   const { message, request_id: request } = answer?.error ?? {};
-  throw new Problem((message ?? `The service answered with status ${response.status}.`) + hint(response.status), request);
+  throw new Problem((message ?? `The service answered with status ${status}.`) + (quiet ? "" : hint(status)), { status, request });
 }
 
-export const recommend = (body, signal) => call("v1/recommend", { body, signal });
-export const similar = (body, signal) => call("v1/similar", { body, signal });
-export const search = (body, signal) => call("v1/search", { body, signal });
+async function call(path, options) {
+  const answer = await (await ask(path, options)).json().catch(() => null);
+  if (!answer) throw new Problem("The answer of the service has not come whole.");
+  return answer;
+}
+
+const post = path => (body, signal) => call(path, { method: "POST", body, signal });
+
+export const recommend = post("v1/recommend");
+export const similar = post("v1/similar");
+export const search = post("v1/search");
 export const tree = (prefix, signal) => call(`v1/tree?${new URLSearchParams(prefix.map(code => ["prefix", code]))}`, { signal });
 export const quality = signal => call("v1/quality", { signal });
+export const event = body => call("v1/events", { method: "POST", body, quiet: true });
+export const erase = user => call(`v1/users/${encodeURIComponent(user)}`, { method: "DELETE", quiet: true });
+
+/** What the service counts, in the format of Prometheus. */
+export async function metrics() {
+  return (await ask("metrics", { quiet: true })).text();
+}
+
+/** Whether the key may erase users: it is the one that may read what the service counts. */
+export async function mayErase() {
+  try {
+    await metrics();
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /** The address of an item's picture; an image sends no key, so that with one the picture is fetched here. */
 export async function pictureOf(id) {

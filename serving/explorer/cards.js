@@ -1,7 +1,7 @@
 // Items as pictures and as cards.
 import * as api from "./api.js";
 import { el, redraw } from "./dom.js";
-import { less, like, profile } from "./profile.js";
+import { verdicts } from "./verdicts.js";
 import { codesOf, tiles } from "./tiles.js";
 
 /** What to call an item. */
@@ -39,12 +39,13 @@ export function thumb(id, { onclick, label = name => name } = {}) {
  * An item with all that an answer says of it.
  *
  * top: the highest score of the answer, which bars are relative to.
- * lessLike: whether it can be made a negative.
+ * answer: the id of the answer, which a like names.
+ * kinds: what can be said of it.
  */
-export function card(item, { top, lessLike = false } = {}) {
+export function card(item, { top, answer, kinds = ["like"] } = {}) {
   const name = nameOf(item), codes = codesOf(item.sid ?? ""), why = item.why;
   const shared = codesOf(why?.shared_sid ?? "").length;
-  return el("li", { class: "card", "data-id": item.item_id },
+  return el("li", { class: "card", "data-id": item.item_id, "data-answer": answer },
     el("button", { type: "button", class: "open", tabindex: -1, "data-open": item.item_id },
       picture(item.item_id, name), el("span", { class: "name" }, name)),
     el("div", { class: "facts" },
@@ -53,23 +54,7 @@ export function card(item, { top, lessLike = false } = {}) {
       item.caption ? el("p", { class: "caption" }, marked(item.caption, why?.words ?? [])) : null,
       item.recommenders?.length ? el("p", { class: "by" }, item.recommenders.map(by => el("span", { class: "chip" }, by))) : null),
     why?.nearest ? reason(why) : null,
-    el("div", { class: "actions" },
-      likeButton(item.item_id, name),
-      lessLike ? el("button", { type: "button", tabindex: -1, "data-also": true, "aria-label": `Less like ${name}`, onclick: () => less(item.item_id) }, "Less like this") : null));
-}
-
-/** A button that adds an item to the invented history, or takes it away. */
-export function likeButton(id, name) {
-  const liked = () => !profile.user && profile.likes.includes(id);
-  const said = () => [el("span", { class: "heart", "aria-hidden": "true" }, liked() ? "♥" : "♡"), liked() ? "Liked" : "Like"];
-  return el("button", {
-    type: "button", class: "like", "data-also": true, "aria-pressed": String(liked()), "aria-label": `Like ${name}`,
-    onclick: ({ currentTarget: button }) => {
-      like(id);
-      button.setAttribute("aria-pressed", String(liked()));
-      button.replaceChildren(...said());
-    },
-  }, said());
+    el("div", { class: "actions" }, verdicts(item.item_id, name, kinds)));
 }
 
 /** Cards of an answer; `keep`: after those that are there. */

@@ -10,10 +10,10 @@ export function header() {
 
 /** What to do where the service refuses with this status; opens the place for the key. */
 export function hint(status) {
-  if (status !== 401 && status !== 403) return "";
+  if (status !== 401) return "";
   panel.open = true;
   panel.classList.add("wanted");
-  return status === 403 ? " Use a key of another role, under “Key”." : " Give a key of the service, under “Key”.";
+  return " Give a key of the service, under “Key”.";
 }
 
 panel.classList.toggle("given", "Authorization" in header());

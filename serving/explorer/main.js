@@ -1,6 +1,7 @@
 // Which view is shown: the part of the address after "#/", with its parameters.
 import * as catalogue from "./catalogue.js";
 import "./item.js";
+import "./unsent.js";
 import * as picture from "./picture.js";
 import * as quality from "./quality.js";
 import * as recommend from "./recommend.js";

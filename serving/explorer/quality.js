@@ -1,6 +1,7 @@
 // What the run has measured of its recommenders: means with their intervals.
 import * as api from "./api.js";
 import { el, worker } from "./dom.js";
+import * as live from "./live.js";
 
 const INTERVAL = "_interval";
 const view = document.getElementById("quality");
@@ -8,8 +9,9 @@ const counts = view.querySelector(".counts"), table = view.querySelector(".table
 const loading = worker(view);
 let measured = null, by = null;
 
-/** Shows the table, fetched once. */
+/** Shows the table, fetched once, and what the service counts. */
 export function show() {
+  live.show();
   if (measured) return undefined;
   return loading(async signal => {
     measured = await api.quality(signal);

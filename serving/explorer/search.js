@@ -42,9 +42,9 @@ function go() {
   history.replaceState(null, "", address);
   searching(async signal => {
     try {
-      const items = wanted ? (await api.search({ text: wanted, k: K, ...where(is) }, signal)).items : [];
+      const { items, recommendation_id: answer } = wanted ? await api.search({ text: wanted, k: K, ...where(is) }, signal) : { items: [] };
       if (signal.aborted) return;
-      deal(cards, items);
+      deal(cards, items, { answer });
       said.textContent = wanted && (items.length ? `${counted(items.length, "item")}, best first.` : is.length ? "No item has these words and attributes." : "No item has these words.");
     } catch (error) {
       if (!signal.aborted) {

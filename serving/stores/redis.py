@@ -117,13 +117,10 @@ class RedisStore:
             pipe.set(FORMAT_KEY, FORMAT)
             return added
 
+        watched = (FORGOTTEN, *(kind + user for user in users for kind in (USERS, EVENTS)))
+        run: Any = self._client.transaction  # its types know nothing of a function that returns something
         with self._told():
-            added: int = self._client.transaction(
-                change,
-                FORGOTTEN,
-                *(kind + user for user in users for kind in (USERS, EVENTS)),
-                value_from_callable=True,
-            )
+            added: int = run(change, *watched, value_from_callable=True)
         return added
 
     def show(self, impressions: Sequence[Impression]) -> None:
@@ -276,7 +273,8 @@ class RedisStore:
         while True:
             with self._told():
                 cursor, users = self._client.sscan(WHOSE[kind], cursor, count=ROWS)
-            places = dict.fromkeys(users, 0)  # in the hashes of users who are not through; all visitors share one
+            # In the hashes of users who are not through; all visitors share one.
+            places: dict[Any, int] = dict.fromkeys(users, 0)
             while places:
                 with self._told(), self._client.pipeline(transaction=False) as pipe:
                     for user, place in places.items():

@@ -7,7 +7,7 @@ import posixpath
 import re
 import stat
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from storage import files
 from storage.errors import UserError
@@ -70,6 +70,22 @@ def resolve(uri: str, root: str, sources: Sources = NOWHERE_ELSE) -> str:
         return _resolve(uri, root, sources)
     except (OSError, ValueError) as error:  # "http://[x", a lone surrogate, …
         raise MediaError("unreadable", f"{type(error).__name__}: no URI or path") from error
+
+
+def placed(uri: str, root: str) -> str:
+    """Returns a URI that names a medium of the catalogue at `root` from other catalogues, too.
+
+    >>> placed("media/a.jpg", "s3://bucket/shop")
+    's3://bucket/shop/media/a.jpg'
+    """
+    if _scheme(uri):
+        return uri
+    if (_scheme(root) or "file") != "file":
+        return files.join(root, uri)
+    path = os.path.join(files.filesystem(root)[1], uri)  # noqa: PTH118
+    if not os.path.exists(path):  # noqa: PTH110 - a query, as in `_resolve`
+        path = os.path.join(files.filesystem(root)[1], re.split("[?#]", uri)[0])  # noqa: PTH118
+    return f"file://{quote(path)}"
 
 
 def _resolve(uri: str, root: str, sources: Sources) -> str:

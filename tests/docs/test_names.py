@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serving.rerank.rules import Rules
 from serving.settings import Settings
 from tests.docs.pages import DOCUMENTS, REPOSITORY, blocks, name_of, quoted
 from workflows.engine.definition import resolve
@@ -56,6 +57,9 @@ def test_paths_and_symbols_exist(page: Path) -> None:
 def test_definitions_validate(page: Path) -> None:
     for block in blocks(page, "yaml"):
         raw = yaml.safe_load(block.text)
+        if raw.keys() <= Rules.model_fields.keys():
+            Rules.model_validate(raw)
+            continue
         if "stages" not in raw:  # of the service
             Settings.model_validate({"run": "x", "store": "x", **raw})
             continue

@@ -29,6 +29,13 @@ ITEMS = pa.schema(
         ("attributes", pa.map_(pa.string(), pa.string())),
     ]
 )
+LOG = {
+    "user_id": pa.string(),
+    "item_id": pa.string(),
+    "timestamp": TIMESTAMP,
+    "label": pa.float32(),
+    "propensity": pa.float32(),
+}
 
 
 def require_empty(directory: str) -> None:
@@ -119,7 +126,11 @@ def write_catalog(
     files.write_part(files.join(directory, "items.parquet"), items)
     if interactions is not None:
         files.write_part(files.join(directory, "interactions.parquet"), interactions)
-    about = {"name": name, "source": source, "timestamps": timestamps, "notes": notes}
-    files.write_json(files.join(directory, "catalog.json"), about)
+    write_about(directory, name=name, source=source, timestamps=timestamps, notes=notes)
     count = 0 if interactions is None else interactions.num_rows
     return {"name": name, "items": items.num_rows, "interactions": count, "notes": notes}
+
+
+def write_about(directory: str, **about: Any) -> None:
+    """Writes `catalog.json`, with the arguments of `write_catalog` that are no tables."""
+    files.write_json(files.join(directory, "catalog.json"), about)

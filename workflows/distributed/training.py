@@ -88,8 +88,8 @@ def fit(
     trainer = TorchTrainer(
         _per_worker,  # type: ignore[arg-type]
         train_loop_config={"loop": loop, "config": config, "threads": max(1, int(workers.cpus))},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.number if workers.least is None else (workers.least, workers.number),
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+            num_workers=workers.number if workers.least is None else (workers.least, workers.number),  # type: ignore[arg-type]
             use_gpu=workers.gpu,
             resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
             label_selector=dict(workers.labels) or None,

@@ -10,11 +10,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from models.common.mistakes import explain
-from models.common.settings import parse_yaml, read_text
+from models.common.settings import key_lines, parse_yaml, place_of, read_text
 from operators.log.split import Split, SplitTime
 from storage import files
 from storage.errors import UserError
-from storage.manifest import require_finished
+from storage.manifest import require_finished, require_manifest
 from storage.run import RunDir
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import StageConfig
@@ -69,9 +69,7 @@ class Definition(BaseModel):
 
     def where(self, key: str) -> str:
         """Returns the `FILE:LINE` or the `--set` of a key, or of its nearest parent that was written."""
-        while key and key not in self._places:
-            key = key.rpartition(".")[0]
-        return self._places.get(key, self.name)
+        return place_of(self._places, key) or self.name
 
     @property
     def configs(self) -> dict[str, StageConfig]:
@@ -89,7 +87,7 @@ def load(path: str, overrides: list[str]) -> Definition:
     """
     text = read_text(path, "workflow definition")
     definition = resolve(_apply_overrides(parse_yaml(text, path), overrides), source=path)
-    definition._places.update(_lines(yaml.compose(text), path))
+    definition._places.update(key_lines(text, path))
     keys = (override.partition("=")[0] for override in overrides)
     definition._places.update({key: f"--set {key}" for key in keys})
     return definition
@@ -127,7 +125,17 @@ def finished_definition(run: RunDir) -> Definition:
         UserError: there is no run, or it has not finished quantize.
     """
     require_finished(run.root, GIVES_SIDS, "gives no SIDs")
+    return definition_of(run)
+
+
+def definition_of(run: RunDir) -> Definition:
+    """Returns the definition of a run.
+
+    Raises:
+        UserError: there is no run, or its definition is damaged.
+    """
     uri = run.uri("workflow.yaml")
+    require_manifest(run.root)
     try:
         return resolve(yaml.safe_load(files.read_bytes(uri)), source=uri)
     except yaml.YAMLError as error:
@@ -148,15 +156,6 @@ def _model() -> type[Definition]:
     return create_model(
         "Workflow", __base__=Definition, stages=(create_model("Stages", __config__=config, **stages), ...)
     )
-
-
-def _lines(node: yaml.Node | None, path: str, above: str = "") -> dict[str, str]:
-    """Returns the `FILE:LINE` of every key of a YAML document, by dotted path."""
-    places: dict[str, str] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name = f"{above}.{key.value}" if above else str(key.value)
-        places |= {name: f"{path}:{key.start_mark.line + 1}", **_lines(value, path, name)}
-    return places
 
 
 def _apply_overrides(raw: Any, overrides: list[str]) -> Any:

@@ -61,6 +61,8 @@ class WorkersConfig(StageConfig):
     def _at_least_some(self) -> Self:
         if self.least_workers is not None and self.least_workers > self.workers:
             raise ValueError(f"least_workers: {self.least_workers} is above workers: {self.workers}")
+        if self.least_workers is not None and self.worker_labels:  # Ray would count the room on all nodes
+            raise ValueError("least_workers goes without worker_labels: leave one of them out")
         return self
 
     @property

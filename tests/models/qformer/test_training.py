@@ -75,16 +75,6 @@ def test_the_weights_with_the_least_held_out_loss_stay(tokenizer: Tokenizer) -> 
         assert torch.equal(value, best[f"best.{name}"]), name
 
 
-def test_what_is_kept_is_an_average_of_the_last_tenth_of_the_steps(tokenizer: Tokenizer) -> None:
-    each = Recipe(align=Phase(steps=0), write=Phase(steps=3, batch_size=8, validate_every=1))
-    _, reports = trained(tokenizer, each)
-    (first, second, third) = (state for _, state in reports)
-    for name in (name.removeprefix("average.") for name in first if name.startswith("average.")):
-        weights = [state[f"model.learner.model.{name}"] for state in (first, second, third)]
-        average = weights[0].lerp(weights[1], 10 / 12).lerp(weights[2], 10 / 13)
-        assert torch.allclose(third[f"average.{name}"], average, atol=1e-6), name
-
-
 def test_a_loss_that_is_no_number_ends_it(tokenizer: Tokenizer) -> None:
     model = fresh(tokenizer)
     data, _ = planted(model, 32)

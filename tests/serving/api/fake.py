@@ -23,6 +23,7 @@ class FakeRun:
     """Recommends the first items that the user has not liked and the query does not exclude."""
 
     run = "fake:0123456789abcdef"
+    warning: str | None = None
 
     def __init__(self) -> None:
         self.recommenders = ["content", "popularity"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 
@@ -65,9 +66,11 @@ def test_a_bad_event_is_told_what_is_wrong_and_nothing_is_kept(client, fake, cha
     assert fake.events == {}
 
 
-def test_a_user_is_forgotten(client, fake) -> None:
-    assert client.delete("/v1/users/user 1").json() == {"forgotten": True}
-    assert "user 1" not in fake.liked
+@pytest.mark.parametrize("user_id", ["user 1", "a/b", "two\nlines", "?"])
+def test_a_user_is_forgotten(client, fake, user_id) -> None:
+    fake.liked[user_id] = fake.liked.get(user_id, [])
+    assert client.delete(f"/v1/users/{quote(user_id, safe='')}").json() == {"forgotten": True}
+    assert user_id not in fake.liked
 
 
 def test_who_may_write_and_who_may_erase(serve, tmp_path) -> None:

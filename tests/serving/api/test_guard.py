@@ -49,7 +49,7 @@ def test_every_request_has_a_line_without_its_user(client, lines, fake) -> None:
     found = lines()
     assert [(line["route"], line["status"]) for line in found] == [
         ("/v1/recommend", 200),
-        ("/v1/items/{item_id:path}", 404),
+        ("/v1/items/{item_id:any}", 404),
         ("/v1/search", 200),
         ("/v1/recommend", 500),
         ("/v1/recommend", 422),
@@ -141,6 +141,8 @@ def test_ready_once_it_has_answered(fake, lines) -> None:
             "users": 1,
             "recommenders": fake.recommenders,
         }
+        fake.warning = "The rules are broken."
+        assert warm.get("/readyz").json()["warning"] == fake.warning
 
 
 def test_not_ready_where_a_first_query_failed(fake, lines) -> None:
@@ -161,7 +163,7 @@ def test_metrics_by_route_recommender_and_run(client, serve, fake) -> None:
     run = f'run="{fake.run}"'
     for sample in (
         f'tesserec_requests_total{{method="POST",route="/v1/recommend",{run},status="200"}} 1.0',
-        f'tesserec_requests_total{{method="GET",route="/v1/items/{{item_id:path}}",{run},status="404"}} 1.0',
+        f'tesserec_requests_total{{method="GET",route="/v1/items/{{item_id:any}}",{run},status="404"}} 1.0',
         f'tesserec_requests_total{{method="GET",route="none",{run},status="404"}} 1.0',
         f'tesserec_request_seconds_count{{route="/v1/recommend",{run}}} 1.0',
         f'tesserec_answers_total{{route="/v1/recommend",{run},source="history"}} 1.0',

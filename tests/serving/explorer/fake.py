@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from models.semantic_ids.suffixes import sid_string
+from serving.api.metrics import CONTENT_TYPE, Metrics
 from serving.explorer import mount
 from workflows.catalogs.synthetic.drawing import CATEGORIES, COLOURS, MATERIALS, PATTERNS, Look, draw_photo
 from workflows.catalogs.synthetic.wording import PATTERN_WORDS, write_description, write_title
@@ -31,6 +32,8 @@ HOSTILE = "<img src=x onerror=\"document.title='pwned'\"><script>document.title=
 HOSTILE_ID = "p/39?&#\"'<b>"
 NO_PICTURE = "p-07"
 BROKEN = "broken"  # a user, and words, for which the service fails
+RUN = "demo-2f81"
+ROLES = ("read", "write", "admin")
 RECOMMENDERS = ("sasrec", "content", "popularity")
 METRICS = {
     "sasrec": (0.1184, 0.2031, 0.41),
@@ -49,11 +52,18 @@ class RefusalError(Exception):
 
 
 class Shop:
-    """The items, and the pictures and codes that belong to them; with a key, who has none is refused."""
+    """The items, the pictures and codes that belong to them, and what users have said of them.
 
-    key: str | None = None
+    Attributes:
+        keys: the role of each key; with any, who has none is refused.
+        events: by user and id of the event: the item, the type, and the answer that it names.
+    """
 
     def __init__(self) -> None:
+        self.keys: dict[str, str] = {}
+        self.log = {"anna": ["p-00", "p-10", "p-22"]}
+        self.events: dict[tuple[str, str], tuple[str, str, str | None]] = {}
+        self.metrics = Metrics(RUN, lambda: 1)
         random = np.random.default_rng(3)
         self.items: dict[str, dict[str, Any]] = {}
         self.pictures: dict[str, bytes] = {}
@@ -125,10 +135,13 @@ class Shop:
         """The answer to a request for recommendations; a cursor is the place where the next page begins."""
         if body.get("user_id") == BROKEN:
             raise RefusalError(503, "overloaded", "The service has too much to do: try again in a second.")
-        liked = {"anna": ["p-00", "p-10", "p-22"]}.get(body.get("user_id", ""), body.get("history", []))
-        known = [item_id for item_id in liked if item_id in self.items]
-        negative = [item_id for item_id in body.get("negative", []) if item_id in self.items]
-        out = {*known, *body.get("exclude", [])}
+        user = body.get("user_id", "")
+        verdicts = {item: kind for (who, _), (item, kind, _) in self.events.items() if who == user}
+        liked = [*self.log.get(user, body.get("history", [])), *(one for one in verdicts if verdicts[one] == "like")]
+        disliked = [item_id for item_id in verdicts if verdicts[item_id] == "dislike"]
+        known = [item_id for item_id in liked if item_id in self.items and item_id not in disliked]
+        negative = [item_id for item_id in [*body.get("negative", []), *disliked] if item_id in self.items]
+        out = {*known, *disliked, *body.get("exclude", [])}
         wanted = set(body.get("recommenders", RECOMMENDERS))
 
         def score(item_id: str) -> float:
@@ -149,8 +162,21 @@ class Shop:
             "unknown": [item_id for item_id in liked if item_id not in self.items],
             "cursor": str(end) if end < len(ranked) else None,
             "recommendation_id": "01J9ZC7",
-            "run": "demo-2f81",
+            "run": RUN,
         }
+
+    def keep(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Keeps an event once."""
+        key = event["user_id"], event["event_id"]
+        new = key not in self.events
+        self.events.setdefault(key, (event["item_id"], event["type"], event.get("recommendation_id")))
+        self.metrics.events([event["type"]])
+        return {"added": int(new), "known": int(not new), "unknown": []}
+
+    def forget(self, user: str) -> None:
+        """Erases a user."""
+        self.log.pop(user, None)
+        self.events = {key: event for key, event in self.events.items() if key[0] != user}
 
     def similar(self, body: dict[str, Any]) -> dict[str, Any]:
         """Items like others, or like a picture, of which the mean colour counts."""
@@ -212,12 +238,23 @@ def api(shop: Shop) -> FastAPI:
 
     @app.middleware("http")
     async def keys(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        given = request.headers.get("Authorization")
-        if shop.key and "/v1/" in request.url.path and given != f"Bearer {shop.key}":
-            status, code = (403, "forbidden") if given == "Bearer idle" else (401, "unauthorized")
-            problem = {"code": code, "message": "This needs a key.", "request_id": "req-7f3a"}
-            return JSONResponse({"error": problem}, status)
-        return await call_next(request)
+        path, began = request.url.path, time.perf_counter()
+        role = shop.keys.get(request.headers.get("Authorization", "").removeprefix("Bearer "))
+        needed = (
+            "admin" if path == "/metrics" or request.method == "DELETE" else "write" if path == "/v1/events" else "read"
+        )
+        if (
+            shop.keys
+            and (path == "/metrics" or "/v1/" in path)
+            and (not role or ROLES.index(role) < ROLES.index(needed))
+        ):
+            status, code = (403, "forbidden") if role else (401, "unauthorized")
+            message = f"{path} needs a key with the role {needed}." if role else "This needs a key."
+            return JSONResponse({"error": {"code": code, "message": message, "request_id": "req-7f3a"}}, status)
+        answer = await call_next(request)
+        route = getattr(request.scope.get("route"), "path", "none")
+        shop.metrics.request(route, request.method, answer.status_code, time.perf_counter() - began)
+        return answer
 
     @app.exception_handler(RefusalError)
     async def refused(_: Request, error: RefusalError) -> JSONResponse:
@@ -236,9 +273,22 @@ def api(shop: Shop) -> FastAPI:
         body = await request.json()
         return shop.search(body["text"], body["k"], body.get("where"))
 
+    @app.post("/v1/events")
+    async def event(request: Request) -> dict[str, Any]:
+        return shop.keep(await request.json())
+
+    @app.delete("/v1/users/{user_id:path}")
+    async def forget(user_id: str) -> dict[str, bool]:
+        shop.forget(user_id)
+        return {"forgotten": True}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(shop.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
     @app.get("/v1/attributes")
     async def attributes() -> dict[str, Any]:
-        return {"run": "demo-2f81", "attributes": shop.attributes()}
+        return {"run": RUN, "attributes": shop.attributes()}
 
     @app.get("/v1/tree")
     async def tree(prefix: Annotated[list[int], Query()] = []) -> dict[str, Any]:  # noqa: B006 - as FastAPI wants it
@@ -252,7 +302,7 @@ def api(shop: Shop) -> FastAPI:
             return {**given, **intervals, "coverage@10": coverage}
 
         metrics = {name: row(*values) for name, values in METRICS.items()}
-        return {"run": "demo-2f81", "metrics": metrics, "counts": {"items": 40, "users": 2041}}
+        return {"run": RUN, "metrics": metrics, "counts": {"items": 40, "users": 2041}}
 
     @app.get("/v1/items/{item_id:path}/picture")
     async def picture(item_id: str) -> Response:

@@ -1,110 +1,18 @@
-"""The explorer in Chromium over a service of forty items; its pictures are kept in .artifacts/explorer."""
+"""The explorer in Chromium over a service of forty items."""
 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import expect
 
-from tests.serving.explorer.fake import BROKEN, HOSTILE, HOSTILE_ID, NO_PICTURE, Shop, served
+from tests.serving.explorer.fake import BROKEN, HOSTILE, HOSTILE_ID, NO_PICTURE
+from tests.serving.explorer.looking import PHONE, cards, focused, keep, needs_chromium, settle, tab_to
 
-CHROMIUM = shutil.which("chromium")
-ARTIFACTS = Path(__file__).parents[3] / ".artifacts" / "explorer"
 VIEWS = ("recommend", "catalogue", "search", "picture", "quality")
-TALL = {"width": 1280, "height": 900}
-PHONE = {"width": 360, "height": 740}
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def shop() -> Shop:
-    return Shop()
-
-
-@pytest.fixture(scope="module")
-def address(shop) -> Iterator[str]:
-    with served(shop) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM)
-
-
-@pytest.fixture
-def visit(browser, address) -> Iterator[Open]:
-    """Opens the page; at the end nothing has gone wrong in it, and nothing was asked of another host."""
-    wrong: list[str] = []
-    contexts = []
-
-    def opened(path: str = "", *, viewport: dict[str, int] = TALL, scheme: str = "light") -> Page:
-        contexts.append(browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce"))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(5000)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        # A picture or an answer that is missing is logged by the browser itself.
-        page.on(
-            "console",
-            lambda message: (
-                message.type in ("error", "warning")
-                and not (message.text.startswith("Failed to load resource") and "/v1/" in message.location["url"])
-                and wrong.append(message.text)
-            ),
-        )
-        page.on("request", lambda sent: sent.url.startswith((address, "blob:")) or wrong.append(sent.url))
-        page.on("dialog", lambda dialog: wrong.append(dialog.message))
-        page.goto(f"{address}/{path}")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
-
-
-def keep(page: Page, name: str) -> None:
-    ARTIFACTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=ARTIFACTS / f"{name}.png")
-
-
-def cards(page: Page) -> Locator:
-    return page.locator(".view:not([hidden]) .card")
-
-
-def tab_to(page: Page, selector: str) -> None:
-    """Presses Tab until the focus is on such an element; each that has it on the way shows it."""
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        shown = page.evaluate(
-            """() => document.activeElement === document.body // between the last element and the first
-                 || [document.activeElement, document.activeElement.closest(".card, label")]
-                 .some(at => at && getComputedStyle(at).outlineStyle !== "none")"""
-        )
-        assert shown, page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
-        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
-            return
-    raise AssertionError(f"no Tab leads to {selector}")
-
-
-def settle(page: Page) -> None:
-    """Waits for the answers that are on their way."""
-    expect(page.locator("[aria-busy]")).to_have_count(0)
-
-
-def focused(page: Page) -> int:
-    """The place of the card that has the focus."""
-    script = (
-        "[...document.querySelectorAll('.view:not([hidden]) .card')].findIndex(c => c.contains(document.activeElement))"
-    )
-    return page.evaluate(script)
+pytestmark = needs_chromium
 
 
 def test_the_story_by_mouse(visit, shop) -> None:
@@ -156,7 +64,7 @@ def test_the_story_by_mouse(visit, shop) -> None:
     keep(page, "picture")
 
     page.get_by_role("link", name="Quality").click()
-    first = page.locator("tbody th").first
+    first = page.locator("#quality > .table tbody th").first
     expect(first).to_have_text("language_model+sasrec")
     page.get_by_role("button", name="coverage@10").click()
     expect(first).to_have_text("content")
@@ -192,7 +100,7 @@ def test_the_story_by_keyboard_alone(visit, shop) -> None:
     press("Home")
     press("ArrowRight")
     press("Enter")
-    expect(page.locator("dialog h2")).to_be_visible()
+    expect(page.locator("#item h2")).to_be_visible()
     press("Escape")
     assert focused(page) == 1
     tab_to(page, ".like")
@@ -235,7 +143,7 @@ def test_the_story_by_keyboard_alone(visit, shop) -> None:
     expect(cards(page)).to_have_count(12)
     tab_to(page, "header nav a[href='#/quality']")
     press("Enter")
-    expect(page.locator("tbody tr")).to_have_count(5)
+    expect(page.locator("#quality > .table tbody tr")).to_have_count(5)
     tab_to(page, "thead button[data-name='recall@10']")
     press("Enter")
     expect(page.locator("th[aria-sort]")).to_have_text("recall@10")
@@ -308,7 +216,7 @@ def test_a_hostile_title_stays_text(visit) -> None:
     expect(cards(page).locator(".open .name")).to_have_text(HOSTILE)
     cards(page).locator(".like").click()
     cards(page).locator(".open").click()
-    expect(page.locator("dialog h2")).to_have_text(HOSTILE)
+    expect(page.locator("#item h2")).to_have_text(HOSTILE)
     expect(page.locator("dialog .id")).to_have_text(HOSTILE_ID)
     keep(page, "hostile")
     page.keyboard.press("Escape")
@@ -354,7 +262,7 @@ def test_items_without_a_picture_or_a_place_are_told(visit) -> None:
 
 
 def test_a_key_is_asked_for_and_sent_with_each_call(visit, shop, monkeypatch) -> None:
-    monkeypatch.setattr(shop, "key", "open-sesame")
+    monkeypatch.setattr(shop, "keys", {"open-sesame": "read"})
     page = visit()
     line = page.locator("#recommend .answer .problem")
     expect(line).to_have_text("This needs a key. Give a key of the service, under “Key”. request req-7f3a")
@@ -362,7 +270,8 @@ def test_a_key_is_asked_for_and_sent_with_each_call(visit, shop, monkeypatch) ->
     keep(page, "key")
     page.keyboard.type("idle")
     page.keyboard.press("Enter")
-    expect(line).to_contain_text("Use a key of another role")
+    expect(page.locator("#key.given")).to_have_count(1)
+    expect(line).to_contain_text("This needs a key.")
     page.fill("#bearer", "open-sesame")
     page.keyboard.press("Enter")
     expect(cards(page)).to_have_count(12)

@@ -27,7 +27,7 @@ from workflows.distributed import cluster, training
 from workflows.distributed.pools import Group, Pool, Step, Workers
 from workflows.distributed.streams import stream
 
-ROWS, STEPS = 48, 30
+ROWS, STEPS = 48, 8
 STORE = 100 << 20  # bytes
 
 
@@ -46,7 +46,7 @@ class Where(Operator):
         time.sleep(0.05)  # so that no actor is done before another one is there
         context = ray.get_runtime_context()
         told = f"{context.get_node_id()} {os.getpid()} {','.join(context.get_accelerator_ids()['GPU'])}"
-        return pa.table({self.column: [told] * table.num_rows})
+        return table.append_column(self.column, pa.array([told] * table.num_rows, pa.string()))
 
 
 def steps(config: dict[str, Any]) -> None:
@@ -56,10 +56,12 @@ def steps(config: dict[str, Any]) -> None:
     for step in range(first + 1, STEPS + 1):
         time.sleep(0.2)
         save = partial(training.save_tensors, lambda step=step: {"step": torch.tensor(step)})
-        training.report({"step": step, "first": first, "workers": workers}, save, every_s=0.0)
+        node = ray.get_runtime_context().get_node_id()
+        training.report({"step": step, "first": first, "workers": workers, "node": node}, save, every_s=0.0)
 
 
 def main(folder: Path) -> None:
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"  # it waits as long for the lost node once more
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": STORE})
     gpu = nodes.add_node(num_cpus=2, num_gpus=1, labels={"tier": "gpu"}, object_store_memory=STORE)
     fit = [nodes.add_node(num_cpus=1, labels={"tier": "fit"}, object_store_memory=STORE) for _ in range(2)]
@@ -83,16 +85,18 @@ def main(folder: Path) -> None:
     lost: list[int] = []
 
     def lose(metrics: dict[str, Any]) -> None:
-        if not lost and metrics["step"] >= 5:
+        if not lost and metrics["step"] >= 3:
             lost.append(metrics["step"])
-            nodes.remove_node(fit[1], allow_graceful=False)
+            nodes.remove_node(gpu, allow_graceful=False)
 
+    run = RunDir(str(folder / "run"))
+    there = training.fit(steps, {"seed": 0}, workers=Workers(1, labels={"tier": "fit"}), run=run, name="steps/f1")
     reports = training.fit(
         steps,
         {"seed": 0},
-        workers=Workers(2, least=1, labels={"tier": "fit"}),
-        run=RunDir(str(folder / "run")),
-        name="steps/f1",
+        workers=Workers(2, cpus=2, least=1),  # the head and the node with the GPU have room for one each
+        run=run,
+        name="steps/f2",
         progress=lose,
     )
     told = {
@@ -100,6 +104,7 @@ def main(folder: Path) -> None:
         "gpu": gpu.node_id,
         "fit": [node.node_id for node in fit],
         "rows": found.select("item_id", "look", "read").rows(),
+        "there": there[-1]["node"],
         "reports": reports,
     }
     (folder / "found.json").write_text(json.dumps(told))

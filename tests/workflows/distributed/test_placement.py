@@ -38,9 +38,13 @@ def test_two_actors_share_the_gpu_that_they_ask_for(found: dict[str, Any]) -> No
     assert {gpu for _, gpu in looked} == {"0"}
 
 
+def test_a_fit_runs_on_nodes_with_its_labels(found: dict[str, Any]) -> None:
+    assert found["there"] in found["fit"]
+
+
 def test_a_fit_goes_on_with_one_worker_fewer(found: dict[str, Any]) -> None:
     reports = found["reports"]
     assert [report["step"] for report in reports] == list(range(1, STEPS + 1))
     assert [report["workers"] for report in reports] == sorted((each["workers"] for each in reports), reverse=True)
     assert (reports[0]["workers"], reports[-1]["workers"]) == (2, 1)
-    assert reports[-1]["first"] >= 4  # from its last state, not from the beginning
+    assert reports[-1]["first"] >= 2  # from its last state, not from the beginning

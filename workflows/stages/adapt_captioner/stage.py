@@ -26,7 +26,7 @@ class AdaptCaptionerStage(Stage[Config]):
     """Fine-tunes the captioner, or trains one from scratch, on the items that have a picture and a text."""
 
     config_type = Config
-    version = 3
+    version = 2
     reads = ("ingest",)
     operators = (FetchMedia, Look)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from storage import tables
 from storage.errors import UserError
 from storage.text_tables import as_number, numeric
+from workflows.catalogs.canonical import LOG
 from workflows.stages.ingest import times
 from workflows.stages.ingest.texts import filled, ids, like
 
@@ -223,8 +224,7 @@ def check_dropped(source: str, kept: int, dropped: dict[str, Loss], limit: float
 def to_arrow(events: pl.DataFrame) -> pa.Table:
     """Arrow with the contract's types; polars would write large strings, which do not join with plain ones."""
     table = events.to_arrow(compat_level=pl.CompatLevel.oldest())
-    kinds = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
-    return table.cast(pa.schema([(name, kinds.get(name, pa.float32())) for name in table.column_names]))
+    return table.cast(pa.schema([(name, LOG.get(name, pa.float32())) for name in table.column_names]))
 
 
 def _such_as(examples: Iterable[object]) -> str:

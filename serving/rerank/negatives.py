@@ -1,4 +1,4 @@
-"""What changes the order of scored candidates before an answer is cut from them."""
+"""Less of what a user does not want: the first thing that changes the scores of candidates."""
 
 from __future__ import annotations
 
