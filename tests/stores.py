@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -82,3 +83,21 @@ def holds(store: UserStore, users: dict[str, User]) -> bool:
     """Whether a store has these users and no other."""
     found = store.read(list(users))
     return store.count() == len(users) and all(map(same, found, users.values()))
+
+
+def at_once(work: Callable[[int], None], threads: int) -> None:
+    """Calls a function with the numbers below `threads`, each on a thread of its own; none may fail."""
+    failed: list[Exception] = []
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except Exception as error:  # noqa: BLE001 - the thread's
+            failed.append(error)
+
+    running = [threading.Thread(target=guarded, args=[number]) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert failed == []

@@ -62,12 +62,11 @@ def key_lines(text: str, path: str) -> dict[str, str]:
     """Returns the `FILE:LINE` of every key of a text in YAML, and of every entry of its lists, by dotted path."""
 
     def below(node: yaml.Node | None, above: str) -> Iterator[tuple[str, str]]:
+        entries: list[tuple[Any, yaml.Node, yaml.Node]] = []
         if isinstance(node, yaml.MappingNode):
             entries = [(key.value, key, value) for key, value in node.value]
-        else:
-            entries = (
-                [(at, each, each) for at, each in enumerate(node.value)] if isinstance(node, yaml.SequenceNode) else []
-            )
+        elif isinstance(node, yaml.SequenceNode):
+            entries = [(at, each, each) for at, each in enumerate(node.value)]
         for key, written, value in entries:
             yield f"{above}{key}", f"{path}:{written.start_mark.line + 1}"
             yield from below(value, f"{above}{key}.")

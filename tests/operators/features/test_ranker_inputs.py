@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -274,10 +275,14 @@ def test_items_of_a_run_are_those_in_memory_and_nothing_of_them_is_copied(tmp_pa
     wanted = laid_out(items, run.read_table("embeddings"), config).inputs(**pair)
     read_items(run, config)  # makes the maps
     gc.collect()
-    before = anonymous()
-    mapped = read_items(run, config)
-    found = mapped.inputs(**pair)
-    assert anonymous() - before < 16 * count  # of some 1000 bytes an item
+    grown, kept = list[int](), list[Any]()
+    for _ in range(3):  # all are kept, so that a copy would grow it each time; a heap grows by a MiB now and then
+        before = anonymous()
+        mapped = read_items(run, config)
+        found = mapped.inputs(**pair)
+        grown.append(anonymous() - before)
+        kept.append((mapped, found))
+    assert min(grown) < 16 * count  # of some 1000 bytes an item
     for name in ("dense", "content", "history_content"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0, atol=0, equal_nan=True)
     for name in ("sparse", "weighted"):

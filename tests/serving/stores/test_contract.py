@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from serving.stores.base import LoadableStore, User
 from serving.stores.opening import open_store
 from tests.conftest import REPOSITORY
-from tests.stores import holds, same, user
+from tests.stores import at_once, holds, same, user
 
 IDS = [f"user {number}" for number in range(200)]
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -140,24 +140,14 @@ def test_readers_beside_a_writer_see_whole_batches(store: LoadableStore, store_u
 
 
 def test_writers_wait_for_each_other(store_uri: str) -> None:
-    failed: list[Exception] = []
-
     def fill(number: int) -> None:
-        try:
-            own = open_store(store_uri, create=True)
-            for batch in range(10):
-                names = [f"{number} {batch} {each}" for each in range(20)]
-                own.write(names, [user(batch)] * 20, until=0)
-            own.close()
-        except Exception as error:  # noqa: BLE001 - the thread's
-            failed.append(error)
+        own = open_store(store_uri, create=True)
+        for batch in range(10):
+            names = [f"{number} {batch} {each}" for each in range(20)]
+            own.write(names, [user(batch)] * 20, until=0)
+        own.close()
 
-    writers = [threading.Thread(target=fill, args=[number]) for number in range(6)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert failed == []
+    at_once(fill, 6)
     store = open_store(store_uri)
     assert store.count() == 6 * 10 * 20
     store.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from itertools import chain, count
 from pathlib import Path
@@ -23,7 +22,7 @@ from serving.stores.opening import open_store
 from storage.errors import UserError
 from storage.hashing import hash_ids
 from tests.conftest import REPOSITORY
-from tests.stores import redis_server, same, user
+from tests.stores import at_once, redis_server, same, user
 
 ANY_ID = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=5)
 EVENTS = st.lists(
@@ -175,23 +174,13 @@ def test_what_was_of_a_forgotten_user_is_in_no_file(tmp_path: Path) -> None:
 
 
 def test_writers_of_one_user_lose_nothing(store_uri: str) -> None:
-    failed: list[Exception] = []
-
     def work(number: int) -> None:
-        try:
-            own = open_store(store_uri, create=True)
-            for turn in range(20):
-                own.add([event(100 * number + turn), event(turn, "shared")])
-            own.close()
-        except Exception as error:  # noqa: BLE001 - the thread's
-            failed.append(error)
+        own = open_store(store_uri, create=True)
+        for turn in range(20):
+            own.add([event(100 * number + turn), event(turn, "shared")])
+        own.close()
 
-    writers = [threading.Thread(target=work, args=[number]) for number in range(5)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert failed == []
+    at_once(work, 5)
     store = open_store(store_uri, create=True)
     found, shared = store.read(["u", "shared"])
     assert found is not None

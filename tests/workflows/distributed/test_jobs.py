@@ -122,7 +122,7 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
     The head knows nothing of the S3 server. Everything was started in a folder that is not the repository.
     """
     place = tmp_path_factory.mktemp("jobs")
-    undisturbed = write_catalog(place, items=128, users=60)  # so many that a kill falls between two commits
+    undisturbed = write_catalog(place, items=192, users=60)  # so many that a kill falls between two commits
     demo = str(REPOSITORY / "workflows" / "definitions" / "demo.yaml")
     with patch.dict(os.environ, s3_session.environment):
         bucket = s3_session.bucket("jobs")
