@@ -173,7 +173,7 @@ class Catalogue:
 
     def _pairs(self, attribute: str, rows: np.ndarray) -> tuple[np.ndarray, pa.Array, np.ndarray]:
         """Returns each value of an attribute that items have: a position in `rows`, the value, and it as a number."""
-        found = []
+        found = list[_Values]()
         for attributes, first in ((self._attributes, 0), (self._posted_attributes, len(self.ids))):
             owners, values, numbers = attributes.get(attribute, NO_VALUES)
             low, high = np.searchsorted(owners, rows - first), np.searchsorted(owners, rows - first, "right")
@@ -181,8 +181,8 @@ class Catalogue:
             before = np.cumsum(high - low) - (high - low)
             at = np.arange(len(owner)) + (low - before)[owner]
             found.append((owner, values.take(pa.array(at)), numbers[at]))
-        owner, values, numbers = zip(*found, strict=True)
-        return np.concatenate(owner), pa.concat_arrays(values), np.concatenate(numbers)
+        (own, texts, numbers), (posted, more, others) = found
+        return np.concatenate([own, posted]), pa.concat_arrays([texts, more]), np.concatenate([numbers, others])
 
 
 def _matches(where: Filter, attributes: Mapping[str, _Values], items: int) -> np.ndarray:

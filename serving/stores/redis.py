@@ -206,8 +206,9 @@ class RedisStore:
             return True
 
         self._check_durable()
+        run: Any = self._client.transaction  # see `add`
         with self._told():
-            kept: bool = self._client.transaction(change, VERSION, value_from_callable=True)
+            kept: bool = run(change, VERSION, value_from_callable=True)
         return kept
 
     def item_picture(self, item_id: str) -> bytes | None:
