@@ -22,7 +22,7 @@ from serving.filters import Filter
 from serving.finder import Finder, branches
 from serving.posted import PostedItems
 from serving.query import Answer, MissingError, NewItem, Query, Scored, Why
-from serving.ranking import Users
+from serving.ranking import Users, trained_by
 from serving.rerank.exposure import first_seen
 from serving.rerank.negatives import less_like
 from serving.rerank.reranker import Reranker
@@ -69,7 +69,7 @@ class Pipeline:
         self.cascade = Cascade(run, candidates=candidates, fitted=fitted)
         manifest = require_manifest(run.root)
         made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
-        self.run = f"{manifest.name}:{made[:16]}"
+        self.run, self._number = f"{manifest.name}:{made[:16]}", trained_by(run)
         self.finder, catalogue = Finder(run, self.cascade), Catalogue(run)
         self.posted = PostedItems(run, store, catalogue, self.cascade, self.finder)
         self.reranker: Reranker | None = None
@@ -284,7 +284,7 @@ class Pipeline:
             if user is not None:
                 rows, times, events = catalogue.rows_by_hash(user.items), user.times, user.events
                 disliked = catalogue.rows_by_hash(user.disliked)
-                number = int(hash_ids([query.user_id])[0]) if user.trained else NULL_ID
+                number = int(hash_ids([query.user_id])[0]) if self._number in user.trained else NULL_ID
             if query.history is not None:
                 rows = catalogue.rows(query.history)
                 times = np.full(len(rows), np.iinfo(np.int64).max)

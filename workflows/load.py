@@ -13,6 +13,7 @@ import numpy as np
 
 from operators.features.tokens import NULL_ID
 from operators.log.partitions import item_hashes, open_log
+from serving.ranking import trained_by
 from serving.stores.base import User
 from serving.stores.opening import open_store
 from storage import files
@@ -71,7 +72,7 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
             if number in there:
                 done += files.dataset(part).count_rows()
                 continue
-            for ids, users in _batches(part, items, batch):
+            for ids, users in _batches(part, items, batch, trained_by(run)):
                 store.write(ids, users, until=until)
                 done, written = done + len(ids), written + len(ids)
                 progress(done, total)
@@ -81,8 +82,15 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
     return Loaded(written, time.monotonic() - started, len(there), len(parts))
 
 
-def _batches(part: str, items: np.ndarray, rows: int) -> Iterator[tuple[list[str], list[User]]]:
-    """Yields the users of a partition and their ids; `items` has the hash of each item of the run, int64 [N]."""
+def _batches(part: str, items: np.ndarray, rows: int, by: int) -> Iterator[tuple[list[str], list[User]]]:
+    """Yields the users of a partition and their ids.
+
+    Args:
+        part: URI of the partition.
+        items: hash of each item of the run, int64 [N].
+        rows: of a batch.
+        by: number of the run.
+    """
     for batch in files.batches(part, COLUMNS, rows):
         offsets = batch["seen"].offsets.to_numpy()
         ends = (offsets - offsets[0]).tolist()
@@ -90,7 +98,7 @@ def _batches(part: str, items: np.ndarray, rows: int) -> Iterator[tuple[list[str
         trained = (batch["user"].to_numpy() != NULL_ID).tolist()
         nothing = np.empty(0, np.int64)
         users = [
-            User(hashes[start:end], times[start:end], events, is_trained, nothing)
+            User(hashes[start:end], times[start:end], events, (by,) * is_trained, nothing)
             for start, end, events, is_trained in zip(
                 ends[:-1], ends[1:], batch["events"].to_pylist(), trained, strict=True
             )

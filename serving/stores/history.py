@@ -9,7 +9,8 @@ import numpy as np
 from serving.stores.base import Event, User
 from storage.hashing import hash_ids
 
-NOBODY = User(np.empty(0, np.int64), np.empty(0, np.int64), 0, False, np.empty(0, np.int64))
+NOBODY = User(np.empty(0, np.int64), np.empty(0, np.int64), 0, (), np.empty(0, np.int64))
+MOST_TRAINED = 4  # runs of which it is known that they learned a user's id: two side by side, and two to go back to
 
 
 def after(user: User | None, events: Sequence[Event]) -> User:
@@ -40,3 +41,10 @@ def after(user: User | None, events: Sequence[Event]) -> User:
         known.trained,
         np.array(list(disliked), np.int64),
     )
+
+
+def loaded(user: User, old: User | None, events: Sequence[Event]) -> User:
+    """Returns a user as a log knows them, after later events; of what was known before, who has learned their id."""
+    known = () if old is None else old.trained
+    trained = tuple(dict.fromkeys((*user.trained, *known)))[:MOST_TRAINED]
+    return after(user._replace(trained=trained), events)

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from operators.features.tokens import NULL_ID
+from serving.ranking import trained_by
 from serving.stores.base import User
 from serving.stores.opening import open_store
 from storage import files
@@ -73,9 +74,13 @@ def users(run: RunDir) -> dict[str, User]:
         liked = events.filter(pl.col("label") > 0)
         times = liked["timestamp"].dt.epoch("us").to_numpy().astype(np.int64)
         found[str(user_id)] = User(
-            hash_ids(liked["item_id"].to_list()), times, len(events), known[user_id] != NULL_ID, np.empty(0, np.int64)
+            hash_ids(liked["item_id"].to_list()),
+            times,
+            len(events),
+            (trained_by(run),) * (known[user_id] != NULL_ID),
+            np.empty(0, np.int64),
         )
-    assert {user.trained for user in found.values()} == {True, False}
+    assert {user.trained for user in found.values()} == {(trained_by(run),), ()}
     return found
 
 
