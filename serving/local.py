@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 
 from serving.api.security import read_keys
@@ -96,13 +97,14 @@ def shut_down() -> None:
         ray.shutdown()
 
 
-def serve_forever(settings: Settings, host: str, port: int) -> None:
-    """Serves a finished run until Ctrl-C or SIGTERM; prints its URL once it answers.
+def serve_forever(settings: Settings, runs: Sequence[str], host: str, port: int) -> None:
+    """Serves finished runs until Ctrl-C or SIGTERM; prints where once they answer.
 
     Needs a Ray that this process has joined; `serving.settings.check_servable`, `check_port` and `here` come before.
 
     Args:
         settings: of the service.
+        runs: that are served, to be shown.
         host, port: where to listen.
 
     Raises:
@@ -113,7 +115,7 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        sys.stdout.write(f"Serving {settings.run} at http://{host}:{port} (routes: http://{host}:{port}/docs)\n")
+        sys.stdout.write(f"Serving {' and '.join(runs)} at http://{host}:{port} (routes: http://{host}:{port}/docs)\n")
         sys.stdout.flush()
         stop.wait()
     finally:

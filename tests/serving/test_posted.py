@@ -35,6 +35,7 @@ from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.conftest import REPOSITORY
 from tests.logs import write_log
+from tests.served import alone
 from tests.serving.conftest import DAY_US, write_ranker
 from tests.workflows.test_sid import WORDS, picture, row, write_sids
 from workflows.engine import definition
@@ -286,7 +287,7 @@ def test_one_item_posted_at_once_is_there_once(run: RunDir, uri: str, tmp_path: 
     pipelines = [Pipeline(run, open_store(uri, create=True)) for _ in range(2)]
     body = {"item_id": "new", "picture": base64.b64encode(png(3)).decode()}
     with ThreadPoolExecutor(8) as threads:
-        clients = [TestClient(http_api(each, settings)) for each in pipelines]
+        clients = [TestClient(http_api(alone(each), settings)) for each in pipelines]
         found = list(threads.map(lambda n: clients[n % 2].post("/v1/items", json=body).status_code, range(100)))
     assert sorted(found) == [200, *[409] * 99]
     assert similar(pipelines[0], items=["item-3"]).count("new") == 1

@@ -145,6 +145,7 @@ def _shown(impressions: Iterable[Impression], since: int, until: int) -> pa.Tabl
     rows = [
         {**each._asdict(), "timestamp": each.time, "item_id": item, "propensity": propensity}
         for each in impressions
+        if each.shown
         if each.user_id is not None and since < each.time <= until
         for item, propensity in zip(each.items, each.propensities, strict=True)
     ]

@@ -63,7 +63,7 @@ class Shop:
         self.keys: dict[str, str] = {}
         self.log = {"anna": ["p-00", "p-10", "p-22"]}
         self.events: dict[tuple[str, str], tuple[str, str, str | None]] = {}
-        self.metrics = Metrics(RUN, lambda: 1)
+        self.metrics = Metrics(lambda: [RUN], lambda: 1)
         random = np.random.default_rng(3)
         self.items: dict[str, dict[str, Any]] = {}
         self.pictures: dict[str, bytes] = {}
