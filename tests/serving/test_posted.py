@@ -62,16 +62,14 @@ def context_of(run: RunDir, catalog: str) -> Context:
     return Context(run, catalog, 0, "f", log=lambda line: None, progress=lambda done, total: None)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
+def write_interpreted_run(place: Path, *, width: int = 8) -> RunDir:
     """A finished run with a ranker; all items have a picture, the even ones a title, too."""
-    place = tmp_path_factory.mktemp("posting")
     (place / "catalog").mkdir()
     for n in range(ITEMS):
         picture(place / "catalog" / f"{n}.png", n)
     rows = [row(f"item-{n}", None if n % 2 else f"{WORDS[n % 6]} {n}", f"{n}.png") for n in range(ITEMS)]
     pl.DataFrame(rows).write_parquet(place / "catalog" / "items.parquet")
-    stages = {"ingest": {}, "interpret": {"cache": False}, "project": {"width": 8}, "quantize": {}}
+    stages = {"ingest": {}, "interpret": {"cache": False}, "project": {"width": width}, "quantize": {}}
     settings = definition.resolve({"name": "tiny", "catalog": str(place / "catalog"), "stages": stages}, source="tiny")
     run = RunDir(str(place / "run"))
     context = context_of(run, settings.catalog)
@@ -100,6 +98,11 @@ def run(tmp_path_factory) -> RunDir:
     complete = {name: StageEntry(state="complete", fingerprint=name) for name in (*STAGES, *RANKED)}
     write_manifest(run.root, Manifest(name="tiny", stages=complete))
     return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDir:
+    return write_interpreted_run(tmp_path_factory.mktemp("posting"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from serving.stores.opening import open_store
 from storage.errors import UserError
 
 START = Rollout(start="a", runs=(Part(run="a"),), since=1)
-USERS = [f"user {n}" for n in range(4_000)]
+USERS = [f"user {n}" for n in range(1_500)]
 SHARES = st.floats(0.001, 0.999)
 
 
