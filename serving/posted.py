@@ -89,7 +89,7 @@ class PostedItems:
             UserError: it is one of the run's own, or the run cannot interpret it.
         """
         old, fields = self._item(self.now(), item_id), {name: given[name] for name in given if name != HIDDEN}
-        if fields and not old.about:
+        if fields and self._catalogue.own_row(item_id) >= 0:
             raise UserError(
                 f"The item {item_id[:100]!r} is of the run's own catalogue: only its `hidden` can be set; change "
                 "the rest there and make a run of that."
