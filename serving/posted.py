@@ -22,13 +22,12 @@ from serving.cascade import Cascade
 from serving.catalogue import Catalogue
 from serving.finder import Finder, as_shown
 from serving.query import MissingError, NewItem, TakenError
-from serving.stores.base import Item, ItemStore
+from serving.stores.base import DELETED, HIDDEN, SHOWN, Item, ItemStore
 from storage.artifacts import model_digest
 from storage.errors import UserError
 from storage.hashing import hash_rows
 from storage.run import RunDir
 
-SHOWN, HIDDEN, DELETED = "shown", "hidden", "deleted"
 SIDE = 384  # longer side of a picture as it is kept, in pixels
 NO_VECTOR = np.empty(0, np.float32)
 SECOND_US = 1_000_000
