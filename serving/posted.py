@@ -29,13 +29,12 @@ from serving.cascade import Cascade
 from serving.catalogue import Catalogue
 from serving.finder import Finder, as_shown
 from serving.query import MissingError, NewItem, TakenError
-from serving.stores.base import Item, ItemStore
+from serving.stores.base import DELETED, HIDDEN, SHOWN, Item, ItemStore
 from storage.artifacts import model_digest
 from storage.errors import UserError
 from storage.hashing import hash_rows
 from storage.run import RunDir
 
-SHOWN, HIDDEN, DELETED = "shown", "hidden", "deleted"
 SIDE = 384  # longer side of a picture as it is kept, in pixels
 NO_VECTOR = np.empty(0, np.float32)
 SECOND_US = 1_000_000
@@ -108,7 +107,7 @@ class PostedItems:
             UserError: it is one of the run's own, or the run cannot interpret it.
         """
         old, fields = self._item(self.now(), item_id), {name: given[name] for name in given if name != HIDDEN}
-        if fields and not old.about:
+        if fields and self._catalogue.own_row(item_id) >= 0:
             raise UserError(
                 f"The item {item_id[:100]!r} is of the run's own catalogue: only its `hidden` can be set; change "
                 "the rest there and make a run of that."

@@ -110,13 +110,12 @@ class RunRanker:
         none = Known(*np.zeros((3, len(codes)), np.int64))
         total = Known(*(values.repeat(len(codes)) for values in self._log))
         counts = item_counts(none, total, none.first, rates=self._labels)
-        if self._prefixes is not None:
-            self._prefixes.append(
-                torch.from_numpy(prefixes_from(features["sid"].combine_chunks(), len(self._prefixes.rows)))
-            )
-        self._items.append(self._dense(counts))
         quantizer = load_quantizer(self._run.uri("models", "quantizer")) if self._config.decoded_dim else None
         decoded = quantizer.decode(torch.from_numpy(codes)) if quantizer else embedding[:, :0]
+        if self._prefixes is not None:
+            sids = features["sid"].combine_chunks()
+            self._prefixes.append(torch.from_numpy(prefixes_from(sids, len(self._prefixes.rows))))
+        self._items.append(self._dense(counts))
         self._posted.append((features, embedding, decoded))
         tables, vectors, means = zip(*self._posted, strict=True)
         rows = pa.Table.from_batches(token_rows(pa.concat_tables(tables).to_batches(), self._config)).combine_chunks()

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+SHOWN, HIDDEN, DELETED = "shown", "hidden", "deleted"  # states of items
+
 
 class User(NamedTuple):
     """What is kept of a user.
@@ -93,7 +95,7 @@ class Item(NamedTuple):
 
     Attributes:
         item_id: of the item.
-        state: `shown`, `hidden` or `deleted`.
+        state: `SHOWN`, `HIDDEN` or `DELETED`.
         about: what is known of it, as JSON values; {} for an item of the catalogue, and for one that was deleted.
         vector: its embedding, float32 [D]; of length 0 likewise.
     """

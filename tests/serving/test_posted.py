@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from tests.conftest import REPOSITORY
 from tests.logs import write_log
 from tests.served import alone
 from tests.serving.conftest import DAY_US, write_ranker
+from tests.stores import at_once
 from tests.workflows.test_sid import WORDS, picture, row, write_sids
 from workflows.engine import definition
 from workflows.engine.registry import stage
@@ -285,57 +285,48 @@ def test_what_cannot_be_interpreted_is_refused_in_a_sentence(
     assert pipeline.items == ITEMS
 
 
-def test_one_item_posted_at_once_is_there_once(run: RunDir, uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [100, pytest.param(1_000, marks=pytest.mark.soak)])
+def test_one_item_posted_at_once_is_there_once(run: RunDir, uri: str, times: int) -> None:
     settings = read_settings(run.root, None).model_copy(update={"open": True, "store": uri, "timeout_seconds": 600.0})
     pipelines = [Pipeline(run, open_store(uri, create=True)) for _ in range(2)]
     body = {"item_id": "new", "picture": base64.b64encode(png(3)).decode()}
     with ThreadPoolExecutor(8) as threads:
         clients = [TestClient(http_api(alone(each), settings)) for each in pipelines]
-        found = list(threads.map(lambda n: clients[n % 2].post("/v1/items", json=body).status_code, range(100)))
-    assert sorted(found) == [200, *[409] * 99]
+        found = list(threads.map(lambda n: clients[n % 2].post("/v1/items", json=body).status_code, range(times)))
+    assert sorted(found) == [200, *[409] * (times - 1)]
     assert similar(pipelines[0], items=["item-3"]).count("new") == 1
 
 
-def test_who_reads_while_others_post_misses_nothing_that_was_said_to_be_there(run: RunDir, uri: str) -> None:
-    one, two = (Pipeline(run, open_store(uri, create=True)) for _ in range(2))
-    posted: list[str] = []
-    failed: list[BaseException] = []
-    done = threading.Event()
+@pytest.mark.parametrize("each", [10, pytest.param(334, marks=pytest.mark.soak)])
+def test_who_reads_while_others_post_misses_nothing_that_was_said_to_be_there(run: RunDir, uri: str, each: int) -> None:
+    """Three post and two read, of two replicas."""
+    pipelines = [Pipeline(run, open_store(uri, create=True)) for _ in range(2)]
+    posted, done = list[str](), list[int]()
 
-    def post(pipeline: Pipeline, name: str) -> None:
-        for n in range(15):
-            pipeline.post_item(NewItem(f"{name} {n}", title=f"{WORDS[n % 6]} of {name}"))
-            posted.append(f"{name} {n}")
+    def found(pipeline: Pipeline) -> list[str]:
+        return [item.item_id for item in pipeline.similar(text="lamp", k=ITEMS + 3 * each).items]
 
-    def read(pipeline: Pipeline) -> None:
-        while not done.is_set():
-            there = list(posted)
-            found = [item.item_id for item in pipeline.similar(text="lamp", k=200).items]
-            assert len(found) == len(set(found))
-            assert set(there) <= set(found)
+    def work(number: int) -> None:
+        pipeline = pipelines[number % 2]
+        if number < 3:
+            try:
+                for n in range(each):
+                    pipeline.post_item(NewItem(f"{number} {n}", title=f"{WORDS[n % 6]} of {number}"))
+                    posted.append(f"{number} {n}")
+            finally:
+                done.append(number)
+        while len(done) < 3:
+            there, seen = list(posted), found(pipeline)
+            assert len(seen) == len(set(seen))
+            assert set(there) <= set(seen)
             answer = pipeline.recommend([Query(history=["item-1", *there[-2:]], k=5, explain=True)])[0]
             assert (answer.unknown, len(answer.items)) == ([], 5)
 
-    def kept(function, *arguments) -> None:
-        try:
-            function(*arguments)
-        except BaseException as error:  # noqa: BLE001 - the thread's
-            failed.append(error)
-
-    writers = [threading.Thread(target=kept, args=[post, each, name]) for each, name in ((one, "a"), (two, "b"))]
-    readers = [threading.Thread(target=kept, args=[read, each]) for each in (one, two)]
-    for thread in (*writers, *readers):
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    for thread in readers:
-        thread.join()
-    assert failed == []
-    assert len(posted) == 30
-    for each in (one, two, Pipeline(run, open_store(uri))):
-        assert set(posted) <= {item.item_id for item in each.similar(text="lamp", k=200).items}
-        assert len({each.item(name)["sid"] for name in posted}) == 30
+    at_once(work, 5)
+    assert len(posted) == 3 * each
+    for pipeline in (*pipelines, Pipeline(run, open_store(uri))):
+        assert sorted(found(pipeline)) == sorted([*posted, *(f"item-{n}" for n in range(ITEMS))])
+        assert len({pipeline.item(name)["sid"] for name in posted}) == 3 * each
 
 
 def test_what_was_said_to_be_posted_outlives_a_kill(run: RunDir, uri: str) -> None:

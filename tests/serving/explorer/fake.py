@@ -108,6 +108,7 @@ class Shop:
                 "sid": sid_string(self.codes[item_id]),
                 "attributes": {"brand": [brand], "colour": [look.colour], "price": [f"{9 + number % 30}.90"]},
                 "media": [{"uri": f"media/{number}.jpg", "kind": "image"}],
+                "hidden": False,
             }
             if item_id != NO_PICTURE:
                 self.pictures[item_id] = draw_photo(look, np.random.default_rng(number), "fill")
@@ -166,6 +167,7 @@ class Shop:
         ranked = [self.scored(item_id, score(item_id), known, explain=explain) for item_id in self.items]
         ranked = [item for item in ranked if item["item_id"] not in out and wanted & set(item["recommenders"])]
         ranked = [item for item in ranked if self.has(item["item_id"], body.get("where"))]
+        ranked = [item for item in ranked if not self.items[item["item_id"]]["hidden"]]
         ranked.sort(key=lambda item: -item["score"])
         start = int(body.get("cursor", 0))
         end = start + body["k"]
@@ -199,11 +201,24 @@ class Shop:
         else:
             others = [other for other in self.items if other not in body["items"]]
             near = {other: max(self.likeness(item, other) for item in body["items"]) for other in others}
-        best = sorted(near, key=lambda item_id: -near[item_id])[: body["k"]]
+        best = sorted((each for each in near if not self.items[each]["hidden"]), key=lambda each: -near[each])
+        best = best[: body["k"]]
         answer: dict[str, Any] = {"items": [self.scored(item_id, near[item_id], [], explain=False) for item_id in best]}
         if "picture" in body:
             answer["seen"] = {key: self.items[best[0]][key] for key in ("caption", "sid")}
         return answer
+
+    def post(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Takes an item that looks like the one whose picture is nearest."""
+        new = body["item_id"]
+        if new in self.items:
+            raise RefusalError(409, "taken", f"There is an item {new!r} already: choose another item_id.")
+        near = self.similar({"picture": body["picture"], "k": 1})["items"][0]["item_id"]
+        self.pictures[new] = base64.b64decode(body["picture"])
+        self.codes[new] = [*self.codes[near], 1]
+        own = {"item_id": new, "title": body.get("title"), "description": None, "sid": sid_string(self.codes[new])}
+        self.items[new] = {**self.items[near], **own, "attributes": {}, "media": []}
+        return self.items[new]
 
     def has(self, item_id: str, where: dict[str, Any] | None) -> bool:
         """Whether an item has one of the values of each condition."""
@@ -254,7 +269,11 @@ def api(shop: Shop) -> FastAPI:
         path, began = request.url.path, time.perf_counter()
         role = shop.keys.get(request.headers.get("Authorization", "").removeprefix("Bearer "))
         needed = (
-            "admin" if path == "/metrics" or request.method == "DELETE" else "write" if path == "/v1/events" else "read"
+            "admin"
+            if path == "/metrics" or request.method == "DELETE"
+            else "write"
+            if path in ("/v1/events", "/v1/items") or request.method == "PATCH"
+            else "read"
         )
         if (
             shop.keys
@@ -320,6 +339,15 @@ def api(shop: Shop) -> FastAPI:
 
         metrics = {name: row(*values) for name, values in METRICS.items()}
         return {"run": RUN, "metrics": metrics, "counts": {"items": 40, "users": 2041}}
+
+    @app.post("/v1/items")
+    async def post(request: Request) -> dict[str, Any]:
+        return shop.post(await request.json())
+
+    @app.patch("/v1/items/{item_id:path}")
+    async def change(item_id: str, request: Request) -> dict[str, Any]:
+        shop.items[item_id]["hidden"] = (await request.json())["hidden"]
+        return shop.items[item_id]
 
     @app.get("/v1/items/{item_id:path}/picture")
     async def picture(item_id: str) -> Response:

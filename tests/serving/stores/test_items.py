@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +14,7 @@ from serving.stores.base import Item, LoadableStore
 from serving.stores.opening import open_store
 from storage.errors import UserError
 from tests.conftest import REPOSITORY
-from tests.stores import redis_server
+from tests.stores import at_once, redis_server
 
 WRITER = """
 import sys
@@ -74,25 +73,15 @@ def test_who_has_not_seen_the_last_write_writes_nothing(store: LoadableStore) ->
 
 
 def test_of_writers_at_a_time_each_writes_on_what_the_others_wrote(store_uri: str) -> None:
-    failed: list[Exception] = []
-
     def work(number: int) -> None:
-        try:
-            own = open_store(store_uri, create=True)
-            for turn in range(10):
-                new = item(f"item {number} {turn}", title="t")
-                while not own.keep_item(new, version=own.items_version()):
-                    pass
-            own.close()
-        except Exception as error:  # noqa: BLE001 - the thread's
-            failed.append(error)
+        own = open_store(store_uri, create=True)
+        for turn in range(10):
+            new = item(f"item {number} {turn}", title="t")
+            while not own.keep_item(new, version=own.items_version()):
+                pass
+        own.close()
 
-    writers = [threading.Thread(target=work, args=[number]) for number in range(5)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert failed == []
+    at_once(work, 5)
     store = open_store(store_uri, create=True)
     version, items = store.items_after(0)
     assert (version, len({each.item_id for each in items})) == (50, 50)
