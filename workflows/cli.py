@@ -261,8 +261,8 @@ def serve(
 
 @app.command()
 def roll(
+    store: Annotated[str, typer.Option(help="Store of the service: sqlite:PATH or redis://HOST:PORT/DATABASE.")],
     run: Annotated[str | None, typer.Argument(help="Run directory to serve, a path or an fsspec URI.")] = None,
-    store: Annotated[str, typer.Option(help="Store of the service: sqlite:PATH or redis://HOST:PORT/DATABASE.")] = "",
     share: Annotated[float | None, typer.Option(help="Share of the users who get it, beside the run of now.")] = None,
     shadow: Annotated[bool, typer.Option("--shadow", help="It answers, too, and nobody sees it.")] = False,
     back: Annotated[bool, typer.Option("--back", help="Serve what was served before.")] = False,
@@ -272,8 +272,6 @@ def roll(
     from serving.runs.rolling import roll as roll_to
     from serving.runs.rolling import roll_back
 
-    if not store:
-        raise UserError("Name the service's store: --store sqlite:RUN/users.db where `tesserec serve RUN` chose it.")
     if (run is None) != back or (back and (shadow or share is not None)) or (shadow and share is not None):
         raise UserError("Name a RUN to serve, with --share or --shadow or neither; or nothing else with --back.")
     if share is not None and not 0 < share < 1:

@@ -11,7 +11,7 @@ import torch
 
 from models.common.recommender import Recommender
 from operators.assign_sids import AssignSids
-from operators.columns import matrix_column, matrix_of, read_rows
+from operators.columns import matrix_column, matrix_of, read_block
 from operators.project import BLOCKS, Project
 from serving.api.warm import warm_up
 from serving.pipeline import Pipeline
@@ -19,7 +19,6 @@ from serving.settings import check_servable
 from serving.stores.base import ServedStore
 from storage import files
 from storage.errors import UserError
-from storage.hashing import hash_order
 from storage.run import RunDir
 
 LOOKED_AT = 256  # items whose embeddings and semantic IDs are made again
@@ -65,12 +64,11 @@ def _check_models(run: RunDir, pipeline: Pipeline) -> None:
     Raises:
         UserError: they make others.
     """
-    ids = pipeline.catalogue.ids
-    some = ids.take(pa.array(np.sort(hash_order(ids)[:LOOKED_AT])))
-    embeddings = matrix_of(read_rows(run, some, "embeddings", columns=["embedding"])["embedding"])
+    some = pipeline.catalogue.ids.slice(0, LOOKED_AT)  # in the order of hashes, so any
+    embeddings = matrix_of(read_block(run, some, 0, "embeddings", columns=["embedding"])["embedding"])
     raw = set(files.dataset(run.uri("items")).schema.names)
     if raw.issuperset(BLOCKS) and files.exists(run.uri("models", "projector")):
-        made = Project(run.uri("models", "projector"))(read_rows(run, some, "items", columns=list(BLOCKS)))
+        made = Project(run.uri("models", "projector"))(read_block(run, some, 0, "items", columns=list(BLOCKS)))
         again = matrix_of(made["embedding"])
         fits = again.shape == embeddings.shape
         if not fits or np.isclose(again, embeddings, atol=1e-3, rtol=1e-3).all(1).mean() < ALIKE:
@@ -79,7 +77,7 @@ def _check_models(run: RunDir, pipeline: Pipeline) -> None:
                 "--from project."
             )
     if files.exists(run.uri("models", "quantizer")):
-        codes = matrix_of(read_rows(run, some, "sids", columns=["codes"])["codes"])[:, :-1]
+        codes = matrix_of(read_block(run, some, 0, "sids", columns=["codes"])["codes"])[:, :-1]
         table = AssignSids(run.uri("models", "quantizer"))(pa.table({"embedding": matrix_column(embeddings)}))
         again = matrix_of(table["codes"])
         level = slice(0, max(1, codes.shape[1] - 1))  # collisions move codes of the last one

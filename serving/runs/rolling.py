@@ -104,7 +104,7 @@ def _follow(store: LoadableStore, kept: Kept, new: Rollout, tell: Tell, wait: fl
     if written is None:
         raise UserError(FASTER)
     try:
-        replicas = _awaited(partial(reports, store), written.version, wait)
+        replicas = _awaited(partial(reports, store, new.start), written.version, wait)
     except BaseException:  # Ctrl-C, too
         write(store, kept.rollout, version=written.version)
         raise

@@ -87,11 +87,13 @@ class Report(Settings):
 
     Attributes:
         time: of the report, seconds.
+        start: the run that its settings name.
         serves: version of the rollout that it serves.
         looked: version that it has seen last; if another than `serves`, `problem` says why it cannot serve that.
     """
 
     time: float
+    start: str
     serves: int
     looked: int
     problem: str | None = None
@@ -127,13 +129,13 @@ def started(store: NoteStore, start: str) -> Kept:
             return written
 
 
-def reports(store: NoteStore) -> list[Report]:
-    """Returns the newest reports of the replicas that are alive; removes those of replicas that are long gone."""
+def reports(store: NoteStore, start: str) -> list[Report]:
+    """Returns the newest reports of the replicas that are alive and whose settings name a run; removes very old ones."""
     now, found = time.time(), []
     for name, note in store.notes(REPLICAS).items():
         report = Report.model_validate_json(note.text)
-        if now - report.time < ALIVE_S:
-            found.append(report)
-        elif now - report.time > 100 * ALIVE_S:
+        if now - report.time > 100 * ALIVE_S:
             store.drop_note(name)
+        elif now - report.time < ALIVE_S and report.start == start:
+            found.append(report)
     return found

@@ -73,22 +73,23 @@ class Runs:
         self._now = self._loaded(started(store, start), {})
         self._looked, self._problem, self._tried = self._now.kept.version, None, 0.0
         self._counted: tuple[float, int, dict[str, Tally]] = (0.0, 0, {})
-        self._ended, self._thread = threading.Event(), None
+        self._ended, self._threads = threading.Event(), list[threading.Thread]()
 
     def start(self) -> None:
-        """Follows what is to be served, from now on."""
+        """Follows what is to be served, and reports, from now on."""
         self._report()
         self._ended.clear()
-        self._thread = threading.Thread(target=self._follow, name="runs", daemon=True)
-        self._thread.start()
+        for work, seconds in ((self._follow, LOOK_S), (self._report, BEAT_S)):
+            self._threads.append(threading.Thread(target=self._again, args=[work, seconds], daemon=True))
+            self._threads[-1].start()
 
     def close(self) -> None:
         """Follows it no more."""
-        if self._thread is not None:
+        if self._threads:
             self._ended.set()
-            self._thread.join()
+            while self._threads:
+                self._threads.pop().join()
             self._store.drop_note(self._name)
-            self._thread = None
 
     @property
     def run(self) -> str:
@@ -224,7 +225,7 @@ class Runs:
 
     def state(self) -> dict[str, Any]:
         """Returns which runs are served and how their answers fare; see `serving.api.runs.Runs`."""
-        now, alive = self._now, reports(self._store)
+        now, alive = self._now, reports(self._store, self._start)
         tallies = self._tallies(now.kept.rollout.since)
         rates = [rate(tallies.get(pipeline.run, Tally())) for pipeline in now.pipelines]
         runs = []
@@ -264,17 +265,22 @@ class Runs:
         """Returns what a rollout is to be answered from; runs that are known are taken as they are."""
         return Now(kept, tuple(known.get(part.run) or self._open(part.run) for part in kept.rollout.runs))
 
-    def _follow(self) -> None:
-        beat = time.monotonic()
-        while not self._ended.wait(LOOK_S):
+    def _again(self, work: Callable[[], None], seconds: float) -> None:
+        away = False
+        while not self._ended.wait(seconds):
             try:
-                changed = self._look()
-                self._adopt()
-                if changed or time.monotonic() - beat > BEAT_S:
-                    beat = time.monotonic()
-                    self._report()
+                work()
+                away = False
             except Exception:  # the store may be away for a while
-                LOG.exception("What is to be served could not be read: this replica goes on as it is.")
+                if not away:
+                    LOG.exception("What is to be served cannot be read or told: this replica goes on as it is.")
+                away = True
+
+    def _follow(self) -> None:
+        changed = self._look()
+        self._adopt()
+        if changed:
+            self._report()
 
     def _look(self) -> bool:
         """Takes what is to be served by now, if that is something else; says whether it was."""
@@ -312,7 +318,13 @@ class Runs:
             pipeline.posted.adopt()
 
     def _report(self) -> None:
-        report = Report(time=time.time(), serves=self._now.kept.version, looked=self._looked, problem=self._problem)
+        report = Report(
+            time=time.time(),
+            start=self._start,
+            serves=self._now.kept.version,
+            looked=self._looked,
+            problem=self._problem,
+        )
         self._store.keep_note(self._name, report.model_dump_json())
 
 

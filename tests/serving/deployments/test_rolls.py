@@ -161,7 +161,7 @@ def test_nobody_notices_that_runs_take_each_others_place(url, store, speaking_ru
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "Name the service's store"),
+        ([], "Missing option '--store'"),
         (["--store", "S"], "Name a RUN to serve"),
         (["RUN", "--back", "--store", "S"], "Name a RUN to serve"),
         (["--back", "--share", "0.5", "--store", "S"], "Name a RUN to serve"),

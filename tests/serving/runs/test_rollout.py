@@ -81,8 +81,9 @@ def test_only_replicas_that_told_lately_are_alive(store_uri: str, monkeypatch: p
     now = 1_000_000.0
     monkeypatch.setattr("serving.runs.rollout.time.time", lambda: now)
     for name, age in (("a", 0.0), ("b", ALIVE_S + 1), ("c", 200 * ALIVE_S)):
-        report = Report(time=now - age, serves=1, looked=2, problem="no")
+        report = Report(time=now - age, start="r", serves=1, looked=2, problem="no")
         store.keep_note(f"{REPLICAS}{name}", report.model_dump_json())
-    assert reports(store) == [Report(time=now, serves=1, looked=2, problem="no")]
+    assert reports(store, "other") == []
+    assert reports(store, "r") == [Report(time=now, start="r", serves=1, looked=2, problem="no")]
     assert list(store.notes(REPLICAS)) == [f"{REPLICAS}a", f"{REPLICAS}b"]
     store.close()

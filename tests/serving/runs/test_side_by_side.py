@@ -174,8 +174,8 @@ def test_rolls_under_load_fail_nobody(uri: str, finished_run: RunDir, new_run: R
             thread.join()
         assert failed == []
         assert set(seen) == {old, new}
-        assert len(reports(open_store(uri))) == 2
-    assert reports(open_store(uri)) == []
+        assert len(reports(open_store(uri), finished_run.root)) == 2
+    assert reports(open_store(uri), finished_run.root) == []
 
 
 def damaged(run: RunDir) -> None:
