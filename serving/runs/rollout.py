@@ -130,7 +130,7 @@ def started(store: NoteStore, start: str) -> Kept:
 
 
 def reports(store: NoteStore, start: str) -> list[Report]:
-    """Returns the newest reports of the replicas that are alive and whose settings name a run; removes very old ones."""
+    """Returns the newest reports of replicas that are alive and whose settings name a run; removes very old ones."""
     now, found = time.time(), []
     for name, note in store.notes(REPLICAS).items():
         report = Report.model_validate_json(note.text)
