@@ -242,8 +242,7 @@ def serve(
     address: Address = "local",
 ) -> None:
     """Serve a finished run on this machine until interrupted; fills the store of its users first."""
-    from serving.local import check_port, here, serve_forever
-    from serving.runs.rollout import started
+    from serving.local import check_port, here, serve_forever, served
     from serving.settings import check_servable, read_settings
     from serving.stores.opening import open_store
     from workflows.distributed.cluster import connected
@@ -251,12 +250,10 @@ def serve(
     check_servable(run)
     settings = here(read_settings(run, config), host)
     check_port(host, port)
-    opened = open_store(settings.store, create=True)
-    served = started(opened, settings.run).rollout.runs
-    opened.close()
-    _fill_users(served[0].run, settings.store)
+    open_store(settings.store, create=True).close()
+    _fill_users(served(settings)[0], settings.store)
     with connected(address, cpus=settings.cpus):
-        serve_forever(settings, [part.run for part in served], host, port)
+        serve_forever(settings, host, port)
 
 
 @app.command()

@@ -158,12 +158,9 @@ class RedisStore:
         """Returns by run what became of the answers that users were shown, of those with this `since`."""
         with self._told():
             names: Any = self._client.smembers(TALLIES)
-        return {
-            unkey(run): self._tally(name)
-            for name in names
-            for start, _, run in [name.partition(b"/")]
-            if int(start) == since
-        }
+        wanted = {unkey(run): name for name in names for start, _, run in [name.partition(b"/")] if int(start) == since}
+        found = {run: self._tally(name) for run, name in wanted.items()}
+        return {run: tally for run, tally in found.items() if tally.users}
 
     def drop_tallies(self, before: int) -> None:
         """Removes the counts, but no answers, of all that began to be served earlier, microseconds."""
