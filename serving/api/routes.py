@@ -30,6 +30,7 @@ from serving.api.work import Work, unavailable
 from serving.query import Answer, Query
 from serving.settings import Settings
 from serving.stores.base import Impression
+from storage.errors import UserError
 
 STALE: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "the cursor is of another run"}}
 MOST_SHOWN, SHOWN_TOGETHER = 10_000, 500  # answers that wait for the store, and that are written at once
@@ -56,7 +57,8 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
     async def life(_: FastAPI) -> AsyncIterator[None]:
         nonlocal warm
         kept.start()
-        warm = not await work.ask(warm_up, served)
+        failed = await work.ask(warm_up, served)
+        warm = all(isinstance(error, UserError) for error in failed.values())
         await asyncio.to_thread(served.start)
         yield
         work.close()

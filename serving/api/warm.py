@@ -14,8 +14,8 @@ from serving.query import Query
 from storage.errors import UserError
 
 
-def warm_up(served: Answering) -> list[str]:
-    """Asks one query of each kind; returns those that went wrong, other than by the run not answering such queries."""
+def warm_up(served: Answering) -> dict[str, Exception]:
+    """Asks one query of each kind; returns what went wrong with which, a UserError where the run has no answer."""
     picture = io.BytesIO()
     Image.new("RGB", (32, 32), "white").save(picture, "PNG")
     liked: list[str] = []
@@ -36,13 +36,14 @@ def warm_up(served: Answering) -> list[str]:
         "tree": lambda: served.tree([]),
         "quality": served.quality,
     }
-    failed = []
+    failed: dict[str, Exception] = {}
     for kind, ask in queries.items():
         try:
             ask()
         except UserError as error:  # of the run, not of a user: its sentence holds none
             logs.line(logging.WARNING, warm_up=kind, cannot=str(error))
+            failed[kind] = error
         except Exception as error:  # noqa: BLE001 - the service says that it is not ready
             logs.line(logging.ERROR, warm_up=kind, error=logs.where(error))
-            failed.append(kind)
+            failed[kind] = error
     return failed

@@ -18,7 +18,7 @@ from serving.pipeline import Pipeline
 from serving.settings import check_servable
 from serving.stores.base import ServedStore
 from storage import files
-from storage.errors import UserError
+from storage.errors import ArtifactError, UserError
 from storage.run import RunDir
 
 LOOKED_AT = 256  # items whose embeddings and semantic IDs are made again
@@ -49,11 +49,15 @@ def check_answers(root: str, pipeline: Pipeline) -> None:
     """Asks a run that is loaded its first queries, as a replica does before it is ready.
 
     Raises:
-        UserError: one of them went wrong.
+        UserError: one of them went wrong, other than that such a run has no answer to it.
     """
-    if failed := warm_up(pipeline):
+    failed = warm_up(pipeline)
+    for error in failed.values():
+        if isinstance(error, ArtifactError):
+            raise error
+    if wrong := [kind for kind, error in failed.items() if not isinstance(error, UserError)]:
         raise UserError(
-            f"The run at {root} is loaded, but cannot answer ({', '.join(failed)}): its parts do not fit each other, "
+            f"The run at {root} is loaded, but cannot answer ({', '.join(wrong)}): its parts do not fit each other, "
             "so make them anew with `tesserec run`."
         )
 

@@ -79,7 +79,8 @@ class Rollout(Settings):
 
     def _followed(self, *runs: Part) -> Rollout:
         since = max(int(time.time() * SECOND_US), self.since + 1)
-        return Rollout(start=self.start, runs=runs, since=since, before=self.runs)
+        before = self.before if runs == self.runs else self.runs  # a run that was made anew in its place
+        return Rollout(start=self.start, runs=runs, since=since, before=before)
 
 
 class Report(Settings):

@@ -55,6 +55,7 @@ def test_rolls_follow_each_other_and_go_back() -> None:
     assert alone.back().runs == more.runs
     assert alone.back().back().runs == alone.runs
     assert START.since < beside.since < more.since < alone.since < alone.back().since
+    assert alone.rolled("b").before == more.runs
     shadow = alone.rolled("c", shadow=True)
     assert [(part.run, part.share, part.shadow) for part in shadow.runs] == [("b", 1.0, False), ("c", 0.0, True)]
     with pytest.raises(UserError, match="is the first of the runs that are served"):

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
 from models.embedding.projector import Projector
 from models.semantic_ids.quantizer import Quantizer
+from operators.columns import matrix_column, matrix_of
 from operators.project import Project
 from serving.api.routes import http_api
 from serving.pipeline import Pipeline
@@ -210,6 +212,19 @@ def other_tokenizer(run: RunDir) -> None:
     quantizer.save(run.uri("models", "quantizer"))
 
 
+def without_projection(run: RunDir) -> None:
+    shutil.rmtree(run.uri("models", "projector"))
+
+
+def of_another_ranker(run: RunDir) -> None:
+    """One that has learned from embeddings of another width, in a run that came with its vectors."""
+    table = run.read_table("embeddings")
+    wider = np.pad(matrix_of(table["embedding"]), ((0, 0), (0, 1)))
+    run.write_table(pa.table({"item_id": table["item_id"], "embedding": matrix_column(wider)}), "embeddings")
+    for name in ("projector", "quantizer", "interpreter"):
+        shutil.rmtree(run.uri("models", name))
+
+
 def no_run(run: RunDir) -> None:
     shutil.rmtree(run.root)
 
@@ -221,6 +236,8 @@ BROKEN = {
     of_other_items: "is missing in embeddings",
     other_projection: "The projection of the run at .* is another one than made its embeddings",
     other_tokenizer: "The semantic IDs of the run at .* are of another tokenizer",
+    without_projection: "There is no projector at",
+    of_another_ranker: "cannot (be loaded|answer)",
     no_run: "There is no run at",
 }
 
