@@ -21,6 +21,7 @@ from storage.errors import ArtifactError
 from storage.manifest import require_finished, require_manifest
 from storage.run import RunDir
 
+NEWEST = "log"  # note of a store: the end of the newest log of which it has users, microseconds
 COLUMNS = ["user_id", "user", "seen", "seen_time", "events"]
 
 
@@ -48,6 +49,8 @@ class Loaded(NamedTuple):
 def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, int], None]) -> Loaded:
     """Writes the users of a run into a store; those that it has are replaced, but for events after the run's log.
 
+    Where the store has users of a log that ends later, these stay as they are.
+
     Args:
         root: URI of the run directory.
         store_uri: see `serving.stores.opening.open_store`.
@@ -67,13 +70,15 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
     store = open_store(store_uri, create=True)
     try:
         total, done, written = table.count_rows(), 0, 0
+        newest = int(note.text) if (note := store.notes(NEWEST).get(NEWEST)) else until
+        store.keep_note(NEWEST, str(max(newest, until)))
         there = store.begin_load(source)
         for number, part in enumerate(parts):
             if number in there:
                 done += files.dataset(part).count_rows()
                 continue
             for ids, users in _batches(part, items, batch, trained_by(run)):
-                store.write(ids, users, until=until)
+                store.write(ids, users, until=until, replace=until >= newest)
                 done, written = done + len(ids), written + len(ids)
                 progress(done, total)
             store.finish_part(source, number)

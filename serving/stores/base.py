@@ -245,11 +245,11 @@ class ServedStore(EventStore, ItemStore, NoteStore, Protocol):
 class LoadableStore(ServedStore, Protocol):
     """A store that is filled from a source of numbered parts, and remembers how far that has come."""
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
-        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
+        """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
         What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Whose rankers had learned a user's id stays known. Who was forgotten stays so.
+        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
         """
         ...
 

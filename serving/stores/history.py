@@ -43,8 +43,17 @@ def after(user: User | None, events: Sequence[Event]) -> User:
     )
 
 
-def loaded(user: User, old: User | None, events: Sequence[Event]) -> User:
-    """Returns a user as a log knows them, after later events; of what was known before, who has learned their id."""
+def loaded(user: User, old: User | None, events: Sequence[Event], *, replace: bool) -> User:
+    """Returns what to keep of a user whom a log knows, too.
+
+    Args:
+        user: as the log knows them.
+        old: as they are known; None for somebody new.
+        events: that are later than the log.
+        replace: whether the log says more than what is known.
+    """
     known = () if old is None else old.trained
     trained = tuple(dict.fromkeys((*user.trained, *known)))[:MOST_TRAINED]
+    if old is not None and not replace:
+        return old._replace(trained=trained)
     return after(user._replace(trained=trained), events)

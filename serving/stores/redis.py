@@ -242,11 +242,11 @@ class RedisStore:
             found: Any = self._client.hget(PICTURES, key(item_id))
         return found
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
-        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
+        """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
         What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Whose rankers had learned a user's id stays known. Who was forgotten stays so.
+        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
         """
         ids = [key(user_id) for user_id in user_ids]
         if not ids:
@@ -261,7 +261,8 @@ class RedisStore:
             for user_id, user, old, left in zip(ids, users, there, gone, strict=True):
                 if left is None:
                     new = [event for event in own.get(user_id, ()) if event.time > until]
-                    records[USERS + user_id] = pack(loaded(user, None if old is None else unpack(old), new))
+                    known = None if old is None else unpack(old)
+                    records[USERS + user_id] = pack(loaded(user, known, new, replace=replace))
                     more += old is None
             pipe.multi()
             pipe.mset(records)

@@ -203,11 +203,11 @@ class SqliteStore:
             found = connection.execute("SELECT picture FROM pictures WHERE id = ?", [key(item_id)]).fetchone()
         return None if found is None else found[0]
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
-        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
+        """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
         What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Whose rankers had learned a user's id stays known. Who was forgotten stays so.
+        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
         """
         with self._told(), self._writer as connection:
             gone = {user for (user,) in connection.execute("SELECT user FROM forgotten")}
@@ -216,7 +216,7 @@ class SqliteStore:
                 if (place := key(user_id)) not in gone:
                     old = unpack(there[place]) if place in there else None
                     new = [event for event in _events(connection, place) if event.time > until]
-                    _put(connection, place, loaded(user, old, new))
+                    _put(connection, place, loaded(user, old, new, replace=replace))
 
     def notes(self, prefix: str) -> dict[str, Note]:
         """Returns the notes whose names begin so."""

@@ -98,6 +98,12 @@ def test_who_has_learned_a_user_stays_known_for_a_few_runs(store: LoadableStore)
     assert store.read(["a"])[0].trained == (8, 7, 6, 5)
 
 
+def test_an_older_log_adds_users_and_takes_nothing_away(store: LoadableStore) -> None:
+    store.write(["a"], [user(1, 9)], until=0)
+    store.write(["a", "b"], [user(2)._replace(trained=(5,)), user(3)], until=0, replace=False)
+    assert holds(store, {"a": user(1, 9)._replace(trained=(5, 7)), "b": user(3)})
+
+
 def test_ten_thousand_users_at_once(store: LoadableStore) -> None:
     users = {f"user {number}": user(number, number % 50) for number in range(10_000)}
     store.write(list(users), list(users.values()), until=0)
