@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from models.common.jagged import Jagged
+from models.common.jagged import Jagged, chosen
 from models.common.recommender import Recommender, Searcher
 
+ALIKE = 5  # items that stand for one of which lists know nothing
 SMOOTHING = 60.0  # of reciprocal rank fusion, as published; with less of it the first places count for more
 
 
@@ -42,6 +43,7 @@ def find(
     *,
     banned: Jagged,
     allowed: torch.Tensor | None = None,
+    known: Mapping[str, int] | None = None,
 ) -> Candidates:
     """Returns what several recommenders find for B users.
 
@@ -51,12 +53,16 @@ def find(
         histories: item rows of B users, oldest first.
         banned: item rows that each user must not get.
         allowed: bool [N], items that anybody may get; all where it is None.
+        known: how many of the first items a recommender knows, by name; all where it is not named.
     """
     found = []
     for name, count in wanted.items():
         recommender = recommenders[name]
         k = min(count, recommender.most) if isinstance(recommender, Searcher) else count
-        found.append(recommender.recommend(histories, k=k, banned=banned, allowed=allowed).items)
+        most = (known or {}).get(name)
+        past, out = (each if most is None else chosen(each, each.values < most) for each in (histories, banned))
+        may = None if allowed is None else allowed[:most]
+        found.append(recommender.recommend(past, k=k, banned=out, allowed=may).items)
     return merged(found)
 
 
@@ -95,17 +101,39 @@ def placed(scores: torch.Tensor) -> torch.Tensor:
     return places.masked_fill(scores == -torch.inf, torch.inf).float()
 
 
-def fused(places: torch.Tensor, weights: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
+def reciprocal(places: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
+    """Returns what places from 0 are worth: 1 for the first one, 0 for that of what a list lacks."""
+    return smoothing / (smoothing + places)
+
+
+def lent(items: torch.Tensor, gains: torch.Tensor, near: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
+    """Returns what places of other items would be worth: on average what those of the items most like them are.
+
+    Args:
+        items: rows of a user's C candidates, int64 [C].
+        gains: of these in S lists, float32 [C, S].
+        near: rows of the items that are like each of n others, the nearest first, int64 [n, M].
+        banned: rows that the user must not get, which say nothing.
+
+    Returns:
+        float32 [n, S]; of the nearest that are usable, those that are no candidates count as 0.
+    """
+    usable = ~torch.isin(near, banned)
+    usable &= usable.cumsum(1) <= ALIKE
+    there = (near[..., None] == items) & usable[..., None]
+    return there.sum(1).float() @ gains / usable.sum(1, keepdim=True).clamp_min(1)
+
+
+def fused(gains: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Scores candidates by reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, doi 10.1145/1571941.1572114).
 
     Here each list has a weight, and the result is scaled so that a candidate that is first everywhere has 1.
 
     Args:
-        places: float32 [B, C, S], from 0.
+        gains: of `reciprocal`, float32 [B, C, S].
         weights: float32 [S], 0 or more, one of them above 0.
-        smoothing: added to every place.
 
     Returns:
         float32 [B, C]; 0 for what only lists without weight hold.
     """
-    return (smoothing / (smoothing + places)) @ (weights / weights.sum())
+    return gains @ (weights / weights.sum())

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from models.common.growing import Growing
 from models.common.jagged import Jagged, shared
 from models.common.recommender import Recommender
 from models.recommenders.artifacts import load
-from models.recommenders.content import content_and_popularity
+from models.recommenders.content import content_and_popularity, normalise
 from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.popularity import MostPopular
 from models.recommenders.rescoring import Rescored
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log
-from serving.candidates import SMOOTHING, find, fused, placed, quotas
+from serving.candidates import ALIKE, SMOOTHING, find, fused, lent, placed, quotas, reciprocal
 from serving.ranking import RunRanker, Users
 from storage import files
 from storage.manifest import first_unfinished
@@ -28,6 +30,7 @@ from storage.run import RunDir
 CONTENT, POPULARITY = "content", "popularity"  # recommenders that a run has without a fit
 RANKER = "ranker"  # what its weight is called beside those of recommenders
 PIPELINE = "pipeline"  # what metrics/evaluate.json says of the whole
+NEAR = 64  # items of the run that are known to be like one behind it
 
 
 class Blend(NamedTuple):
@@ -95,6 +98,8 @@ class Cascade:
             CONTENT: self.content,
             POPULARITY: MostPopular(popular),
         }
+        self._vectors, self._bonus = Growing(self.content.vectors), Growing(cast("torch.Tensor", self.content.bonus))
+        self._near = Growing(torch.empty(0, min(NEAR, len(self.embedding)), dtype=torch.int64))
         self.ranker = RunRanker(run) if ranks else None
         found = list(dict.fromkeys([generated["chosen"], CONTENT]))
         self.blend = Blend(quotas(found, candidates), {RANKER if ranks else found[0]: 1.0})
@@ -104,7 +109,13 @@ class Cascade:
             self.blend = Blend(wanted, found_best["weights"], found_best["smoothing"])
 
     def ranked(
-        self, users: Users, wanted: Mapping[str, int], *, banned: Jagged, allowed: torch.Tensor | None = None
+        self,
+        users: Users,
+        wanted: Mapping[str, int],
+        *,
+        banned: Jagged,
+        allowed: torch.Tensor | None = None,
+        items: int | None = None,
     ) -> Ranked:
         """Finds candidates for B users and orders them.
 
@@ -112,13 +123,37 @@ class Cascade:
             users: whose they are.
             wanted: how many of each recommender, by name.
             banned: item rows that each user must not get.
-            allowed: bool [N], items that anybody may get; all where it is None.
+            allowed: bool [items], items that anybody may get; all where it is None.
+            items: how many there are, those that were appended included, of which content alone knows; N unless said.
         """
-        found = find(self.recommenders, wanted, users.liked, banned=banned, allowed=allowed)
+        own = len(self.embedding)
+        items = own if items is None else items
+        content = replace(self.content, vectors=self._vectors.rows[:items], bonus=self._bonus.rows[:items])
+        known = {name: own for name in wanted if name != CONTENT and items > own}
+        recommenders = {**self.recommenders, CONTENT: content}
+        found = find(recommenders, wanted, users.liked, banned=banned, allowed=allowed, known=known)
         if self.ranker is None:
             return Ranked(*found, torch.full(found.items.shape, -torch.inf))
         logits = self.logits(users, found.items)
         return Ranked(found.items, torch.cat([found.places, placed(logits)[..., None]], dim=2), logits)
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """Those of all items by which content finds them, unit length, float32 [N + n, D]."""
+        return self._vectors.rows
+
+    def append(self, items: pa.Table, codes: np.ndarray, embedding: torch.Tensor) -> None:
+        """Takes items behind those that there are; see `serving.ranking.RunRanker.append`.
+
+        They are taken to be as popular as the run's items that are most like them.
+        """
+        if self.ranker is not None:
+            self.ranker.append(items, codes, embedding)
+        vectors = normalise(embedding, self.embedding)
+        near = (vectors @ self.content.vectors.T).topk(self._near.rows.shape[1]).indices
+        self._near.append(near)
+        self._bonus.append(self._bonus.rows[near[:, :ALIKE]].mean(1))
+        self._vectors.append(vectors)
 
     def joined(self, users: Users, ranked: Ranked, more: torch.Tensor) -> Ranked:
         """Adds candidates that no list has, rows int64 [B, n], -1 for none."""
@@ -133,19 +168,33 @@ class Cascade:
             logits[usable] = self.ranker.logits(users, owner=usable.nonzero()[:, 0], rows=items[usable])
         return logits
 
-    def scores(self, ranked: Ranked, wanted: Mapping[str, int]) -> torch.Tensor:
+    def scores(self, ranked: Ranked, wanted: Mapping[str, int], *, banned: Jagged | None = None) -> torch.Tensor:
         """Returns the scores of candidates, float32 [B, C], higher first, -inf where there is none.
 
         Where none of the lists has a weight, since a query names its recommenders or nothing is known of its user, the
-        ranker orders the candidates, and without a ranker the first list.
+        ranker orders the candidates, and without a ranker the first list. Items behind the run's are scored as if they
+        stood where the items most like them do, in the lists that cannot have them.
+
+        Args:
+            ranked: the candidates.
+            wanted: how many of each recommender, by name.
+            banned: item rows that each user must not get.
         """
         names = [*wanted, *([RANKER] if self.ranker else [])]
         weights = [self.blend.weights.get(name, 0.0) for name in names]
         if not any(weights):
             weights = [float(name == (RANKER if self.ranker else names[0])) for name in names]
-        return fused(ranked.places, torch.tensor(weights), self.blend.smoothing).masked_fill(
-            ranked.items < 0, -torch.inf
-        )
+        own, gains = len(self.embedding), reciprocal(ranked.places, self.blend.smoothing)
+        blind = torch.tensor([at for at, name in enumerate(wanted) if name != CONTENT], dtype=torch.int64)
+        for user in (ranked.items >= own).any(1).nonzero()[:, 0].tolist():
+            items, out = (
+                ranked.items[user],
+                torch.empty(0) if banned is None else banned.values[slice(*banned.offsets[user : user + 2])],
+            )
+            behind = (items >= own).nonzero()
+            near = self._near.rows[items[behind[:, 0]] - own]
+            gains[user, behind, blind] = lent(items, gains[user][:, blind], near, out)
+        return fused(gains, torch.tensor(weights)).masked_fill(ranked.items < 0, -torch.inf)
 
 
 def language_models(run: RunDir) -> list[str]:

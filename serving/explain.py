@@ -37,7 +37,7 @@ def explained(catalogue: Catalogue, vectors: torch.Tensor, rows: torch.Tensor, l
 
 
 def _shared(catalogue: Catalogue, row: int, near: int, similarity: float) -> Why:
-    one, other = (catalogue.shown.slice(at, 1).to_pylist()[0] for at in (row, near))
+    one, other = catalogue.described([row, near])
     mine, theirs = catalogue.codes[row, :-1].tolist(), catalogue.codes[near, :-1].tolist()  # without the suffix
     levels = next((level for level, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]), len(mine))
     words = _words(other["caption"])

@@ -15,9 +15,10 @@ from torch.nn import functional
 from models.recommenders.content import normalise
 from models.semantic_ids.suffixes import sid_string
 from operators.base import with_outcome
-from operators.interpreter import Interpreter
-from operators.media.fetch import FRAME, frame_arrays
+from operators.interpreter import Interpreted, Interpreter
+from operators.media.fetch import frame_arrays, frame_column
 from operators.media.medium import decode
+from serving.cascade import Cascade
 from serving.catalogue import Catalogue
 from storage import files
 from storage.errors import UserError
@@ -37,24 +38,28 @@ class Look(NamedTuple):
 
 
 class Finder:
-    """Finds items of a run by their embeddings.
+    """Finds items of a run by their embeddings."""
 
-    Attributes:
-        vectors: of all items, unit length, float32 [N, D].
-    """
-
-    def __init__(self, run: RunDir, embedding: torch.Tensor, vectors: torch.Tensor) -> None:
-        """Takes the embeddings of all items, as they are and normalised; models are loaded when they are first used."""
-        self.vectors, self._embedding = vectors, embedding
+    def __init__(self, run: RunDir, cascade: Cascade) -> None:
+        """Takes a run and what knows the embeddings of its items; models are loaded when they are first used."""
+        self._cascade = cascade
         self._interpreter: Interpreter | None = None
         self._run = run
         self._interprets = files.exists(run.uri("models", "interpreter", "config.json"))
 
     def nearest(
-        self, query: torch.Tensor, *, k: int, banned: Sequence[int] = (), allowed: torch.Tensor | None = None
+        self, query: torch.Tensor, *, k: int, items: int, banned: Sequence[int], allowed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns rows int64 [n] and cosines float32 [n] of the k items nearest to a vector [D], the nearest first."""
-        scores = self.vectors @ functional.normalize(query, dim=0)
+        """Returns rows int64 [n] and cosines float32 [n] of the k items nearest to a vector [D], the nearest first.
+
+        Args:
+            query: the vector.
+            k: how many.
+            items: among how many of the first.
+            banned: rows that must not be found.
+            allowed: bool [items], those that may be; all where it is None.
+        """
+        scores = self._cascade.vectors[:items] @ functional.normalize(query, dim=0)
         scores[list(banned)] = -torch.inf
         if allowed is not None:
             scores = scores.masked_fill(~allowed, -torch.inf)
@@ -64,7 +69,7 @@ class Finder:
 
     def of_items(self, rows: np.ndarray) -> torch.Tensor:
         """Returns the mean vector of some items, float32 [D]."""
-        return self.vectors[torch.from_numpy(rows)].mean(0)
+        return self._cascade.vectors[torch.from_numpy(rows)].mean(0)
 
     def of_text(self, text: str) -> torch.Tensor:
         """Returns the vector of an item of which a title alone is known, float32 [D].
@@ -72,7 +77,7 @@ class Finder:
         Raises:
             UserError: the run does not say how its items were interpreted.
         """
-        return normalise(torch.from_numpy(self.interpreter().embed([text])), self._embedding)[0]
+        return normalise(torch.from_numpy(self.interpreter().embed([text])), self._cascade.embedding)[0]
 
     def of_picture(self, content: bytes) -> Look:
         """Returns what the run's models make of a picture.
@@ -80,17 +85,25 @@ class Finder:
         Raises:
             UserError: it is no picture that they read, or the run does not say how its items were interpreted.
         """
+        found = self.interpreted(picture=content)
+        vector = normalise(torch.from_numpy(found.embedding), self._cascade.embedding)[0]
+        return Look(found.table["caption"][0].as_py(), sid_string(found.codes[0].tolist()), vector)
+
+    def interpreted(
+        self, *, title: str | None = None, description: str | None = None, picture: bytes | None = None
+    ) -> Interpreted:
+        """Returns what the run's models make of one item.
+
+        Raises:
+            UserError: see `of_picture`.
+        """
         interpreter = self.interpreter()
         try:
-            frames = decode(content, None, interpreter.fetch.limits).frames[:1]
+            frames = [] if picture is None else decode(picture, None, interpreter.fetch.limits).frames[:1]
         except MediaError as error:
             raise UserError(f"The picture cannot be used ({error.code}): send a JPEG, PNG or WebP file.") from error
-        none = pa.nulls(1, pa.string())
-        new = {"item_id": pa.array(["new"]), "title": none, "description": none}
-        pictures = [{"height": f.shape[0], "width": f.shape[1], "rgb": f.tobytes()} for f in frames]
-        found = interpreter(pa.table({**new, "frames": pa.array([pictures], pa.list_(FRAME))}))
-        vector = normalise(torch.from_numpy(found.embedding), self._embedding)[0]
-        return Look(found.table["caption"][0].as_py(), sid_string(found.codes[0].tolist()), vector)
+        texts = {"title": pa.array([title], pa.string()), "description": pa.array([description], pa.string())}
+        return interpreter(pa.table({"item_id": pa.array(["new"]), **texts, "frames": frame_column([frames])}))
 
     def picture(self, item: dict[str, Any]) -> bytes | None:
         """Returns the first picture of an item as a small JPEG, None where none can be read."""
@@ -102,10 +115,7 @@ class Finder:
         frames, _ = frame_arrays(table["frames"])
         if not frames:
             return None
-        shown, written = Image.fromarray(frames[0]), io.BytesIO()
-        shown.thumbnail((SIDE, SIDE))
-        shown.save(written, "JPEG", quality=85)
-        return written.getvalue()
+        return as_shown(Image.fromarray(frames[0]), SIDE)
 
     def interpreter(self) -> Interpreter:
         """Returns the run's operators, loaded once.
@@ -124,21 +134,31 @@ class Finder:
         return self._interpreter
 
 
+def as_shown(picture: Image.Image, side: int) -> bytes:
+    """Returns a picture as a JPEG whose longer side has so many pixels at most."""
+    written = io.BytesIO()
+    picture.thumbnail((side, side))
+    picture.convert("RGB").save(written, "JPEG", quality=85)
+    return written.getvalue()
+
+
 def branches(catalogue: Catalogue, prefix: Sequence[int], popularity: np.ndarray) -> list[dict[str, Any]]:
     """Returns what follows a prefix of semantic IDs: by `code` the number of `items`, and `examples`, popular ids.
 
     Args:
         catalogue: of the items.
         prefix: codes from the first level on; [] for the first level.
-        popularity: of every item, [N].
+        popularity: of every item of the run, [N].
     """
     if len(prefix) >= catalogue.codes.shape[1]:
         return []
     rows = np.flatnonzero((catalogue.codes[:, : len(prefix)] == np.array(prefix, np.int32)).all(1))
-    rows = rows[np.argsort(-popularity[rows], kind="stable")]
+    rows = np.setdiff1d(rows, catalogue.gone)
+    liked = np.where(rows < len(popularity), popularity[np.minimum(rows, len(popularity) - 1)], 0)
+    rows = rows[np.argsort(-liked, kind="stable")]
     codes = catalogue.codes[rows, len(prefix)]
     found = []
     for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
-        examples = catalogue.ids.take(pa.array(rows[codes == code][:EXAMPLES])).to_pylist()
-        found.append({"code": int(code), "items": int(count), "examples": examples})
+        examples = catalogue.described(rows[codes == code][:EXAMPLES].tolist(), ["item_id"])
+        found.append({"code": int(code), "items": int(count), "examples": [item["item_id"] for item in examples]})
     return found

@@ -20,12 +20,14 @@ from serving.catalogue import Catalogue
 from serving.explain import explained
 from serving.filters import Filter
 from serving.finder import Finder, branches
-from serving.query import Answer, Query, Scored, Why
-from serving.ranking import Users
+from serving.posted import PostedItems
+from serving.query import Answer, MissingError, NewItem, Query, Scored, Why
+from serving.ranking import Users, trained_by
 from serving.rerank.exposure import first_seen
 from serving.rerank.negatives import less_like
 from serving.rerank.reranker import Reranker
-from serving.stores.base import Event, EventStore, Impression
+from serving.stores.base import ServedStore
+from storage.errors import UserError
 from storage.hashing import fingerprint, hash_ids
 from storage.manifest import first_unfinished, require_manifest
 from storage.run import RunDir
@@ -40,13 +42,14 @@ class Pipeline:
     """Answers queries about the items and users of a run.
 
     Attributes:
+        root: URI of the run.
         run: its name and the first half of a digest of what it was made of.
     """
 
     def __init__(
         self,
         run: RunDir,
-        store: EventStore,
+        store: ServedStore,
         *,
         candidates: int = 200,
         fitted: Mapping[str, Recommender] | None = None,
@@ -56,7 +59,7 @@ class Pipeline:
 
         Args:
             run: the run.
-            store: what is known of its users.
+            store: what is known of its users, and the items that were posted.
             candidates: that are scored for a query.
             fitted: recommenders of the run that need not be loaded, by name.
             rules: file of rules for what `recommend` answers.
@@ -64,18 +67,14 @@ class Pipeline:
         Raises:
             UserError: a model is missing or damaged, an artifact lacks items, or the file of rules has a mistake.
         """
-        self.catalogue, self.store = Catalogue(run), store
+        self.store = store
         self.cascade = Cascade(run, candidates=candidates, fitted=fitted)
-        manifest = require_manifest(run.root)
-        made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
-        self.run = f"{manifest.name}:{made[:16]}"
-        self.finder = Finder(run, self.cascade.embedding, self.cascade.content.vectors)
+        self.root, self.run, self._number = run.root, name_of(run.root), trained_by(run)
+        self.finder, catalogue = Finder(run, self.cascade), Catalogue(run)
+        self.posted = PostedItems(run, store, catalogue, self.cascade, self.finder)
         self.reranker: Reranker | None = None
         if rules is not None:
-            vectors, popularity = self.cascade.content.vectors, self.cascade.popularity
-            self.reranker = Reranker(
-                rules, self.catalogue, vectors=vectors, popularity=popularity, seen=first_seen(run)
-            )
+            self.reranker = Reranker(rules, catalogue, popularity=self.cascade.popularity, seen=first_seen(run))
         done = first_unfinished(run.root, ("evaluate",)) is None
         cards = run.read_json("metrics", "evaluate.json") if done else {}
         self._measured = {name: card for name, card in cards.items() if isinstance(card, dict) and SHOWN[0] in card}
@@ -92,8 +91,13 @@ class Pipeline:
 
     @property
     def items(self) -> int:
-        """Number of items."""
-        return len(self.catalogue)
+        """Number of items that may be in an answer."""
+        return len(self.catalogue) - len(self.catalogue.gone)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items, with those that were posted by now."""
+        return self.posted.now()
 
     @property
     def warning(self) -> str | None:
@@ -102,7 +106,22 @@ class Pipeline:
 
     def item(self, item_id: str) -> dict[str, Any] | None:
         """Returns an item with all there is to show of it; None where the catalogue has no such item."""
-        return self.catalogue.item(item_id)
+        item = self.catalogue.item(item_id)
+        return None if item is None else {**item, "hidden": self.posted.hidden(item_id)}
+
+    def post_item(self, new: NewItem) -> dict[str, Any]:
+        """Takes an item, which the next answer of any replica may hold, and returns it; see `PostedItems.post`."""
+        self.posted.post(new)
+        return self._written(new.item_id)
+
+    def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes an item, and returns it; see `PostedItems.change`."""
+        self.posted.change(item_id, given)
+        return self._written(item_id)
+
+    def delete_item(self, item_id: str) -> None:
+        """Removes an item; see `PostedItems.delete`."""
+        self.posted.delete(item_id)
 
     @torch.inference_mode()
     def recommend(self, queries: Sequence[Query]) -> list[Answer]:
@@ -110,29 +129,31 @@ class Pipeline:
 
         An answer has fewer than k items only where no more candidates are left.
         """
-        users = self._users(queries)
+        catalogue = self.catalogue
+        users = self._users(queries, catalogue)
         together: dict[Any, list[int]] = defaultdict(list)
         for at, (query, user) in enumerate(zip(queries, users, strict=True)):
             names = query.recommenders or (() if len(user.rows) else (POPULARITY,))
             together[names, query.where].append(at)
         answers: dict[int, Answer] = {}
         for (names, where), places in together.items():
-            found = self._recommend([queries[at] for at in places], [users[at] for at in places], names, where)
+            some = [queries[at] for at in places], [users[at] for at in places]
+            found = self._recommend(*some, names, where, catalogue)
             answers.update(zip(places, found, strict=True))
         return [answers[at] for at in range(len(queries))]
 
     @torch.inference_mode()
     def rank(self, query: Query, items: Sequence[str]) -> Answer:
-        """Orders items by the ranker for the user of a query; ids that the catalogue lacks are left out."""
-        (user,) = self._users([query])
-        rows = torch.from_numpy(self.catalogue.rows(list(dict.fromkeys(items))))
-        rows = rows[rows >= 0]
+        """Orders items by the ranker for the user of a query, without those that the catalogue lacks or hides."""
+        catalogue = self.catalogue
+        (user,) = self._users([query], catalogue)
+        at = catalogue.rows(list(dict.fromkeys(items)))
+        rows = torch.from_numpy(at[(at >= 0) & ~np.isin(at, catalogue.gone)])
         logits, order = self.cascade.logits(_users([user]), rows[None])[0].sort(descending=True, stable=True)
         chances = logits.double().sigmoid()
-        scored = self._described(rows[order][: query.k], chances, chances, [[RANKER]] * len(rows))
-        return Answer(
-            scored, HISTORY if len(user.rows) else POPULARITY, self._unknown([*items, *(query.history or ())])
-        )
+        scored = _described(catalogue, rows[order][: query.k], chances, chances, [[RANKER]] * len(rows))
+        unknown = _unknown(catalogue, [*items, *(query.history or ())])
+        return Answer(scored, HISTORY if len(user.rows) else POPULARITY, unknown)
 
     @torch.inference_mode()
     def similar(
@@ -149,7 +170,8 @@ class Pipeline:
         Raises:
             UserError: the picture cannot be used, or the run has no model for new texts and pictures.
         """
-        rows, look = self.catalogue.rows(items), None
+        catalogue = self.catalogue
+        rows, look = catalogue.rows(items), None
         if picture is not None:
             look = self.finder.of_picture(picture)
             query = look.vector
@@ -158,12 +180,13 @@ class Pipeline:
         else:
             query = self.finder.of_items(rows[rows >= 0]) if (rows >= 0).any() else torch.zeros(0)
         if not len(query):
-            return Answer([], SIMILAR, self._unknown(items))
-        allowed = None if where is None else self.catalogue.matching(where)
-        found, cosine = self.finder.nearest(query, k=k, banned=rows[rows >= 0].tolist(), allowed=allowed)
-        scored = self._described(found, cosine, None, [[CONTENT]] * len(found))
+            return Answer([], SIMILAR, _unknown(catalogue, items))
+        allowed = None if where is None else catalogue.matching(where)
+        banned = [*rows[rows >= 0].tolist(), *catalogue.gone.tolist()]
+        found, cosine = self.finder.nearest(query, k=k, items=len(catalogue), banned=banned, allowed=allowed)
+        scored = _described(catalogue, found, cosine, None, [[CONTENT]] * len(found))
         seen = None if look is None else {"caption": look.caption, "sid": look.sid}
-        return Answer(scored, SIMILAR, self._unknown(items), seen)
+        return Answer(scored, SIMILAR, _unknown(catalogue, items), seen)
 
     def search(self, text: str, *, k: int, where: Filter | None = None) -> Answer:
         """Returns the items nearest to a text; see `similar`."""
@@ -172,19 +195,18 @@ class Pipeline:
     def picture(self, item_id: str) -> bytes | None:
         """Returns the first picture of an item as a small JPEG; None where there is none that can be read."""
         item = self.item(item_id)
-        return None if item is None else self.finder.picture(item)
+        return None if item is None else self.posted.picture(item_id) or self.finder.picture(item)
 
-    def add(self, events: Sequence[Event]) -> tuple[int, list[str]]:
-        """Keeps events, all or none; returns how many were new, and the ids of items that the catalogue lacks."""
-        return self.store.add(events), self._unknown([event.item_id for event in events])
+    def unknown(self, ids: Sequence[str]) -> list[str]:
+        """Returns those of some ids that the catalogue lacks."""
+        return _unknown(self.catalogue, ids)
 
-    def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that were given."""
-        self.store.show(impressions)
-
-    def forget(self, user_id: str) -> None:
-        """Removes all that is kept of a user, for good."""
-        self.store.forget(user_id, int(time.time() * SECOND_US))
+    def current(self) -> bool:
+        """Whether the run is still what was loaded of it."""
+        try:
+            return name_of(self.root) == self.run
+        except UserError:
+            return False
 
     def tree(self, prefix: Sequence[int]) -> dict[str, Any]:
         """Returns what follows a prefix of semantic IDs; see `serving.finder.branches`."""
@@ -198,23 +220,34 @@ class Pipeline:
         """Returns what `evaluate` has measured of the recommenders and of the pipeline, by name; {} before that."""
         return {name: {key: card.get(key) for key in SHOWN} for name, card in self._measured.items()}
 
+    def _written(self, item_id: str) -> dict[str, Any]:
+        if (item := self.item(item_id)) is None:
+            raise MissingError(f"The item {item_id[:100]!r} was deleted meanwhile.")
+        return item
+
     def _recommend(
-        self, queries: Sequence[Query], users: Sequence[_User], names: tuple[str, ...], where: Filter | None
+        self,
+        queries: Sequence[Query],
+        users: Sequence[_User],
+        names: tuple[str, ...],
+        where: Filter | None,
+        catalogue: Catalogue,
     ) -> list[Answer]:
         wanted = quotas(names, self.cascade.candidates) if names else self.cascade.blend.candidates
-        allowed = None if where is None else self.catalogue.matching(where)
-        banned = [self._banned(query, user) for query, user in zip(queries, users, strict=True)]
-        ranked = self.cascade.ranked(_users(users), wanted, banned=_lists(banned), allowed=allowed)
-        pins = {} if self.reranker is None else self.reranker.pins(where)
+        allowed = None if where is None else catalogue.matching(where)
+        banned = [_banned(query, user, catalogue) for query, user in zip(queries, users, strict=True)]
+        out = _lists(banned)
+        ranked = self.cascade.ranked(_users(users), wanted, banned=out, allowed=allowed, items=len(catalogue))
+        pins = {} if self.reranker is None else self.reranker.pins(catalogue, where)
         if pins:
             rows = np.array(list(pins.values()))
             known = [np.isin(rows, np.concatenate(pair)) for pair in zip(banned, ranked.items.numpy(), strict=True)]
             ranked = self.cascade.joined(_users(users), ranked, torch.from_numpy(np.where(known, -1, rows)))
-        scores = self.cascade.scores(ranked, wanted)
-        answers, vectors = [], self.cascade.content.vectors
+        scores = self.cascade.scores(ranked, wanted, banned=out)
+        answers, vectors = [], self.cascade.vectors
         for at, (query, user) in enumerate(zip(queries, users, strict=True)):
             own, items = scores[at], ranked.items[at]
-            negative = np.concatenate([self.catalogue.rows(query.negative), user.disliked])
+            negative = np.concatenate([catalogue.rows(query.negative), user.disliked])
             if (negative >= 0).any():
                 own = less_like(own, vectors[items.clamp_min(0)], vectors[torch.from_numpy(negative[negative >= 0])])
             own, order = own.sort(descending=True, stable=True)
@@ -222,20 +255,22 @@ class Pipeline:
             if self.reranker is None:
                 order = order[: query.k]
             else:
-                found = self.reranker.order(items[order], own[: len(order)], query.k, pins=pins, draw=query.draw)
+                found = self.reranker.order(
+                    catalogue, vectors, items[order], own[: len(order)], query.k, pins=pins, draw=query.draw
+                )
                 order, own, propensity = order[found.at], found.scores[found.at], found.propensity.tolist()
             listed = (ranked.places[at, order] < torch.inf)[:, : len(wanted)].tolist()
             by = [[name for name, there in zip(wanted, row, strict=True) if there] for row in listed]
             chances = ranked.logits[at, order].double().sigmoid() if self.cascade.ranker else None
             why = None
             if query.explain:
-                why = explained(self.catalogue, vectors, items[order], torch.from_numpy(user.rows))
-            described = self._described(items[order], own, chances, by, why, propensity)
-            unknown = self._unknown([*(query.history or ()), *query.exclude, *query.negative])
+                why = explained(catalogue, vectors, items[order], torch.from_numpy(user.rows))
+            described = _described(catalogue, items[order], own, chances, by, why, propensity)
+            unknown = _unknown(catalogue, [*(query.history or ()), *query.exclude, *query.negative])
             answers.append(Answer(described, HISTORY if len(user.rows) else POPULARITY, unknown))
         return answers
 
-    def _users(self, queries: Sequence[Query]) -> list[_User]:
+    def _users(self, queries: Sequence[Query], catalogue: Catalogue) -> list[_User]:
         """Returns what is known of the user of each query; what the query tells stands in for what is stored."""
         ids = [query.user_id for query in queries if query.user_id is not None]
         stored = dict(zip(ids, self.store.read(ids), strict=True)) if ids else {}
@@ -245,48 +280,25 @@ class Pipeline:
             rows, times, events, number = np.empty(0, np.int64), np.empty(0, np.int64), -1, NULL_ID
             disliked = np.empty(0, np.int64)
             if user is not None:
-                rows, times, events = self.catalogue.rows_by_hash(user.items), user.times, user.events
-                disliked = self.catalogue.rows_by_hash(user.disliked)
-                number = int(hash_ids([query.user_id])[0]) if user.trained else NULL_ID
+                rows, times, events = catalogue.rows_by_hash(user.items), user.times, user.events
+                disliked = catalogue.rows_by_hash(user.disliked)
+                number = int(hash_ids([query.user_id])[0]) if self._number in user.trained else NULL_ID
             if query.history is not None:
-                rows = self.catalogue.rows(query.history)
+                rows = catalogue.rows(query.history)
                 times = np.full(len(rows), np.iinfo(np.int64).max)
             users.append(_User(number, rows[rows >= 0], times[rows >= 0], events, disliked[disliked >= 0]))
         return users
 
-    def _banned(self, query: Query, user: _User) -> np.ndarray:
-        """Returns the rows that must not be in the answer to a query, int64 [n]."""
-        excluded = self.catalogue.rows([*query.exclude, *query.negative])
-        seen = user.rows
-        if query.seen_after is not None:
-            since = time.time() * SECOND_US - query.seen_after * DAY_US
-            seen = seen[user.times > since] if query.seen_after else seen[:0]
-        return np.concatenate([excluded[excluded >= 0], seen, user.disliked])
 
-    def _unknown(self, ids: Sequence[str]) -> list[str]:
-        distinct = list(dict.fromkeys(ids))
-        rows = self.catalogue.rows(distinct)
-        return [item_id for item_id, row in zip(distinct, rows.tolist(), strict=True) if row < 0]
+def name_of(root: str) -> str:
+    """Returns the name of a run and the first half of a digest of what it was made of.
 
-    def _described(
-        self,
-        rows: torch.Tensor,
-        scores: torch.Tensor,
-        chances: torch.Tensor | None,
-        by: Sequence[list[str]],
-        why: Sequence[Why] | None = None,
-        propensity: Sequence[float] | None = None,
-    ) -> list[Scored]:
-        """Returns items at rows as they are answered; what is beside them is in their order."""
-        shown = self.catalogue.shown.select(["item_id", "title", "caption", "sid"]).take(rows.numpy()).to_pylist()
-        chance: Sequence[float | None] = [None] * len(shown) if chances is None else chances.tolist()
-        reasons: Sequence[Why | None] = why or [None] * len(shown)
-        drawn = propensity or [1.0] * len(shown)
-        beside = zip(shown, scores.tolist(), chance, by, reasons, drawn, strict=False)
-        return [
-            Scored(**item, score=score, probability=likely, recommenders=names, why=reason, propensity=had)
-            for item, score, likely, names, reason, had in beside
-        ]
+    Raises:
+        UserError: there is no run, or its manifest is damaged.
+    """
+    manifest = require_manifest(root)
+    made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
+    return f"{manifest.name}:{made[:16]}"
 
 
 class _User(NamedTuple):
@@ -313,3 +325,40 @@ def _users(users: Sequence[_User]) -> Users:
 
 def _lists(rows: Sequence[np.ndarray]) -> Jagged:
     return from_arrays(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+
+def _banned(query: Query, user: _User, catalogue: Catalogue) -> np.ndarray:
+    """Returns the rows that must not be in the answer to a query, int64 [n]."""
+    excluded = catalogue.rows([*query.exclude, *query.negative])
+    seen = user.rows
+    if query.seen_after is not None:
+        since = time.time() * SECOND_US - query.seen_after * DAY_US
+        seen = seen[user.times > since] if query.seen_after else seen[:0]
+    return np.concatenate([excluded[excluded >= 0], seen, user.disliked, catalogue.gone])
+
+
+def _unknown(catalogue: Catalogue, ids: Sequence[str]) -> list[str]:
+    distinct = list(dict.fromkeys(ids))
+    rows = catalogue.rows(distinct)
+    return [item_id for item_id, row in zip(distinct, rows.tolist(), strict=True) if row < 0]
+
+
+def _described(
+    catalogue: Catalogue,
+    rows: torch.Tensor,
+    scores: torch.Tensor,
+    chances: torch.Tensor | None,
+    by: Sequence[list[str]],
+    why: Sequence[Why] | None = None,
+    propensity: Sequence[float] | None = None,
+) -> list[Scored]:
+    """Returns items at rows as they are answered; what is beside them is in their order."""
+    shown = catalogue.described(rows.tolist(), ["item_id", "title", "caption", "sid"])
+    chance: Sequence[float | None] = [None] * len(shown) if chances is None else chances.tolist()
+    reasons: Sequence[Why | None] = why or [None] * len(shown)
+    drawn = propensity or [1.0] * len(shown)
+    beside = zip(shown, scores.tolist(), chance, by, reasons, drawn, strict=False)
+    return [
+        Scored(**item, score=score, probability=likely, recommenders=names, why=reason, propensity=had)
+        for item, score, likely, names, reason, had in beside
+    ]

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serving.filters import Filter
+from storage.errors import UserError
+
+
+class TakenError(UserError):
+    """There is an item of this id already."""
+
+
+class MissingError(UserError):
+    """There is no item of this id."""
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item as it is posted.
+
+    Attributes:
+        item_id: that nothing has yet.
+        title, description: of it.
+        attributes: their values by name.
+        picture: a file.
+        hidden: whether it is kept out of all answers.
+    """
+
+    item_id: str
+    title: str | None = None
+    description: str | None = None
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    picture: bytes | None = None
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,9 +118,13 @@ class Answer:
         source: `history` or, where nothing is known of the user, `popularity`; `similar` for items like others.
         unknown: ids of the query that the catalogue does not have.
         seen: `caption` and `sid` of the picture that was asked about.
+        run: name and fingerprint of the run that answered.
+        since: when the runs began to be served as they are, microseconds; 0 where that is not known.
     """
 
     items: list[Scored]
     source: str
     unknown: list[str]
     seen: dict[str, str | None] | None = None
+    run: str = ""
+    since: int = 0

@@ -23,7 +23,8 @@ KEYS = "TESSEREC_KEYS"  # environment variable with the keys of the service
 MAX_K = 100  # items that one request may ask for
 MAX_IDS = 1_000  # ids in one list of a request
 MAX_ID = 1_024  # characters of an id
-MAX_TEXT = 1_000  # characters of a text that is searched for
+MAX_TEXT = 1_000  # characters of a text that is searched for, of a title, of a value of an attribute
+MAX_DESCRIPTION = 20_000  # characters of the description of an item that is posted
 MAX_NAMES = 16  # recommenders that one request may name
 MAX_LEVELS = 16  # of a prefix of semantic IDs
 MAX_CURSOR = 32_768  # characters of a cursor
@@ -70,6 +71,7 @@ class Settings(settings.Settings):
         cors_origins: origins whose pages a browser lets ask, such as `https://shop.example`.
         max_body_bytes: of a request.
         max_picture_bytes, max_picture_pixels: of a picture in a request, before it is decoded.
+        media_roots: folders and URIs below which pictures of posted items may lie; by default pictures are sent alone.
         max_in_flight: requests under way in one replica; more are refused with status 503.
         max_batch: queries that are answered in one pass of the model.
         workers: threads of a replica that ask the run.
@@ -93,6 +95,7 @@ class Settings(settings.Settings):
     max_body_bytes: int = Field(8 << 20, ge=1_024)
     max_picture_bytes: int = Field(4 << 20, ge=1_024)
     max_picture_pixels: int = Field(25_000_000, ge=1_024)
+    media_roots: tuple[str, ...] = ()
     max_in_flight: int = Field(64, ge=1)
     max_batch: int = Field(4, ge=1)
     workers: int = Field(4, ge=1)

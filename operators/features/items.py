@@ -6,7 +6,16 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from operators.features.tokens import Tokens, attribute_tokens, interest_tokens, sid_tokens, text_tokens, token_lists
+from operators.base import set_columns
+from operators.features.tokens import (
+    NULL_ID,
+    Tokens,
+    attribute_tokens,
+    interest_tokens,
+    sid_tokens,
+    text_tokens,
+    token_lists,
+)
 from storage.hashing import hash_ids
 
 
@@ -43,3 +52,22 @@ def item_features(items: pa.Table, codes: np.ndarray, tokens: Tokens) -> pa.Tabl
             "sid": token_lists(sid_tokens(codes), rows, limit=2 * codes.shape[1]),
         }
     )
+
+
+def as_trained(features: pa.Table, warm: np.ndarray, trained: np.ndarray) -> pa.Table:
+    """Returns features of items as training has seen them.
+
+    Items that it never saw get the id of the unknown item, as users do, and so does of semantic IDs every token that no
+    item in training has.
+
+    Args:
+        features: of `item_features`.
+        warm: which items training saw, bool [N].
+        trained: hashes of the tokens of their semantic IDs.
+    """
+    sids = features["sid"].combine_chunks()
+    seen = {
+        "item": pa.array(np.where(warm, features["item"].to_numpy(), NULL_ID)),
+        "sid": pa.ListArray.from_arrays(sids.offsets, np.where(np.isin(sids.values, trained), sids.values, NULL_ID)),
+    }
+    return set_columns(features, seen)

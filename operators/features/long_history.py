@@ -72,12 +72,17 @@ def read_prefixes(run: RunDir) -> np.ndarray:
 def _prefixes(uri: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     start = 0
     for batch in files.batches(uri, ["sid"], BATCH_ROWS):
-        found = prefixes_of(batch["sid"].flatten().to_numpy().reshape(len(batch), -1))
-        own = -1 - np.arange(start, start + len(batch))[:, None]
-        values = np.where(found == NULL_ID, own, found)
+        values = prefixes_from(batch["sid"], start)
         start += len(batch)
         offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
         yield pa.record_batch([pa.ListArray.from_arrays(offsets, values.reshape(-1))], schema=schema)
+
+
+def prefixes_from(sids: pa.Array, start: int) -> np.ndarray:
+    """Returns `read_prefixes` of some items, from those of features/items.sid, whose first one has this row."""
+    found = prefixes_of(sids.flatten().to_numpy().reshape(len(sids), -1))
+    own = -1 - np.arange(start, start + len(sids))[:, None]
+    return np.where(found == NULL_ID, own, found)
 
 
 def shared_prefixes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.common.jagged import Jagged, filled, from_arrays, gather, newest, shared, sliced
+from models.common.jagged import Jagged, chained, filled, from_arrays, gather, newest, shared, sliced
 from models.ranking.bags import places
 from models.ranking.config import HISTORY, ITEM, LONG, SID, USER, RankerConfig, Table
 from models.ranking.ranker import Kept, Ranker, RankerInputs
@@ -84,6 +85,7 @@ class ItemFeatures:
             decoded: what semantic IDs decode to, float32 [N, D], where the ranker reads it; see `read_decoded`.
         """
         self.embedding, self._config = embedding, config
+        self._behind: ItemFeatures | None = None
         self._vectors = [embedding] if config.content_dim > config.decoded_dim else []
         self._vectors += [] if decoded is None else [decoded]
         self.lists: dict[str, Jagged] = {}
@@ -97,9 +99,30 @@ class ItemFeatures:
     def __len__(self) -> int:
         return len(self.embedding)
 
+    def followed(self, others: ItemFeatures) -> ItemFeatures:
+        """Returns these items with others behind the row that stands for "no item"; copies neither."""
+        both = copy.copy(self)
+        both._behind = others
+        return both
+
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns the vectors that the ranker reads of items, float32 [B, content_dim]."""
-        return torch.cat([part[rows] for part in self._vectors], dim=1)
+        if self._behind is None:
+            return torch.cat([part[rows] for part in self._vectors], dim=1)
+        behind = rows > len(self)
+        found = torch.empty(len(rows), self._config.content_dim)
+        found[~behind] = torch.cat([part[rows[~behind]] for part in self._vectors], dim=1)
+        found[behind] = self._behind.vectors(rows[behind] - len(self) - 1)
+        return found
+
+    def tokens(self, name: str, rows: torch.Tensor) -> Jagged:
+        """Returns what items look up in a table."""
+        if self._behind is None:
+            return gather(self.lists[name], rows)
+        behind = rows > len(self)
+        one = gather(self.lists[name], rows[~behind])
+        other = gather(self._behind.lists[name], rows[behind] - len(self) - 1)
+        return gather(chained([one, other]), behind.sort(stable=True).indices.argsort())
 
     def inputs(
         self,
@@ -169,15 +192,16 @@ class ItemFeatures:
         """Returns the tokens of all items of each list as one bag, a feature for each table that looks at them."""
         found = {}
         for name in self._config.past:
-            tokens = gather(self.lists[name], lists.values)
+            tokens = self.tokens(name, lists.values)
             found[kind + name] = tokens._replace(offsets=tokens.offsets[lists.offsets])
         return found
 
     def mean(self, lists: Jagged) -> torch.Tensor:
         """Returns the mean of the known vectors of each list, float32 [B, content_dim]; NaN where there is none."""
         items, at = lists.values.unique(return_inverse=True)
-        vectors = self.vectors(items.clamp_max(len(self) - 1))
-        known = (items < len(self))[:, None] & ~vectors.isnan().any(1, keepdim=True)
+        nothing = items == len(self)
+        vectors = self.vectors(items - nothing.long())
+        known = ~nothing[:, None] & ~vectors.isnan().any(1, keepdim=True)
         vectors = torch.cat([vectors.where(known, 0.0), known.float()], dim=1)
         sums = functional.embedding_bag(at, vectors, lists.offsets[:-1], mode="sum")
         return sums[:, :-1] / sums[:, -1:]  # 0 / 0 is NaN, unknown

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from models.common.growing import Growing
 from models.common.jagged import Jagged, filled, newest, sliced
 from models.ranking.config import CONTENT, HISTORY, LONG, USER
 from models.ranking.ranker import Ranker
@@ -18,7 +19,7 @@ PAIRS = 1 << 10  # that are scored at a time, so that what they need stays in th
 class Scorer:
     """A ranker that learns no more, over the items of a catalogue: it says what the ranker says of their inputs.
 
-    Keeps the fields of every item, float32 [N + 1, F, dim], the last ones those of "no item".
+    Keeps the fields of every item, float32 [N + 1, F, dim], those at N of "no item", behind which others may follow.
     """
 
     @torch.inference_mode()
@@ -34,18 +35,30 @@ class Scorer:
         made += [kind + name for kind in config.histories for name in config.past] if config.history else []
         self._order = torch.tensor([made.index(name) for name in ranker.fields])
         self._past = torch.tensor([own.index(name) for name in config.past], dtype=torch.int64)
-        bags, self._user_bags, self._pair_bags = (
-            ranker.bags(features) if features else None for features in (own, of_users, of_pairs)
+        self._own, self._bags = own, ranker.bags(own) if own else None
+        self._user_bags, self._pair_bags = (
+            ranker.bags(features) if features else None for features in (of_users, of_pairs)
         )
-        self._fields = torch.empty(len(items) + 1, len(own) + len(content), config.embedding_dim)
-        for start in range(0, len(self._fields), POOLED):
-            fields = self._fields[start : start + POOLED]
-            if bags is not None:
+        self._fields = Growing(self._made(items, 0))
+
+    @torch.inference_mode()
+    def follow(self, others: ItemFeatures) -> None:
+        """Takes others, the first of which it may have already, behind the row that stands for "no item"."""
+        self._fields.append(self._made(others, len(self._fields.rows) - len(self._items) - 1)[:-1])
+        self._items = self._items.followed(others)
+
+    def _made(self, items: ItemFeatures, first: int) -> torch.Tensor:
+        """Returns the fields of items from a row on, and at the end those of "no item"."""
+        own, content = self._own, self._config.content_dim > 0
+        made = torch.empty(len(items) + 1 - first, len(own) + content, self._config.embedding_dim)
+        for fields, start in zip(made.split(POOLED), range(first, len(items) + 1, POOLED), strict=True):
+            if self._bags is not None:
                 lists = {name: sliced(items.lists[name], start, start + len(fields)) for name in own}
-                fields[:, : len(own)] = bags(*keyed_apart(lists))
+                fields[:, : len(own)] = self._bags(*keyed_apart(lists))
             if content:
-                vectors = items.vectors(torch.arange(start, min(start + POOLED, len(items))))
-                fields[: len(vectors), -1] = ranker.projected(vectors)
+                vectors = items.vectors(torch.arange(start, min(start + len(fields), len(items))))
+                fields[: len(vectors), -1] = self._ranker.projected(vectors)
+        return made
 
     @torch.inference_mode()
     def logits(
@@ -70,7 +83,7 @@ class Scorer:
         """
         if not len(rows):
             return torch.empty(0)
-        fields = self._fields[rows]
+        fields = self._fields.rows[rows]
         parts = [fields, *(part[owner] for part in self._of_users(user, history))]
         if self._pair_bags is not None and long is not None:
             parts.append(self._pair_bags(*keyed_apart(self._items.bagged(LONG, filled(long, len(self._items))))))
@@ -101,6 +114,6 @@ class Scorer:
         items, lengths = newest(pasts, length=length, fill=len(self._items)).T, pasts.offsets.diff().clamp_max(length)
         found = []
         for target, at, number in zip(targets.split(of), items.split(size), lengths.split(size), strict=True):
-            history = self._fields[at[:, : int(number.max())]][:, :, self._past]
+            history = self._fields.rows[at[:, : int(number.max())]][:, :, self._past]
             found.append(self._ranker.attended(target, history, number))
         return torch.cat(found)

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from serving.filters import KINDS
+from serving.query import MissingError, TakenError
 from storage.errors import UserError
 
 MOST_MISTAKES = 5  # that a message names; a list of a thousand wrong ids has as many
@@ -79,6 +80,10 @@ def _refusal(error: Exception) -> HTTPException:
         mistakes = error.errors()
         more = [f"and {len(mistakes) - MOST_MISTAKES} more"] if len(mistakes) > MOST_MISTAKES else []
         return ApiError(422, "invalid", "; ".join([*map(_mistake, mistakes[:MOST_MISTAKES]), *more]) + ".")
+    if isinstance(error, TakenError):
+        return ApiError(409, "taken", str(error))
+    if isinstance(error, MissingError):
+        return ApiError(404, "not_found", str(error))
     return ApiError(422, "unanswerable", str(error))  # this run cannot, and says why
 
 

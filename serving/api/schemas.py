@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from serving.filters import Where
 from serving.query import Scored
-from serving.settings import MAX_CURSOR, MAX_EVENTS, MAX_ID, MAX_IDS, MAX_K, MAX_LEVELS, MAX_NAMES, MAX_TEXT
+from serving.settings import (
+    MAX_CURSOR,
+    MAX_DESCRIPTION,
+    MAX_EVENTS,
+    MAX_ID,
+    MAX_IDS,
+    MAX_K,
+    MAX_LEVELS,
+    MAX_NAMES,
+    MAX_TEXT,
+)
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Ids = Annotated[list[Id], Field(max_length=MAX_IDS)]
@@ -140,6 +150,48 @@ class Events(BaseModel):
     events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
+Attribute = Annotated[
+    list[Annotated[str, Field(max_length=MAX_TEXT)]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(max_length=MAX_NAMES),
+]
+
+
+class ItemChanges(BaseModel):
+    """What changes of an item; what is left out stays."""
+
+    model_config = _asks(hidden=True)
+
+    title: Text | None = None
+    description: Annotated[str, Field(max_length=MAX_DESCRIPTION)] | None = None
+    attributes: dict[Id, Attribute] = Field({}, max_length=MAX_IDS, description="their values, or a list of each one's")
+    picture: str | None = Field(None, min_length=1, description="a picture's file (JPEG, PNG, WebP, …) in base64")
+    uri: Id | None = Field(None, description="in place of `picture`: where one is, below the setting `media_roots`")
+    hidden: bool = Field(False, description="whether the item is kept out of all answers")
+
+    @model_validator(mode="after")
+    def _one_picture(self) -> ItemChanges:
+        if self.picture is not None and self.uri is not None:
+            raise ValueError("give a picture or its uri, not both")
+        return self
+
+
+class NewItem(ItemChanges):
+    """An item to post: a picture, a title or a description at least."""
+
+    model_config = _asks(item_id="item-1", picture=PIXEL, attributes={"colour": "red"})
+
+    item_id: Id = Field(description="that no other item has")
+
+
+class Deleted(BaseModel):
+    """The item is in no answer any more."""
+
+    model_config = _answers(deleted=True)
+
+    deleted: bool = True
+
+
 class Kept(BaseModel):
     """How many events were new, how many had been kept before, and ids of items that the catalogue does not have."""
 
@@ -222,6 +274,7 @@ class Item(BaseModel):
     sid: str
     attributes: dict[str, list[str]] | None
     media: list[Medium] | None
+    hidden: bool = False
 
 
 class Branch(BaseModel):

@@ -17,7 +17,12 @@ from storage.errors import UserError
 
 ROLES = ("read", "write", "admin")  # each may do what those before it may
 FREE = {"/healthz", "/readyz", "/docs", "/openapi.json", *FILES}  # what needs no key: nothing of the catalogue
-NEEDED = {("GET", "/metrics"): "admin", ("POST", "/v1/events"): "write", ("DELETE", "/v1/users"): "admin"}  # or `read`
+NEEDED = {  # or `read`
+    ("GET", "/metrics"): "admin",
+    ("POST", "/v1/events"): "write",
+    ("DELETE", "/v1/users"): "admin",
+    **{(method, "/v1/items"): "write" for method in ("POST", "PATCH", "DELETE")},
+}
 BEARER = HTTPBearer(auto_error=False, description="a key of the service, where it has keys")  # the guard checks it
 LINE = re.compile(r"(read|write|admin):([0-9a-f]{64})")
 

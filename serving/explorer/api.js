@@ -30,12 +30,14 @@ async function call(path, options) {
   return answer;
 }
 
-const post = path => (body, signal) => call(path, { method: "POST", body, signal });
+const asking = path => (body, signal) => call(path, { method: "POST", body, signal });
 
-export const recommend = post("v1/recommend");
-export const similar = post("v1/similar");
-export const search = post("v1/search");
+export const recommend = asking("v1/recommend");
+export const similar = asking("v1/similar");
+export const search = asking("v1/search");
+export const post = asking("v1/items");
 export const tree = (prefix, signal) => call(`v1/tree?${new URLSearchParams(prefix.map(code => ["prefix", code]))}`, { signal });
+export const runs = () => call("v1/runs", { quiet: true });
 export const quality = signal => call("v1/quality", { signal });
 export const event = body => call("v1/events", { method: "POST", body, quiet: true });
 export const erase = user => call(`v1/users/${encodeURIComponent(user)}`, { method: "DELETE", quiet: true });
@@ -72,6 +74,12 @@ export function attributes() {
 }
 
 const items = new Map();
+
+/** Keeps an item out of all answers, or lets it in again; returns it. */
+export function hide(id, hidden) {
+  const changed = call(`v1/items/${encodeURIComponent(id)}`, { method: "PATCH", body: { hidden } });
+  return changed.then(() => items.set(id, changed) && changed);
+}
 
 /** An item, fetched once. */
 export function item(id) {

@@ -33,15 +33,34 @@ function described(item) {
     el("div", { class: "portrait" }, picture(item.item_id, name)),
     el("div", { class: "about" },
       el("h2", { id: "item-title" }, name),
-      el("p", { class: "id" }, item.item_id),
+      el("p", { class: "id" }, item.item_id, item.hidden ? el("span", { class: "chip" }, "hidden") : null),
       codes.length ? el("a", { class: "to-tree", href: `#/catalogue?prefix=${codes.join(",")}`, onclick: () => dialog.close() }, tiles(codes), el("span", {}, "in the catalogue")) : null,
       item.caption ? el("p", { class: "caption" }, item.caption) : null,
       item.description ? el("p", {}, item.description) : null,
       item.interests?.length ? el("p", { class: "by" }, item.interests.map(interest => el("span", { class: "chip" }, interest))) : null,
       attributes.length ? el("dl", {}, attributes.map(([key, values]) => el("div", {}, el("dt", {}, key), el("dd", {}, [values].flat().join(", "))))) : null,
-      el("div", { class: "actions" }, verdicts(item.item_id, name, ["like", "dislike"]))),
+      el("div", { class: "actions" }, verdicts(item.item_id, name, ["like", "dislike"]), hiding(item)),
+      el("p", { class: "problem", role: "status" })),
     alike(item.item_id),
   ];
+}
+
+/** A button that keeps the item out of all answers, or lets it in again. */
+function hiding({ item_id: id, hidden }) {
+  return el("button", {
+    type: "button", class: "hide", title: hidden ? "Answers may hold it again" : "No answer holds it until it is shown again",
+    onclick: async ({ currentTarget: button }) => {
+      button.disabled = true;
+      try {
+        await api.hide(id, !hidden);
+        await open(id, dialog.dataset.answer);
+        dialog.querySelector(".hide").focus();
+      } catch (error) {
+        dialog.querySelector(".about .problem").replaceChildren(...told(error));
+        button.disabled = false;
+      }
+    },
+  }, hidden ? "Show again" : "Hide");
 }
 
 function alike(id) {

@@ -44,6 +44,7 @@ export async function glide(list, { came, left, rose }, signal, put) {
   }
 }
 
-function mark(card, text) {
+/** Puts a word on a card. */
+export function mark(card, text) {
   card.querySelector(".open").prepend(el("span", { class: "moves" }, text));
 }

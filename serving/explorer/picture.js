@@ -2,12 +2,15 @@
 import * as api from "./api.js";
 import { deal } from "./cards.js";
 import { counted, el, roving, worker } from "./dom.js";
+import { mark } from "./moves.js";
 import { codesOf, tiles } from "./tiles.js";
 
 const K = 12, LONGEST = 1024; // pixels of the longer side that are sent
 const view = document.getElementById("picture");
 const [drop, preview, file, read, cards, said] = [".drop", ".drop img", "#file", ".read", ".cards", ".said"].map(name => view.querySelector(name));
-const looking = worker(view);
+const form = document.getElementById("post"), [id, title] = form.querySelectorAll("input");
+const looking = worker(view, view.querySelector(".answer")), posting = worker(view, form);
+let sent; // the picture as it was asked about, in base64
 
 roving(cards, ".open");
 drop.addEventListener("click", () => file.click());
@@ -33,18 +36,42 @@ function take(chosen) {
     preview.src = URL.createObjectURL(small);
     preview.hidden = false;
     drop.classList.add("full");
-    const got = await api.similar({ picture: await base64(small), k: K }, signal);
+    sent = await base64(small);
+    const got = await api.similar({ picture: sent, k: K }, signal);
     if (signal.aborted) return;
     const codes = codesOf(got.seen?.sid ?? "");
     read.replaceChildren(
       ...(got.seen?.caption ? [el("h2", {}, "Caption"), el("p", { class: "caption" }, got.seen.caption)] : []),
       ...(codes.length ? [el("h2", {}, "Semantic ID"), el("a", { class: "to-tree", href: `#/catalogue?prefix=${codes.join(",")}` }, tiles(codes), el("span", {}, "in the catalogue"))] : []));
-    deal(cards, got.items);
-    said.textContent = `${counted(got.items.length, "item")}, nearest first.`;
+    near(got);
+    id.value = (chosen.name ?? "").replace(/\.[^.]*$/, "");
+    title.value = "";
+    form.hidden = false;
   });
 }
 
+form.addEventListener("submit", event => {
+  event.preventDefault();
+  posting(async signal => {
+    const item = await api.post({ item_id: id.value, title: title.value.trim() || null, picture: sent }, signal);
+    form.hidden = true;
+    near(await api.similar({ picture: sent, k: K }, signal));
+    said.textContent = `${item.item_id} is in the catalogue. ${said.textContent}`;
+    const card = [...cards.children].find(one => one.dataset.id === item.item_id);
+    if (!card) return;
+    mark(card, "New");
+    card.querySelector(".open").focus();
+  });
+});
+
+function near({ items }) {
+  deal(cards, items);
+  said.textContent = `${counted(items.length, "item")}, nearest first.`;
+}
+
 function clear() {
+  form.hidden = true;
+  form.querySelector(".problem").replaceChildren();
   read.replaceChildren();
   cards.replaceChildren();
   said.textContent = "";

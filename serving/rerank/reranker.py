@@ -32,15 +32,12 @@ class Order(NamedTuple):
 class Reranker:
     """Orders candidates by the rules of a file."""
 
-    def __init__(
-        self, path: str, catalogue: Catalogue, *, vectors: torch.Tensor, popularity: np.ndarray, seen: np.ndarray
-    ) -> None:
+    def __init__(self, path: str, catalogue: Catalogue, *, popularity: np.ndarray, seen: np.ndarray) -> None:
         """Reads the file.
 
         Args:
             path: of the file; it is read again when it changes.
-            catalogue: of N items.
-            vectors: of the items, unit length, float32 [N, D].
+            catalogue: of N items, without those that were posted.
             popularity: how often each item was liked, float32 [N].
             seen: when each item was first seen, int64 [N], microseconds.
 
@@ -48,25 +45,37 @@ class Reranker:
             UserError: the file has a mistake.
         """
         self.file = RulesFile(path, catalogue)
-        self._catalogue, self._vectors, self._seen = catalogue, vectors, seen
-        self._novelty: np.ndarray = -np.log1p(popularity)
+        self._seen, self._novelty = seen, -np.log1p(popularity)
         self._exposure = Controller()
 
-    def pins(self, where: Filter | None) -> dict[int, int]:
+    def pins(self, catalogue: Catalogue, where: Filter | None) -> dict[int, int]:
         """Returns the rows that are pinned in answers to requests with a filter, by their places from 0."""
         pins: dict[int, int] = {}
         for pin in self.file.current().pins:
-            row = int(self._catalogue.rows([pin.item])[0])
+            row = int(catalogue.rows([pin.item])[0])
             here = pin.where is None or pin.where == where
-            usable = row >= 0 and here and (where is None or bool(self._catalogue.matching(where)[row]))
+            usable = row >= 0 and here and row not in catalogue.gone
+            usable = usable and (where is None or bool(catalogue.matching(where)[row]))
             if usable and pin.position - 1 not in pins and row not in pins.values():
                 pins[pin.position - 1] = row
         return pins
 
-    def order(self, items: torch.Tensor, scores: torch.Tensor, k: int, *, pins: Mapping[int, int], draw: str) -> Order:
+    def order(
+        self,
+        catalogue: Catalogue,
+        vectors: torch.Tensor,
+        items: torch.Tensor,
+        scores: torch.Tensor,
+        k: int,
+        *,
+        pins: Mapping[int, int],
+        draw: str,
+    ) -> Order:
         """Makes a list of k of C candidates.
 
         Args:
+            catalogue: of M items, posted ones included.
+            vectors: of the items, unit length, float32 [M, D].
             items: rows of the candidates, int64 [C].
             scores: of the candidates, 0 or more, float32 [C].
             k: items wanted.
@@ -75,18 +84,20 @@ class Reranker:
         """
         rules, rows = self.file.current(), items.numpy()
         for boost in rules.boosts:
-            hit = self._catalogue.matching(boost.where)[items]
+            hit = catalogue.matching(boost.where)[items]
             scores = torch.where(hit, scores * boost.factor + boost.add, scores)
         weights = rules.objectives.items()
-        total = np.sum([weight * standardised(self._values(name, rows, scores)) for name, weight in weights], axis=0)
+        total = np.sum(
+            [weight * standardised(self._values(name, catalogue, rows, scores)) for name, weight in weights], axis=0
+        )
         new = np.zeros(len(rows), bool)
         if rules.exposure is not None:
-            new = seen_within(self._seen[rows], rules.exposure.days)
+            new = seen_within(np.concatenate([self._seen, catalogue.times])[rows], rules.exposure.days)
             total = total + self._exposure.bonus() * new
         found = {place: int(at[0]) for place, row in pins.items() if len(at := np.flatnonzero(rows == row))}
-        limits = [Limit(self._catalogue.values(cap.attribute, rows), cap.most, cap.of) for cap in rules.caps]
-        vectors = self._vectors[items].numpy() if rules.diversity else None
-        listed = greedy(total, k, pins=found, limits=limits, diversity=rules.diversity, vectors=vectors)
+        limits = [Limit(catalogue.values(cap.attribute, rows), cap.most, cap.of) for cap in rules.caps]
+        near = vectors[items].numpy() if rules.diversity else None
+        listed = greedy(total, k, pins=found, limits=limits, diversity=rules.diversity, vectors=near)
         at, propensity = listed.at, np.ones(len(listed.at))
         if rules.exploration:
             draws = np.random.default_rng(int.from_bytes(draw.encode("utf-8", "surrogatepass")))
@@ -95,7 +106,10 @@ class Reranker:
             self._exposure.note(new[at], rules.exposure.target)
         return Order(torch.from_numpy(at), scores, propensity)
 
-    def _values(self, objective: str, rows: np.ndarray, scores: torch.Tensor) -> np.ndarray:
+    def _values(self, objective: str, catalogue: Catalogue, rows: np.ndarray, scores: torch.Tensor) -> np.ndarray:
         if objective == RELEVANCE:
             return scores.double().numpy()
-        return self._novelty[rows] if objective == NOVELTY else self._catalogue.numbers(objective, rows)
+        if objective != NOVELTY:
+            return catalogue.numbers(objective, rows)
+        own = rows < len(self._novelty)  # nobody has liked a posted item before
+        return np.where(own, self._novelty[np.where(own, rows, 0)], 0.0)

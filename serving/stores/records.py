@@ -1,4 +1,4 @@
-"""Users, events and impressions as bytes, the same in every store."""
+"""Users, events, impressions and items as bytes, the same in every store."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import json
 
 import numpy as np
 
-from serving.stores.base import Event, Impression, User
+from serving.stores.base import Event, Impression, Item, User
 
-FORMAT = 2  # of the records; raised when they change
+FORMAT = 3  # of the records; raised when they change
 
 
 def pack(user: User) -> bytes:
-    """Returns the record of a user: int64, little endian; three counts, what they liked and when, what they dislike."""
-    counts = np.array([user.events, user.trained, len(user.items)])
-    return np.concatenate([counts, user.items, user.times, user.disliked]).astype("<i8").tobytes()
+    """Returns the record of a user: int64, little endian; three counts, who learned of them, what they liked and when,
+    what they dislike.
+    """
+    counts = np.array([user.events, len(user.trained), len(user.items)])
+    trained = np.array(user.trained, np.int64)
+    return np.concatenate([counts, trained, user.items, user.times, user.disliked]).astype("<i8").tobytes()
 
 
 def unpack(record: bytes) -> User:
     """Returns the user of a record."""
     values = np.frombuffer(record, "<i8").astype(np.int64)
-    events, trained, liked = values[:3].tolist()
-    items, times, disliked = np.split(values[3:], [liked, 2 * liked])
-    return User(items, times, events, bool(trained), disliked)
+    events, learned, liked = values[:3].tolist()
+    trained, items, times, disliked = np.split(values[3:], [learned, learned + liked, learned + 2 * liked])
+    return User(items, times, events, tuple(trained.tolist()), disliked)
 
 
 def pack_event(event: Event) -> bytes:
@@ -43,6 +46,18 @@ def pack_impression(impression: Impression) -> bytes:
 def unpack_impression(user_id: bytes, recommendation_id: bytes, record: bytes) -> Impression:
     """Returns the impression of a key and a record."""
     return Impression(unkey(user_id) or None, unkey(recommendation_id), *json.loads(record))
+
+
+def pack_item(item: Item) -> bytes:
+    """Returns an item without its id, which is its key: a line of JSON, then the vector, little endian."""
+    return _packed((item.state, item.about)) + b"\n" + item.vector.astype("<f4").tobytes()
+
+
+def unpack_item(item_id: bytes, record: bytes) -> Item:
+    """Returns the item of a key and a record."""
+    line, _, vector = record.partition(b"\n")
+    state, about = json.loads(line)
+    return Item(unkey(item_id), state, about, np.frombuffer(vector, "<f4").astype(np.float32))
 
 
 def key(text: str | None) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models.common.jagged import Jagged
 from models.common.recommender import Recommended
 from models.recommenders.popularity import MostPopular
-from serving.candidates import SMOOTHING, find, fused, merged, placed, quotas
+from serving.candidates import SMOOTHING, find, fused, lent, merged, placed, quotas, reciprocal
 
 LISTS = st.lists(st.lists(st.integers(0, 8), unique=True, max_size=5), min_size=1, max_size=4)
 
@@ -48,13 +48,13 @@ def test_fused_scores_are_the_weighted_mean_of_reciprocal_ranks(weights) -> None
         sum(w * SMOOTHING / (SMOOTHING + place) for w, place in zip(weights, row, strict=True)) / sum(weights)
         for row in places[0].tolist()
     ]
-    np.testing.assert_allclose(fused(places, torch.tensor(weights))[0].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(fused(reciprocal(places), torch.tensor(weights))[0].numpy(), expected, rtol=1e-6)
 
 
 def test_one_list_alone_keeps_its_order() -> None:
     items = torch.randperm(50)[None, :20]
     found = merged([items, torch.arange(30)[None]])
-    order = fused(found.places, torch.tensor([1.0, 0.0])).argsort(descending=True, stable=True)
+    order = fused(reciprocal(found.places), torch.tensor([1.0, 0.0])).argsort(descending=True, stable=True)
     assert found.items[0, order[0, :20]].tolist() == items[0].tolist()
 
 
@@ -88,3 +88,14 @@ def test_quotas_add_up() -> None:
             shares = quotas(names, total)
             assert sum(shares.values()) == total
             assert max(shares.values()) - min(shares.values()) <= 1
+
+
+def test_what_lists_cannot_have_is_worth_there_what_is_most_like_it() -> None:
+    items, gains = (
+        torch.tensor([3, 5, 8, 20, -1]),
+        torch.tensor([[1.0, 0.1], [0.5, 0.2], [0.0, 0.4], [0.0, 0.0], [9.0, 9.0]]),
+    )
+    near = torch.tensor([[5, 7, 3, 1, 9, 2, 8], [4, 8, 6, 3, 0, 10, 11]])
+    found = lent(items, gains, near, torch.tensor([7, 1]))
+    torch.testing.assert_close(found, torch.tensor([[1.5 / 5, 0.7 / 5], [1.0 / 5, 0.5 / 5]]))
+    assert lent(items, gains, near[:, :2], torch.tensor([4, 5, 7, 8])).tolist() == [[0, 0], [0, 0]]

@@ -15,10 +15,11 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from operators.log.partitions import CONTEXT, open_log, read_events
-from serving.stores.base import Event, Impression
+from serving.stores.base import DELETED, Event, Impression, Item, ItemStore
 from serving.stores.opening import open_store
 from storage import exchange, files
 from storage.hashing import hash_ids
@@ -46,7 +47,7 @@ def export(
     """Writes a run's items and log, and what a store has kept since, as a catalogue; returns a summary.
 
     An answer is judged once its minutes are over; younger ones are left out, as are those of visitors. What was kept of
-    a user before they were erased is left out, too.
+    a user before they were erased is left out, too. Posted items come with their pictures, deleted ones do not come.
 
     Args:
         root: URI of the run directory.
@@ -98,11 +99,12 @@ def export(
                 files.write_part(files.part_uri(target, number), _table(kept.drop("gone"), schema))
             count += kept.height
             progress(number + 1, log.about.partitions + pieces)
-        items, notes = _write_items(run.uri("catalog", "items"), files.join(work, "items.parquet"), catalog)
+        items, notes = _write_items(run.uri("catalog", "items"), work, catalog, store)
         manifest = require_manifest(run.root)
         times = manifest.stages["ingest"].metrics.get("timestamps", "real") if count else "none"
         write_about(work, name=manifest.name, source=f"the run {run.root} and a store", timestamps=times, notes=notes)
-        _move(work, directory, *["interactions"] * bool(count), "catalog.json", "items.parquet")
+        there = [name for name in ("interactions", "media") if files.exists(files.join(work, name))]
+        _move(work, directory, *there, "catalog.json", "items.parquet")
     finally:
         store.close()
         files.remove(work)
@@ -145,6 +147,7 @@ def _shown(impressions: Iterable[Impression], since: int, until: int) -> pa.Tabl
     rows = [
         {**each._asdict(), "timestamp": each.time, "item_id": item, "propensity": propensity}
         for each in impressions
+        if each.shown
         if each.user_id is not None and since < each.time <= until
         for item, propensity in zip(each.items, each.propensities, strict=True)
     ]
@@ -170,14 +173,23 @@ def _table(rows: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     return rows.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
 
 
-def _write_items(source: str, target: str, catalog: str) -> tuple[int, list[str]]:
-    """Writes the items of a run with media that resolve from elsewhere, too; returns their number, and notes."""
-    schema = files.dataset(source).schema
-    fs, path = files.filesystem(target)
+def _write_items(source: str, work: str, catalog: str, store: ItemStore) -> tuple[int, list[str]]:
+    """Writes the items of a run, and those that were posted, with media that resolve from elsewhere, too.
+
+    Returns:
+        Their number, and notes.
+    """
+    schema, written = files.dataset(source).schema, store.items_after(0)[1]
+    posted = {item.item_id: item for item in written if item.about}  # but for those that are the run's by now
+    fs, path = files.filesystem(files.join(work, "items.parquet"))
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    deleted = pa.array([item.item_id for item in written if item.state == DELETED], schema.field("item_id").type)
     items, moved = 0, False
     with fs.open(path, "wb") as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for batch in files.batches(source, schema.names, ITEM_ROWS):
+            batch = batch.filter(pc.invert(pc.is_in(batch["item_id"], deleted)))
+            for item_id in batch["item_id"].to_pylist():
+                posted.pop(item_id, None)
             if "media" in schema.names:
                 before = batch["media"].to_pylist()
                 media = [each and [{**one, "uri": placed(one["uri"], catalog)} for one in each] for each in before]
@@ -186,8 +198,25 @@ def _write_items(source: str, target: str, catalog: str) -> tuple[int, list[str]
                 batch = batch.set_column(schema.names.index("media"), column, pa.array(media, column.type))
             writer.write_batch(batch)
             items += batch.num_rows
+        new = list(posted.values())
+        for start in range(0, len(new), ITEM_ROWS):
+            rows = [_posted(item, store, work) for item in new[start : start + ITEM_ROWS]]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+            items += len(rows)
     note = f"media stay in {catalog}: name it in stages.interpret.fetch.roots"
     return items, [note] * moved
+
+
+def _posted(item: Item, store: ItemStore, work: str) -> dict[str, Any]:
+    """Returns an item as a row of a catalogue whose media lie in `work`, and puts its picture there."""
+    picture, name = store.item_picture(item.item_id), f"media/{hash_ids([item.item_id])[0]:016x}.jpg"
+    if picture is not None:
+        files.write_bytes(files.join(work, name), picture)
+    attributes = [(key, value) for key, values in item.about["attributes"].items() for value in values]
+    media = [] if picture is None else [{"uri": name, "kind": "image"}]
+    caption, interests, *_ = list(item.about["made"].values())[-1]  # of the models that were asked last
+    texts = {**item.about, "caption": caption, "interests": interests}
+    return {**texts, "item_id": item.item_id, "attributes": attributes, "media": media}
 
 
 def _move(source: str, target: str, *names: str) -> None:

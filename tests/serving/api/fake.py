@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
+from serving.api.runs import EXAMPLE
 from serving.api.served import Served
-from serving.query import Answer, Query, Scored, Why
+from serving.query import Answer, MissingError, NewItem, Query, Scored, TakenError, Why
 from serving.stores.base import Event, Impression
 from storage.errors import UserError
 
@@ -23,6 +25,7 @@ class FakeRun:
     """Recommends the first items that the user has not liked and the query does not exclude."""
 
     run = "fake:0123456789abcdef"
+    shadowed = False
     warning: str | None = None
 
     def __init__(self) -> None:
@@ -34,6 +37,7 @@ class FakeRun:
         self.error: Exception | None = None
         self.events: dict[tuple[str, str], Event] = {}
         self.shown: list[Impression] = []
+        self.posted: dict[str, dict[str, Any]] = {}
         self.unlucky: str | None = None
         self.scores: tuple[float, float] | None = None
         self.may_answer = threading.Event()
@@ -46,6 +50,25 @@ class FakeRun:
     @property
     def items(self) -> int:
         return len(ITEMS)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.run]
+
+    def answering(self, user_id: str | None) -> FakeRun:
+        return self
+
+    def shadow(self, queries: Sequence[Query]) -> list[Answer]:
+        return [replace(self._recommend(query), run="unseen:0") for query in queries] if self.shadowed else []
+
+    def state(self) -> dict[str, Any]:
+        return {**EXAMPLE, "warning": self.warning}
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     @contextmanager
     def held(self):
@@ -80,7 +103,7 @@ class FakeRun:
             Scored(item, f"title of {item}", None, "<a_1><b_2>", *(self.scores or (1 / (n + 1), 0.5)), ["content"], why)
             for n, item in enumerate(found)
         ]
-        return Answer(items, source, [item for item in dict.fromkeys(asked) if item not in ITEMS])
+        return Answer(items, source, [item for item in dict.fromkeys(asked) if item not in ITEMS], run=self.run)
 
     def rank(self, query: Query, items: Sequence[str]) -> Answer:
         return self._answer([item for item in sorted(items) if item in ITEMS], items, "ranker")
@@ -113,7 +136,25 @@ class FakeRun:
         if item_id not in ITEMS:
             return None
         nothing = dict.fromkeys(("title", "description", "caption", "interests", "media"))
-        return {"item_id": item_id, "sid": "<a_1><b_2>", "attributes": {"colour": ["red"]}, **nothing}
+        return {"item_id": item_id, "sid": "<a_1><b_2>", "attributes": {"colour": ["red"]}, "hidden": False, **nothing}
+
+    def post_item(self, new: NewItem) -> dict[str, Any]:
+        if new.item_id in {*ITEMS, *self.posted}:
+            raise TakenError(f"There is an item {new.item_id!r} already.")
+        self.posted[new.item_id] = {"picture": new.picture}
+        return self.change_item(new.item_id, {"title": new.title, "attributes": new.attributes})
+
+    def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        if item_id not in {*ITEMS, *self.posted}:
+            raise MissingError(f"There is no item {item_id!r}.")
+        nothing = dict.fromkeys(("title", "description", "caption", "interests", "media", "attributes"))
+        self.posted[item_id] = {**nothing, **self.posted.get(item_id, {}), **given}
+        own = {name: value for name, value in self.posted[item_id].items() if name != "picture"}
+        return {"item_id": item_id, "sid": "<a_1>", **own}
+
+    def delete_item(self, item_id: str) -> None:
+        if self.posted.pop(item_id, None) is None:
+            raise MissingError(f"There is no item {item_id!r}.")
 
     def picture(self, item_id: str) -> bytes | None:
         if item_id != "item 1":

@@ -250,4 +250,4 @@ def test_every_request_and_answer_of_the_document_has_an_example(client) -> None
             if "requestBody" in operation:
                 schema = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].split("/")[-1]
                 example = document["components"]["schemas"][schema]["examples"][0]
-                assert client.request(method, path, json=example).status_code == 200, path
+                assert client.request(method, path.format(item_id=ITEMS[0]), json=example).status_code == 200, path

@@ -25,6 +25,8 @@ from PIL import Image
 from models.semantic_ids.suffixes import sid_string
 from serving.api.metrics import CONTENT_TYPE, Metrics
 from serving.explorer import mount
+from serving.runs.rates import Rate, difference, rate
+from serving.stores.base import Tally
 from workflows.catalogs.synthetic.drawing import CATEGORIES, COLOURS, MATERIALS, PATTERNS, Look, draw_photo
 from workflows.catalogs.synthetic.wording import PATTERN_WORDS, write_description, write_title
 
@@ -51,6 +53,16 @@ class RefusalError(Exception):
         self.status, self.problem = status, {"code": code, "message": message, "request_id": "req-7f3a"}
 
 
+def served(run: str, share: float, answers: int, acted: int, first: Rate | None = None, **more: Any) -> dict[str, Any]:
+    """A run that is served, whose users had two answers each, alike as such answers are."""
+    users = max(answers // 2, 1)
+    tally = Tally(users, answers, acted, 4 * users, 2 * acted, acted + acted // 2)
+    found = rate(tally)
+    beside = difference(first, found)._asdict() if first and found else None
+    counts = {"items": 40, "users": users, "answers": answers, "acted": acted, "difference": beside}
+    return {"run": run, "share": share, "shadow": False, **counts, "rate": found and found._asdict(), **more}
+
+
 class Shop:
     """The items, the pictures and codes that belong to them, and what users have said of them.
 
@@ -61,9 +73,10 @@ class Shop:
 
     def __init__(self) -> None:
         self.keys: dict[str, str] = {}
+        self.runs = [served(RUN, 1.0, 4_000, 312)]
         self.log = {"anna": ["p-00", "p-10", "p-22"]}
         self.events: dict[tuple[str, str], tuple[str, str, str | None]] = {}
-        self.metrics = Metrics(RUN, lambda: 1)
+        self.metrics = Metrics(lambda: [RUN], lambda: 1)
         random = np.random.default_rng(3)
         self.items: dict[str, dict[str, Any]] = {}
         self.pictures: dict[str, bytes] = {}
@@ -95,6 +108,7 @@ class Shop:
                 "sid": sid_string(self.codes[item_id]),
                 "attributes": {"brand": [brand], "colour": [look.colour], "price": [f"{9 + number % 30}.90"]},
                 "media": [{"uri": f"media/{number}.jpg", "kind": "image"}],
+                "hidden": False,
             }
             if item_id != NO_PICTURE:
                 self.pictures[item_id] = draw_photo(look, np.random.default_rng(number), "fill")
@@ -153,6 +167,7 @@ class Shop:
         ranked = [self.scored(item_id, score(item_id), known, explain=explain) for item_id in self.items]
         ranked = [item for item in ranked if item["item_id"] not in out and wanted & set(item["recommenders"])]
         ranked = [item for item in ranked if self.has(item["item_id"], body.get("where"))]
+        ranked = [item for item in ranked if not self.items[item["item_id"]]["hidden"]]
         ranked.sort(key=lambda item: -item["score"])
         start = int(body.get("cursor", 0))
         end = start + body["k"]
@@ -186,11 +201,24 @@ class Shop:
         else:
             others = [other for other in self.items if other not in body["items"]]
             near = {other: max(self.likeness(item, other) for item in body["items"]) for other in others}
-        best = sorted(near, key=lambda item_id: -near[item_id])[: body["k"]]
+        best = sorted((each for each in near if not self.items[each]["hidden"]), key=lambda each: -near[each])
+        best = best[: body["k"]]
         answer: dict[str, Any] = {"items": [self.scored(item_id, near[item_id], [], explain=False) for item_id in best]}
         if "picture" in body:
             answer["seen"] = {key: self.items[best[0]][key] for key in ("caption", "sid")}
         return answer
+
+    def post(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Takes an item that looks like the one whose picture is nearest."""
+        new = body["item_id"]
+        if new in self.items:
+            raise RefusalError(409, "taken", f"There is an item {new!r} already: choose another item_id.")
+        near = self.similar({"picture": body["picture"], "k": 1})["items"][0]["item_id"]
+        self.pictures[new] = base64.b64decode(body["picture"])
+        self.codes[new] = [*self.codes[near], 1]
+        own = {"item_id": new, "title": body.get("title"), "description": None, "sid": sid_string(self.codes[new])}
+        self.items[new] = {**self.items[near], **own, "attributes": {}, "media": []}
+        return self.items[new]
 
     def has(self, item_id: str, where: dict[str, Any] | None) -> bool:
         """Whether an item has one of the values of each condition."""
@@ -241,7 +269,11 @@ def api(shop: Shop) -> FastAPI:
         path, began = request.url.path, time.perf_counter()
         role = shop.keys.get(request.headers.get("Authorization", "").removeprefix("Bearer "))
         needed = (
-            "admin" if path == "/metrics" or request.method == "DELETE" else "write" if path == "/v1/events" else "read"
+            "admin"
+            if path == "/metrics" or request.method == "DELETE"
+            else "write"
+            if path in ("/v1/events", "/v1/items") or request.method == "PATCH"
+            else "read"
         )
         if (
             shop.keys
@@ -294,6 +326,10 @@ def api(shop: Shop) -> FastAPI:
     async def tree(prefix: Annotated[list[int], Query()] = []) -> dict[str, Any]:  # noqa: B006 - as FastAPI wants it
         return shop.tree(prefix)
 
+    @app.get("/v1/runs")
+    async def runs() -> dict[str, Any]:
+        return {"runs": shop.runs, "since": 1.79e9, "replicas": {"alive": 2, "serving": 2}, "warning": None}
+
     @app.get("/v1/quality")
     async def quality() -> dict[str, Any]:
         def row(ndcg: float, recall: float, coverage: float) -> dict[str, Any]:
@@ -303,6 +339,15 @@ def api(shop: Shop) -> FastAPI:
 
         metrics = {name: row(*values) for name, values in METRICS.items()}
         return {"run": RUN, "metrics": metrics, "counts": {"items": 40, "users": 2041}}
+
+    @app.post("/v1/items")
+    async def post(request: Request) -> dict[str, Any]:
+        return shop.post(await request.json())
+
+    @app.patch("/v1/items/{item_id:path}")
+    async def change(item_id: str, request: Request) -> dict[str, Any]:
+        shop.items[item_id]["hidden"] = (await request.json())["hidden"]
+        return shop.items[item_id]
 
     @app.get("/v1/items/{item_id:path}/picture")
     async def picture(item_id: str) -> Response:
@@ -321,7 +366,7 @@ def api(shop: Shop) -> FastAPI:
 
 
 @contextmanager
-def served(shop: Shop, port: int = 0) -> Iterator[str]:
+def listening(shop: Shop, port: int = 0) -> Iterator[str]:
     """Serves the items until the block ends; gives the address."""
     server = uvicorn.Server(uvicorn.Config(api(shop), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -337,5 +382,5 @@ def served(shop: Shop, port: int = 0) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    with served(Shop(), port=8002):
+    with listening(Shop(), port=8002):
         threading.Event().wait()

@@ -248,7 +248,7 @@ def test_what_the_service_refuses_stands_in_a_line(visit) -> None:
     expect(page.locator("#search .problem")).to_contain_text("at most 200 letters")
     page.get_by_role("link", name="Picture").click()
     page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
-    expect(page.locator("#picture .problem")).to_have_text("This file is no picture that the browser can read.")
+    expect(page.locator("#picture .answer .problem")).to_have_text("This file is no picture that the browser can read.")
 
 
 def test_items_without_a_picture_or_a_place_are_told(visit) -> None:

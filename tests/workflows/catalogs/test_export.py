@@ -21,7 +21,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.stores.base import Event, Impression
+from serving.stores.base import DELETED, HIDDEN, SHOWN, Event, Impression, Item
 from serving.stores.opening import open_store
 from storage import files, tables
 from storage.manifest import Manifest, StageEntry, write_manifest
@@ -276,6 +276,36 @@ def test_items_stay_as_they_are_and_media_where_they_lie(run: RunDir, tmp_path: 
     assert (other, none) == tuple(before["media"].to_pylist()[1:])
     where = resolve(picture[0]["uri"], f"{tmp_path}/out", Sources(roots=(catalog_of(run),)))
     assert read_limited(where, Limits()) == b"picture"
+
+
+def test_posted_items_come_and_deleted_ones_do_not(run: RunDir, tmp_path: Path) -> None:
+    about = {"title": None, "description": "D", "attributes": {"colour": ["red", "blue"]}}
+    about["made"] = {"models": ["C", ["interest"], [1, 2], 1]}
+    vector, none = np.ones(1, np.float32), np.empty(0, np.float32)
+    with closing(open_store(uri := f"sqlite:{tmp_path}/s.db", create=True)) as store:
+        for version, item in enumerate(
+            [
+                Item("new/1", SHOWN, about, vector),
+                Item("text", HIDDEN, {**about, "title": "T", "attributes": {}}, vector),
+                Item("gone", DELETED, {}, none),
+                Item("b", DELETED, {}, none),
+                Item("a", HIDDEN, about, vector),  # posted before the run, which has it
+            ]
+        ):
+            assert store.keep_item(item, version=version, picture=b"new" if item.item_id == "new/1" else None)
+        store.add([event("u", 1, "new/1", 150)])
+    rows = exported(run, uri, tmp_path / "out")
+    assert [row[1] for row in rows if row[5] == "buy"] == ["new/1"]
+    items = files.read_table(f"{tmp_path}/out/items.parquet").to_pylist()
+    assert [item["item_id"] for item in items] == ["a", "rejected", "new/1", "text"]
+    new, text = items[2:]
+    assert {name: new[name] for name in ("title", "description", "attributes")} == {
+        "title": None,
+        "description": "D",
+        "attributes": [("colour", "red"), ("colour", "blue")],
+    }
+    assert (text["title"], text["media"]) == ("T", [])
+    assert read_limited(resolve(new["media"][0]["uri"], f"{tmp_path}/out", Sources()), Limits()) == b"new"
 
 
 def test_a_killed_export_leaves_no_catalogue(run: RunDir, tmp_path: Path) -> None:

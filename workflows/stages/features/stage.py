@@ -14,9 +14,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from operators.columns import matrix_of, read_block
-from operators.features.items import item_features
+from operators.features.items import as_trained, item_features
 from operators.features.long_history import described, read_prefixes
-from operators.features.tokens import HASH, NULL_ID, Tokens, sid_tokens, token_hashes
+from operators.features.tokens import HASH, Tokens, sid_tokens, token_hashes
 from operators.log.events import SPLITS, Known, item_counts, user_counts
 from operators.log.partitions import PartitionedLog, check_trained, item_ids, open_log, read_about
 from operators.log.split import ranges
@@ -167,23 +167,13 @@ def read_codes(run: RunDir, ids: pa.ChunkedArray, start: int) -> np.ndarray:
 
 
 def write_items(work: Work, tokens: Tokens, block: int) -> dict[str, int]:
-    """Writes a block of the items with their counts after the last event, a part of features/items.
-
-    Items that training never saw get the id of the unknown item, as users do, and so does of semantic IDs every token
-    that no item in training has.
-    """
+    """Writes a block of the items with their counts after the last event, a part of features/items."""
     run, start = work.run, block * files.PART_ROWS
     ids, rows = item_ids(run).slice(start, files.PART_ROWS), slice(start, start + files.PART_ROWS)
     items = read_block(run, ids, start, "items", columns=["title", "description", "caption", "interests", "attributes"])
     trained = exchange.collect([work.uri("sids", "trained")])["hash"].to_numpy()
     features = item_features(items, read_codes(run, ids, start), tokens)
-    hashes, sids = features["item"].to_numpy(), features["sid"].combine_chunks()
-    seen = {
-        "item": pa.array(np.where(work.warm_items()[rows], hashes, NULL_ID)),
-        "sid": pa.ListArray.from_arrays(sids.offsets, np.where(np.isin(sids.values, trained), sids.values, NULL_ID)),
-    }
-    for name, values in seen.items():
-        features = features.set_column(features.schema.get_field_index(name), name, values)
+    features = as_trained(features, work.warm_items()[rows], trained)
     state, about = work.state("end"), open_log(run).about
     known = Known(*(values[rows] for values in state.items[-1]))
     when = np.full(len(ids), about.last + 1)
