@@ -133,6 +133,8 @@ class FakeRun:
         self.liked.pop(user_id, None)
 
     def item(self, item_id: str) -> dict[str, Any] | None:
+        if item_id in self.posted:
+            return self.change_item(item_id, {})
         if item_id not in ITEMS:
             return None
         nothing = dict.fromkeys(("title", "description", "caption", "interests", "media"))
