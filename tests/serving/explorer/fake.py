@@ -202,7 +202,7 @@ class Shop:
             raise RefusalError(409, "taken", f"There is an item {new!r} already: choose another item_id.")
         near = self.similar({"picture": body["picture"], "k": 1})["items"][0]["item_id"]
         self.pictures[new] = base64.b64decode(body["picture"])
-        self.codes[new] = [*self.codes[near], 1]
+        self.codes[new] = self.codes[near]
         own = {"item_id": new, "title": body.get("title"), "description": None, "sid": sid_string(self.codes[new])}
         self.items[new] = {**self.items[near], **own, "attributes": {}, "media": []}
         return self.items[new]
