@@ -7,6 +7,8 @@ for by users with 20 likes, drawn from the 40 items that share most of its true 
 
 own_picture     share of the users whose list of ten has it, and whose list of a hundred
 other_picture   the same of an item that is posted with the picture of another new one
+all             share of the places in lists of ten that all new items together have, for as many users of the log by
+                what they liked last; and their share of the items
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tempfile
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from benchmarks.machine import machine
@@ -35,7 +38,8 @@ LIKES, NEAREST, LISTS = 20, 40, (10, 100)
 
 def measure(run: RunDir, items: int, users: int) -> dict[str, Any]:
     """Returns the shares of users whom new items reach, with their own pictures and with those of others."""
-    truth = files.read_table(files.join(definition_of(run).catalog, "truth_items.parquet"))
+    catalog = definition_of(run).catalog
+    truth = files.read_table(files.join(catalog, "truth_items.parquet"))
     random = np.random.default_rng(0)
     new = draw_items([f"new-{number}" for number in range(items)], random)
     looks = [Look(**look) for look in new.select([*ATTRIBUTES, "clutter"]).to_pylist()]
@@ -53,8 +57,14 @@ def measure(run: RunDir, items: int, users: int) -> dict[str, Any]:
                     listed = [item.item_id for item in answer.items]
                     found[name].append(["new" in listed[:k] for k in LISTS])
                 pipeline.delete_item("new")
+        for number, picture in enumerate(pictures):
+            pipeline.post_item(NewItem(f"new-{number}", picture=picture))
+        answers = [pipeline.recommend([Query(history=history)])[0] for history in pasts(catalog, items * users)]
+    places = [item.item_id.startswith("new-") for answer in answers for item in answer.items]
+    together = {"places": float(np.mean(places)), "items": items / pipeline.items}
     shares = {name: np.mean(each, 0).tolist() for name, each in found.items()}
-    return {name: {f"in_{k}": share for k, share in zip(LISTS, each, strict=True)} for name, each in shares.items()}
+    own = {name: {f"in_{k}": share for k, share in zip(LISTS, each, strict=True)} for name, each in shares.items()}
+    return {**own, "all": together}
 
 
 def nearest(truth: pa.Table, look: Look, random: np.random.Generator) -> np.ndarray:
@@ -62,6 +72,13 @@ def nearest(truth: pa.Table, look: Look, random: np.random.Generator) -> np.ndar
     shared = sum((truth[name].to_numpy() == getattr(look, name)).astype(int) for name in ATTRIBUTES)
     order = np.lexsort([random.random(truth.num_rows), -shared])
     return truth["item_id"].to_numpy()[order[:NEAREST]]
+
+
+def pasts(catalog: str, users: int) -> list[list[str]]:
+    """Returns what some users of a catalogue liked last, oldest first."""
+    log = pl.DataFrame(files.read_table(files.join(catalog, "interactions.parquet"))).filter(pl.col("label") > 0)
+    of_users = log.sort("timestamp").group_by("user_id").agg(pl.col("item_id").tail(LIKES)).sort("user_id")
+    return of_users["item_id"].head(users).to_list()
 
 
 def main() -> None:

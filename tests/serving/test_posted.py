@@ -159,7 +159,7 @@ def test_an_item_with_a_picture_alone_is_in_the_next_answers(pipeline: Pipeline)
 
 
 def test_lists_that_cannot_have_a_new_item_do_not_count_against_it(pipeline: Pipeline) -> None:
-    pipeline.cascade.blend = Blend({POPULARITY: 20, CONTENT: 20}, {POPULARITY: 0.8, CONTENT: 0.2}, 5.0)
+    pipeline.cascade.blend = Blend({POPULARITY: 30, CONTENT: 30}, {POPULARITY: 0.8, CONTENT: 0.2}, 5.0)
     pipeline.post_item(NewItem("new", picture=png(3)))
     (answer,) = pipeline.recommend([Query(history=["item-3"], k=ITEMS)])
     new = answer.items[0]
