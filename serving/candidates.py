@@ -131,17 +131,32 @@ def placed(scores: torch.Tensor) -> torch.Tensor:
     return places.masked_fill(scores == -torch.inf, torch.inf).float()
 
 
-def fused(places: torch.Tensor, weights: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
+def overlap(places: torch.Tensor, one: int) -> torch.Tensor:
+    """Returns which share of the items of one of S lists each list has; float32 [B, S].
+
+    >>> overlap(torch.tensor([[[0.0, 3.0], [1.0, torch.inf], [torch.inf, 0.0]]]), 0)
+    tensor([[1.0000, 0.5000]])
+    """
+    there = places < torch.inf
+    own = there[..., [one]]
+    return (there & own).sum(1) / own.sum(1).clamp_min(1)
+
+
+def reciprocal(places: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
+    """Returns what places are worth: 1 for the first, 0 for what a list lacks."""
+    return smoothing / (smoothing + places)
+
+
+def fused(worth: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Scores candidates by reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, doi 10.1145/1571941.1572114).
 
     Here each list has a weight, and the result is scaled so that a candidate that is first everywhere has 1.
 
     Args:
-        places: float32 [B, C, S], from 0.
+        worth: of their places, see `reciprocal`, float32 [B, C, S].
         weights: float32 [S], 0 or more, one of them above 0.
-        smoothing: added to every place.
 
     Returns:
         float32 [B, C]; 0 for what only lists without weight hold.
     """
-    return (smoothing / (smoothing + places)) @ (weights / weights.sum())
+    return worth @ (weights / weights.sum())

@@ -20,7 +20,7 @@ from models.recommenders.popularity import MostPopular
 from models.recommenders.rescoring import Rescored
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log
-from serving.candidates import SMOOTHING, WithNew, find, fused, placed, quotas
+from serving.candidates import SMOOTHING, WithNew, find, fused, overlap, placed, quotas, reciprocal
 from serving.ranking import RunRanker, Users
 from storage import files
 from storage.manifest import first_unfinished
@@ -169,18 +169,21 @@ class Cascade:
         """Returns the scores of candidates, float32 [B, C], higher first, -inf where there is none.
 
         Where none of the lists has a weight, since a query names its recommenders or nothing is known of its user, the
-        ranker orders the candidates, and without a ranker the first list. Items behind the run's count in the lists
-        that cannot have them as if they had the place there that they have in that of content.
+        ranker orders the candidates, and without a ranker the first list. In lists that cannot have them, items
+        behind the run's count as what stands at their place in content's does on average: as much as that place is
+        worth, times the share of content's items that the list has.
         """
         names = [*wanted, *([RANKER] if self.ranker else [])]
         weights = [self.blend.weights.get(name, 0.0) for name in names]
         if not any(weights):
             weights = [float(name == (RANKER if self.ranker else names[0])) for name in names]
-        places, new = ranked.places, ranked.items >= len(self.embedding)
+        worth, new = reciprocal(ranked.places, self.blend.smoothing), (ranked.items >= len(self.embedding))[..., None]
         if CONTENT in wanted and new.any():
+            content = names.index(CONTENT)
             blind = torch.tensor([name not in (CONTENT, RANKER) for name in names])
-            places = torch.where(new[..., None] & blind, places[..., [names.index(CONTENT)]], places)
-        return fused(places, torch.tensor(weights), self.blend.smoothing).masked_fill(ranked.items < 0, -torch.inf)
+            known = overlap(ranked.places.masked_fill(new, torch.inf), content)[:, None]
+            worth = torch.where(new & blind, worth[..., [content]] * known, worth)
+        return fused(worth, torch.tensor(weights)).masked_fill(ranked.items < 0, -torch.inf)
 
 
 def language_models(run: RunDir) -> list[str]:

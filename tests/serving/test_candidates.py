@@ -11,7 +11,7 @@ from models.common.jagged import Jagged, from_arrays
 from models.common.recommender import Recommended
 from models.recommenders.content import Content
 from models.recommenders.popularity import MostPopular
-from serving.candidates import SMOOTHING, WithNew, find, fused, merged, placed, quotas
+from serving.candidates import SMOOTHING, WithNew, find, fused, merged, placed, quotas, reciprocal
 
 LISTS = st.lists(st.lists(st.integers(0, 8), unique=True, max_size=5), min_size=1, max_size=4)
 
@@ -50,13 +50,13 @@ def test_fused_scores_are_the_weighted_mean_of_reciprocal_ranks(weights) -> None
         sum(w * SMOOTHING / (SMOOTHING + place) for w, place in zip(weights, row, strict=True)) / sum(weights)
         for row in places[0].tolist()
     ]
-    np.testing.assert_allclose(fused(places, torch.tensor(weights))[0].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(fused(reciprocal(places), torch.tensor(weights))[0].numpy(), expected, rtol=1e-6)
 
 
 def test_one_list_alone_keeps_its_order() -> None:
     items = torch.randperm(50)[None, :20]
     found = merged([items, torch.arange(30)[None]])
-    order = fused(found.places, torch.tensor([1.0, 0.0])).argsort(descending=True, stable=True)
+    order = fused(reciprocal(found.places), torch.tensor([1.0, 0.0])).argsort(descending=True, stable=True)
     assert found.items[0, order[0, :20]].tolist() == items[0].tolist()
 
 
