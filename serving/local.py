@@ -12,7 +12,9 @@ import threading
 from contextlib import redirect_stdout
 
 from serving.api.security import read_keys
+from serving.runs.rollout import started
 from serving.settings import APPLICATION, Settings
+from serving.stores.opening import open_store
 from storage.errors import UserError
 
 
@@ -96,8 +98,16 @@ def shut_down() -> None:
         ray.shutdown()
 
 
+def served(settings: Settings) -> list[str]:
+    """Returns the URIs of the runs that a service with these settings answers from."""
+    store = open_store(settings.store)
+    runs = [part.run for part in started(store, settings.run).rollout.runs]
+    store.close()
+    return runs
+
+
 def serve_forever(settings: Settings, host: str, port: int) -> None:
-    """Serves a finished run until Ctrl-C or SIGTERM; prints its URL once it answers.
+    """Serves finished runs until Ctrl-C or SIGTERM; prints where once they answer.
 
     Needs a Ray that this process has joined; `serving.settings.check_servable`, `check_port` and `here` come before.
 
@@ -113,7 +123,9 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        sys.stdout.write(f"Serving {settings.run} at http://{host}:{port} (routes: http://{host}:{port}/docs)\n")
+        sys.stdout.write(
+            f"Serving {' and '.join(served(settings))} at http://{host}:{port} (routes: http://{host}:{port}/docs)\n"
+        )
         sys.stdout.flush()
         stop.wait()
     finally:

@@ -22,11 +22,12 @@ from serving.filters import Filter
 from serving.finder import Finder, branches
 from serving.posted import PostedItems
 from serving.query import Answer, MissingError, NewItem, Query, Scored, Why
-from serving.ranking import Users
+from serving.ranking import Users, trained_by
 from serving.rerank.exposure import first_seen
 from serving.rerank.negatives import less_like
 from serving.rerank.reranker import Reranker
-from serving.stores.base import Event, Impression, ServedStore
+from serving.stores.base import ServedStore
+from storage.errors import UserError
 from storage.hashing import fingerprint, hash_ids
 from storage.manifest import first_unfinished, require_manifest
 from storage.run import RunDir
@@ -41,6 +42,7 @@ class Pipeline:
     """Answers queries about the items and users of a run.
 
     Attributes:
+        root: URI of the run.
         run: its name and the first half of a digest of what it was made of.
     """
 
@@ -67,9 +69,7 @@ class Pipeline:
         """
         self.store = store
         self.cascade = Cascade(run, candidates=candidates, fitted=fitted)
-        manifest = require_manifest(run.root)
-        made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
-        self.run = f"{manifest.name}:{made[:16]}"
+        self.root, self.run, self._number = run.root, name_of(run.root), trained_by(run)
         self.finder, catalogue = Finder(run, self.cascade), Catalogue(run)
         self.posted = PostedItems(run, store, catalogue, self.cascade, self.finder)
         self.reranker: Reranker | None = None
@@ -197,17 +197,16 @@ class Pipeline:
         item = self.item(item_id)
         return None if item is None else self.posted.picture(item_id) or self.finder.picture(item)
 
-    def add(self, events: Sequence[Event]) -> tuple[int, list[str]]:
-        """Keeps events, all or none; returns how many were new, and the ids of items that the catalogue lacks."""
-        return self.store.add(events), _unknown(self.catalogue, [event.item_id for event in events])
+    def unknown(self, ids: Sequence[str]) -> list[str]:
+        """Returns those of some ids that the catalogue lacks."""
+        return _unknown(self.catalogue, ids)
 
-    def show(self, impressions: Sequence[Impression]) -> None:
-        """Keeps answers that were given."""
-        self.store.show(impressions)
-
-    def forget(self, user_id: str) -> None:
-        """Removes all that is kept of a user, for good."""
-        self.store.forget(user_id, int(time.time() * SECOND_US))
+    def current(self) -> bool:
+        """Whether the run is still what was loaded of it."""
+        try:
+            return name_of(self.root) == self.run
+        except UserError:
+            return False
 
     def tree(self, prefix: Sequence[int]) -> dict[str, Any]:
         """Returns what follows a prefix of semantic IDs; see `serving.finder.branches`."""
@@ -284,12 +283,23 @@ class Pipeline:
             if user is not None:
                 rows, times, events = catalogue.rows_by_hash(user.items), user.times, user.events
                 disliked = catalogue.rows_by_hash(user.disliked)
-                number = int(hash_ids([query.user_id])[0]) if user.trained else NULL_ID
+                number = int(hash_ids([query.user_id])[0]) if self._number in user.trained else NULL_ID
             if query.history is not None:
                 rows = catalogue.rows(query.history)
                 times = np.full(len(rows), np.iinfo(np.int64).max)
             users.append(_User(number, rows[rows >= 0], times[rows >= 0], events, disliked[disliked >= 0]))
         return users
+
+
+def name_of(root: str) -> str:
+    """Returns the name of a run and the first half of a digest of what it was made of.
+
+    Raises:
+        UserError: there is no run, or its manifest is damaged.
+    """
+    manifest = require_manifest(root)
+    made = fingerprint(" ".join(f"{name} {entry.fingerprint}" for name, entry in manifest.stages.items()))
+    return f"{manifest.name}:{made[:16]}"
 
 
 class _User(NamedTuple):

@@ -1,13 +1,20 @@
-"""Items that are posted while a run is served: written to the store, and put behind the run's own in every replica."""
+"""Items that are posted while a run is served: written to the store, and put behind the run's own in every replica.
+
+What a run's models make of an item, its caption, embedding and semantic ID, is kept with it beside what those of other
+runs have made of it. A run that finds an item of which its models have made nothing yet adopts it: it interprets it
+from the picture and the texts that are kept, and keeps that, too.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +38,17 @@ from storage.run import RunDir
 SIDE = 384  # longer side of a picture as it is kept, in pixels
 NO_VECTOR = np.empty(0, np.float32)
 SECOND_US = 1_000_000
+MOST_MODELS = 4  # of which it is kept what they have made of an item
+LOG = logging.getLogger("tesserec.items")
+
+
+class _Made(NamedTuple):
+    """What a run's models make of an item; the codes without a suffix, until it has its place, vector float32 [D]."""
+
+    caption: str | None
+    interests: list[str] | None
+    codes: list[int]
+    vector: np.ndarray
 
 
 class PostedItems:
@@ -43,6 +61,7 @@ class PostedItems:
         self._registered = added_sids(run)
         self._catalogue, self._known = catalogue, dict[str, tuple[Item, int]]()  # what the store has, and its rows
         self._replaced: set[int] = set()  # rows of items that look otherwise by now
+        self._strange: set[str] = set()  # items of which these models have made nothing
         self._reading, self._writing = threading.Lock(), threading.Lock()
 
     @torch.inference_mode()
@@ -69,11 +88,11 @@ class PostedItems:
             return catalogue
 
         free(self.now())
-        about, vector, picture = self._made(new)
-        state = HIDDEN if new.hidden else SHOWN
+        about, made, picture = self._made(new)
+        bare = Item(new.item_id, HIDDEN if new.hidden else SHOWN, about, NO_VECTOR)
 
         def placed(catalogue: Catalogue) -> tuple[Item, bytes | None]:
-            return self._placed(free(catalogue), new.item_id, about, vector)._replace(state=state), picture or b""
+            return _with_made(bare, self._models, self._placed(free(catalogue), new.item_id, made)), picture or b""
 
         self._write(placed)
 
@@ -93,21 +112,22 @@ class PostedItems:
                 f"The item {item_id[:100]!r} is of the run's own catalogue: only its `hidden` can be set; change "
                 "the rest there and make a run of that."
             )
-        about, vector, picture = old.about, old.vector, None
+        new = None
         if fields:
-            known = {name: old.about[name] for name in ("title", "description", "attributes")}
-            new = replace(NewItem(item_id, **known, picture=self._store.item_picture(item_id)), **fields)
-            about, vector, picture = self._made(new)
+            new = self._made(replace(self._new(old), **fields))
 
         def changed(catalogue: Catalogue) -> tuple[Item, bytes | None]:
             now = self._item(catalogue, item_id)
             state = now.state if HIDDEN not in given else HIDDEN if given[HIDDEN] else SHOWN
-            if now.about != old.about:
+            if _sent(now) != _sent(old):
                 raise TakenError(f"The item {item_id[:100]!r} was changed meanwhile: look at it and try again.")
-            if not fields:
+            if new is None:
                 return now._replace(state=state), None
-            item = self._placed(catalogue, item_id, about, vector, had=now.about["codes"])
-            return item._replace(state=state), picture if "picture" in fields else None
+            about, made, picture = new
+            had = _made_by(self._models, now)
+            placed = self._placed(catalogue, item_id, made, had=None if had is None else had.codes)
+            bare = Item(item_id, state, about, NO_VECTOR)
+            return _with_made(bare, self._models, placed), picture if "picture" in fields else None
 
         self._write(changed)
 
@@ -122,6 +142,33 @@ class PostedItems:
             return Item(self._item(catalogue, item_id).item_id, DELETED, {}, NO_VECTOR), b""
 
         self._write(gone)
+
+    def adopt(self) -> int:
+        """Takes the items of which other models have made something, and these nothing yet; returns how many it took.
+
+        One that these models cannot interpret stays away until it is changed; the log says so.
+        """
+        self.now()
+        taken = 0
+        for item_id in sorted(self._strange):
+            old = self._known[item_id][0]
+            try:
+                _, made, _ = self._made(self._new(old))
+            except UserError as error:
+                LOG.warning("A posted item has no place in a run that is served: %s", error)
+                self._strange.discard(item_id)
+                continue
+
+            def adopted(catalogue: Catalogue, old: Item = old, made: _Made = made) -> tuple[Item, bytes | None]:
+                now = self._known[old.item_id][0]
+                if old.item_id not in self._strange or _sent(now) != _sent(old):
+                    raise TakenError("Another replica was faster.")
+                return _with_made(now, self._models, self._placed(catalogue, old.item_id, made)), None
+
+            with suppress(TakenError):
+                self._write(adopted)
+                taken += 1
+        return taken
 
     def picture(self, item_id: str) -> bytes | None:
         """Returns the picture of a posted item."""
@@ -145,8 +192,13 @@ class PostedItems:
             raise MissingError(f"There is no item {item_id[:100]!r} in this catalogue.")
         return self._known[item_id][0] if item_id in self._known else Item(item_id, SHOWN, {}, NO_VECTOR)
 
-    def _made(self, new: NewItem) -> tuple[dict[str, Any], np.ndarray, bytes | None]:
-        """Returns what is to be kept of an item but its suffix: fields, embedding float32 [D], picture."""
+    def _new(self, item: Item) -> NewItem:
+        """Returns a posted item as if it were posted again."""
+        known = {name: item.about[name] for name in ("title", "description", "attributes")}
+        return NewItem(item.item_id, **known, picture=self._store.item_picture(item.item_id))
+
+    def _made(self, new: NewItem) -> tuple[dict[str, Any], _Made, bytes | None]:
+        """Returns what is to be kept of an item: what was sent, what the models make of it, and its picture."""
         texts = {"title": new.title, "description": new.description}
         if new.picture is None and not any(text and text.strip() for text in texts.values()):
             raise UserError("There is nothing to interpret: send a picture, a title or a description.")
@@ -158,68 +210,88 @@ class PostedItems:
         about = {
             **texts,
             "attributes": {name: list(values) for name, values in new.attributes.items()},
-            "caption": found.table["caption"][0].as_py(),
-            "interests": found.table["interests"][0].as_py(),
-            "codes": found.codes[0].tolist(),
-            "models": self._models,
             "time": time.time(),
         }
+        caption, interests = (found.table[name][0].as_py() for name in ("caption", "interests"))
         picture = None if new.picture is None else as_shown(Image.open(io.BytesIO(new.picture)), SIDE)
-        return about, found.embedding[0], picture
+        return about, _Made(caption, interests, found.codes[0].tolist(), found.embedding[0]), picture
 
-    def _placed(
-        self,
-        catalogue: Catalogue,
-        item_id: str,
-        about: dict[str, Any],
-        vector: np.ndarray,
-        had: list[int] | None = None,
-    ) -> Item:
-        """Returns an item with the suffix that makes its semantic ID unique; with the one that it had if that fits."""
-        prefix = np.array([about["codes"]], np.int32)
+    def _placed(self, catalogue: Catalogue, item_id: str, made: _Made, had: list[int] | None = None) -> _Made:
+        """Returns it with the suffix that makes the semantic ID unique; with the one that the item had if that fits."""
+        prefix = np.array([made.codes], np.int32)
         at = np.flatnonzero((catalogue.codes[:, :-1] == prefix).all(1))
         ids = [item["item_id"] for item in catalogue.described(at.tolist(), ["item_id"])]
         known = dict(zip(ids, catalogue.codes[at].tolist(), strict=True))
         for part in self._registered:
             known |= dict(zip(part["item_id"].to_pylist(), matrix_of(part["codes"]).tolist(), strict=True))
         known.pop(item_id, None)
-        if had is not None and had[:-1] == about["codes"]:
+        if had is not None and had[:-1] == made.codes:
             known[item_id] = had
         sids = give_sids(
             [item_id],
             prefix,
-            hash_rows(vector[None]),
+            hash_rows(made.vector[None]),
             known_ids=list(known),
             known_codes=np.array(list(known.values()), np.int32).reshape(-1, catalogue.codes.shape[1]),
             always=bool((catalogue.codes[:, -1] != NO_SUFFIX).all()),
         )
-        return Item(item_id, SHOWN, {**about, "codes": sids[0].tolist()}, vector)
+        return made._replace(codes=sids[0].tolist())
 
     def _with(self, version: int, items: list[Item]) -> Catalogue:
         """Returns the catalogue of a version; what stands behind that of now before it is out harms nobody."""
-        catalogue, fresh, rows = self._catalogue, list[Item](), dict[str, int]()
+        catalogue, fresh, rows = self._catalogue, list[tuple[Item, _Made]](), dict[str, int]()
         for item in items:
             before, at = self._known.get(item.item_id, (None, -1))
             own = catalogue.own_row(item.item_id)
-            there = item.state != DELETED and item.about.get("models") == self._models
-            if own < 0 and not (there and before is not None and at >= 0 and before.about == item.about):
+            made = None if item.state == DELETED else _made_by(self._models, item)
+            if own < 0 and not (made is not None and at >= 0 and _sent(before) == _sent(item)):
                 self._replaced |= {at} - {-1}
-                at = len(catalogue) + len(fresh) if there else -1
-                fresh += [item] if there else []
+                at = len(catalogue) + len(fresh) if made is not None else -1
+                fresh += [] if made is None else [(item, made)]
             at = max(at, own)
+            strange = own < 0 and made is None and item.state != DELETED and bool(item.about)
+            (self._strange.add if strange else self._strange.discard)(item.item_id)
             self._known[item.item_id], rows[item.item_id] = (item, at), -1 if item.state == DELETED else at
-        codes = np.array([item.about["codes"] for item in fresh], np.int32).reshape(-1, catalogue.codes.shape[1])
-        seen = pa.Table.from_pylist([_seen(item) for item in fresh], catalogue.posted.schema)
+        codes = np.array([made.codes for _, made in fresh], np.int32).reshape(-1, catalogue.codes.shape[1])
+        seen = pa.Table.from_pylist([_seen(*each) for each in fresh], catalogue.posted.schema)
         if fresh:
-            vectors = torch.from_numpy(np.stack([item.vector for item in fresh]))
+            vectors = torch.from_numpy(np.stack([made.vector for _, made in fresh]))
             self._cascade.append(seen, codes[:, :-1], vectors)
         away = {at for item, at in self._known.values() if item.state != SHOWN and at >= 0}
-        times = [int(item.about["time"] * SECOND_US) for item in fresh]
+        times = [int(item.about["time"] * SECOND_US) for item, _ in fresh]
         return catalogue.followed(seen, codes, times, rows, sorted(self._replaced | away), version)
 
 
-def _seen(item: Item) -> dict[str, Any]:
+def _seen(item: Item, made: _Made) -> dict[str, Any]:
     """Returns what people see of a posted item, as a row of `Catalogue.posted`."""
     pairs = [(name, value) for name, values in item.about["attributes"].items() for value in values]
-    more = {"item_id": item.item_id, "sid": sid_string(item.about["codes"]), "attributes": pairs, "media": []}
-    return {**{name: item.about[name] for name in ("title", "description", "caption", "interests")}, **more}
+    texts = {name: item.about[name] for name in ("title", "description")}
+    more = {"caption": made.caption, "interests": made.interests, "sid": sid_string(made.codes)}
+    return {"item_id": item.item_id, **texts, **more, "attributes": pairs, "media": []}
+
+
+def _sent(item: Item | None) -> dict[str, Any]:
+    """Returns what was sent of an item."""
+    return {} if item is None else {name: value for name, value in item.about.items() if name != "made"}
+
+
+def _every_made(item: Item) -> dict[str, _Made]:
+    """Returns what has been made of an item, by the models."""
+    found, start = {}, 0
+    for models, (caption, interests, codes, width) in item.about.get("made", {}).items():
+        found[models] = _Made(caption, interests, codes, item.vector[start : start + width])
+        start += width
+    return found
+
+
+def _made_by(models: str, item: Item) -> _Made | None:
+    return _every_made(item).get(models)
+
+
+def _with_made(item: Item, models: str, made: _Made) -> Item:
+    """Returns an item with what models have made of it; the vectors stand one behind the other."""
+    others = {name: other for name, other in _every_made(item).items() if name != models}
+    kept = dict([*others.items(), (models, made)][-MOST_MODELS:])
+    plain = {name: [*each[:3], len(each.vector)] for name, each in kept.items()}
+    vectors = np.concatenate([each.vector for each in kept.values()])
+    return Item(item.item_id, item.state, {**item.about, "made": plain}, vectors)

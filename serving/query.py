@@ -118,9 +118,13 @@ class Answer:
         source: `history` or, where nothing is known of the user, `popularity`; `similar` for items like others.
         unknown: ids of the query that the catalogue does not have.
         seen: `caption` and `sid` of the picture that was asked about.
+        run: name and fingerprint of the run that answered.
+        since: when the runs began to be served as they are, microseconds; 0 where that is not known.
     """
 
     items: list[Scored]
     source: str
     unknown: list[str]
     seen: dict[str, str | None] | None = None
+    run: str = ""
+    since: int = 0

@@ -22,6 +22,8 @@ from operators.features.tokens import NULL_ID, Tokens
 from operators.log.events import Events, Known, item_counts, user_counts
 from operators.log.partitions import open_log
 from storage import files
+from storage.hashing import hash_ids
+from storage.manifest import require_manifest
 from storage.mapped import map_columns
 from storage.run import RunDir
 
@@ -44,6 +46,12 @@ class Users(NamedTuple):
         """Returns users of whom nothing is known but what they liked."""
         count = len(liked.offsets) - 1
         return cls(torch.full((count,), NULL_ID), liked, np.full(count, -1))
+
+
+def trained_by(run: RunDir) -> int:
+    """Returns the number of what a run's ranker was trained on, by which stores know whose ids it has learned."""
+    entry = require_manifest(run.root).stages.get("features")
+    return int(hash_ids([entry.fingerprint if entry is not None else ""])[0])
 
 
 class RunRanker:

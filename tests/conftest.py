@@ -81,6 +81,7 @@ def s3(s3_session: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.setenv(name, value)
     yield s3_session
     s3_session.fail(503, times=0)
+    s3_session.slow(0)
 
 
 @pytest.fixture(scope="session")

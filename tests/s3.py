@@ -1,4 +1,4 @@
-"""An S3 server on loopback: moto's, in a process of its own, that fails when it is told to.
+"""An S3 server on loopback: moto's, in a process of its own, that fails or is slow when it is told to.
 
 `python -m tests.s3 PORT` serves; `s3_server()` starts that and yields what processes need to reach it.
 """
@@ -43,6 +43,10 @@ class Server(NamedTuple):
         """Answer the next requests of some methods with an error; `times=0` ends it."""
         self._ask("/faults", {"status": status, "times": times, "methods": methods.split()})
 
+    def slow(self, seconds: float) -> None:
+        """Take so long before every PUT from now on; 0 ends it."""
+        self._ask("/faults", {"put_seconds": seconds})
+
     def requests(self) -> dict[str, int]:
         """Count the requests so far, by method and status."""
         return dict(self._ask("/faults"))
@@ -78,18 +82,18 @@ def s3_server() -> Iterator[Server]:
 
 
 class Faults:
-    """WSGI middleware that answers with errors in an application's place, as told by `POST /faults`."""
+    """WSGI middleware that delays an application or answers with errors in its place, as told by `POST /faults`."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application, self._lock = application, threading.Lock()
-        self._fault: dict[str, Any] = {"times": 0}
+        self._fault: dict[str, Any] = {"times": 0, "put_seconds": 0}
         self._counts: dict[str, int] = {}
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         if environ["PATH_INFO"] == "/faults":
             if method == "POST":
-                self._fault = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+                self._fault |= json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
             start("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(self._counts).encode()]
         with self._lock:
@@ -97,6 +101,8 @@ class Faults:
             self._fault["times"] -= faulty
             key = f"{method} {self._fault['status']}" if faulty else method
             self._counts[key] = self._counts.get(key, 0) + 1
+        if method == "PUT":
+            time.sleep(self._fault["put_seconds"])
         if not faulty:
             return self._application(environ, start)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

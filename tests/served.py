@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from serving.api.routes import http_api
 from serving.pipeline import Pipeline
+from serving.runs.side_by_side import Runs
 from serving.settings import read_settings
 from serving.stores.opening import open_store
 from storage.run import RunDir
@@ -23,8 +24,13 @@ def served(run: RunDir) -> Iterator[str]:
     """Serve a run until the block ends; gives the address, such as `http://127.0.0.1:40123`."""
     settings = read_settings(run.root, None).model_copy(update={"open": True})
     load_users(run.root, settings.store, 1_000, lambda done, total: None)
-    with listening(http_api(Pipeline(run, open_store(settings.store)), settings)) as url:
+    with listening(http_api(alone(Pipeline(run, open_store(settings.store))), settings)) as url:
         yield url
+
+
+def alone(pipeline: Pipeline) -> Runs:
+    """What serves a run that is loaded, and no other."""
+    return Runs(pipeline.store, pipeline.root, lambda run: pipeline)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def emptied(uri: str) -> str:
 def user(number: int, events: int = 3) -> User:
     """A user who is all about a number."""
     items = np.arange(number, number + events, dtype=np.int64) * 7919
-    return User(items, items + 1_000_000, number, number % 2 == 1, items[:1] * 3)
+    return User(items, items + 1_000_000, number, (7,), items[:1] * 3)
 
 
 def same(one: User | None, other: User | None) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -241,21 +242,42 @@ def serve(
     address: Address = "local",
 ) -> None:
     """Serve a finished run on this machine until interrupted; fills the store of its users first."""
-    from serving.local import check_port, here, serve_forever
+    from serving.local import check_port, here, serve_forever, served
     from serving.settings import check_servable, read_settings
     from serving.stores.opening import open_store
-    from storage.manifest import first_unfinished
     from workflows.distributed.cluster import connected
 
     check_servable(run)
     settings = here(read_settings(run, config), host)
     check_port(host, port)
-    if first_unfinished(run, ("features",)) is None:  # else no user is known
-        _fill(run, settings.store, batch=1_000)
-    else:
-        open_store(settings.store, create=True).close()
+    open_store(settings.store, create=True).close()
+    _fill_users(served(settings)[0], settings.store)
     with connected(address, cpus=settings.cpus):
         serve_forever(settings, host, port)
+
+
+@app.command()
+def roll(
+    store: Annotated[str, typer.Option(help="Store of the service: sqlite:PATH or redis://HOST:PORT/DATABASE.")],
+    run: Annotated[str | None, typer.Argument(help="Run directory to serve, a path or an fsspec URI.")] = None,
+    share: Annotated[float | None, typer.Option(help="Share of the users who get it, beside the run of now.")] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="It answers, too, and nobody sees it.")] = False,
+    back: Annotated[bool, typer.Option("--back", help="Serve what was served before.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds that the replicas have to load it.")] = 600,
+) -> None:
+    """Serve another run, or go back, while the service answers; where the run is broken, nothing changes."""
+    from serving.runs.rolling import roll as roll_to
+    from serving.runs.rolling import roll_back
+
+    if (run is None) != back or (back and (shadow or share is not None)) or (shadow and share is not None):
+        raise UserError("Name a RUN to serve, with --share or --shadow or neither; or nothing else with --back.")
+    if share is not None and not 0 < share < 1:
+        raise UserError("--share is a number above 0 and below 1, such as 0.1; leave it out for all users.")
+    if run is None:
+        roll_back(store, typer.echo, wait=wait)
+    else:
+        fill = partial(_fill_users, run, store)
+        roll_to(run, store, fill, typer.echo, share=share, shadow=shadow, wait=wait)
 
 
 @app.command()
@@ -300,6 +322,14 @@ def submit(
     definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
     root = files.absolute(_run_dir(definition.name, run_dir))
     raise typer.Exit(submit_run(dump(definition), definition.catalog, root, address, wait=wait, env=env or ()))
+
+
+def _fill_users(run: str, store: str) -> None:
+    """Fills a store with the users of a run, if it has a log."""
+    from storage.manifest import first_unfinished
+
+    if first_unfinished(run, ("features",)) is None:  # else no user is known
+        _fill(run, store, batch=1_000)
 
 
 def _fill(run: str, store: str, *, batch: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from operators.features.tokens import NULL_ID
 from operators.log.partitions import item_hashes, open_log
+from serving.ranking import trained_by
 from serving.stores.base import User
 from serving.stores.opening import open_store
 from storage import files
@@ -20,6 +21,7 @@ from storage.errors import ArtifactError
 from storage.manifest import require_finished, require_manifest
 from storage.run import RunDir
 
+NEWEST = "log"  # note of a store: the end of the newest log of which it has users, microseconds
 COLUMNS = ["user_id", "user", "seen", "seen_time", "events"]
 
 
@@ -47,6 +49,8 @@ class Loaded(NamedTuple):
 def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, int], None]) -> Loaded:
     """Writes the users of a run into a store; those that it has are replaced, but for events after the run's log.
 
+    Where the store has users of a log that ends later, these stay as they are.
+
     Args:
         root: URI of the run directory.
         store_uri: see `serving.stores.opening.open_store`.
@@ -66,13 +70,15 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
     store = open_store(store_uri, create=True)
     try:
         total, done, written = table.count_rows(), 0, 0
+        newest = int(note.text) if (note := store.notes(NEWEST).get(NEWEST)) else until
+        store.keep_note(NEWEST, str(max(newest, until)))
         there = store.begin_load(source)
         for number, part in enumerate(parts):
             if number in there:
                 done += files.dataset(part).count_rows()
                 continue
-            for ids, users in _batches(part, items, batch):
-                store.write(ids, users, until=until)
+            for ids, users in _batches(part, items, batch, trained_by(run)):
+                store.write(ids, users, until=until, replace=until >= newest)
                 done, written = done + len(ids), written + len(ids)
                 progress(done, total)
             store.finish_part(source, number)
@@ -81,8 +87,15 @@ def load_users(root: str, store_uri: str, batch: int, progress: Callable[[int, i
     return Loaded(written, time.monotonic() - started, len(there), len(parts))
 
 
-def _batches(part: str, items: np.ndarray, rows: int) -> Iterator[tuple[list[str], list[User]]]:
-    """Yields the users of a partition and their ids; `items` has the hash of each item of the run, int64 [N]."""
+def _batches(part: str, items: np.ndarray, rows: int, by: int) -> Iterator[tuple[list[str], list[User]]]:
+    """Yields the users of a partition and their ids.
+
+    Args:
+        part: URI of the partition.
+        items: hash of each item of the run, int64 [N].
+        rows: of a batch.
+        by: number of the run.
+    """
     for batch in files.batches(part, COLUMNS, rows):
         offsets = batch["seen"].offsets.to_numpy()
         ends = (offsets - offsets[0]).tolist()
@@ -90,7 +103,7 @@ def _batches(part: str, items: np.ndarray, rows: int) -> Iterator[tuple[list[str
         trained = (batch["user"].to_numpy() != NULL_ID).tolist()
         nothing = np.empty(0, np.int64)
         users = [
-            User(hashes[start:end], times[start:end], events, is_trained, nothing)
+            User(hashes[start:end], times[start:end], events, (by,) * is_trained, nothing)
             for start, end, events, is_trained in zip(
                 ends[:-1], ends[1:], batch["events"].to_pylist(), trained, strict=True
             )

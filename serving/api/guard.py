@@ -60,7 +60,8 @@ class Guard:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "none")  # a path may hold an id
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.request(route, method, status, seconds)
+            run = state.get("run", self._metrics.run)
+            self._metrics.request(route, method, status, seconds, run)
             logs.line(
                 logging.ERROR if error else logging.INFO,
                 request_id=request_id,
@@ -68,7 +69,7 @@ class Guard:
                 route=route,
                 status=status,
                 ms=round(1e3 * seconds, 1),
-                run=self._metrics.run,
+                run=run,
                 recommendation_id=state.get("recommendation_id"),
                 error=error,
             )

@@ -15,13 +15,14 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from serving import explorer
 from serving.api import cursor, schemas
+from serving.api.beside import Beside
 from serving.api.errors import PROBLEMS, ApiError, Problem, handle
 from serving.api.events import SECOND_US, event_routes
 from serving.api.guard import Guard
-from serving.api.impressions import Impressions
 from serving.api.items import MISSING, item_routes
 from serving.api.metrics import CONTENT_TYPE, Metrics
 from serving.api.pictures import small_picture
+from serving.api.runs import run_routes
 from serving.api.security import BEARER, read_keys
 from serving.api.served import Served
 from serving.api.warm import warm_up
@@ -29,8 +30,12 @@ from serving.api.work import Work, unavailable
 from serving.query import Answer, Query
 from serving.settings import Settings
 from serving.stores.base import Impression
+from storage.errors import UserError
 
 STALE: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "the cursor is of another run"}}
+MOST_SHOWN, SHOWN_TOGETHER = 10_000, 500  # answers that wait for the store, and that are written at once
+SHADOW = ":shadow"  # behind the id of an answer, that of the answer nobody saw
+MOST_UNSEEN = 64  # queries that wait for the run in the shadow
 COUNTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {}}},
     401: PROBLEMS[401],
@@ -39,25 +44,26 @@ COUNTS: dict[int | str, dict[str, Any]] = {
 
 
 def http_api(served: Served, settings: Settings) -> FastAPI:
-    """Returns the application over a loaded run; its start asks the run one query of each kind.
+    """Returns the application over the runs that are served; its start asks them one query of each kind.
 
     Raises:
         UserError: the keys cannot be read, or there are none and the service is not to be open.
     """
     keys, work, warm = read_keys(settings), Work(served, settings), False
-    metrics = Metrics(served.run, lambda: work.under_way)
-    shown = Impressions(served.show, metrics.lost) if settings.impressions else None
+    metrics = Metrics(lambda: served.names, lambda: work.under_way)
+    kept = Kept(served, settings, metrics)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         nonlocal warm
-        if shown is not None:
-            shown.start()
-        warm = await work.ask(warm_up, served)
+        kept.start()
+        failed = await work.ask(warm_up, served)
+        warm = all(isinstance(error, UserError) for error in failed.values())
+        await asyncio.to_thread(served.start)
         yield
         work.close()
-        if shown is not None:
-            await asyncio.to_thread(shown.close)
+        await asyncio.to_thread(kept.close)
+        await asyncio.to_thread(served.close)
 
     api = FastAPI(
         title="tesserec",
@@ -78,10 +84,11 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    api.include_router(query_routes(served, settings, work, metrics, shown))
+    api.include_router(query_routes(served, settings, work, metrics, kept))
     api.include_router(event_routes(served, settings, work, metrics))
     api.include_router(item_routes(served, settings, work, metrics))
     api.include_router(catalogue_routes(served, work))
+    api.include_router(run_routes(served, work))
 
     @api.get("/healthz")
     async def healthz() -> schemas.Alive:
@@ -110,9 +117,46 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
     return api
 
 
-def query_routes(
-    served: Served, settings: Settings, work: Work, metrics: Metrics, shown: Impressions | None
-) -> APIRouter:
+class Kept:
+    """Answers that are written beside the requests: those that were given, and those of a run in the shadow."""
+
+    def __init__(self, served: Served, settings: Settings, metrics: Metrics) -> None:
+        self._served, self._metrics, self._keeps = served, metrics, settings.impressions
+        self._shown = Beside("answers", served.show, metrics.lost, most=MOST_SHOWN, together=SHOWN_TOGETHER)
+        self._unseen = Beside(
+            "shadow", self._answer_unseen, metrics.unasked, most=MOST_UNSEEN, together=settings.max_batch
+        )
+
+    def start(self) -> None:
+        """Starts its threads."""
+        self._shown.start()
+        self._unseen.start()
+
+    def close(self) -> None:
+        """Writes what waits, and ends."""
+        self._unseen.close()
+        self._shown.close()
+
+    def put(self, answer: Answer, user_id: str | None, recommendation_id: str, route: str) -> None:
+        """Keeps an answer that is given."""
+        if self._keeps:
+            self._shown.put(as_impression(answer, user_id, recommendation_id, route))
+
+    def shadow(self, query: Query, answer: Answer) -> None:
+        """Lets the run in the shadow, if there is one, answer a query that was answered."""
+        if self._served.shadowed:
+            self._unseen.put((query, answer, int(time.time() * SECOND_US)))
+
+    def _answer_unseen(self, asked: Sequence[tuple[Query, Answer, int]]) -> None:
+        answers = self._served.shadow([query for query, _, _ in asked])
+        for (query, shown, at), answer in zip(asked, answers, strict=False):  # none, where it has just gone
+            self._metrics.shadow(shown, answer)
+            unseen = as_impression(answer, query.user_id, f"{query.draw}{SHADOW}", "/v1/recommend")
+            if self._keeps:
+                self._shown.put(unseen._replace(shown=False, time=at))
+
+
+def query_routes(served: Served, settings: Settings, work: Work, metrics: Metrics, kept: Kept) -> APIRouter:
     """Returns the routes that answer with items."""
     routes = APIRouter(prefix="/v1", dependencies=[Security(BEARER)], responses=PROBLEMS)
 
@@ -120,13 +164,12 @@ def query_routes(
         request: Request, answer: Answer, user_id: str | None = None, recommendation_id: str | None = None
     ) -> dict[str, Any]:
         route, recommendation_id = request.scope["route"].path, recommendation_id or str(uuid.uuid4())
-        request.state.recommendation_id = recommendation_id
+        request.state.recommendation_id, request.state.run = recommendation_id, answer.run
         metrics.answer(route, answer)
-        if shown is not None:
-            shown.put(as_impression(answer, user_id, recommendation_id, served.run, route))
+        kept.put(answer, user_id, recommendation_id, route)
         return {
             "recommendation_id": recommendation_id,
-            "run": served.run,
+            "run": answer.run,
             "items": answer.items,
             "source": answer.source,
             "unknown": answer.unknown,
@@ -135,8 +178,9 @@ def query_routes(
     @routes.post("/recommend", responses=STALE)
     async def recommend(body: schemas.RecommendRequest, request: Request) -> schemas.Page:
         """Returns the k items that this user would most probably like."""
-        check_names(body.recommenders, served.recommenders)
-        given = cursor.read(body.cursor, served.run) if body.cursor is not None else []
+        of = served.answering(body.user_id)
+        check_names(body.recommenders, of.recommenders)
+        given = cursor.read(body.cursor, of.run) if body.cursor is not None else []
         query = Query(
             user_id=body.user_id,
             history=body.history,
@@ -150,8 +194,9 @@ def query_routes(
             draw=str(uuid.uuid4()),
         )
         answer = await work.recommend(query)
+        kept.shadow(query, answer)
         more = len(answer.items) == body.k
-        next_one = cursor.write(served.run, [*given, *(item.item_id for item in answer.items)]) if more else None
+        next_one = cursor.write(answer.run, [*given, *(item.item_id for item in answer.items)]) if more else None
         return schemas.Page(**parts(request, answer, body.user_id, query.draw), cursor=next_one)
 
     @routes.post("/rank")
@@ -232,18 +277,19 @@ def catalogue_routes(served: Served, work: Work) -> APIRouter:
     return routes
 
 
-def as_impression(answer: Answer, user_id: str | None, recommendation_id: str, run: str, route: str) -> Impression:
+def as_impression(answer: Answer, user_id: str | None, recommendation_id: str, route: str) -> Impression:
     """Returns an answer as it is kept."""
     return Impression(
         user_id,
         recommendation_id,
         int(time.time() * SECOND_US),
-        run,
+        answer.run,
         route,
         [item.item_id for item in answer.items],
         [item.score for item in answer.items],
         [item.recommenders for item in answer.items],
         [item.propensity for item in answer.items],
+        answer.since,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the routes ask of a run."""
+"""What the routes ask of the runs that are served."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from serving.query import Answer, NewItem, Query
 from serving.stores.base import Event, Impression
 
 
-class Served(Protocol):
-    """A loaded run. Several threads ask at once; what it cannot answer is a UserError with one sentence."""
+class Answering(Protocol):
+    """A loaded run, or several. Many threads ask at once; what it cannot answer is a UserError with one sentence."""
 
     @property
     def run(self) -> str:
@@ -66,18 +66,6 @@ class Served(Protocol):
         """Returns what there is to show of an item; None where the catalogue has no such item."""
         ...
 
-    def post_item(self, new: NewItem) -> dict[str, Any]:
-        """Takes an item that is in the next answer, and returns it; raises TakenError where there is such an item."""
-        ...
-
-    def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Changes what is given of an item, and returns it; raises MissingError where there is none."""
-        ...
-
-    def delete_item(self, item_id: str) -> None:
-        """Removes an item; raises MissingError where there is none."""
-        ...
-
     def picture(self, item_id: str) -> bytes | None:
         """Returns a small JPEG of the first picture of an item, if there is one."""
         ...
@@ -92,6 +80,52 @@ class Served(Protocol):
 
     def quality(self) -> dict[str, Any]:
         """Returns metrics of the run."""
+        ...
+
+
+class Served(Answering, Protocol):
+    """The runs that are served, and the store that they share."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names and fingerprints of all runs; `run` is the first one, which answers whatever names no user."""
+        ...
+
+    @property
+    def shadowed(self) -> bool:
+        """Whether a run answers in the shadow of another."""
+        ...
+
+    def answering(self, user_id: str | None) -> Answering:
+        """Returns the run that answers a user, always the same as long as the same runs are served."""
+        ...
+
+    def shadow(self, queries: Sequence[Query]) -> list[Answer]:
+        """Answers queries by the run in the shadow; none where there is none."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Returns which runs are served and how their answers fare."""
+        ...
+
+    def start(self) -> None:
+        """Follows what is to be served, until `close`."""
+        ...
+
+    def close(self) -> None:
+        """Follows it no more."""
+        ...
+
+    def post_item(self, new: NewItem) -> dict[str, Any]:
+        """Takes an item that is in the next answer, and returns it; raises TakenError where there is such an item."""
+        ...
+
+    def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes what is given of an item, and returns it; raises MissingError where there is none."""
+        ...
+
+    def delete_item(self, item_id: str) -> None:
+        """Removes an item; raises MissingError where there is none."""
         ...
 
     def add(self, events: Sequence[Event]) -> tuple[int, list[str]]:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from PIL import Image
 
 from serving.api import logs
-from serving.api.served import Served
+from serving.api.served import Answering
 from serving.query import Query
 from storage.errors import UserError
 
 
-def warm_up(served: Served) -> bool:
-    """Asks one query of each kind; says whether each was answered, or is one that this run does not answer."""
+def warm_up(served: Answering) -> dict[str, Exception]:
+    """Asks one query of each kind; returns what went wrong with which, a UserError where the run has no answer."""
     picture = io.BytesIO()
     Image.new("RGB", (32, 32), "white").save(picture, "PNG")
     liked: list[str] = []
@@ -36,13 +36,14 @@ def warm_up(served: Served) -> bool:
         "tree": lambda: served.tree([]),
         "quality": served.quality,
     }
-    warm = True
+    failed: dict[str, Exception] = {}
     for kind, ask in queries.items():
         try:
             ask()
         except UserError as error:  # of the run, not of a user: its sentence holds none
             logs.line(logging.WARNING, warm_up=kind, cannot=str(error))
+            failed[kind] = error
         except Exception as error:  # noqa: BLE001 - the service says that it is not ready
             logs.line(logging.ERROR, warm_up=kind, error=logs.where(error))
-            warm = False
-    return warm
+            failed[kind] = error
+    return failed

@@ -37,6 +37,7 @@ export const similar = asking("v1/similar");
 export const search = asking("v1/search");
 export const post = asking("v1/items");
 export const tree = (prefix, signal) => call(`v1/tree?${new URLSearchParams(prefix.map(code => ["prefix", code]))}`, { signal });
+export const runs = () => call("v1/runs", { quiet: true });
 export const quality = signal => call("v1/quality", { signal });
 export const event = body => call("v1/events", { method: "POST", body, quiet: true });
 export const erase = user => call(`v1/users/${encodeURIComponent(user)}`, { method: "DELETE", quiet: true });

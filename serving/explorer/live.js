@@ -1,6 +1,8 @@
 // What the service counts about itself, asked anew while it is looked at.
 import * as api from "./api.js";
 import { el, told } from "./dom.js";
+import { buckets, quantile, read, time } from "./prometheus.js";
+import * as runs from "./runs.js";
 
 const EVERY = 5000; // milliseconds
 const view = document.getElementById("quality"), place = document.getElementById("live");
@@ -12,34 +14,18 @@ document.addEventListener("visibilitychange", show);
 /** Reads the counts, now and every few seconds while the view is shown and the page is in front. */
 export async function show() {
   clearTimeout(timer);
-  if (view.hidden || document.hidden || refused) return;
+  if (view.hidden || document.hidden) return;
+  let samples = [];
   try {
-    draw(read(await api.metrics()));
-    problem.replaceChildren();
+    if (!refused) draw((samples = read(await api.metrics())));
+    if (!refused) problem.replaceChildren();
   } catch (error) {
     refused = error.status === 401 || error.status === 403;
     problem.replaceChildren(...(refused ? ["What the service counts is shown for a key with the role admin."] : told(error)));
   }
+  await runs.show(samples);
   clearTimeout(timer); // of another look at the same time
   timer = setTimeout(show, EVERY);
-}
-
-/** The samples of Prometheus' text: [{name, labels, value}]. */
-export function read(text) {
-  const lines = [...text.matchAll(/^(\w+)(?:\{(.*)\})? (\S+)$/gm)];
-  return lines.map(([, name, labels = "", value]) => ({
-    name,
-    labels: Object.fromEntries([...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, key, said]) => [key, said.replace(/\\(.)/g, (_, letter) => (letter === "n" ? "\n" : letter))])),
-    value: value === "+Inf" ? Infinity : Number(value),
-  }));
-}
-
-/** The time in seconds under which a share of requests is, by [bound, requests under it]; linear within a bucket. */
-export function quantile(share, buckets) {
-  const wanted = share * (buckets.at(-1)?.[1] ?? 0), at = buckets.findIndex(([, under]) => under >= wanted);
-  if (!wanted) return null;
-  const [bound, under] = buckets[at], [low, before] = buckets[at - 1] ?? [0, 0];
-  return bound === Infinity ? Infinity : low + (bound - low) * (wanted - before) / (under - before);
 }
 
 function draw(samples) {
@@ -63,10 +49,8 @@ function draw(samples) {
   const most = Math.max(...requests.values());
   const order = ([one, few], [other, many]) => (one === "other") - (other === "other") || many - few;
   const rows = [...requests].sort(order).map(([route, number]) => {
-    const under = new Map();
-    for (const { labels, value } of times) if (routeOf(labels) === route) under.set(labels.le, (under.get(labels.le) ?? 0) + value);
-    const buckets = [...under].map(([le, value]) => [le === "+Inf" ? Infinity : Number(le), value]).sort(([one], [next]) => one - next);
-    const [median, slow] = [0.5, 0.99].map(share => time(quantile(share, buckets), buckets));
+    const under = buckets(times.filter(({ labels }) => routeOf(labels) === route));
+    const [median, slow] = [0.5, 0.99].map(share => time(quantile(share, under), under));
     return el("tr", {}, el("th", { scope: "row" }, route === "other" ? "all others" : route.replaceAll(":path}", "}")),
       el("td", { "data-name": "requests" }, el("b", {}, number.toLocaleString("en")), el("span", { class: "bar", vars: { "--part": (number / most).toFixed(4) } })),
       el("td", { "data-name": "failed" }, (errors.get(route) ?? 0).toLocaleString("en")), el("td", { "data-name": "p50" }, median), el("td", { "data-name": "p99" }, slow));
@@ -74,11 +58,4 @@ function draw(samples) {
   table.hidden = !rows.length;
   table.replaceChildren(el("table", {},
     el("thead", {}, el("tr", {}, ["Route", "requests", "failed", "p50", "p99"].map(name => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)));
-}
-
-/** A time in words; beyond the last bound only that it is. */
-function time(seconds, buckets) {
-  if (seconds === null) return "–";
-  if (seconds === Infinity) return `> ${buckets.at(-2)[0]} s`;
-  return seconds < 1 ? `${Math.max(1, Math.round(seconds * 1000))} ms` : `${seconds.toFixed(1)} s`;
 }

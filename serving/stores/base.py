@@ -17,14 +17,15 @@ class User(NamedTuple):
         items: hashes of the ids of the items that they liked, int64 [n], oldest first; see `storage.hashing.hash_ids`.
         times: of these events, int64 [n], microseconds.
         events: number of all their events, those that are no like included.
-        trained: whether the ranker has learned this user's id.
+        trained: numbers of the runs whose rankers have learned this user's id, the newest first; see
+            `serving.ranking.trained_by`.
         disliked: hashes of the ids of the items that they last said they dislike, int64 [m], the newest last.
     """
 
     items: np.ndarray
     times: np.ndarray
     events: int
-    trained: bool
+    trained: tuple[int, ...]
     disliked: np.ndarray
 
 
@@ -48,6 +49,11 @@ class Event(NamedTuple):
     time: int
     recommendation_id: str | None = None
 
+    @property
+    def acted_on(self) -> str | None:
+        """The answer that it speaks for."""
+        return self.recommendation_id if self.weight > 0 else None
+
 
 class Impression(NamedTuple):
     """An answer that a user was given.
@@ -62,6 +68,8 @@ class Impression(NamedTuple):
         scores: of the items.
         recommenders: names of those that found each item.
         propensities: probability with which each item got its position.
+        since: when the runs began to be served as they were then, microseconds; 0 where that is not known.
+        shown: whether the user saw it; not, where a run answers in the shadow of another.
     """
 
     user_id: str | None
@@ -73,6 +81,13 @@ class Impression(NamedTuple):
     scores: list[float]
     recommenders: list[list[str]]
     propensities: list[float]
+    since: int = 0
+    shown: bool = True
+
+    @property
+    def counts(self) -> bool:
+        """Whether it says something of how users like what a run answers."""
+        return self.shown and bool(self.since and self.items) and self.user_id is not None
 
 
 class Item(NamedTuple):
@@ -89,6 +104,25 @@ class Item(NamedTuple):
     state: str
     about: dict[str, Any]
     vector: np.ndarray
+
+
+class Tally(NamedTuple):
+    """What users did with the answers of a run: sums over users, of whom each has n answers and acted on c of them.
+
+    A user has acted on an answer where an event with a weight above 0 names it.
+
+    Attributes:
+        users: who had an answer.
+        answers, acted: sums of n and of c.
+        answers_squared, both, acted_squared: sums of n * n, of n * c and of c * c.
+    """
+
+    users: int = 0
+    answers: int = 0
+    acted: int = 0
+    answers_squared: int = 0
+    both: int = 0
+    acted_squared: int = 0
 
 
 class UserStore(Protocol):
@@ -123,6 +157,14 @@ class EventStore(UserStore, Protocol):
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:
         """Returns the events of these users, in no order."""
+        ...
+
+    def tallies(self, since: int) -> dict[str, Tally]:
+        """Returns by run what became of the answers that users were shown, of those with this `since`."""
+        ...
+
+    def drop_tallies(self, before: int) -> None:
+        """Removes the counts, but no answers, of all that began to be served earlier, microseconds."""
         ...
 
     def every_event(self) -> Iterator[list[Event]]:
@@ -173,18 +215,41 @@ class ItemStore(Protocol):
         ...
 
 
-class ServedStore(EventStore, ItemStore, Protocol):
+class Note(NamedTuple):
+    """A text that processes leave for each other, and how often it was written."""
+
+    version: int
+    text: str
+
+
+class NoteStore(Protocol):
+    """Small texts by name: which runs are served, and how each replica does."""
+
+    def notes(self, prefix: str) -> dict[str, Note]:
+        """Returns the notes whose names begin so."""
+        ...
+
+    def keep_note(self, name: str, text: str, *, version: int | None = None) -> bool:
+        """Writes a note, unless one of another version than a given one is there (0: none); says whether."""
+        ...
+
+    def drop_note(self, name: str) -> None:
+        """Removes a note."""
+        ...
+
+
+class ServedStore(EventStore, ItemStore, NoteStore, Protocol):
     """What the service needs of a store."""
 
 
 class LoadableStore(ServedStore, Protocol):
     """A store that is filled from a source of numbered parts, and remembers how far that has come."""
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
-        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
+        """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
         What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Who was forgotten stays so.
+        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
         """
         ...
 

@@ -9,7 +9,8 @@ import numpy as np
 from serving.stores.base import Event, User
 from storage.hashing import hash_ids
 
-NOBODY = User(np.empty(0, np.int64), np.empty(0, np.int64), 0, False, np.empty(0, np.int64))
+NOBODY = User(np.empty(0, np.int64), np.empty(0, np.int64), 0, (), np.empty(0, np.int64))
+MOST_TRAINED = 4  # runs of which it is known that they learned a user's id: two side by side, and two to go back to
 
 
 def after(user: User | None, events: Sequence[Event]) -> User:
@@ -40,3 +41,19 @@ def after(user: User | None, events: Sequence[Event]) -> User:
         known.trained,
         np.array(list(disliked), np.int64),
     )
+
+
+def loaded(user: User, old: User | None, events: Sequence[Event], *, replace: bool) -> User:
+    """Returns what to keep of a user whom a log knows, too.
+
+    Args:
+        user: as the log knows them.
+        old: as they are known; None for somebody new.
+        events: that are later than the log.
+        replace: whether the log says more than what is known.
+    """
+    known = () if old is None else old.trained
+    trained = tuple(dict.fromkeys((*user.trained, *known)))[:MOST_TRAINED]
+    if old is not None and not replace:
+        return old._replace(trained=trained)
+    return after(user._replace(trained=trained), events)

@@ -8,21 +8,24 @@ import numpy as np
 
 from serving.stores.base import Event, Impression, Item, User
 
-FORMAT = 2  # of the records; raised when they change
+FORMAT = 3  # of the records; raised when they change
 
 
 def pack(user: User) -> bytes:
-    """Returns the record of a user: int64, little endian; three counts, what they liked and when, what they dislike."""
-    counts = np.array([user.events, user.trained, len(user.items)])
-    return np.concatenate([counts, user.items, user.times, user.disliked]).astype("<i8").tobytes()
+    """Returns the record of a user: int64, little endian; three counts, who learned of them, what they liked and when,
+    what they dislike.
+    """
+    counts = np.array([user.events, len(user.trained), len(user.items)])
+    trained = np.array(user.trained, np.int64)
+    return np.concatenate([counts, trained, user.items, user.times, user.disliked]).astype("<i8").tobytes()
 
 
 def unpack(record: bytes) -> User:
     """Returns the user of a record."""
     values = np.frombuffer(record, "<i8").astype(np.int64)
-    events, trained, liked = values[:3].tolist()
-    items, times, disliked = np.split(values[3:], [liked, 2 * liked])
-    return User(items, times, events, bool(trained), disliked)
+    events, learned, liked = values[:3].tolist()
+    trained, items, times, disliked = np.split(values[3:], [learned, learned + liked, learned + 2 * liked])
+    return User(items, times, events, tuple(trained.tolist()), disliked)
 
 
 def pack_event(event: Event) -> bytes:

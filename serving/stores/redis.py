@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from serving.stores.base import Event, Impression, Item, User
-from serving.stores.history import after
+from serving.stores.base import Event, Impression, Item, Note, Tally, User
+from serving.stores.history import after, loaded
 from serving.stores.records import (
     FORMAT,
     key,
@@ -29,6 +30,7 @@ from serving.stores.records import (
     unpack_impression,
     unpack_item,
 )
+from serving.stores.scripts import FORGET, SHOW
 from storage.errors import UserError
 
 # Before the id of a user:
@@ -39,14 +41,11 @@ FORMAT_KEY = b"tesserec:format"
 COUNT_KEY = b"tesserec:users"  # how many there are; the server counts keys of one kind only by going through all keys
 ITEMS, PICTURES = b"tesserec:items", b"tesserec:pictures"  # by id
 VERSION, VERSIONS = b"tesserec:items-version", b"tesserec:items-versions"  # of all items, and the last one of each
+ACTED = b"tesserec:acted:"  # before the id of a user: the answers that their events name
+TALLIES = b"tesserec:tallies"  # a set of SINCE/RUN, before each of which two hashes by user have:
+ANSWERS, ACTS = b"tesserec:answers:", b"tesserec:acts:"
+NOTES, NOTE_VERSIONS = "tesserec:notes", "tesserec:note-versions"
 LOADED = "tesserec:loaded"  # a set of SOURCE/PART
-FORGET = """
-redis.call('DECRBY', KEYS[1], redis.call('DEL', KEYS[2]))
-redis.call('DEL', KEYS[3], KEYS[4])
-redis.call('SREM', KEYS[5], ARGV[1])
-redis.call('SREM', KEYS[6], ARGV[1])
-redis.call('HSET', KEYS[7], ARGV[1], ARGV[2])
-"""  # a script is one step to everyone else
 ROWS = 1_000  # users, and events of a user, that are read at a time
 CONNECT_S, ANSWER_S = 2.0, 10.0  # what is waited for the server
 
@@ -70,7 +69,7 @@ class RedisStore:
                 socket_timeout=ANSWER_S,
                 retry=Retry(ExponentialBackoff(base=0.05, cap=0.5), 1),  # a connection that the server has closed
             )
-            self._forget = self._client.register_script(FORGET)
+            self._forget, self._show = (self._client.register_script(script) for script in (FORGET, SHOW))
             version = self._client.get(FORMAT_KEY)
         if version not in (None, b"%d" % FORMAT):
             raise UserError(f"{self._shown} is a store of another version of tesserec: use another database there.")
@@ -103,6 +102,11 @@ class RedisStore:
             records = pipe.mget([USERS + user for user in users])
             known = [pipe.hmget(EVENTS + user, list(of[user])) for user in users]
             gone = pipe.hmget(FORGOTTEN, users)
+            acts = {
+                user: sorted({key(name) for each in of[user].values() if (name := each.acted_on)}) for user in users
+            }
+            before = {user: pipe.hmget(ACTED + user, ids) for user, ids in acts.items() if ids}
+            shown = {user: pipe.hmget(IMPRESSIONS + user, acts[user]) for user in before}
             pipe.multi()
             added = 0
             for user, record, there, since in zip(users, records, known, gone, strict=True):
@@ -114,10 +118,17 @@ class RedisStore:
                     pipe.incrby(COUNT_KEY, int(record is None))
                     pipe.sadd(WHOSE[EVENTS], user)
                     added += len(new)
+                named = {key(name) for event in new if (name := event.acted_on)}
+                for each, old, record in zip(acts[user], before.get(user, ()), shown.get(user, ()), strict=True):
+                    if each in named and old is None:
+                        pipe.hset(ACTED + user, each, 1)
+                        answer = None if record is None else unpack_impression(user, each, record)
+                        if answer is not None and answer.counts:
+                            pipe.hincrby(ACTS + _tally_of(answer), user, 1)
             pipe.set(FORMAT_KEY, FORMAT)
             return added
 
-        watched = (FORGOTTEN, *(kind + user for user in users for kind in (USERS, EVENTS)))
+        watched = (FORGOTTEN, *(kind + user for user in users for kind in (USERS, EVENTS, IMPRESSIONS)))
         run: Any = self._client.transaction  # its types know nothing of a function that returns something
         with self._told():
             added: int = run(change, *watched, value_from_callable=True)
@@ -125,18 +136,14 @@ class RedisStore:
 
     def show(self, impressions: Sequence[Impression]) -> None:
         """Keeps answers that users were given, likewise."""
-
-        def change(pipe: Any) -> None:
-            gone = pipe.hmget(FORGOTTEN, [key(each.user_id) for each in impressions])
-            pipe.multi()
-            for each, since in zip(impressions, gone, strict=True):
-                if since is None or each.time > int(since):
-                    pipe.hset(IMPRESSIONS + key(each.user_id), key(each.recommendation_id), pack_impression(each))
-                    pipe.sadd(WHOSE[IMPRESSIONS], key(each.user_id))
-
-        if impressions:
-            with self._told():
-                self._client.transaction(change, FORGOTTEN)
+        with self._told(), self._client.pipeline() as pipe:
+            for each in impressions:
+                user = key(each.user_id)
+                keys = [FORGOTTEN, IMPRESSIONS + user, WHOSE[IMPRESSIONS], ACTED + user, TALLIES]
+                name = _tally_of(each) if each.counts else b""
+                record = [key(each.recommendation_id), pack_impression(each), each.time]
+                self._show(keys, [user, *record, name, ANSWERS, ACTS], client=pipe)
+            pipe.execute()
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:
         """Returns the events of these users, in no order."""
@@ -146,6 +153,23 @@ class RedisStore:
                 pipe.hgetall(EVENTS + user)
             found = pipe.execute()
         return [unpack_event(user, *row) for user, own in zip(users, found, strict=True) for row in own.items()]
+
+    def tallies(self, since: int) -> dict[str, Tally]:
+        """Returns by run what became of the answers that users were shown, of those with this `since`."""
+        with self._told():
+            names: Any = self._client.smembers(TALLIES)
+        wanted = {unkey(run): name for name in names for start, _, run in [name.partition(b"/")] if int(start) == since}
+        found = {run: self._tally(name) for run, name in wanted.items()}
+        return {run: tally for run, tally in found.items() if tally.users}
+
+    def drop_tallies(self, before: int) -> None:
+        """Removes the counts, but no answers, of all that began to be served earlier, microseconds."""
+        with self._told():
+            names: Any = self._client.smembers(TALLIES)
+            for name in names:
+                if int(name.partition(b"/")[0]) < before:
+                    self._client.delete(ANSWERS + name, ACTS + name)
+                    self._client.srem(TALLIES, name)
 
     def every_event(self) -> Iterator[list[Event]]:
         """Yields all events, some users at a time."""
@@ -158,10 +182,11 @@ class RedisStore:
     def forget(self, user_id: str, time: int) -> None:
         """Removes all that is kept of a user, and remembers that this was done at a time, in microseconds."""
         user = key(user_id)
-        keys = [COUNT_KEY, USERS + user, EVENTS + user, IMPRESSIONS + user, *WHOSE.values(), FORGOTTEN]
+        own = [USERS + user, EVENTS + user, IMPRESSIONS + user]
+        keys = [COUNT_KEY, *own, *WHOSE.values(), FORGOTTEN, ACTED + user, TALLIES]
         self._check_durable()
         with self._told():
-            self._forget(keys, [user, time])
+            self._forget(keys, [user, time, ANSWERS, ACTS])
 
     def forgotten(self) -> dict[str, int]:
         """Returns the users that were forgotten, and when."""
@@ -217,11 +242,11 @@ class RedisStore:
             found: Any = self._client.hget(PICTURES, key(item_id))
         return found
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
-        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
+        """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
         What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Who was forgotten stays so.
+        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
         """
         ids = [key(user_id) for user_id in user_ids]
         if not ids:
@@ -236,7 +261,8 @@ class RedisStore:
             for user_id, user, old, left in zip(ids, users, there, gone, strict=True):
                 if left is None:
                     new = [event for event in own.get(user_id, ()) if event.time > until]
-                    records[USERS + user_id] = pack(after(user, new))
+                    known = None if old is None else unpack(old)
+                    records[USERS + user_id] = pack(loaded(user, known, new, replace=replace))
                     more += old is None
             pipe.multi()
             pipe.mset(records)
@@ -244,6 +270,43 @@ class RedisStore:
 
         with self._told():
             self._client.transaction(change, FORGOTTEN, *(kind + user for user in ids for kind in (USERS, EVENTS)))
+
+    def notes(self, prefix: str) -> dict[str, Note]:
+        """Returns the notes whose names begin so."""
+        with self._told(), self._client.pipeline() as pipe:
+            pipe.hgetall(NOTES)
+            pipe.hgetall(NOTE_VERSIONS)
+            texts, versions = pipe.execute()
+        return {
+            unkey(name): Note(int(versions[name]), text.decode())
+            for name, text in texts.items()
+            if name.startswith(key(prefix))
+        }
+
+    def keep_note(self, name: str, text: str, *, version: int | None = None) -> bool:
+        """Writes a note, unless one of another version than a given one is there (0: none); says whether."""
+
+        def change(pipe: Any) -> bool:
+            there = int(pipe.hget(NOTE_VERSIONS, name) or 0)
+            pipe.multi()
+            if version not in (None, there):
+                return False
+            pipe.hset(NOTES, name, text)
+            pipe.hset(NOTE_VERSIONS, name, there + 1)
+            pipe.set(FORMAT_KEY, FORMAT)
+            return True
+
+        run: Any = self._client.transaction  # see `add`
+        with self._told():
+            kept: bool = run(change, NOTE_VERSIONS, value_from_callable=True)
+        return kept
+
+    def drop_note(self, name: str) -> None:
+        """Removes a note."""
+        with self._told(), self._client.pipeline() as pipe:
+            pipe.hdel(NOTES, name)
+            pipe.hdel(NOTE_VERSIONS, name)
+            pipe.execute()
 
     def begin_load(self, source: str) -> set[int]:
         """Returns the parts of a source that are in the store whole, and forgets those of any other source."""
@@ -286,6 +349,13 @@ class RedisStore:
             if not cursor:
                 return
 
+    def _tally(self, name: bytes) -> Tally:
+        with self._told():
+            answers: Any = self._client.hgetall(ANSWERS + name)
+            acts: Any = self._client.hgetall(ACTS + name)
+        n, c = (np.array([int(kind.get(user, 0)) for user in answers], np.int64) for kind in (answers, acts))
+        return Tally(*(int(number) for number in (len(n), n.sum(), c.sum(), n @ n, n @ c, c @ c)))
+
     def _check_durable(self) -> None:
         if self._durable:
             return
@@ -306,3 +376,7 @@ class RedisStore:
                 f"The store {self._shown} cannot be used ({str(error).rstrip('.')}): see that a Redis server answers "
                 "there, or name another store."
             ) from error
+
+
+def _tally_of(answer: Impression) -> bytes:
+    return b"%d/" % answer.since + key(answer.run)

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from serving.stores.base import Event, Impression, Item, User
-from serving.stores.history import after
+from serving.stores.base import Event, Impression, Item, Note, Tally, User
+from serving.stores.history import after, loaded
 from serving.stores.records import (
     FORMAT,
     key,
@@ -45,6 +45,10 @@ SCHEMA = (
     "CREATE TABLE users (id BLOB PRIMARY KEY, record BLOB NOT NULL)",
     f"CREATE TABLE events {PER_USER}",
     f"CREATE TABLE impressions {PER_USER}",
+    "CREATE TABLE acted (user BLOB, id BLOB, PRIMARY KEY (user, id)) WITHOUT ROWID",  # answers that events name
+    """CREATE TABLE tallies (user BLOB, since INTEGER, run TEXT, answers INTEGER NOT NULL DEFAULT 0,
+        acted INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (user, since, run)) WITHOUT ROWID""",
+    "CREATE TABLE notes (name TEXT PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL)",
     "CREATE TABLE forgotten (user BLOB PRIMARY KEY, time INTEGER NOT NULL)",
     "CREATE TABLE loaded (source TEXT, part INTEGER, PRIMARY KEY (source, part))",
     f"PRAGMA application_id = {APPLICATION}",
@@ -111,15 +115,19 @@ class SqliteStore:
                 if new:
                     _put(connection, user, after(unpack(users[user]) if user in users else None, new))
                     added += len(new)
+                for answer in {event.acted_on for event in new} - {None}:
+                    _act(connection, user, key(answer))
         return added
 
     def show(self, impressions: Sequence[Impression]) -> None:
         """Keeps answers that users were given, likewise."""
-        rows = [
-            (key(each.user_id), key(each.recommendation_id), pack_impression(each), each.time) for each in impressions
-        ]
         with self._told(), self._writer as connection:
-            connection.executemany(INSERT.format(table="impressions"), rows)
+            for each in impressions:
+                place = [key(each.user_id), key(each.recommendation_id)]
+                row = [*place, pack_impression(each), each.time]
+                if connection.execute(INSERT.format(table="impressions"), row).rowcount and each.counts:
+                    acted = connection.execute("SELECT 1 FROM acted WHERE (user, id) = (?, ?)", place).fetchone()
+                    _count(connection, place[0], each, answers=1, acted=int(acted is not None))
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:
         """Returns the events of these users, in no order."""
@@ -128,6 +136,18 @@ class SqliteStore:
             with self._told(), self._reader as connection:
                 found += _events(connection, user)
         return found
+
+    def tallies(self, since: int) -> dict[str, Tally]:
+        """Returns by run what became of the answers that users were shown, of those with this `since`."""
+        sums = "count(*), sum(answers), sum(acted), sum(answers * answers), sum(answers * acted), sum(acted * acted)"
+        query = f"SELECT run, {sums} FROM tallies WHERE since = ? AND answers > 0 GROUP BY run"  # noqa: S608 - ours
+        with self._told(), self._reader as connection:
+            return {run: Tally(*counts) for run, *counts in connection.execute(query, [since])}
+
+    def drop_tallies(self, before: int) -> None:
+        """Removes the counts, but no answers, of all that began to be served earlier, microseconds."""
+        with self._told(), self._writer as connection:
+            connection.execute("DELETE FROM tallies WHERE since < ?", [before])
 
     def every_event(self) -> Iterator[list[Event]]:
         """Yields all events, some users at a time."""
@@ -142,8 +162,8 @@ class SqliteStore:
         user = key(user_id)
         with self._told(), self._writer as connection:
             connection.execute("DELETE FROM users WHERE id = ?", [user])
-            connection.execute("DELETE FROM events WHERE user = ?", [user])
-            connection.execute("DELETE FROM impressions WHERE user = ?", [user])
+            for table in ("events", "impressions", "acted", "tallies"):
+                connection.execute(f"DELETE FROM {table} WHERE user = ?", [user])  # noqa: S608 - ours
             connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", [user, time])
         with self._told(), self._writer.lock:
             self._writer.one.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # else the log still holds what was removed
@@ -183,18 +203,41 @@ class SqliteStore:
             found = connection.execute("SELECT picture FROM pictures WHERE id = ?", [key(item_id)]).fetchone()
         return None if found is None else found[0]
 
-    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int) -> None:
-        """Adds users as a log knows them, or replaces those that it has; all of them or none.
+    def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
+        """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
         What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Who was forgotten stays so.
+        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
         """
         with self._told(), self._writer as connection:
             gone = {user for (user,) in connection.execute("SELECT user FROM forgotten")}
+            there = _records(connection, [key(user_id) for user_id in user_ids])
             for user_id, user in zip(user_ids, users, strict=True):
-                if key(user_id) not in gone:
-                    own = _events(connection, key(user_id))
-                    _put(connection, key(user_id), after(user, [event for event in own if event.time > until]))
+                if (place := key(user_id)) not in gone:
+                    old = unpack(there[place]) if place in there else None
+                    new = [event for event in _events(connection, place) if event.time > until]
+                    _put(connection, place, loaded(user, old, new, replace=replace))
+
+    def notes(self, prefix: str) -> dict[str, Note]:
+        """Returns the notes whose names begin so."""
+        query = "SELECT name, version, text FROM notes WHERE substr(name, 1, ?) = ?"
+        with self._told(), self._reader as connection:
+            return {name: Note(*note) for name, *note in connection.execute(query, [len(prefix), prefix])}
+
+    def keep_note(self, name: str, text: str, *, version: int | None = None) -> bool:
+        """Writes a note, unless one of another version than a given one is there (0: none); says whether."""
+        with self._told(), self._writer as connection:
+            found = connection.execute("SELECT version FROM notes WHERE name = ?", [name]).fetchone()
+            there = 0 if found is None else found[0]
+            if version not in (None, there):
+                return False
+            connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", [name, there + 1, text])
+        return True
+
+    def drop_note(self, name: str) -> None:
+        """Removes a note."""
+        with self._told(), self._writer as connection:
+            connection.execute("DELETE FROM notes WHERE name = ?", [name])
 
     def begin_load(self, source: str) -> set[int]:
         """Returns the parts of a source that are in the store whole, and forgets those of any other source."""
@@ -298,6 +341,23 @@ def _records(connection: sqlite3.Connection, users: Sequence[bytes]) -> dict[byt
 def _events(connection: sqlite3.Connection, user: bytes) -> list[Event]:
     rows = connection.execute("SELECT user, id, record FROM events WHERE user = ?", [user]).fetchall()
     return [unpack_event(*row) for row in rows]
+
+
+def _act(connection: sqlite3.Connection, user: bytes, recommendation_id: bytes) -> None:
+    """Notes that a user has acted on an answer, which may not be here yet."""
+    place = [user, recommendation_id]
+    if connection.execute("INSERT OR IGNORE INTO acted VALUES (?, ?)", place).rowcount:
+        query = "SELECT user, id, record FROM impressions WHERE (user, id) = (?, ?)"
+        for row in connection.execute(query, place).fetchall():
+            if (answer := unpack_impression(*row)).counts:
+                _count(connection, user, answer, answers=0, acted=1)
+
+
+def _count(connection: sqlite3.Connection, user: bytes, answer: Impression, *, answers: int, acted: int) -> None:
+    place = [user, answer.since, answer.run]
+    connection.execute("INSERT OR IGNORE INTO tallies (user, since, run) VALUES (?, ?, ?)", place)
+    query = "UPDATE tallies SET answers = answers + ?, acted = acted + ? WHERE (user, since, run) = (?, ?, ?)"
+    connection.execute(query, [answers, acted, *place])
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -10,8 +10,6 @@ import polars as pl
 import pytest
 
 from storage.manifest import require_manifest
-from tests.served import served
-from tests.serving.conftest import write_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -39,17 +37,3 @@ def test_custom_operator(capsys) -> None:
     assert done["currency"] == ["EUR", "EUR", None, "USD"]
     assert done["outcome"] == ["kept", "kept", "rejected", "kept"]
     assert "could not convert" in capsys.readouterr().out
-
-
-def test_ask_service(monkeypatch, tmp_path, capsys) -> None:
-    finished = write_run(tmp_path / "run", labels=True)
-    with served(finished) as url:
-        run(monkeypatch, "ask_service.py", "--url", url, "--user", "user 4", "-k", "3")
-        known = capsys.readouterr().out
-        run(monkeypatch, "ask_service.py", "--url", url, "--liked", "item 2", "-k", "4")
-        visitor = capsys.readouterr().out
-        with pytest.raises(SystemExit, match="refused"):
-            run(monkeypatch, "ask_service.py", "--url", url, "-k", "1000")
-    assert "60 items" in known
-    assert known.count("item ") >= 3
-    assert "candidates from history" in visitor

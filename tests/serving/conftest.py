@@ -97,10 +97,10 @@ def write_language_model(run: RunDir) -> None:
     write_manifest(run.root, manifest)
 
 
-def write_ranker(run: RunDir) -> None:
+def write_ranker(run: RunDir, seed: int = 0) -> None:
     spec = run.read_json("features", "spec.json")
     config = RankerSettings(target_attention="long_history" in spec).ranker(spec, WIDTH)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     ranker = Ranker(config)
     ranker.embeddings.to_empty(device="cpu")
     with torch.no_grad():
@@ -111,6 +111,17 @@ def write_ranker(run: RunDir) -> None:
     ranker.set_statistics(dense=moments(train.dense), content=moments(items.embedding), rate=0.3)
     save_ranker(run.uri("models", "ranker"), config, ranker.state_dict())
     run.write_json({"popularity_weight": 1.0}, "models", "retriever", "config.json")
+
+
+def next_run(run: RunDir, place: Path) -> RunDir:
+    """A copy of a run with another ranker, as if it had been fitted anew."""
+    shutil.copytree(run.root, place)
+    new = RunDir(str(place))
+    write_ranker(new, seed=1)
+    manifest = require_manifest(new.root)
+    manifest.stages["rank"].fingerprint = "rank again"
+    write_manifest(new.root, manifest)
+    return new
 
 
 def store_of(run: RunDir) -> LoadableStore:

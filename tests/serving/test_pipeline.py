@@ -220,7 +220,7 @@ def test_the_next_answer_knows_of_an_event(pipeline: Pipeline) -> None:
     first = pipeline.recommend([Query(user_id="somebody new", k=5)])[0]
     assert first.source == "popularity"
     liked_one, disliked_one = (item.item_id for item in first.items[:2])
-    assert pipeline.add([event(1, liked_one, 1.0), event(2, "no item", 1.0)]) == (2, ["no item"])
+    assert pipeline.store.add([event(1, liked_one, 1.0), event(2, "no item", 1.0)]) == 2
     second = pipeline.recommend([Query(user_id="somebody new", k=60)])[0]
     as_told = pipeline.recommend([Query(history=[liked_one], k=60)])[0]
     assert second.source == "history"
@@ -229,10 +229,10 @@ def test_the_next_answer_knows_of_an_event(pipeline: Pipeline) -> None:
     assert sorted(found) == sorted(item.item_id for item in as_told.items)
     assert disliked_one in found
     without = pipeline.recommend([Query(user_id="somebody new", k=60, exclude=[disliked_one])])[0].items
-    assert pipeline.add([event(3, disliked_one, -1.0), event(1, liked_one, 1.0)]) == (1, [])
+    assert pipeline.store.add([event(3, disliked_one, -1.0), event(1, liked_one, 1.0)]) == 1
     third = {item.item_id: item.score for item in pipeline.recommend([Query(user_id="somebody new", k=60)])[0].items}
     assert disliked_one not in third
     assert set(third) == {item.item_id for item in without}
     assert sum(third.values()) < sum(item.score for item in without)  # what is like it has less
-    pipeline.forget("somebody new")
+    pipeline.store.forget("somebody new", 2**60)
     assert pipeline.recommend([Query(user_id="somebody new", k=5)])[0] == first

@@ -35,6 +35,7 @@ from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.conftest import REPOSITORY
 from tests.logs import write_log
+from tests.served import alone
 from tests.serving.conftest import DAY_US, write_ranker
 from tests.stores import at_once
 from tests.workflows.test_sid import WORDS, picture, row, write_sids
@@ -62,16 +63,14 @@ def context_of(run: RunDir, catalog: str) -> Context:
     return Context(run, catalog, 0, "f", log=lambda line: None, progress=lambda done, total: None)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
+def write_interpreted_run(place: Path, *, width: int = 8) -> RunDir:
     """A finished run with a ranker; all items have a picture, the even ones a title, too."""
-    place = tmp_path_factory.mktemp("posting")
     (place / "catalog").mkdir()
     for n in range(ITEMS):
         picture(place / "catalog" / f"{n}.png", n)
     rows = [row(f"item-{n}", None if n % 2 else f"{WORDS[n % 6]} {n}", f"{n}.png") for n in range(ITEMS)]
     pl.DataFrame(rows).write_parquet(place / "catalog" / "items.parquet")
-    stages = {"ingest": {}, "interpret": {"cache": False}, "project": {"width": 8}, "quantize": {}}
+    stages = {"ingest": {}, "interpret": {"cache": False}, "project": {"width": width}, "quantize": {}}
     settings = definition.resolve({"name": "tiny", "catalog": str(place / "catalog"), "stages": stages}, source="tiny")
     run = RunDir(str(place / "run"))
     context = context_of(run, settings.catalog)
@@ -100,6 +99,11 @@ def run(tmp_path_factory) -> RunDir:
     complete = {name: StageEntry(state="complete", fingerprint=name) for name in (*STAGES, *RANKED)}
     write_manifest(run.root, Manifest(name="tiny", stages=complete))
     return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDir:
+    return write_interpreted_run(tmp_path_factory.mktemp("posting"))
 
 
 @pytest.fixture
@@ -298,7 +302,7 @@ def test_one_item_posted_at_once_is_there_once(run: RunDir, uri: str, times: int
     pipelines = [Pipeline(run, open_store(uri, create=True)) for _ in range(2)]
     body = {"item_id": "new", "picture": base64.b64encode(png(3)).decode()}
     with ThreadPoolExecutor(8) as threads:
-        clients = [TestClient(http_api(each, settings)) for each in pipelines]
+        clients = [TestClient(http_api(alone(each), settings)) for each in pipelines]
         found = list(threads.map(lambda n: clients[n % 2].post("/v1/items", json=body).status_code, range(times)))
     assert sorted(found) == [200, *[409] * (times - 1)]
     assert similar(pipelines[0], items=["item-3"]).count("new") == 1

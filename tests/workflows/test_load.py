@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from operators.features.tokens import NULL_ID
+from serving.ranking import trained_by
 from serving.stores.base import User
 from serving.stores.opening import open_store
 from storage import files
@@ -66,6 +67,7 @@ def _finished(run: RunDir) -> None:
 @pytest.fixture(scope="module")
 def users(run: RunDir) -> dict[str, User]:
     """What the log says of every user."""
+    finish(run)
     log = pl.DataFrame(read_log_table(run)).sort("timestamp", maintain_order=True)
     known = dict(pl.DataFrame(run.read_table("features", "users", columns=["user_id", "user"])).iter_rows())
     found = {}
@@ -73,9 +75,13 @@ def users(run: RunDir) -> dict[str, User]:
         liked = events.filter(pl.col("label") > 0)
         times = liked["timestamp"].dt.epoch("us").to_numpy().astype(np.int64)
         found[str(user_id)] = User(
-            hash_ids(liked["item_id"].to_list()), times, len(events), known[user_id] != NULL_ID, np.empty(0, np.int64)
+            hash_ids(liked["item_id"].to_list()),
+            times,
+            len(events),
+            (trained_by(run),) * (known[user_id] != NULL_ID),
+            np.empty(0, np.int64),
         )
-    assert {user.trained for user in found.values()} == {True, False}
+    assert {user.trained for user in found.values()} == {(trained_by(run),), ()}
     return found
 
 
@@ -122,12 +128,15 @@ def test_another_run_comes_over_the_first(
     run: RunDir, users: dict[str, User], tmp_path: Path, tesserec: Tesserec
 ) -> None:
     uri = f"sqlite:{tmp_path}/store.db"
+    numbers = []
     for fingerprint in ("f1", "f2", "f1"):
         finish(run, fingerprint)
+        numbers.append(trained_by(run))
         status, _, told = tesserec("load", run.root, "--store", uri)
         assert status == 0, told
         assert f"load: {len(users)} users" in told
-    assert stored(uri, users)
+    both = {name: user._replace(trained=tuple(numbers[:2]) if user.trained else ()) for name, user in users.items()}
+    assert stored(uri, both)
 
 
 def test_what_cannot_be_loaded(run: RunDir, tmp_path: Path, tesserec: Tesserec) -> None:

@@ -147,6 +147,7 @@ def _shown(impressions: Iterable[Impression], since: int, until: int) -> pa.Tabl
     rows = [
         {**each._asdict(), "timestamp": each.time, "item_id": item, "propensity": propensity}
         for each in impressions
+        if each.shown
         if each.user_id is not None and since < each.time <= until
         for item, propensity in zip(each.items, each.propensities, strict=True)
     ]
@@ -213,7 +214,9 @@ def _posted(item: Item, store: ItemStore, work: str) -> dict[str, Any]:
         files.write_bytes(files.join(work, name), picture)
     attributes = [(key, value) for key, values in item.about["attributes"].items() for value in values]
     media = [] if picture is None else [{"uri": name, "kind": "image"}]
-    return {**item.about, "item_id": item.item_id, "attributes": attributes, "media": media}
+    caption, interests, *_ = list(item.about["made"].values())[-1]  # of the models that were asked last
+    texts = {**item.about, "caption": caption, "interests": interests}
+    return {**texts, "item_id": item.item_id, "attributes": attributes, "media": media}
 
 
 def _move(source: str, target: str, *names: str) -> None:

@@ -6,10 +6,12 @@ import io
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
+from serving.api.runs import EXAMPLE
 from serving.api.served import Served
 from serving.query import Answer, MissingError, NewItem, Query, Scored, TakenError, Why
 from serving.stores.base import Event, Impression
@@ -23,6 +25,7 @@ class FakeRun:
     """Recommends the first items that the user has not liked and the query does not exclude."""
 
     run = "fake:0123456789abcdef"
+    shadowed = False
     warning: str | None = None
 
     def __init__(self) -> None:
@@ -47,6 +50,25 @@ class FakeRun:
     @property
     def items(self) -> int:
         return len(ITEMS)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.run]
+
+    def answering(self, user_id: str | None) -> FakeRun:
+        return self
+
+    def shadow(self, queries: Sequence[Query]) -> list[Answer]:
+        return [replace(self._recommend(query), run="unseen:0") for query in queries] if self.shadowed else []
+
+    def state(self) -> dict[str, Any]:
+        return {**EXAMPLE, "warning": self.warning}
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     @contextmanager
     def held(self):
@@ -81,7 +103,7 @@ class FakeRun:
             Scored(item, f"title of {item}", None, "<a_1><b_2>", *(self.scores or (1 / (n + 1), 0.5)), ["content"], why)
             for n, item in enumerate(found)
         ]
-        return Answer(items, source, [item for item in dict.fromkeys(asked) if item not in ITEMS])
+        return Answer(items, source, [item for item in dict.fromkeys(asked) if item not in ITEMS], run=self.run)
 
     def rank(self, query: Query, items: Sequence[str]) -> Answer:
         return self._answer([item for item in sorted(items) if item in ITEMS], items, "ranker")
@@ -111,6 +133,8 @@ class FakeRun:
         self.liked.pop(user_id, None)
 
     def item(self, item_id: str) -> dict[str, Any] | None:
+        if item_id in self.posted:
+            return self.change_item(item_id, {})
         if item_id not in ITEMS:
             return None
         nothing = dict.fromkeys(("title", "description", "caption", "interests", "media"))

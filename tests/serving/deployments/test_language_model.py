@@ -22,10 +22,10 @@ def recommender(speaking_run):
 def test_calls_that_share_a_search_get_what_they_get_alone(recommender, monkeypatch) -> None:
     allowed = torch.arange(60) % 2 == 0
     calls = [
-        Call("m", lists([3, 1], [4]), 5, lists([3, 1], []), None),
-        Call("m", lists([2]), 5, lists([7]), allowed),
-        Call("m", lists([9, 8, 7]), 5, lists([]), None),
-        Call("m", lists([9]), 3, lists([]), None),
+        Call("r", "m", lists([3, 1], [4]), 5, lists([3, 1], []), None),
+        Call("r", "m", lists([2]), 5, lists([7]), allowed),
+        Call("r", "m", lists([9, 8, 7]), 5, lists([]), None),
+        Call("r", "m", lists([9]), 3, lists([]), None),
     ]
     alone = [recommender.recommend(a.histories, k=a.k, banned=a.banned, allowed=a.allowed) for a in calls]
     searches, search = [], recommender.recommend
@@ -35,7 +35,7 @@ def test_calls_that_share_a_search_get_what_they_get_alone(recommender, monkeypa
         return search(histories, **more)
 
     monkeypatch.setattr(recommender, "recommend", counted)
-    for one, other in zip(together({"m": recommender}, calls), alone, strict=True):
+    for one, other in zip(together({"r": {"m": recommender}}.__getitem__, calls), alone, strict=True):
         assert one.items.tolist() == other.items.tolist()
         assert torch.allclose(one.scores, other.scores, atol=1e-4)
     assert sorted(searches) == [1, 1, 3]
@@ -56,5 +56,5 @@ class Silent:
 
 def test_a_model_that_does_not_answer_is_told_as_such() -> None:
     with pytest.raises(ApiError) as caught:
-        Remote("m", Silent(), 0.1).recommend(lists([1]), k=2, banned=repeated(torch.tensor([1]), 1))  # type: ignore[arg-type]
+        Remote("r", "m", Silent(), 0.1).recommend(lists([1]), k=2, banned=repeated(torch.tensor([1]), 1))  # type: ignore[arg-type]
     assert (caught.value.status_code, caught.value.code, caught.value.headers) == (503, "timeout", {"Retry-After": "1"})

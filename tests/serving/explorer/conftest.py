@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.serving.explorer.fake import Shop, served
+from tests.serving.explorer.fake import Shop, listening
 from tests.serving.explorer.looking import CHROMIUM, TALL, Open
 
 ASKED = re.compile(r"/v1/|/metrics$")
@@ -21,7 +21,7 @@ def shop() -> Shop:
 
 @pytest.fixture(scope="module")
 def address(shop) -> Iterator[str]:
-    with served(shop) as url:
+    with listening(shop) as url:
         yield url
 
 

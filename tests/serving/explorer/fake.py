@@ -25,6 +25,8 @@ from PIL import Image
 from models.semantic_ids.suffixes import sid_string
 from serving.api.metrics import CONTENT_TYPE, Metrics
 from serving.explorer import mount
+from serving.runs.rates import Rate, difference, rate
+from serving.stores.base import Tally
 from workflows.catalogs.synthetic.drawing import CATEGORIES, COLOURS, MATERIALS, PATTERNS, Look, draw_photo
 from workflows.catalogs.synthetic.wording import PATTERN_WORDS, write_description, write_title
 
@@ -51,6 +53,16 @@ class RefusalError(Exception):
         self.status, self.problem = status, {"code": code, "message": message, "request_id": "req-7f3a"}
 
 
+def served(run: str, share: float, answers: int, acted: int, first: Rate | None = None, **more: Any) -> dict[str, Any]:
+    """A run that is served, whose users had two answers each, alike as such answers are."""
+    users = max(answers // 2, 1)
+    tally = Tally(users, answers, acted, 4 * users, 2 * acted, acted + acted // 2)
+    found = rate(tally)
+    beside = difference(first, found)._asdict() if first and found else None
+    counts = {"items": 40, "users": users, "answers": answers, "acted": acted, "difference": beside}
+    return {"run": run, "share": share, "shadow": False, **counts, "rate": found and found._asdict(), **more}
+
+
 class Shop:
     """The items, the pictures and codes that belong to them, and what users have said of them.
 
@@ -61,9 +73,10 @@ class Shop:
 
     def __init__(self) -> None:
         self.keys: dict[str, str] = {}
+        self.runs = [served(RUN, 1.0, 4_000, 312)]
         self.log = {"anna": ["p-00", "p-10", "p-22"]}
         self.events: dict[tuple[str, str], tuple[str, str, str | None]] = {}
-        self.metrics = Metrics(RUN, lambda: 1)
+        self.metrics = Metrics(lambda: [RUN], lambda: 1)
         random = np.random.default_rng(3)
         self.items: dict[str, dict[str, Any]] = {}
         self.pictures: dict[str, bytes] = {}
@@ -313,6 +326,10 @@ def api(shop: Shop) -> FastAPI:
     async def tree(prefix: Annotated[list[int], Query()] = []) -> dict[str, Any]:  # noqa: B006 - as FastAPI wants it
         return shop.tree(prefix)
 
+    @app.get("/v1/runs")
+    async def runs() -> dict[str, Any]:
+        return {"runs": shop.runs, "since": 1.79e9, "replicas": {"alive": 2, "serving": 2}, "warning": None}
+
     @app.get("/v1/quality")
     async def quality() -> dict[str, Any]:
         def row(ndcg: float, recall: float, coverage: float) -> dict[str, Any]:
@@ -349,7 +366,7 @@ def api(shop: Shop) -> FastAPI:
 
 
 @contextmanager
-def served(shop: Shop, port: int = 0) -> Iterator[str]:
+def listening(shop: Shop, port: int = 0) -> Iterator[str]:
     """Serves the items until the block ends; gives the address."""
     server = uvicorn.Server(uvicorn.Config(api(shop), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -365,5 +382,5 @@ def served(shop: Shop, port: int = 0) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    with served(Shop(), port=8002):
+    with listening(Shop(), port=8002):
         threading.Event().wait()

@@ -199,7 +199,7 @@ def test_live_counts_are_read_again_while_they_are_looked_at(visit, shop) -> Non
 def test_quantiles_are_those_of_prometheus(visit, shop) -> None:
     page = visit("#/quality")
     asked = """async () => {
-      const {quantile, read} = await import("./live.js");
+      const {quantile, read} = await import("./prometheus.js");
       const text = 'a_total{route="/v1/\\\\"x",le="+Inf"} 3.0\\n# HELP a b\\nb 1e+03\\n';
       const buckets = [[.1, 50], [.5, 90], [Infinity, 100]];
       const most = quantile(.99, buckets) === Infinity;

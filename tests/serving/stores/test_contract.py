@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from itertools import count
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ IDS = [f"user {number}" for number in range(200)]
 INT64 = st.integers(-(2**63), 2**63 - 1)
 ANY_ID = st.text(st.characters(exclude_categories=()), min_size=1)  # half surrogate pairs and NUL, too
 EVENTS = st.lists(st.tuples(INT64, INT64), max_size=20)
+TRAINED = st.lists(INT64, unique=True, max_size=4)
 WRITER = """
 import sys
 from serving.stores.opening import open_store
@@ -50,13 +52,14 @@ def test_what_nobody_wrote_is_not_there(store: LoadableStore) -> None:
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(ANY_ID, st.tuples(EVENTS, st.integers(0, 2**62), st.booleans()), max_size=8))
+@given(st.dictionaries(ANY_ID, st.tuples(EVENTS, st.integers(0, 2**62), TRAINED), max_size=8))
 def test_what_is_written_is_read(store: LoadableStore, drawn: dict[str, tuple]) -> None:
+    salt = uuid4()  # users of this example alone
     users = {
-        name: User(
+        f"{salt}{name}": User(
             *np.array(events, np.int64).reshape(-1, 2).T.copy(),
             total,
-            trained,
+            tuple(trained),
             np.array(events[:1], np.int64)[:, 0] if events else np.empty(0, np.int64),
         )
         for name, (events, total, trained) in drawn.items()
@@ -81,6 +84,24 @@ def test_a_user_who_is_written_again_is_replaced(store: LoadableStore) -> None:
     store.write(["a", "b"], [user(1, 50), user(2)], until=0)
     store.write(["a", "c"], [user(3, 0), user(4)], until=0)
     assert holds(store, {"a": user(3, 0), "b": user(2), "c": user(4)})
+
+
+def test_who_has_learned_a_user_stays_known_for_a_few_runs(store: LoadableStore) -> None:
+    for number in (1, 2, 1, 3):
+        store.write(["a"], [user(5)._replace(trained=(number,))], until=0)
+    store.write(["a", "b"], [user(6)._replace(trained=()), user(7)], until=0)
+    first, second = store.read(["a", "b"])
+    assert same(first, user(6)._replace(trained=(3, 1, 2)))
+    assert same(second, user(7))
+    for number in range(9):
+        store.write(["a"], [user(5)._replace(trained=(number,))], until=0)
+    assert store.read(["a"])[0].trained == (8, 7, 6, 5)
+
+
+def test_an_older_log_adds_users_and_takes_nothing_away(store: LoadableStore) -> None:
+    store.write(["a"], [user(1, 9)], until=0)
+    store.write(["a", "b"], [user(2)._replace(trained=(5,)), user(3)], until=0, replace=False)
+    assert holds(store, {"a": user(1, 9)._replace(trained=(5, 7)), "b": user(3)})
 
 
 def test_ten_thousand_users_at_once(store: LoadableStore) -> None:

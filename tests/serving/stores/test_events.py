@@ -105,7 +105,7 @@ def test_users_of_events_are_counted(store: LoadableStore) -> None:
     assert loaded is not None
     assert new is not None
     assert same(loaded, after(user(1), [event(1)]))
-    assert (new.events, new.trained) == (3, False)
+    assert (new.events, new.trained) == (3, ())
 
 
 def test_events_after_the_log_outlive_a_load(store: LoadableStore) -> None:

@@ -23,9 +23,7 @@ def expected(events: list[Event]) -> User:
     order = {each.item_id: at for at, each in enumerate(ordered) if each.weight}
     disliked = sorted((item for item, weight in last.items() if weight < 0), key=order.__getitem__)
     times = np.array([each.time for each in liked], np.int64)
-    return User(
-        hash_ids([each.item_id for each in liked]), times, len(events), False, hash_ids(disliked).astype(np.int64)
-    )
+    return User(hash_ids([each.item_id for each in liked]), times, len(events), (), hash_ids(disliked).astype(np.int64))
 
 
 @given(DRAWN)

@@ -279,7 +279,8 @@ def test_items_stay_as_they_are_and_media_where_they_lie(run: RunDir, tmp_path: 
 
 
 def test_posted_items_come_and_deleted_ones_do_not(run: RunDir, tmp_path: Path) -> None:
-    about = {"title": None, "description": "D", "attributes": {"colour": ["red", "blue"]}, "caption": "C"}
+    about = {"title": None, "description": "D", "attributes": {"colour": ["red", "blue"]}}
+    about["made"] = {"models": ["C", ["interest"], [1, 2], 1]}
     vector, none = np.ones(1, np.float32), np.empty(0, np.float32)
     with closing(open_store(uri := f"sqlite:{tmp_path}/s.db", create=True)) as store:
         for version, item in enumerate(

@@ -122,7 +122,7 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
     The head knows nothing of the S3 server. Everything was started in a folder that is not the repository.
     """
     place = tmp_path_factory.mktemp("jobs")
-    undisturbed = write_catalog(place, items=192, users=60)  # so many that a kill falls between two commits
+    undisturbed = write_catalog(place, items=128, users=60)
     demo = str(REPOSITORY / "workflows" / "definitions" / "demo.yaml")
     with patch.dict(os.environ, s3_session.environment):
         bucket = s3_session.bucket("jobs")
@@ -130,6 +130,7 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
         fs.put(str(place / "catalog"), path, recursive=True)
         run, settings = f"{bucket}/run", {**QUICK, "catalog": f"{bucket}/catalog"}
         command = [demo, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]
+        s3_session.slow(0.5)  # a commit takes as long on any machine, so that every end falls between two of them
         run_with_kills(command, place, run, ["everything"], len(undisturbed))
 
         command += ["--address", dashboard, "--run-dir", run]
@@ -141,13 +142,15 @@ def job(dashboard: str, s3_session: Server, tmp_path_factory: pytest.TempPathFac
             return process, process.stdout.readline().strip()
 
         process, name = submitted()
-        said = iter(process.stderr.readline, "")
-        assert any("rows are done already" in line for line in said), "the job did not come to interpret"
+        said, lines = iter(process.stderr.readline, ""), list[str]()
+        came = any(lines.append(line) or "rows are done already" in line for line in said)
+        assert came, "".join(lines[-20:])
         stop_job(name, dashboard, check=True)
         assert read_manifest(run).stages["interpret"].state == "interrupted"
         stopped = "".join(said)
         assert process.wait(timeout=60) != 0, stopped
 
+        s3_session.slow(0)
         s3_session.fail(503, times=5)
         process, name = submitted()
         time.sleep(1)
