@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from models.common.jagged import Jagged, chosen
-from models.common.recommender import Recommender, Searcher
+from models.common.recommender import Recommended, Recommender, Searcher
+from models.recommenders.content import Content
 
-ALIKE = 5  # items that stand for one of which lists know nothing
 SMOOTHING = 60.0  # of reciprocal rank fusion, as published; with less of it the first places count for more
 
 
@@ -24,6 +25,35 @@ class Candidates(NamedTuple):
 
     items: torch.Tensor
     places: torch.Tensor
+
+
+@dataclass(frozen=True)
+class WithNew:
+    """Content that knows new items, of which nobody can say how popular they are.
+
+    Its list is that of the items of old, and a new item stands in it where the cosine alone puts it among all items.
+
+    Attributes:
+        content: with a bonus, which is -infinity for new items.
+        old: how many items are not new; they come first.
+    """
+
+    content: Content
+    old: int
+
+    def recommend(
+        self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
+    ) -> Recommended:
+        """See `models.common.recommender.Recommender`; the scores are minus the places."""
+        known, near = (
+            each.recommend(histories, k=k, banned=banned, allowed=allowed).items
+            for each in (self.content, replace(self.content, bonus=None))
+        )
+        new, place = near >= self.old, torch.arange(k).float()
+        items = torch.cat([known, near.masked_fill(~new, -1)], dim=1)
+        places = torch.cat([place.expand(known.shape), place + 0.5 - new.cumsum(1)], dim=1)
+        scores, order = (-places.masked_fill(items < 0, torch.inf)).sort(dim=1, descending=True, stable=True)
+        return Recommended(items.gather(1, order)[:, :k], scores[:, :k])
 
 
 def quotas(names: Sequence[str], total: int) -> dict[str, int]:
@@ -101,39 +131,32 @@ def placed(scores: torch.Tensor) -> torch.Tensor:
     return places.masked_fill(scores == -torch.inf, torch.inf).float()
 
 
+def overlap(places: torch.Tensor, one: int) -> torch.Tensor:
+    """Returns which share of the items of one of S lists each list has; float32 [B, S].
+
+    >>> overlap(torch.tensor([[[0.0, 3.0], [1.0, torch.inf], [torch.inf, 0.0]]]), 0)
+    tensor([[1.0000, 0.5000]])
+    """
+    there = places < torch.inf
+    own = there[..., [one]]
+    return (there & own).sum(1) / own.sum(1).clamp_min(1)
+
+
 def reciprocal(places: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
-    """Returns what places from 0 are worth: 1 for the first one, 0 for that of what a list lacks."""
+    """Returns what places are worth: 1 for the first, 0 for what a list lacks."""
     return smoothing / (smoothing + places)
 
 
-def lent(items: torch.Tensor, gains: torch.Tensor, near: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
-    """Returns what places of other items would be worth: on average what those of the items most like them are.
-
-    Args:
-        items: rows of a user's C candidates, int64 [C].
-        gains: of these in S lists, float32 [C, S].
-        near: rows of the items that are like each of n others, the nearest first, int64 [n, M].
-        banned: rows that the user must not get, which say nothing.
-
-    Returns:
-        float32 [n, S]; of the nearest that are usable, those that are no candidates count as 0.
-    """
-    usable = ~torch.isin(near, banned)
-    usable &= usable.cumsum(1) <= ALIKE
-    there = (near[..., None] == items) & usable[..., None]
-    return there.sum(1).float() @ gains / usable.sum(1, keepdim=True).clamp_min(1)
-
-
-def fused(gains: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def fused(worth: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Scores candidates by reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, doi 10.1145/1571941.1572114).
 
     Here each list has a weight, and the result is scaled so that a candidate that is first everywhere has 1.
 
     Args:
-        gains: of `reciprocal`, float32 [B, C, S].
+        worth: of their places, see `reciprocal`, float32 [B, C, S].
         weights: float32 [S], 0 or more, one of them above 0.
 
     Returns:
         float32 [B, C]; 0 for what only lists without weight hold.
     """
-    return gains @ (weights / weights.sum())
+    return worth @ (weights / weights.sum())

@@ -20,7 +20,7 @@ from models.recommenders.popularity import MostPopular
 from models.recommenders.rescoring import Rescored
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log
-from serving.candidates import ALIKE, SMOOTHING, find, fused, lent, placed, quotas, reciprocal
+from serving.candidates import SMOOTHING, WithNew, find, fused, overlap, placed, quotas, reciprocal
 from serving.ranking import RunRanker, Users
 from storage import files
 from storage.manifest import first_unfinished
@@ -30,7 +30,6 @@ from storage.run import RunDir
 CONTENT, POPULARITY = "content", "popularity"  # recommenders that a run has without a fit
 RANKER = "ranker"  # what its weight is called beside those of recommenders
 PIPELINE = "pipeline"  # what metrics/evaluate.json says of the whole
-NEAR = 64  # items of the run that are known to be like one behind it
 
 
 class Blend(NamedTuple):
@@ -99,7 +98,6 @@ class Cascade:
             POPULARITY: MostPopular(popular),
         }
         self._vectors, self._bonus = Growing(self.content.vectors), Growing(cast("torch.Tensor", self.content.bonus))
-        self._near = Growing(torch.empty(0, min(NEAR, len(self.embedding)), dtype=torch.int64))
         self.ranker = RunRanker(run) if ranks else None
         found = list(dict.fromkeys([generated["chosen"], CONTENT]))
         self.blend = Blend(quotas(found, candidates), {RANKER if ranks else found[0]: 1.0})
@@ -128,9 +126,11 @@ class Cascade:
         """
         own = len(self.embedding)
         items = own if items is None else items
-        content = replace(self.content, vectors=self._vectors.rows[:items], bonus=self._bonus.rows[:items])
-        known = {name: own for name in wanted if name != CONTENT and items > own}
-        recommenders = {**self.recommenders, CONTENT: content}
+        recommenders, known = self.recommenders, dict[str, int]()
+        if items > own:
+            content = replace(self.content, vectors=self._vectors.rows[:items], bonus=self._bonus.rows[:items])
+            recommenders, known = {**recommenders, CONTENT: WithNew(content, own)}, dict.fromkeys(wanted, own)
+            known.pop(CONTENT, None)
         found = find(recommenders, wanted, users.liked, banned=banned, allowed=allowed, known=known)
         if self.ranker is None:
             return Ranked(*found, torch.full(found.items.shape, -torch.inf))
@@ -145,15 +145,12 @@ class Cascade:
     def append(self, items: pa.Table, codes: np.ndarray, embedding: torch.Tensor) -> None:
         """Takes items behind those that there are; see `serving.ranking.RunRanker.append`.
 
-        They are taken to be as popular as the run's items that are most like them.
+        How popular they are is not known: `WithNew` finds them.
         """
         if self.ranker is not None:
             self.ranker.append(items, codes, embedding)
-        vectors = normalise(embedding, self.embedding)
-        near = (vectors @ self.content.vectors.T).topk(self._near.rows.shape[1]).indices
-        self._near.append(near)
-        self._bonus.append(self._bonus.rows[near[:, :ALIKE]].mean(1))
-        self._vectors.append(vectors)
+        self._bonus.append(torch.full((len(embedding),), -torch.inf))
+        self._vectors.append(normalise(embedding, self.embedding))
 
     def joined(self, users: Users, ranked: Ranked, more: torch.Tensor) -> Ranked:
         """Adds candidates that no list has, rows int64 [B, n], -1 for none."""
@@ -168,33 +165,25 @@ class Cascade:
             logits[usable] = self.ranker.logits(users, owner=usable.nonzero()[:, 0], rows=items[usable])
         return logits
 
-    def scores(self, ranked: Ranked, wanted: Mapping[str, int], *, banned: Jagged | None = None) -> torch.Tensor:
+    def scores(self, ranked: Ranked, wanted: Mapping[str, int]) -> torch.Tensor:
         """Returns the scores of candidates, float32 [B, C], higher first, -inf where there is none.
 
         Where none of the lists has a weight, since a query names its recommenders or nothing is known of its user, the
-        ranker orders the candidates, and without a ranker the first list. Items behind the run's are scored as if they
-        stood where the items most like them do, in the lists that cannot have them.
-
-        Args:
-            ranked: the candidates.
-            wanted: how many of each recommender, by name.
-            banned: item rows that each user must not get.
+        ranker orders the candidates, and without a ranker the first list. In lists that cannot have them, items
+        behind the run's count as what stands at their place in content's does on average: as much as that place is
+        worth, times the share of content's items that the list has.
         """
         names = [*wanted, *([RANKER] if self.ranker else [])]
         weights = [self.blend.weights.get(name, 0.0) for name in names]
         if not any(weights):
             weights = [float(name == (RANKER if self.ranker else names[0])) for name in names]
-        own, gains = len(self.embedding), reciprocal(ranked.places, self.blend.smoothing)
-        blind = torch.tensor([at for at, name in enumerate(wanted) if name != CONTENT], dtype=torch.int64)
-        for user in (ranked.items >= own).any(1).nonzero()[:, 0].tolist():
-            items, out = (
-                ranked.items[user],
-                torch.empty(0) if banned is None else banned.values[slice(*banned.offsets[user : user + 2])],
-            )
-            behind = (items >= own).nonzero()
-            near = self._near.rows[items[behind[:, 0]] - own]
-            gains[user, behind, blind] = lent(items, gains[user][:, blind], near, out)
-        return fused(gains, torch.tensor(weights)).masked_fill(ranked.items < 0, -torch.inf)
+        worth, new = reciprocal(ranked.places, self.blend.smoothing), (ranked.items >= len(self.embedding))[..., None]
+        if CONTENT in wanted and new.any():
+            content = names.index(CONTENT)
+            blind = torch.tensor([name not in (CONTENT, RANKER) for name in names])
+            known = overlap(ranked.places.masked_fill(new, torch.inf), content)[:, None]
+            worth = torch.where(new & blind, worth[..., [content]] * known, worth)
+        return fused(worth, torch.tensor(weights)).masked_fill(ranked.items < 0, -torch.inf)
 
 
 def language_models(run: RunDir) -> list[str]:

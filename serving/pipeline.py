@@ -236,14 +236,15 @@ class Pipeline:
         wanted = quotas(names, self.cascade.candidates) if names else self.cascade.blend.candidates
         allowed = None if where is None else catalogue.matching(where)
         banned = [_banned(query, user, catalogue) for query, user in zip(queries, users, strict=True)]
-        out = _lists(banned)
-        ranked = self.cascade.ranked(_users(users), wanted, banned=out, allowed=allowed, items=len(catalogue))
+        ranked = self.cascade.ranked(
+            _users(users), wanted, banned=_lists(banned), allowed=allowed, items=len(catalogue)
+        )
         pins = {} if self.reranker is None else self.reranker.pins(catalogue, where)
         if pins:
             rows = np.array(list(pins.values()))
             known = [np.isin(rows, np.concatenate(pair)) for pair in zip(banned, ranked.items.numpy(), strict=True)]
             ranked = self.cascade.joined(_users(users), ranked, torch.from_numpy(np.where(known, -1, rows)))
-        scores = self.cascade.scores(ranked, wanted, banned=out)
+        scores = self.cascade.scores(ranked, wanted)
         answers, vectors = [], self.cascade.vectors
         for at, (query, user) in enumerate(zip(queries, users, strict=True)):
             own, items = scores[at], ranked.items[at]

@@ -5,11 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
-from models.common.jagged import Jagged
+from models.common.jagged import Jagged, from_arrays
 from models.common.recommender import Recommended
+from models.recommenders.content import Content
 from models.recommenders.popularity import MostPopular
-from serving.candidates import SMOOTHING, find, fused, lent, merged, placed, quotas, reciprocal
+from serving.candidates import SMOOTHING, WithNew, find, fused, merged, placed, quotas, reciprocal
 
 LISTS = st.lists(st.lists(st.integers(0, 8), unique=True, max_size=5), min_size=1, max_size=4)
 
@@ -90,12 +92,17 @@ def test_quotas_add_up() -> None:
             assert max(shares.values()) - min(shares.values()) <= 1
 
 
-def test_what_lists_cannot_have_is_worth_there_what_is_most_like_it() -> None:
-    items, gains = (
-        torch.tensor([3, 5, 8, 20, -1]),
-        torch.tensor([[1.0, 0.1], [0.5, 0.2], [0.0, 0.4], [0.0, 0.0], [9.0, 9.0]]),
-    )
-    near = torch.tensor([[5, 7, 3, 1, 9, 2, 8], [4, 8, 6, 3, 0, 10, 11]])
-    found = lent(items, gains, near, torch.tensor([7, 1]))
-    torch.testing.assert_close(found, torch.tensor([[1.5 / 5, 0.7 / 5], [1.0 / 5, 0.5 / 5]]))
-    assert lent(items, gains, near[:, :2], torch.tensor([4, 5, 7, 8])).tolist() == [[0, 0], [0, 0]]
+def test_a_new_item_stands_where_its_looks_put_it() -> None:
+    vectors = functional.normalize(torch.randn(12, 4), dim=1)
+    bonus = torch.cat([torch.linspace(5, 0, 10), torch.full((2,), -torch.inf)])
+    content, histories = Content(vectors, 1.0, bonus), from_arrays(np.array([10, 3]), np.array([0, 2, 2]))
+    old = content.recommend(histories, k=12).items[0]
+    near = Content(vectors, 1.0).recommend(histories, k=12).items[0].tolist()
+    found = WithNew(content, 10).recommend(histories, k=12, banned=from_arrays(np.array([3]), np.array([0, 1, 1])))
+    expected = [item for item in old.tolist() if item not in (3, -1)]
+    near.remove(3)
+    for place, item in enumerate(near):
+        if item >= 10:
+            expected.insert(place, item)
+    assert found.items[0].tolist() == [*expected, -1]
+    assert found.items[1].tolist() == [*range(10), -1, -1]  # nothing is near to nothing

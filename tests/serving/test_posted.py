@@ -24,6 +24,7 @@ from operators.cached import CachedOperator
 from operators.columns import matrix_column
 from operators.interpreter import save_interpreter
 from serving.api.routes import http_api
+from serving.cascade import CONTENT, POPULARITY, Blend
 from serving.filters import Condition
 from serving.pipeline import Pipeline
 from serving.query import MissingError, NewItem, Query, TakenError
@@ -159,6 +160,16 @@ def test_an_item_with_a_picture_alone_is_in_the_next_answers(pipeline: Pipeline)
     level = int(item["sid"][3])
     (branch,) = [each for each in pipeline.tree([])["codes"] if each["code"] == level]
     assert branch["items"] == 1 + sum(sid.startswith(f"<a_{level}>") for sid in sids)
+
+
+def test_lists_that_cannot_have_a_new_item_do_not_count_against_it(pipeline: Pipeline) -> None:
+    pipeline.cascade.blend = Blend({POPULARITY: 12, CONTENT: 30}, {POPULARITY: 0.8, CONTENT: 0.2}, 5.0)
+    pipeline.post_item(NewItem("new", picture=png(3)))
+    (answer,) = pipeline.recommend([Query(history=["item-3"], k=ITEMS)])
+    found = {item.item_id: item for item in answer.items}
+    assert len(found) == ITEMS
+    assert found["new"].recommenders == [CONTENT]  # where it is the first; of the other 23 the other list has 12
+    assert found["new"].score == pytest.approx(0.2 + 0.8 * 12 / 23)
 
 
 def test_a_posted_item_scores_as_a_run_with_it_says(run: RunDir, pipeline: Pipeline, tmp_path: Path) -> None:
