@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -32,9 +33,15 @@ REFERENCE_ROWS = 20_000  # of a run's items, that new ones are compared with
 
 
 def reference_embeddings(run: RunDir) -> torch.Tensor:
-    """Embeddings of at most `REFERENCE_ROWS` items of a run, float32 [M, D], chosen by the hash of their ids."""
+    """Embeddings of at most `REFERENCE_ROWS` items of a run, float32 [M, D], chosen by the hash of their ids.
+
+    They are of those that the quantizer was fitted on; where none of them is left, of any.
+    """
     embeddings = files.dataset(run.uri("embeddings"))
-    order = hash_order(embeddings.to_table(columns=["item_id"])["item_id"])
+    ids = embeddings.to_table(columns=["item_id"])["item_id"]
+    order = hash_order(ids)
+    fitted = positions(ids, fitted_items(run))[order] >= 0
+    order = order[fitted] if fitted.any() else order
     rows = embeddings.take(np.sort(order[:REFERENCE_ROWS]), columns=["embedding"])
     return torch.tensor(matrix_of(rows["embedding"]))
 
@@ -88,6 +95,14 @@ def known_sids(run: RunDir) -> tuple[pa.ChunkedArray, np.ndarray]:
         M distinct ids, and their codes with suffixes, int32 [M, L + 1].
     """
     return _distinct([run.read_table("sids"), *added_sids(run)])
+
+
+def fitted_items(run: RunDir) -> pa.ChunkedArray:
+    """Returns the ids of the items that the quantizer of a run was fitted on, whichever run fitted it."""
+    sids = files.dataset(run.uri("sids"))
+    if "added" not in sids.schema.names:  # written before there were runs that go on from another
+        return sids.to_table(columns=["item_id"])["item_id"]
+    return sids.to_table(columns=["item_id"], filter=~pc.field("added"))["item_id"]
 
 
 def added_sids(run: RunDir) -> list[pa.Table]:

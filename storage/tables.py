@@ -143,15 +143,15 @@ def signature(catalog: str) -> list[str]:
     found = []
     for name in ("items", "interactions"):
         uri = find(catalog, name)
-        found += [_state(name, part) for part in files_of(uri)] if uri is not None else []
+        found += [f"{name}:{state(part)}" for part in files_of(uri)] if uri is not None else []
     about = files.join(catalog, "catalog.json")
-    return [catalog, *found, *([_state("about", about)] if files.exists(about) else [])]
+    return [catalog, *found, *([f"about:{state(about)}"] if files.exists(about) else [])]
 
 
-def _state(name: str, uri: str) -> str:
+def state(uri: str) -> str:
     """Returns what tells one content of a file from another."""
     fs, path = files.filesystem(uri)
     if "file" not in fs.protocol:
-        return f"{name}:{fs.ukey(path)}"
+        return str(fs.ukey(path))
     with Path(path).open("rb") as stream:
-        return f"{name}:{hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()}"
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import polars as pl
 import pyarrow as pa
 
-from operators.log.partitions import CONTEXT, About, hashed, read_about, read_events, write_about, write_part
+from operators.log.partitions import CONTEXT, About, read_about, read_events, write_about
+from operators.log.writing import hashed, write_part
 from storage import files
 from storage.hashing import hash_ids
 from storage.run import RunDir

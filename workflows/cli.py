@@ -43,20 +43,6 @@ Run = Annotated[str, typer.Argument(help="Run directory, a path or an fsspec URI
 RunDirOption = Annotated[str | None, typer.Option("--run-dir", help="Where the run lives; runs/NAME by default.")]
 Address = Annotated[str, typer.Option(help="local, auto, or host:port of a Ray cluster.")]
 Directory = Annotated[str, typer.Argument(help="Folder to write the catalogue to; it must be empty or new.")]
-WRITTEN_BY = {  # the first that a path contains counts
-    "checkpoints/ablate_tasks": "ablate_tasks",  # with models of its own
-    "models/projector": "project",
-    "models/quantizer": "quantize",
-    "models/ranker": "rank",
-    "models/retriever": "rank",
-    "models/generator": "generate",
-    "models/captioner": "adapt_captioner",
-    "catalog": "ingest",
-    "features": "features",
-    "embeddings": "project",
-    "sids": "quantize",
-    "items": "interpret",
-}
 
 
 @app.command()
@@ -134,6 +120,28 @@ def run(
     root = _run_dir(definition.name, run_dir)
     manifest = execute(definition, root, start=start, until=until, address=address)
     typer.echo(summary(manifest, root))
+
+
+@app.command()
+def update(
+    run_: Annotated[str, typer.Argument(metavar="RUN", help="The finished run to go on from; it is not written to.")],
+    catalog: Annotated[str, typer.Option(help="The newer catalogue, or an export of the service.")],
+    run_dir: Annotated[str | None, typer.Option("--run-dir", help="Where the next run lives; RUN-2, RUN-3, ….")] = None,
+    set_: Overrides = None,
+    address: Address = "local",
+) -> None:
+    """Make the next run from a run and newer data: no semantic ID moves, models go on, both runs' models are compared.
+
+    Ends with status 0 to promote the next run, 3 to keep the old one, 4 to fit a run anew.
+    """
+    from workflows.engine.runner import execute
+    from workflows.engine.summary import summary
+    from workflows.engine.update import next_definition, next_root, status_of
+
+    target = run_dir or next_root(run_)
+    manifest = execute(next_definition(run_, catalog, target, set_ or []), target, address=address)
+    typer.echo(summary(manifest, target))
+    raise typer.Exit(status_of(manifest))
 
 
 @adapt.command()
@@ -318,8 +326,7 @@ def submit(
     if workflow is None:
         stop_job(str(stop), address)
         return
-    definition = load(workflow, set_ or [])
-    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
+    definition = load(workflow, set_ or []).absolute()
     root = files.absolute(_run_dir(definition.name, run_dir))
     raise typer.Exit(submit_run(dump(definition), definition.catalog, root, address, wait=wait, env=env or ()))
 
@@ -367,6 +374,8 @@ def main() -> None:
 
 def _remedy(path: str) -> str:
     """Says what writes a file or folder anew; a path with a run directory may be of another run than the command's."""
+    from workflows.engine.registry import WRITTEN_BY
+
     root, _, name = path.rpartition("/")
     if name == "manifest.json":
         return f"start one with `tesserec run WORKFLOW --run-dir {root}`"

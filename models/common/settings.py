@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -81,6 +81,18 @@ def place_of(places: Mapping[str, str], key: str) -> str | None:
     return places.get(key)
 
 
+class WarmStart(Settings):
+    """What is left of a fit that goes on from the weights of an earlier run.
+
+    Attributes:
+        steps: share of its steps or epochs, at most.
+        learning_rate: share of its learning rates.
+    """
+
+    steps: float = Field(0.25, gt=0, le=1)
+    learning_rate: float = Field(0.5, gt=0, le=1)
+
+
 class FitConfig(Settings):
     """How a recommender is fitted.
 
@@ -125,6 +137,18 @@ class FitConfig(Settings):
     def last_step(self) -> int:
         """The step behind which a fit ends at the latest."""
         return self.stop_at or self.steps
+
+    def warmed(self, warm: WarmStart) -> Self:
+        """Returns what is left of the fit where it goes on from earlier weights."""
+        steps = max(1, round(self.steps * warm.steps))
+        changed = {
+            "steps": steps,
+            "stop_at": self.stop_at and max(1, round(self.stop_at * warm.steps)),
+            "learning_rate": self.learning_rate * warm.learning_rate,
+            "warmup": min(self.warmup, steps // 10),
+            "validate_every": min(self.validate_every, steps),
+        }
+        return self.model_copy(update=changed)
 
 
 class Backend:

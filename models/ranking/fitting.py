@@ -94,6 +94,7 @@ def fit(
     *,
     seed: int,
     position: dict[str, float] | None = None,
+    warm: bool = False,
 ) -> None:
     """Trains until validation gets no better.
 
@@ -110,11 +111,19 @@ def fit(
         keep: what to do with what was reached.
         seed: of all draws.
         position: that of the state which the trainer has loaded; None for a fresh one.
+        warm: whether the trainer begins with the weights of an earlier fit, which stand where no epoch is better.
 
     Raises:
         UserError: the loss is not a number.
     """
     at = position or {"epoch": 0, "best": float("inf"), "stale": 0, **EPOCH_START}
+    if warm and position is None:
+        started = time.perf_counter()
+        at["best"], scores = validate(trainer, data)
+        keep.improved(trainer)
+        metrics = {"epoch": 0, **_validated(at["best"], scores), "rows": sum(data.train.rows)}
+        metrics["seconds"] = time.perf_counter() - started
+        keep.report(metrics, partial(trainer.save, position=at))
     while at["epoch"] < settings.epochs and at["stale"] < settings.patience:
         started = time.perf_counter() - at["seconds"]
         _seed_dropout(trainer, seed, at)
@@ -131,8 +140,7 @@ def fit(
         metrics = {
             "epoch": int(at["epoch"]) + 1,
             "train_log_loss": trainer.mean(at["total"] / at["step"]),
-            "valid_log_loss": valid,
-            **{f"valid_{name}": value for name, value in scores.items()},
+            **_validated(valid, scores),
             "rows": sum(data.train.rows),
             "seconds": time.perf_counter() - started,
         }
@@ -142,6 +150,10 @@ def fit(
         stale = 0 if better else at["stale"] + 1
         at = {"epoch": at["epoch"] + 1, "best": min(valid, at["best"]), "stale": stale, **EPOCH_START}
         keep.report(metrics, partial(trainer.save, position=at))
+
+
+def _validated(loss: float, scores: dict[str, float]) -> dict[str, float]:
+    return {"valid_log_loss": loss, **{f"valid_{name}": value for name, value in scores.items()}}
 
 
 def validate(trainer: Trainer, data: Data) -> tuple[float, dict[str, float]]:

@@ -86,3 +86,17 @@ def quantize_bags(bags: EmbeddingBags, dtype: Bits) -> QuantizedBags:
     quantized = QuantizedBags(bags.tables, bags.dim, dtype)
     quantized.load_state_dict(state, assign=True)
     return quantized
+
+
+def float_bags(bags: QuantizedBags, tables: dict[str, Table], dim: int) -> EmbeddingBags:
+    """Returns the bags of these tables in 32 bits, for training to go on with."""
+    found = EmbeddingBags(tables, dim)
+    for part in found.modules():
+        if isinstance(part, EmbeddingBagCollection):
+            for name, table in part.embedding_bags.items():
+                rows = bags.tables[name].detach()
+                unpacked = torch.ops.quantized.embedding_bag_byte_unpack(rows) if rows.dtype == torch.uint8 else rows
+                table.weight = nn.Parameter(unpacked.float())
+        if isinstance(part, TokenWeights) and bags.weights is not None:
+            part.load_state_dict({name: value.float() for name, value in bags.weights.state_dict().items()})
+    return found

@@ -15,7 +15,7 @@ from models.ranking.architectures import AUXILIARY_WEIGHT, build
 from models.ranking.attention import TargetAttention
 from models.ranking.bags import EmbeddingBags
 from models.ranking.config import CONTENT, HISTORY, RankerConfig, Table, TableDtype
-from models.ranking.quantized import QuantizedBags, quantize_bags
+from models.ranking.quantized import QuantizedBags, float_bags, quantize_bags
 from storage.artifacts import load_model, rebuilding, save_model
 
 
@@ -244,6 +244,21 @@ def save_ranker(
         ranker.embeddings = quantize_bags(ranker.embeddings, table_dtype)  # type: ignore[arg-type]
         config, tensors = config.model_copy(update={"table_dtype": table_dtype}), ranker.state_dict()
     save_model(uri, "ranker", config.model_dump(mode="json"), tensors)
+
+
+def load_weights(uri: str, config: RankerConfig) -> dict[str, torch.Tensor] | None:
+    """Returns the state dict of an artifact, tables as fp32, for a ranker of this config; None where it is of another.
+
+    Raises:
+        ArtifactError: there is none at `uri`, or it is damaged.
+    """
+    ranker = load_ranker(uri)
+    asked = config.model_copy(update={"table_dtype": ranker.config.table_dtype, "dropout": ranker.config.dropout})
+    if ranker.config != asked:
+        return None
+    if isinstance(ranker.embeddings, QuantizedBags):
+        ranker.embeddings = float_bags(ranker.embeddings, with_positions(config), config.embedding_dim)
+    return ranker.state_dict()
 
 
 def load_ranker(uri: str) -> Ranker:

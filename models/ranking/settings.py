@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from models.common.settings import Precision, Settings
+from models.common.settings import Precision, Settings, WarmStart
 from models.ranking.config import (
     HISTORY,
     USER,
@@ -68,6 +68,7 @@ class RankerSettings(Settings):
         "fp32", description="of everything above the embeddings; bf16 only where the hardware computes in it"
     )
     sharding: Sharding = "table_wise"
+    warm: WarmStart = Field(WarmStart(), description="what is left of the fit that goes on from an earlier ranker")
     embedding_optimizer: EmbeddingOptimizer = Field("rowwise_adagrad", description="adagrad is the faster on CPUs")
 
     @model_validator(mode="after")
@@ -101,6 +102,11 @@ class RankerSettings(Settings):
             architecture=self.architecture,
             dropout=self.dropout,
         )
+
+    def warmed(self) -> Self:
+        """Returns what is left of the fit where it goes on from an earlier ranker."""
+        rates = {name: getattr(self, name) * self.warm.learning_rate for name in ("embedding_lr", "dense_lr")}
+        return self.model_copy(update={"epochs": max(1, round(self.epochs * self.warm.steps)), **rates})
 
     def optimisation(self) -> dict[str, Any]:
         """Returns what a `Trainer` has to know."""

@@ -148,6 +148,21 @@ def draw_tables(model: DistributedModelParallel, *, std: float, seed: int) -> No
 
 
 @torch.no_grad()
+def fill(model: DistributedModelParallel, state: dict[str, torch.Tensor], *, prefix: str) -> None:
+    """Sets the part under `prefix` to a plain state dict, of which every worker takes its shards."""
+    for name, value in model.state_dict().items():
+        if not name.startswith(prefix):
+            continue
+        whole = state[name.removeprefix(prefix)]
+        if not isinstance(value, ShardedTensor):
+            value.copy_(whole)
+            continue
+        for part in value.local_shards():
+            (first, left), (rows, columns) = part.metadata.shard_offsets, part.metadata.shard_sizes
+            part.tensor.copy_(whole[first : first + rows, left : left + columns])
+
+
+@torch.no_grad()
 def gather_state(model: DistributedModelParallel, *, prefix: str) -> dict[str, torch.Tensor] | None:
     """The plain state dict of the part under `prefix`, whole tables on the CPU, on the first worker; None elsewhere.
 

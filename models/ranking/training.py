@@ -14,7 +14,7 @@ from models.common.devices import dtype_of
 from models.common.settings import Precision
 from models.ranking import checkpoints
 from models.ranking.ranker import Ranker, RankerInputs, TrainingTask
-from models.ranking.sharding import draw_tables, gather_state, shard
+from models.ranking.sharding import draw_tables, fill, gather_state, shard
 
 STD = 0.1  # of embeddings at the start; smaller ones take long to tell users and items apart by their products
 
@@ -85,6 +85,10 @@ class Trainer:
     def gather(self) -> dict[str, torch.Tensor] | None:
         """Returns the ranker's plain state dict, whole tables on the CPU, on the first worker; None elsewhere."""
         return gather_state(self.model, prefix="ranker.")
+
+    def fill(self, state: dict[str, torch.Tensor]) -> None:
+        """Sets the ranker to a plain state dict as `gather` returns it; the optimiser begins anew."""
+        fill(self.model, state, prefix="ranker.")
 
     def save(self, folder: str, position: dict[str, float]) -> None:
         """Writes weights, optimiser state and a position, see `models.ranking.checkpoints.save`."""

@@ -14,7 +14,7 @@ from models.common.collectives import rank_and_size
 from models.common.jagged import Jagged
 from models.common.llama import Tiny
 from models.common.recommender import Queries
-from models.common.seeds import generator
+from models.common.seeds import generator, seed_of
 from models.generation.backbones import build, load_tokenizer
 from models.generation.examples import Corpus, Sampler, examples, item_texts
 from models.generation.heldout import task_losses
@@ -27,8 +27,10 @@ from models.recommenders.language_model import LanguageModelRecommender, corpus_
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_quantizer import Quantized, quantize
 from models.recommenders.settings import CodesSettings, LanguageModelSettings, ProductCodesSettings, check_codewords
+from models.recommenders.warm import take_over_tokens
 from models.semantic_ids.collaborative import impute
 from storage.errors import UserError
+from storage.hashing import hash_numbers
 
 ORDER, HELD_OUT, LEFT_OUT = 41, 42, 43  # what is drawn
 VALID_EXAMPLES = 100  # of each task, at most, for its loss at every validation
@@ -175,14 +177,21 @@ def make_corpus(
     if not settings.tasks:
         return corpus
     titles, captions = (item_texts(vocabulary, column, max_tokens=settings.max_text) for column in texts)
-    order = torch.randperm(len(codes), generator=generator(HELD_OUT, seed))
+    order = np.argsort(hash_numbers(*codes.numpy().T, seed=seed_of(HELD_OUT, seed)))  # mostly the same as items come
     held_out = torch.zeros(len(codes), dtype=torch.bool)
     held_out[order[: math.ceil(settings.held_out * len(order))]] = True
     return replace(corpus, titles=titles, captions=captions, held_out=held_out)
 
 
-def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: Queries, *, seed: int) -> TrainingTask:
-    """Returns the fit of the language model to a corpus.
+def language_model_task(
+    settings: LanguageModelSettings,
+    corpus: Corpus,
+    valid: Queries,
+    *,
+    seed: int,
+    earlier: LanguageModel | None = None,
+) -> TrainingTask:
+    """Returns the fit of the language model to a corpus, from the weights of an earlier one where they fit.
 
     Raises:
         UserError: there is nothing to learn a task from, a row has no room for a history, or two items share their
@@ -190,6 +199,7 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
     """
     vocabulary, config = corpus.vocabulary, settings.fit
     model = LanguageModel(build(settings.backbone, vocabulary, seed=seed), vocabulary)
+    warm = earlier is not None and take_over_tokens(model, earlier)
     sampler, trie = check_learnable(settings, corpus, seed=seed)
 
     def draw(step: int) -> list[Batch]:
@@ -200,7 +210,7 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
 
     recommender = partial(LanguageModelRecommender, corpus=corpus, trie=trie, settings=settings)
     if not settings.tasks:
-        return TrainingTask(model, draw, recommender)
+        return TrainingTask(model, draw, recommender, warm=warm)
     all_drawn = config.steps // 2 if settings.schedule == "content_first" else 0
     losses = partial(
         task_losses,
@@ -210,7 +220,7 @@ def language_model_task(settings: LanguageModelSettings, corpus: Corpus, valid: 
         most=min(VALID_EXAMPLES, config.valid_queries),
         seed=seed,
     )
-    return TrainingTask(model, draw, recommender, losses, patience_from=all_drawn)
+    return TrainingTask(model, draw, recommender, losses, patience_from=all_drawn, warm=warm)
 
 
 def without_unlearnable(settings: LanguageModelSettings, corpus: Corpus) -> LanguageModelSettings:

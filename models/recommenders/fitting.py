@@ -46,6 +46,7 @@ class TrainingTask(NamedTuple):
     losses: Callable[[Any], dict[str, float]] = lambda learner: {}  # held-out loss of each of its tasks
     patience_from: int = 0  # the step up to which validations do not count against it
     limit: Callable[[], None] = lambda: None  # keeps weights within their bounds, after every step
+    warm: bool = False  # whether the learner has the weights of an earlier fit, which stand where nothing is better
 
 
 class Callbacks(NamedTuple):
@@ -127,7 +128,15 @@ def fit(
     if state is None:
         with evaluating(module) as learner:
             losses = task.losses(learner)
-        callbacks.report({"step": 0, **({"losses": losses} if losses else {})}, resumable)
+        begun: dict[str, Any] = {"step": 0, **({"losses": losses} if losses else {})}
+        if task.warm:
+            begun |= validated()[0]
+            at["best"], tensors = begun[NDCG], gather_state(module)
+            callbacks.improved(task.learner, tensors)
+            if best_states.admits(begun[NDCG]):
+                best_states.add(0, begun[NDCG], tensors)
+            begun["seconds"] = time.perf_counter() - started
+        callbacks.report(begun, resumable)
     module.train()
     while at["step"] < config.last_step and at["stale"] < config.patience:
         step = int(at["step"])

@@ -61,6 +61,7 @@ class NextItemModel(nn.Module, ABC):
 
     kind: ClassVar[str]  # of the artifact, and the recommender's name
     layers = (Block.__name__,)  # see `models.common.data_parallel.Learner`
+    tables: ClassVar[tuple[str, ...]] = ()  # parameters with a row for every item
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class ProductCodes(CatalogueModel):
     """
 
     kind: ClassVar[str] = "product_codes"
+    tables = ("residual",)
 
     def __init__(
         self,

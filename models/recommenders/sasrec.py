@@ -36,6 +36,7 @@ class SasRec(CatalogueModel):
     """Every item has a vector of its own, the same that is read."""
 
     kind: ClassVar[str] = "sasrec"
+    tables = ("item",)
 
     def __init__(self, config: SasRecConfig, counts: torch.Tensor) -> None:
         """Takes how often training chooses each item, int64 [N]; the vector of one without an event is and stays 0."""

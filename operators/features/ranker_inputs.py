@@ -10,6 +10,7 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -364,21 +365,30 @@ class Examples:
         )
 
 
-def example_parts(uri: str, dense: Sequence[str]) -> Parts[Examples]:
+def example_parts(uri: str, dense: Sequence[str], *, since: int | None = None) -> Parts[Examples]:
     """Returns the examples of a split (the folder features/train, valid or test) by partition, a file each.
 
     What was read last is kept: a split that is read whole each time is read once.
+
+    Args:
+        uri: of the folder.
+        dense: names of the dense features.
+        since: time of the first examples that count, microseconds; all where it is None.
     """
     uris = files.parts(uri)
     listed = [LISTED] if LISTED in files.dataset(uri).schema.names else []
     columns = ["user", "row", "history", "label", *listed, *dense]
+    kept = None if since is None else pc.field("timestamp") >= pa.scalar(since, pa.timestamp("us", "UTC"))
 
     @functools.lru_cache(maxsize=1)
     def read(pieces: tuple[Piece, ...]) -> Examples:
-        tables = [files.read_table(uris[part], columns).slice(low, high - low) for part, low, high in pieces]
+        tables = [
+            files.dataset(uris[part]).to_table(columns=columns, filter=kept).slice(low, high - low)
+            for part, low, high in pieces
+        ]
         return Examples(pa.concat_tables(tables), dense)
 
-    return Parts([files.dataset(each).count_rows() for each in uris], read)
+    return Parts([files.dataset(each).count_rows(filter=kept) for each in uris], read)
 
 
 @torch.inference_mode()

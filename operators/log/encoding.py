@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from operators.log.events import Events
-from operators.log.partitions import CONTEXT, LIKED, check_liked, hashed, rows_among
+from operators.log.partitions import CONTEXT, LIKED, check_liked, rows_among
+from operators.log.writing import hashed
 from storage.errors import UserError
 from storage.hashing import hash_ids
 

@@ -1,6 +1,7 @@
 """The log of a run on disk: partitions by the hash of the user, which are read and worked on one by one.
 
 RUN/log/about.json           see `About`
+RUN/log/read.json            which files it was read from, see `workflows.stages.ingest.earlier`
 RUN/log/cuts-SPLIT.json      the times at which a split cuts the log
 RUN/log/of-ITEMS/            these two of the events about the items with an embedding; cuts only if there are others
 RUN/log/events/part-N        user and item (hashes of the ids), timestamp, label if there are any, context columns, each
@@ -24,7 +25,7 @@ from operators.log.events import Events
 from operators.log.split import Parts, Split
 from storage import files
 from storage.errors import UserError
-from storage.hashing import fingerprint, hash_ids, hash_order, hash_strings
+from storage.hashing import fingerprint, hash_ids, hash_order
 from storage.mapped import map_table
 from storage.run import RunDir
 
@@ -32,7 +33,6 @@ LIKED = 0.5  # the least label that counts as 1
 KEYS = ("user", "timestamp", "item", "label")  # the columns of events that are no context, in the order of the rows
 CONTEXT = "context_"  # begins the names of context columns, which a catalogue chooses
 TIMESTAMP = pa.timestamp("us", "UTC")
-CHECK = 1  # seed of the second hash, which tells ids apart that share the first
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def open_log(run: RunDir) -> PartitionedLog:
         for old in {*fs.glob(f"{path.rpartition('/')[0]}/of-*")} - {path}:  # of other items
             fs.rm(old, recursive=True)
         tables = (read_events(run, number, list(columns)) for number in range(whole.partitions))
-        files.write_json(uri, asdict(_added(whole, [_counts(_about(table, items)) for table in tables])))
+        files.write_json(uri, asdict(_added(whole, [counts(_about(table, items)) for table in tables])))
     about = About(**files.read_json(uri))
     if not about.events:
         raise UserError("Every event is about an item that interpret rejected: see what it says of them in rejects/.")
@@ -252,75 +252,12 @@ def rows_among(sorted_hashes: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarra
     return at, (sorted_hashes[at] == hashes) if len(sorted_hashes) else np.zeros(len(at), dtype=bool)
 
 
-def hashed(interactions: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Returns events with hashes in place of ids, and the ids of the users.
-
-    Args:
-        interactions: user_id, item_id, timestamp, label if there are any, numeric context columns.
-
-    Returns:
-        The events with the columns of a partition and `user_check`, a second hash of the user; and user, user_check,
-        user_id of each user.
-    """
-    ids = {name: interactions[name].combine_chunks().dictionary_encode() for name in ("user_id", "item_id")}
-    names = {name: column.dictionary.to_pylist() for name, column in ids.items()}
-    codes = {name: column.indices.to_numpy() for name, column in ids.items()}
-    users = {"user": hash_ids(names["user_id"]), "user_check": second_hash(names["user_id"])}
-    keys = {name: values[codes["user_id"]] for name, values in users.items()}
-    keys["item"] = hash_ids(names["item_id"])[codes["item_id"]]
-    events = {**keys, "timestamp": interactions["timestamp"].cast(TIMESTAMP)}
-    for name in interactions.column_names:
-        if name not in ("user_id", "item_id", "timestamp"):
-            events[name if name == "label" else f"{CONTEXT}{name}"] = interactions[name].cast(pa.float32())
-    return pa.table(events), pa.table({**users, "user_id": pa.array(names["user_id"], pa.string())})
-
-
-def second_hash(ids: list[str]) -> np.ndarray:
-    """Returns another hash of ids, int64 [N], which tells those apart that share the first."""
-    return hash_strings(ids, seed=CHECK).view(np.int64)
-
-
-def write_part(run: RunDir, number: int, partitions: int, events: pa.Table, users: pa.Table) -> dict[str, int]:
-    """Writes a partition: its events without duplicates and in order, and its users.
-
-    Args:
-        run: where `log/` is written.
-        number: of the partition, below `partitions`.
-        events, users: of `hashed`, in any order.
-
-    Returns:
-        Counts of this partition: those of `About`, and `duplicates`.
-
-    Raises:
-        UserError: two users share a hash.
-        RuntimeError: an event belongs to another partition.
-    """
-    if (events["user"].to_numpy() % partitions != number).any():
-        raise RuntimeError(f"events of another partition came to partition {number} of the log")
-    users = users.group_by(["user", "user_check"]).aggregate([("user_id", "min")]).sort_by("user")
-    ids = users.rename_columns({"user_id_min": "user_id"})
-    hashes = ids["user"].to_numpy()
-    if (same := np.flatnonzero(hashes[1:] == hashes[:-1])).size:
-        both = ids["user_id"].take(pa.array([same[0], same[0] + 1])).to_pylist()
-        raise UserError(f"The users {both[0]!r} and {both[1]!r} have the same hash: rename one of them.")
-    given = events.num_rows
-    events = events.drop_columns("user_check")
-    rest = [name for name in events.column_names if name not in KEYS]
-    names = [name for name in KEYS if name in events.column_names] + rest
-    events = events.select(names).group_by(names, use_threads=False).aggregate([])
-    events = events.sort_by([(name, "ascending") for name in names])
-    ids = ids.filter(pc.is_in(ids["user"], events["user"].combine_chunks())).select(["user", "user_id"])
-    files.write_part(part_uri(run, "users", number), ids)
-    files.write_part(part_uri(run, "events", number), events)
-    return {**_counts(events), "duplicates": given - events.num_rows}
-
-
 def _about(events: pa.Table, items: np.ndarray) -> pa.Table:
     """Returns the events about these items, hashes in ascending order."""
     return events.filter(pa.array(rows_among(items, events["item"].to_numpy())[1]))
 
 
-def _counts(events: pa.Table) -> dict[str, int]:
+def counts(events: pa.Table) -> dict[str, int]:
     """Counts the events of a partition."""
     times = pc.min_max(events["timestamp"].cast(pa.int64())).as_py()
     labels = "label" in events.column_names

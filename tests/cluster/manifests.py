@@ -15,7 +15,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "cluster"
-FILES = ("redis.yaml", "raycluster.yaml", "rayjob.yaml", "load.yaml", "rayservice.yaml")
+FILES = ("redis.yaml", "raycluster.yaml", "rayjob.yaml", "load.yaml", "rayservice.yaml", "weekly.yaml")
 OURS = {"tesserec", "tesserec-gpu"}  # images
 # ray.io_*.yaml.gz: the CustomResourceDefinitions of ray-project/kuberay (Apache-2.0), in a folder above the project.
 SCHEMAS = next((found for above in REPOSITORY.parents if (found := above / "shared" / "kuberay").is_dir()), None)

@@ -55,6 +55,16 @@ def test_the_pods_of_kubernetes_own_kinds_fit_the_schema_of_pods_in_kuberays(kin
     jsonschema.validate(of_kind(kind, written())["spec"]["template"], template)
 
 
+def test_the_weekly_job_starts_the_script_on_the_standing_cluster() -> None:
+    spec = of_kind("CronJob", written())["spec"]["jobTemplate"]["spec"]["template"]
+    template = schema("RayCluster")["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]["template"]
+    jsonschema.validate(spec, template)
+    (container,) = spec["spec"]["containers"]
+    cluster = of_kind("RayCluster", written())["metadata"]["name"]
+    assert container["command"][4] == f"http://{cluster}-head-svc:8265"
+    assert (REPOSITORY / container["args"][1]).read_text().startswith("#!/bin/sh")
+
+
 def test_a_closed_schema_leaves_maps_open() -> None:
     labels = {"type": "object", "additionalProperties": {"type": "string"}}
     schema = closed({"type": "object", "properties": {"labels": labels}})
@@ -69,6 +79,8 @@ def test_every_value_is_filled_in() -> None:
     assert words[words.index("--run-dir") + 1] == RUN
     (pod,) = pods(of_kind("Job", objects))
     assert pod["containers"][0]["args"] == [RUN, "--store", STORE]
+    (weekly,) = pods(of_kind("CronJob", objects))
+    assert weekly["containers"][0]["args"][2:] == ["s3://BUCKET/served", STORE, "auto"]
     service = of_kind("RayService", objects)["spec"]
     assert service["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
     assert service["serveConfigV2"] == (CLUSTER / "serve.yaml").read_text()

@@ -92,17 +92,22 @@ def export(
                 acts, answers = (pl.DataFrame(exchange.collect(uris, number)) for uris in dealt)
                 yield judged(acts, answers, window).drop(list(context), strict=False)
 
+        whole = dict[str, int]()  # files with a partition as it is, which an update does not read again
         for number, rows in enumerate(parts()):
             kept = rows.join(forgotten, on="user_id", how="left")
             kept = kept.filter(pl.col("gone").is_null() | (pl.col("timestamp").dt.epoch("us") > pl.col("gone")))
             if kept.height:
                 files.write_part(files.part_uri(target, number), _table(kept.drop("gone"), schema))
+            if number < log.about.partitions and kept.height == rows.height:
+                whole[f"part-{number:05d}.parquet"] = number
             count += kept.height
             progress(number + 1, log.about.partitions + pieces)
         items, notes = _write_items(run.uri("catalog", "items"), work, catalog, store)
         manifest = require_manifest(run.root)
         times = manifest.stages["ingest"].metrics.get("timestamps", "real") if count else "none"
-        write_about(work, name=manifest.name, source=f"the run {run.root} and a store", timestamps=times, notes=notes)
+        told = {"source": f"the run {run.root} and a store", "timestamps": times, "notes": notes}
+        own = {"ingest": manifest.stages["ingest"].fingerprint, "files": whole}
+        write_about(work, name=manifest.name, **told, partitions_of=own)
         there = [name for name in ("interactions", "media") if files.exists(files.join(work, name))]
         _move(work, directory, *there, "catalog.json", "items.parquet")
     finally:

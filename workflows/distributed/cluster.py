@@ -125,8 +125,8 @@ def _alive(address: str) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check_reach(address: str, catalog: str, root: str) -> None:
-    """Asks every node of a cluster for the catalogue, and for what this process writes into the run directory.
+def check_reach(address: str, catalog: str, root: str, previous: str | None = None) -> None:
+    """Asks every node of a cluster for the catalogue, the run before, and what this process writes into the run.
 
     Raises:
         UserError: a node does not reach one of them.
@@ -136,13 +136,13 @@ def check_reach(address: str, catalog: str, root: str) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    catalog, root = files.absolute(catalog), files.absolute(root)
+    root, places = files.absolute(root), [files.absolute(place) for place in (catalog, previous) if place]
     mark = files.join(root, f".{uuid.uuid4().hex}.tmp")
     files.write_bytes(mark, b"")
     look: Any = ray.remote(num_cpus=0)(_unreached)
     seats = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
     try:
-        answers = ray.get([look.options(scheduling_strategy=seat).remote(catalog, mark) for seat in seats])
+        answers = ray.get([look.options(scheduling_strategy=seat).remote(*places, mark) for seat in seats])
     finally:
         files.remove(mark)
     for node, said in zip(alive, answers, strict=True):

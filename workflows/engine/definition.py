@@ -10,14 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from models.common.mistakes import explain
-from models.common.settings import key_lines, parse_yaml, place_of, read_text
+from models.common.settings import Folder, key_lines, parse_yaml, place_of, read_text
 from operators.log.split import Split, SplitTime
 from storage import files
 from storage.errors import UserError
 from storage.manifest import require_finished, require_manifest
 from storage.run import RunDir
 from workflows.engine.registry import ORDER, stage
-from workflows.engine.stage import StageConfig
+from workflows.engine.stage import ContinuingConfig, StageConfig
 
 # Keys and values of earlier versions, and what to write in their place; empty for what is gone.
 RENAMED = {
@@ -37,6 +37,8 @@ RENAMED = {
     "stages.ablate_tasks.language_model.schedule: staged": "content_first",
     "stages.ablate_tasks.budget": "",  # the main task has as many documents in every variant
     "stages.quantize.max_digits": "max_suffixes",
+    "stages.project.frozen": "previous",
+    "stages.quantize.frozen": "previous",
     "stages.quantize.gradient": "",  # rotation did not help
     "stages.quantize.collisions: digit": "suffix",
     "stages.quantize.collisions: always_digit": "always_suffix",
@@ -54,6 +56,7 @@ class Definition(BaseModel):
         name: name of the workflow; the run directory defaults to `runs/<name>`.
         seed: seed of all random draws in the run.
         catalog: URI of the catalogue.
+        previous: URI of a finished run that this one updates: stages take over from it what does not change.
         split: split of the log, the same for every stage that trains or evaluates on it.
         stages: settings by stage name; a stage that is not named does not run.
     """
@@ -63,6 +66,7 @@ class Definition(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**32)
     catalog: str = Field(min_length=1)
+    previous: Folder | None = None
     split: Split = SplitTime()
     stages: Any
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -75,7 +79,17 @@ class Definition(BaseModel):
     def configs(self) -> dict[str, StageConfig]:
         """Returns the settings of the stages that run, in the order in which they run."""
         named = {name: getattr(self.stages, name) for name in ORDER}
-        return {name: config for name, config in named.items() if config is not None}
+        return {name: self._continuing(config) for name, config in named.items() if config is not None}
+
+    def _continuing(self, config: StageConfig) -> StageConfig:
+        """Returns the settings of a stage with the run that it builds on."""
+        if isinstance(config, ContinuingConfig) and config.previous is None:
+            return config.model_copy(update={"previous": self.previous})
+        return config
+
+    def absolute(self) -> Definition:
+        """Returns the definition as processes in other folders may read it."""
+        return self.model_copy(update={"catalog": files.absolute(self.catalog)})
 
 
 def load(path: str, overrides: list[str]) -> Definition:
@@ -86,7 +100,7 @@ def load(path: str, overrides: list[str]) -> Definition:
             another one reads from is missing.
     """
     text = read_text(path, "workflow definition")
-    definition = resolve(_apply_overrides(parse_yaml(text, path), overrides), source=path)
+    definition = resolve(overridden(parse_yaml(text, path), overrides), source=path)
     definition._places.update(key_lines(text, path))
     keys = (override.partition("=")[0] for override in overrides)
     definition._places.update({key: f"--set {key}" for key in keys})
@@ -144,7 +158,7 @@ def definition_of(run: RunDir) -> Definition:
 
 def dump(definition: Definition) -> str:
     """Returns the resolved definition as YAML, including all defaults."""
-    stages = {name: config.model_dump(mode="json") for name, config in definition.configs.items()}
+    stages = {name: getattr(definition.stages, name).model_dump(mode="json") for name in definition.configs}
     plain = {**definition.model_dump(mode="json", exclude={"stages"}), "stages": stages}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
@@ -158,7 +172,12 @@ def _model() -> type[Definition]:
     )
 
 
-def _apply_overrides(raw: Any, overrides: list[str]) -> Any:
+def overridden(raw: Any, overrides: list[str]) -> Any:
+    """Returns a parsed definition with `a.b=c` overrides, whose values are YAML.
+
+    Raises:
+        UserError: one has another form, or goes deeper than the definition.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):

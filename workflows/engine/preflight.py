@@ -12,7 +12,9 @@ from workflows.catalogs.survey import survey
 from workflows.distributed import cluster
 from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError, shown
 from workflows.engine.definition import Definition
+from workflows.engine.previous import check_previous
 from workflows.engine.registry import ORDER, stage
+from workflows.engine.stage import ContinuingConfig
 
 LARGE = 1 << 40  # rows of a stream that gets as many actors as fit
 
@@ -44,6 +46,9 @@ def preflight(
             raise UserError(f"{option} {named}: the stages of this workflow are {', '.join(definition.configs)}.")
     if start and until and ORDER.index(start) > ORDER.index(until):
         raise UserError(f"--from {start} comes after --until {until}: swap them.")
+    for name, config in definition.configs.items():
+        if isinstance(config, ContinuingConfig) and config.previous is not None:
+            check_previous(config.previous, root, name)
     _check_log(definition)
     _check_data(definition, tell)
     manifest = read_manifest(root) or Manifest(name=definition.name)
@@ -54,7 +59,7 @@ def preflight(
     files.probe(root, write=True)
     if address != "local":
         cluster.check_reachable(address)
-        cluster.check_reach(address, definition.catalog, root)
+        cluster.check_reach(address, definition.catalog, root, definition.previous)
     else:  # on a cluster, models and keys are on its nodes
         for name, config in definition.configs.items():
             stage(name).check(config, root)

@@ -24,6 +24,21 @@ STAGES = {
     "report": "workflows.stages.report:ReportStage",
 }
 ORDER = tuple(STAGES)
+# The stage that writes what lies at a path of a run; the first that the path contains counts.
+WRITTEN_BY = {
+    "checkpoints/ablate_tasks": "ablate_tasks",  # with models of its own
+    "models/projector": "project",
+    "models/quantizer": "quantize",
+    "models/ranker": "rank",
+    "models/retriever": "rank",
+    "models/generator": "generate",
+    "models/captioner": "adapt_captioner",
+    "catalog": "ingest",
+    "features": "features",
+    "embeddings": "project",
+    "sids": "quantize",
+    "items": "interpret",
+}
 
 
 @functools.cache

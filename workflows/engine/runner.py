@@ -27,8 +27,9 @@ from workflows.distributed import cluster
 from workflows.engine.console import Reporter
 from workflows.engine.definition import Definition, dump
 from workflows.engine.preflight import logical_cpus, preflight
+from workflows.engine.previous import fingerprint_of
 from workflows.engine.registry import ORDER, stage
-from workflows.engine.stage import Context, Result, StageConfig
+from workflows.engine.stage import Context, ContinuingConfig, Result, StageConfig
 
 
 def execute(
@@ -47,7 +48,7 @@ def execute(
         UserError: an error that the user can fix, raised before any work if possible.
     """
     root = files.absolute(root)  # workers have another current directory
-    definition = definition.model_copy(update={"catalog": files.absolute(definition.catalog)})
+    definition = definition.absolute()
     reporter, left_out = Reporter(), list[str]()
     manifest = preflight(definition, root, start, until, address, tell=left_out.append)
     for line in left_out:
@@ -162,6 +163,8 @@ def _fingerprints(definition: Definition) -> dict[str, str]:
             "seed": definition.seed if declared.seeded else None,
             "inputs": [fingerprints[needed] for needed in inputs] or tables.signature(definition.catalog),
         }
+        if isinstance(config, ContinuingConfig) and config.previous is not None:
+            identity["previous"] = fingerprint_of(config.previous, name)
         if config.reads_split():
             identity["split"] = definition.split.model_dump(mode="json")
         fingerprints[name] = fingerprint(json.dumps(identity, sort_keys=True))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from models.common.settings import Settings
+from models.common.settings import Folder, Settings
 from operators.base import Operator
 from operators.log.split import Split, SplitTime
 from storage import files
@@ -33,6 +33,21 @@ class StageConfig(Settings):
     def reads_split(self) -> bool:
         """Returns whether the stage reads `Context.split`, which then counts into its fingerprint."""
         return False
+
+
+class ContinuingConfig(StageConfig):
+    """Settings of a stage that can build on what it left in an earlier run.
+
+    Attributes:
+        previous: that run; by default the `previous` of the definition. What it holds counts into the fingerprint, and
+            where it lies does not.
+    """
+
+    previous: Folder | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings without the place of the earlier run."""
+        return {name: value for name, value in super().identity().items() if name != "previous"}
 
 
 class WorkersConfig(StageConfig):

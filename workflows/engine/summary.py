@@ -13,6 +13,7 @@ from serving.settings import STAGES as SERVED
 from storage import files
 from storage.manifest import Manifest
 from workflows.engine.text import count, decimal, part
+from workflows.engine.update import verdict_of
 
 KINDS = (  # title of a table, the metric that selects its rows, and its columns
     ("clicks, test", "auc", ("auc", "user_auc", "log_loss", "ne", "calibration")),
@@ -40,6 +41,10 @@ def summary(manifest: Manifest, root: str) -> str:
     if evaluate is not None and evaluate.state == "complete":
         for metrics in _tables(evaluate.metrics):
             console.print(metrics)
+    if (found := verdict_of(manifest)) is not None:
+        console.print(f"verdict: {found[0]}", markup=False)
+        for reason in found[1]:
+            console.print(f"  {reason}", markup=False, soft_wrap=True)
     for line in manifest.left_out:
         console.print(line, markup=False, soft_wrap=True)
     for name, entry in manifest.stages.items():

@@ -21,6 +21,7 @@ from workflows.report import (
     gallery,
     recommendations,
     semantic_ids,
+    update,
 )
 from workflows.report.source import read_source
 
@@ -56,6 +57,7 @@ def write_report(run: RunDir) -> str:
         recommendations=recommendations,
         ablate_tasks=ablate_tasks,
         adapt_captioner=adapt_captioner,
+        update=update,
         cards=gallery.sample(source),
         map=catalogue_map.read_map(source),
         script=Markup(script),  # noqa: S704 - our own file

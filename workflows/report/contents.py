@@ -162,7 +162,7 @@ def ranker_figures(source: Source) -> list[Figure]:
     """Returns the training curves of the ranker, with a mark at the epoch that was kept."""
     history = source.fit("rank").get("history") or []
     names = {"train_log_loss": "training", "valid_log_loss": "validation"}
-    keys = {key: name for key, name in names.items() if history and key in history[0]}
+    keys = {key: name for key, name in names.items() if any(key in epoch for epoch in history)}
     if not keys:
         return []
     return [trend("Ranker: log-loss per epoch", history, "epoch", keys, source.metrics("rank").get("epoch"))]

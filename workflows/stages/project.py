@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -14,8 +13,7 @@ from operators.project import BLOCKS, Project, blocks_of
 from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.engine.frozen import check_frozen, frozen_identity
-from workflows.engine.stage import Context, Result, Stage, StageConfig
+from workflows.engine.stage import Context, ContinuingConfig, Result, Stage
 
 BATCH_ROWS = 8_192
 
@@ -27,22 +25,16 @@ class Weights(Settings):
     text: float = Field(1.0, ge=0)
 
 
-class Config(StageConfig):
-    """Settings of project.
+class Config(ContinuingConfig):
+    """Settings of project; an earlier run gives its projection over, so that embeddings stay comparable.
 
     Attributes:
         width: dimensions of the embedding.
         weights: of the modalities.
-        frozen: a finished run whose projection is taken over instead of a fit, so that embeddings stay comparable.
     """
 
     width: int = Field(128, ge=1)
     weights: Weights = Weights()
-    frozen: str | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """Returns the settings, and what stands behind `frozen` at the moment."""
-        return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/projector")}
 
 
 class ProjectStage(Stage[Config]):
@@ -55,10 +47,9 @@ class ProjectStage(Stage[Config]):
     operators = (Project,)
 
     def check(self, config: Config, root: str) -> None:
-        """Finds a run to take over that is none, or is this one."""
-        if config.frozen is not None:
-            check_frozen(config.frozen, root, "project")
-            earlier = RunDir(config.frozen)
+        """Finds an earlier run without a projection."""
+        if config.previous is not None:
+            earlier = RunDir(config.previous)
             if not has_embeddings(earlier):
                 Projector.load(earlier.uri("models", "projector"))
 
@@ -79,8 +70,8 @@ class ProjectStage(Stage[Config]):
         def blocks() -> Iterator[list[Blocks]]:
             return (blocks_of(batch) for batch in batches())
 
-        if config.frozen is not None:
-            projector = taken_over(config.frozen, context.run)
+        if config.previous is not None:
+            projector = taken_over(config.previous, context.run)
         else:
             weights = {"image_vector": config.weights.image, "text_vector": config.weights.text}
             projector = fit_projector(blocks, weights, config.width)
@@ -97,20 +88,19 @@ def has_embeddings(run: RunDir) -> bool:
     return "embedding" in files.dataset(run.uri("items")).schema.names
 
 
-def taken_over(frozen: str, run: RunDir) -> Projector:
+def taken_over(previous: str, run: RunDir) -> Projector:
     """Returns the projection of an earlier run.
 
     Raises:
-        UserError: that run is not finished, or its vectors come from other models.
+        UserError: its vectors come from other models.
     """
-    check_frozen(frozen, run.root, "project")
-    projector = Projector.load(RunDir(frozen).uri("models", "projector"))
+    projector = Projector.load(RunDir(previous).uri("models", "projector"))
     schema = files.dataset(run.uri("items")).schema
     for name, mean in zip(projector.names, projector.means, strict=True):
         width = schema.field(name).type.list_size
         if width != len(mean):
             raise UserError(
-                f"The projection of {frozen} takes a {name} of width {len(mean)}, and this run's has {width}: use the "
-                "same models in interpret, or leave frozen out."
+                f"The projection of {previous} takes a {name} of width {len(mean)}, and this run's has {width}: use "
+                "the same models in interpret, or leave previous out."
             )
     return projector

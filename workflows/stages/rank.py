@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from models.ranking.config import TableDtype
 from models.ranking.settings import RankerSettings
 from workflows.distributed.pools import Workers
-from workflows.engine.stage import Context, Result, Stage, WorkersConfig
+from workflows.engine.previous import has_finished
+from workflows.engine.stage import Context, ContinuingConfig, Result, Stage, WorkersConfig
 
 if TYPE_CHECKING:
     from models.ranking.fitting import Data
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 COMPARED = 5_000  # validation queries that choose the weight of popularity among the candidates, at most
 
 
-class Config(RankerSettings, WorkersConfig):
-    """Settings of the rank stage."""
+class Config(RankerSettings, WorkersConfig, ContinuingConfig):
+    """Settings of the rank stage; the ranker goes on from that of an earlier run where it is of the same shape."""
 
     export: TableDtype = Field("fp16", description="how models/ranker keeps the tables, for serving")
 
@@ -38,7 +39,7 @@ class RankStage(Stage[Config]):
     """Rank: fit the TorchRec ranker on Ray Train and write models/ranker."""
 
     config_type = Config
-    version = 5
+    version = 6
     reads = ("project", "quantize", "features")
 
     def workers(self, config: Config) -> Workers | None:
@@ -52,7 +53,12 @@ class RankStage(Stage[Config]):
         weight = fit_retriever(context, steps=config.epochs)
         history = fit(
             train_loop,
-            {"root": context.run.root, "seed": context.seed, "settings": config.model_dump(mode="json")},
+            {
+                "root": context.run.root,
+                "seed": context.seed,
+                "settings": config.model_dump(mode="json"),
+                "since": trained_until(config.previous),
+            },
             workers=config.processes,
             run=context.run,
             name=f"rank/{context.fingerprint}",
@@ -63,6 +69,21 @@ class RankStage(Stage[Config]):
         best = min(epochs, key=lambda epoch: epoch["valid_log_loss"])
         rows = epochs[-1]["rows"]
         return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs), "popularity_weight": weight})
+
+
+def trained_until(previous: str | None) -> int | None:
+    """Returns the time, microseconds, before which an earlier run's ranker has learned from every example.
+
+    None without such a run, or where no time parts what it has learned from the rest.
+    """
+    from operators.log.partitions import open_log
+    from storage.run import RunDir
+    from workflows.engine.definition import definition_of
+
+    if previous is None or not has_finished(previous, "rank"):
+        return None
+    cuts = open_log(RunDir(previous)).cuts(definition_of(RunDir(previous)).split)
+    return cuts[0] if cuts else None
 
 
 def fit_retriever(context: Context, *, steps: int) -> float:
@@ -121,15 +142,23 @@ def count_positives(run: RunDir, folder: str, split: Split, number: int) -> str:
 def train_loop(task: dict[str, Any]) -> None:
     """The loop of one worker; the first one writes the artifact after every epoch that is the best so far."""
     from models.ranking import fitting
-    from models.ranking.ranker import save_ranker
+    from models.ranking.ranker import Ranker, load_weights, save_ranker
     from models.ranking.training import Trainer
     from storage.run import RunDir
     from workflows.distributed import training
 
     settings, run = Config.model_validate(task["settings"]), RunDir(task["root"])
-    data = read_data(run, settings)
+    data, weights = read_data(run, settings), None
+    if settings.previous is not None and has_finished(settings.previous, "rank"):
+        weights = load_weights(RunDir(settings.previous).uri("models", "ranker"), data.config)
     device = training.device()
-    ranker = fitting.make_ranker(data, device)
+    if weights is None:
+        ranker = fitting.make_ranker(data, device)
+    else:
+        data = read_data(run, settings, since=task["since"])
+        news = sum(data.train.rows) >= settings.workers
+        settings = settings.warmed() if news else settings.model_copy(update={"epochs": 0})
+        ranker = Ranker(data.config)
     trainer = Trainer(ranker, device=device, seed=task["seed"], **settings.optimisation())
 
     def improved(trainer: Trainer) -> None:
@@ -142,15 +171,24 @@ def train_loop(task: dict[str, Any]) -> None:
         improved=improved,
     )
     position = training.restored(lambda folder: trainer.load(str(folder)))
-    fitting.fit(settings, trainer, data, keep, seed=task["seed"], position=position)
+    if weights is not None and position is None:
+        trainer.fill(weights)
+    fitting.fit(settings, trainer, data, keep, seed=task["seed"], position=position, warm=weights is not None)
 
 
-def read_data(run: RunDir, settings: RankerSettings) -> Data:
-    """Returns the items and examples of a run as the ranker of these settings reads them."""
+def read_data(run: RunDir, settings: RankerSettings, *, since: int | None = None) -> Data:
+    """Returns the items and examples of a run as the ranker of these settings reads them.
+
+    Args:
+        run: behind features.
+        settings: of the ranker.
+        since: time of the first examples of training, see `example_parts`.
+    """
     from models.ranking.fitting import Data
     from operators.features.ranker_inputs import example_parts, read_embeddings, read_items
 
     width = read_embeddings(run).schema.field("embedding").type.list_size
     config = settings.ranker(run.read_json("features", "spec.json"), width)
-    train, valid = (example_parts(run.uri("features", name), config.dense) for name in ("train", "valid"))
+    train = example_parts(run.uri("features", "train"), config.dense, since=since)
+    valid = example_parts(run.uri("features", "valid"), config.dense)
     return Data(config, read_items(run, config), train, valid)

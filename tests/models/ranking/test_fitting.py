@@ -245,3 +245,32 @@ def nan(rank: int) -> str:
 def test_a_loss_that_is_not_a_number_is_explained(tmp_path: Path) -> None:
     (said,) = on_ranks(nan, tmp_path, [()])
     assert all(text.startswith("UserError: ") and "lower its embedding_lr" in text for text in said), said
+
+
+def go_on(rank: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Two workers that go on from the weights of one; then without an epoch, so that these stand."""
+    made = RankerSettings.model_validate(settings)
+    data = make_data(made)
+    with apart(rank):
+        earlier = make_trainer(made, data)
+        curve(made, earlier, data)
+        weights, wanted = earlier.gather(), logits(earlier, data)
+    trainer = make_trainer(made, data)
+    trainer.fill(weights)
+    kept: list[dict[str, torch.Tensor] | None] = []
+    reports: list[dict[str, Any]] = []
+    keep = fitting.Keep(lambda metrics, save: reports.append(metrics), lambda trained: kept.append(trained.gather()))
+    fitting.fit(made.model_copy(update={"epochs": 0}), trainer, data, keep, seed=3, warm=True)
+    same = rank != 0 or all(torch.equal(value, weights[name]) for name, value in kept[0].items())
+    return {"wanted": wanted, "found": logits(trainer, data), "same": same, "reports": reports, "kept": len(kept)}
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise"])
+def test_workers_go_on_from_earlier_weights_which_stand_where_nothing_is_better(tmp_path: Path, sharding: str) -> None:
+    settings = SETTINGS.model_copy(update={"sharding": sharding}).model_dump(mode="json")
+    (ranks,) = on_ranks(go_on, tmp_path, [(settings,)])
+    for found in ranks:
+        torch.testing.assert_close(found["found"], found["wanted"])
+        assert found["same"]
+        assert found["kept"] == 1
+        assert [(report["epoch"], report["valid_log_loss"] > 0) for report in found["reports"]] == [(0, True)]

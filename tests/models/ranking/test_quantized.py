@@ -7,7 +7,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.ranking.bags import EmbeddingBags, places
 from models.ranking.config import Table
-from models.ranking.quantized import Bits, QuantizedBags, quantize_bags
+from models.ranking.quantized import Bits, QuantizedBags, float_bags, quantize_bags
 from storage.artifacts import load_model, save_model
 
 DIM, BATCH, TOKENS = 16, 40, 5
@@ -120,3 +120,12 @@ def test_extreme_attention_survives_fewer_bits(dtype: Bits) -> None:
     found, expected = quantize_bags(bags, dtype)(None, jagged), bags(None, jagged)
     assert expected.abs().amax(2).min() > 0.01
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("fp16", 1e-3), ("int8", 2e-3)])
+def test_training_goes_on_with_what_was_kept_in_fewer_bits(dtype: Bits, off: float) -> None:
+    bags = made(TABLES)
+    found = float_bags(quantize_bags(bags, dtype), TABLES, DIM).state_dict()
+    for name, value in bags.state_dict().items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], value, atol=off, rtol=1e-3)

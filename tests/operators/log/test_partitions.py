@@ -10,17 +10,9 @@ import pytest
 
 from operators.columns import matrix_column
 from operators.log import partitions
-from operators.log.partitions import (
-    hashed,
-    kept_cuts,
-    moments,
-    open_log,
-    part_uri,
-    read_about,
-    read_user_ids,
-    write_part,
-)
+from operators.log.partitions import kept_cuts, moments, open_log, part_uri, read_about, read_user_ids
 from operators.log.split import SplitLeaveLast, SplitTime
+from operators.log.writing import hashed, write_part
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_ids

@@ -53,10 +53,10 @@ def write_original(context: Context, to: RunDir) -> bool:
     assert isinstance(quantized, QuantizeConfig)  # noqa: S101
     there = replace(context, run=to, progress=lambda done, total: None)
     _embed(read, there, texts, context.run)
-    text_alone = {"frozen": None, "weights": project.Weights(image=0, text=1)}
+    text_alone = {"previous": None, "weights": project.Weights(image=0, text=1)}
     stage("project").run(projected.model_copy(update=text_alone), there)
     sizes = tuple(context.run.read_json("models", "quantizer", "config.json")["codebook_sizes"])
-    quantized = quantized.model_copy(update={"frozen": None, "codebook_sizes": sizes})
+    quantized = quantized.model_copy(update={"previous": None, "codebook_sizes": sizes})
     if quantized.reads_split():
         files.copy(context.run.uri("log"), to.uri("log"))
     fit(quantized, there)

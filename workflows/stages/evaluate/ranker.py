@@ -23,12 +23,13 @@ from operators.log.events import DAY_US
 from operators.log.partitions import Part, item_ids, open_log, read_user_ids, rows_among
 from storage import files
 from storage.run import RunDir
+from workflows.engine.previous import has_finished
 from workflows.engine.stage import Context
 
 if TYPE_CHECKING:
     import torch
 
-SCORERS = ("ranker", "popularity", "truth")
+SCORERS = ("ranker", "previous", "popularity", "truth")
 EVERY = "every"  # the slice of all items
 COUNTED_ROWS = 1 << 20  # examples of training that are held at once
 
@@ -46,6 +47,7 @@ class Work:
         weight: of popularity among the retriever's candidates.
         recall_at: numbers of candidates.
         exact: whether scores are handed on.
+        previous: URI of the run before, if its ranker is scored, too.
         seed, draws: of the resamples.
     """
 
@@ -60,6 +62,7 @@ class Work:
     exact: bool
     seed: int
     draws: int
+    previous: str | None = None
 
     def uri(self, kind: str, number: int) -> str:
         """Returns the URI of a file that a piece hands on: `scores` or `resamples`."""
@@ -67,7 +70,12 @@ class Work:
 
 
 def score_ranker(
-    context: Context, *, recall_at: tuple[int, ...], draws: int, exact_rows: int = EXACT_ROWS
+    context: Context,
+    *,
+    recall_at: tuple[int, ...],
+    draws: int,
+    exact_rows: int = EXACT_ROWS,
+    previous: str | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Metrics of the ranker, of popularity and of the truth where it is known, by slices, too, and of the retriever.
 
@@ -80,6 +88,7 @@ def score_ranker(
         draws: resamples of users behind every interval.
         exact_rows: test examples up to which AUC is exact; beyond that it comes from histograms, and auc_error says by
             how much it is off at most.
+        previous: URI of the run before; its ranker is scored, too, where it reads what these examples have.
 
     Returns:
         The number of test examples and the metrics.
@@ -107,6 +116,7 @@ def score_ranker(
         exact=sum(sizes) <= exact_rows,
         seed=context.seed,
         draws=draws,
+        previous=previous if has_finished(previous, "rank") else None,
     )
     open_log(run)  # before pieces that would all count its events
     found = context.pieces(partial(score_part, work), numbers, name=name, here=len(sizes) == 1)
@@ -124,11 +134,11 @@ def score_ranker(
     metrics: dict[str, Any] = {
         scorer: {**cards[EVERY, scorer], "auc_interval": interval(samples[scorer])} for scorer in scorers
     }
-    metrics["auc_gain"] = {
-        "over": "popularity",
-        "mean": metrics["ranker"]["auc"] - metrics["popularity"]["auc"],
-        "interval": interval(samples["ranker"] - samples["popularity"]),
-    }
+    for key, other in (("auc_gain", "popularity"), ("auc_over_previous", "previous")):
+        if other in samples:
+            mean = metrics["ranker"]["auc"] - metrics[other]["auc"]
+            bounds = interval(samples["ranker"] - samples[other])
+            metrics[key] = {"over": other, "mean": mean, "interval": bounds}
     metrics["slices"] = {
         members: {
             "rows": int(sums[members, "ranker"].rows),
@@ -161,6 +171,11 @@ def score_part(work: Work, number: int) -> dict[str, Any]:
     test = files.read_table(files.parts(run.uri("features", "test"))[number])
     label, row, user = (test[name].to_numpy() for name in ("label", "row", "user_hash"))
     scores = {"ranker": predict(ranker, items, Examples(test, ranker.config.dense)), "popularity": work.popularity[row]}
+    if work.previous is not None:
+        from workflows.stages.evaluate.previous import earlier_probabilities
+
+        before = earlier_probabilities(RunDir(work.previous), run, test, number)
+        scores |= {} if before is None else {"previous": before}
     truth = true_probability(work.catalog, with_ids(run, test))
     if truth is not None:
         scores["truth"] = truth

@@ -24,19 +24,28 @@ from operators.log.partitions import item_ids, open_log, read_user_ids
 from operators.log.sequences import read_queries, read_training
 from serving.cascade import PIPELINE
 from workflows.catalogs.synthetic.truth import true_lists
+from workflows.engine.previous import has_finished
 from workflows.engine.stage import Context
 from workflows.stages.evaluate.pipeline import score_pipeline
+from workflows.stages.evaluate.previous import earlier_recommender
 from workflows.stages.generate.build import load_recommender, read_corpus
+from workflows.stages.generate.earlier import earlier_of
 
 EXAMPLES = 300  # per task
-BASELINES = ("sasrec", "item_knn", "content", "popularity")
+BASELINES = ("sasrec", "item_knn", "content", "popularity", "previous")  # the last one is that of the run before
 GAIN = f"ndcg@{CUT}"
 WITH_INTERVAL = {f"recall@{CUT}": recall, GAIN: ndcg}
 TRADED = (GAIN, f"fair_{FAIR}@{CUT}", f"tail_{GAIN}", f"popularity_bias@{CUT}")  # what a penalty on popularity changes
 
 
 def score_recommenders(
-    context: Context, *, queries: int, of_pipeline: int, draws: int, penalties: Sequence[float] = ()
+    context: Context,
+    *,
+    queries: int,
+    of_pipeline: int,
+    draws: int,
+    penalties: Sequence[float] = (),
+    previous: str | None = None,
 ) -> dict[str, Any]:
     """Returns metrics of the recommenders that the stage generate has fitted, of content, popularity and the truth.
 
@@ -56,6 +65,7 @@ def score_recommenders(
         of_pipeline: queries of either that the service's pipeline answers, at most; see `score_pipeline`.
         draws: resamples of users behind every interval.
         penalties: on popularity, with which next-item models are asked on validation.
+        previous: URI of the run before; the generator that it has chosen is asked, too.
 
     Returns:
         See `judge`, of masked lists, with the weights of the ensemble's members and the `penalties` of next-item models
@@ -82,6 +92,9 @@ def score_recommenders(
         "content": fit_content(vectors, valid.histories, valid.target, banned=known),
         "popularity": MostPopular(torch.from_numpy(training.positives)),
     }
+    own = tuple(recommenders)
+    if has_finished(previous, "generate") and (earlier := earlier_of(previous, ids)) is not None:
+        recommenders["previous"] = earlier_recommender(earlier)
 
     lists: dict[str, Recommended] = {}
     as_is: dict[str, Recommended] = {}
@@ -114,7 +127,7 @@ def score_recommenders(
         context,
         valid.first(of_pipeline),
         few,
-        {name: place[: len(few.user)] for name, place in places.items()},
+        {name: places[name][: len(few.user)] for name in own},
         {name: recommenders[name] for name in generated["valid"]},
         chosen=generated["chosen"],
         positives=training.positives,

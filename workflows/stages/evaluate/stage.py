@@ -9,19 +9,21 @@ from typing import Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from models.evaluation.verdict import Limits
 from storage.manifest import first_unfinished
-from workflows.engine.stage import Context, Result, Stage, StageConfig
+from workflows.engine.stage import Context, ContinuingConfig, Result, Stage
 from workflows.engine.text import decimal
 from workflows.stages.evaluate.ranker import score_ranker
 
 
-class Config(StageConfig):
-    """Settings of the evaluate stage."""
+class Config(ContinuingConfig):
+    """Settings of the evaluate stage; the models of an earlier run are measured beside those of this one."""
 
     queries: PositiveInt = Field(100_000, description="queries of the test split, a sample, at most")
     pipeline_queries: PositiveInt = Field(2_000, description="of these, what the service's pipeline answers, at most")
     recall_at: tuple[PositiveInt, ...] = Field((10, 50), min_length=1)
     bootstrap: int = Field(200, ge=10, description="resamples of users behind every interval")
+    update: Limits = Field(Limits(), description="of the verdict on a run that goes on from an earlier one")
     penalties: tuple[NonNegativeFloat, ...] = Field((), description="on popularity, tried on validation; none: nothing")
 
 
@@ -29,7 +31,7 @@ class EvaluateStage(Stage[Config]):
     """Measures the ranker, the recommenders and their baselines on the test split."""
 
     config_type = Config
-    version = 11
+    version = 12
     reads = ("ingest", "project")
     reads_one_of = ("rank", "generate")
     reads_all = True
@@ -40,16 +42,22 @@ class EvaluateStage(Stage[Config]):
         metrics: dict[str, Any] = {}
         rows = 0
         if "rank" in there:
-            rows, metrics = score_ranker(context, recall_at=config.recall_at, draws=config.bootstrap)
+            rows, metrics = score_ranker(
+                context, recall_at=config.recall_at, draws=config.bootstrap, previous=config.previous
+            )
         if "generate" in there:
             from workflows.stages.evaluate.recommenders import score_recommenders, score_tasks
 
-            settings: Any = {"draws": config.bootstrap, "penalties": config.penalties}
+            settings: Any = {"draws": config.bootstrap, "penalties": config.penalties, "previous": config.previous}
             settings["of_pipeline"] = config.pipeline_queries
             cards = score_recommenders(context, queries=config.queries, **settings)
             rows += cards.get("popularity", {}).get("queries", 0)
             metrics |= {name: {**metrics.get(name, {}), **values} for name, values in cards.items()}
             metrics |= {"tasks": tasks} if (tasks := score_tasks(context, queries=config.queries)) else {}
+        if config.previous is not None:
+            from workflows.stages.evaluate.changes import judge_update
+
+            metrics["update"] = judge_update(context, config.previous, config.update, metrics)
         context.run.write_json(metrics, "metrics", "evaluate.json")
         for key in ("auc", "ndcg@10"):
             named = {name: values for name, values in metrics.items() if key in values and "_over_" not in name}

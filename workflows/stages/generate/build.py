@@ -11,6 +11,7 @@ import torch
 from models.common.jagged import Jagged
 from models.common.recommender import Queries, Recommender
 from models.generation.examples import Corpus
+from models.generation.language import LanguageModel
 from models.generation.vocabulary import Vocabulary
 from models.recommenders import build
 from models.recommenders.artifacts import load
@@ -18,6 +19,7 @@ from models.recommenders.cold_bonus import fit_cold_bonus
 from models.recommenders.ensemble import Ensemble, fit_ensemble
 from models.recommenders.fitting import TrainingTask
 from models.recommenders.item_knn import fit_item_knn
+from models.recommenders.language_model import LanguageModelRecommender
 from models.recommenders.next_item import NextItemModel
 from models.recommenders.product_codes import ProductCodes
 from models.recommenders.product_quantizer import Quantized
@@ -32,6 +34,7 @@ from models.recommenders.settings import (
     RpgSettings,
     SasRecSettings,
 )
+from models.recommenders.warm import go_on, take_over, wide_enough
 from operators.columns import matrix_of, positions
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.collaborative import collaborative_vectors
@@ -41,16 +44,30 @@ from storage.hashing import draw_uniform, hash_strings
 from storage.run import RunDir
 from workflows.engine.stage import Context
 from workflows.stages.generate.data import Data, read_sids, read_texts
+from workflows.stages.generate.earlier import CODES, Earlier, artifact_uri, codes_uri
 
-CODES = "codes"  # kind and folder of the quantised items
 
-
-def write_codes(run: RunDir, settings: CodesSettings, ids: pa.ChunkedArray, split: Split, *, seed: int) -> None:
+def write_codes(
+    run: RunDir,
+    settings: CodesSettings,
+    ids: pa.ChunkedArray,
+    split: Split,
+    *,
+    seed: int,
+    earlier: Earlier | None = None,
+) -> None:
     """Quantises the items for a recommender; writes codes and codewords to models/generator/codes, under its name.
+
+    Where an earlier run has as many codes of as many codewords, these stay, and new items get theirs among them.
 
     Raises:
         UserError: the catalogue has fewer items than codewords.
     """
+    uri = codes_uri(run, settings.name)
+    if earlier is not None and (before := earlier.codes(settings)) is not None:
+        content = build.scaled(aligned(ids, read_embeddings(run)).numpy())
+        save_model(uri, CODES, {}, go_on(before, earlier.rows, content)._asdict())
+        return
     chosen, drawn = None, None
     if isinstance(settings, ProductCodesSettings) and settings.collaborative and len(ids) >= settings.codewords:
         table = collaborative_vectors(run, split, width=settings.width, seed=seed)
@@ -59,7 +76,7 @@ def write_codes(run: RunDir, settings: CodesSettings, ids: pa.ChunkedArray, spli
         drawn = draw_uniform(hash_strings(ids), seed) < settings.imputed
     embeddings = aligned(ids, read_embeddings(run)).numpy()
     quantized = build.quantize_items(settings, embeddings, chosen, drawn=drawn, seed=seed)
-    save_model(codes_uri(run, settings.name), CODES, {}, quantized._asdict())
+    save_model(uri, CODES, {}, quantized._asdict())
 
 
 def write_item_knn(
@@ -99,11 +116,15 @@ def training_task(
     data: Data,
     *,
     seed: int,
+    earlier: Earlier | None = None,
 ) -> TrainingTask:
-    """Returns the fit of a recommender by its settings."""
+    """Returns the fit of a recommender by its settings, from the weights of an earlier run where they fit."""
     if isinstance(settings, LanguageModelSettings):
-        corpus = read_corpus(settings, run, data.item_ids, data.sequences, seed=seed)
-        return build.language_model_task(settings, corpus, data.valid, seed=seed)
+        before = language_model_of(settings, run, data, earlier)
+        vocabulary = None if before is None else before[1]
+        corpus = read_corpus(settings, run, data.item_ids, data.sequences, seed=seed, vocabulary=vocabulary)
+        model = None if before is None else before[0]
+        return build.language_model_task(settings, corpus, data.valid, seed=seed, earlier=model)
     torch.manual_seed(seed)
     counts = data.sequences.values.bincount(minlength=len(data.item_ids))
     if isinstance(settings, SasRecSettings):
@@ -116,7 +137,26 @@ def training_task(
             embeddings = aligned(data.item_ids, read_embeddings(run)).numpy() if settings.model.content else None
             content = None if embeddings is None else torch.from_numpy(build.scaled(embeddings))
             model = ProductCodes(settings.model, quantized, counts, content)
-    return build.next_item_task(model, data.sequences, settings.fit.batch_size, seed=seed)
+    warm = False
+    if earlier is not None and isinstance(before := earlier.recommender(model.kind), NextItemModel):
+        warm = take_over(model, before.cpu(), earlier.rows, counts)
+    task = build.next_item_task(model, data.sequences, settings.fit.batch_size, seed=seed)
+    return task._replace(warm=warm)
+
+
+def language_model_of(
+    settings: LanguageModelSettings, run: RunDir, data: Data, earlier: Earlier | None
+) -> tuple[LanguageModel, Vocabulary] | None:
+    """Returns the language model of an earlier run and its vocabulary; None where another one is asked for now."""
+    before = None if earlier is None else earlier.recommender(LanguageModelRecommender.kind)
+    if not isinstance(before, LanguageModelRecommender):
+        return None
+    asked = ("backbone", "tasks", "text_tokens")
+    if any(getattr(before.settings, name) != getattr(settings, name) for name in asked):
+        return None
+    sids = read_sids(run, data.item_ids)
+    vocabulary = wide_enough(before.model.vocabulary, sids.sizes, suffixes=sids.suffixes)
+    return None if vocabulary is None else (before.model.cpu(), vocabulary)
 
 
 def read_corpus(
@@ -168,13 +208,3 @@ def load_recommender(run: RunDir, name: str) -> Recommender:
         ArtifactError: it is damaged, or was not fitted.
     """
     return load(artifact_uri(run, name))
-
-
-def codes_uri(run: RunDir, name: str) -> str:
-    """Returns where the codes are that a recommender's items are quantised into."""
-    return run.uri("models", "generator", CODES, name)
-
-
-def artifact_uri(run: RunDir, name: str) -> str:
-    """Returns where a recommender's artifact is."""
-    return run.uri("models", "generator", name)

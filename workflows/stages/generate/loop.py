@@ -9,8 +9,9 @@ from typing import Any
 from models.recommenders import fitting
 from storage.run import RunDir
 from workflows.distributed import training
-from workflows.stages.generate.build import artifact_uri, training_task
+from workflows.stages.generate.build import training_task
 from workflows.stages.generate.data import Data
+from workflows.stages.generate.earlier import artifact_uri, earlier_of
 from workflows.stages.generate.settings import Config
 
 
@@ -41,7 +42,8 @@ def curve_of(reports: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def _fit(name: str, config: Config, run: RunDir, data: Data, *, seed: int, state: fitting.State | None) -> None:
     """Fits a recommender; the first worker writes its artifact after every validation that is the best so far."""
     settings, uri = getattr(config, name), artifact_uri(run, name)
-    task = training_task(settings, run, data, seed=seed)
+    task = training_task(settings, run, data, seed=seed, earlier=earlier_of(config.previous, data.item_ids))
+    fit = settings.fit.warmed(config.warm) if task.warm else settings.fit
 
     def improved(learner: Any, tensors: fitting.State) -> None:
         if tensors:
@@ -51,9 +53,9 @@ def _fit(name: str, config: Config, run: RunDir, data: Data, *, seed: int, state
         training.report({"name": name, **metrics}, partial(training.save_tensors, take), every_s=config.checkpoint_s)
 
     fitting.fit(
-        settings.fit,
+        fit,
         task,
-        data.valid.first(settings.fit.valid_queries),
+        data.valid.first(fit.valid_queries),
         fitting.Callbacks(report, improved),
         seed=seed,
         strategy=config.strategy,

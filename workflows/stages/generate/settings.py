@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from models.common.data_parallel import Strategy
+from models.common.settings import WarmStart
 from models.recommenders.settings import (
     CodesSettings,
     EnsembleSettings,
@@ -16,14 +17,14 @@ from models.recommenders.settings import (
     RpgSettings,
     SasRecSettings,
 )
-from workflows.engine.stage import WorkersConfig
+from workflows.engine.stage import ContinuingConfig, WorkersConfig
 
 GENERATORS = ("product_codes", "rpg", "language_model")  # of which the best one on validation is chosen
 RECOMMENDERS = ("sasrec", *GENERATORS)  # in the order in which they are trained
 
 
-class Config(WorkersConfig):
-    """Settings of the generate stage.
+class Config(WorkersConfig, ContinuingConfig):
+    """Settings of the generate stage; those that are trained step by step go on from the weights of an earlier run.
 
     Attributes:
         product_codes, rpg, language_model: the generators; null leaves one out.
@@ -34,6 +35,7 @@ class Config(WorkersConfig):
         filter_seen: leave what a user has met out of their lists and out of the queries; evaluate scores lists as they
             are, too. False where users choose the same items again.
         compared: validation queries by which one of the generators is chosen, at most.
+        warm: what is left of their fits then.
         strategy: `ddp` keeps a model whole on each worker; `fsdp` shares it out.
     """
 
@@ -49,6 +51,7 @@ class Config(WorkersConfig):
     filter_seen: bool = True
     compared: int = Field(5_000, ge=1)
     cpus_per_worker: PositiveFloat = 2
+    warm: WarmStart = WarmStart()
     strategy: Strategy = "ddp"
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ class GenerateStage(Stage[Config]):
     """Fits the generators of next items, and the baseline that they have to beat, on Ray Train."""
 
     config_type = Config
-    version = 8
+    version = 9
     reads = ("ingest", "interpret", "project", "quantize")
 
     def check(self, config: Config, root: str) -> None:
@@ -49,7 +49,6 @@ class GenerateStage(Stage[Config]):
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
         from models.recommenders.rescoring import write_rescored
         from workflows.stages.generate.build import (
-            artifact_uri,
             learnable,
             load_recommender,
             write_codes,
@@ -58,6 +57,7 @@ class GenerateStage(Stage[Config]):
             write_item_knn,
         )
         from workflows.stages.generate.data import SMALL, save_items, write_data
+        from workflows.stages.generate.earlier import artifact_uri, earlier_of
 
         run = context.run
         asked = max(config.compared, *(getattr(config, name).fit.valid_queries for name in config.names))
@@ -69,8 +69,9 @@ class GenerateStage(Stage[Config]):
             config = config.model_copy(update={"language_model": tasks})
         forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
         save_items(run, data.item_ids)
+        earlier = earlier_of(config.previous, data.item_ids)
         for settings in config.coded:
-            write_codes(run, settings, data.item_ids, context.split, seed=context.seed)
+            write_codes(run, settings, data.item_ids, context.split, seed=context.seed, earlier=earlier)
         compared = data.valid.first(config.compared)
         names = config.names
         if config.item_knn is not None:
@@ -134,7 +135,10 @@ def _fit(config: Config, context: Context, data: Data) -> dict[str, list[dict[st
     from workflows.distributed.training import fit
     from workflows.stages.generate.loop import curve_of, loop
 
-    steps = {name: getattr(config, name).fit.last_step for name in config.names}
+    fits = {name: getattr(config, name).fit for name in config.names}
+    if config.previous is not None:
+        fits = {name: fit.warmed(config.warm) for name, fit in fits.items()}
+    steps = {name: fit.last_step for name, fit in fits.items()}
     logged: set[str] = set()
 
     def log_best(report: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ import polars as pl
 import pyarrow as pa
 
 from operators.base import REJECTED, rejects_table
-from operators.log.partitions import hashed, second_hash, write_part
+from operators.log.partitions import part_uri, read_events, rows_among
+from operators.log.writing import extend_part, hashed, second_hash, write_part
 from storage import blocks, exchange, files
 from storage.blocks import Source
 from storage.errors import UserError
@@ -49,6 +50,7 @@ class Work:
         numbers: columns of the log that are read as numbers, see `blocks.Scanned`.
         form: how the log is read.
         partitions: of the log.
+        earlier, carried: the run before, and the numbers of its partitions that go on; empty where all is read.
     """
 
     root: str
@@ -65,6 +67,8 @@ class Work:
     numbers: dict[str, bool] | None = None
     form: events.Form | None = None
     partitions: int = 1
+    earlier: str = ""
+    carried: Sequence[int] = ()
 
     @property
     def run(self) -> RunDir:
@@ -185,7 +189,9 @@ def deal_events(work: Work, number: int) -> dict[str, Any]:
 
 
 def write_log_part(work: Work, dealt: Sequence[int], number: int) -> dict[str, Any]:
-    """Writes a partition of the log; returns its counts and columns.
+    """Writes a partition of the log; returns its counts and columns, and of one that goes on what it has `lost`.
+
+    Lost are events about items that have left the catalogue.
 
     Args:
         work: what every piece knows.
@@ -193,11 +199,20 @@ def write_log_part(work: Work, dealt: Sequence[int], number: int) -> dict[str, A
         number: of the partition.
     """
     names = [_block(part, at) for part, count in enumerate(dealt) for at in range(count)]
-    both = (
-        exchange.collect([work.uri(kind, f"{name}.arrow") for name in names], number) for kind in ("events", "users")
+    rows, users = (
+        exchange.collect([work.uri(kind, f"{name}.arrow") for name in names], number) if names else None
+        for kind in ("events", "users")
     )
-    rows, users = both
-    return {"columns": rows.column_names, **write_part(work.run, number, work.partitions, rows, users)}
+    if number not in work.carried:
+        assert rows is not None and users is not None  # noqa: S101, PT018 - what is not carried is read
+        return {"columns": rows.column_names, "lost": 0, **write_part(work.run, number, work.partitions, rows, users)}
+    known = exchange.collect([work.uri("index", "known.arrow")])["hash"].to_numpy()
+    before = read_events(RunDir(work.earlier), number)
+    there = rows_among(known, before["item"].to_numpy())[1]
+    names_before = files.read_table(part_uri(RunDir(work.earlier), "users", number))
+    kept = before if there.all() else before.filter(pa.array(there))
+    written = extend_part(work.run, number, work.partitions, kept, names_before, rows, users)
+    return {"columns": before.column_names, "lost": int((~there).sum()), **written}
 
 
 def _deal(work: Work, number: int, written: int, held: Sequence[tuple[pa.Table, pa.Table]]) -> int:

@@ -8,12 +8,12 @@ import polars as pl
 from pydantic import Field
 
 from workflows.catalogs.survey import says
-from workflows.engine.stage import StageConfig
+from workflows.engine.stage import ContinuingConfig
 from workflows.stages.ingest.events import number
 from workflows.stages.ingest.texts import ids
 
 
-class Config(StageConfig):
+class Config(ContinuingConfig):
     """Settings of ingest.
 
     Attributes:

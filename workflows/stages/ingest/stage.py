@@ -9,12 +9,15 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from operators.log.partitions import About, check_liked, kept_cuts, moments, write_about
+from operators.log.partitions import About, check_liked, kept_cuts, moments, read_about, write_about
 from storage import blocks, files, tables
 from storage.errors import UserError
+from storage.manifest import require_manifest
+from storage.run import RunDir
 from workflows.catalogs.survey import Survey, sample
 from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, forget_other_attempts
 from workflows.stages.ingest import events, items, pieces
+from workflows.stages.ingest.earlier import carried, write_read
 from workflows.stages.ingest.given import widths_of
 from workflows.stages.ingest.pieces import Work
 from workflows.stages.ingest.settings import Config
@@ -28,7 +31,7 @@ class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 7
+    version = 8
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
@@ -80,7 +83,7 @@ class IngestStage(Stage[Config]):
             bad = [line for part in read for line in part["bad"]]
             raise items.no_usable(work.items_uri, bad, sum(part["rows"] for part in read))
         notes = [note for part in read for note in part["notes"]][: events.EXAMPLES]
-        if work.log:
+        if work.form is not None:
             found, more = _write_log(work, context, [name for part in read for name in part["ids"]])
             metrics["interactions"] = found
             notes += more
@@ -112,15 +115,34 @@ def _work(config: Config, context: Context) -> Work:
     log_uri = tables.find(context.catalog, "interactions") if config.log else None
     if log_uri is None:
         return work
-    first = blocks.first(log_uri)
+    first, log = blocks.first(log_uri), blocks.sources(log_uri)
+    form = events.form_of(config.with_labels(first.rows), order=tables.timestamps(context.catalog) == "order")
+    found = carried(config, context.catalog, form, log)
     return replace(
         work,
         log_uri=log_uri,
-        log=blocks.sources(log_uri),
+        log=log if found is None else found.left,
+        earlier="" if found is None else found.run,
+        carried=() if found is None else found.partitions,
         numbers=first.numbers,
-        form=events.form_of(config.with_labels(first.rows), order=tables.timestamps(context.catalog) == "order"),
-        partitions=max(1, math.ceil(blocks.rows_about(log_uri) / config.partition_events)),
+        form=form,
+        partitions=partitions_of(config, log_uri),
     )
+
+
+def dropped_before(work: Work) -> dict[str, events.Loss]:
+    """Returns what the run before had dropped of a log that is not read again."""
+    if not work.carried:
+        return {}
+    entry = require_manifest(work.earlier).stages["ingest"]
+    told: dict[str, int] = entry.metrics.get("interactions", {}).get("dropped", {})
+    return {reason: events.Loss(count) for reason, count in told.items()}
+
+
+def partitions_of(config: Config, log_uri: str) -> int:
+    """Returns the number of partitions of a log; that of the run before, so that one answers to the other."""
+    before = None if config.previous is None else read_about(RunDir(config.previous))
+    return before.partitions if before else max(1, math.ceil(blocks.rows_about(log_uri) / config.partition_events))
 
 
 def _pieces(
@@ -138,26 +160,31 @@ def _write_log(work: Work, context: Context, ids: list[str]) -> tuple[dict[str, 
         UserError: it loses more events than allowed, or later stages cannot learn from it.
     """
     config = work.config
-    dealt = _pieces(context, 2, "deal", partial(pieces.deal_events, work), len(work.log), here=len(work.log) == 1)
-    dropped = events.together(part["dropped"] for part in dealt)
+    dealt = _pieces(context, 2, "deal", partial(pieces.deal_events, work), len(work.log), here=len(work.log) <= 1)
+    dropped = events.together([*(part["dropped"] for part in dealt), dropped_before(work)])
     kept = sum(part["kept"] for part in dealt)
-    if not kept:
+    if not kept and not work.carried:
         events.check_dropped(work.log_uri, 0, dropped, config.max_dropped_share, ids)
     files_of = [part["files"] for part in dealt]
     one = work.partitions == 1
     written = _pieces(
         context, 3, "partition", partial(pieces.write_log_part, work, files_of), work.partitions, here=one
     )
-    again = sum(part["duplicates"] for part in written)
-    dropped = events.together([dropped, {"duplicate_event": events.Loss(again)}])
+    again, lost, before = (sum(part.get(name, 0) for part in written) for name in ("duplicates", "lost", "before"))
+    dropped = events.together([dropped, {"duplicate_event": events.Loss(again), "unknown_item": events.Loss(lost)}])
+    kept += before
     events.check_dropped(work.log_uri, kept - again, dropped, config.max_dropped_share, ids)
     about = write_about(work.run, written, written[0]["columns"])
     if about.events != kept - again:
         raise RuntimeError(f"{kept} events were dealt to partitions, {about.events} and {again} duplicates came there")
+    assert work.form is not None  # noqa: S101 - for the type checker
+    write_read(work.run, config, work.form, blocks.sources(work.log_uri))
     notes = [note for part in dealt for note in part["notes"]][: events.EXAMPLES]
     notes += check_learnable(about, context)
-    if lost := events.told(dropped):
-        notes.append(f"dropped of {context.catalog}'s interactions {lost}")
+    if work.carried:
+        notes.append(f"{before} events are those of {work.earlier}, and {kept - before} were read")
+    if told := events.told(dropped):
+        notes.append(f"dropped of {context.catalog}'s interactions {told}")
     counts = {reason: loss.events for reason, loss in dropped.items()}
     metrics = {
         "rows_in": about.events + sum(counts.values()),

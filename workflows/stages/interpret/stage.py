@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +27,9 @@ from operators.log.split import quantile
 from operators.media.fetch import FetchMedia
 from storage import files
 from storage.errors import UserError
+from storage.hashing import fingerprint, hash_ids
 from storage.identity import identity
+from storage.manifest import StageEntry, require_manifest
 from storage.mapped import BATCH_ROWS
 from storage.media.limits import Limits
 from storage.media.sources import Sources
@@ -34,8 +39,9 @@ from workflows.catalogs.canonical import ITEMS
 from workflows.catalogs.survey import Survey
 from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
-from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, StageConfig, forget_other_attempts
+from workflows.engine.stage import SMALL_CATALOGUE, Context, ContinuingConfig, Result, Stage, forget_other_attempts
 from workflows.stages.interpret.given import TYPES, copy_items, given_fields, nothing_to_compute
+from workflows.stages.interpret.reused import Reused
 from workflows.stages.interpret.settings import CAPTIONS, IMAGES, INTERESTS, TEXTS, Captions, ModelSection, Section
 
 KEPT_COLUMNS = ("item_id", "title", "description", "attributes")
@@ -66,8 +72,8 @@ class Fetch(Section):
         return FetchMedia(root=root, max_media=self.max_media, limits=self.limits, sources=sources, given=given)
 
 
-class Config(StageConfig):
-    """Settings of interpret.
+class Config(ContinuingConfig):
+    """Settings of interpret; of an earlier run, items that have not changed are taken over.
 
     Attributes:
         fetch, image_embedding, caption, interests, text_embedding: settings of the stream's operators, by default those
@@ -201,20 +207,23 @@ class InterpretStage(Stage[Config]):
         folder = context.run.uri("checkpoints", "interpret")
         sink = files.join(folder, context.fingerprint)
         forget_other_attempts(context, "interpret")
-        total = write_source(config, context, files.join(sink, "source"))
         schema = items_schema(config, given)
-        reused = streams.committed_rows(sink)
+        recipe = recipe_of(config, schema)
+        before = earlier_items(config, recipe)
+        streamed, taken = write_source(config, context, files.join(sink, "source"), before)
+        total, reused = streamed + len(taken), len(taken) + streams.committed_rows(sink)
         if reused:
             context.log(f"interpret: {reused} of {total} rows are done already and reused, {total - reused} to compute")
         operators = steps(config, context.catalog, cache_uri(config, context.run.root), given)
-        stream_rest(config, context, operators, sink, [*schema.names, "work"], total)
+        stream_rest(config, context, operators, sink, [*schema.names, "work"], streamed)
         batches = streams.outcome_batches(sink, KEPT, schema.names)
+        batches = chain(batches, before.batches(taken, schema.names)) if before is not None else batches
         kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
         rejected, degraded, codes = write_rejects(sink, context.run, "interpret")
         if not set(given) - {"caption", "interests"}:  # else no model of the run makes the vectors of a new item
             made = (step.operator for step in steps(config, context.catalog, None))
             save_interpreter(context.run, [one.operator if isinstance(one, CachedOperator) else one for one in made])
-        metrics = {"reused": reused, "issues": codes, **_work(sink)}
+        metrics = {"reused": reused, "issues": codes, "recipe": recipe, **_work(sink)}
         return Result(rows_in=total, rows_out=kept, rejected=rejected, degraded=degraded, metrics=metrics)
 
 
@@ -254,8 +263,27 @@ def cache_uri(config: Config, root: str) -> str | None:
     return f"{scheme}{separator}{above if slash else path}/{CACHE}" if config.cache else None
 
 
-def write_source(config: Config, context: Context, target: str) -> int:
-    """Writes the catalogue's items, each with the caption's gate, batch by batch; returns their number."""
+def recipe_of(config: Config, schema: pa.Schema) -> str:
+    """Returns what tells apart how items are interpreted, wherever their media lie."""
+    fetch, *others = config.identity()["operators"]
+    made = [InterpretStage.version, {name: fetch[name] for name in fetch if name != "sources"}, *others, str(schema)]
+    return fingerprint(json.dumps(made, sort_keys=True))
+
+
+def earlier_items(config: Config, recipe: str) -> Reused | None:
+    """Returns the items of the run before; None without one, or where it has interpreted them in another way."""
+    if config.previous is None:
+        return None
+    entry = require_manifest(config.previous).stages.get("interpret", StageEntry())
+    return Reused(RunDir(config.previous)) if entry.metrics.get("recipe") == recipe else None
+
+
+def write_source(config: Config, context: Context, target: str, before: Reused | None = None) -> tuple[int, np.ndarray]:
+    """Writes the catalogue's items, each with the caption's gate, batch by batch, but for those that are taken over.
+
+    Returns:
+        The number of items that are written, and the hashes of the ids of the others, int64 [M], ascending.
+    """
     uri = context.run.uri("catalog", "items")
     names = files.dataset(uri).schema.names
     gate = config.caption.gate
@@ -266,16 +294,20 @@ def write_source(config: Config, context: Context, target: str) -> int:
     if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
         last = context.run.read_table("items", columns=["item_id", "caption"])
         known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
+    taken = list[np.ndarray]()
     gates = decide(map(_asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
 
     def gated() -> Iterator[pa.Table]:
         start = 0
         for items in _tables(uri, names):
-            seen_by = _asked(items) if "image_vector" in names else items  # whose pictures are of use
-            yield seen_by.append_column("gate", gates.slice(start, items.num_rows))
+            gate = gates.slice(start, items.num_rows)
             start += items.num_rows
+            seen_by = _asked(items) if "image_vector" in names else items  # whose pictures are of use
+            known = np.zeros(items.num_rows, bool) if before is None else before.among(items, context.catalog, gate)
+            taken.append(hash_ids(items["item_id"].filter(pa.array(known))))
+            yield seen_by.append_column("gate", gate).filter(pa.array(~known))
 
-    return files.write_parts(target, gated())
+    return files.write_parts(target, gated()), np.sort(np.concatenate(taken))
 
 
 def _tables(uri: str, names: list[str]) -> Iterator[pa.Table]:

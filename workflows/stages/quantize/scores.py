@@ -17,7 +17,7 @@ from models.semantic_ids.rqkmeans import fit_rqkmeans
 from models.semantic_ids.suffixes import allocate_suffixes
 from models.semantic_ids.training_rows import collect
 from operators.columns import filled_matrix, matrix_of, positions
-from operators.sid_registry import reference_embeddings
+from operators.sid_registry import known_sids, reference_embeddings
 from storage import files
 from storage.hashing import hash_rows
 from storage.run import RunDir
@@ -68,14 +68,31 @@ def judge(
     return cards
 
 
-def drift_since(run: RunDir, quantizer: Quantizer, item_ids: pa.ChunkedArray, earlier: RunDir) -> dict[str, Any] | None:
-    """Tells how the quantizer of an earlier run fits the items that this one has beyond it; None where it has none."""
-    known = earlier.read_table("sids", columns=["item_id"])["item_id"]
-    new = item_ids.filter(pa.array(positions(item_ids, known) < 0))[:SCORED_ITEMS].to_pylist()
-    if not new:
+def drift_since_fit(run: RunDir, quantizer: Quantizer, earlier: RunDir) -> dict[str, Any] | None:
+    """Tells how a quantizer that was taken over fits the items of a run that came after its fit.
+
+    Of all of them, and of those that the earlier run did not know: a shift of one week drowns among many, and one that
+    goes slowly shows in no single week. A refit pays where either says so.
+
+    Returns:
+        See `drift`, of all of them, with `newest`, the same of the newest; the verdict is that of both. None where
+        there is no item to judge.
+    """
+    sids = run.read_table("sids", columns=["item_id", "added"])
+    ids = run.read_table("embeddings", columns=["item_id"])["item_id"]
+    added = sids["item_id"].filter(sids["added"])
+    added = added.filter(pa.array(positions(added, ids) >= 0))
+    newest = added.filter(pa.array(positions(added, known_sids(earlier)[0]) < 0))
+    if not len(added):
         return None
-    vectors = _embeddings(run, new)
-    return drift(quantizer, reference_embeddings(earlier), vectors)
+    old = reference_embeddings(run)
+    found = drift(quantizer, old, _embeddings(run, added[:SCORED_ITEMS].to_pylist()))
+    if not 0 < len(newest) < len(added):
+        return found
+    last = drift(quantizer, old, _embeddings(run, newest[:SCORED_ITEMS].to_pylist()))
+    if last["refit"] and not found["refit"]:
+        found |= {"refit": True, "reason": f"of the newest {len(newest):,} items alone, {last['reason']}"}
+    return {**found, "newest": last}
 
 
 def _naive_sids(run: RunDir, item_ids: Sequence[str], sizes: tuple[int, ...], *, seed: int) -> Naive | None:

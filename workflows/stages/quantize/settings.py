@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from models.common.settings import FitConfig, Settings
 from models.semantic_ids.quantizer import RQKMEANS, RQVAE, Architecture, suited_sizes
 from models.semantic_ids.rqvae import Schedule
-from workflows.engine.frozen import frozen_identity
-from workflows.engine.stage import WorkersConfig
+from workflows.engine.stage import ContinuingConfig, WorkersConfig
 
 COLLABORATIVE = "rqvae+collaborative"
 # codebook sizes of arXiv 2605.05249; none, which stands for those that suit the catalogue
@@ -47,8 +46,11 @@ class Collaborative(Settings):
         return self
 
 
-class Config(WorkersConfig):
+class Config(WorkersConfig, ContinuingConfig):
     """Settings of quantize.
+
+    An earlier run gives over its quantizer and its SIDs: its items keep theirs, new ones get theirs beside them, with
+    suffixes also where `collisions` is `sinkhorn`. Settings of the fit then mean nothing.
 
     Attributes:
         method: `rqvae`, `rqkmeans`, or `rqvae+collaborative`.
@@ -67,9 +69,6 @@ class Config(WorkersConfig):
             `sinkhorn` re-assigns the last code of items that share all, and gives suffixes to what is left.
         max_suffixes: upper bound of a suffix, exclusive.
         fit_rows: rows that the fit holds in memory; of a larger catalogue a sample.
-        frozen: a finished run whose quantizer and SIDs are taken over: its items keep theirs, new ones get theirs
-            beside them, with suffixes also where `collisions` is `sinkhorn`; settings of the fit then mean nothing.
-            Take its projection over, too (`project: {frozen: RUN}`).
     """
 
     resources: ClassVar[frozenset[str]] = WorkersConfig.resources | {"workers"}
@@ -90,7 +89,6 @@ class Config(WorkersConfig):
     collisions: Literal["suffix", "always_suffix", "sinkhorn"] = "suffix"
     max_suffixes: PositiveInt = 256
     fit_rows: PositiveInt = 1_000_000
-    frozen: str | None = None
     checkpoint_s: float = Field(30.0, ge=0)
 
     @model_validator(mode="after")
@@ -99,13 +97,9 @@ class Config(WorkersConfig):
             raise ValueError("balanced is for method rqkmeans: leave it out")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """Returns the settings, and what stands behind `frozen` at the moment."""
-        return {**super().identity(), "frozen": frozen_identity(self.frozen, "models/quantizer", "sids")}
-
     def reads_split(self) -> bool:
         """Only a fit that goes by the log does."""
-        return self.method == COLLABORATIVE and self.frozen is None
+        return self.method == COLLABORATIVE and self.previous is None
 
     def sizes(self, items: int) -> tuple[int, ...]:
         """Returns the codewords per level for so many items."""

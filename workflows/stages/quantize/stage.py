@@ -13,7 +13,7 @@ from models.semantic_ids.collisions import reassign_last_level
 from models.semantic_ids.prefixes import number_rows
 from models.semantic_ids.quantizer import Quantizer
 from operators.columns import matrix_column, matrix_of, positions
-from operators.sid_registry import give_sids, inherited_sids
+from operators.sid_registry import fitted_items, give_sids, inherited_sids
 from storage import files
 from storage.artifacts import model_digest
 from storage.errors import UserError
@@ -21,7 +21,6 @@ from storage.hashing import content_order, hash_order, hash_rows
 from storage.run import RunDir
 from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
-from workflows.engine.frozen import check_frozen
 from workflows.engine.stage import Context, Result, Stage
 from workflows.engine.text import decimal, percent
 from workflows.stages.quantize import scores
@@ -51,7 +50,7 @@ class QuantizeStage(Stage[Config]):
     """Fit a quantizer on all embeddings, or take one over, and give every item its semantic ID."""
 
     config_type = Config
-    version = 5
+    version = 6
     reads = ("project",)
 
     def uses(self, config: Config) -> tuple[str, ...]:
@@ -59,31 +58,33 @@ class QuantizeStage(Stage[Config]):
         return ("generate",) if config.reads_split() and config.collaborative.source == "sasrec" else ()
 
     def check(self, config: Config, root: str) -> None:
-        """Finds a run to take over that is none, or is this one."""
-        if config.frozen is not None:
-            check_frozen(config.frozen, root, "quantize")
-            Quantizer.load(RunDir(config.frozen).uri("models", "quantizer"))
+        """Finds an earlier run without a quantizer."""
+        if config.previous is not None:
+            Quantizer.load(RunDir(config.previous).uri("models", "quantizer"))
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
         """Says when there are more codewords than items."""
         items, large = catalog.items, max(config.sizes(catalog.items))
-        if config.frozen or not config.codebook_sizes or large <= items:
+        if config.previous or not config.codebook_sizes or large <= items:
             return []
         unused = f"{items} items leave most of {large} codewords unused, and hardly any two of them share one"
         return [f"{unused}: write auto for stages.quantize.codebook_sizes"]
 
     def workers(self, config: Config) -> Workers | None:
         """Returns the workers of the fit; a quantizer that is taken over needs none."""
-        return None if config.frozen else config.processes
+        return None if config.previous else config.processes
 
     def run(self, config: Config, context: Context) -> Result:
-        """Writes models/quantizer, sids (item_id, codes with the suffix), metrics/quantize.json and metrics/map."""
+        """Writes models/quantizer, sids, metrics/quantize.json and metrics/map.
+
+        sids: item_id; codes with the suffix; added, whether the item came after the fit of the quantizer.
+        """
         from workflows.stages.quantize.fitting import fit
 
         run, rows = context.run, files.dataset(context.run.uri("embeddings")).count_rows()
         if rows == 0:
             raise UserError("There are no embeddings to quantize: give the catalogue at least one usable item.")
-        history = take_over(config.frozen, run) if config.frozen else fit(config, context)
+        history = take_over(config.previous, run) if config.previous else fit(config, context)
         pieces = encode(context)
         name = f"quantize/{context.fingerprint}/sids"
         finish = partial(_write_and_judge, config, run, pieces, context.catalog, context.seed)
@@ -107,7 +108,7 @@ def _write_and_judge(config: Config, run: RunDir, pieces: Pieces, catalog: str, 
     """
     quantizer, coded, sids = write_sids(config, run, pieces)
     cards = scores.judge(run, quantizer, catalog, item_ids=coded.item_ids, nearest=coded.codes, sids=sids, seed=seed)
-    if config.frozen and (new := scores.drift_since(run, quantizer, coded.item_ids, RunDir(config.frozen))):
+    if config.previous and (new := scores.drift_since_fit(run, quantizer, RunDir(config.previous))):
         cards["drift"] = new
     return cards
 
@@ -116,7 +117,7 @@ def write_sids(config: Config, run: RunDir, pieces: Pieces) -> tuple[Quantizer, 
     """Writes a run's `sids`; returns its quantizer, the items' codes under it and their SIDs, int32 [N, L + 1]."""
     quantizer = Quantizer.load(run.uri("models", "quantizer"))
     coded = _read(pieces)
-    earlier = RunDir(config.frozen) if config.frozen else None
+    earlier = RunDir(config.previous) if config.previous else None
     known_ids, known_codes = inherited_sids(run, earlier, levels=coded.codes.shape[1])
     sids = give_sids(
         coded.item_ids,
@@ -130,22 +131,28 @@ def write_sids(config: Config, run: RunDir, pieces: Pieces) -> tuple[Quantizer, 
     # no other item may get the SIDs of items that left the catalogue
     gone = (positions(known_ids, coded.item_ids) < 0) & (earlier is not None)
     tables = ((coded.item_ids, sids), (known_ids.filter(pa.array(gone)), known_codes[gone]))
-    files.write_parts(run.uri("sids"), [pa.table({"item_id": ids, "codes": matrix_column(of)}) for ids, of in tables])
+    fitted = coded.item_ids if earlier is None else fitted_items(earlier)
+    files.write_parts(
+        run.uri("sids"),
+        [
+            pa.table({"item_id": ids, "codes": matrix_column(of), "added": positions(ids, fitted) < 0})
+            for ids, of in tables
+        ],
+    )
     return quantizer, coded, sids
 
 
-def take_over(frozen: str, run: RunDir) -> list[dict[str, Any]]:
+def take_over(previous: str, run: RunDir) -> list[dict[str, Any]]:
     """Copies the quantizer of an earlier run; a fit that did not happen has no curve.
 
     Raises:
-        UserError: that run is not finished, or the embeddings were projected in another way.
+        UserError: the embeddings were projected in another way.
     """
-    check_frozen(frozen, run.root, "quantize")
-    earlier = RunDir(frozen)
+    earlier = RunDir(previous)
     if model_digest(run.uri("models", "projector")) != model_digest(earlier.uri("models", "projector")):
         raise UserError(
-            f"The quantizer of {frozen} is for another projection: take that over, too, with "
-            f"stages.project.frozen={frozen}."
+            f"The quantizer of {previous} is for another projection: take that over, too, with "
+            f"stages.project.previous={previous}."
         )
     quantizer = Quantizer.load(earlier.uri("models", "quantizer"))
     if model_digest(run.uri("models", "quantizer")) != model_digest(earlier.uri("models", "quantizer")):

@@ -166,7 +166,7 @@ def test_the_source_is_written_batch_by_batch(context: Context, monkeypatch: pyt
     for rows in (10_000, 3):
         monkeypatch.setattr(interpret, "BATCH_ROWS", rows)
         target = context.run.uri(f"source of {rows}")
-        count = interpret.write_source(interpret.Config(caption={"gate": {"budget": 4}}), context, target)
+        count, _ = interpret.write_source(interpret.Config(caption={"gate": {"budget": 4}}), context, target)
         written.append(files.read_table(target))
         assert count == written[-1].num_rows == ROWS
         assert written[-1]["gate"].to_pylist().count("open") == 4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from models.semantic_ids.collaborative import item_vectors
 from models.semantic_ids.quantizer import Quantizer
@@ -18,7 +21,7 @@ from models.semantic_ids.suffixes import NO_SUFFIX
 from operators.columns import matrix_column
 from operators.log.encoding import encode
 from operators.log.split import Split, SplitLeaveLast, SplitTime, split_numbers
-from operators.sid_registry import add_sids, known_sids, quantizer_digest
+from operators.sid_registry import add_sids, fitted_items, known_sids, quantizer_digest
 from storage import files
 from storage.artifacts import save_model
 from storage.errors import UserError
@@ -26,6 +29,7 @@ from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import read_log_table, write_log
+from workflows.engine.previous import check_previous
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.quantize.settings import Collaborative, Config
@@ -168,13 +172,13 @@ def test_a_quantizer_taken_over_moves_no_sid_and_gives_none_twice(tmp_path: Path
     fitted(first)
     ids = [f"item-{n}" for n in range(10, 100)]  # ten have left, forty are new
     write_run(second, values[10:], ids)
-    result = fitted(second, frozen=first.root)
+    result = fitted(second, previous=first.root)
     old, new = sids_of(first), sids_of(second)
     assert (result.rows_in, result.rows_out) == (90, 90)
     assert all(new[item] == old[item] for item in old)  # also of those that have left
     assert len({tuple(sid) for sid in new.values()}) == 100
     assert second.read_json("metrics", "quantize.json")["drift"]["refit"] is None  # forty are too few to tell
-    fitted(second, frozen=first.root)
+    fitted(second, previous=first.root)
     assert sids_of(second) == new
 
 
@@ -184,9 +188,7 @@ def test_a_quantizer_of_another_width_is_refused(tmp_path: Path, fitted: Callabl
     fitted(first)
     write_run(second, vectors(30)[:, :8])
     with pytest.raises(UserError, match="take that over, too"):
-        fitted(second, frozen=first.root)
-    with pytest.raises(UserError, match="this very run"):
-        stage("quantize").check(Config(frozen=first.root), first.root)
+        fitted(second, previous=first.root)
 
 
 def test_results_do_not_depend_on_what_a_worker_gets() -> None:
@@ -243,7 +245,7 @@ def test_only_a_fit_that_goes_by_the_log_reads_the_split() -> None:
     aligned = Config(method="rqvae+collaborative")
     assert aligned.reads_split()
     assert not Config().reads_split()
-    assert not aligned.model_copy(update={"frozen": "runs/may"}).reads_split()  # nothing is fitted
+    assert not aligned.model_copy(update={"previous": "runs/may"}).reads_split()  # nothing is fitted
 
 
 def new_item(item_id: str, codes: list[int]) -> pa.Table:
@@ -270,12 +272,12 @@ def test_a_takeover_is_refused_where_two_runs_gave_one_sid(tmp_path: Path, fitte
     for run in (first, second):
         write_run(run, vectors(30))
     fitted(first)
-    fitted(second, frozen=first.root)
+    fitted(second, previous=first.root)
     alone = next(sid for sid in sids_of(first).values() if sid[2] == NO_SUFFIX)
     for run in (first, second):
         add_sids(run, new_item(f"new of {run.root}", alone[:2]), quantizer=quantizer_digest(run))
     with pytest.raises(UserError, match="one SID to different items"):
-        fitted(second, frozen=first.root)
+        fitted(second, previous=first.root)
 
 
 def test_a_rerun_moves_nothing_that_was_given(tmp_path: Path, fitted: Callable[..., Any]) -> None:
@@ -284,18 +286,42 @@ def test_a_rerun_moves_nothing_that_was_given(tmp_path: Path, fitted: Callable[.
     write_run(first, values[:30])
     fitted(first)
     write_run(second, values[:40])
-    fitted(second, frozen=first.root)
+    fitted(second, previous=first.root)
     given = sids_of(second)
     write_run(second, values)
-    fitted(second, frozen=first.root)
+    fitted(second, previous=first.root)
     assert all(sids_of(second)[item] == sid for item, sid in given.items())
 
 
-def test_an_unfinished_run_gives_nothing_over(tmp_path: Path, fitted: Callable[..., Any]) -> None:
-    first, second = RunDir(str(tmp_path / "first")), RunDir(str(tmp_path / "second"))
-    write_run(first, vectors(30))
-    fitted(first)
-    write_manifest(first.root, Manifest(name="w", stages={"quantize": StageEntry(state="failed")}))
-    write_run(second, vectors(30))
+def test_an_unfinished_run_gives_nothing_over(tmp_path: Path) -> None:
+    first = str(tmp_path / "first")
+    write_manifest(first, Manifest(name="w", stages={"quantize": StageEntry(state="failed")}))
     with pytest.raises(UserError, match="finish that run first"):
-        fitted(second, frozen=first.root)
+        check_previous(first, str(tmp_path / "second"), "quantize")
+    with pytest.raises(UserError, match="this very run"):
+        check_previous(first, first, "quantize")
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    weeks=st.lists(st.tuples(st.sets(st.integers(0, 59), max_size=20), st.integers(0, 15)), min_size=2, max_size=4),
+    collisions=st.sampled_from(["suffix", "always_suffix", "sinkhorn"]),
+)
+def test_no_sid_moves_in_any_weeks(
+    tmp_path: Path, fitted: Callable[..., Any], weeks: list[tuple[set[int], int]], collisions: str
+) -> None:
+    """Items come, go and come back; of every four, two look alike."""
+    looks = vectors(100)
+    looks[3::4] = looks[2::4]
+    number, before, previous = 30, dict[str, list[int]](), None
+    for week, (away, new) in enumerate(weeks):
+        number += new * (week > 0)
+        there = [item for item in range(number) if week == 0 or item not in away]
+        run = RunDir(str(tmp_path / uuid.uuid4().hex))
+        write_run(run, looks[there], [f"item-{item}" for item in there])
+        fitted(run, collisions=collisions, **({} if previous is None else {"previous": previous.root}))
+        now = sids_of(run)
+        assert {item: now[item] for item in before} == before
+        assert len({tuple(sid) for sid in now.values()}) == len(now)
+        assert set(fitted_items(run).to_pylist()) == {f"item-{item}" for item in range(30)}
+        before, previous = now, run
