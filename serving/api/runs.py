@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Security
 from pydantic import BaseModel, ConfigDict
 
@@ -11,7 +13,7 @@ from serving.api.security import BEARER
 from serving.api.served import Served
 from serving.api.work import Work
 
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "runs": [
         {"run": RUN, "share": 0.9, "shadow": False, "items": 800, "users": 90, "answers": 300, "acted": 30}
         | {"rate": {"value": 0.1, "low": 0.068, "high": 0.144}, "difference": None},

@@ -36,7 +36,8 @@ function article(run, at, count, reach, samples) {
   const shown = Object.entries(facts).filter(([, value]) => value !== null);
   return el("article", { "data-run": run.run, "aria-label": run.run },
     el("h3", {}, run.run), el("p", { class: "chip" }, who(run, at, count)), rate,
-    el("dl", { class: "counts" }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
+    el("dl", { class: "counts" }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+    run.difference && beside(run.difference));
 }
 
 function who(run, at, count) {
@@ -44,20 +45,20 @@ function who(run, at, count) {
   return count === 1 || run.share === 1 ? "everybody" : `${percent(run.share)} of the users${at ? "" : ", and visitors"}`;
 }
 
-/** Click-through with its interval, and of the second run how far it is from the first. */
-function clicks({ rate, difference }, reach) {
+/** Click-through with its interval. */
+function clicks({ rate }, reach) {
   if (!rate) return el("p", { class: "hint" }, "No user has had an answer yet.");
   const vars = Object.fromEntries([["--part", rate.value], ["--low", rate.low], ["--high", rate.high]].map(([name, share]) => [name, (reach > 0 ? share / reach : 0).toFixed(4)]));
   return el("div", { class: "rate" },
     el("p", {}, el("b", {}, percent(rate.value)), " of the answers were acted on"),
     el("span", { class: "interval", vars }, el("i")),
-    el("small", {}, `95 %: ${percent(rate.low)} – ${percent(rate.high)}`),
-    difference && el("p", { class: "difference" }, el("b", {}, `${points(difference.value)} points`), ` (${points(difference.low)} to ${points(difference.high)}): ${verdict(difference)}`));
+    el("small", {}, `${percent(rate.low)} – ${percent(rate.high)}, with 95 % confidence`));
 }
 
-function verdict({ low, high }) {
-  if (low > 0) return "more than the first run";
-  return high < 0 ? "less than the first run" : "no difference shown so far";
+/** How far the second run is from the first. */
+function beside({ value, low, high }) {
+  const verdict = low > 0 ? "more than the first run" : high < 0 ? "less than the first run" : "no difference shown so far";
+  return el("p", { class: "difference" }, el("b", {}, `${points(value)} points`), ` (${points(low)} to ${points(high)}): ${verdict}`);
 }
 
 /** How long recommendations of a run take, where the key may read what the process counts. */

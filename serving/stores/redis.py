@@ -141,8 +141,8 @@ class RedisStore:
                 user = key(each.user_id)
                 keys = [FORGOTTEN, IMPRESSIONS + user, WHOSE[IMPRESSIONS], ACTED + user, TALLIES]
                 name = _tally_of(each) if each.counts else b""
-                record = [key(each.recommendation_id), pack_impression(each), each.time]
-                self._show(keys, [user, *record, name, ANSWERS, ACTS], client=pipe)
+                place, record = key(each.recommendation_id), pack_impression(each)
+                self._show(keys, [user, place, record, each.time, name, ANSWERS, ACTS], client=pipe)
             pipe.execute()
 
     def events(self, user_ids: Sequence[str]) -> list[Event]:

@@ -73,7 +73,6 @@ def test_who_may_only_read_sees_the_runs(visit, pair) -> None:
     pair.keys = {"reader": "read"}
     try:
         page = visit("#/quality")
-        page.locator("#key summary").click()
         page.fill("#bearer", "reader")
         page.get_by_role("button", name="Use").click()
         expect(page.locator("#runs article")).to_have_count(2)
