@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import tempfile
 import time
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def rate(nodes: int, rows: int, seconds: float) -> float:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": STORE})
     for _ in range(nodes):
         cluster.add_node(num_cpus=1, labels={"tier": "slow"}, object_store_memory=STORE)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "source")

@@ -25,6 +25,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from storage.run import RunDir
 from workflows.catalogs.synthetic.sample import write_sample
 
 DRAWS = 400
-WEEK = pl.duration(days=7)
+WEEK = timedelta(days=7)
 KINDS = ("teapot", "bicycle", "tent", "guitar", "kite", "globe", "anchor", "ladder")  # of a shifted week
 LOOK_S = 0.25
 STATUS = {0: "promote", 3: "keep the old one", 4: "refit"}
@@ -161,7 +162,8 @@ def write_shifted(normal: Path, folder: Path, seed: int) -> None:
         texts = {"title": f"{kind} no. {number}", "description": f"A {kind} for the open air."}
         rows.append({**row, "item_id": name, **texts})
     log = pl.read_parquet(normal / "interactions.parquet")
-    newest = (log["timestamp"] > log["timestamp"].max() - WEEK).to_numpy() & (random.random(log.height) < 0.5)
+    times = log["timestamp"].to_numpy()
+    newest = (times > times.max() - np.timedelta64(WEEK)) & (random.random(log.height) < 0.5)
     names = np.array([row["item_id"] for row in rows])[random.integers(0, len(rows), log.height)]
     item = pl.when(pl.lit(pl.Series(newest))).then(pl.lit(pl.Series(names))).otherwise("item_id").alias("item_id")
     _write(folder, pl.concat([items, pl.DataFrame(rows, schema=items.schema)]), log.with_columns(item))

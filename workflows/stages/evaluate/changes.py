@@ -172,12 +172,12 @@ def learned_from(users: int, items: int, last: int, before: dict[str, Any], limi
 
 
 def _news(counts: dict[str, int], new: About, old: About, *, ordered: bool, due: bool) -> News:
-    days, usual_days = (
-        max(span / DAY_US, 1e-9) for span in (new.last - old.last, min(old.last - old.first, USUAL_DAYS * DAY_US))
-    )
-    volume = (None, None) if ordered else (counts["new"] / days, counts["usual"] / usual_days)
-    rates = (None, None)
+    per_day = usual_per_day = rate = usual_rate = None
+    if not ordered:
+        per_day = counts["new"] / max((new.last - old.last) / DAY_US, 1e-9)
+        usual_per_day = counts["usual"] / max(min(old.last - old.first, USUAL_DAYS * DAY_US) / DAY_US, 1e-9)
     if new.labelled and old.labelled:
-        rates = (counts["new_positives"] / max(counts["new"], 1), counts["usual_positives"] / max(counts["usual"], 1))
+        rate = counts["new_positives"] / max(counts["new"], 1)
+        usual_rate = counts["usual_positives"] / max(counts["usual"], 1)
     missing = max(0.0, 1 - counts["kept"] / counts["expected"]) if counts["expected"] else 0.0
-    return News(counts["new"], *volume, *rates, missing, due)
+    return News(counts["new"], per_day, usual_per_day, rate, usual_rate, missing, due)

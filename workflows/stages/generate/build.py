@@ -120,11 +120,9 @@ def training_task(
 ) -> TrainingTask:
     """Returns the fit of a recommender by its settings, from the weights of an earlier run where they fit."""
     if isinstance(settings, LanguageModelSettings):
-        before = language_model_of(settings, run, data, earlier)
-        vocabulary = None if before is None else before[1]
+        known, vocabulary = language_model_of(settings, run, data, earlier) or (None, None)
         corpus = read_corpus(settings, run, data.item_ids, data.sequences, seed=seed, vocabulary=vocabulary)
-        model = None if before is None else before[0]
-        return build.language_model_task(settings, corpus, data.valid, seed=seed, earlier=model)
+        return build.language_model_task(settings, corpus, data.valid, seed=seed, earlier=known)
     torch.manual_seed(seed)
     counts = data.sequences.values.bincount(minlength=len(data.item_ids))
     if isinstance(settings, SasRecSettings):
