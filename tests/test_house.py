@@ -31,7 +31,7 @@ MOST_ENTRIES = 12
 # object stores, and labels of nodes; 23,800 before items that are posted to a service, interpreted, scored and kept;
 # 24,360 before runs side by side, rolls that replicas follow, and click-through counted as it happens; 25,250 before
 # updates: fits that go on, models of two runs compared, a verdict, and a log that is read where it is new.
-MOST_CODE_LINES = 26_010
+MOST_CODE_LINES = 26_100
 LEAST_DOCUMENTED = 1117 / 1123  # share of public modules, classes, functions and methods, before the folders
 MOST_LINES_OF_A_FILE = 400
 LEAST_CODE_LINES_OF_A_FILE = 5
