@@ -71,7 +71,8 @@ class Runs:
         self._store, self._start, self._open, self._prepare = store, start, open_run, prepare
         self._name = f"{REPLICAS}{uuid.uuid4().hex}"
         self._now = self._loaded(started(store, start), {})
-        self._looked, self._problem, self._tried = self._now.kept.version, None, 0.0
+        self._looked, self._tried = self._now.kept.version, 0.0
+        self._problem: str | None = None
         self._counted: tuple[float, int, dict[str, Tally]] = (0.0, 0, {})
         self._ended, self._threads = threading.Event(), list[threading.Thread]()
 
