@@ -35,11 +35,11 @@ opened, left = load.open_store, [int(sys.argv[3])]
 def open_store(uri, create):
     store = opened(uri, create=create)
     write = store.write
-    def dying(*batch, until):
+    def dying(*batch, **more):
         left[0] -= 1
         if left[0] < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(*batch, until=until)
+        write(*batch, **more)
     store.write = dying
     return store
 load.open_store = open_store
