@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from operators.columns import matrix_column
-from operators.log import partitions
+from operators.log import writing
 from operators.log.partitions import kept_cuts, moments, open_log, part_uri, read_about, read_user_ids
 from operators.log.split import SplitLeaveLast, SplitTime
 from operators.log.writing import hashed, write_part
@@ -132,7 +132,7 @@ def test_an_event_in_the_wrong_partition_is_not_passed_over(run: RunDir) -> None
 
 
 def test_two_users_of_one_hash_are_told_apart(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partitions, "hash_ids", lambda ids: hash_ids(ids) // 10**18 + 1)
+    monkeypatch.setattr(writing, "hash_ids", lambda ids: hash_ids(ids) // 10**18 + 1)
     with pytest.raises(UserError, match=r"^The users 'user \d+' and 'user \d+' have the same hash: rename one of them"):
         write_log(run, interactions())
 

@@ -228,7 +228,10 @@ class Shop:
     def attributes(self) -> dict[str, dict[str, int]]:
         """The values of attributes, and how many items have each."""
         every = [item["attributes"] for item in self.items.values()]
-        return {name: dict(Counter(own[name][0] for own in every).most_common()) for name in ("brand", "colour")}
+        return {
+            name: dict(Counter(own[name][0] for own in every if name in own).most_common())
+            for name in ("brand", "colour")
+        }
 
     def search(self, text: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:
         """Items by how many of the words their title and caption have."""

@@ -62,4 +62,4 @@ def test_what_is_wrong_with_a_new_item_is_told_beside_it(visit, shop, monkeypatc
     expect(page.locator("#post .problem")).to_contain_text("needs a key with the role write")
     cards(page).first.locator(".open").click()
     page.get_by_role("button", name="Hide", exact=True).click()
-    expect(page.locator("dialog .problem")).to_contain_text("needs a key with the role write")
+    expect(page.locator("dialog[open] .problem")).to_contain_text("needs a key with the role write")

@@ -189,7 +189,7 @@ def test_what_is_drawn_follows_from_the_request_and_its_propensities_are_kept(fi
         for place, item in enumerate(answer.items):
             kept = 1.0 if place == 1 else 0.7 if item.item_id in listed else 0.3 / (59 - 10)
             assert item.propensity == pytest.approx(kept)
-    logged = as_impression(answers[2], None, "b", pipeline.run, "/v1/recommend")
+    logged = as_impression(answers[2], None, "b", "/v1/recommend")
     assert logged.propensities == [item.propensity for item in answers[2].items]
     assert {item.propensity for item in answered(plain)} == {1.0}
 

@@ -26,7 +26,7 @@ def pinned(sections):
     operators = [step.operator for step in interpret.steps(config, "c", "cache")]
     return {
         "given": sections,
-        "settings": digest(config.model_dump(mode="json")),
+        "settings": digest(config.model_dump(mode="json", exclude={"previous"})),
         "identity": digest(config.identity()),
         "folders": [operator.folder for operator in operators if isinstance(operator, CachedOperator)],
     }
