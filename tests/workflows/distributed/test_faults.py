@@ -19,7 +19,8 @@ pytestmark = pytest.mark.long
 TRIES = 10
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.soak  # seven minutes on two cores
+@pytest.mark.timeout(1_800)
 def test_a_run_that_loses_a_node_in_each_kind_of_stage_has_the_rows_of_an_undisturbed_one(tmp_path: Path) -> None:
     write_catalog(tmp_path, items=96, users=40)
     definition = tmp_path / "w.yaml"
