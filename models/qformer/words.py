@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 JOINERS = "-'’"
-LEAST_ITEMS = 3  # that have a word, in each half
+LEAST_ITEMS = 8  # that have a word, in each half
 TRUST = 0.7  # area under the curve, on pictures that were not fitted, from which on a word is seen
-DOUBT = 1.0  # standard errors that are taken off it first
+DOUBT = 2.0  # standard errors that are taken off it first
 RIDGE = 0.03  # of the mean variance
 WORDS = 256  # at a time
 MOST = 4_000  # words that are looked at, the most frequent first
