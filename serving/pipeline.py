@@ -13,7 +13,7 @@ import torch
 from models.common.jagged import Jagged, from_arrays
 from models.common.recommender import Recommender
 from operators.features.tokens import NULL_ID
-from operators.log.events import DAY_US
+from operators.log.events import DAY_US, SECOND_US
 from serving.candidates import quotas
 from serving.cascade import CONTENT, POPULARITY, RANKER, Cascade
 from serving.catalogue import Catalogue
@@ -35,7 +35,6 @@ from storage.run import RunDir
 HISTORY = "history"  # the source of an answer where something is known of the user
 SIMILAR = "similar"  # of one about items alone
 SHOWN = ("ndcg@10", "recall@10", "ndcg@10_interval", "recall@10_interval", "coverage@10")
-SECOND_US = 1_000_000
 
 
 class Pipeline:

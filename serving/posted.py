@@ -24,6 +24,7 @@ from PIL import Image
 from models.semantic_ids.suffixes import NO_SUFFIX, sid_string
 from operators.base import KEPT
 from operators.columns import matrix_of
+from operators.log.events import SECOND_US
 from operators.sid_registry import added_sids, give_sids
 from serving.cascade import Cascade
 from serving.catalogue import Catalogue
@@ -37,7 +38,6 @@ from storage.run import RunDir
 
 SIDE = 384  # longer side of a picture as it is kept, in pixels
 NO_VECTOR = np.empty(0, np.float32)
-SECOND_US = 1_000_000
 MOST_MODELS = 4  # of which it is kept what they have made of an item
 LOG = logging.getLogger("tesserec.items")
 

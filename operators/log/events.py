@@ -16,6 +16,7 @@ import numpy as np
 SPLITS = ("train", "valid", "test")
 HELD_BACK = -1  # in place of the number of a split, see `known_to`
 DAY_US = 86_400_000_000
+SECOND_US = 1_000_000
 RATE_PRIOR = 20.0  # events that the global rate weighs in a smoothed rate
 
 

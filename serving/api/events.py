@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Security
 
+from operators.log.events import SECOND_US
 from serving.api import schemas
 from serving.api.errors import PROBLEMS, ApiError
 from serving.api.metrics import Metrics
@@ -17,7 +18,6 @@ from serving.api.work import Work
 from serving.settings import Settings
 from serving.stores.base import Event
 
-SECOND_US = 1_000_000
 AHEAD_S = 60  # that a client's clock may be
 
 

@@ -13,11 +13,12 @@ from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi import Query as Parameter
 from fastapi.middleware.cors import CORSMiddleware
 
+from operators.log.events import SECOND_US
 from serving import explorer
 from serving.api import cursor, schemas
 from serving.api.beside import Beside
 from serving.api.errors import PROBLEMS, ApiError, Problem, handle
-from serving.api.events import SECOND_US, event_routes
+from serving.api.events import event_routes
 from serving.api.guard import Guard
 from serving.api.items import MISSING, item_routes
 from serving.api.metrics import CONTENT_TYPE, Metrics

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from operators.log.events import DAY_US
+from operators.log.events import DAY_US, SECOND_US
 from operators.log.partitions import open_log
 from storage import files
 from storage.mapped import map_table
@@ -64,4 +64,4 @@ def first_seen(run: RunDir) -> np.ndarray:
 
 def seen_within(seen: np.ndarray, days: float) -> np.ndarray:
     """Returns which items were first seen less than so many days ago, bool [n]."""
-    return seen > time.time() * 1_000_000 - days * DAY_US
+    return seen > time.time() * SECOND_US - days * DAY_US

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from models.common.settings import Settings
+from operators.log.events import SECOND_US
 from serving.stores.base import NoteStore
 from storage.errors import UserError
 from storage.hashing import hash_strings
@@ -16,7 +17,6 @@ NAME = "served"
 REPLICAS = "replica:"  # before the id of a replica
 BEAT_S = 5.0  # between two reports of a replica
 ALIVE_S = 20.0  # after its last one
-SECOND_US = 1_000_000
 
 
 class Part(Settings):

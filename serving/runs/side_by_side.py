@@ -25,12 +25,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from operators.log.events import SECOND_US
 from serving.filters import Filter
 from serving.pipeline import Pipeline
 from serving.query import Answer, NewItem, Query
 from serving.runs.opening import check_answers
 from serving.runs.rates import Rate, difference, rate
-from serving.runs.rollout import BEAT_S, REPLICAS, SECOND_US, Kept, Report, read, reports, started
+from serving.runs.rollout import BEAT_S, REPLICAS, Kept, Report, read, reports, started
 from serving.stores.base import Event, Impression, ServedStore, Tally
 from storage.errors import UserError
 
