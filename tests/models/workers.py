@@ -43,14 +43,17 @@ def _call(rank: int, function: Callable[..., Any], folder: str, calls: list[tupl
 
 @contextmanager
 def apart(rank: int) -> Iterator[None]:
-    """Let each rank be alone in a process group of its own for the length of a block; both have to call it."""
+    """Let each rank be alone in a process group of its own for the length of a block; both have to call it.
+
+    A rank whose block raises does not join the other again: it ends with its own error, not with one of the connection.
+    """
     dist.destroy_process_group()
-    try:
-        with single_worker_group():
-            yield
-    finally:
-        _join(rank)
+    with single_worker_group():
+        yield
+    _join(rank)
 
 
 def _join(rank: int) -> None:
+    """Join the group of all ranks; returns when every one is in it, so that none leaves while another connects."""
     dist.init_process_group("gloo", init_method=f"file://{_files.pop()}", rank=rank, world_size=WORLD)
+    dist.barrier()
