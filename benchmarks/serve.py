@@ -19,6 +19,8 @@ turns; figures are medians over the rounds of the medians (or 99th percentiles) 
     haproxy_gain          requests per second at eight clients with Ray Serve's HAProxy over those without
     http_batching_gain    requests per second at 32 clients with batches over those with one query at a time
     soak                  with --soak, see `benchmarks.serve_soak`
+
+How the service's time grows with the catalogue is measured by `benchmarks.serve_sizes`.
 """
 
 from __future__ import annotations
@@ -183,18 +185,18 @@ def body(query: Query) -> dict[str, Any]:
 
 
 @contextmanager
-def server(settings: Settings, *, haproxy: bool) -> Iterator[int]:
+def server(settings: Settings, *, haproxy: bool, port: int = PORT) -> Iterator[int]:
     """Serves on a port of this machine until the block ends."""
     environment = {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0", "OMP_NUM_THREADS": "1"}
-    arguments = [str(PORT), settings.model_dump_json()]
+    arguments = [str(port), settings.model_dump_json()]
     process = subprocess.Popen(  # noqa: S603 - this file's own program
         [sys.executable, "-c", SERVER, *arguments], stdout=subprocess.PIPE, env=environment, text=True
     )
     try:
         if process.stdout is None or not any(line.strip() == "ready" for line in process.stdout):
             raise RuntimeError("the service did not come up")
-        latencies(PORT, "/empty/", [{}] * 20)
-        yield PORT
+        latencies(port, "/empty/", [{}] * 20)
+        yield port
     finally:
         process.terminate()
         process.wait()

@@ -1,0 +1,133 @@
+"""Asks the service for the test users of a run, and compares its lists with those that `evaluate` measured.
+
+python -m benchmarks.serve_quality --run RUN --out FILE [--queries 2000]
+
+RUN is a finished run. Its test queries are sent over HTTP as requests of visitors with a history, in which what the
+user had met by then is excluded, and are asked of the pipeline as `evaluate` asks it. Queries that exclude more ids
+than a request may name are left out of both.
+
+    queries, left_out      that were sent, and that were not
+    same_lists             share of the lists of ten that are the same, item by item
+    http, offline          recall@10 and NDCG@10 of either
+    best, over_best        the best single recommender by NDCG@10 of these queries, and http's NDCG@10 over its
+    over_best_interval     of resampled users
+    list_auc               of the ranker's probabilities over the lists, as `evaluate` told it; null without a ranker
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.machine import machine
+from benchmarks.serve import server
+from models.common.jagged import gather
+from models.common.recommender import Queries
+from models.evaluation.bootstrap import bootstrap_means, interval, ratio
+from models.evaluation.lists import CUT, ndcg, ranks, recall
+from operators.log.partitions import item_ids, open_log
+from operators.log.sequences import read_queries
+from serving.cascade import PIPELINE, Cascade
+from serving.ranking import Users
+from serving.settings import MAX_IDS, Settings
+from serving.stores.opening import open_store
+from storage.run import RunDir
+from workflows.engine import definition
+
+METRICS = {f"recall@{CUT}": recall, f"ndcg@{CUT}": ndcg}
+BLOCK = 64
+
+
+def main() -> None:
+    """Prints the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="a finished run")
+    parser.add_argument("--queries", type=int, default=2_000, help="of the test split, at most")
+    parser.add_argument("--out", type=Path, help="file for the JSON object, beside stdout")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {**machine(), "run": arguments.run, **compare(RunDir(arguments.run), arguments.queries)}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def compare(run: RunDir, most: int) -> dict[str, Any]:
+    """Returns the figures of a run."""
+    resolved = definition.load(run.uri("workflow.yaml"), [])
+    asked = run.read_json("metrics", "generate.json")["queries"]
+    test = read_queries(open_log(run), resolved.split, "test", **asked, most=most, seed=resolved.seed)
+    fits = test.seen.offsets.diff().numpy() <= MAX_IDS
+    queries, ids = test.take(np.flatnonzero(fits)), item_ids(run)
+    offline = of_cascade(Cascade(run), queries)
+    store = f"sqlite:{run.root}/benchmark.sqlite"
+    open_store(store, create=True).close()
+    with server(Settings(run=run.root, store=store, open=True), haproxy=False) as port:
+        online = over_http(port, queries, ids)
+    places = {"http": ranks(online, queries.target.numpy()), "offline": ranks(offline, queries.target.numpy())}
+    singles = single_ranks(run, np.flatnonzero(fits))
+    best = max(singles, key=lambda name: float(ndcg(singles[name], CUT).mean()))
+    values = {(name, key): metric(found, CUT) for name, found in places.items() for key, metric in METRICS.items()}
+    gain = f"ndcg@{CUT}"
+    values[best, gain] = ndcg(singles[best], CUT)
+    samples = bootstrap_means(queries.user, values, seed=0, draws=200)
+    return {
+        "queries": len(queries.user),
+        "left_out": int((~fits).sum()),
+        "same_lists": float((online == offline).all(1).mean()),
+        **{name: {key: float(values[name, key].mean()) for key in METRICS} for name in places},
+        "best": best,
+        "over_best": float(ratio(values["http", gain].mean(), values[best, gain].mean())),
+        "over_best_interval": interval(ratio(samples["http", gain], samples[best, gain])),
+        "list_auc": run.read_json("metrics", "evaluate.json")[PIPELINE]["list_auc"],
+    }
+
+
+def of_cascade(cascade: Cascade, queries: Queries) -> np.ndarray:
+    """Returns the lists of ten that the pipeline's core gives, rows int64 [Q, 10]."""
+    wanted, found = cascade.blend.candidates, []
+    for rows in torch.arange(len(queries.user)).split(BLOCK):
+        users = Users.visitors(gather(queries.histories, rows))
+        ranked = cascade.ranked(users, wanted, banned=gather(queries.seen, rows))
+        order = cascade.scores(ranked, wanted).argsort(dim=1, descending=True, stable=True)
+        found.append(ranked.items.gather(1, order[:, :CUT]))
+    return torch.cat(found).numpy()
+
+
+def over_http(port: int, queries: Queries, ids: pa.ChunkedArray) -> np.ndarray:
+    """Returns the lists of ten of the service, rows int64 [Q, 10]; -1 where it gives fewer."""
+    names = np.array(ids.to_pylist(), object)
+    row_of = {name: row for row, name in enumerate(names)}
+    connection, found = http.client.HTTPConnection("127.0.0.1", port, timeout=60), []
+    for at in range(len(queries.user)):
+        history, seen = (
+            names[part.values[part.offsets[at] : part.offsets[at + 1]].numpy()].tolist()
+            for part in (queries.histories, queries.seen)
+        )
+        body = json.dumps({"history": history, "exclude": seen, "k": CUT})
+        connection.request("POST", "/v1/recommend", body, {"Content-Type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+        rows = [row_of[item["item_id"]] for item in answer["items"]]
+        found.append(rows + [-1] * (CUT - len(rows)))
+    return np.array(found)
+
+
+def single_ranks(run: RunDir, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns where the lists of each single recommender hold the target of some of the queries that `evaluate` asked.
+
+    It asked them in the order in which they are drawn.
+    """
+    table = run.read_table("metrics", "ranks").take(rows)
+    return {name: table[name].to_numpy() for name in table.column_names if name not in ("user", "item", "truth")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""A service whose processes are killed under load: no client fails twice, and what was acknowledged is there, once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import psutil
+import pytest
+
+from examples.client import Client
+from storage.run import RunDir
+from tests.serving.test_local import tesserec as started
+from tests.serving.test_posted import write_interpreted_run
+from tests.stores import redis_server
+
+pytestmark = pytest.mark.soak
+
+REPLICA = "ray::ServeReplica:tesserec:Service"  # begins the name of a replica's process
+KILLS, APART_S, ALL_KILLS = 8, 20.0, 5
+CONFIG = """
+store: {store}
+timeout_seconds: 60
+service: {{min_replicas: 2, max_replicas: 2, num_cpus: 0.1}}
+"""
+
+
+class Load:
+    """Clients that read and write until they are stopped.
+
+    Attributes:
+        failed: what went wrong after the client's one retry.
+        users, items: who did something, once each, and what was posted, once each; as the service acknowledged it.
+    """
+
+    def __init__(self, url: str, name: str = "") -> None:
+        self.url, self.name = url, name
+        self.failed, self.users, self.items = list[Any](), list[str](), list[str]()
+        self._done = threading.Event()
+        works = (self._reads, self._acts, self._acts, self._posts)
+        self._threads = [threading.Thread(target=self._repeat, args=each) for each in enumerate(works)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def answers(self) -> int:
+        """Writes that were acknowledged."""
+        return len(self.users) + len(self.items)
+
+    def _repeat(self, thread: int, work: Callable[[Client, str], None]) -> None:
+        with Client(self.url, timeout_s=90) as client:
+            for number in itertools.count():
+                if self._done.is_set():
+                    return
+                try:
+                    work(client, f"{self.name}{thread}-{number}")
+                except Exception as error:  # noqa: BLE001 - whatever it is
+                    self.failed.append(error)
+                time.sleep(0.02)
+
+    def _reads(self, client: Client, name: str) -> None:
+        page = client.recommend(history=["item-1", *self.items[-2:]], k=3)
+        client.item(page["items"][0]["item_id"])
+        client.search("steel pan", k=3)
+
+    def _acts(self, client: Client, name: str) -> None:
+        page = client.recommend(user_id=f"user {name}", k=3)
+        shown = page["items"][0]["item_id"]
+        client.event(f"user {name}", shown, "like", recommendation_id=page["recommendation_id"])
+        self.users.append(f"user {name}")
+
+    def _posts(self, client: Client, name: str) -> None:
+        assert client.post_item(f"new {name}", title=f"steel pan {name}")["item_id"] == f"new {name}"
+        self.items.append(f"new {name}")
+
+
+@contextmanager
+def service(run: RunDir, place: Path, store: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`tesserec serve` with two replicas; gives its address and its process, which may be dead at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = place / "service.yaml"
+    config.write_text(CONFIG.format(store=store))
+    process = started("serve", run.root, "--port", str(port), "--config", str(config), cwd=str(place))
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith(f"Serving {run.root} at "), line + process.communicate()[1]
+        yield f"http://127.0.0.1:{port}", process
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=120)
+    finally:
+        kill_all(process)
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to a process and all that it has started."""
+    family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)
+
+
+def replicas(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The replicas of a service, oldest first."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if " ".join(child.cmdline()).startswith(REPLICA):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda child: child.create_time())
+
+
+def wait_for_two(url: str, process: subprocess.Popen[str]) -> None:
+    """Waits until two replicas are there and say that they are ready."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        try:
+            told = httpx.get(f"{url}/v1/runs", timeout=60).json()["replicas"]
+        except (httpx.HTTPError, KeyError):
+            told = {}
+        if told == {"alive": 2, "serving": 2} and len(replicas(process)) == 2:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"two replicas are not ready: {told}")
+
+
+def check_kept(run: RunDir, place: Path, store: str, loads: list[Load], tesserec: Callable[..., Any]) -> None:
+    """Whatever was acknowledged is in an export, once; and nothing is there twice."""
+    status, _, error = tesserec("export", run.root, "--store", store, "-o", str(place / "export"))
+    assert status == 0, error
+    items, log = (
+        pl.concat([pl.read_parquet(part) for part in (place / "export").glob(f"{name}*/*.parquet")])
+        for name in ("items", "interactions")
+    )
+    ids, users = Counter(items["item_id"].to_list()), Counter(log.filter(pl.col("label") > 0)["user_id"].to_list())
+    for load in loads:
+        assert not set(load.items) - set(ids)
+        assert not set(load.users) - set(users)
+    assert set(ids.values()) == {1}
+    assert {user: count for user, count in users.items() if "-" in user and count > 1} == {}
+
+
+def show(line: str) -> None:
+    """Tells how far a long test has come."""
+    sys.stderr.write(f"{line}\n")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDir:
+    return write_interpreted_run(tmp_path_factory.mktemp("chaos"))
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store(request, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:{tmp_path}/users.db"
+        return
+    with redis_server("--appendfsync", "always") as uri:
+        yield uri
+
+
+def test_replicas_that_die_under_load_cost_no_request_and_no_write(run, tmp_path, store, tesserec) -> None:
+    with service(run, tmp_path, store) as (url, process):
+        wait_for_two(url, process)
+        with Load(url) as load:
+            for kill in range(KILLS):
+                began, before = time.monotonic(), load.answers
+                replicas(process)[kill % 2].kill()
+                time.sleep(max(0.0, began + APART_S - time.monotonic()))
+                wait_for_two(url, process)
+                show(f"kill {kill + 1}: {time.monotonic() - began:.0f} s, {load.answers - before} writes acknowledged")
+                assert load.answers > before
+                assert load.failed == []
+        assert load.failed == []
+    check_kept(run, tmp_path, store, [load], tesserec)
+
+
+def test_nothing_acknowledged_is_lost_when_everything_dies(run, tmp_path, store, tesserec) -> None:
+    loads = []
+    for kill in range(ALL_KILLS):
+        with service(run, tmp_path, store) as (url, process):
+            wait_for_two(url, process)
+            with Load(url, name=f"{kill}-") as load:
+                deadline = time.monotonic() + 120
+                while min(len(load.users), len(load.items)) < 20 and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                assert load.failed == []
+                kill_all(process)
+            loads.append(load)
+            show(f"all killed {kill + 1}: {load.answers} writes acknowledged")
+            assert min(len(load.users), len(load.items)) >= 20
+    check_kept(run, tmp_path, store, loads, tesserec)
