@@ -8,9 +8,9 @@
         shown = page["items"][0]["item_id"]
         service.event("ann", shown, "like", recommendation_id=page["recommendation_id"])
 
-What the service could not take in (a replica that dies, 503) is sent once more after `Retry-After`. That is safe:
-events carry an id, under which they are kept once; of an item that was there already when its answer was lost, the
-client returns what the service has.
+What got no answer (a dying replica, a time-out, a full service) is sent once more after `Retry-After`. That is safe:
+events carry an id, under which they are kept once; of an item that is there already the second time, the client returns
+what the service has; what is deleted already counts as deleted.
 
 Without --user the service is asked on behalf of a visitor who has liked the items given by --liked, oldest first.
 """
@@ -29,7 +29,9 @@ from urllib.parse import quote
 
 import httpx
 
-UNAVAILABLE, CONFLICT, MISSING = 503, 409, 404
+LOST = (500, 502, 503, 504)  # the service or a proxy says that there is no answer; what was asked may be done
+CONFLICT, MISSING = 409, 404
+ITEMS = "/v1/items"
 MOST_SECONDS = 10.0  # that a retry waits, whatever the service asks for
 
 
@@ -96,7 +98,7 @@ class Client:
 
     def post_item(self, item_id: str, *, picture: Path | None = None, **fields: Any) -> dict[str, Any]:
         """Posts a new item, of a picture's file, a `uri`, a `title` or a `description` at least; attributes, hidden."""
-        return self._ask("POST", "/v1/items", {"item_id": item_id, **fields, **_picture(picture)})
+        return self._ask("POST", ITEMS, {"item_id": item_id, **fields, **_picture(picture)})
 
     def change_item(self, item_id: str, *, picture: Path | None = None, **fields: Any) -> dict[str, Any]:
         """Changes some fields of an item, such as `hidden`."""
@@ -125,14 +127,16 @@ class Client:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         answer = self._once(method, path, body)
-        if answer is None or answer.status_code == UNAVAILABLE:
+        if answer is None or answer.status_code in LOST:
             wait = "1" if answer is None else answer.headers.get("Retry-After", "1")
             time.sleep(min(float(wait), MOST_SECONDS))
-            lost, answer = answer is None, self._http.request(method, path, json=body)
-            if lost and (method, answer.status_code) == ("POST", CONFLICT) and body is not None:
+            answer = self._http.request(method, path, json=body)
+            if (method, path, answer.status_code) == ("POST", ITEMS, CONFLICT) and body is not None:
                 return self.item(body["item_id"])  # it was the answer that was lost
-            if lost and (method, answer.status_code) == ("DELETE", MISSING):
+            if (method, answer.status_code) == ("DELETE", MISSING):
                 return {}
+            if (method, answer.status_code) == ("PATCH", CONFLICT):  # both were at work; the same change does no harm
+                answer = self._http.request(method, path, json=body)
         if answer.is_error:
             kind = answer.headers.get("content-type", "")
             raise ServiceError(

@@ -21,6 +21,15 @@ from tests.serving.conftest import write_run
 EXAMPLE = Path(__file__).parents[2] / "examples" / "client.py"
 
 
+# Nothing; what Ray Serve's proxy says when a replica dies with a request; what the service says when time is over.
+ANSWERS = {
+    "closed": b"",
+    "500": b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\nlost",
+    "503": b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n",
+}
+LOST = pytest.mark.parametrize("instead", ANSWERS.values(), ids=ANSWERS)
+
+
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("client", EXAMPLE)
@@ -38,15 +47,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def losing_the_first_answer(url: str) -> Iterator[str]:
-    """Passes connections on to a service, and closes the first one when its answer comes."""
+def losing_the_first_answer(url: str, instead: bytes = b"") -> Iterator[str]:
+    """Passes connections on to a service; says something else when the first answer comes, and closes."""
     port = int(url.rpartition(":")[2])
     with closing(socket.create_server(("127.0.0.1", 0))) as front:
-        threading.Thread(target=_pass_on, args=(front, port), daemon=True).start()
+        threading.Thread(target=_pass_on, args=(front, port, instead), daemon=True).start()
         yield f"http://127.0.0.1:{front.getsockname()[1]}"
 
 
-def _pass_on(front: socket.socket, port: int) -> None:
+def _pass_on(front: socket.socket, port: int, instead: bytes) -> None:
     for number in itertools.count():
         try:
             asker, _ = front.accept()
@@ -58,6 +67,7 @@ def _pass_on(front: socket.socket, port: int) -> None:
             threading.Thread(target=_copy, args=(service, asker), daemon=True).start()
         else:
             service.recv(1)
+            asker.sendall(instead)
             asker.shutdown(socket.SHUT_RDWR)
 
 
@@ -87,21 +97,32 @@ def test_what_the_service_refuses_is_an_error_with_its_sentence(example: ModuleT
             service.recommend(user_id="user 4", k=1_000)
 
 
-def test_an_event_whose_answer_is_lost_is_kept_once(example: ModuleType, url: str) -> None:
-    with losing_the_first_answer(url) as front, example.Client(front) as service:
-        kept = service.event("somebody new", "item 2", "like")
+@LOST
+def test_an_event_whose_answer_is_lost_is_kept_once(example: ModuleType, url: str, instead: bytes) -> None:
+    with losing_the_first_answer(url, instead) as front, example.Client(front) as service:
+        kept = service.event(f"somebody new {len(instead)}", "item 2", "like")
     assert (kept["added"], kept["known"]) == (0, 1)  # the second time
 
 
-def test_an_item_whose_answer_is_lost_is_the_one_that_was_posted(example: ModuleType) -> None:
+@LOST
+def test_an_item_whose_answer_is_lost_is_the_one_that_was_posted(example: ModuleType, instead: bytes) -> None:
     fake = FakeRun()
     with listening_to(fake) as url:
-        with losing_the_first_answer(url) as front, example.Client(front) as service:
+        with losing_the_first_answer(url, instead) as front, example.Client(front) as service:
             assert service.post_item("item/new", title="A new thing")["item_id"] == "item/new"
-        with losing_the_first_answer(url) as front, example.Client(front) as service:
+        with losing_the_first_answer(url, instead) as front, example.Client(front) as service:
+            assert service.change_item("item/new", hidden=True)["hidden"]
+        with losing_the_first_answer(url, instead) as front, example.Client(front) as service:
             service.delete_item("item/new")
         with example.Client(url) as service, pytest.raises(example.ServiceError, match="There is no item"):
             service.delete_item("item/new")
+
+
+def test_a_stale_cursor_is_told_although_the_first_answer_was_lost(example: ModuleType, url: str) -> None:
+    with losing_the_first_answer(url) as front, example.Client(front) as service:
+        with pytest.raises(example.ServiceError) as refused:
+            service.recommend(user_id="user 4", cursor="of another run")
+        assert refused.value.status in (409, 422)
 
 
 @contextmanager
