@@ -8,7 +8,9 @@ the last saved one, `restored()`, when a killed run is started again.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import logging
 import random
 import signal
 import tempfile
@@ -29,6 +31,7 @@ import safetensors.torch
 import torch
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError  # what stands for a worker that died has no public name
 from safetensors import SafetensorError
 
 from models.common.collectives import broadcast
@@ -40,10 +43,11 @@ from workflows.distributed.pools import Workers
 
 POLL_S = 1.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-MOST_RESTARTS = 3  # of a fit whose workers may be fewer
+MOST_RESTARTS = 3  # of a fit whose workers die
 STATE, HISTORY = "state.safetensors", "history.json"  # files of a checkpoint
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
 _history: list[dict[str, Any]] = []  # reports of this worker
 _kept_at = 0.0  # monotonic time of the last saved state, in seconds
 
@@ -65,8 +69,9 @@ def fit(
     """Runs `loop(config)` on every worker of the running Ray cluster and returns the reports of rank 0, in order.
 
     Python, NumPy and torch are seeded with `config["seed"]` + rank and torch gets as many threads as a worker has CPUs
-    before the loop starts. A worker's exception ends the fit, unless it may go on with fewer workers: then it begins
-    again from its last state, up to `MOST_RESTARTS` times, with as many of them as there is room for.
+    before the loop starts. Where a worker dies, the fit begins again from its last state, up to `MOST_RESTARTS` times.
+    A worker's exception ends it, unless it may go on with fewer workers: then it begins again after one, too, with as
+    many of them as there is room for.
 
     Args:
         loop: module-level function, called as `loop(config)`.
@@ -84,34 +89,42 @@ def fit(
     """
     fs, path = files.filesystem(run.uri("checkpoints"))
     newest = run.uri("checkpoints", name, "newest.json")
-    # type checkers see the older Train V1 under these names, hence the ignores
-    trainer = TorchTrainer(
-        _per_worker,  # type: ignore[arg-type]
-        train_loop_config={"loop": loop, "config": config, "threads": max(1, int(workers.cpus))},
-        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
-            num_workers=workers.number if workers.least is None else (workers.least, workers.number),  # type: ignore[arg-type]
-            use_gpu=workers.gpu,
-            resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
-            label_selector=dict(workers.labels) or None,
-        ),
-        datasets=dict(datasets or {}),
-        dataset_config=_AllRows() if datasets else None,  # unpickling it imports torch in another process
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
-            name=name,
-            storage_path=path,
-            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray.train.FailureConfig(max_failures=0 if workers.least is None else MOST_RESTARTS),
-            logging_config=ray.train.LoggingConfig("ERROR"),
-            callbacks=[_Newest(newest)],  # type: ignore[list-item]
-        ),
-    )
-    try:
-        with _interrupts_restored(), polled(_followed(newest, progress), POLL_S):
-            reports: list[dict[str, Any]] = trainer.fit().return_value  # type: ignore[attr-defined]
-    except ray.train.WorkerGroupError as error:
-        raise one_cause(name, error.worker_failures) from error
-    return reports
+
+    def attempt() -> list[dict[str, Any]]:
+        # type checkers see the older Train V1 under these names, hence the ignores
+        trainer = TorchTrainer(
+            _per_worker,  # type: ignore[arg-type]
+            train_loop_config={"loop": loop, "config": config, "threads": max(1, int(workers.cpus))},
+            scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+                num_workers=workers.number if workers.least is None else (workers.least, workers.number),  # type: ignore[arg-type]
+                use_gpu=workers.gpu,
+                resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
+                label_selector=dict(workers.labels) or None,
+            ),
+            datasets=dict(datasets or {}),
+            dataset_config=_AllRows() if datasets else None,  # unpickling it imports torch in another process
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+                name=name,
+                storage_path=path,
+                storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                failure_config=ray.train.FailureConfig(max_failures=0 if workers.least is None else MOST_RESTARTS),
+                logging_config=ray.train.LoggingConfig("ERROR"),
+                callbacks=[_Newest(newest)],  # type: ignore[list-item]
+            ),
+        )
+        reports: list[dict[str, Any]] = trainer.fit().return_value  # type: ignore[attr-defined]
+        return reports
+
+    with _interrupts_restored(), polled(_followed(newest, progress), POLL_S):
+        for restarts in itertools.count():
+            try:
+                return attempt()
+            except ray.train.WorkerGroupError as error:
+                if restarts == MOST_RESTARTS or not some_died(error.worker_failures):
+                    raise one_cause(name, error.worker_failures) from error
+                _log.warning("%s: a worker died, and the fit goes on from its last state", name)
+    raise AssertionError  # for the type checker
 
 
 def device() -> torch.device:
@@ -259,6 +272,12 @@ def _followed(uri: str, progress: Callable[[dict[str, Any]], None]) -> Callable[
 def is_fixable(error: BaseException) -> bool:
     """Tells whether the user can fix an error that a worker raised."""
     return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in NO_ROOM)
+
+
+def some_died(failures: dict[int, Exception]) -> bool:
+    """Tells whether one of the failed ranks has died, with its process or node, rather than raised something."""
+    errors = failures.values()
+    return any(isinstance(error, RayTrainError) for error in errors) and not any(map(is_fixable, errors))
 
 
 def one_cause(name: str, failures: dict[int, Exception]) -> Exception:

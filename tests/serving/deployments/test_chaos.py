@@ -29,7 +29,7 @@ from tests.stores import redis_server
 
 pytestmark = pytest.mark.soak
 
-REPLICA = "ray::ServeReplica:tesserec:Service"  # begins the name of a replica's process
+REPLICA = "ServeReplica:tesserec:Service"  # in the name of a replica's process
 KILLS, APART_S, ALL_KILLS = 8, 20.0, 5
 CONFIG = """
 store: {store}
@@ -132,7 +132,7 @@ def replicas(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if " ".join(child.cmdline()).startswith(REPLICA):
+            if REPLICA in " ".join(child.cmdline()):
                 found.append(child)
         except psutil.Error:
             continue

@@ -108,6 +108,38 @@ def test_a_failing_rank_ends_the_fit_with_its_user_error_and_the_next_attempt_go
     assert attempts.found[-1]["rows"] == 7
 
 
+def mortal(config: dict[str, Any]) -> None:
+    """Reports six steps; the process dies in the fourth, as often as the settings say."""
+    state = training.restored(training.load_tensors)
+    first = 0 if state is None else int(state["step"])
+    for step in range(first + 1, 7):
+        deaths = len(list(Path(config["deaths"]).iterdir()))
+        if step == 4 and deaths < config["times"]:
+            (Path(config["deaths"]) / str(deaths)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save = partial(training.save_tensors, lambda step=step: {"step": torch.tensor(step)})
+        training.report({"step": step, "first": first}, save, every_s=0.0)
+
+
+def test_a_fit_whose_worker_dies_goes_on_by_itself_but_not_for_ever(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deaths").mkdir()
+
+    def fit(times: int) -> list[dict[str, Any]]:
+        config = {"seed": 7, "deaths": str(tmp_path / "deaths"), "times": times}
+        return training.fit(mortal, config, workers=Workers(1), run=RunDir(str(tmp_path / "run")), name="mortal/f")
+
+    monkeypatch.setattr(training, "MOST_RESTARTS", 0)
+    with pytest.raises(training.TrainingError, match="Training 'mortal/f' failed on worker 0"):
+        fit(times=1)
+    monkeypatch.setattr(training, "MOST_RESTARTS", 1)
+    found = fit(times=2)
+    assert len(list((tmp_path / "deaths").iterdir())) == 2
+    assert [metrics["step"] for metrics in found] == [1, 2, 3, 4, 5, 6]
+    assert found[-1]["first"] in (1, 2, 3)
+
+
 def test_other_failures_name_the_fit_and_the_rank() -> None:
     failures: dict[int, Exception] = {3: ConnectionError("peer gone"), 1: ValueError("row 9 is odd")}
     error = training.one_cause("rank", failures)
