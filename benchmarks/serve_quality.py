@@ -3,10 +3,12 @@
 python -m benchmarks.serve_quality --run RUN --out FILE [--queries 2000]
 
 RUN is a finished run. Its test queries are sent over HTTP as requests of visitors with a history, in which what the
-user had met by then is excluded, and are asked of the pipeline as `evaluate` asks it. Queries that exclude more ids
-than a request may name are left out of both.
+user had met by then is excluded, and are asked of the pipeline as `evaluate` asks it. Left out of both are queries that
+exclude more ids than a request may name, and those without a history: the service answers these with what is popular
+by now, `evaluate` with what was by the end of training.
 
-    queries, left_out      that were sent, and that were not
+    queries                that were sent
+    too_long, no_history   that were not
     same_lists             share of the lists of ten that are the same, item by item
     http, offline          recall@10 and NDCG@10 of either
     best, over_best        the best single recommender by NDCG@10 of these queries, and http's NDCG@10 over its
@@ -65,15 +67,16 @@ def compare(run: RunDir, most: int) -> dict[str, Any]:
     resolved = definition.load(run.uri("workflow.yaml"), [])
     asked = run.read_json("metrics", "generate.json")["queries"]
     test = read_queries(open_log(run), resolved.split, "test", **asked, most=most, seed=resolved.seed)
-    fits = test.seen.offsets.diff().numpy() <= MAX_IDS
-    queries, ids = test.take(np.flatnonzero(fits)), item_ids(run)
+    fits, told = test.seen.offsets.diff().numpy() <= MAX_IDS, test.histories.offsets.diff().numpy() > 0
+    chosen = np.flatnonzero(fits & told)
+    queries, ids = test.take(chosen), item_ids(run)
     offline = of_cascade(Cascade(run), queries)
     store = f"sqlite:{run.root}/benchmark.sqlite"
     open_store(store, create=True).close()
     with server(Settings(run=run.root, store=store, open=True), haproxy=False) as port:
         online = over_http(port, queries, ids)
     places = {"http": ranks(online, queries.target.numpy()), "offline": ranks(offline, queries.target.numpy())}
-    singles = single_ranks(run, np.flatnonzero(fits))
+    singles = single_ranks(run, chosen)
     best = max(singles, key=lambda name: float(ndcg(singles[name], CUT).mean()))
     values = {(name, key): metric(found, CUT) for name, found in places.items() for key, metric in METRICS.items()}
     gain = f"ndcg@{CUT}"
@@ -81,7 +84,8 @@ def compare(run: RunDir, most: int) -> dict[str, Any]:
     samples = bootstrap_means(queries.user, values, seed=0, draws=200)
     return {
         "queries": len(queries.user),
-        "left_out": int((~fits).sum()),
+        "too_long": int((~fits).sum()),
+        "no_history": int((fits & ~told).sum()),
         "same_lists": float((online == offline).all(1).mean()),
         **{name: {key: float(values[name, key].mean()) for key in METRICS} for name in places},
         "best": best,

@@ -168,15 +168,16 @@ class Cascade:
     def scores(self, ranked: Ranked, wanted: Mapping[str, int]) -> torch.Tensor:
         """Returns the scores of candidates, float32 [B, C], higher first, -inf where there is none.
 
-        Where none of the lists has a weight, since a query names its recommenders or nothing is known of its user, the
-        ranker orders the candidates, and without a ranker the first list. In lists that cannot have them, items
+        Where a query names recommenders that have no weight, the ranker alone orders what they find; where it has none
+        either, their places do. So does popularity, which stands in where nothing is known of a user: the ranker has
+        learned from users of whom something is. In lists that cannot have them, items
         behind the run's count as what stands at their place in content's does on average: as much as that place is
         worth, times the share of content's items that the list has.
         """
         names = [*wanted, *([RANKER] if self.ranker else [])]
         weights = [self.blend.weights.get(name, 0.0) for name in names]
-        if not any(weights):
-            weights = [float(name == (RANKER if self.ranker else names[0])) for name in names]
+        if list(wanted) == [POPULARITY] or not any(weights):
+            weights = [float(name != RANKER) for name in names]
         worth, new = reciprocal(ranked.places, self.blend.smoothing), (ranked.items >= len(self.embedding))[..., None]
         if CONTENT in wanted and new.any():
             content = names.index(CONTENT)

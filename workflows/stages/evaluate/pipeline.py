@@ -15,6 +15,7 @@ from models.evaluation.clicks import auc
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
 from models.recommenders.ensemble import shares
 from models.recommenders.item_knn import ItemKnn
+from models.recommenders.popularity import MostPopular
 from serving.candidates import SMOOTHING, quotas
 from serving.cascade import CONTENT, PIPELINE, RANKER, Blend, Cascade, Ranked
 from serving.ranking import Users
@@ -43,8 +44,8 @@ def score_pipeline(
     """Chooses the weights of the recommenders' and the ranker's lists and measures the pipeline.
 
     The users of queries are visitors to the pipeline: it knows the history that the query tells, as in a request with a
-    history. Weights are multiples of a fifth; those with the highest NDCG@10 on validation win, of equally good ones
-    the most even.
+    history. Who has none gets popular items, by training. Weights are multiples of a fifth; those with the highest
+    NDCG@10 on validation win, of equally good ones the most even.
 
     Args:
         context: of the run.
@@ -84,6 +85,10 @@ def score_pipeline(
     ranked = _ranked(cascade, test, wanted, repeats=repeats)
     scores = cascade.scores(ranked, wanted)
     items, target = _best(ranked, scores), test.target.numpy()
+    new = (test.histories.offsets.diff() == 0).nonzero()[:, 0]
+    seen = None if repeats else gather(test.seen, new)
+    popular = MostPopular(torch.from_numpy(positives))
+    items[new] = popular.recommend(gather(test.histories, new), k=items.shape[1], banned=seen).items
     best = max(singles, key=lambda name: float(ndcg(singles[name], CUT).mean()))
     places = {PIPELINE: ranks(items.numpy(), target), best: singles[best]}
     values = {(name, key): metric(found, CUT) for name, found in places.items() for key, metric in METRICS.items()}

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from models.evaluation.lists import ndcg, ranks, recall
+from models.recommenders.popularity import MostPopular
 from models.recommenders.sasrec import SasRec, SasRecConfig
 from operators.log.partitions import open_log
-from operators.log.sequences import read_queries
+from operators.log.sequences import read_queries, read_training
 from operators.log.split import SplitTime
-from serving.cascade import PIPELINE, RANKER
+from serving.cascade import PIPELINE, RANKER, Cascade
 from serving.pipeline import Pipeline
 from serving.query import Query
+from serving.ranking import Users
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.serving.conftest import ITEMS, store_of, write_run
@@ -70,6 +72,23 @@ def test_the_service_answers_with_the_lists_that_were_measured(measured) -> None
     assert metrics[PIPELINE]["queries"] == len(queries) > 20
     assert metrics[PIPELINE]["recall@10"] == pytest.approx(float(recall(places, 10).mean()))
     assert metrics[PIPELINE]["ndcg@10"] == pytest.approx(float(ndcg(places, 10).mean()))
+
+
+def test_who_comes_without_a_history_is_measured_with_popular_items(measured) -> None:
+    run, metrics = measured
+    log = open_log(run)
+    test = read_queries(log, SplitTime(), "test", **ASKED, most=2_000, seed=0)
+    new = np.flatnonzero(test.histories.offsets.diff().numpy() == 0)
+    assert len(new)
+    asked, others = test.take(new), test.take(np.setdiff1d(np.arange(len(test.user)), new))
+    positives = read_training(log, SplitTime()).positives
+    popular = MostPopular(torch.from_numpy(positives)).recommend(asked.histories, k=10, banned=asked.seen)
+    cascade = Cascade(run)
+    ranked = cascade.ranked(Users.visitors(others.histories), cascade.blend.candidates, banned=others.seen)
+    order = cascade.scores(ranked, cascade.blend.candidates).argsort(dim=1, descending=True, stable=True)[:, :10]
+    parts = ((popular.items, asked), (ranked.items.gather(1, order), others))
+    gains = np.concatenate([ndcg(ranks(items.numpy(), one.target.numpy()), 10) for items, one in parts])
+    assert metrics[PIPELINE]["ndcg@10"] == pytest.approx(float(gains.mean()))
 
 
 def test_the_blend_is_kept_and_used(measured) -> None:
