@@ -26,6 +26,7 @@ from storage.run import RunDir
 from tests.serving.test_local import tesserec as started
 from tests.serving.test_posted import write_interpreted_run
 from tests.stores import redis_server
+from tests.workflows.test_sid import WORDS
 
 pytestmark = pytest.mark.soak
 
@@ -50,8 +51,8 @@ class Load:
         self.url, self.name = url, name
         self.failed, self.users, self.items = list[Any](), list[str](), list[str]()
         self._done = threading.Event()
-        works = (self._reads, self._acts, self._acts, self._posts)
-        self._threads = [threading.Thread(target=self._repeat, args=each) for each in enumerate(works)]
+        works = ((self._reads, 0.02), (self._acts, 0.02), (self._acts, 0.02), (self._posts, 0.5))
+        self._threads = [threading.Thread(target=self._repeat, args=(at, *each)) for at, each in enumerate(works)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -68,7 +69,7 @@ class Load:
         """Writes that were acknowledged."""
         return len(self.users) + len(self.items)
 
-    def _repeat(self, thread: int, work: Callable[[Client, str], None]) -> None:
+    def _repeat(self, thread: int, work: Callable[[Client, str], None], pause_s: float) -> None:
         with Client(self.url, timeout_s=90) as client:
             for number in itertools.count():
                 if self._done.is_set():
@@ -77,7 +78,7 @@ class Load:
                     work(client, f"{self.name}{thread}-{number}")
                 except Exception as error:  # noqa: BLE001 - whatever it is
                     self.failed.append(error)
-                time.sleep(0.02)
+                time.sleep(pause_s)
 
     def _reads(self, client: Client, name: str) -> None:
         page = client.recommend(history=["item-1", *self.items[-2:]], k=3)
@@ -91,7 +92,8 @@ class Load:
         self.users.append(f"user {name}")
 
     def _posts(self, client: Client, name: str) -> None:
-        assert client.post_item(f"new {name}", title=f"steel pan {name}")["item_id"] == f"new {name}"
+        title = f"{WORDS[len(self.items) % len(WORDS)]} {name}"
+        assert client.post_item(f"new {name}", title=title)["item_id"] == f"new {name}"
         self.items.append(f"new {name}")
 
 
