@@ -137,7 +137,7 @@ def _values(run: RunDir) -> dict[str, set[str]]:
     """Returns the values of every attribute, but no more of one than tell that there are many."""
     found = dict[str, set[str]]()
     for batch in files.batches(run.uri("catalog", "items"), ["attributes"], files.PART_ROWS):
-        for key, value in tables.entries(batch["attributes"]).select("key", "value").unique().iter_rows():
+        for key, value in tables.entries(batch["attributes"]).select("key", "value").drop_nulls().unique().iter_rows():
             if len(found.setdefault(key, set())) <= FEW_VALUES:
                 found[key].add(value)
     return found
