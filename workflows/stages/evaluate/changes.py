@@ -37,7 +37,7 @@ def judge_update(context: Context, previous: str, limits: Limits, metrics: dict[
     assert new is not None and old is not None  # noqa: S101, PT018 - something was evaluated
     counts = count_log(context, earlier, new, old)
     items = item_changes(run, earlier)
-    learned = learned_from(counts["users_gone"], items["gone"], new.last, entry.metrics, limits)
+    learned = learned_from(counts["users_gone"], items["gone"], (old.last, new.last), entry.metrics, limits)
     scores = compared(metrics, entry.metrics)
     drift = run.read_json("metrics", "quantize.json").get("drift")
     ordered = tables.timestamps(context.catalog) == "order"
@@ -93,7 +93,7 @@ def count_part(run: RunDir, earlier: RunDir, times: list[int], number: int) -> d
     Returns:
         `new` and `usual` events and their positives; `expected`, the old events that the new log should have, as it
         begins before them and still has the item, and `kept`, those of these times and items that it has; `users_gone`,
-        who had one of these.
+        who had one of these and have none that is not new.
     """
     first, last, since = times
     items = item_hashes(run)
@@ -115,7 +115,7 @@ def count_part(run: RunDir, earlier: RunDir, times: list[int], number: int) -> d
         "usual_positives": int(old_liked[usual].sum()),
         "expected": int(expected.sum()),
         "kept": int((there & ~new).sum()),
-        "users_gone": len(np.setdiff1d(old_user[expected], user)),
+        "users_gone": len(np.setdiff1d(old_user[expected], user[~new])),
     }
 
 
@@ -143,31 +143,37 @@ def _values(run: RunDir) -> dict[str, set[str]]:
     return found
 
 
-def learned_from(users: int, items: int, last: int, before: dict[str, Any], limits: Limits) -> dict[str, Any] | None:
+def learned_from(
+    users: int, items: int, times: tuple[int, int], before: dict[str, Any], limits: Limits
+) -> dict[str, Any] | None:
     """Tells what models that went on from the run before have learned from and is gone since; None where nothing is.
 
-    What the run before had learned from and lost stands beside it until a run is fitted anew.
+    What the run before had learned from and lost stands beside it until a run is fitted anew. The days to do so count
+    from the first moment at which the first of the users can have gone: the end of the last log that held them all.
 
     Args:
         users, items: that are gone since the run before.
-        last: time of the newest event, microseconds, which counts as today.
+        times: of the last event of the log of the run before, and of the newest one, which counts as today;
+            microseconds.
         before: metrics of the stage evaluate of the run before.
         limits: of the verdict.
     """
     told = (before.get("update") or {}).get("learned_from") or {}
+    since, today = (datetime.fromtimestamp(time // 1_000_000, UTC).date() for time in times)
+    if told.get("users"):
+        since = date.fromisoformat(told["since"])
+    by = since + timedelta(days=limits.erasure_days)
     users, items = users + told.get("users", 0), items + told.get("items", 0)
     if not users and not items:
         return None
-    today = datetime.fromtimestamp(last // 1_000_000, UTC).date()
-    since = date.fromisoformat(told["since"]) if told else today
-    by = since + timedelta(days=limits.erasure_days)
+    gone = f"models have learned from {users:,} users and {items:,} items that are gone since"
     return {
         "users": users,
         "items": items,
-        "since": since.isoformat(),
-        "refit_by": by.isoformat(),
+        "since": since.isoformat() if users else None,
+        "refit_by": by.isoformat() if users else None,
         "due": users > 0 and today >= by,
-        "told": f"models have learned from {users:,} users and {items:,} items that are gone since: refit by {by}",
+        "told": f"{gone}: refit by {by}" if users else gone,
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from models.evaluation.verdict import KEEP, Limits
+from models.evaluation.verdict import ERASURE, KEEP, Limits
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import write_log
@@ -71,3 +71,40 @@ def test_items_without_attributes_have_no_new_values(tmp_path: Path) -> None:
     new.write_table(table, "catalog", "items")
     assert item_changes(new, old)["new_values"] == {"kind": ["clock", "lamp"]}
     assert item_changes(old, new)["new_values"] == {"kind": ["vase"]}
+
+
+def test_a_refit_is_due_so_long_behind_the_last_log_that_had_the_users(tmp_path: Path) -> None:
+    """Each week the verdict was to keep the first run, so that every update goes on from it."""
+    old = run_of(tmp_path / "old", events(60))
+    for days, due in ((89, False), (90, True)):
+        log = events(days).filter(pl.col("user_id") != "user-1")
+        update = judged(run_of(tmp_path / str(days), log, partitions=2), old)
+        assert update["learned_from"]["users"] == 1
+        assert (update["learned_from"]["since"], update["learned_from"]["refit_by"]) == ("2024-12-02", "2025-01-01")
+        assert update["learned_from"]["due"] == due
+
+
+def test_deleted_items_alone_never_ask_for_a_refit(tmp_path: Path) -> None:
+    told = {"users": 0, "items": 1, "since": "2024-01-01", "refit_by": "2024-01-31", "due": False, "told": ""}
+    old = run_of(tmp_path / "old", events(60), learned_from=told)
+    update = judged(run_of(tmp_path / "new", events(67)), old)
+    assert {**update["learned_from"], "told": ""} == {**told, "since": None, "refit_by": None}
+    later = judged(run_of(tmp_path / "later", events(67).filter(pl.col("user_id") != "user-1")), old)
+    assert later["learned_from"]["since"] == "2024-12-02"  # begins with the first user
+    assert later["learned_from"]["items"] == 1
+
+
+def test_the_clock_of_erased_users_goes_on_in_later_runs(tmp_path: Path) -> None:
+    told = {"users": 2, "items": 0, "since": "2024-11-08", "refit_by": "2024-12-08", "due": False, "told": ""}
+    old = run_of(tmp_path / "old", events(60), learned_from=told)
+    update = judged(run_of(tmp_path / "new", events(67)), old)
+    assert update["learned_from"]["due"]
+    assert update["learned_from"]["since"] == "2024-11-08"
+    assert update["verdict"] == ERASURE
+
+
+def test_a_user_who_was_erased_and_came_back_is_gone(tmp_path: Path) -> None:
+    old, log = run_of(tmp_path / "old", events(30)), events(37)
+    erased = (pl.col("user_id") == "user-1") & (pl.col("timestamp") < START + 30 * DAY_US)
+    assert log.filter(~erased)["user_id"].n_unique() == USERS
+    assert judged(run_of(tmp_path / "new", log.filter(~erased)), old)["log"]["users_gone"] == 1
