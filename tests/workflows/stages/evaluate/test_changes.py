@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pytest
 
-from models.evaluation.verdict import ERASURE, KEEP, Limits
+from models.evaluation.verdict import ERASURE, KEEP, PROMOTE, Limits
+from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import write_log
 from workflows.engine.stage import Context
 from workflows.stages.evaluate.changes import item_changes, judge_update
 
-ITEMS, USERS, PER_DAY = 20, 10, 50
+ITEMS, USERS, DAYS, PER_DAY = 20, 10, 100, 50
 DAY_US = 86_400_000_000
 START = 20_000 * DAY_US  # in 2024
 
@@ -24,7 +27,7 @@ START = 20_000 * DAY_US  # in 2024
 def events(days: int, *, first: int = 0, impressions: bool = False, seed: int = 0) -> pl.DataFrame:
     """The log of a shop for so many days; a third of it is liked, or with impressions as many rows again are shown."""
     random = np.random.default_rng(seed)
-    day = np.repeat(np.arange(days), PER_DAY)
+    day = np.repeat(np.arange(DAYS), PER_DAY)
     found = pl.DataFrame(
         {
             "user_id": [f"user-{number}" for number in random.integers(0, USERS, len(day))],
@@ -32,11 +35,13 @@ def events(days: int, *, first: int = 0, impressions: bool = False, seed: int = 
             "timestamp": np.sort(START + day * DAY_US + random.integers(0, DAY_US, len(day))),
             "label": (random.random(len(day)) < 1 / 3).astype(np.float32),
         }
-    ).filter(pl.col("timestamp") >= START + first * DAY_US)
+    ).filter(pl.col("timestamp").is_between(START + first * DAY_US, START + days * DAY_US, closed="left"))
     if not impressions:
         return found
     liked = found.with_columns(label=pl.lit(1, pl.Float32))
-    return pl.concat([liked, *(liked.with_columns(pl.col("timestamp") + n, label=pl.lit(0.0)) for n in range(1, 10))])
+    return pl.concat(
+        [liked, *(liked.with_columns(pl.col("timestamp") + n, label=pl.lit(0, pl.Float32)) for n in range(1, 10))]
+    )
 
 
 def run_of(folder: Path, log: pl.DataFrame, *, partitions: int = 2, **update: Any) -> RunDir:
@@ -108,3 +113,51 @@ def test_a_user_who_was_erased_and_came_back_is_gone(tmp_path: Path) -> None:
     erased = (pl.col("user_id") == "user-1") & (pl.col("timestamp") < START + 30 * DAY_US)
     assert log.filter(~erased)["user_id"].n_unique() == USERS
     assert judged(run_of(tmp_path / "new", log.filter(~erased)), old)["log"]["users_gone"] == 1
+
+
+def test_what_is_shown_in_vain_is_no_news_to_a_log_of_positives(tmp_path: Path) -> None:
+    """A log without labels, exported week by week: the export adds what the service has shown, with label 0."""
+    whole, start = events(90, impressions=True), 60
+    liked = pl.col("label") == 1
+
+    def exported(name: str, week: int) -> RunDir:
+        until, served = (START + days * DAY_US for days in (start + 7 * week, start))
+        shown = liked | (pl.col("timestamp") >= served)
+        log = whole.filter(shown & (pl.col("timestamp") < until))
+        return run_of(tmp_path / name, log if week else log.drop("label"))
+
+    runs = [exported(f"week-{week}", week) for week in range(4)]
+    for old, new in pairwise(runs):
+        update = judged(new, old)
+        assert (update["verdict"], update["log"]["rate"] is None) == (PROMOTE, old is runs[0])
+        assert update["log"]["per_day"] == pytest.approx(update["log"]["usual_per_day"], rel=0.2)
+    flooded = whole.filter(liked & (pl.col("timestamp") < START + start * DAY_US))
+    flooded = pl.concat([flooded, *(events(67, first=60, impressions=True, seed=seed) for seed in range(3))])
+    assert "150 events a day came in, where 50 are usual" in broken(
+        judged(run_of(tmp_path / "flood", flooded), runs[0])
+    )
+
+
+def test_labels_that_vanish_are_noticed(tmp_path: Path) -> None:
+    old, new = run_of(tmp_path / "old", events(60)), run_of(tmp_path / "new", events(67).drop("label"))
+    assert "100.0% of the new events are positive" in broken(judged(new, old))[0]
+
+
+def test_new_events_of_a_log_without_times_are_those_that_the_old_one_lacks(tmp_path: Path) -> None:
+    files.write_json(str(tmp_path / "catalog" / "catalog.json"), {"timestamps": "order"})
+
+    def run(name: str, days: int, *, gone: str = "") -> RunDir:
+        log = events(days).filter(pl.col("user_id") != gone)
+        return run_of(tmp_path / name, log.with_columns(timestamp=pl.int_range(pl.len()).over("user_id") * 1_000_000))
+
+    old, catalog = run("old", 60), str(tmp_path / "catalog")
+    update = judged(run("new", 67), old, catalog)
+    assert broken(update) == []
+    assert (update["log"]["new"], update["log"]["per_day"]) == (7 * PER_DAY, None)
+    assert (update["log"]["expected"], update["log"]["kept"]) == (60 * PER_DAY, 60 * PER_DAY)
+    assert update["log"]["usual"] == 60 * PER_DAY
+    assert broken(judged(run("same", 60), old, catalog)) == ["no event is newer than those of the run before"]
+    erased = judged(run("erased", 67, gone="user-1"), old, catalog)
+    assert erased["log"]["users_gone"] == 1
+    assert "are missing" in broken(erased)[0]
+    assert erased["learned_from"]["refit_by"] is None  # nothing tells what day it is
