@@ -89,7 +89,8 @@ def decide(
         parts: of the items, with the columns `item_id` (unique), `title`, `description`, `media`.
         rule: when an item passes.
         seen: `activity` of the log; items that are not in it, or all without a log, have no events and are new.
-        known: ids that the cache is expected to hold. They are served last, so they take budget from no other item.
+        known: ids whose captions are there, in the cache or in the run before. They are served last, so they take
+            budget from no other item.
     """
     if seen is None:
         seen = pl.DataFrame(schema={"item": pl.Int64, "events": pl.Int64, "age_days": pl.Float64})

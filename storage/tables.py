@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -127,12 +128,26 @@ def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
 
 def timestamps(catalog: str) -> str | None:
     """What `catalog.json` says of the log's timestamps, see `catalogs.canonical`; None where it says nothing."""
+    found = _said(catalog, "timestamps")
+    return found if isinstance(found, str) else None
+
+
+def exported(catalog: str) -> dict[str, Any]:
+    """Returns what `catalog.json` says of the run that `tesserec export` wrote a catalogue from; empty for others.
+
+    `ingest` is the fingerprint of that stage; `files` those of the log that hold a partition as it is, with its number.
+    """
+    found = _said(catalog, "partitions_of")
+    return found if isinstance(found, dict) else {}
+
+
+def _said(catalog: str, key: str) -> object:
+    """Returns what `catalog.json` says under a key; None where it says nothing."""
     try:
         about = files.read_json(files.join(catalog, "catalog.json"))
     except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8: tables stand for themselves
         return None
-    found = about.get("timestamps") if isinstance(about, dict) else None
-    return found if isinstance(found, str) else None
+    return about.get(key) if isinstance(about, dict) else None
 
 
 def signature(catalog: str) -> list[str]:

@@ -46,6 +46,7 @@ class About:
         events, users: how many there are.
         positives: events that count as liked; all without labels.
         first, last: times of the first and last event, microseconds.
+        unliked: time of the first event with label 0; 0 where there is none, or in older runs.
     """
 
     partitions: int
@@ -56,6 +57,7 @@ class About:
     positives: int = 0
     first: int = 0
     last: int = 0
+    unliked: int = 0
 
     @property
     def labelled(self) -> bool:
@@ -262,6 +264,7 @@ def counts(events: pa.Table) -> dict[str, int]:
     times = pc.min_max(events["timestamp"].cast(pa.int64())).as_py()
     labels = "label" in events.column_names
     liked = pc.sum(pc.greater_equal(events["label"], LIKED)).as_py() if labels else events.num_rows
+    others = events["timestamp"].filter(pc.less(events["label"], LIKED)) if labels else events["timestamp"][:0]
     users = pc.count_distinct(events["user"]).as_py()
     return {
         "events": events.num_rows,
@@ -269,6 +272,7 @@ def counts(events: pa.Table) -> dict[str, int]:
         "positives": liked or 0,
         "first": times["min"],
         "last": times["max"],
+        "unliked": pc.min(others.cast(pa.int64())).as_py() or 0,
     }
 
 
@@ -285,4 +289,5 @@ def _added(about: About, parts: Sequence[dict[str, int]]) -> About:
     events, users, positives = (sum(part[name] for part in parts) for name in ("events", "users", "positives"))
     there = [part for part in parts if part["events"]]
     first, last = min((part["first"] for part in there), default=0), max((part["last"] for part in there), default=0)
-    return replace(about, events=events, users=users, positives=positives, first=first, last=last)
+    unliked = min((part["unliked"] for part in parts if part["unliked"]), default=0)
+    return replace(about, events=events, users=users, positives=positives, first=first, last=last, unliked=unliked)

@@ -108,7 +108,7 @@ def test_the_verdict_stands_in_the_manifest_and_on_the_page(second: tuple[RunDir
     assert 410 < update["log"]["new"] < 420  # but for those about the item that has gone
     assert update["log"]["users_gone"] == 0
     assert update["learned_from"]["items"] == 1
-    assert not update["learned_from"]["due"]
+    assert update["learned_from"]["refit_by"] is None  # items have no right to be forgotten
     assert update["log"]["missing"] == 0
     verdict, reasons = verdict_of(manifest)  # type: ignore[misc]
     assert verdict == update["verdict"]
@@ -182,7 +182,8 @@ def test_erased_users_are_told_until_a_refit(first: RunDir, second: tuple[RunDir
     assert update_["log"]["users_gone"] == 2
     assert update_["learned_from"]["users"] == 2
     assert update_["learned_from"]["items"] == before["items"]
-    assert update_["learned_from"]["refit_by"] == before["refit_by"]
+    assert update_["learned_from"]["since"] == "2025-02-04"  # the last day of the log that had them
+    assert not update_["learned_from"]["due"]
     assert update_["log"]["missing"] > 0.02  # what they did
 
 

@@ -208,7 +208,7 @@ def _write_items(source: str, work: str, catalog: str, store: ItemStore) -> tupl
             rows = [_posted(item, store, work) for item in new[start : start + ITEM_ROWS]]
             writer.write_table(pa.Table.from_pylist(rows, schema))
             items += len(rows)
-    note = f"media stay in {catalog}: name it in stages.interpret.fetch.roots"
+    note = f"media stay in {catalog}: name it in stages.interpret.fetch.roots, as tesserec update does"
     return items, [note] * moved
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from storage import files, tables
 from storage.errors import UserError
@@ -98,8 +99,8 @@ def _without_log(definition: Definition, from_log: list[str]) -> str:
 
 def _check_data(definition: Definition, tell: Callable[[str], None]) -> None:
     """Checks that the tables hold what the stages need, and tells what is left out where they do not."""
-    ingest = definition.configs.get("ingest")
-    columns = {name: getattr(ingest, name) for name in ("label", "media") if ingest is not None}
+    ingest: Any = definition.configs.get("ingest")
+    columns = {} if ingest is None else ingest.reading(definition.catalog).model_dump(include={"label", "media"})
     found = survey(definition.catalog, **columns)
     for name, config in definition.configs.items():
         for line in stage(name).check_data(config, found):

@@ -7,7 +7,7 @@ import re
 import yaml
 
 from models.evaluation.verdict import KEEP, PROMOTE
-from storage import files
+from storage import files, tables
 from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry
 from storage.run import RunDir
@@ -37,6 +37,10 @@ def next_definition(root: str, catalog: str, target: str, overrides: list[str]) 
         settings.pop("previous", None)
     for name in ABLATIONS:
         raw["stages"].pop(name, None)
+    before, elsewhere = raw["catalog"], tables.exported(catalog)  # media of an export stay where they are
+    if "interpret" in raw["stages"] and elsewhere and before != catalog and not before.startswith(("http:", "https:")):
+        fetch = raw["stages"]["interpret"]["fetch"]
+        fetch["roots"] = list(dict.fromkeys([*fetch["roots"], before]))
     if any(name in raw["stages"] for name in JUDGED):
         raw["stages"] = {"evaluate": {}, "report": {}, **raw["stages"]}
     following = {**raw, "catalog": catalog, "previous": root}

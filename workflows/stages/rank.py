@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from models.ranking.config import TableDtype
 from models.ranking.settings import RankerSettings
+from storage.manifest import require_manifest
 from workflows.distributed.pools import Workers
 from workflows.engine.previous import has_finished
 from workflows.engine.stage import Context, ContinuingConfig, Result, Stage, WorkersConfig
@@ -39,7 +40,7 @@ class RankStage(Stage[Config]):
     """Rank: fit the TorchRec ranker on Ray Train and write models/ranker."""
 
     config_type = Config
-    version = 6
+    version = 7
     reads = ("project", "quantize", "features")
 
     def workers(self, config: Config) -> Workers | None:
@@ -48,8 +49,10 @@ class RankStage(Stage[Config]):
 
     def run(self, config: Config, context: Context) -> Result:
         """Fits the ranker of a run whose features are written."""
+        from operators.log.partitions import open_log
         from workflows.distributed.training import fit
 
+        since, cuts = learned_until(config.previous), open_log(context.run).cuts(context.split)
         weight = fit_retriever(context, steps=config.epochs)
         history = fit(
             train_loop,
@@ -57,7 +60,7 @@ class RankStage(Stage[Config]):
                 "root": context.run.root,
                 "seed": context.seed,
                 "settings": config.model_dump(mode="json"),
-                "since": trained_until(config.previous),
+                "since": since,
             },
             workers=config.processes,
             run=context.run,
@@ -68,22 +71,21 @@ class RankStage(Stage[Config]):
         context.run.write_json(epochs, "metrics", "rank.json")
         best = min(epochs, key=lambda epoch: epoch["valid_log_loss"])
         rows = epochs[-1]["rows"]
-        return Result(rows_in=rows, rows_out=rows, metrics={**best, "epochs": len(epochs), "popularity_weight": weight})
+        metrics = {**best, "epochs": len(epochs), "popularity_weight": weight}
+        if best["epoch"]:  # else the weights of the run before stand
+            since = cuts[0] if cuts else None
+        return Result(rows_in=rows, rows_out=rows, metrics={**metrics, "learned_until": since})
 
 
-def trained_until(previous: str | None) -> int | None:
-    """Returns the time, microseconds, before which an earlier run's ranker has learned from every example.
+def learned_until(previous: str | None) -> int | None:
+    """Returns the time, microseconds, before which the weights of an earlier run have learned from every example.
 
-    None without such a run, or where no time parts what it has learned from the rest.
+    None without such a run, or where no time parts what they have learned from the rest.
     """
-    from operators.log.partitions import open_log
-    from storage.run import RunDir
-    from workflows.engine.definition import definition_of
-
     if previous is None or not has_finished(previous, "rank"):
         return None
-    cuts = open_log(RunDir(previous)).cuts(definition_of(RunDir(previous)).split)
-    return cuts[0] if cuts else None
+    until: int | None = require_manifest(previous).stages["rank"].metrics.get("learned_until")
+    return until
 
 
 def fit_retriever(context: Context, *, steps: int) -> float:

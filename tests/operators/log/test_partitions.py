@@ -49,6 +49,8 @@ def test_every_event_is_in_one_partition_in_order_and_comes_back(run: RunDir, nu
     about = write_log(run, given, partitions=number)
     assert (about.partitions, about.events, about.users) == (number, 300, 20)
     assert about.positives == sum(given["label"].to_pylist())
+    others = given.filter(pc.less(given["label"], 0.5))["timestamp"].cast(pa.int64())
+    assert about.unliked == pc.min(others).as_py()
     keys = [(name, "ascending") for name in ("timestamp", "user_id", "item_id", "label")]
     assert read_log_table(run, *ITEMS).sort_by(keys).equals(given.sort_by(keys))
     log, rows = open_log(run), 0

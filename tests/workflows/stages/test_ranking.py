@@ -26,6 +26,7 @@ from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import read_examples, read_log_table, write_log
+from workflows.distributed import training
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages import rank
@@ -289,6 +290,33 @@ def test_the_exported_ranker_scores_as_the_fitted_one(tmp_path: Path, monkeypatc
     assert metrics["ranker"]["calibration"] == pytest.approx(1, abs=0.3)
     assert metrics["retriever"]["recall@5"] > metrics["retriever"]["popularity_recall@5"]
     assert metrics["ranker"]["auc"] < metrics["truth"]["auc"] + 0.02
+
+
+def test_a_ranker_goes_on_from_what_its_weights_have_learned(tmp_path: Path, monkeypatch) -> None:
+    """Of three runs the second one finds no epoch that is better, so that the weights of the first one stand."""
+    context, tasks = write_run(tmp_path), list[dict[str, Any]]()
+    stage("features").run(features.Config(), context)
+    cut = open_log(context.run).cuts(context.split)[0]
+    losses = {"one": {1: 0.5}, "two": {0: 0.4, 1: 0.4}, "three": {0: 0.4, 1: 0.3}}
+    previous, found = None, list[int]()
+    for name, loss in losses.items():
+
+        def fit(loop: Any, task: dict[str, Any], loss: dict[int, float] = loss, **_: Any) -> list[dict[str, Any]]:
+            tasks.append(task)
+            return [{"epoch": epoch, "valid_log_loss": value, "rows": 1} for epoch, value in loss.items()]
+
+        monkeypatch.setattr(training, "fit", fit)
+        config = SETTINGS.model_copy(update={"previous": previous})
+        metrics = stage("rank").run(config, context).metrics
+        found.append(metrics["learned_until"] - cut)
+        before = RunDir(str(tmp_path / name))  # a manifest alone: of the run before, nothing else is read or written
+        metrics["learned_until"] -= 3 if name == "one" else 0  # its log was shorter
+        write_manifest(
+            before.root, Manifest(name="shop", stages={"rank": StageEntry(state="complete", metrics=metrics)})
+        )
+        previous = before.root
+    assert [task["since"] for task in tasks] == [None, cut - 3, cut - 3]
+    assert found == [0, -3, 0]
 
 
 def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import polars as pl
 from pydantic import Field
 
+from storage import tables
 from workflows.catalogs.survey import says
 from workflows.engine.stage import ContinuingConfig
 from workflows.stages.ingest.events import number
@@ -49,6 +50,10 @@ class Config(ContinuingConfig):
         before, _, after = self.media.partition("{item_id}")
         named = pl.format("{}{}{}", pl.lit(before), ids(table["item_id"], whole=whole), pl.lit(after))
         return table.with_columns(media=named)
+
+    def reading(self, catalog: str) -> Config:
+        """Returns the settings that a catalogue is read by: an export has labels of 0 and 1, whatever its run had."""
+        return self.model_copy(update={"label": "label", "positive_from": None}) if tables.exported(catalog) else self
 
     def with_labels(self, log: pl.DataFrame) -> pl.DataFrame:
         """Makes the column `label` of a log as it was read, where the definition says how."""

@@ -31,7 +31,7 @@ class IngestStage(Stage[Config]):
     """Validate the catalogue and write it in canonical form; bad rows leave with their reasons."""
 
     config_type = Config
-    version = 8
+    version = 9
     seeded = False
 
     def check_data(self, config: Config, catalog: Survey) -> list[str]:
@@ -48,6 +48,7 @@ class IngestStage(Stage[Config]):
             )
         if not config.log:
             return []
+        config = config.reading(catalog.uri)
         if catalog.events is not None and config.label != "label" and config.label not in catalog.columns:
             raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
         low, high = catalog.labels or (0.0, 1.0)
@@ -100,7 +101,7 @@ def _work(config: Config, context: Context) -> Work:
     """Decides by the first rows of both tables how all of them are read, and into how many partitions the log goes."""
     items_uri = tables.find(context.catalog, "items")
     assert items_uri is not None  # noqa: S101 - preflight has seen it
-    rows = blocks.first(items_uri).rows
+    rows, config = blocks.first(items_uri).rows, config.reading(context.catalog)
     work = Work(
         root=context.run.root,
         folder=context.run.uri("checkpoints", "ingest", context.fingerprint),

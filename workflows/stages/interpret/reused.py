@@ -47,12 +47,19 @@ class Reused:
 
     def among(self, items: pa.Table, catalog: str, gate: pa.Array) -> np.ndarray:
         """Masks the items [N] of a catalogue that are taken over: not those that get a caption now and had none."""
+        same, captioned = self._same(items, catalog)
+        return same & (captioned | ~pc.equal(gate, OPEN).to_numpy(zero_copy_only=False))
+
+    def captioned(self, items: pa.Table, catalog: str) -> list[str]:
+        """Returns the ids of those items of a catalogue whose captions are taken over, whatever the gate."""
+        return list(items["item_id"].filter(pa.array(np.logical_and(*self._same(items, catalog)))).to_pylist())
+
+    def _same(self, items: pa.Table, catalog: str) -> tuple[np.ndarray, np.ndarray]:
+        """Masks items [N] of a catalogue that have not changed, and those that had a caption."""
         at, known = rows_among(self._ids, hash_ids(items["item_id"]))
         if not len(self._ids):
-            return known
-        same = self._contents[at] == _contents(items, catalog).view(np.int64)
-        wanted = pc.equal(gate, OPEN).to_numpy(zero_copy_only=False)
-        return known & same & (self._captioned[at] | ~wanted)
+            return known, known
+        return known & (self._contents[at] == _contents(items, catalog).view(np.int64)), self._captioned[at]
 
     def batches(self, chosen: np.ndarray, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows of `items` of the earlier run whose ids have one of these hashes, int64 [M], ascending."""

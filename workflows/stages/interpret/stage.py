@@ -287,13 +287,14 @@ def write_source(config: Config, context: Context, target: str, before: Reused |
     uri = context.run.uri("catalog", "items")
     names = files.dataset(uri).schema.names
     gate = config.caption.gate
-    seen, known = None, []
+    seen, known = None, list[str]()
     about = read_about(context.run)
     if about is not None and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
         seen = activity(_known_events(context.run, about, gate.log_share))
-    if gate.budget is not None and files.exists(context.run.uri("items")) and _remembers(config, context):
-        last = context.run.read_table("items", columns=["item_id", "caption"])
-        known = last.filter(last["caption"].is_valid())["item_id"].to_pylist()
+    if gate.budget is not None and before is not None:
+        known = [name for items in _tables(uri, names) for name in before.captioned(items, context.catalog)]
+    elif gate.budget is not None and _remembers(config, context):
+        known = _captioned(context.run.root) or _captioned(config.previous)
     taken = list[np.ndarray]()
     gates = decide(map(_asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
 
@@ -328,6 +329,14 @@ def _known_events(run: RunDir, about: About, share: float) -> Iterator[pl.DataFr
     for number in range(about.partitions):
         events = pl.DataFrame(read_events(run, number, ["item", "timestamp"]))
         yield events.filter(pl.col("timestamp").dt.epoch("us") <= until)
+
+
+def _captioned(root: str | None) -> list[str]:
+    """Returns the ids of a run's items that have a caption; none of a run that has not come to them."""
+    if root is None or not files.exists(RunDir(root).uri("items")):
+        return []
+    items = RunDir(root).read_table("items", columns=["item_id", "caption"])
+    return list(items.filter(items["caption"].is_valid())["item_id"].to_pylist())
 
 
 def _remembers(config: Config, context: Context) -> bool:

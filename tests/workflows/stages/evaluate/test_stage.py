@@ -40,9 +40,9 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def evaluated(run: RunDir) -> Result:
-    quiet = {"log": lambda line: None, "progress": lambda done, total: None}
-    return stage("evaluate").run(evaluate.Config(recall_at=(5,), bootstrap=10), Context(run, run.root, 0, "f", **quiet))
+def evaluated(run: RunDir, said: list[str] | None = None, **settings: Any) -> Result:
+    context = Context(run, run.root, 0, "f", [].append if said is None else said.append, lambda done, total: None)
+    return stage("evaluate").run(evaluate.Config(recall_at=(5,), bootstrap=10, **settings), context)
 
 
 def context_of(run: RunDir, name: str) -> Context:
@@ -92,6 +92,18 @@ def test_the_slice_of_everything_scores_as_everything_and_an_empty_one_is_null(r
     assert written["cold_items"]["rows"] == 0
     assert set(written["cold_items"]["ranker"].values()) == {None}
     assert written["warm_items"] == metrics["slices"]["warm_items"]
+
+
+@pytest.mark.parametrize("partitions", [None, 3])
+def test_a_run_whose_log_answers_to_no_partition_is_not_compared(run, tmp_path, partitions):
+    other, said = RunDir(str(tmp_path / "before")), list[str]()
+    if partitions is not None:
+        write_log(other, read_log_table(run), partitions=partitions)
+    write_manifest(other.root, Manifest(name="tiny", stages={"rank": StageEntry(state="complete")}))
+    metrics = evaluated(run, said, previous=other.root).metrics
+    assert {"previous", "update"} & metrics.keys() == set()
+    assert metrics["ranker"] == evaluated(run).metrics["ranker"]
+    assert any(f"{other.root} has no log in 1 partitions: it is not compared" in line for line in said)
 
 
 def test_the_summary_stays_a_few_lines(run):
