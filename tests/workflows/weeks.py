@@ -107,7 +107,7 @@ def write_week(
             "item_id": items[number],
             "title": f"{COLOURS[colour[number]]} {KINDS[kind[number]]}{' again' * (items[number] in renamed)} {number}",
             "description": f"A {KINDS[kind[number]]} for the home",
-            "attributes": {"kind": KINDS[kind[number]]},
+            "attributes": {"kind": KINDS[kind[number]]} if number else None,
         }
         for number in range(left)
         if items[number] not in gone
