@@ -43,17 +43,24 @@ def after(user: User | None, events: Sequence[Event]) -> User:
     )
 
 
-def loaded(user: User, old: User | None, events: Sequence[Event], *, replace: bool) -> User:
+def loaded(user: User, old: User | None, own: Sequence[Event], *, until: int, replace: bool) -> User:
     """Returns what to keep of a user whom a log knows, too.
+
+    A log knows no dislikes: they are those of the events, but for items that the log likes later.
 
     Args:
         user: as the log knows them.
         old: as they are known; None for somebody new.
-        events: that are later than the log.
+        own: all their events that are kept.
+        until: the end of the log, microseconds.
         replace: whether the log says more than what is known.
     """
     known = () if old is None else old.trained
     trained = tuple(dict.fromkeys((*user.trained, *known)))[:MOST_TRAINED]
     if old is not None and not replace:
         return old._replace(trained=trained)
-    return after(user._replace(trained=trained), events)
+    new = after(user._replace(trained=trained), [event for event in own if event.time > until])
+    liked = dict(zip(user.items.tolist(), user.times.tolist(), strict=True))  # last, for they stand in that order
+    items = hash_ids([event.item_id for event in own]).tolist()
+    stand = [event for item, event in zip(items, own, strict=True) if event.time >= liked.get(item, event.time)]
+    return new._replace(disliked=after(None, stand).disliked) if own else new

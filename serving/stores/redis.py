@@ -245,8 +245,9 @@ class RedisStore:
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
         """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
-        What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, and
+        what they dislike stays. Whose rankers have learned a user's id becomes known in either case. Who was forgotten
+        stays so.
         """
         ids = [key(user_id) for user_id in user_ids]
         if not ids:
@@ -260,9 +261,8 @@ class RedisStore:
             records, more = {FORMAT_KEY: b"%d" % FORMAT}, 0
             for user_id, user, old, left in zip(ids, users, there, gone, strict=True):
                 if left is None:
-                    new = [event for event in own.get(user_id, ()) if event.time > until]
-                    known = None if old is None else unpack(old)
-                    records[USERS + user_id] = pack(loaded(user, known, new, replace=replace))
+                    known, acts = None if old is None else unpack(old), own.get(user_id, [])
+                    records[USERS + user_id] = pack(loaded(user, known, acts, until=until, replace=replace))
                     more += old is None
             pipe.multi()
             pipe.mset(records)
