@@ -46,7 +46,8 @@ def after(user: User | None, events: Sequence[Event]) -> User:
 def loaded(user: User, old: User | None, own: Sequence[Event], *, until: int, replace: bool) -> User:
     """Returns what to keep of a user whom a log knows, too.
 
-    A log knows no dislikes: they are those of the events, but for items that the log likes later.
+    Events count that are later than the log, and likes that came in after its end and that it lacks. A log knows no
+    dislikes: they are those of the events, but for items that the log likes later.
 
     Args:
         user: as the log knows them.
@@ -59,8 +60,14 @@ def loaded(user: User, old: User | None, own: Sequence[Event], *, until: int, re
     trained = tuple(dict.fromkeys((*user.trained, *known)))[:MOST_TRAINED]
     if old is not None and not replace:
         return old._replace(trained=trained)
-    new = after(user._replace(trained=trained), [event for event in own if event.time > until])
-    liked = dict(zip(user.items.tolist(), user.times.tolist(), strict=True))  # last, for they stand in that order
-    items = hash_ids([event.item_id for event in own]).tolist()
-    stand = [event for item, event in zip(items, own, strict=True) if event.time >= liked.get(item, event.time)]
-    return new._replace(disliked=after(None, stand).disliked) if own else new
+    user = user._replace(trained=trained)
+    if not own:
+        return user
+    likes = list(zip(user.items.tolist(), user.times.tolist(), strict=True))
+    there, last = set(likes), dict(likes)  # the last like of each item, for they stand in the order of time
+    new, stand = list[Event](), list[Event]()
+    for item, event in zip(hash_ids([event.item_id for event in own]).tolist(), own, strict=True):
+        came_late = event.kept > until and event.weight > 0 and (item, event.time) not in there
+        new += [event] * (event.time > until or came_late)
+        stand += [event] * (event.time >= last.get(item, event.time))
+    return after(user, new)._replace(disliked=after(None, stand).disliked)

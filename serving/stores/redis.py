@@ -245,9 +245,9 @@ class RedisStore:
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
         """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
-        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, and
-        what they dislike stays. Whose rankers have learned a user's id becomes known in either case. Who was forgotten
-        stays so.
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, as
+        are likes that came in later and that the log lacks; what they dislike stays. Whose rankers have learned a
+        user's id becomes known in either case. Who was forgotten stays so.
         """
         ids = [key(user_id) for user_id in user_ids]
         if not ids:

@@ -206,9 +206,9 @@ class SqliteStore:
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
         """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
-        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, and
-        what they dislike stays. Whose rankers have learned a user's id becomes known in either case. Who was forgotten
-        stays so.
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, as
+        are likes that came in later and that the log lacks; what they dislike stays. Whose rankers have learned a
+        user's id becomes known in either case. Who was forgotten stays so.
         """
         with self._told(), self._writer as connection:
             gone = {user for (user,) in connection.execute("SELECT user FROM forgotten")}

@@ -46,8 +46,9 @@ def export(
 ) -> dict[str, Any]:
     """Writes a run's items and log, and what a store has kept since, as a catalogue; returns a summary.
 
-    An answer is judged once its minutes are over; younger ones are left out, as are those of visitors. What was kept of
-    a user before they were erased is left out, too. Posted items come with their pictures, deleted ones do not come.
+    An answer is judged once its minutes are over. All that is younger is left for the next export, so that no answer
+    stays without judgement; answers to visitors are left out, and what was kept of a user before they were erased.
+    Posted items come with their pictures, deleted ones do not come.
 
     Args:
         root: URI of the run directory.
@@ -90,7 +91,8 @@ def export(
                 yield rows.join(pl.DataFrame(log.users(number)), on="user", how="left").drop("user", "item")
             for number in range(pieces):
                 acts, answers = (pl.DataFrame(exchange.collect(uris, number)) for uris in dealt)
-                yield judged(acts, answers, window).drop(list(context), strict=False)
+                rows = judged(acts, answers, window).drop(list(context), strict=False)
+                yield rows.filter(pl.col("timestamp").dt.epoch("us") <= now - window)
 
         whole = dict[str, int]()  # files with a partition as it is, which an update does not read again
         for number, rows in enumerate(parts()):
@@ -144,7 +146,8 @@ def judged(events: pl.DataFrame, shown: pl.DataFrame, window: int) -> pl.DataFra
 
 
 def _events(events: Iterable[Event], since: int, until: int) -> pa.Table:
-    rows = [event._asdict() for event in events if since < event.time <= until]
+    """Returns the events of up to a time that a log lacks; of those that came in after its end it may have some."""
+    rows = [event._asdict() for event in events if max(event.time, event.kept) > since and event.time <= until]
     return pa.Table.from_pylist([{**row, "timestamp": row["time"]} for row in rows], EVENTS)
 
 

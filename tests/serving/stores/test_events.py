@@ -35,6 +35,7 @@ EVENTS = st.lists(
         weight=st.floats(-2, 2),
         time=st.integers(0, 2**53),
         recommendation_id=st.none() | ANY_ID,
+        kept=st.integers(0, 2**53),
     ),
     max_size=12,
 )
@@ -115,6 +116,18 @@ def test_events_after_the_log_outlive_a_load(store: LoadableStore) -> None:
     (found,) = store.read(["u"])
     assert same(found, after(logged, [event(7, time=101), event(8, weight=-1, time=150)]))
     assert store.count() == 2
+
+
+def test_a_like_that_came_after_the_log_outlives_a_load(store: LoadableStore) -> None:
+    logged = user(0)._replace(items=hash_ids(["item 1"]).astype(np.int64), times=np.array([10]))
+    late = event(3, time=20)._replace(kept=101)
+    store.add([event(2, time=20)._replace(kept=100), late, event(1, time=10)._replace(kept=101)])
+    store.write(["u"], [logged], until=100)
+    (found,) = store.read(["u"])
+    assert found is not None
+    assert found.times.tolist() == [10, 20]
+    assert found.items.tolist() == hash_ids(["item 1", "item 3"]).tolist()
+    assert late in store.events(["u"])
 
 
 def test_a_dislike_outlives_a_load_until_a_later_like(store: LoadableStore) -> None:

@@ -95,8 +95,9 @@ def catalog_of(run: RunDir) -> str:
     return str(Path(run.root).parent / "catalog")
 
 
-def event(user: str, number: int, item: str, minutes: float, weight: float = 1.0) -> Event:
-    return Event(user, f"e{number}", item, "buy" if weight else "view", weight, START + round(minutes * MINUTE), "r")
+def event(user: str, number: int, item: str, minutes: float, weight: float = 1.0, kept: int = 0) -> Event:
+    time = START + round(minutes * MINUTE)
+    return Event(user, f"e{number}", item, "buy" if weight else "view", weight, time, "r", kept)
 
 
 def answer(user: str | None, number: int, minutes: float, *items: str) -> Impression:
@@ -147,7 +148,7 @@ def expected(
     rows = [(user, item, time, label, None, None, None, hour) for user, item, time, label, hour in own]
     acts = {(each.user_id, each.event_id): each for each in reversed(events) if kept(each.user_id, each.time)}.values()
     for each in acts:
-        if END < each.time <= NOW:
+        if max(each.time, each.kept) > END and each.time <= NOW - minutes * MINUTE:
             label = float(each.weight > 0)
             rows.append((each.user_id, each.item_id, each.time, label, None, each.kind, each.recommendation_id, None))
     for shown in answers:
@@ -173,7 +174,8 @@ def ordered(rows: list[Row]) -> list[Row]:
 USERS = st.sampled_from(["u", "v", "é", "w"])
 MINUTES = st.integers(80, 210)
 SOME = st.sampled_from(["a", "b", "new"])
-ACTS = st.builds(event, USERS, st.integers(0, 9), SOME, MINUTES, st.sampled_from([0, 1, -1]))
+KEPT = st.sampled_from([0, END, END + 1])
+ACTS = st.builds(event, USERS, st.integers(0, 9), SOME, MINUTES, st.sampled_from([0, 1, -1]), KEPT)
 ANSWERS = st.builds(
     lambda user, number, minutes, items: answer(user, number, minutes, *items),
     st.none() | USERS,
@@ -213,12 +215,15 @@ def test_what_is_kept_and_judged(run: RunDir, tmp_path: Path) -> None:
         event("u", 2, "b", 110, 0),  # a view answers nothing
         event("v", 3, "b", 121, -1),  # a dislike answers
         event("w", 4, "new", 210),  # to come
+        event("w", 5, "a", 171),  # it answers, and is left for the next export
+        event("w", 6, "b", 90, kept=END + MINUTE),  # it came late
     ]
     answers = [
         answer("u", 0, 100.5, "a", "b"),
         answer("v", 1, 120, "b", "a"),
         answer(None, 2, 120, "a"),
         answer("w", 3, 171, "a"),  # not judged yet
+        answer("w", 4, 150, "a"),
     ]
     fill(uri := f"sqlite:{tmp_path}/s.db", events, answers)
     rows = exported(run, uri, tmp_path / "out")[len(OWN) :]
@@ -227,6 +232,7 @@ def test_what_is_kept_and_judged(run: RunDir, tmp_path: Path) -> None:
             ("u", "a", 130.5, 1.0, None, "buy", "r", None),
             ("u", "b", 110.0, 0.0, None, "view", "r", None),
             ("v", "b", 121.0, 0.0, None, "buy", "r", None),
+            ("w", "b", 90.0, 1.0, None, "buy", "r", None),
             ("u", "b", 100.5, 0.0, 0.5, "impression", "r0", None),
             ("v", "a", 120.0, 0.0, 0.5, "impression", "r1", None),
         ]
