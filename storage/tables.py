@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -125,13 +126,18 @@ def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
     return pl.DataFrame({"entry": column}).with_row_index("row").explode("entry").unnest("entry")
 
 
-def timestamps(catalog: str) -> str | None:
-    """What `catalog.json` says of the log's timestamps, see `catalogs.canonical`; None where it says nothing."""
+def about(catalog: str) -> dict[str, Any]:
+    """What `catalog.json` says, see `catalogs.canonical`; nothing where there is none: tables stand for themselves."""
     try:
-        about = files.read_json(files.join(catalog, "catalog.json"))
-    except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8: tables stand for themselves
-        return None
-    found = about.get("timestamps") if isinstance(about, dict) else None
+        found = files.read_json(files.join(catalog, "catalog.json"))
+    except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def timestamps(catalog: str) -> str | None:
+    """What `catalog.json` says of the log's timestamps; None where it says nothing."""
+    found = about(catalog).get("timestamps")
     return found if isinstance(found, str) else None
 
 
@@ -144,8 +150,8 @@ def signature(catalog: str) -> list[str]:
     for name in ("items", "interactions"):
         uri = find(catalog, name)
         found += [f"{name}:{state(part)}" for part in files_of(uri)] if uri is not None else []
-    about = files.join(catalog, "catalog.json")
-    return [catalog, *found, *([f"about:{state(about)}"] if files.exists(about) else [])]
+    own = files.join(catalog, "catalog.json")
+    return [catalog, *found, *([f"about:{state(own)}"] if files.exists(own) else [])]
 
 
 def state(uri: str) -> str:

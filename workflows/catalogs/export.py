@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from operators.log.events import SECOND_US
 from operators.log.partitions import CONTEXT, open_log, read_events
 from serving.stores.base import DELETED, Event, Impression, Item, ItemStore
 from serving.stores.opening import open_store
-from storage import exchange, files
+from storage import exchange, files, tables
 from storage.hashing import hash_ids
 from storage.manifest import require_finished, require_manifest
 from storage.media.sources import placed
@@ -107,7 +108,7 @@ def export(
         items, notes = _write_items(run.uri("catalog", "items"), work, catalog, store)
         manifest = require_manifest(run.root)
         times = manifest.stages["ingest"].metrics.get("timestamps", "real") if count else "none"
-        told = {"source": f"the run {run.root} and a store", "timestamps": times, "notes": notes}
+        told = {"source": f"the run {run.root} and a store", "timestamps": times, "notes": notes, "exported": now}
         own = {"ingest": manifest.stages["ingest"].fingerprint, "files": whole}
         write_about(work, name=manifest.name, **told, partitions_of=own)
         there = [name for name in ("interactions", "media") if files.exists(files.join(work, name))]
@@ -184,18 +185,23 @@ def _table(rows: pl.DataFrame, schema: pa.Schema) -> pa.Table:
 def _write_items(source: str, work: str, catalog: str, store: ItemStore) -> tuple[int, list[str]]:
     """Writes the items of a run, and those that were posted, with media that resolve from elsewhere, too.
 
+    Where the run has posted items by an export, those that were changed since then come from the store.
+
     Returns:
         Their number, and notes.
     """
     schema, written = files.dataset(source).schema, store.items_after(0)[1]
     posted = {item.item_id: item for item in written if item.about}  # but for those that are the run's by now
+    taken = tables.about(catalog).get("exported", math.inf)
+    away = [item_id for item_id, item in posted.items() if item.about["time"] * SECOND_US > taken]
+    away += [item.item_id for item in written if item.state == DELETED]
+    others = pa.array(away, schema.field("item_id").type)
     fs, path = files.filesystem(files.join(work, "items.parquet"))
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    deleted = pa.array([item.item_id for item in written if item.state == DELETED], schema.field("item_id").type)
     items, moved = 0, False
     with fs.open(path, "wb") as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for batch in files.batches(source, schema.names, ITEM_ROWS):
-            batch = batch.filter(pc.invert(pc.is_in(batch["item_id"], deleted)))
+            batch = batch.filter(pc.invert(pc.is_in(batch["item_id"], others)))
             for item_id in batch["item_id"].to_pylist():
                 posted.pop(item_id, None)
             if "media" in schema.names:

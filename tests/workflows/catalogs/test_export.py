@@ -284,10 +284,35 @@ def test_items_stay_as_they_are_and_media_where_they_lie(run: RunDir, tmp_path: 
     assert read_limited(where, Limits()) == b"picture"
 
 
+def posted(time: float = 0) -> dict[str, Any]:
+    """What is kept of an item that was sent at a time, seconds."""
+    texts = {"title": None, "description": "D", "attributes": {"colour": ["red", "blue"]}}
+    return {**texts, "time": time, "made": {"models": ["C", ["interest"], [1, 2], 1]}}
+
+
+@pytest.mark.parametrize("first", [None, END])
+def test_posted_items_that_were_changed_since_the_runs_own_export_come_from_the_store(
+    tmp_path: Path, first: int | None
+) -> None:
+    run, uri = write(tmp_path), f"sqlite:{tmp_path}/s.db"
+    if first is not None:
+        files.write_json(f"{catalog_of(run)}/catalog.json", {"exported": first})
+    with closing(open_store(uri, create=True)) as store:
+        for version, (item_id, minutes) in enumerate((("a", 99), ("b", 101))):
+            about = posted((START + minutes * MINUTE) / 1e6)
+            assert store.keep_item(Item(item_id, SHOWN, about, np.ones(1, np.float32)), version=version, picture=b"new")
+    exported(run, uri, tmp_path / "out")
+    items = {row.pop("item_id"): row for row in files.read_table(f"{tmp_path}/out/items.parquet").to_pylist()}
+    assert items.keys() == {"a", "b", "rejected"}
+    assert items["a"]["description"] is None
+    assert items["b"]["description"] == (None if first is None else "D")
+    picture = items["b"]["media"][0]["uri"]
+    assert picture.startswith("https:" if first is None else "media/")
+    assert files.read_json(f"{tmp_path}/out/catalog.json")["exported"] == NOW
+
+
 def test_posted_items_come_and_deleted_ones_do_not(run: RunDir, tmp_path: Path) -> None:
-    about = {"title": None, "description": "D", "attributes": {"colour": ["red", "blue"]}}
-    about["made"] = {"models": ["C", ["interest"], [1, 2], 1]}
-    vector, none = np.ones(1, np.float32), np.empty(0, np.float32)
+    about, vector, none = posted(), np.ones(1, np.float32), np.empty(0, np.float32)
     with closing(open_store(uri := f"sqlite:{tmp_path}/s.db", create=True)) as store:
         for version, item in enumerate(
             [

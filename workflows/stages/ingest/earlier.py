@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from operators.log.partitions import CONTEXT, read_about
 from storage import files, tables
@@ -72,10 +72,7 @@ def carried(config: Config, catalog: str, form: Form, log: list[Source]) -> Carr
 
 def _exported(catalog: str, ingested: str) -> dict[str, int]:
     """Returns the files of an export that hold a partition of a run as it is, with their numbers."""
-    try:
-        said: Any = files.read_json(files.join(catalog, "catalog.json")).get("partitions_of", {})
-    except (FileNotFoundError, ValueError, AttributeError):
-        return {}
+    said = tables.about(catalog).get("partitions_of", {})
     return dict(said["files"]) if ingested and said.get("ingest") == ingested else {}
 
 
