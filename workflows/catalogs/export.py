@@ -31,6 +31,7 @@ from workflows.catalogs.canonical import LOG, TIMESTAMP, require_empty, write_ab
 
 ROWS = 1 << 19  # of a store that are held at once
 ITEM_ROWS = 1 << 12
+MOVED = ("interactions", "media", "items.parquet")  # into place; the last one makes a catalogue of the folder
 STORED = {**LOG, "kind": pa.string(), "recommendation_id": pa.string()}  # of interactions that a store gave
 EVENTS = pa.schema(
     [(name, pa.string()) for name in ("user_id", "event_id", "item_id", "kind", "recommendation_id")]
@@ -54,7 +55,7 @@ def export(
     Args:
         root: URI of the run directory.
         store_uri: see `serving.stores.opening.open_store`.
-        directory: of the new catalogue, which appears when it is whole.
+        directory: of the new catalogue, whose items table appears when all else is there.
         minutes: within which an item of an answer has to be acted on; else it is a row with label 0.
         catalog: URI of the run's own catalogue, where its media lie.
         progress: called with the number of pieces done and their total.
@@ -64,6 +65,7 @@ def export(
     """
     now, run, directory = time.time_ns() // 1_000, RunDir(files.absolute(root)), files.absolute(directory)
     require_finished(run.root, ["features"], "cannot be exported")
+    _remove_unfinished(directory)
     require_empty(directory)
     log, window = open_log(run), round(minutes * 60_000_000)
     store, work = open_store(store_uri), f"{directory.rstrip('/')}.{uuid.uuid4().hex}.tmp"
@@ -110,9 +112,9 @@ def export(
         times = manifest.stages["ingest"].metrics.get("timestamps", "real") if count else "none"
         told = {"source": f"the run {run.root} and a store", "timestamps": times, "notes": notes, "exported": now}
         own = {"ingest": manifest.stages["ingest"].fingerprint, "files": whole}
-        write_about(work, name=manifest.name, **told, partitions_of=own)
-        there = [name for name in ("interactions", "media") if files.exists(files.join(work, name))]
-        _move(work, directory, *there, "catalog.json", "items.parquet")
+        write_about(directory, name=manifest.name, **told, partitions_of=own)  # first: it tells whose the rest is
+        for name in [name for name in MOVED if files.exists(files.join(work, name))]:
+            _move(work, directory, name)
     finally:
         store.close()
         files.remove(work)
@@ -233,9 +235,17 @@ def _posted(item: Item, store: ItemStore, work: str) -> dict[str, Any]:
     return {**texts, "item_id": item.item_id, "attributes": attributes, "media": media}
 
 
-def _move(source: str, target: str, *names: str) -> None:
-    """Moves files and folders into another folder one by one: the last one makes a catalogue of it."""
+def _move(source: str, target: str, name: str) -> None:
+    """Moves a file or folder into another folder."""
     fs, path = files.filesystem(target)
-    fs.makedirs(path, exist_ok=True)
-    for name in names:
-        fs.mv(files.filesystem(files.join(source, name))[1], f"{path}/{name}", recursive=True)
+    fs.mv(files.filesystem(files.join(source, name))[1], f"{path}/{name}", recursive=True)
+
+
+def _remove_unfinished(directory: str) -> None:
+    """Removes what an export has left that was killed while it moved: `catalog.json` without an items table."""
+    files.probe(directory, write=True)
+    fs, path = files.filesystem(directory)
+    there = {name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)} if fs.isdir(path) else set()
+    if there <= {*MOVED[:-1], "catalog.json"} and "exported" in tables.about(directory):
+        for name in (*MOVED[:-1], "catalog.json"):
+            files.remove(files.join(directory, name))

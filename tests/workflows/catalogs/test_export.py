@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from serving.stores.base import DELETED, HIDDEN, SHOWN, Event, Impression, Item
 from serving.stores.opening import open_store
 from storage import files, tables
+from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.media.limits import Limits
 from storage.media.sources import Sources, read_limited, resolve
@@ -47,7 +48,13 @@ Row = tuple[Any, ...]  # user, item, time, label, propensity, kind, recommendati
 KILLED = """
 import os, signal, sys
 import workflows.catalogs.export as module
-module._move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+move, left = module._move, [int(sys.argv[5])]
+def dying(*arguments):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    move(*arguments)
+module._move = dying
 module.export(*sys.argv[1:4], 30, sys.argv[4], lambda done, total: None)
 """
 OWN = [
@@ -339,13 +346,34 @@ def test_posted_items_come_and_deleted_ones_do_not(run: RunDir, tmp_path: Path) 
     assert read_limited(resolve(new["media"][0]["uri"], f"{tmp_path}/out", Sources()), Limits()) == b"new"
 
 
-def test_a_killed_export_leaves_no_catalogue(run: RunDir, tmp_path: Path) -> None:
+def test_a_killed_export_leaves_no_catalogue_and_is_done_anew(run: RunDir, tmp_path: Path) -> None:
     fill(uri := f"sqlite:{tmp_path}/s.db", [event("u", 1, "a", 150)], [])
+    with closing(open_store(uri)) as store:
+        store.keep_item(Item("new", SHOWN, posted(), np.ones(1, np.float32)), version=0, picture=b"new")
     target = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, run.root, uri, str(target), catalog_of(run)]
-    assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
-    assert not target.exists()
+    for moves in range(3):
+        command = [sys.executable, "-c", KILLED, run.root, uri, str(target), catalog_of(run), str(moves)]
+        assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
+        there = {path.name for path in target.iterdir()}
+        assert there == {"catalog.json", *["interactions", "media"][:moves]}
+        with pytest.raises(UserError, match="has no items table"):
+            tables.check(str(target))
+    (target / "mine").write_text("")
+    with pytest.raises(UserError, match="is not empty"):
+        exported(run, uri, target)
+    (target / "mine").unlink()
     assert len(exported(run, uri, target)) == len(OWN) + 1
+    tables.check(str(target))
+    with pytest.raises(UserError, match="is not empty"):
+        exported(run, uri, target)
+
+
+def test_pictures_without_a_catalogue_are_no_unfinished_export(run: RunDir, tmp_path: Path) -> None:
+    fill(uri := f"sqlite:{tmp_path}/s.db", [], [])
+    (tmp_path / "mine" / "media").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not empty"):
+        exported(run, uri, tmp_path / "mine")
+    assert (tmp_path / "mine" / "media").exists()
 
 
 def test_what_cannot_be_exported(run: RunDir, tmp_path: Path, tesserec: Tesserec) -> None:
