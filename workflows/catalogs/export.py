@@ -97,7 +97,7 @@ def export(
                 rows = judged(acts, answers, window).drop(list(context), strict=False)
                 yield rows.filter(pl.col("timestamp").dt.epoch("us") <= now - window)
 
-        whole = dict[str, int]()  # files with a partition as it is, which an update does not read again
+        whole = dict[str, int]()  # files with a partition as it is
         for number, rows in enumerate(parts()):
             kept = rows.join(forgotten, on="user_id", how="left")
             kept = kept.filter(pl.col("gone").is_null() | (pl.col("timestamp").dt.epoch("us") > pl.col("gone")))
@@ -111,10 +111,8 @@ def export(
         manifest = require_manifest(run.root)
         times = manifest.stages["ingest"].metrics.get("timestamps", "real") if count else "none"
         told = {"source": f"the run {run.root} and a store", "timestamps": times, "notes": notes, "exported": now}
-        own = {"ingest": manifest.stages["ingest"].fingerprint, "files": whole}
-        write_about(directory, name=manifest.name, **told, partitions_of=own)  # first: it tells whose the rest is
-        for name in [name for name in MOVED if files.exists(files.join(work, name))]:
-            _move(work, directory, name)
+        told |= {"name": manifest.name}
+        _put(work, directory, told, manifest.stages["ingest"].fingerprint, whole)
     finally:
         store.close()
         files.remove(work)
@@ -233,6 +231,25 @@ def _posted(item: Item, store: ItemStore, work: str) -> dict[str, Any]:
     caption, interests, *_ = list(item.about["made"].values())[-1]  # of the models that were asked last
     texts = {**item.about, "caption": caption, "interests": interests}
     return {**texts, "item_id": item.item_id, "attributes": attributes, "media": media}
+
+
+def _put(work: str, directory: str, told: dict[str, Any], ingested: str, whole: dict[str, int]) -> None:
+    """Moves what was written into its place, and says in what state: an update does not read it again as it is.
+
+    Args:
+        work, directory: where it is and where it goes.
+        told: what `catalog.json` says of the catalogue.
+        ingested: fingerprint of the run's `ingest`.
+        whole: names of files with a partition of that run as it is, and its number; one without rows has no file.
+    """
+    write_about(directory, **told)  # first: it tells whose the rest is
+    for name in [name for name in MOVED[:-1] if files.exists(files.join(work, name))]:
+        _move(work, directory, name)
+    uris = {name: files.join(directory, "interactions", name) for name in whole}
+    states = {name: tables.state(uri) if files.exists(uri) else None for name, uri in uris.items()}
+    parts = {name: [number, states[name]] for name, number in whole.items()}
+    write_about(directory, **told, partitions_of={"ingest": ingested, "parts": parts})
+    _move(work, directory, MOVED[-1])
 
 
 def _move(source: str, target: str, name: str) -> None:
