@@ -186,6 +186,12 @@ def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) 
     again.close()
 
 
+def test_an_event_of_before_its_user_was_forgotten_does_not_stand_for_a_later_one(store: LoadableStore) -> None:
+    store.forget("u", 70)
+    assert store.add([event(1, time=60), event(1, time=80), event(1, time=90)]) == 1
+    assert kept(store) == [event(1, time=80)]
+
+
 def test_what_was_of_a_forgotten_user_is_in_no_file(tmp_path: Path) -> None:
     uri = f"sqlite:{tmp_path}/users.db"
     store = open_store(uri, create=True)
