@@ -253,9 +253,13 @@ def _put(work: str, directory: str, told: dict[str, Any], ingested: str, whole: 
 
 
 def _move(source: str, target: str, name: str) -> None:
-    """Moves a file or folder into another folder."""
-    fs, path = files.filesystem(target)
-    fs.mv(files.filesystem(files.join(source, name))[1], f"{path}/{name}", recursive=True)
+    """Moves a file or folder into another folder; in an object store what is copied is left behind."""
+    (fs, path), old = files.filesystem(target), files.filesystem(files.join(source, name))[1]
+    if "file" in fs.protocol:
+        fs.mv(old, f"{path}/{name}")
+        return
+    objects = fs.find(old)  # a folder is none, which a recursive move takes for one
+    fs.copy(objects, [f"{path}/{name}{one.removeprefix(old)}" for one in objects])
 
 
 def _remove_unfinished(directory: str) -> None:

@@ -31,6 +31,7 @@ from storage.media.sources import Sources, read_limited, resolve
 from storage.run import RunDir
 from tests.conftest import REPOSITORY
 from tests.logs import write_log
+from tests.s3 import Server
 from tests.stores import emptied
 from workflows.catalogs import export as module
 from workflows.catalogs.canonical import ITEMS
@@ -366,6 +367,19 @@ def test_a_killed_export_leaves_no_catalogue_and_is_done_anew(run: RunDir, tmp_p
     tables.check(str(target))
     with pytest.raises(UserError, match="is not empty"):
         exported(run, uri, target)
+
+
+def test_an_export_to_an_object_store_is_whole_and_leaves_nothing_else(run: RunDir, tmp_path: Path, s3: Server) -> None:
+    fill(uri := f"sqlite:{tmp_path}/s.db", [event("u", 1, "a", 150)], [])
+    target = f"{s3.bucket('exported')}/out"
+    for number in range(2):  # the second one meets what a killed one has left
+        export(run.root, uri, target, 30, catalog_of(run), lambda done, total: None)
+        tables.check(target)
+        assert files.dataset(f"{target}/interactions").count_rows() == len(OWN) + 1
+        fs, path = files.filesystem(target)
+        assert fs.ls("exported", detail=False) == [path]
+        if number == 0:
+            files.remove(f"{target}/items.parquet")
 
 
 def test_pictures_without_a_catalogue_are_no_unfinished_export(run: RunDir, tmp_path: Path) -> None:
