@@ -126,28 +126,29 @@ def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
     return pl.DataFrame({"entry": column}).with_row_index("row").explode("entry").unnest("entry")
 
 
+def about(catalog: str) -> dict[str, Any]:
+    """What `catalog.json` says, see `catalogs.canonical`; nothing where there is none: tables stand for themselves."""
+    try:
+        found = files.read_json(files.join(catalog, "catalog.json"))
+    except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def timestamps(catalog: str) -> str | None:
-    """What `catalog.json` says of the log's timestamps, see `catalogs.canonical`; None where it says nothing."""
-    found = _said(catalog, "timestamps")
+    """What `catalog.json` says of the log's timestamps; None where it says nothing."""
+    found = about(catalog).get("timestamps")
     return found if isinstance(found, str) else None
 
 
 def exported(catalog: str) -> dict[str, Any]:
     """Returns what `catalog.json` says of the run that `tesserec export` wrote a catalogue from; empty for others.
 
-    `ingest` is the fingerprint of that stage; `files` those of the log that hold a partition as it is, with its number.
+    `ingest` is the fingerprint of that stage; `parts` are the files of the log that hold a partition as it is, with the
+    number and the state of each.
     """
-    found = _said(catalog, "partitions_of")
+    found = about(catalog).get("partitions_of")
     return found if isinstance(found, dict) else {}
-
-
-def _said(catalog: str, key: str) -> object:
-    """Returns what `catalog.json` says under a key; None where it says nothing."""
-    try:
-        about = files.read_json(files.join(catalog, "catalog.json"))
-    except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8: tables stand for themselves
-        return None
-    return about.get(key) if isinstance(about, dict) else None
 
 
 def signature(catalog: str) -> list[str]:
@@ -159,8 +160,8 @@ def signature(catalog: str) -> list[str]:
     for name in ("items", "interactions"):
         uri = find(catalog, name)
         found += [f"{name}:{state(part)}" for part in files_of(uri)] if uri is not None else []
-    about = files.join(catalog, "catalog.json")
-    return [catalog, *found, *([f"about:{state(about)}"] if files.exists(about) else [])]
+    own = files.join(catalog, "catalog.json")
+    return [catalog, *found, *([f"about:{state(own)}"] if files.exists(own) else [])]
 
 
 def state(uri: str) -> str:

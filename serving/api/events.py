@@ -66,4 +66,5 @@ def as_event(body: schemas.Event, settings: Settings) -> Event:
     short = body.type == "dwell" and (body.value or 0.0) < settings.dwell_seconds
     weight = 0.0 if short else settings.event_weights[body.type]
     given = body.event_id or uuid.uuid4().hex
-    return Event(body.user_id, given, body.item_id, body.type, weight, int(at * SECOND_US), body.recommendation_id)
+    time_us, now_us = int(at * SECOND_US), int(now * SECOND_US)
+    return Event(body.user_id, given, body.item_id, body.type, weight, time_us, body.recommendation_id, now_us)

@@ -39,6 +39,7 @@ class Event(NamedTuple):
         weight: above 0 for a like, below 0 for a dislike.
         time: microseconds.
         recommendation_id: of the answer that showed the item; None where that is not known.
+        kept: when it came in, microseconds; 0 where that is not known.
     """
 
     user_id: str
@@ -48,6 +49,7 @@ class Event(NamedTuple):
     weight: float
     time: int
     recommendation_id: str | None = None
+    kept: int = 0
 
     @property
     def acted_on(self) -> str | None:
@@ -248,8 +250,9 @@ class LoadableStore(ServedStore, Protocol):
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
         """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
-        What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, as
+        are likes that came in later and that the log lacks; what they dislike stays. Whose rankers have learned a
+        user's id becomes known in either case. Who was forgotten stays so.
         """
         ...
 

@@ -43,17 +43,31 @@ def after(user: User | None, events: Sequence[Event]) -> User:
     )
 
 
-def loaded(user: User, old: User | None, events: Sequence[Event], *, replace: bool) -> User:
+def loaded(user: User, old: User | None, own: Sequence[Event], *, until: int, replace: bool) -> User:
     """Returns what to keep of a user whom a log knows, too.
+
+    Events count that are later than the log, and likes that came in after its end and that it lacks. A log knows no
+    dislikes: they are those of the events, but for items that the log likes later.
 
     Args:
         user: as the log knows them.
         old: as they are known; None for somebody new.
-        events: that are later than the log.
+        own: all their events that are kept.
+        until: the end of the log, microseconds.
         replace: whether the log says more than what is known.
     """
     known = () if old is None else old.trained
     trained = tuple(dict.fromkeys((*user.trained, *known)))[:MOST_TRAINED]
     if old is not None and not replace:
         return old._replace(trained=trained)
-    return after(user._replace(trained=trained), events)
+    user = user._replace(trained=trained)
+    if not own:
+        return user
+    likes = list(zip(user.items.tolist(), user.times.tolist(), strict=True))
+    there, last = set(likes), dict(likes)  # the last like of each item, for they stand in the order of time
+    new, stand = list[Event](), list[Event]()
+    for item, event in zip(hash_ids([event.item_id for event in own]).tolist(), own, strict=True):
+        came_late = event.kept > until and event.weight > 0 and (item, event.time) not in there
+        new += [event] * (event.time > until or came_late)
+        stand += [event] * (event.time >= last.get(item, event.time))
+    return after(user, new)._replace(disliked=after(None, stand).disliked)

@@ -90,9 +90,9 @@ class RedisStore:
         Raises:
             UserError: the server would lose them when it ends, or cannot be used.
         """
-        of: dict[bytes, dict[bytes, Event]] = {}
+        of: dict[bytes, list[Event]] = {}
         for event in events:
-            of.setdefault(key(event.user_id), {}).setdefault(key(event.event_id), event)
+            of.setdefault(key(event.user_id), []).append(event)
         if not of:
             return 0
         self._check_durable()
@@ -100,19 +100,19 @@ class RedisStore:
 
         def change(pipe: Any) -> int:
             records = pipe.mget([USERS + user for user in users])
-            known = [pipe.hmget(EVENTS + user, list(of[user])) for user in users]
+            known = [pipe.hmget(EVENTS + user, [key(event.event_id) for event in of[user]]) for user in users]
             gone = pipe.hmget(FORGOTTEN, users)
-            acts = {
-                user: sorted({key(name) for each in of[user].values() if (name := each.acted_on)}) for user in users
-            }
+            acts = {user: sorted({key(name) for each in of[user] if (name := each.acted_on)}) for user in users}
             before = {user: pipe.hmget(ACTED + user, ids) for user, ids in acts.items() if ids}
             shown = {user: pipe.hmget(IMPRESSIONS + user, acts[user]) for user in before}
             pipe.multi()
             added = 0
             for user, record, there, since in zip(users, records, known, gone, strict=True):
-                own = zip(of[user].values(), there, strict=True)
-                new = [event for event, old in own if old is None and (since is None or event.time > int(since))]
-                if new:
+                first = dict[str, Event]()
+                for event, old in zip(of[user], there, strict=True):
+                    if old is None and (since is None or event.time > int(since)):
+                        first.setdefault(event.event_id, event)
+                if new := list(first.values()):
                     pipe.hset(EVENTS + user, mapping={key(event.event_id): pack_event(event) for event in new})
                     pipe.set(USERS + user, pack(after(None if record is None else unpack(record), new)))
                     pipe.incrby(COUNT_KEY, int(record is None))
@@ -245,8 +245,9 @@ class RedisStore:
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
         """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
-        What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, as
+        are likes that came in later and that the log lacks; what they dislike stays. Whose rankers have learned a
+        user's id becomes known in either case. Who was forgotten stays so.
         """
         ids = [key(user_id) for user_id in user_ids]
         if not ids:
@@ -260,9 +261,8 @@ class RedisStore:
             records, more = {FORMAT_KEY: b"%d" % FORMAT}, 0
             for user_id, user, old, left in zip(ids, users, there, gone, strict=True):
                 if left is None:
-                    new = [event for event in own.get(user_id, ()) if event.time > until]
-                    known = None if old is None else unpack(old)
-                    records[USERS + user_id] = pack(loaded(user, known, new, replace=replace))
+                    known, acts = None if old is None else unpack(old), own.get(user_id, [])
+                    records[USERS + user_id] = pack(loaded(user, known, acts, until=until, replace=replace))
                     more += old is None
             pipe.multi()
             pipe.mset(records)

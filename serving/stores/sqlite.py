@@ -206,8 +206,9 @@ class SqliteStore:
     def write(self, user_ids: Sequence[str], users: Sequence[User], *, until: int, replace: bool = True) -> None:
         """Adds users as a log knows them, and replaces those that it has, unless it should not; all of them or none.
 
-        What the store's own events later than `until`, the end of the log in microseconds, change of them is added.
-        Whose rankers have learned a user's id becomes known in either case. Who was forgotten stays so.
+        What the store's own events later than `until`, the end of the log in microseconds, change of them is added, as
+        are likes that came in later and that the log lacks; what they dislike stays. Whose rankers have learned a
+        user's id becomes known in either case. Who was forgotten stays so.
         """
         with self._told(), self._writer as connection:
             gone = {user for (user,) in connection.execute("SELECT user FROM forgotten")}
@@ -215,8 +216,8 @@ class SqliteStore:
             for user_id, user in zip(user_ids, users, strict=True):
                 if (place := key(user_id)) not in gone:
                     old = unpack(there[place]) if place in there else None
-                    new = [event for event in _events(connection, place) if event.time > until]
-                    _put(connection, place, loaded(user, old, new, replace=replace))
+                    own = _events(connection, place)
+                    _put(connection, place, loaded(user, old, own, until=until, replace=replace))
 
     def notes(self, prefix: str) -> dict[str, Note]:
         """Returns the notes whose names begin so."""

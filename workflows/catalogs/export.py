@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from operators.log.events import SECOND_US
 from operators.log.partitions import CONTEXT, open_log, read_events
 from serving.stores.base import DELETED, Event, Impression, Item, ItemStore
 from serving.stores.opening import open_store
-from storage import exchange, files
+from storage import exchange, files, tables
 from storage.hashing import hash_ids
 from storage.manifest import require_finished, require_manifest
 from storage.media.sources import placed
@@ -30,6 +31,7 @@ from workflows.catalogs.canonical import LOG, TIMESTAMP, require_empty, write_ab
 
 ROWS = 1 << 19  # of a store that are held at once
 ITEM_ROWS = 1 << 12
+MOVED = ("interactions", "media", "items.parquet")  # into place; the last one makes a catalogue of the folder
 STORED = {**LOG, "kind": pa.string(), "recommendation_id": pa.string()}  # of interactions that a store gave
 EVENTS = pa.schema(
     [(name, pa.string()) for name in ("user_id", "event_id", "item_id", "kind", "recommendation_id")]
@@ -46,13 +48,14 @@ def export(
 ) -> dict[str, Any]:
     """Writes a run's items and log, and what a store has kept since, as a catalogue; returns a summary.
 
-    An answer is judged once its minutes are over; younger ones are left out, as are those of visitors. What was kept of
-    a user before they were erased is left out, too. Posted items come with their pictures, deleted ones do not come.
+    An answer is judged once its minutes are over. All that is younger is left for the next export, so that no answer
+    stays without judgement; answers to visitors are left out, and what was kept of a user before they were erased.
+    Posted items come with their pictures, deleted ones do not come.
 
     Args:
         root: URI of the run directory.
         store_uri: see `serving.stores.opening.open_store`.
-        directory: of the new catalogue, which appears when it is whole.
+        directory: of the new catalogue, whose items table appears when all else is there.
         minutes: within which an item of an answer has to be acted on; else it is a row with label 0.
         catalog: URI of the run's own catalogue, where its media lie.
         progress: called with the number of pieces done and their total.
@@ -62,6 +65,7 @@ def export(
     """
     now, run, directory = time.time_ns() // 1_000, RunDir(files.absolute(root)), files.absolute(directory)
     require_finished(run.root, ["features"], "cannot be exported")
+    _remove_unfinished(directory)
     require_empty(directory)
     log, window = open_log(run), round(minutes * 60_000_000)
     store, work = open_store(store_uri), f"{directory.rstrip('/')}.{uuid.uuid4().hex}.tmp"
@@ -90,9 +94,10 @@ def export(
                 yield rows.join(pl.DataFrame(log.users(number)), on="user", how="left").drop("user", "item")
             for number in range(pieces):
                 acts, answers = (pl.DataFrame(exchange.collect(uris, number)) for uris in dealt)
-                yield judged(acts, answers, window).drop(list(context), strict=False)
+                rows = judged(acts, answers, window).drop(list(context), strict=False)
+                yield rows.filter(pl.col("timestamp").dt.epoch("us") <= now - window)
 
-        whole = dict[str, int]()  # files with a partition as it is, which an update does not read again
+        whole = dict[str, int]()  # files with a partition as it is
         for number, rows in enumerate(parts()):
             kept = rows.join(forgotten, on="user_id", how="left")
             kept = kept.filter(pl.col("gone").is_null() | (pl.col("timestamp").dt.epoch("us") > pl.col("gone")))
@@ -105,11 +110,9 @@ def export(
         items, notes = _write_items(run.uri("catalog", "items"), work, catalog, store)
         manifest = require_manifest(run.root)
         times = manifest.stages["ingest"].metrics.get("timestamps", "real") if count else "none"
-        told = {"source": f"the run {run.root} and a store", "timestamps": times, "notes": notes}
-        own = {"ingest": manifest.stages["ingest"].fingerprint, "files": whole}
-        write_about(work, name=manifest.name, **told, partitions_of=own)
-        there = [name for name in ("interactions", "media") if files.exists(files.join(work, name))]
-        _move(work, directory, *there, "catalog.json", "items.parquet")
+        told = {"source": f"the run {run.root} and a store", "timestamps": times, "notes": notes, "exported": now}
+        told |= {"name": manifest.name}
+        _put(work, directory, told, manifest.stages["ingest"].fingerprint, whole)
     finally:
         store.close()
         files.remove(work)
@@ -144,7 +147,8 @@ def judged(events: pl.DataFrame, shown: pl.DataFrame, window: int) -> pl.DataFra
 
 
 def _events(events: Iterable[Event], since: int, until: int) -> pa.Table:
-    rows = [event._asdict() for event in events if since < event.time <= until]
+    """Returns the events of up to a time that a log lacks; of those that came in after its end it may have some."""
+    rows = [event._asdict() for event in events if max(event.time, event.kept) > since and event.time <= until]
     return pa.Table.from_pylist([{**row, "timestamp": row["time"]} for row in rows], EVENTS)
 
 
@@ -181,18 +185,23 @@ def _table(rows: pl.DataFrame, schema: pa.Schema) -> pa.Table:
 def _write_items(source: str, work: str, catalog: str, store: ItemStore) -> tuple[int, list[str]]:
     """Writes the items of a run, and those that were posted, with media that resolve from elsewhere, too.
 
+    Where the run has posted items by an export, those that were changed since then come from the store.
+
     Returns:
         Their number, and notes.
     """
     schema, written = files.dataset(source).schema, store.items_after(0)[1]
     posted = {item.item_id: item for item in written if item.about}  # but for those that are the run's by now
+    taken = tables.about(catalog).get("exported", math.inf)
+    away = [item_id for item_id, item in posted.items() if item.about["time"] * SECOND_US > taken]
+    away += [item.item_id for item in written if item.state == DELETED]
+    others = pa.array(away, schema.field("item_id").type)
     fs, path = files.filesystem(files.join(work, "items.parquet"))
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    deleted = pa.array([item.item_id for item in written if item.state == DELETED], schema.field("item_id").type)
     items, moved = 0, False
     with fs.open(path, "wb") as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for batch in files.batches(source, schema.names, ITEM_ROWS):
-            batch = batch.filter(pc.invert(pc.is_in(batch["item_id"], deleted)))
+            batch = batch.filter(pc.invert(pc.is_in(batch["item_id"], others)))
             for item_id in batch["item_id"].to_pylist():
                 posted.pop(item_id, None)
             if "media" in schema.names:
@@ -224,9 +233,40 @@ def _posted(item: Item, store: ItemStore, work: str) -> dict[str, Any]:
     return {**texts, "item_id": item.item_id, "attributes": attributes, "media": media}
 
 
-def _move(source: str, target: str, *names: str) -> None:
-    """Moves files and folders into another folder one by one: the last one makes a catalogue of it."""
-    fs, path = files.filesystem(target)
-    fs.makedirs(path, exist_ok=True)
-    for name in names:
-        fs.mv(files.filesystem(files.join(source, name))[1], f"{path}/{name}", recursive=True)
+def _put(work: str, directory: str, told: dict[str, Any], ingested: str, whole: dict[str, int]) -> None:
+    """Moves what was written into its place, and says in what state: an update does not read it again as it is.
+
+    Args:
+        work, directory: where it is and where it goes.
+        told: what `catalog.json` says of the catalogue.
+        ingested: fingerprint of the run's `ingest`.
+        whole: names of files with a partition of that run as it is, and its number; one without rows has no file.
+    """
+    write_about(directory, **told)  # first: it tells whose the rest is
+    for name in [name for name in MOVED[:-1] if files.exists(files.join(work, name))]:
+        _move(work, directory, name)
+    uris = {name: files.join(directory, "interactions", name) for name in whole}
+    states = {name: tables.state(uri) if files.exists(uri) else None for name, uri in uris.items()}
+    parts = {name: [number, states[name]] for name, number in whole.items()}
+    write_about(directory, **told, partitions_of={"ingest": ingested, "parts": parts})
+    _move(work, directory, MOVED[-1])
+
+
+def _move(source: str, target: str, name: str) -> None:
+    """Moves a file or folder into another folder; in an object store what is copied is left behind."""
+    (fs, path), old = files.filesystem(target), files.filesystem(files.join(source, name))[1]
+    if "file" in fs.protocol:
+        fs.mv(old, f"{path}/{name}")
+        return
+    objects = fs.find(old)  # a folder is none, which a recursive move takes for one
+    fs.copy(objects, [f"{path}/{name}{one.removeprefix(old)}" for one in objects])
+
+
+def _remove_unfinished(directory: str) -> None:
+    """Removes what an export has left that was killed while it moved: `catalog.json` without an items table."""
+    files.probe(directory, write=True)
+    fs, path = files.filesystem(directory)
+    there = {name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)} if fs.isdir(path) else set()
+    if there <= {*MOVED[:-1], "catalog.json"} and "exported" in tables.about(directory):
+        for name in (*MOVED[:-1], "catalog.json"):
+            files.remove(files.join(directory, name))

@@ -19,7 +19,7 @@ def test_an_event_is_kept_with_its_weight_and_time(client, fake) -> None:
     answer = client.post("/v1/events", json={**LIKE, "recommendation_id": "r"})
     assert answer.json() == {"added": 1, "known": 0, "unknown": []}
     (event,) = fake.events.values()
-    assert event == Event("u", event.event_id, ITEMS[1], "like", 1.0, event.time, "r")
+    assert event == Event("u", event.event_id, ITEMS[1], "like", 1.0, event.time, "r", event.time)
     assert event.event_id
     assert before <= event.time / 1e6 <= time.time()
 
@@ -34,7 +34,9 @@ def test_a_batch_is_kept_and_what_is_sent_again_is_known(client, fake) -> None:
     assert client.post("/v1/events/batch", json={"events": events}).json() == {"added": 3, "known": 0, "unknown": ["?"]}
     assert client.post("/v1/events/batch", json={"events": events[:2]}).json()["known"] == 2
     assert [event.weight for event in fake.events.values()] == [1.0, -1.0, 0.0]
-    assert fake.events["u", "1"].time == int(datetime.fromisoformat(at).timestamp() * 1e6)
+    old = fake.events["u", "1"]
+    assert old.time == int(datetime.fromisoformat(at).timestamp() * 1e6)
+    assert time.time() - 60 < old.kept / 1e6 <= time.time()
 
 
 @pytest.mark.parametrize(("seconds", "weight"), [(None, 0.0), (5.0, 0.0), (30.0, 1.0)])

@@ -16,7 +16,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.stores.base import Event, Impression, LoadableStore
+from serving.stores.base import Event, Impression, LoadableStore, User
 from serving.stores.history import after
 from serving.stores.opening import open_store
 from storage.errors import UserError
@@ -35,6 +35,7 @@ EVENTS = st.lists(
         weight=st.floats(-2, 2),
         time=st.integers(0, 2**53),
         recommendation_id=st.none() | ANY_ID,
+        kept=st.integers(0, 2**53),
     ),
     max_size=12,
 )
@@ -110,10 +111,37 @@ def test_users_of_events_are_counted(store: LoadableStore) -> None:
 
 def test_events_after_the_log_outlive_a_load(store: LoadableStore) -> None:
     store.add([event(5, time=50), event(6, time=100), event(7, time=101), event(8, weight=-1, time=150)])
-    store.write(["u", "v"], [user(1), user(2)], until=100)
+    logged = user(1)._replace(disliked=np.empty(0, np.int64))  # of which a log knows nothing
+    store.write(["u", "v"], [logged, user(2)], until=100)
     (found,) = store.read(["u"])
-    assert same(found, after(user(1), [event(7, time=101), event(8, weight=-1, time=150)]))
+    assert same(found, after(logged, [event(7, time=101), event(8, weight=-1, time=150)]))
     assert store.count() == 2
+
+
+def test_a_like_that_came_after_the_log_outlives_a_load(store: LoadableStore) -> None:
+    logged = user(0)._replace(items=hash_ids(["item 1"]).astype(np.int64), times=np.array([10]))
+    late = event(3, time=20)._replace(kept=101)
+    store.add([event(2, time=20)._replace(kept=100), late, event(1, time=10)._replace(kept=101)])
+    store.write(["u"], [logged], until=100)
+    (found,) = store.read(["u"])
+    assert found is not None
+    assert found.times.tolist() == [10, 20]
+    assert found.items.tolist() == hash_ids(["item 1", "item 3"]).tolist()
+    assert late in store.events(["u"])
+
+
+def test_a_dislike_outlives_a_load_until_a_later_like(store: LoadableStore) -> None:
+    items, times = hash_ids(["item 2", "item 3", "item 5"]).astype(np.int64), np.array([1, 30, 31])
+    logged = User(items, times, 3, (), np.empty(0, np.int64))
+    acts = [(1, -1, 10), (2, -1, 20), (3, -1, 20), (4, -1, 5), (5, -1, 31), (6, -1, 150)]
+    store.add([event(item, weight=weight, time=time) for item, weight, time in acts])
+    store.add([event(7, weight=1, time=21)._replace(item_id="item 4"), event(8, time=200)._replace(item_id="item 6")])
+    for _ in range(2):
+        store.write(["u"], [logged], until=100)
+        (found,) = store.read(["u"])
+        assert found is not None
+        # The log liked 2 before, 3 after, 5 at the same time; the store has later likes of 4 and 6.
+        assert found.disliked.tolist() == hash_ids(["item 1", "item 2", "item 5"]).tolist()
 
 
 def test_impressions_are_kept(store: LoadableStore) -> None:
@@ -156,6 +184,12 @@ def test_a_user_is_forgotten_and_stays_so(store: LoadableStore, store_uri: str) 
     assert found is not None
     assert found.events == 1
     again.close()
+
+
+def test_an_event_of_before_its_user_was_forgotten_does_not_stand_for_a_later_one(store: LoadableStore) -> None:
+    store.forget("u", 70)
+    assert store.add([event(1, time=60), event(1, time=80), event(1, time=90)]) == 1
+    assert kept(store) == [event(1, time=80)]
 
 
 def test_what_was_of_a_forgotten_user_is_in_no_file(tmp_path: Path) -> None:

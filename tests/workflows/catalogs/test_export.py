@@ -24,12 +24,14 @@ from hypothesis import strategies as st
 from serving.stores.base import DELETED, HIDDEN, SHOWN, Event, Impression, Item
 from serving.stores.opening import open_store
 from storage import files, tables
+from storage.errors import UserError
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.media.limits import Limits
 from storage.media.sources import Sources, read_limited, resolve
 from storage.run import RunDir
 from tests.conftest import REPOSITORY
 from tests.logs import write_log
+from tests.s3 import Server
 from tests.stores import emptied
 from workflows.catalogs import export as module
 from workflows.catalogs.canonical import ITEMS
@@ -47,7 +49,13 @@ Row = tuple[Any, ...]  # user, item, time, label, propensity, kind, recommendati
 KILLED = """
 import os, signal, sys
 import workflows.catalogs.export as module
-module._move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+move, left = module._move, [int(sys.argv[5])]
+def dying(*arguments):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    move(*arguments)
+module._move = dying
 module.export(*sys.argv[1:4], 30, sys.argv[4], lambda done, total: None)
 """
 OWN = [
@@ -95,8 +103,9 @@ def catalog_of(run: RunDir) -> str:
     return str(Path(run.root).parent / "catalog")
 
 
-def event(user: str, number: int, item: str, minutes: float, weight: float = 1.0) -> Event:
-    return Event(user, f"e{number}", item, "buy" if weight else "view", weight, START + round(minutes * MINUTE), "r")
+def event(user: str, number: int, item: str, minutes: float, weight: float = 1.0, kept: int = 0) -> Event:
+    time = START + round(minutes * MINUTE)
+    return Event(user, f"e{number}", item, "buy" if weight else "view", weight, time, "r", kept)
 
 
 def answer(user: str | None, number: int, minutes: float, *items: str) -> Impression:
@@ -147,7 +156,7 @@ def expected(
     rows = [(user, item, time, label, None, None, None, hour) for user, item, time, label, hour in own]
     acts = {(each.user_id, each.event_id): each for each in reversed(events) if kept(each.user_id, each.time)}.values()
     for each in acts:
-        if END < each.time <= NOW:
+        if max(each.time, each.kept) > END and each.time <= NOW - minutes * MINUTE:
             label = float(each.weight > 0)
             rows.append((each.user_id, each.item_id, each.time, label, None, each.kind, each.recommendation_id, None))
     for shown in answers:
@@ -173,7 +182,8 @@ def ordered(rows: list[Row]) -> list[Row]:
 USERS = st.sampled_from(["u", "v", "é", "w"])
 MINUTES = st.integers(80, 210)
 SOME = st.sampled_from(["a", "b", "new"])
-ACTS = st.builds(event, USERS, st.integers(0, 9), SOME, MINUTES, st.sampled_from([0, 1, -1]))
+KEPT = st.sampled_from([0, END, END + 1])
+ACTS = st.builds(event, USERS, st.integers(0, 9), SOME, MINUTES, st.sampled_from([0, 1, -1]), KEPT)
 ANSWERS = st.builds(
     lambda user, number, minutes, items: answer(user, number, minutes, *items),
     st.none() | USERS,
@@ -213,12 +223,15 @@ def test_what_is_kept_and_judged(run: RunDir, tmp_path: Path) -> None:
         event("u", 2, "b", 110, 0),  # a view answers nothing
         event("v", 3, "b", 121, -1),  # a dislike answers
         event("w", 4, "new", 210),  # to come
+        event("w", 5, "a", 171),  # it answers, and is left for the next export
+        event("w", 6, "b", 90, kept=END + MINUTE),  # it came late
     ]
     answers = [
         answer("u", 0, 100.5, "a", "b"),
         answer("v", 1, 120, "b", "a"),
         answer(None, 2, 120, "a"),
         answer("w", 3, 171, "a"),  # not judged yet
+        answer("w", 4, 150, "a"),
     ]
     fill(uri := f"sqlite:{tmp_path}/s.db", events, answers)
     rows = exported(run, uri, tmp_path / "out")[len(OWN) :]
@@ -227,6 +240,7 @@ def test_what_is_kept_and_judged(run: RunDir, tmp_path: Path) -> None:
             ("u", "a", 130.5, 1.0, None, "buy", "r", None),
             ("u", "b", 110.0, 0.0, None, "view", "r", None),
             ("v", "b", 121.0, 0.0, None, "buy", "r", None),
+            ("w", "b", 90.0, 1.0, None, "buy", "r", None),
             ("u", "b", 100.5, 0.0, 0.5, "impression", "r0", None),
             ("v", "a", 120.0, 0.0, 0.5, "impression", "r1", None),
         ]
@@ -278,10 +292,35 @@ def test_items_stay_as_they_are_and_media_where_they_lie(run: RunDir, tmp_path: 
     assert read_limited(where, Limits()) == b"picture"
 
 
+def posted(time: float = 0) -> dict[str, Any]:
+    """What is kept of an item that was sent at a time, seconds."""
+    texts = {"title": None, "description": "D", "attributes": {"colour": ["red", "blue"]}}
+    return {**texts, "time": time, "made": {"models": ["C", ["interest"], [1, 2], 1]}}
+
+
+@pytest.mark.parametrize("first", [None, END])
+def test_posted_items_that_were_changed_since_the_runs_own_export_come_from_the_store(
+    tmp_path: Path, first: int | None
+) -> None:
+    run, uri = write(tmp_path), f"sqlite:{tmp_path}/s.db"
+    if first is not None:
+        files.write_json(f"{catalog_of(run)}/catalog.json", {"exported": first})
+    with closing(open_store(uri, create=True)) as store:
+        for version, (item_id, minutes) in enumerate((("a", 99), ("b", 101))):
+            about = posted((START + minutes * MINUTE) / 1e6)
+            assert store.keep_item(Item(item_id, SHOWN, about, np.ones(1, np.float32)), version=version, picture=b"new")
+    exported(run, uri, tmp_path / "out")
+    items = {row.pop("item_id"): row for row in files.read_table(f"{tmp_path}/out/items.parquet").to_pylist()}
+    assert items.keys() == {"a", "b", "rejected"}
+    assert items["a"]["description"] is None
+    assert items["b"]["description"] == (None if first is None else "D")
+    picture = items["b"]["media"][0]["uri"]
+    assert picture.startswith("https:" if first is None else "media/")
+    assert files.read_json(f"{tmp_path}/out/catalog.json")["exported"] == NOW
+
+
 def test_posted_items_come_and_deleted_ones_do_not(run: RunDir, tmp_path: Path) -> None:
-    about = {"title": None, "description": "D", "attributes": {"colour": ["red", "blue"]}}
-    about["made"] = {"models": ["C", ["interest"], [1, 2], 1]}
-    vector, none = np.ones(1, np.float32), np.empty(0, np.float32)
+    about, vector, none = posted(), np.ones(1, np.float32), np.empty(0, np.float32)
     with closing(open_store(uri := f"sqlite:{tmp_path}/s.db", create=True)) as store:
         for version, item in enumerate(
             [
@@ -308,13 +347,47 @@ def test_posted_items_come_and_deleted_ones_do_not(run: RunDir, tmp_path: Path) 
     assert read_limited(resolve(new["media"][0]["uri"], f"{tmp_path}/out", Sources()), Limits()) == b"new"
 
 
-def test_a_killed_export_leaves_no_catalogue(run: RunDir, tmp_path: Path) -> None:
+def test_a_killed_export_leaves_no_catalogue_and_is_done_anew(run: RunDir, tmp_path: Path) -> None:
     fill(uri := f"sqlite:{tmp_path}/s.db", [event("u", 1, "a", 150)], [])
+    with closing(open_store(uri)) as store:
+        store.keep_item(Item("new", SHOWN, posted(), np.ones(1, np.float32)), version=0, picture=b"new")
     target = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, run.root, uri, str(target), catalog_of(run)]
-    assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
-    assert not target.exists()
+    for moves in range(3):
+        command = [sys.executable, "-c", KILLED, run.root, uri, str(target), catalog_of(run), str(moves)]
+        assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
+        there = {path.name for path in target.iterdir()}
+        assert there == {"catalog.json", *["interactions", "media"][:moves]}
+        with pytest.raises(UserError, match="has no items table"):
+            tables.check(str(target))
+    (target / "mine").write_text("")
+    with pytest.raises(UserError, match="is not empty"):
+        exported(run, uri, target)
+    (target / "mine").unlink()
     assert len(exported(run, uri, target)) == len(OWN) + 1
+    tables.check(str(target))
+    with pytest.raises(UserError, match="is not empty"):
+        exported(run, uri, target)
+
+
+def test_an_export_to_an_object_store_is_whole_and_leaves_nothing_else(run: RunDir, tmp_path: Path, s3: Server) -> None:
+    fill(uri := f"sqlite:{tmp_path}/s.db", [event("u", 1, "a", 150)], [])
+    target = f"{s3.bucket('exported')}/out"
+    for number in range(2):  # the second one meets what a killed one has left
+        export(run.root, uri, target, 30, catalog_of(run), lambda done, total: None)
+        tables.check(target)
+        assert files.dataset(f"{target}/interactions").count_rows() == len(OWN) + 1
+        fs, path = files.filesystem(target)
+        assert fs.ls("exported", detail=False) == [path]
+        if number == 0:
+            files.remove(f"{target}/items.parquet")
+
+
+def test_pictures_without_a_catalogue_are_no_unfinished_export(run: RunDir, tmp_path: Path) -> None:
+    fill(uri := f"sqlite:{tmp_path}/s.db", [], [])
+    (tmp_path / "mine" / "media").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not empty"):
+        exported(run, uri, tmp_path / "mine")
+    assert (tmp_path / "mine" / "media").exists()
 
 
 def test_what_cannot_be_exported(run: RunDir, tmp_path: Path, tesserec: Tesserec) -> None:

@@ -2,7 +2,7 @@
 
 A run keeps which files its log was read from, by their content. Where all of them are still there, as in a folder to
 which new files come, the partitions of that run go on, and only new files are read. `tesserec export` says which of the
-files that it writes hold a partition of a run as it is; the other ones are read.
+files that it writes hold a partition of a run as it is, and in what state they are; the other ones are read.
 """
 
 from __future__ import annotations
@@ -63,17 +63,29 @@ def carried(config: Config, catalog: str, form: Form, log: list[Source]) -> Carr
     if before.get("how") == _how(config, form) and set(before["files"]) <= set(states.values()):
         left = [source for source in log if states[source.uri] not in before["files"]]
         return Carried(config.previous, tuple(range(about.partitions)), left)
-    whole = _exported(catalog, fingerprint_of(config.previous, "ingest"))
+    whole = _exported(catalog, fingerprint_of(config.previous, "ingest"), states)
     if not whole:
         return None
-    left = [source for source in log if whole.get(source.uri.rsplit("/", 1)[-1]) is None]
+    left = [source for source in log if _name(source.uri) not in whole]
     return Carried(config.previous, tuple(sorted(whole.values())), left)
 
 
-def _exported(catalog: str, ingested: str) -> dict[str, int]:
-    """Returns the files of an export that hold a partition of a run as it is, with their numbers."""
-    said = tables.exported(catalog)
-    return dict(said["files"]) if ingested and said.get("ingest") == ingested else {}
+def _exported(catalog: str, ingested: str, states: dict[str, str]) -> dict[str, int]:
+    """Returns the files of an export that hold a partition of a run as it is, with their numbers; none if one changed.
+
+    Args:
+        catalog: URI of the export.
+        ingested: fingerprint of the run's `ingest`.
+        states: of the log's files, by their URIs.
+    """
+    said, now = tables.exported(catalog), {_name(uri): state for uri, state in states.items()}
+    parts = said.get("parts", {}) if ingested and said.get("ingest") == ingested else {}
+    same = all(now.get(name) == state for name, (_, state) in parts.items())
+    return {name: number for name, (number, _) in parts.items()} if same else {}
+
+
+def _name(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1]
 
 
 def _how(config: Config, form: Form) -> str:
