@@ -17,7 +17,7 @@ from operators.log.events import SECOND_US
 from serving import explorer
 from serving.api import cursor, schemas
 from serving.api.beside import Beside
-from serving.api.errors import PROBLEMS, ApiError, Problem, handle
+from serving.api.errors import PROBLEMS, ApiError, Problem, handle, unavailable
 from serving.api.events import event_routes
 from serving.api.guard import Guard
 from serving.api.items import MISSING, item_routes
@@ -27,7 +27,7 @@ from serving.api.runs import run_routes
 from serving.api.security import BEARER, read_keys
 from serving.api.served import Served
 from serving.api.warm import warm_up
-from serving.api.work import Work, unavailable
+from serving.api.work import Work
 from serving.query import Answer, Query
 from serving.settings import Settings
 from serving.stores.base import Impression

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from models.common.jagged import Jagged, chained, repeated
 from models.common.recommender import Recommended, Searcher
 from models.recommenders.artifacts import load
-from serving.api.work import unavailable
+from serving.api.errors import unavailable
 from serving.cascade import language_models
 from serving.runs.rollout import started
 from serving.settings import Settings
