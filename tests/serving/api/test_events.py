@@ -78,6 +78,13 @@ def test_a_user_is_forgotten(client, fake, user_id) -> None:
     assert user_id not in fake.liked
 
 
+def test_nobody_is_no_user_to_be_forgotten(client, fake) -> None:
+    fake.liked[""] = [ITEMS[0]]  # the id under which a store keeps what visitors were shown
+    message = refused(client.delete("/v1/users/"), 422, "invalid")
+    assert message == "user_id: String should have at least 1 character."
+    assert fake.liked[""] == [ITEMS[0]]
+
+
 def test_who_may_write_and_who_may_erase(serve, tmp_path) -> None:
     (tmp_path / "keys").write_text("\n".join(line(role, role) for role in ("read", "write", "admin")))
     client = serve(open=False, keys=str(tmp_path / "keys"))
