@@ -224,7 +224,8 @@ class Runs:
 
     def forget(self, user_id: str) -> None:
         """Removes all that is kept of a user, for good."""
-        self._store.forget(user_id, int(time.time() * SECOND_US))
+        times = [event.time for event in self._store.events([user_id])]  # by clocks that may be ahead
+        self._store.forget(user_id, max([int(time.time() * SECOND_US), *times]))
 
     def state(self) -> dict[str, Any]:
         """Returns which runs are served and how their answers fare; see `serving.api.runs.Runs`."""

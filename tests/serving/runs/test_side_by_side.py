@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,24 @@ def test_users_events_and_what_is_hidden_are_of_no_run(uri: str, finished_run: R
                 == 0
             )
             assert (runs.item("item 7")["hidden"], runs.item("item 8")) == (True, None)
+
+
+def test_an_event_of_a_clock_that_is_ahead_does_not_bring_back_who_was_erased(
+    store_uri: str, finished_run: RunDir
+) -> None:
+    store = open_store(store_uri, create=True)
+    runs = Runs(store, finished_run.root, lambda root: Pipeline(finished_run, store))
+    client = TestClient(http_api(runs, Settings(run=finished_run.root, store=store_uri, open=True)))
+    ahead = datetime.now(UTC) + timedelta(seconds=30)
+    event = {"user_id": "ahead", "item_id": "item 1", "type": "like"}
+    of_before = [{**event, "event_id": str(n), "timestamp": str(ahead + timedelta(seconds=n))} for n in (0, 1, -40)]
+    assert client.post("/v1/events/batch", json={"events": of_before}).json()["added"] == 3
+    assert client.delete("/v1/users/ahead").status_code == 200
+    assert client.post("/v1/events/batch", json={"events": of_before}).json()["added"] == 0
+    assert (store.read(["ahead"]), store.events(["ahead"])) == ([None], [])
+    since = {**event, "event_id": "since", "timestamp": str(ahead + timedelta(seconds=2))}  # of the same clock
+    assert client.post("/v1/events", json=since).json()["added"] == 1
+    store.close()
 
 
 def test_answers_are_counted_by_run_and_those_in_the_shadow_are_not_shown(
