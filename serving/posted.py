@@ -128,7 +128,7 @@ class PostedItems:
             about, made, picture = new
             had = _made_by(self._models, now)
             placed = self._placed(catalogue, item_id, made, had=None if had is None else had.codes)
-            bare = Item(item_id, state, about, NO_VECTOR)
+            bare = Item(item_id, state, {**about, "posted": _posted(now)}, NO_VECTOR)
             return _with_made(bare, self._models, placed), picture if "picture" in fields else None
 
         self._write(changed)
@@ -288,7 +288,7 @@ class PostedItems:
             vectors = torch.from_numpy(np.stack([made.vector for _, made in fresh]))
             self._cascade.append(seen, codes[:, :-1], vectors)
         away = {at for item, at in self._known.values() if item.state != SHOWN and at >= 0}
-        times = [int(item.about["time"] * SECOND_US) for item, _ in fresh]
+        times = [int(_posted(item) * SECOND_US) for item, _ in fresh]
         return catalogue.followed(seen, codes, times, rows, sorted(self._replaced | away), version)
 
 
@@ -298,6 +298,11 @@ def _seen(item: Item, made: _Made) -> dict[str, Any]:
     texts = {name: item.about[name] for name in ("title", "description")}
     more = {"caption": made.caption, "interests": made.interests, "sid": sid_string(made.codes)}
     return {"item_id": item.item_id, **texts, **more, "attributes": pairs, "media": []}
+
+
+def _posted(item: Item) -> float:
+    """Returns when an item was posted first; `time` is that of its last change."""
+    return float(item.about.get("posted", item.about["time"]))
 
 
 def _sent(item: Item | None) -> dict[str, Any]:

@@ -298,6 +298,18 @@ def test_a_posted_item_changes(run: RunDir, pipeline: Pipeline, uri: str) -> Non
         pipeline.change_item("item-1", {"title": "x"})
 
 
+def test_an_item_is_as_new_as_when_it_was_posted_first(run: RunDir, pipeline: Pipeline, uri: str) -> None:
+    pipeline.post_item(NewItem("new", title="blue lamp"))
+    (posted_at,) = pipeline.catalogue.times
+    for title in ("garden chair", "steel pan"):
+        pipeline.change_item("new", {"title": title})
+    assert pipeline.catalogue.times.tolist() == [posted_at] * 3
+    assert Pipeline(run, open_store(uri)).catalogue.times.tolist() == [posted_at]
+    pipeline.delete_item("new")
+    pipeline.post_item(NewItem("new", title="blue lamp"))
+    assert pipeline.catalogue.times[-1] > posted_at
+
+
 def test_what_cannot_be_interpreted_is_refused_in_a_sentence(
     pipeline: Pipeline, finished_run: RunDir, uri: str
 ) -> None:
