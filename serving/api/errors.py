@@ -59,6 +59,11 @@ def unavailable(code: str, message: str) -> ApiError:
     return ApiError(503, code, message, {"Retry-After": str(RETRY_AFTER)})
 
 
+def passes(error: Exception) -> bool:
+    """Tells whether what went wrong may go well in a moment, as it was asked."""
+    return isinstance(error, StoreError) or (isinstance(error, ApiError) and error.status_code == 503)
+
+
 def as_response(error: HTTPException, request_id: str) -> JSONResponse:
     """Returns the answer for an error."""
     code = getattr(error, "code", None) or HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")

@@ -294,6 +294,8 @@ class Runs:
             return False
         try:
             self._now, self._problem = self._next(kept, now), None
+        except StoreError:  # the next look is soon enough
+            raise
         except Exception as error:  # whatever it is, what is served goes on
             self._problem = str(error) if isinstance(error, UserError) else f"A run cannot be loaded ({error!r:.300})."
             LOG.exception("The runs of before are served: %s", self._problem)

@@ -24,6 +24,8 @@ from models.semantic_ids.quantizer import Quantizer
 from operators.columns import matrix_column, matrix_of
 from operators.project import Project
 from serving import posted
+from serving.api import warm
+from serving.api.errors import unavailable
 from serving.api.routes import http_api
 from serving.finder import Finder
 from serving.pipeline import Pipeline
@@ -289,6 +291,51 @@ def test_where_one_replica_cannot_load_it_no_replica_serves_it(uri: str, finishe
             time.sleep(0.02)
         roll(new_run, uri)
         assert both[0].run == both[1].run != old
+
+
+@pytest.mark.parametrize("times", [1, 1_000])
+@pytest.mark.parametrize("error", [unavailable("overloaded", "The language model is full."), KeyError("no such part")])
+def test_what_is_full_for_a_while_is_no_damage(
+    uri: str, finished_run: RunDir, new_run: RunDir, monkeypatch: pytest.MonkeyPatch, times: int, error: Exception
+) -> None:
+    monkeypatch.setattr(warm, "PAUSE_S", 0.01)
+    store_at(uri, finished_run).close()
+
+    def full(root: str, opened: LoadableStore) -> Pipeline:
+        pipeline, asked = open_run(root, opened), itertools.count()
+        answers = pipeline.recommend
+
+        def recommend(queries):
+            if root == new_run.root and next(asked) < times:
+                raise error
+            return answers(queries)
+
+        pipeline.recommend = recommend  # type: ignore[method-assign]
+        return pipeline
+
+    with replicas(uri, finished_run, count=1, opened=full) as (runs,):
+        if isinstance(error, KeyError):
+            with pytest.raises(UserError, match="its parts do not fit each other"):
+                roll(new_run, uri)
+        else:
+            roll(new_run, uri)
+            assert (runs.run, runs.warning) == (Pipeline(new_run, open_store(uri)).run, None)
+
+
+def test_a_store_that_is_away_for_a_moment_stops_no_roll(
+    uri: str, finished_run: RunDir, new_run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_at(uri, finished_run).close()
+    lucky = itertools.count()
+
+    def away(root: str, opened: LoadableStore) -> Pipeline:
+        if root == new_run.root and next(lucky) < 2:
+            raise StoreError("The store redis://somewhere cannot be used.")
+        return open_run(root, opened)
+
+    with replicas(uri, finished_run, count=1, opened=away) as (runs,):
+        roll(new_run, uri)
+        assert (runs.run, runs.warning) == (Pipeline(new_run, open_store(uri)).run, None)
 
 
 def test_a_replica_that_takes_too_long_is_not_waited_for(uri: str, finished_run: RunDir, new_run: RunDir) -> None:
