@@ -132,7 +132,9 @@ class Pipeline:
         users = self._users(queries, catalogue)
         together: dict[Any, list[int]] = defaultdict(list)
         for at, (query, user) in enumerate(zip(queries, users, strict=True)):
-            names = query.recommenders or (() if len(user.rows) else (POPULARITY,))
+            # a query that waited may name recommenders of the run before this one
+            names = tuple(name for name in query.recommenders if name in self.cascade.recommenders)
+            names = names or (() if len(user.rows) else (POPULARITY,))
             together[names, query.where].append(at)
         answers: dict[int, Answer] = {}
         for (names, where), places in together.items():

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -32,12 +32,13 @@ from serving.finder import Finder, as_shown
 from serving.query import MissingError, NewItem, TakenError
 from serving.stores.base import DELETED, HIDDEN, SHOWN, Item, ItemStore
 from storage.artifacts import model_digest
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 from storage.hashing import hash_rows
 from storage.run import RunDir
 
 SIDE = 384  # longer side of a picture as it is kept, in pixels
 NO_VECTOR = np.empty(0, np.float32)
+RETRY_S = 60.0  # until an item is tried again that could not be interpreted
 MOST_MODELS = 4  # of which it is kept what they have made of an item
 LOG = logging.getLogger("tesserec.items")
 
@@ -61,7 +62,7 @@ class PostedItems:
         self._registered = added_sids(run)
         self._catalogue, self._known = catalogue, dict[str, tuple[Item, int]]()  # what the store has, and its rows
         self._replaced: set[int] = set()  # rows of items that look otherwise by now
-        self._strange: set[str] = set()  # items of which these models have made nothing
+        self._strange = dict[str, float]()  # items of which these models have made nothing, and when to try again
         self._reading, self._writing = threading.Lock(), threading.Lock()
 
     @torch.inference_mode()
@@ -83,7 +84,7 @@ class PostedItems:
         """
 
         def free(catalogue: Catalogue) -> Catalogue:
-            if max(catalogue.own_row(new.item_id), catalogue.rows([new.item_id])[0]) >= 0:
+            if catalogue.own_row(new.item_id) >= 0 or self._kept(catalogue, new.item_id) is not None:
                 raise TakenError(f"There is an item {new.item_id[:100]!r} already: choose another item_id.")
             return catalogue
 
@@ -99,7 +100,8 @@ class PostedItems:
     def change(self, item_id: str, given: Mapping[str, Any]) -> None:
         """Changes an item: `hidden`, and of a posted one title, description, attributes and picture, where given.
 
-        With any of these it is interpreted anew, and keeps its semantic ID if the codes are the same.
+        With any of these, or where it has no place in the run yet, it is interpreted anew, and keeps its semantic ID if
+        the codes are the same.
 
         Raises:
             MissingError: there is no such item.
@@ -113,7 +115,7 @@ class PostedItems:
                 "the rest there and make a run of that."
             )
         new = None
-        if fields:
+        if fields or item_id in self._strange:
             new = self._made(replace(self._new(old), **fields))
 
         def changed(catalogue: Catalogue) -> tuple[Item, bytes | None]:
@@ -126,7 +128,7 @@ class PostedItems:
             about, made, picture = new
             had = _made_by(self._models, now)
             placed = self._placed(catalogue, item_id, made, had=None if had is None else had.codes)
-            bare = Item(item_id, state, about, NO_VECTOR)
+            bare = Item(item_id, state, {**about, "posted": _posted(now)}, NO_VECTOR)
             return _with_made(bare, self._models, placed), picture if "picture" in fields else None
 
         self._write(changed)
@@ -143,32 +145,36 @@ class PostedItems:
 
         self._write(gone)
 
-    def adopt(self) -> int:
-        """Takes the items of which other models have made something, and these nothing yet; returns how many it took.
+    def adopt(self, item_id: str | None = None) -> int:
+        """Takes the items, or one, of which other models have made something, and these nothing yet; returns how many.
 
-        One that these models cannot interpret stays away until it is changed; the log says so.
+        Whatever keeps one of them away, which the log says once, keeps no other away; after a while, or once it is
+        changed, it is tried again.
         """
         self.now()
         taken = 0
-        for item_id in sorted(self._strange):
-            old = self._known[item_id][0]
-            try:
-                _, made, _ = self._made(self._new(old))
-            except UserError as error:
-                LOG.warning("A posted item has no place in a run that is served: %s", error)
-                self._strange.discard(item_id)
+        for name in sorted(self._strange) if item_id is None else [item_id]:
+            due = self._strange.get(name, math.inf)
+            if due > time.monotonic():
                 continue
-
-            def adopted(catalogue: Catalogue, old: Item = old, made: _Made = made) -> tuple[Item, bytes | None]:
-                now = self._known[old.item_id][0]
-                if old.item_id not in self._strange or _sent(now) != _sent(old):
-                    raise TakenError("Another replica was faster.")
-                return _with_made(now, self._models, self._placed(catalogue, old.item_id, made)), None
-
-            with suppress(TakenError):
-                self._write(adopted)
-                taken += 1
+            try:
+                taken += self._adopted(name)
+            except StoreError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the others are to have their places
+                if not due:
+                    why = error if isinstance(error, UserError) else repr(error)
+                    LOG.warning("The posted item %r has no place in a run that is served: %s", name, why)
+                with self._reading:
+                    if name in self._strange:
+                        self._strange[name] = time.monotonic() + RETRY_S
         return taken
+
+    @property
+    def waiting(self) -> int:
+        """Number of items that have no place in the run yet."""
+        self.now()
+        return len(self._strange)
 
     def picture(self, item_id: str) -> bytes | None:
         """Returns the picture of a posted item."""
@@ -177,6 +183,23 @@ class PostedItems:
     def hidden(self, item_id: str) -> bool:
         """Tells whether an item is hidden."""
         return item_id in self._known and self._known[item_id][0].state == HIDDEN
+
+    def _adopted(self, item_id: str) -> bool:
+        """Takes an item of which these models have made nothing; says whether, for others may have been faster."""
+        old = self._known[item_id][0]
+        _, made, _ = self._made(self._new(old))
+
+        def adopted(catalogue: Catalogue) -> tuple[Item, bytes | None]:
+            now = self._known[item_id][0]
+            if item_id not in self._strange or _sent(now) != _sent(old):
+                raise TakenError("It was taken or changed meanwhile.")
+            return _with_made(now, self._models, self._placed(catalogue, item_id, made)), None
+
+        try:
+            self._write(adopted)
+        except TakenError:
+            return False
+        return True
 
     def _write(self, change: Callable[[Catalogue], tuple[Item, bytes | None]]) -> None:
         """Writes what a change makes of the newest catalogue; where another replica was faster, of the next one."""
@@ -187,10 +210,15 @@ class PostedItems:
                 if self._store.keep_item(item, version=catalogue.version, picture=picture):
                     return
 
+    def _kept(self, catalogue: Catalogue, item_id: str) -> Item | None:
+        """Returns an item that there is, be it one that has no place in the run yet."""
+        item, _ = self._known.get(item_id, (Item(item_id, SHOWN, {}, NO_VECTOR), -1))
+        return item if item.about or catalogue.rows([item_id])[0] >= 0 else None
+
     def _item(self, catalogue: Catalogue, item_id: str) -> Item:
-        if catalogue.rows([item_id])[0] < 0:
+        if (item := self._kept(catalogue, item_id)) is None:
             raise MissingError(f"There is no item {item_id[:100]!r} in this catalogue.")
-        return self._known[item_id][0] if item_id in self._known else Item(item_id, SHOWN, {}, NO_VECTOR)
+        return item
 
     def _new(self, item: Item) -> NewItem:
         """Returns a posted item as if it were posted again."""
@@ -249,8 +277,10 @@ class PostedItems:
                 at = len(catalogue) + len(fresh) if made is not None else -1
                 fresh += [] if made is None else [(item, made)]
             at = max(at, own)
-            strange = own < 0 and made is None and item.state != DELETED and bool(item.about)
-            (self._strange.add if strange else self._strange.discard)(item.item_id)
+            if own < 0 and made is None and item.about:
+                self._strange[item.item_id] = 0.0
+            else:
+                self._strange.pop(item.item_id, None)
             self._known[item.item_id], rows[item.item_id] = (item, at), -1 if item.state == DELETED else at
         codes = np.array([made.codes for _, made in fresh], np.int32).reshape(-1, catalogue.codes.shape[1])
         seen = pa.Table.from_pylist([_seen(*each) for each in fresh], catalogue.posted.schema)
@@ -258,7 +288,7 @@ class PostedItems:
             vectors = torch.from_numpy(np.stack([made.vector for _, made in fresh]))
             self._cascade.append(seen, codes[:, :-1], vectors)
         away = {at for item, at in self._known.values() if item.state != SHOWN and at >= 0}
-        times = [int(item.about["time"] * SECOND_US) for item, _ in fresh]
+        times = [int(_posted(item) * SECOND_US) for item, _ in fresh]
         return catalogue.followed(seen, codes, times, rows, sorted(self._replaced | away), version)
 
 
@@ -268,6 +298,11 @@ def _seen(item: Item, made: _Made) -> dict[str, Any]:
     texts = {name: item.about[name] for name in ("title", "description")}
     more = {"caption": made.caption, "interests": made.interests, "sid": sid_string(made.codes)}
     return {"item_id": item.item_id, **texts, **more, "attributes": pairs, "media": []}
+
+
+def _posted(item: Item) -> float:
+    """Returns when an item was posted first; `time` is that of its last change."""
+    return float(item.about.get("posted", item.about["time"]))
 
 
 def _sent(item: Item | None) -> dict[str, Any]:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class StoreError(UserError):
+    """A store that cannot be used now: what was asked of it may go well later, unchanged."""
+
+
 class ArtifactError(UserError):
     """A file or folder of a run that is missing, incomplete, damaged or of another version.
 

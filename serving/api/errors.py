@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -12,10 +13,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from serving.api import logs
 from serving.filters import KINDS
 from serving.query import MissingError, TakenError
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 
+RETRY_AFTER = 1  # seconds
 MOST_MISTAKES = 5  # that a message names; a list of a thousand wrong ids has as many
 
 
@@ -39,7 +42,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     403: {"model": Problem, "description": "the key's role may not"},
     413: {"model": Problem, "description": "too large"},
     422: {"model": Problem, "description": "a mistake in the request, in one sentence"},
-    503: {"model": Problem, "description": "overloaded or too slow; try again after Retry-After"},
+    503: {"model": Problem, "description": "overloaded, too slow or without its store; try again after Retry-After"},
 }
 
 
@@ -49,6 +52,16 @@ class ApiError(HTTPException):
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
         self.code = code
+
+
+def unavailable(code: str, message: str) -> ApiError:
+    """Returns the answer for now, with a time after which to try again."""
+    return ApiError(503, code, message, {"Retry-After": str(RETRY_AFTER)})
+
+
+def passes(error: Exception) -> bool:
+    """Tells whether what went wrong may go well in a moment, as it was asked."""
+    return isinstance(error, StoreError) or (isinstance(error, ApiError) and error.status_code == 503)
 
 
 def as_response(error: HTTPException, request_id: str) -> JSONResponse:
@@ -67,6 +80,8 @@ def handle(api: FastAPI) -> None:
     """Gives the errors that routes raise their shape; what they did not foresee is the guard's."""
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, StoreError):  # whose sentence says where it is, which no client has to know
+            logs.line(logging.ERROR, request_id=request.state.request_id, store=str(error))
         return as_response(_refusal(error), request.state.request_id)
 
     for kind in (HTTPException, RequestValidationError, UserError):
@@ -80,6 +95,8 @@ def _refusal(error: Exception) -> HTTPException:
         mistakes = error.errors()
         more = [f"and {len(mistakes) - MOST_MISTAKES} more"] if len(mistakes) > MOST_MISTAKES else []
         return ApiError(422, "invalid", "; ".join([*map(_mistake, mistakes[:MOST_MISTAKES]), *more]) + ".")
+    if isinstance(error, StoreError):
+        return unavailable("unavailable", "The store does not answer: try again.")
     if isinstance(error, TakenError):
         return ApiError(409, "taken", str(error))
     if isinstance(error, MissingError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Annotated
 
-from fastapi import APIRouter, Security
+from fastapi import APIRouter, Path, Security
 
 from operators.log.events import SECOND_US
 from serving.api import schemas
@@ -42,7 +43,7 @@ def event_routes(served: Served, settings: Settings, work: Work, metrics: Metric
         return await keep(body.events)
 
     @routes.delete("/users/{user_id:any}")
-    async def forget(user_id: str) -> schemas.Forgotten:
+    async def forget(user_id: Annotated[str, Path(min_length=1)]) -> schemas.Forgotten:
         """Removes all that the store has of a user; a run that is loaded later does not bring it back."""
         await work.ask(served.forget, user_id)
         return schemas.Forgotten()

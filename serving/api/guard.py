@@ -13,10 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api import logs
-from serving.api.errors import ApiError, as_response
+from serving.api.errors import ApiError, as_response, unavailable
 from serving.api.metrics import Metrics
 from serving.api.security import Keys
-from serving.api.work import Work, unavailable
+from serving.api.work import Work
 from serving.settings import Settings
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -1,4 +1,7 @@
-"""One JSON line for each request. No line holds an id of a user, a text, a query string or a message of an error."""
+"""One JSON line for each request. No line holds an id of a user, a text, a query string or a message of an error.
+
+Only what a run or a store says that cannot do something stands there as it is: such a sentence holds none of these.
+"""
 
 from __future__ import annotations
 

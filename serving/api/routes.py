@@ -15,9 +15,9 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from operators.log.events import SECOND_US
 from serving import explorer
-from serving.api import cursor, schemas
+from serving.api import cursor, schemas, warm
 from serving.api.beside import Beside
-from serving.api.errors import PROBLEMS, ApiError, Problem, handle
+from serving.api.errors import PROBLEMS, ApiError, Problem, handle, passes, unavailable
 from serving.api.events import event_routes
 from serving.api.guard import Guard
 from serving.api.items import MISSING, item_routes
@@ -26,8 +26,7 @@ from serving.api.pictures import small_picture
 from serving.api.runs import run_routes
 from serving.api.security import BEARER, read_keys
 from serving.api.served import Served
-from serving.api.warm import warm_up
-from serving.api.work import Work, unavailable
+from serving.api.work import Work
 from serving.query import Answer, Query
 from serving.settings import Settings
 from serving.stores.base import Impression
@@ -50,18 +49,29 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
     Raises:
         UserError: the keys cannot be read, or there are none and the service is not to be open.
     """
-    keys, work, warm = read_keys(settings), Work(served, settings), False
+    keys, work = read_keys(settings), Work(served, settings)
+    ready: bool | None = None  # not known yet
     metrics = Metrics(lambda: served.names, lambda: work.under_way)
     kept = Kept(served, settings, metrics)
 
+    async def ask_first() -> None:
+        nonlocal ready
+        failed = (await work.ask(warm.warm_up, served)).values()
+        ready = None if any(map(passes, failed)) else all(isinstance(error, UserError) for error in failed)
+
+    async def ask_again() -> None:
+        while ready is None:
+            await asyncio.sleep(warm.PAUSE_S)
+            await ask_first()
+
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        nonlocal warm
         kept.start()
-        failed = await work.ask(warm_up, served)
-        warm = all(isinstance(error, UserError) for error in failed.values())
+        await ask_first()
+        again = asyncio.create_task(ask_again())
         await asyncio.to_thread(served.start)
         yield
+        again.cancel()
         work.close()
         await asyncio.to_thread(kept.close)
         await asyncio.to_thread(served.close)
@@ -99,7 +109,7 @@ def http_api(served: Served, settings: Settings) -> FastAPI:
     @api.get("/readyz", responses={503: PROBLEMS[503]}, response_model_exclude_none=True)
     def readyz() -> schemas.Ready:
         """Whether the service has answered one query of each kind, and over what."""
-        if not warm:
+        if not ready:
             raise unavailable("not_ready", "The service has not answered its first queries yet.")
         return schemas.Ready(
             run=served.run,

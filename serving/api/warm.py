@@ -13,6 +13,8 @@ from serving.api.served import Answering
 from serving.query import Query
 from storage.errors import UserError
 
+PAUSE_S = 2.0  # until queries are asked again that could not be answered then
+
 
 def warm_up(served: Answering) -> dict[str, Exception]:
     """Asks one query of each kind; returns what went wrong with which, a UserError where the run has no answer."""

@@ -10,19 +10,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from serving.api.errors import ApiError
+from serving.api.errors import unavailable
 from serving.api.served import Served
 from serving.query import Answer, Query
 from serving.settings import Settings
 
-RETRY_AFTER = 1  # seconds
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def unavailable(code: str, message: str) -> ApiError:
-    """Returns the answer for now, with a time after which to try again."""
-    return ApiError(503, code, message, {"Retry-After": str(RETRY_AFTER)})
 
 
 class Work:

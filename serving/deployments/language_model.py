@@ -6,7 +6,8 @@ import asyncio
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from models.common.jagged import Jagged, chained, repeated
 from models.common.recommender import Recommended, Searcher
 from models.recommenders.artifacts import load
-from serving.api.work import unavailable
+from serving.api.errors import unavailable
 from serving.cascade import language_models
 from serving.runs.rollout import started
 from serving.settings import Settings
@@ -124,7 +125,8 @@ class Remote:
     @cached_property
     def most(self) -> int:
         """See `models.common.recommender.Searcher`."""
-        return cast("int", self._replicas.most.remote(self._run, self.name).result())
+        with _told():
+            return cast("int", self._replicas.most.remote(self._run, self.name).result())
 
     def recommend(
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
@@ -136,15 +138,21 @@ class Remote:
         """
         nothing = repeated(histories.values[:0], len(histories.offsets) - 1)
         call = Call(self._run, self.name, histories, k, nothing if banned is None else banned, allowed)
-        try:
+        with _told():
             return cast("Recommended", self._replicas.recommend.remote(call).result(timeout_s=self._timeout))
-        except BackPressureError as error:
-            raise unavailable("overloaded", "The language model has as many requests as it can take.") from error
-        except (TimeoutError, RayActorError, DeploymentUnavailableError) as error:
-            raise unavailable("timeout", "The language model did not answer in time: try again.") from error
 
     def recommend_each(
         self, histories: Jagged, *, k: int, banned: Sequence[Jagged | None], allowed: torch.Tensor | None = None
     ) -> list[Recommended]:
         """See `models.common.recommender.Searcher`."""
         return [self.recommend(histories, k=k, banned=each, allowed=allowed) for each in banned]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except BackPressureError as error:
+        raise unavailable("overloaded", "The language model has as many requests as it can take.") from error
+    except (TimeoutError, RayActorError, DeploymentUnavailableError) as error:
+        raise unavailable("timeout", "The language model did not answer in time: try again.") from error

@@ -13,9 +13,9 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
 from models.common.recommender import Recommender
+from serving.api.errors import RETRY_AFTER
 from serving.api.logs import to_stderr
 from serving.api.routes import http_api
-from serving.api.work import RETRY_AFTER
 from serving.cascade import language_models
 from serving.deployments.language_model import LanguageModel, Remote
 from serving.pipeline import Pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,14 +14,16 @@ from models.common.recommender import Recommender
 from operators.assign_sids import AssignSids
 from operators.columns import matrix_column, matrix_of, read_block
 from operators.project import BLOCKS, Project
-from serving.api.warm import warm_up
+from serving.api import warm
+from serving.api.errors import passes
 from serving.pipeline import Pipeline
 from serving.settings import check_servable
 from serving.stores.base import ServedStore
 from storage import files
-from storage.errors import ArtifactError, UserError
+from storage.errors import ArtifactError, StoreError, UserError
 from storage.run import RunDir
 
+TRIES = 5  # of the first queries
 LOOKED_AT = 256  # items whose embeddings and semantic IDs are made again
 ALIKE = 0.75  # share of them that has to come out as it is; some keep what they had before their content changed
 
@@ -48,14 +51,20 @@ def open_run(
 def check_answers(root: str, pipeline: Pipeline) -> None:
     """Asks a run that is loaded its first queries, as a replica does before it is ready.
 
+    A query that a full language model, or one that is still loaded, does not take for a while says nothing of the run.
+
     Raises:
         UserError: one of them went wrong, other than that such a run has no answer to it.
     """
-    failed = warm_up(pipeline)
+    for _ in range(TRIES):
+        failed = warm.warm_up(pipeline)
+        if not any(map(passes, failed.values())):
+            break
+        time.sleep(warm.PAUSE_S)
     for error in failed.values():
-        if isinstance(error, ArtifactError):
+        if isinstance(error, ArtifactError | StoreError):
             raise error
-    if wrong := [kind for kind, error in failed.items() if not isinstance(error, UserError)]:
+    if wrong := [kind for kind, error in failed.items() if not (isinstance(error, UserError) or passes(error))]:
         raise UserError(
             f"The run at {root} is loaded, but cannot answer ({', '.join(wrong)}): its parts do not fit each other, "
             "so make them anew with `tesserec run`."

@@ -93,9 +93,10 @@ def _opened(uri: str) -> tuple[LoadableStore, Kept]:
 
 
 def _adopt(pipeline: Pipeline, tell: Tell) -> None:
-    posted = pipeline.posted.adopt()
-    if posted:
+    if posted := pipeline.posted.adopt():
         tell(f"roll: {posted} posted items have their places in the run")
+    if waiting := pipeline.posted.waiting:
+        tell(f"roll: {waiting} posted items found no place in it (the log says why): the service tries again")
 
 
 def _follow(store: LoadableStore, kept: Kept, new: Rollout, tell: Tell, wait: float) -> None:

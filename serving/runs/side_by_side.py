@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from serving.runs.opening import check_answers
 from serving.runs.rates import Rate, difference, rate
 from serving.runs.rollout import BEAT_S, REPLICAS, Kept, Report, read, reports, started
 from serving.stores.base import Event, Impression, ServedStore, Tally
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 
 LOOK_S = 1.0  # between two looks at the note
 RETRY_S = 60.0  # until a run is tried again that could not be loaded
@@ -81,7 +82,7 @@ class Runs:
         """Follows what is to be served, and reports, from now on."""
         self._report()
         self._ended.clear()
-        for work, seconds in ((self._follow, LOOK_S), (self._report, BEAT_S)):
+        for work, seconds in ((self._follow, LOOK_S), (self._adopt, LOOK_S), (self._report, BEAT_S)):
             self._threads.append(threading.Thread(target=self._again, args=[work, seconds], daemon=True))
             self._threads[-1].start()
 
@@ -185,13 +186,13 @@ class Runs:
     def post_item(self, new: NewItem) -> dict[str, Any]:
         """Takes an item, which gets its place in every run."""
         item = self._first.post_item(new)
-        self._adopt()
+        self._place(new.item_id)
         return item
 
     def change_item(self, item_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Changes an item."""
         item = self._having(item_id).change_item(item_id, given)
-        self._adopt()
+        self._place(item_id)
         return item
 
     def delete_item(self, item_id: str) -> None:
@@ -223,7 +224,8 @@ class Runs:
 
     def forget(self, user_id: str) -> None:
         """Removes all that is kept of a user, for good."""
-        self._store.forget(user_id, int(time.time() * SECOND_US))
+        times = [event.time for event in self._store.events([user_id])]  # by clocks that may be ahead
+        self._store.forget(user_id, max([int(time.time() * SECOND_US), *times]))
 
     def state(self) -> dict[str, Any]:
         """Returns which runs are served and how their answers fare; see `serving.api.runs.Runs`."""
@@ -279,9 +281,7 @@ class Runs:
                 away = True
 
     def _follow(self) -> None:
-        changed = self._look()
-        self._adopt()
-        if changed:
+        if self._look():
             self._report()
 
     def _look(self) -> bool:
@@ -294,6 +294,8 @@ class Runs:
             return False
         try:
             self._now, self._problem = self._next(kept, now), None
+        except StoreError:  # the next look is soon enough
+            raise
         except Exception as error:  # whatever it is, what is served goes on
             self._problem = str(error) if isinstance(error, UserError) else f"A run cannot be loaded ({error!r:.300})."
             LOG.exception("The runs of before are served: %s", self._problem)
@@ -315,9 +317,14 @@ class Runs:
                 check_answers(part.run, pipeline)
         return following
 
-    def _adopt(self) -> None:
+    def _place(self, item_id: str) -> None:
+        """Gives an item that is written its place in the other run; what goes wrong there is tried again beside."""
+        with suppress(StoreError):
+            self._adopt(item_id)
+
+    def _adopt(self, item_id: str | None = None) -> None:
         for pipeline in self._now.pipelines:
-            pipeline.posted.adopt()
+            pipeline.posted.adopt(item_id)
 
     def _report(self) -> None:
         report = Report(

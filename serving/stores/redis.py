@@ -31,7 +31,7 @@ from serving.stores.records import (
     unpack_item,
 )
 from serving.stores.scripts import FORGET, SHOW
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 
 # Before the id of a user:
 USERS, EVENTS, IMPRESSIONS = b"tesserec:user:", b"tesserec:events:", b"tesserec:impressions:"
@@ -362,7 +362,7 @@ class RedisStore:
         with self._told():
             self._durable = bool(self._client.info("persistence").get("aof_enabled"))
         if not self._durable:
-            raise UserError(
+            raise StoreError(
                 f"{self._shown} keeps events in memory alone, and would lose them when it ends: start the server with "
                 "`appendonly yes`."
             )
@@ -372,9 +372,11 @@ class RedisStore:
         try:
             yield
         except (redis.RedisError, ValueError) as error:
-            raise UserError(
-                f"The store {self._shown} cannot be used ({str(error).rstrip('.')}): see that a Redis server answers "
-                "there, or name another store."
+            # before this stands a command with all that it holds
+            reason = str(error).rpartition(" of pipeline caused error: ")[2].rstrip(".")
+            raise StoreError(
+                f"The store {self._shown} cannot be used ({reason}): see that a Redis server answers there, or name "
+                "another store."
             ) from error
 
 

@@ -31,7 +31,7 @@ from serving.stores.records import (
     unpack_item,
 )
 from storage import files
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 
 APPLICATION = int.from_bytes(b"tess", "big")  # what SQLite calls the application_id of a file
 BUSY_S = 30.0  # how long a writer waits for another one
@@ -274,8 +274,8 @@ class SqliteStore:
             yield rows
             last = rows[-1][:2]
 
-    def _no_store(self) -> UserError:
-        return UserError(f"{self._path} is no store of tesserec: name one, or a file that is not there yet.")
+    def _no_store(self) -> StoreError:
+        return StoreError(f"{self._path} is no store of tesserec: name one, or a file that is not there yet.")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -284,7 +284,7 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
                 raise self._no_store() from error
-            raise UserError(
+            raise StoreError(
                 f"The store {self._path} cannot be used ({error}): see that its folder can be written and its disk has "
                 "room, or name another file."
             ) from error

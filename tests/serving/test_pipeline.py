@@ -185,6 +185,12 @@ def test_together_as_alone(pipeline) -> None:
             assert dataclasses.replace(left, probability=right.probability) == right
 
 
+def test_recommenders_that_the_run_lacks_spoil_no_query(pipeline) -> None:
+    queries = [Query(user_id="user 2", k=5, recommenders=names) for names in (("gone", "content"), ("gone",))]
+    plain = [Query(user_id="user 2", k=5, recommenders=names) for names in (("content",), ())]
+    assert pipeline.recommend(queries) == pipeline.recommend(plain)
+
+
 def test_an_item_and_what_is_missing_of_it(pipeline) -> None:
     assert pipeline.item("item 8") == {
         "item_id": "item 8",

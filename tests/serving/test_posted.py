@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import os
 import shutil
@@ -19,10 +20,12 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from models.embedding.projector import Projector
 from operators.base import apply, with_outcome
 from operators.cached import CachedOperator
 from operators.columns import matrix_column
 from operators.interpreter import save_interpreter
+from serving import posted
 from serving.api.routes import http_api
 from serving.cascade import CONTENT, POPULARITY, Blend
 from serving.filters import Condition
@@ -104,6 +107,16 @@ def write_interpreted_run(place: Path, *, width: int = 8) -> RunDir:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunDir:
     return write_interpreted_run(tmp_path_factory.mktemp("posting"))
+
+
+@pytest.fixture(scope="module")
+def other(run: RunDir, tmp_path_factory) -> RunDir:
+    """The run with another projection, to which what the first one has made of an item says nothing."""
+    place = RunDir(str(shutil.copytree(run.root, tmp_path_factory.mktemp("other") / "run")))
+    projector = Projector.load(run.uri("models", "projector"))
+    turned = dataclasses.replace(projector, components=projector.components[:, ::-1].copy())
+    turned.save(place.uri("models", "projector"))
+    return place
 
 
 @pytest.fixture
@@ -285,6 +298,18 @@ def test_a_posted_item_changes(run: RunDir, pipeline: Pipeline, uri: str) -> Non
         pipeline.change_item("item-1", {"title": "x"})
 
 
+def test_an_item_is_as_new_as_when_it_was_posted_first(run: RunDir, pipeline: Pipeline, uri: str) -> None:
+    pipeline.post_item(NewItem("new", title="blue lamp"))
+    (posted_at,) = pipeline.catalogue.times
+    for title in ("garden chair", "steel pan"):
+        pipeline.change_item("new", {"title": title})
+    assert pipeline.catalogue.times.tolist() == [posted_at] * 3
+    assert Pipeline(run, open_store(uri)).catalogue.times.tolist() == [posted_at]
+    pipeline.delete_item("new")
+    pipeline.post_item(NewItem("new", title="blue lamp"))
+    assert pipeline.catalogue.times[-1] > posted_at
+
+
 def test_what_cannot_be_interpreted_is_refused_in_a_sentence(
     pipeline: Pipeline, finished_run: RunDir, uri: str
 ) -> None:
@@ -294,6 +319,67 @@ def test_what_cannot_be_interpreted_is_refused_in_a_sentence(
     with pytest.raises(UserError, match="no model for new texts and pictures"):
         given.post_item(NewItem("new", title="lamp"))
     assert pipeline.items == ITEMS
+
+
+@pytest.mark.parametrize("error", [UserError("The endpoint is away."), ConnectionError("away")])
+@pytest.mark.parametrize("place", ["finder.interpreted", "posted._placed"])
+def test_an_item_without_a_place_keeps_none_away_and_is_tried_again(
+    pipeline: Pipeline, other: RunDir, uri: str, monkeypatch: pytest.MonkeyPatch, caplog, place: str, error: Exception
+) -> None:
+    for name in ("a", "b", "c"):
+        pipeline.post_item(NewItem(name, title=f"wool {name}"))
+    away, tried = {"wool b", "b"}, list[object]()
+
+    def opened() -> Pipeline:
+        found = Pipeline(other, open_store(uri))
+        part, method = place.split(".")
+        works = getattr(getattr(found, part), method)
+
+        def fails(*args: object, **fields: object) -> object:
+            if away & {each for each in (*args, *fields.values()) if isinstance(each, str)}:
+                tried.append(args)
+                raise error
+            return works(*args, **fields)
+
+        monkeypatch.setattr(getattr(found, part), method, fails)
+        return found
+
+    rolled = opened()
+    assert (rolled.posted.adopt(), rolled.posted.waiting) == (2, 1)
+    assert {"a", "c"} < set(recommended(rolled, ["item-1"]))
+    assert (rolled.posted.adopt(), rolled.item("b"), len(tried)) == (0, None, 1)  # it is not its time yet
+    monkeypatch.setattr(posted, "RETRY_S", 0.0)
+    rolled = opened()
+    assert (rolled.posted.adopt(), rolled.posted.adopt(), len(tried)) == (0, 0, 3)
+    assert caplog.text.count("'b' has no place in a run") == 2  # of each once
+    away.clear()
+    assert (rolled.posted.adopt(), rolled.posted.waiting) == (1, 0)
+    assert "b" in recommended(rolled, ["item-1"])
+
+
+def test_an_item_without_a_place_is_there_all_the_same(
+    pipeline: Pipeline, other: RunDir, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        pipeline.post_item(NewItem(name, title="wool scarf"))
+    rolled = Pipeline(other, open_store(uri))
+    with monkeypatch.context() as away:
+        away.setattr(rolled.finder, "interpreted", lambda **fields: 1 / 0)
+        assert rolled.posted.adopt() == 0
+    with pytest.raises(TakenError, match="There is an item 'a' already"):
+        rolled.post_item(NewItem("a", title="somebody else's"))
+    rolled.delete_item("a")
+    for each in (pipeline, rolled):
+        assert each.item("a") is None
+        with pytest.raises(MissingError):
+            each.delete_item("a")
+    assert rolled.post_item(NewItem("a", title="steel pan"))["title"] == "steel pan"
+    assert rolled.change_item("b", {"title": "blue lamp"})["title"] == "blue lamp"
+    assert rolled.change_item("c", {"hidden": True})["hidden"]
+    assert pipeline.posted.adopt() == 3
+    assert [pipeline.item(name)["title"] for name in ("a", "b", "c")] == ["steel pan", "blue lamp", "wool scarf"]
+    assert pipeline.item("c")["hidden"]
+    assert rolled.posted.waiting == 0
 
 
 @pytest.mark.parametrize("times", [100, pytest.param(1_000, marks=pytest.mark.soak)])

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
 
+from serving.stores import sqlite
 from serving.stores.base import Event
+from serving.stores.opening import open_store
 from tests.serving.api.fake import ITEMS
 from tests.serving.api.test_routes import refused
 from tests.serving.api.test_security import bearer, line
+from tests.stores import redis_server
 
 LIKE = {"user_id": "u", "item_id": ITEMS[1], "type": "like"}
 
@@ -75,6 +80,13 @@ def test_a_user_is_forgotten(client, fake, user_id) -> None:
     assert user_id not in fake.liked
 
 
+def test_nobody_is_no_user_to_be_forgotten(client, fake) -> None:
+    fake.liked[""] = [ITEMS[0]]  # the id under which a store keeps what visitors were shown
+    message = refused(client.delete("/v1/users/"), 422, "invalid")
+    assert message == "user_id: String should have at least 1 character."
+    assert fake.liked[""] == [ITEMS[0]]
+
+
 def test_who_may_write_and_who_may_erase(serve, tmp_path) -> None:
     (tmp_path / "keys").write_text("\n".join(line(role, role) for role in ("read", "write", "admin")))
     client = serve(open=False, keys=str(tmp_path / "keys"))
@@ -83,6 +95,25 @@ def test_who_may_write_and_who_may_erase(serve, tmp_path) -> None:
         assert client.post("/v1/events/batch", json={"events": [LIKE]}, headers=bearer(role)).status_code == status
     for role, status in {"read": 403, "write": 403, "admin": 200}.items():
         assert client.delete("/v1/users/a/b", headers=bearer(role)).status_code == status
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_where_the_store_is_away_an_event_is_to_be_sent_again(serve, fake, tmp_path, monkeypatch, caplog, kind) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.1)
+    with ExitStack() as server, ExitStack() as held:
+        path = tmp_path / "users.db"
+        uri = f"sqlite:{path}" if kind == "sqlite" else server.enter_context(redis_server())
+        store = held.enter_context(closing(open_store(uri, create=True)))
+        fake.add = lambda events: (store.add(events), [])
+        client = serve()
+        assert client.post("/v1/events", json=LIKE).json()["added"] == 1
+        if kind == "sqlite":
+            held.enter_context(closing(sqlite3.connect(path))).execute("BEGIN IMMEDIATE")
+        server.close()
+        answer = client.post("/v1/events", json=LIKE)
+        assert refused(answer, 503, "unavailable") == "The store does not answer: try again."
+        assert answer.headers["retry-after"] == "1"
+        assert f"The store {uri.removeprefix('sqlite:')} cannot be used" in caplog.text
 
 
 def test_answers_are_kept(serve, fake) -> None:

@@ -8,9 +8,11 @@ import time
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.api import logs
+from serving.api import logs, warm
+from serving.api.errors import unavailable
 from serving.api.routes import http_api
 from serving.settings import Settings
+from storage.errors import StoreError
 from tests.serving.api.test_routes import ids, refused
 
 
@@ -133,8 +135,8 @@ def test_ready_once_it_has_answered(fake, lines) -> None:
     answer = cold.get("/readyz")
     refused(answer, 503, "not_ready")
     assert answer.headers["retry-after"] == "1"
-    with TestClient(api) as warm:
-        assert warm.get("/readyz").json() == {
+    with TestClient(api) as client:
+        assert client.get("/readyz").json() == {
             "status": "ready",
             "run": fake.run,
             "items": 30,
@@ -142,7 +144,7 @@ def test_ready_once_it_has_answered(fake, lines) -> None:
             "recommenders": fake.recommenders,
         }
         fake.warning = "The rules are broken."
-        assert warm.get("/readyz").json()["warning"] == fake.warning
+        assert client.get("/readyz").json()["warning"] == fake.warning
 
 
 def test_not_ready_where_a_first_query_failed(fake, lines) -> None:
@@ -153,6 +155,16 @@ def test_not_ready_where_a_first_query_failed(fake, lines) -> None:
     failed = [line for line in lines() if "warm_up" in line]
     assert [line["warm_up"] for line in failed] == ["recommend"]
     assert "user 1" not in json.dumps(failed)
+
+
+@pytest.mark.parametrize("error", [unavailable("timeout", "The language model is cold."), StoreError("It is away.")])
+def test_ready_once_what_was_away_has_come(fake, monkeypatch, error) -> None:
+    monkeypatch.setattr(warm, "PAUSE_S", 0.01)
+    fake.error = error
+    with TestClient(http_api(fake, Settings(run="r", store="s", open=True))) as client:
+        refused(client.get("/readyz"), 503, "not_ready")
+        fake.error = None
+        eventually(lambda: client.get("/readyz").status_code == 200)
 
 
 def test_metrics_by_route_recommender_and_run(client, serve, fake) -> None:

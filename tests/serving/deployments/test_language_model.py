@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 
 from models.common.jagged import Jagged, repeated
 from models.recommenders.artifacts import load
@@ -41,20 +43,27 @@ def test_calls_that_share_a_search_get_what_they_get_alone(recommender, monkeypa
     assert sorted(searches) == [1, 1, 3]
 
 
-class Silent:
-    """A handle whose deployment never answers."""
+class Away:
+    """A handle whose deployment does not answer."""
 
-    def __init__(self) -> None:
-        self.recommend = self
+    def __init__(self, error: Exception) -> None:
+        self.recommend = self.most = self
+        self._error = error
 
-    def remote(self, *_: object) -> Silent:
+    def remote(self, *_: object) -> Away:
         return self
 
-    def result(self, timeout_s: float) -> None:
-        raise TimeoutError(timeout_s)
+    def result(self, timeout_s: float | None = None) -> None:
+        raise self._error
 
 
-def test_a_model_that_does_not_answer_is_told_as_such() -> None:
-    with pytest.raises(ApiError) as caught:
-        Remote("r", "m", Silent(), 0.1).recommend(lists([1]), k=2, banned=repeated(torch.tensor([1]), 1))  # type: ignore[arg-type]
-    assert (caught.value.status_code, caught.value.code, caught.value.headers) == (503, "timeout", {"Retry-After": "1"})
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(TimeoutError(), "timeout"), (RayActorError(), "timeout"), (BackPressureError(9, 9), "overloaded")],
+)
+def test_a_model_that_does_not_answer_is_told_as_such(error: Exception, code: str) -> None:
+    away = Remote("r", "m", Away(error), 0.1)  # type: ignore[arg-type]
+    for ask in (lambda: away.most, lambda: away.recommend(lists([1]), k=2, banned=repeated(torch.tensor([1]), 1))):
+        with pytest.raises(ApiError) as caught:
+            ask()
+        assert (caught.value.status_code, caught.value.code, caught.value.headers) == (503, code, {"Retry-After": "1"})

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,11 @@ from models.embedding.projector import Projector
 from models.semantic_ids.quantizer import Quantizer
 from operators.columns import matrix_column, matrix_of
 from operators.project import Project
+from serving import posted
+from serving.api import warm
+from serving.api.errors import unavailable
 from serving.api.routes import http_api
+from serving.finder import Finder
 from serving.pipeline import Pipeline
 from serving.query import NewItem, Query
 from serving.runs import rolling, side_by_side
@@ -32,7 +37,7 @@ from serving.runs.side_by_side import Runs
 from serving.settings import Settings
 from serving.stores.base import Event, LoadableStore
 from serving.stores.opening import open_store
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 from storage.manifest import require_manifest, write_manifest
 from storage.run import RunDir
 from tests.serving.conftest import ITEMS, next_run
@@ -288,6 +293,51 @@ def test_where_one_replica_cannot_load_it_no_replica_serves_it(uri: str, finishe
         assert both[0].run == both[1].run != old
 
 
+@pytest.mark.parametrize("times", [1, 1_000])
+@pytest.mark.parametrize("error", [unavailable("overloaded", "The language model is full."), KeyError("no such part")])
+def test_what_is_full_for_a_while_is_no_damage(
+    uri: str, finished_run: RunDir, new_run: RunDir, monkeypatch: pytest.MonkeyPatch, times: int, error: Exception
+) -> None:
+    monkeypatch.setattr(warm, "PAUSE_S", 0.01)
+    store_at(uri, finished_run).close()
+
+    def full(root: str, opened: LoadableStore) -> Pipeline:
+        pipeline, asked = open_run(root, opened), itertools.count()
+        answers = pipeline.recommend
+
+        def recommend(queries):
+            if root == new_run.root and next(asked) < times:
+                raise error
+            return answers(queries)
+
+        pipeline.recommend = recommend  # type: ignore[method-assign]
+        return pipeline
+
+    with replicas(uri, finished_run, count=1, opened=full) as (runs,):
+        if isinstance(error, KeyError):
+            with pytest.raises(UserError, match="its parts do not fit each other"):
+                roll(new_run, uri)
+        else:
+            roll(new_run, uri)
+            assert (runs.run, runs.warning) == (Pipeline(new_run, open_store(uri)).run, None)
+
+
+def test_a_store_that_is_away_for_a_moment_stops_no_roll(
+    uri: str, finished_run: RunDir, new_run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_at(uri, finished_run).close()
+    lucky = itertools.count()
+
+    def away(root: str, opened: LoadableStore) -> Pipeline:
+        if root == new_run.root and next(lucky) < 2:
+            raise StoreError("The store redis://somewhere cannot be used.")
+        return open_run(root, opened)
+
+    with replicas(uri, finished_run, count=1, opened=away) as (runs,):
+        roll(new_run, uri)
+        assert (runs.run, runs.warning) == (Pipeline(new_run, open_store(uri)).run, None)
+
+
 def test_a_replica_that_takes_too_long_is_not_waited_for(uri: str, finished_run: RunDir, new_run: RunDir) -> None:
     store_at(uri, finished_run).close()
     may_load = threading.Event()
@@ -349,6 +399,24 @@ def test_users_events_and_what_is_hidden_are_of_no_run(uri: str, finished_run: R
             assert (runs.item("item 7")["hidden"], runs.item("item 8")) == (True, None)
 
 
+def test_an_event_of_a_clock_that_is_ahead_does_not_bring_back_who_was_erased(
+    store_uri: str, finished_run: RunDir
+) -> None:
+    store = open_store(store_uri, create=True)
+    runs = Runs(store, finished_run.root, lambda root: Pipeline(finished_run, store))
+    client = TestClient(http_api(runs, Settings(run=finished_run.root, store=store_uri, open=True)))
+    ahead = datetime.now(UTC) + timedelta(seconds=30)
+    event = {"user_id": "ahead", "item_id": "item 1", "type": "like"}
+    of_before = [{**event, "event_id": str(n), "timestamp": str(ahead + timedelta(seconds=n))} for n in (0, 1, -40)]
+    assert client.post("/v1/events/batch", json={"events": of_before}).json()["added"] == 3
+    assert client.delete("/v1/users/ahead").status_code == 200
+    assert client.post("/v1/events/batch", json={"events": of_before}).json()["added"] == 0
+    assert (store.read(["ahead"]), store.events(["ahead"])) == ([None], [])
+    since = {**event, "event_id": "since", "timestamp": str(ahead + timedelta(seconds=2))}  # of the same clock
+    assert client.post("/v1/events", json=since).json()["added"] == 1
+    store.close()
+
+
 def test_answers_are_counted_by_run_and_those_in_the_shadow_are_not_shown(
     uri: str, finished_run: RunDir, new_run: RunDir
 ) -> None:
@@ -406,13 +474,21 @@ def test_answers_are_counted_by_run_and_those_in_the_shadow_are_not_shown(
         ]
 
 
-def test_posted_items_have_their_place_in_a_run_of_other_models(uri: str, interpreted: RunDir, tmp_path: Path) -> None:
-    other = next_run(interpreted, tmp_path / "other")
+@pytest.fixture(scope="module")
+def projected(interpreted: RunDir, tmp_path_factory) -> RunDir:
+    """The interpreted run with another projection, and what follows from it."""
+    other = next_run(interpreted, tmp_path_factory.mktemp("projected") / "run")
     other_projection(other)
     again = Project(other.uri("models", "projector"))(interpreted.read_table("items"))
     other.write_table(again.select(["item_id", "embedding"]), "embeddings")
     write_sids(other)
-    store = store_at(uri, interpreted)
+    return other
+
+
+def test_posted_items_have_their_place_in_a_run_of_other_models(
+    uri: str, interpreted: RunDir, projected: RunDir
+) -> None:
+    store, other = store_at(uri, interpreted), projected
     with replicas(uri, interpreted) as both:
         for n in range(3):
             both[n % 2].post_item(NewItem(f"new {n}", picture=png(3 + n)))
@@ -444,3 +520,51 @@ def test_posted_items_have_their_place_in_a_run_of_other_models(uri: str, interp
             for runs in both:
                 assert "new 4" in listed([runs.answering(user).similar(text="lamp", k=60)])[0]
         assert len(store.items_after(0)[1]) == 5
+
+
+def test_where_items_find_no_place_others_are_posted_and_those_find_it_later(
+    uri: str, interpreted: RunDir, projected: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posted, "RETRY_S", 0.0)
+    store_at(uri, interpreted).close()
+    interpret, away = Finder.interpreted, {"wool scarf"}
+
+    def interpreted_here(finder: Finder, **fields: object) -> object:
+        if fields.get("title") in away and finder._run.root == projected.root:
+            raise ConnectionError("away")
+        return interpret(finder, **fields)
+
+    monkeypatch.setattr(Finder, "interpreted", interpreted_here)
+    with replicas(uri, interpreted, count=1) as (runs,):
+        for name, title in (("a", "blue lamp"), ("b", "wool scarf")):
+            runs.post_item(NewItem(name, title=title))
+        told = roll(projected, uri, share=0.5)
+        assert told[1:3] == [
+            "roll: 1 posted items have their places in the run",
+            "roll: 1 posted items found no place in it (the log says why): the service tries again",
+        ]
+        for name in ("c", "d"):
+            assert runs.post_item(NewItem(name, title="wool scarf"))["item_id"] == name
+        assert runs.change_item("c", {"hidden": True})["hidden"]
+        assert not runs.answering(None).unknown(["a", "b", "c", "d"])
+        second = next(each for user in USERS if (each := runs.answering(user)).root == projected.root)
+        assert second.unknown(["a", "b", "c", "d"]) == ["b", "c", "d"]
+        away.clear()
+        deadline = time.monotonic() + 30
+        while second.unknown(["b", "c", "d"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_an_item_that_is_written_is_posted_even_if_the_store_goes_away_then(
+    uri: str, interpreted: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_at(uri, interpreted).close()
+
+    def away(*_: object) -> int:
+        raise StoreError("The store is away.")
+
+    with replicas(uri, interpreted, count=1) as (runs,):
+        monkeypatch.setattr(posted.PostedItems, "adopt", away)
+        assert runs.post_item(NewItem("a", title="wool scarf"))["item_id"] == "a"
+        assert runs.change_item("a", {"hidden": True})["hidden"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import chain, count
 from pathlib import Path
 from uuid import uuid4
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from serving.stores.base import Event, Impression, LoadableStore, User
 from serving.stores.history import after
 from serving.stores.opening import open_store
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 from storage.hashing import hash_ids
 from tests.conftest import REPOSITORY
 from tests.stores import at_once, redis_server, same, user
@@ -262,3 +264,11 @@ def test_a_server_that_would_lose_events_takes_none() -> None:
             client.config_set("appendonly", "yes")
         assert store.add([event(1)]) == 1
         store.close()
+
+
+def test_a_server_without_room_is_told_of_without_what_was_written() -> None:
+    with redis_server() as uri, closing(open_store(uri, create=True)) as store, redis.Redis.from_url(uri) as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(StoreError, match=r"cannot be used .*'maxmemory'") as told:
+            store.add([Event("somebody", "e", "shirt", "like", 1.0, 1)])
+        assert not {"somebody", "shirt"} & set(re.findall(r"\w+", str(told.value)))
