@@ -27,6 +27,7 @@ from tests.serving.test_local import tesserec as started
 from tests.serving.test_posted import write_interpreted_run
 from tests.stores import redis_server
 from tests.workflows.test_sid import WORDS
+from workflows.catalogs.export import export
 
 pytestmark = pytest.mark.soak
 
@@ -155,10 +156,10 @@ def wait_for_two(url: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"two replicas are not ready: {told}")
 
 
-def check_kept(run: RunDir, place: Path, store: str, loads: list[Load], tesserec: Callable[..., Any]) -> None:
+def check_kept(run: RunDir, place: Path, store: str, loads: list[Load]) -> None:
     """Whatever was acknowledged is in an export, once; and nothing is there twice."""
-    status, _, error = tesserec("export", run.root, "--store", store, "-o", str(place / "export"))
-    assert status == 0, error
+    catalog = str(Path(run.root).parent / "catalog")
+    export(run.root, store, str(place / "export"), 0, catalog, lambda done, total: None)
     items, log = (
         pl.concat([pl.read_parquet(part) for part in (place / "export").glob(f"{name}*/*.parquet")])
         for name in ("items", "interactions")
@@ -190,7 +191,7 @@ def store(request, tmp_path: Path) -> Iterator[str]:
         yield uri
 
 
-def test_replicas_that_die_under_load_cost_no_request_and_no_write(run, tmp_path, store, tesserec) -> None:
+def test_replicas_that_die_under_load_cost_no_request_and_no_write(run, tmp_path, store) -> None:
     with service(run, tmp_path, store) as (url, process):
         wait_for_two(url, process)
         with Load(url) as load:
@@ -203,10 +204,10 @@ def test_replicas_that_die_under_load_cost_no_request_and_no_write(run, tmp_path
                 assert load.answers > before
                 assert load.failed == []
         assert load.failed == []
-    check_kept(run, tmp_path, store, [load], tesserec)
+    check_kept(run, tmp_path, store, [load])
 
 
-def test_nothing_acknowledged_is_lost_when_everything_dies(run, tmp_path, store, tesserec) -> None:
+def test_nothing_acknowledged_is_lost_when_everything_dies(run, tmp_path, store) -> None:
     loads = []
     for kill in range(ALL_KILLS):
         with service(run, tmp_path, store) as (url, process):
@@ -220,4 +221,4 @@ def test_nothing_acknowledged_is_lost_when_everything_dies(run, tmp_path, store,
             loads.append(load)
             show(f"all killed {kill + 1}: {load.answers} writes acknowledged")
             assert min(len(load.users), len(load.items)) >= 20
-    check_kept(run, tmp_path, store, loads, tesserec)
+    check_kept(run, tmp_path, store, loads)
