@@ -43,14 +43,13 @@ def _call(rank: int, function: Callable[..., Any], folder: str, calls: list[tupl
 
 @contextmanager
 def apart(rank: int) -> Iterator[None]:
-    """Let each rank be alone in a process group of its own for the length of a block; both have to call it.
-
-    A rank whose block raises does not join the other again: it ends with its own error, not with one of the connection.
-    """
+    """Let each rank be alone in a process group of its own for the length of a block; both have to call it."""
     dist.destroy_process_group()
-    with single_worker_group():
-        yield
-    _join(rank)
+    try:
+        with single_worker_group():
+            yield
+    finally:
+        _join(rank)
 
 
 def _join(rank: int) -> None:

@@ -21,9 +21,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from ray._private.runtime_env.packaging import get_uri_for_package
 from ray.job_submission import JobStatus
 
 from models.evaluation.clicks import total_loss
@@ -36,6 +38,7 @@ from storage.manifest import read_manifest
 from tests.s3 import Server
 from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, write_catalog
 from workflows.distributed import jobs
+from workflows.distributed.cluster import PACKAGES
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1_800)]
 
@@ -184,6 +187,18 @@ def test_submission_waits_for_the_agent_of_a_head_that_has_just_started(monkeypa
     Client.answers = iter([RuntimeError("No available agent")])
     with pytest.raises(RuntimeError, match="agent"):
         jobs._submit(Client(), "true", {}, {})
+
+
+def test_a_job_has_a_package_of_its_own_with_the_code_alone(tmp_path):
+    """Ray removes a package with the last job that uses it, while the next one may have just found it."""
+    packages = [Path(jobs._pack(tmp_path, job)) for job in ("raysubmit_1", "raysubmit_2")]
+    assert len({get_uri_for_package(package) for package in packages}) == 2
+    with ZipFile(packages[0]) as package:
+        names = package.namelist()
+    tracked = subprocess.check_output(["git", "ls-files", *PACKAGES], cwd=REPOSITORY, text=True).splitlines()
+    assert set(tracked) <= set(names)
+    assert {name.partition("/")[0] for name in names} == set(PACKAGES)
+    assert not any("__pycache__" in name for name in names)
 
 
 def test_a_run_killed_on_one_machine_goes_on_as_a_job_and_ends_with_the_rows_of_an_undisturbed_one(job, run):
