@@ -72,7 +72,7 @@ class Empty:
     def nothing(self) -> dict:
         return {}
 
-ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="WARNING")
+ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="WARNING", log_to_driver=False)
 quiet = {"log_level": "WARNING", "enable_access_log": False}
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])}, logging_config=quiet)
 serve.run(Empty.bind(), name="empty", route_prefix="/empty")

@@ -166,6 +166,7 @@ def serve_options(deployment: Deployment) -> dict[str, Any]:
         **({"max_replicas_per_node": most} if (most := deployment.max_replicas_per_node) else {}),
         "max_queued_requests": deployment.max_queued_requests,
         "ray_actor_options": deployment.model_dump(include={"num_cpus", "num_gpus"}),
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},  # the service has lines of its own
     }
 
 
