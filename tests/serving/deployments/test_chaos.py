@@ -160,10 +160,8 @@ def check_kept(run: RunDir, place: Path, store: str, loads: list[Load]) -> None:
     """Whatever was acknowledged is in an export, once; and nothing is there twice."""
     catalog = str(Path(run.root).parent / "catalog")
     export(run.root, store, str(place / "export"), 0, catalog, lambda done, total: None)
-    items, log = (
-        pl.concat([pl.read_parquet(part) for part in (place / "export").glob(f"{name}*/*.parquet")])
-        for name in ("items", "interactions")
-    )
+    items = pl.read_parquet(place / "export" / "items.parquet")
+    log = pl.concat(pl.read_parquet(part) for part in (place / "export" / "interactions").iterdir())
     ids, users = Counter(items["item_id"].to_list()), Counter(log.filter(pl.col("label") > 0)["user_id"].to_list())
     for load in loads:
         assert not set(load.items) - set(ids)
