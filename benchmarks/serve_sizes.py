@@ -65,7 +65,7 @@ def made(directory: Path, items: int, events: int) -> Path:
         write_catalog(catalog, events, items, seed=0)
     stages: dict[str, Any] = {name: STAGES[name] for name in STAGES if name != "evaluate"}
     definition = directory / f"run-{items}.yaml"
-    content = {"name": "sizes", "catalog": str(catalog), "stages": {**stages, "generate": GENERATE, "evaluate": None}}
+    content = {"name": "sizes", "catalog": str(catalog), "stages": {**stages, "generate": GENERATE}}
     definition.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "workflows", "run", str(definition), "--run-dir", str(run)]
     subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603 - our own command
