@@ -34,7 +34,7 @@ from serving.stores.opening import open_store
 from storage.run import RunDir
 
 FIT = {"steps": 50, "validate_every": 50, "valid_queries": 100}
-GENERATE = {"sasrec": {"fit": FIT}, "product_codes": {"fit": FIT}}
+GENERATE = {"sasrec": {"fit": FIT}, "product_codes": {"fit": FIT}, "item_knn": None, "language_model": None}
 
 
 def main() -> None:
