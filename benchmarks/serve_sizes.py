@@ -79,7 +79,7 @@ def in_turns(runs: dict[int, Path], rounds: int, queries: int) -> dict[str, Any]
         asked = {}
         for at, (items, run) in enumerate(runs.items()):
             store = f"sqlite:{run}/benchmark.sqlite"
-            pipeline = Pipeline(RunDir(str(run)), open_store(store))
+            pipeline = Pipeline(RunDir(str(run)), open_store(store, create=True))
             settings = Settings(run=str(run), store=store, open=True)
             port = stack.enter_context(server(settings, haproxy=False, port=PORT + at))
             asked[items] = (port, [body(query) for query in draw(pipeline, queries)])
