@@ -15,7 +15,6 @@ from models.evaluation.clicks import auc
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
 from models.recommenders.ensemble import shares
 from models.recommenders.item_knn import ItemKnn
-from models.recommenders.popularity import MostPopular
 from serving.candidates import SMOOTHING, quotas
 from serving.cascade import CONTENT, PIPELINE, RANKER, Blend, Cascade, Ranked
 from serving.ranking import Users
@@ -36,6 +35,7 @@ def score_pipeline(
     fitted: Mapping[str, Recommender],
     *,
     chosen: str,
+    popular: torch.Tensor,
     positives: np.ndarray,
     cold: np.ndarray,
     repeats: bool,
@@ -53,6 +53,7 @@ def score_pipeline(
         singles: by recommender, where its lists for the test queries hold the target; see `ranks`.
         fitted: the recommenders that the run has fitted.
         chosen: the recommender that counts as the generator.
+        popular: lists of the most popular items for the test queries, rows int64 [Q, 20].
         positives, cold: see `workflows.stages.evaluate.recommenders.judge`.
         repeats: whether users choose the same items again, so that no seen item is left out.
         draws: resamples of users behind intervals.
@@ -85,10 +86,8 @@ def score_pipeline(
     ranked = _ranked(cascade, test, wanted, repeats=repeats)
     scores = cascade.scores(ranked, wanted)
     items, target = _best(ranked, scores), test.target.numpy()
-    new = (test.histories.offsets.diff() == 0).nonzero()[:, 0]
-    seen = None if repeats else gather(test.seen, new)
-    popular = MostPopular(torch.from_numpy(positives))
-    items[new] = popular.recommend(gather(test.histories, new), k=items.shape[1], banned=seen).items
+    new = test.histories.offsets.diff() == 0
+    items[new] = popular[new, : items.shape[1]]
     best = max(singles, key=lambda name: float(ndcg(singles[name], CUT).mean()))
     places = {PIPELINE: ranks(items.numpy(), target), best: singles[best]}
     values = {(name, key): metric(found, CUT) for name, found in places.items() for key, metric in METRICS.items()}

@@ -130,6 +130,7 @@ def score_recommenders(
         {name: places[name][: len(few.user)] for name in own},
         {name: recommenders[name] for name in generated["valid"]},
         chosen=generated["chosen"],
+        popular=lists["popularity"].items[: len(few.user)],
         positives=training.positives,
         cold=~training.warm,
         repeats=repeats,
