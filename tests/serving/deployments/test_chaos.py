@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import polars as pl
@@ -23,7 +18,7 @@ import pytest
 
 from examples.client import Client
 from storage.run import RunDir
-from tests.serving.test_local import tesserec as started
+from tests.serving.deployments.load import Clients, kill_all, two_replicas
 from tests.serving.test_posted import write_interpreted_run
 from tests.stores import redis_server
 from tests.workflows.test_sid import WORDS
@@ -33,14 +28,9 @@ pytestmark = pytest.mark.soak
 
 REPLICA = "ServeReplica:tesserec:Service"  # in the name of a replica's process
 KILLS, APART_S, ALL_KILLS = 8, 20.0, 5
-CONFIG = """
-store: {store}
-timeout_seconds: 60
-service: {{min_replicas: 2, max_replicas: 2, num_cpus: 0.1}}
-"""
 
 
-class Load:
+class Load(Clients):
     """Clients that read and write until they are stopped.
 
     Attributes:
@@ -50,20 +40,9 @@ class Load:
 
     def __init__(self, url: str, name: str = "") -> None:
         self.url, self.name = url, name
-        self.failed, self.users, self.items = list[Any](), list[str](), list[str]()
-        self._done = threading.Event()
+        self.users, self.items = list[str](), list[str]()
         works = ((self._reads, 0.02), (self._acts, 0.02), (self._acts, 0.02), (self._posts, 0.5))
-        self._threads = [threading.Thread(target=self._repeat, args=(at, *each)) for at, each in enumerate(works)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
+        super().__init__([partial(self._repeat, at, *each) for at, each in enumerate(works)])
 
     @property
     def answers(self) -> int:
@@ -73,7 +52,7 @@ class Load:
     def _repeat(self, thread: int, work: Callable[[Client, str], None], pause_s: float) -> None:
         with Client(self.url, timeout_s=90) as client:
             for number in itertools.count():
-                if self._done.is_set():
+                if self.done.is_set():
                     return
                 try:
                     work(client, f"{self.name}{thread}-{number}")
@@ -96,38 +75,6 @@ class Load:
         title = f"{WORDS[len(self.items) % len(WORDS)]} {name}"
         assert client.post_item(f"new {name}", title=title)["item_id"] == f"new {name}"
         self.items.append(f"new {name}")
-
-
-@contextmanager
-def service(run: RunDir, place: Path, store: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`tesserec serve` with two replicas; gives its address and its process, which may be dead at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = place / "service.yaml"
-    config.write_text(CONFIG.format(store=store))
-    process = started("serve", run.root, "--port", str(port), "--config", str(config), cwd=str(place))
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith(f"Serving {run.root} at "), line + process.communicate()[1]
-        yield f"http://127.0.0.1:{port}", process
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=120)
-    finally:
-        kill_all(process)
-
-
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to a process and all that it has started."""
-    family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    for child in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
-    psutil.wait_procs(family, timeout=30)
 
 
 def replicas(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -190,7 +137,7 @@ def store(request, tmp_path: Path) -> Iterator[str]:
 
 
 def test_replicas_that_die_under_load_cost_no_request_and_no_write(run, tmp_path, store) -> None:
-    with service(run, tmp_path, store) as (url, process):
+    with two_replicas(run, tmp_path, store) as (url, process):
         wait_for_two(url, process)
         with Load(url) as load:
             for kill in range(KILLS):
@@ -208,7 +155,7 @@ def test_replicas_that_die_under_load_cost_no_request_and_no_write(run, tmp_path
 def test_nothing_acknowledged_is_lost_when_everything_dies(run, tmp_path, store) -> None:
     loads = []
     for kill in range(ALL_KILLS):
-        with service(run, tmp_path, store) as (url, process):
+        with two_replicas(run, tmp_path, store) as (url, process):
             wait_for_two(url, process)
             with Load(url, name=f"{kill}-") as load:
                 deadline = time.monotonic() + 120

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import signal
-import socket
-import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,9 @@ import pytest
 
 from storage.run import RunDir
 from tests.serving.conftest import next_run
-from tests.serving.test_local import tesserec as started
+from tests.serving.deployments.load import Clients, two_replicas
 
 pytestmark = pytest.mark.long
-
-CONFIG = """
-store: sqlite:{store}
-timeout_seconds: 60
-service: {{min_replicas: 2, max_replicas: 2, num_cpus: 0.1}}
-language_model: {{num_cpus: 0.1}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,27 +34,11 @@ def store(place: Path) -> str:
 @pytest.fixture(scope="module")
 def url(speaking_run: RunDir, place: Path) -> Iterator[str]:
     """`tesserec serve` with two replicas, and language models on another one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (place / "service.yaml").write_text(CONFIG.format(store=place / "users.db"))
-    command = ["serve", speaking_run.root, "--port", str(port), "--config", str(place / "service.yaml")]
-    process = started(*command, cwd=str(place))
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith(f"Serving {speaking_run.root} at "), line + process.communicate()[1]
-        yield f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    finally:
-        process.kill()
+    with two_replicas(speaking_run, place, f"sqlite:{place}/users.db") as (url, _):
+        yield url
 
 
-class Load:
+class Load(Clients):
     """Clients that ask, one request after the other, until they are stopped.
 
     Attributes:
@@ -73,19 +47,8 @@ class Load:
     """
 
     def __init__(self, url: str, clients: int = 3) -> None:
-        self.url, self.failed, self.runs = url, list[Any](), Counter[str]()
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=[number]) for number in range(clients)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
+        super().__init__([partial(self._ask, number) for number in range(clients)])
+        self.url, self.runs = url, Counter[str]()
 
     def more(self, answers: int = 20) -> None:
         """Waits for so many more answers."""
@@ -98,7 +61,7 @@ class Load:
     def _ask(self, client: int) -> None:
         with httpx.Client(base_url=self.url, timeout=90) as http:
             for number in itertools.count():
-                if self._done.is_set():
+                if self.done.is_set():
                     return
                 user = f"user {number % 30}"
                 try:
