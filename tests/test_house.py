@@ -32,8 +32,8 @@ MOST_ENTRIES = 12
 # 24,360 before runs side by side, rolls that replicas follow, and click-through counted as it happens; 25,250 before
 # updates: fits that go on, models of two runs compared, a verdict, and a log that is read where it is new; 26,100
 # before events that come in late, stores that are away, items that wait for a place, exports of runs with ratings,
-# edited ones and killed ones, fits that outlive a worker, and jobs that have packages of their own.
-MOST_CODE_LINES = 26_290
+# edited ones and killed ones, and fits that outlive a worker.
+MOST_CODE_LINES = 26_280
 LEAST_DOCUMENTED = 1117 / 1123  # share of public modules, classes, functions and methods, before the folders
 MOST_LINES_OF_A_FILE = 400
 LEAST_CODE_LINES_OF_A_FILE = 5

@@ -9,18 +9,15 @@ import secrets
 import shlex
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import ZIP_DEFLATED, ZipFile
 
 from storage.errors import UserError
 from storage.hashing import fingerprint
-from workflows.distributed.cluster import PACKAGES, REPOSITORY, WORKER_ENV
+from workflows.distributed.cluster import EXCLUDES, REPOSITORY, WORKER_ENV
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -175,35 +172,18 @@ def _submit(client: JobSubmissionClient, entrypoint: str, env: dict[str, str], m
     until = time.monotonic() + AGENT_SECONDS
     job = f"raysubmit_{secrets.token_hex(8)}"
     variables = {**WORKER_ENV, "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **env}
-    with tempfile.TemporaryDirectory() as folder:
-        package = _pack(Path(folder), job)
-        while True:
-            try:
-                return client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=job,
-                    metadata=metadata,
-                    runtime_env={"working_dir": package, "env_vars": variables},
-                )
-            except (OSError, RuntimeError) as error:
-                if f"{job} already exists" in str(error):
-                    return job
-                again = isinstance(error, OSError) or "No available agent" in str(error)
-                if not again or time.monotonic() > until:
-                    raise
-                time.sleep(1)
-
-
-def _pack(folder: Path, job: str) -> str:
-    """Writes the code into an archive that is this job's alone, and returns its path.
-
-    Ray names a package by its contents and removes it when the last job that uses it has ended, even if the next one
-    has just found it there and is about to start.
-    """
-    path = folder / f"{job}.zip"
-    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-        archive.comment = job.encode()
-        for file in chain.from_iterable((REPOSITORY / name).rglob("*") for name in PACKAGES):
-            if file.is_file() and "__pycache__" not in file.parts:
-                archive.write(file, file.relative_to(REPOSITORY))
-    return str(path)
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job,
+                metadata=metadata,
+                runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": variables},
+            )
+        except (OSError, RuntimeError) as error:
+            if f"{job} already exists" in str(error):
+                return job
+            again = isinstance(error, OSError) or "No available agent" in str(error)
+            if not again or time.monotonic() > until:
+                raise
+            time.sleep(1)

@@ -9,10 +9,12 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,11 +23,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from ray._private.runtime_env.packaging import get_uri_for_package
 from ray.job_submission import JobStatus
 
 from models.evaluation.clicks import total_loss
@@ -38,7 +38,6 @@ from storage.manifest import read_manifest
 from tests.s3 import Server
 from tests.workflows.kills import SETTINGS, assert_no_row_is_lost, run_with_kills, write_catalog
 from workflows.distributed import jobs
-from workflows.distributed.cluster import PACKAGES
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1_800)]
 
@@ -69,10 +68,15 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def dashboard():
-    """The URL of a Ray head that lives as long as this module's tests."""
-    port, board = free_port(), free_port()
+    """The URL of a Ray head that lives as long as this module's tests.
+
+    It has a temporary folder of its own: jobs find their head by a file there. In the usual folder the Rays of other
+    tests write and remove the same file, and a job would join one of theirs.
+    """
+    port, board, folder = free_port(), free_port(), tempfile.mkdtemp(prefix="ray")
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={board}"]
     command += ["--num-cpus=5", "--object-store-memory=1000000000", "--disable-usage-stats"]
+    command += [f"--temp-dir={folder}"]
     command += [f"--dashboard-agent-listen-port={free_port()}"]  # another Ray of this machine may hold the usual one
     # The job's `python` is the one on the head's path, as in an activated environment.
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
@@ -100,6 +104,7 @@ def dashboard():
     yield url
     os.killpg(head.pid, signal.SIGKILL)  # nothing in it is worth a slow farewell
     head.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Job(NamedTuple):
@@ -187,18 +192,6 @@ def test_submission_waits_for_the_agent_of_a_head_that_has_just_started(monkeypa
     Client.answers = iter([RuntimeError("No available agent")])
     with pytest.raises(RuntimeError, match="agent"):
         jobs._submit(Client(), "true", {}, {})
-
-
-def test_a_job_has_a_package_of_its_own_with_the_code_alone(tmp_path):
-    """Ray removes a package with the last job that uses it, while the next one may have just found it."""
-    packages = [Path(jobs._pack(tmp_path, job)) for job in ("raysubmit_1", "raysubmit_2")]
-    assert len({get_uri_for_package(package) for package in packages}) == 2
-    with ZipFile(packages[0]) as package:
-        names = package.namelist()
-    tracked = subprocess.check_output(["git", "ls-files", *PACKAGES], cwd=REPOSITORY, text=True).splitlines()
-    assert set(tracked) <= set(names)
-    assert {name.partition("/")[0] for name in names} == set(PACKAGES)
-    assert not any("__pycache__" in name for name in names)
 
 
 def test_a_run_killed_on_one_machine_goes_on_as_a_job_and_ends_with_the_rows_of_an_undisturbed_one(job, run):
