@@ -1,11 +1,11 @@
 """How well the captioner names what the fashion photos show, beside the tagger, a probe, and chance.
 
 python -m benchmarks.captioner --data DIR --work DIR --out FILE [--align 600] [--write 1000] [--no-mask] [--seed 0]
-python -m benchmarks.captioner --data DIR --work DIR --out FILE --run RUN
+python -m benchmarks.captioner --data DIR --work DIR --out FILE --weights models/qformer/products
 
 Trains a captioner from scratch on the training and validation photos, as `tesserec adapt captioner` does (the run stays
 in `--work`, and goes on there where it was killed), and judges it on the 1,600 test photos, which nothing has seen.
-With `--run` it judges the captioner of that run, and trains nothing.
+With `--weights` it judges a captioner that is there, and trains nothing.
 
 qformer, tagger, probe: shares of the photos whose article type and colour are named, exactly and by a synonym
 (benchmarks/fashion_words.yaml); shuffled: of the captioner's captions beside other photos; chance: what that is on
@@ -40,8 +40,9 @@ from models.common.threads import one_thread
 from models.embedding.local import LocalTexts
 from models.embedding.qformer import QFormerImages, QFormerTexts
 from models.evaluation.pairs import ahead
-from models.qformer.sentences import sentences
+from models.qformer.sentences import sentences, text_of
 from models.qformer.vision import look, pooled
+from models.qformer.words import seen_words
 from storage.manifest import require_manifest
 from storage.run import RunDir
 from workflows.engine.definition import ADAPT_CAPTIONER, load
@@ -64,16 +65,19 @@ def main() -> None:
     parser.add_argument("--write", type=int, default=1000, help="steps of the second stage")
     parser.add_argument("--no-mask", action="store_true", help="texts of one photo are negatives of one another")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", type=Path, help="a finished run of such a training, which is judged as it is")
+    parser.add_argument("--weights", help="folder of a captioner's weights, which are judged as they are")
     arguments = parser.parse_args()
     with_peers("pycocoevalcap", "benchmarks.captioner")
     photos = read_photos(arguments.data)
-    run = RunDir(str(arguments.run or train(photos, arguments)))
-    metrics = run.read_json("metrics", "adapt_captioner.json")
-    features = all_features(photos, arguments.work)
-    report = {"machine": machine(), "seconds": require_manifest(run.root).stages["adapt_captioner"].seconds}
-    report |= {"curve": metrics["curve"], "words": len(metrics["words"])}
-    report |= judge(photos, features, run.uri("models", "captioner"), metrics["words"])
+    report: dict[str, Any] = {"machine": machine(), "weights": arguments.weights}
+    if not arguments.weights:
+        run = RunDir(train(photos, arguments))
+        report |= {
+            "weights": run.uri("models", "captioner"),
+            "seconds": require_manifest(run.root).stages["adapt_captioner"].seconds,
+            "curve": run.read_json("metrics", "adapt_captioner.json")["curve"],
+        }
+    report |= judge(photos, all_features(photos, arguments.work), report["weights"])
     arguments.out.write_text(json.dumps(report, indent=2), encoding="utf-8")
     print(json.dumps({key: value for key, value in report.items() if key != "curve"}, indent=2))
 
@@ -111,16 +115,19 @@ def all_features(photos: Photos, work: Path) -> np.ndarray:
     return features
 
 
-def judge(photos: Photos, features: np.ndarray, weights: str, words: dict[str, float]) -> dict[str, Any]:
-    """Returns the scores on the test photos."""
+def judge(photos: Photos, features: np.ndarray, weights: str) -> dict[str, Any]:
+    """Returns the scores on the test photos; sentences have the words that the training photos tell."""
     test = range(photos.split["test"].start, photos.split["test"].stop)
     table, pictures = photos.table[photos.split["test"]], photos.pictures(test)
     captions = {"qformer": captioned(QFormerCaptioner(weights), pictures), "tagger": captioned(Tagger(), pictures)}
     order = np.random.default_rng(0).permutation(len(test))
-    told = map(said_of, photos.table.rows(named=True))
-    said = [sentences(title, list(attributes.items()), words) for title, attributes in told]
+    told = [(title, list(attributes.items())) for title, attributes in map(said_of, photos.table.rows(named=True))]
+    train = photos.split["train"]
+    words = seen_words([text_of(*row) for row in told[train]], pooled(features, np.arange(train.stop)))
+    said = [sentences(title, attributes, words) for title, attributes in told]
     true = [said[row] or [""] for row in test]
     return {
+        "words": len(words),
         "qformer": naming(captions["qformer"], table),
         "tagger": naming(captions["tagger"], table),
         "probe": probe(photos, features),
