@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.serving.explorer.fake import Shop, listening
+from tests.served import listening
+from tests.serving.explorer.fake import Shop, api
 from tests.serving.explorer.looking import CHROMIUM, TALL, Open
 
 ASKED = re.compile(r"/v1/|/metrics$")
@@ -21,7 +22,7 @@ def shop() -> Shop:
 
 @pytest.fixture(scope="module")
 def address(shop) -> Iterator[str]:
-    with listening(shop) as url:
+    with listening(api(shop)) as url:
         yield url
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -368,22 +366,5 @@ def api(shop: Shop) -> FastAPI:
     return app
 
 
-@contextmanager
-def listening(shop: Shop, port: int = 0) -> Iterator[str]:
-    """Serves the items until the block ends; gives the address."""
-    server = uvicorn.Server(uvicorn.Config(api(shop), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
-
-
 if __name__ == "__main__":
-    with listening(Shop(), port=8002):
-        threading.Event().wait()
+    uvicorn.run(api(Shop()), port=8002)
