@@ -19,7 +19,7 @@ from storage import files
 from storage.run import RunDir
 from tests.docs.pages import DOCUMENTS, REPOSITORY, blocks, commands, name_of
 from tests.served import served
-from tests.serving.conftest import write_run
+from tests.serving.finished import write_run
 
 RUN_HERE = [REPOSITORY / "README.md", REPOSITORY / "docs" / "quickstart.md"]
 COMMANDS = list(dict.fromkeys(command for page in RUN_HERE for command in commands(page)))

@@ -16,7 +16,7 @@ import pytest
 
 from tests.served import listening, served
 from tests.serving.api.fake import FakeRun
-from tests.serving.conftest import write_run
+from tests.serving.finished import write_run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "client.py"
 

@@ -18,7 +18,7 @@ from serving.query import Query
 from serving.settings import KEYS, Settings
 from storage.errors import UserError
 from storage.run import RunDir
-from tests.serving.conftest import store_of
+from tests.serving.finished import store_of
 
 pytestmark = pytest.mark.long
 

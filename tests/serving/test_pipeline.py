@@ -24,7 +24,7 @@ from storage.errors import UserError
 from storage.hashing import hash_ids
 from storage.run import RunDir
 from tests.logs import read_examples, read_log_table
-from tests.serving.conftest import store_of
+from tests.serving.finished import store_of
 
 WHO = ["user 0", "user 7", "late user"]
 

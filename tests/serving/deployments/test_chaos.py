@@ -19,7 +19,6 @@ import pytest
 from examples.client import Client
 from storage.run import RunDir
 from tests.serving.deployments.load import Clients, kill_all, two_replicas
-from tests.serving.test_posted import write_interpreted_run
 from tests.stores import redis_server
 from tests.workflows.test_sid import WORDS
 from workflows.catalogs.export import export
@@ -123,8 +122,8 @@ def show(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunDir:
-    return write_interpreted_run(tmp_path_factory.mktemp("chaos"))
+def run(interpreted_run: RunDir) -> RunDir:
+    return interpreted_run
 
 
 @pytest.fixture(params=["sqlite", "redis"])

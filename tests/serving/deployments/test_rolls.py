@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from storage.run import RunDir
-from tests.serving.conftest import next_run
 from tests.serving.deployments.load import Clients, two_replicas
+from tests.serving.finished import next_run
 
 pytestmark = pytest.mark.long
 

@@ -16,9 +16,9 @@ from serving.settings import Settings
 from serving.stores.opening import open_store
 from storage.run import RunDir
 from tests.served import listening
-from tests.serving.conftest import next_run
 from tests.serving.explorer.looking import cards, keep, needs_chromium, settle
-from tests.serving.test_posted import png, write_interpreted_run
+from tests.serving.finished import next_run
+from tests.serving.interpreted import png
 from workflows.load import load_users
 
 pytestmark = needs_chromium
@@ -26,11 +26,9 @@ USER = "nora"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[RunDir, RunDir]:
+def runs(interpreted_run, tmp_path_factory) -> tuple[RunDir, RunDir]:
     """A run of real models, and the one that follows it."""
-    place = tmp_path_factory.mktemp("story")
-    first = write_interpreted_run(place)
-    return first, next_run(first, place / "next")
+    return interpreted_run, next_run(interpreted_run, tmp_path_factory.mktemp("story") / "next")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from serving.query import Query, Scored
 from serving.rerank import exposure, rules
 from storage.errors import UserError
 from storage.run import RunDir
-from tests.serving.conftest import DAY_US, store_of
+from tests.serving.finished import DAY_US, store_of
 
 DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 

@@ -20,7 +20,7 @@ from serving.query import Query
 from serving.ranking import Users
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
-from tests.serving.conftest import ITEMS, store_of, write_run
+from tests.serving.finished import ITEMS, store_of, write_run
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
 from workflows.stages.evaluate import stage as evaluate

@@ -17,7 +17,7 @@ from storage.hashing import hash_order
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import read_log_table, write_log
-from tests.serving.conftest import ITEMS, write_run
+from tests.serving.finished import ITEMS, write_run
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
 from workflows.stages.evaluate import recommenders

@@ -16,7 +16,7 @@ from storage import files
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.logs import read_log_table, write_log
-from tests.serving.conftest import write_run
+from tests.serving.finished import write_run
 from workflows.catalogs.synthetic.truth import true_probability
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context, Result
