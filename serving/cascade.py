@@ -20,6 +20,7 @@ from models.recommenders.popularity import MostPopular
 from models.recommenders.rescoring import Rescored
 from operators.features.ranker_inputs import aligned, read_embeddings
 from operators.log.partitions import item_ids, open_log
+from operators.log.sequences import Training
 from serving.candidates import SMOOTHING, WithNew, find, fused, overlap, placed, quotas, reciprocal
 from serving.ranking import RunRanker, Users
 from storage import files
@@ -74,18 +75,27 @@ class Cascade:
             and from content, and the ranker orders them; without a ranker that recommender does.
     """
 
-    def __init__(self, run: RunDir, *, candidates: int = 200, fitted: Mapping[str, Recommender] | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        candidates: int = 200,
+        fitted: Mapping[str, Recommender] | None = None,
+        training: Training | None = None,
+    ) -> None:
         """Loads a run whose stage `rank` or `generate` is complete; see `serving.settings.check_servable`.
 
         Args:
             run: the run.
             candidates: of a query, by all recommenders together.
             fitted: recommenders of the run that need not be loaded, by name.
+            training: what is known of items where later events are asked for; that of the whole log where it is None.
 
         Raises:
             UserError: a model is missing or damaged, or an artifact lacks items.
         """
-        self.embedding, self.popularity = aligned(item_ids(run), read_embeddings(run)), popularity(run)
+        self.embedding = aligned(item_ids(run), read_embeddings(run))
+        self.popularity = popularity(run) if training is None else training.positives.astype(np.float32)
         popular = shared(self.popularity)
         self.candidates, known = candidates, fitted or {}
         ranks, generates = (first_unfinished(run.root, (stage,)) is None for stage in ("rank", "generate"))
@@ -98,7 +108,7 @@ class Cascade:
             POPULARITY: MostPopular(popular),
         }
         self._vectors, self._bonus = Growing(self.content.vectors), Growing(cast("torch.Tensor", self.content.bonus))
-        self.ranker = RunRanker(run) if ranks else None
+        self.ranker = RunRanker(run, training) if ranks else None
         found = list(dict.fromkeys([generated["chosen"], CONTENT]))
         self.blend = Blend(quotas(found, candidates), {RANKER if ranks else found[0]: 1.0})
         evaluated = first_unfinished(run.root, ("evaluate",)) is None

@@ -19,8 +19,10 @@ from operators.features.long_history import COUNTED, prefixes_from, read_prefixe
 from operators.features.ranker_inputs import ItemFeatures, read_items, token_rows
 from operators.features.scoring import Scorer
 from operators.features.tokens import NULL_ID, Tokens
+from operators.log.counters import in_all
 from operators.log.events import Events, Known, item_counts, user_counts
 from operators.log.partitions import open_log
+from operators.log.sequences import Training
 from storage import files
 from storage.hashing import hash_ids
 from storage.manifest import require_manifest
@@ -57,8 +59,8 @@ def trained_by(run: RunDir) -> int:
 class RunRanker:
     """The ranker of a run, its items pooled once."""
 
-    def __init__(self, run: RunDir) -> None:
-        """Loads a run whose stage `rank` is complete.
+    def __init__(self, run: RunDir, training: Training | None = None) -> None:
+        """Loads a run whose stage `rank` is complete; counts of the log are of training alone where that is given.
 
         Raises:
             UserError: the ranker is missing or damaged, or an artifact lacks items.
@@ -74,7 +76,11 @@ class RunRanker:
         there = files.dataset(run.uri("features", "items")).schema.names
         self._own = [name in there for name in ranker.config.dense]
         self._counted = [name for name in ranker.config.dense if name in there]
-        columns = map_columns(run, "features", "items", columns=self._counted)
+        columns: Mapping[str, Any] | pa.Table = map_columns(run, "features", "items", columns=self._counted)
+        if training is not None:
+            self._log, total = in_all(training.items, 1), in_all(training.items, len(items))
+            when = np.full(len(items), training.last + 1)
+            columns = item_counts(training.items, total, when, rates=self._labels)
         self._items = Growing(self._dense(columns))
 
     def logits(self, users: Users, *, owner: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

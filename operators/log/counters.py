@@ -56,6 +56,12 @@ class State(NamedTuple):
         return cls(tuple(Known(*(table[f"{name}{n}"].to_numpy() for name in Known._fields)) for n in range(splits)))
 
 
+def in_all(items: Known, queries: int) -> Known:
+    """Returns the counts of all items together, for so many queries."""
+    totals = (int(items.events.sum()), int(items.positives.sum()), int(items.first.min(initial=0)))
+    return Known(*(np.full(queries, total) for total in totals))
+
+
 def tally(rows: pa.Table, splits: int) -> pa.Table:
     """Counts the events of a range by item, for `State.add`.
 

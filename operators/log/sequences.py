@@ -10,7 +10,8 @@ import torch
 
 from models.common.jagged import Jagged, chained, from_arrays
 from models.common.recommender import Queries
-from operators.log.events import SPLITS, Events, first_interactions, histories, known_to
+from operators.log.counters import State
+from operators.log.events import SPLITS, Events, Known, first_interactions, histories, known_to
 from operators.log.partitions import PartitionedLog
 from operators.log.split import Split
 from storage.hashing import hash_numbers
@@ -19,8 +20,18 @@ from storage.hashing import hash_numbers
 class Training(NamedTuple):
     """What the training part of a log says of N items."""
 
-    positives: np.ndarray  # int64 [N], positive events of each item
-    warm: np.ndarray  # bool [N], items with an event of any kind
+    items: Known  # [N] each
+    last: int  # time of its last event, microseconds
+
+    @property
+    def positives(self) -> np.ndarray:
+        """Positive events of each item, int64 [N]."""
+        return self.items.positives
+
+    @property
+    def warm(self) -> np.ndarray:
+        """Items with an event of any kind, bool [N]."""
+        return self.items.events > 0
 
 
 class SplitPart(NamedTuple):
@@ -90,12 +101,15 @@ def split_part(log: PartitionedLog, split: Split, number: int) -> SplitPart:
 
 def read_training(log: PartitionedLog, split: Split) -> Training:
     """Counts what the training part of a log says of its items, partition by partition."""
-    positives, warm = np.zeros(len(log.items), np.int64), np.zeros(len(log.items), dtype=bool)
+    count, last = len(log.items), log.about.first
+    (found,) = State.empty(count, 1).items
     for events, numbers, _ in split_parts(log, split):
         trained = events.take(numbers == 0)
-        positives += np.bincount(trained.item[trained.label > 0], minlength=len(positives))
-        warm[trained.item] = True
-    return Training(positives, warm)
+        found.events[:] += np.bincount(trained.item, minlength=count)
+        found.positives[:] += np.bincount(trained.item[trained.label > 0], minlength=count)
+        np.minimum.at(found.first, trained.item, trained.time)
+        last = max(last, int(trained.time.max(initial=last)))
+    return Training(found, last)
 
 
 def read_queries(

@@ -15,6 +15,7 @@ from models.evaluation.clicks import auc
 from models.evaluation.lists import CUT, CUTS, ndcg, ranks, recall, scorecard
 from models.recommenders.ensemble import shares
 from models.recommenders.item_knn import ItemKnn
+from operators.log.sequences import Training
 from serving.candidates import SMOOTHING, quotas
 from serving.cascade import CONTENT, PIPELINE, RANKER, Blend, Cascade, Ranked
 from serving.ranking import Users
@@ -36,16 +37,16 @@ def score_pipeline(
     *,
     chosen: str,
     popular: torch.Tensor,
-    positives: np.ndarray,
-    cold: np.ndarray,
+    training: Training,
     repeats: bool,
     draws: int,
 ) -> dict[str, Any]:
     """Chooses the weights of the recommenders' and the ranker's lists and measures the pipeline.
 
     The users of queries are visitors to the pipeline: it knows the history that the query tells, as in a request with a
-    history. Who has none gets popular items, by training. Weights are multiples of a fifth; those with the highest
-    NDCG@10 on validation win, of equally good ones the most even.
+    history. What is known of items is what training says of them, as the events that are asked for come later; the
+    service knows the whole log. Who has no history gets popular items. Weights are multiples of a fifth; those with the
+    highest NDCG@10 on validation win, of equally good ones the most even.
 
     Args:
         context: of the run.
@@ -54,7 +55,7 @@ def score_pipeline(
         fitted: the recommenders that the run has fitted.
         chosen: the recommender that counts as the generator.
         popular: lists of the most popular items for the test queries, rows int64 [Q, 20].
-        positives, cold: see `workflows.stages.evaluate.recommenders.judge`.
+        training: what the training part of the log says of items.
         repeats: whether users choose the same items again, so that no seen item is left out.
         draws: resamples of users behind intervals.
 
@@ -64,7 +65,7 @@ def score_pipeline(
         `over_best`, the ratio of the NDCG@10 of both, and its interval; `list_auc`, the AUC of the ranker's
         probabilities within the lists of ten, an item being positive where it was chosen next; null without a ranker.
     """
-    cascade = Cascade(context.run, fitted=fitted)
+    cascade = Cascade(context.run, fitted=fitted, training=training)
     names = [name for name in dict.fromkeys([chosen, ItemKnn.kind, CONTENT]) if name in cascade.recommenders]
     wanted = quotas(names, cascade.candidates)
     lists = [*names, *([RANKER] if cascade.ranker else [])]
@@ -96,7 +97,7 @@ def score_pipeline(
         "recommenders": names,
         "weights": cascade.blend.weights,
         "smoothing": cascade.blend.smoothing,
-        **scorecard(items.numpy(), target, positives, cold),
+        **scorecard(items.numpy(), target, training.positives, ~training.warm),
         **{f"{key}_interval": interval(samples[PIPELINE, key]) for key in METRICS},
         "best": best,
         "over_best": float(ratio(values[PIPELINE, GAIN].mean(), values[best, GAIN].mean())),

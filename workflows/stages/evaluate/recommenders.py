@@ -131,8 +131,7 @@ def score_recommenders(
         {name: recommenders[name] for name in generated["valid"]},
         chosen=generated["chosen"],
         popular=lists["popularity"].items[: len(few.user)],
-        positives=training.positives,
-        cold=~training.warm,
+        training=training,
         repeats=repeats,
         draws=draws,
     )

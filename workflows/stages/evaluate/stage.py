@@ -33,7 +33,7 @@ class EvaluateStage(Stage[Config]):
     """Measures the ranker, the recommenders and their baselines on the test split."""
 
     config_type = Config
-    version = 13
+    version = 14
     reads = ("ingest", "project")
     reads_one_of = ("rank", "generate")
     reads_all = True

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from operators.features.long_history import read_prefixes, shared_prefixes
 from operators.features.tokens import NULL_ID
-from operators.log.counters import State, answer, tally
+from operators.log.counters import State, answer, in_all, tally
 from operators.log.events import (
     SPLITS,
     Known,
@@ -257,16 +257,9 @@ def _write_users(work: Work, log: PartitionedLog, part: Part, users: np.ndarray,
         "seen": _lists(seen.item.astype(np.int32), of_seen),
         "seen_time": _lists(seen.time, of_seen),
         "events": met,
-        **user_counts(known, at_the_end(work.state("end"), count), rates=work.labelled),
+        **user_counts(known, in_all(work.state("end").items[-1], count), rates=work.labelled),
     }
     files.write_part(files.part_uri(work.run.uri("features", "users"), number), pa.table(table))
-
-
-def at_the_end(state: State, queries: int) -> Known:
-    """Returns the counts of a whole log, for so many queries."""
-    known = state.items[-1]
-    totals = (int(known.events.sum()), int(known.positives.sum()), int(known.first.min(initial=0)))
-    return Known(*(np.full(queries, total) for total in totals))
 
 
 def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.ListArray:

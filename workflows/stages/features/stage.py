@@ -17,6 +17,7 @@ from operators.columns import matrix_of, read_block
 from operators.features.items import as_trained, item_features
 from operators.features.long_history import described, read_prefixes
 from operators.features.tokens import HASH, Tokens, sid_tokens, token_hashes
+from operators.log.counters import in_all
 from operators.log.events import SPLITS, Known, item_counts, user_counts
 from operators.log.partitions import PartitionedLog, check_trained, item_ids, open_log, read_about
 from operators.log.split import ranges
@@ -174,10 +175,10 @@ def write_items(work: Work, tokens: Tokens, block: int) -> dict[str, int]:
     trained = exchange.collect([work.uri("sids", "trained")])["hash"].to_numpy()
     features = item_features(items, read_codes(run, ids, start), tokens)
     features = as_trained(features, work.warm_items()[rows], trained)
-    state, about = work.state("end"), open_log(run).about
-    known = Known(*(values[rows] for values in state.items[-1]))
+    counted, about = work.state("end").items[-1], open_log(run).about
+    known = Known(*(values[rows] for values in counted))
     when = np.full(len(ids), about.last + 1)
-    total = partitions.at_the_end(state, len(ids))
+    total = in_all(counted, len(ids))
     for name, values in item_counts(known, total, when, rates=work.labelled).items():
         features = features.append_column(name, pa.array(values))
     files.write_part(files.part_uri(run.uri("features", "items"), block), features)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from models.common.jagged import Jagged
 from models.evaluation.lists import ndcg, ranks, recall
 from models.recommenders.popularity import MostPopular
 from models.recommenders.sasrec import SasRec, SasRecConfig
 from operators.log.partitions import open_log
-from operators.log.sequences import read_queries, read_training
+from operators.log.sequences import read_queries, read_training, split_parts
 from operators.log.split import SplitTime
 from serving.cascade import PIPELINE, RANKER, Cascade
 from serving.pipeline import Pipeline
@@ -50,9 +51,15 @@ def measured(tmp_path_factory) -> tuple[RunDir, dict[str, Any]]:
     return run, metrics
 
 
+def as_measured(run: RunDir) -> Cascade:
+    """What the service has, but for what it knows of items: that is of training."""
+    return Cascade(run, training=read_training(open_log(run), SplitTime()))
+
+
 def test_the_service_answers_with_the_lists_that_were_measured(measured) -> None:
     run, metrics = measured
     pipeline = Pipeline(run, store_of(run))
+    pipeline.cascade = as_measured(run)
     test = read_queries(open_log(run), SplitTime(), "test", **ASKED, most=2_000, seed=0)
     ids = pipeline.catalogue.ids.to_pylist()
 
@@ -83,7 +90,7 @@ def test_who_comes_without_a_history_is_measured_with_popular_items(measured) ->
     asked, others = test.take(new), test.take(np.setdiff1d(np.arange(len(test.user)), new))
     positives = read_training(log, SplitTime()).positives
     popular = MostPopular(torch.from_numpy(positives)).recommend(asked.histories, k=10, banned=asked.seen)
-    cascade = Cascade(run)
+    cascade = as_measured(run)
     ranked = cascade.ranked(Users.visitors(others.histories), cascade.blend.candidates, banned=others.seen)
     order = cascade.scores(ranked, cascade.blend.candidates).argsort(dim=1, descending=True, stable=True)[:, :10]
     parts = ((popular.items, asked), (ranked.items.gather(1, order), others))
@@ -102,3 +109,20 @@ def test_the_blend_is_kept_and_used(measured) -> None:
     assert sum(blend.candidates.values()) == 200
     assert found["best"] in metrics
     assert found["over_best"] > 0
+
+
+def test_what_is_asked_for_is_not_known_before(measured) -> None:
+    """The counts of items are those of training, in the bonus of popular ones and in what the ranker reads."""
+    run, _ = measured
+    log = open_log(run)
+    parts = list(split_parts(log, SplitTime()))
+    trained = [(each.events.take(each.split == 0), each.split) for each in parts]
+    likes = sum(np.bincount(events.item[events.label > 0], minlength=ITEMS) for events, _ in trained)
+    seen = sum(np.bincount(events.item, minlength=ITEMS) for events, _ in trained)
+    served, asked = Cascade(run), as_measured(run)
+    assert asked.popularity.tolist() == likes.tolist() != served.popularity.tolist()
+    visitor = Users.visitors(Jagged(torch.tensor([], dtype=torch.int64), torch.tensor([0, 0])))
+    rows = torch.arange(ITEMS)[None]
+    assert not torch.equal(asked.logits(visitor, rows), served.logits(visitor, rows))
+    at = asked.ranker._counted.index("item_events")
+    assert asked.ranker._items.rows[:, at].tolist() == pytest.approx(np.log1p(seen).tolist())
