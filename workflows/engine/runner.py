@@ -181,6 +181,7 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
     write_manifest(root, manifest)
     began = time.monotonic()
     try:
+        _forget_other_attempts(context, name)
         with reporter.stage(name) as progress:
             result = stage(name).run(config, dataclasses.replace(context, progress=progress))
         reasons = _reasons(name, context.run) if result.rejected or result.degraded else {}
@@ -205,6 +206,15 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
     reporter.line(
         f"{name}: {result.rows_out} rows{lost}, {entry.seconds:.1f} s, {entry.rows_per_second:.0f} rows per second"
     )
+
+
+def _forget_other_attempts(context: Context, stage: str) -> None:
+    """Removes the state of attempts with other settings: what it says is written, this one is about to replace."""
+    fs, path = files.filesystem(context.run.uri("checkpoints", stage))
+    if fs.exists(path):
+        for name in fs.ls(path, detail=False):
+            if name.rstrip("/").rsplit("/", 1)[-1] != context.fingerprint:
+                fs.rm(name, recursive=True)
 
 
 class _Reason(NamedTuple):

@@ -12,7 +12,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from models.common.settings import Folder, Settings
 from operators.base import Operator
 from operators.log.split import Split, SplitTime
-from storage import files
 from storage.run import RunDir
 from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import READER_CPUS, Group, Node, Workers
@@ -212,12 +211,3 @@ class Stage(ABC, Generic[Config]):
     @abstractmethod
     def run(self, config: Config, context: Context) -> Result:
         """Reads the artifacts of earlier stages under the run directory and writes its own there."""
-
-
-def forget_other_attempts(context: Context, stage: str) -> None:
-    """Removes the state of attempts with other settings from `checkpoints/STAGE`."""
-    fs, path = files.filesystem(context.run.uri("checkpoints", stage))
-    if fs.exists(path):
-        for name in fs.ls(path, detail=False):
-            if name.rstrip("/").rsplit("/", 1)[-1] != context.fingerprint:
-                fs.rm(name, recursive=True)

@@ -76,6 +76,29 @@ def test_no_stage_goes_on_from_before_a_stage_that_ran_anew(tmp_path: Path, ran:
     assert not killed.exists()
 
 
+def test_what_an_attempt_with_other_settings_left_is_gone_before_a_stage_begins(
+    tmp_path: Path, ran: dict[str, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What both write into the run is this one's alone, whatever the other one's state says is written."""
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1700000000\n")
+    raw = {"name": "w", "catalog": str(tmp_path / "catalog"), "stages": {name: {} for name in STAGES}}
+    definition = resolve(raw, source="w")
+    left: dict[str, list[str]] = {}
+    for name, fingerprint in _fingerprints(definition).items():
+        for attempt in ("other", fingerprint):
+            (tmp_path / "run" / "checkpoints" / name / attempt).mkdir(parents=True)
+
+        def run(config: StageConfig, context: Context, name: str = name) -> Result:
+            left[name] = [each.name for each in (tmp_path / "run" / "checkpoints" / name).iterdir()]
+            return Result(rows_in=1, rows_out=1)
+
+        monkeypatch.setattr(stage(name), "run", run)
+    execute(definition, str(tmp_path / "run"))
+    assert left == {name: [fingerprint] for name, fingerprint in _fingerprints(definition).items()}
+
+
 def test_a_stage_that_reads_one_of_two_runs_anew_with_another_fit_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from storage.errors import UserError
 from workflows.catalogs.survey import Survey
 from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, Workers, plan
-from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.engine.stage import Context, Result, Stage
 from workflows.stages.adapt_captioner.data import choose, lessons, map_features
 from workflows.stages.adapt_captioner.scores import judge
 from workflows.stages.adapt_captioner.settings import SCRATCH, Config
@@ -73,7 +73,6 @@ class AdaptCaptionerStage(Stage[Config]):
         run, folder = context.run, context.run.uri("checkpoints", "adapt_captioner")
         sink = files.join(folder, context.fingerprint)
         source = files.join(sink, "source")
-        forget_other_attempts(context, "adapt_captioner")
         total = choose(run, config.items, source)
         if streams.committed_rows(sink) < total:
             streams.stream(

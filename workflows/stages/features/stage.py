@@ -24,7 +24,7 @@ from operators.log.split import ranges
 from storage import exchange, files
 from storage.errors import UserError
 from storage.run import RunDir
-from workflows.engine.stage import Context, Result, Stage, StageConfig, forget_other_attempts
+from workflows.engine.stage import Context, Result, Stage, StageConfig
 from workflows.stages.features import partitions
 from workflows.stages.features.partitions import Work
 
@@ -59,7 +59,6 @@ class FeaturesStage(Stage[Config]):
         Raises:
             UserError: there are no interactions, labels are all 0, or a split would be empty.
         """
-        forget_other_attempts(context, "features")  # what it says is written, another one may have replaced
         run, log = context.run, open_log(context.run)
         about, given = log.about, read_about(run)
         assert given is not None  # noqa: S101 - for the type checker: the log is open

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from models.recommenders.settings import check_backbone, check_codewords, check_texts
 from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
-from workflows.engine.stage import Context, Result, Stage, forget_other_attempts
+from workflows.engine.stage import Context, Result, Stage
 from workflows.engine.text import decimal
 from workflows.stages.generate.settings import GENERATORS, Config
 
@@ -67,7 +67,6 @@ class GenerateStage(Stage[Config]):
         if config.language_model is not None:
             tasks = learnable(config.language_model, context, data)
             config = config.model_copy(update={"language_model": tasks})
-        forget_other_attempts(context, "generate")  # what they wrote to models/ may be of other settings
         save_items(run, data.item_ids)
         earlier = earlier_of(config.previous, data.item_ids)
         for settings in config.coded:

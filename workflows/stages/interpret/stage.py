@@ -39,7 +39,7 @@ from workflows.catalogs.canonical import ITEMS
 from workflows.catalogs.survey import Survey
 from workflows.distributed import streams
 from workflows.distributed.pools import Group, Node, Step, plan
-from workflows.engine.stage import SMALL_CATALOGUE, Context, ContinuingConfig, Result, Stage, forget_other_attempts
+from workflows.engine.stage import SMALL_CATALOGUE, Context, ContinuingConfig, Result, Stage
 from workflows.stages.interpret.given import TYPES, copy_items, given_fields, nothing_to_compute
 from workflows.stages.interpret.reused import Reused
 from workflows.stages.interpret.settings import CAPTIONS, IMAGES, INTERESTS, TEXTS, Captions, ModelSection, Section
@@ -198,6 +198,7 @@ class InterpretStage(Stage[Config]):
     def run(self, config: Config, context: Context) -> Result:
         """Writes `items` and `rejects/interpret`."""
         given = given_fields(files.dataset(context.run.uri("catalog", "items")).schema)
+        files.remove(context.run.uri("models", "interpreter"))  # of a catalogue that brought no vectors
         if nothing_to_compute(context.run):
             copy = partial(copy_items, context.run, items_schema(None, given))
             few = files.dataset(context.run.uri("catalog", "items")).count_rows() <= SMALL_CATALOGUE
@@ -206,7 +207,6 @@ class InterpretStage(Stage[Config]):
             return Result(rows_in=total, rows_out=kept, rejected=lost, metrics={"given": list(given)})
         folder = context.run.uri("checkpoints", "interpret")
         sink = files.join(folder, context.fingerprint)
-        forget_other_attempts(context, "interpret")
         schema = items_schema(config, given)
         recipe = recipe_of(config, schema)
         before = earlier_items(config, recipe)

@@ -172,12 +172,11 @@ def encode(context: Context) -> Pieces:
 
 
 def _read(pieces: Pieces) -> Coded:
-    """Returns all items in hash order, and removes what `encode` has written."""
+    """Returns all items in hash order."""
     parts = (files.part_uri(pieces.folder, piece) for piece in range(pieces.number))
     found = pa.concat_tables([files.read_table(part) for part in parts])
     order = hash_order(found["item_id"])
     contents = found["content"].to_numpy()[order]
-    files.remove(pieces.folder)
     return Coded(order, found["item_id"].take(pa.array(order)), matrix_of(found["codes"])[order], contents)
 
 
