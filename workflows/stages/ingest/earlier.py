@@ -8,7 +8,7 @@ files that it writes hold a partition of a run as it is, and in what state they 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from operators.log.partitions import CONTEXT, read_about
@@ -38,12 +38,15 @@ class Carried(NamedTuple):
     left: list[Source]
 
 
-def write_read(run: RunDir, config: Config, form: Form, log: Sequence[Source]) -> None:
-    """Writes which files the log of a run comes from, and how they were read."""
-    run.write_json({"how": _how(config, form), "files": sorted(_states(log).values())}, *READ)
+def write_read(run: RunDir, config: Config, form: Form, states: Mapping[str, str]) -> None:
+    """Writes which files the log of a run comes from, and how they were read.
+
+    `states` are those of before the reading: a file that comes or changes meanwhile is new to the next update.
+    """
+    run.write_json({"how": _how(config, form), "files": sorted(states.values())}, *READ)
 
 
-def carried(config: Config, catalog: str, form: Form, log: list[Source]) -> Carried | None:
+def carried(config: Config, catalog: str, form: Form, log: list[Source], states: Mapping[str, str]) -> Carried | None:
     """Returns what of a log comes from the run before; None where all of it has to be read.
 
     Args:
@@ -51,10 +54,11 @@ def carried(config: Config, catalog: str, form: Form, log: list[Source]) -> Carr
         catalog: URI of the catalogue.
         form: how its log is read.
         log: the parts of the table.
+        states: of their files.
     """
     if config.previous is None:
         return None
-    earlier, states = RunDir(config.previous), _states(log)
+    earlier = RunDir(config.previous)
     about = read_about(earlier)
     columns = {f"{CONTEXT}{name}" for name in form.context}
     if about is None or about.labels != form.label or set(about.context) != columns:
@@ -70,7 +74,7 @@ def carried(config: Config, catalog: str, form: Form, log: list[Source]) -> Carr
     return Carried(config.previous, tuple(sorted(whole.values())), left)
 
 
-def _exported(catalog: str, ingested: str, states: dict[str, str]) -> dict[str, int]:
+def _exported(catalog: str, ingested: str, states: Mapping[str, str]) -> dict[str, int]:
     """Returns the files of an export that hold a partition of a run as it is, with their numbers; none if one changed.
 
     Args:
@@ -93,6 +97,6 @@ def _how(config: Config, form: Form) -> str:
     return fingerprint(json.dumps([VERSION, config.label, config.positive_from, known], sort_keys=True))
 
 
-def _states(log: Sequence[Source]) -> dict[str, str]:
+def states_of(log: Sequence[Source]) -> dict[str, str]:
     """Returns what tells the contents of files apart, by their URIs."""
     return {uri: tables.state(uri) for uri in dict.fromkeys(source.uri for source in log)}

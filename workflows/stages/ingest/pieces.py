@@ -10,8 +10,8 @@ No piece holds more than a block of a table, a partition, and hashes of all item
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Work:
         widths: of the vectors that the items table gives.
         known: columns that its first rows have.
         log_uri, log: likewise; empty without a log.
+        states: of the log's files as they were listed, by their URIs; see `storage.tables.state`.
         numbers: columns of the log that are read as numbers, see `blocks.Scanned`.
         form: how the log is read.
         partitions: of the log.
@@ -64,6 +65,7 @@ class Work:
     known: Sequence[str]
     log_uri: str = ""
     log: Sequence[Source] = ()
+    states: Mapping[str, str] = field(default_factory=dict)
     numbers: dict[str, bool] | None = None
     form: events.Form | None = None
     partitions: int = 1

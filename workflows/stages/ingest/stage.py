@@ -15,9 +15,9 @@ from storage.errors import UserError
 from storage.manifest import require_manifest
 from storage.run import RunDir
 from workflows.catalogs.survey import Survey, sample
-from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage, forget_other_attempts
+from workflows.engine.stage import SMALL_CATALOGUE, Context, Result, Stage
 from workflows.stages.ingest import events, items, pieces
-from workflows.stages.ingest.earlier import carried, write_read
+from workflows.stages.ingest.earlier import carried, states_of, write_read
 from workflows.stages.ingest.given import widths_of
 from workflows.stages.ingest.pieces import Work
 from workflows.stages.ingest.settings import Config
@@ -70,7 +70,6 @@ class IngestStage(Stage[Config]):
             UserError: a table has nothing that can be used, the log loses more events than allowed, or later stages
                 cannot learn from it.
         """
-        forget_other_attempts(context, "ingest")
         work = _work(config, context)
         if not files.exists(work.folder):  # what is there is of another attempt or state of the catalogue
             for parts in (("catalog",), ("log",), ("rejects", "ingest")):
@@ -118,11 +117,13 @@ def _work(config: Config, context: Context) -> Work:
         return work
     first, log = blocks.first(log_uri), blocks.sources(log_uri)
     form = events.form_of(config.with_labels(first.rows), order=tables.timestamps(context.catalog) == "order")
-    found = carried(config, context.catalog, form, log)
+    states = states_of(log)
+    found = carried(config, context.catalog, form, log, states)
     return replace(
         work,
         log_uri=log_uri,
         log=log if found is None else found.left,
+        states=states,
         earlier="" if found is None else found.run,
         carried=() if found is None else found.partitions,
         numbers=first.numbers,
@@ -179,7 +180,7 @@ def _write_log(work: Work, context: Context, ids: list[str]) -> tuple[dict[str, 
     if about.events != kept - again:
         raise RuntimeError(f"{kept} events were dealt to partitions, {about.events} and {again} duplicates came there")
     assert work.form is not None  # noqa: S101 - for the type checker
-    write_read(work.run, config, work.form, blocks.sources(work.log_uri))
+    write_read(work.run, config, work.form, work.states)
     notes = [note for part in dealt for note in part["notes"]][: events.EXAMPLES]
     notes += check_learnable(about, context)
     if work.carried:

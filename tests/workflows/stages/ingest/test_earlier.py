@@ -24,6 +24,7 @@ from workflows.engine.definition import resolve
 from workflows.engine.preflight import preflight
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
+from workflows.stages.ingest import pieces
 from workflows.stages.ingest.settings import Config
 
 START = 1_767_225_600_000_000  # of 2026
@@ -89,6 +90,31 @@ def test_an_exported_log_is_read_where_it_is_new(first: RunDir, tmp_path: Path) 
     assert carried == 300
     assert dropped["duplicate_event"] == 0
     assert as_if_read(run, tmp_path, catalog)
+
+
+def test_a_file_that_comes_while_the_log_is_read_is_new_to_the_next_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, deal = tmp_path / "shop", pieces.deal_events
+    (catalog / "interactions").mkdir(parents=True)
+    pl.DataFrame({"item_id": ["i0", "i1"], "title": ["a", "b"]}).write_parquet(catalog / "items.parquet")
+
+    def come(name: str, user: str) -> None:
+        times = pl.Series(START + 1_000_000 * np.arange(1, 11)).cast(pl.Datetime("us", "UTC"))
+        log = {"user_id": [user] * 10, "item_id": ["i0", "i1"] * 5, "timestamp": times, "label": [1.0, 0.0] * 5}
+        pl.DataFrame(log).write_parquet(catalog / "interactions" / name)
+
+    def dealt(work: pieces.Work, number: int) -> dict[str, Any]:
+        come("b.parquet", "ben")
+        return deal(work, number)
+
+    come("a.parquet", "ann")
+    monkeypatch.setattr(pieces, "deal_events", dealt)
+    run = ingested(tmp_path / "one", catalog)[0]
+    monkeypatch.undo()
+    following, carried, _ = ingested(tmp_path / "two", catalog, run)
+    assert carried == 10
+    assert as_if_read(following, tmp_path, catalog)
 
 
 def test_a_row_that_is_exported_twice_is_dropped(first: RunDir, tmp_path: Path) -> None:

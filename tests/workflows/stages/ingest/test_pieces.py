@@ -185,12 +185,10 @@ def test_a_run_that_was_killed_goes_on_where_it_was(
     assert same(found, expected)
 
 
-def test_the_state_of_another_attempt_is_removed(tmp_path: Path, small: None) -> None:
+def test_what_another_attempt_wrote_is_removed(tmp_path: Path, small: None) -> None:
     context = written(tmp_path, "row groups")
     result(context, 160)
-    assert {path.name for path in (tmp_path / "run" / "checkpoints" / "ingest").iterdir()} == {"f"}
     result(dataclasses.replace(context, fingerprint="g"), 10_000)
-    assert {path.name for path in (tmp_path / "run" / "checkpoints" / "ingest").iterdir()} == {"g"}
     assert len(list((tmp_path / "run" / "log" / "events").iterdir())) == 1
 
 
