@@ -51,5 +51,6 @@ def collect(uris: Iterable[str], number: int = 0) -> pa.Table:
 @contextmanager
 def _opened(uri: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
     fs, path = files.filesystem(uri)
-    with pa.memory_map(path) if "file" in fs.protocol else fs.open(path, "rb") as source:
+    # One piece is read of many: a read-ahead of megabytes would fetch those of others with it, for each reader anew.
+    with pa.memory_map(path) if "file" in fs.protocol else fs.open(path, "rb", cache_type="none") as source:
         yield pa.ipc.open_file(source)

@@ -48,8 +48,16 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A plain path made absolute, a leading `~` being the home folder as in `filesystem`; any other URI as it is."""
-    return uri if "://" in uri else str(Path(os.path.expanduser(uri)).absolute())  # noqa: PTH111 - `~nobody` stays
+    """A plain path made absolute, a leading `~` being the home folder as in `filesystem`; another URI as it is.
+
+    One place has one name: slashes at the end go.
+
+    >>> absolute("s3://bucket/run/")
+    's3://bucket/run'
+    """
+    if "://" not in uri:
+        return str(Path(os.path.expanduser(uri)).absolute())  # noqa: PTH111 - `~nobody` stays
+    return uri if uri.endswith("://") else uri.rstrip("/")
 
 
 def exists(uri: str) -> bool:

@@ -111,7 +111,7 @@ def _resolve(uri: str, root: str, sources: Sources) -> str:
         path = posixpath.normpath(full.split("://", 1)[1])
     if not any(f"{path}/".startswith(folder.rstrip("/") + "/") for folder in folders):
         raise MediaError("outside_root", "the path leaves the catalogue")
-    return path if scheme == "file" else f"{full.split('://', 1)[0]}://{path}"
+    return path if scheme == "file" else f"{scheme}://{path}"
 
 
 def _scheme(uri: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import uuid
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from s3fs import S3FileSystem
+from s3fs import S3File, S3FileSystem
 
-from storage import files
+from storage import exchange, files
 from storage.errors import UserError
 from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.run import RunDir
@@ -32,6 +33,21 @@ def test_what_another_process_writes_is_listed_at_once(s3, root):
     assert files.exists(files.join(uri, "part-1.parquet"))
     files.remove(uri)
     assert not files.exists(uri)
+
+
+def test_a_piece_of_an_exchanged_file_is_fetched_without_those_of_others(s3, root, monkeypatch):
+    uri, fetched = files.join(root, "dealt.arrow"), list[int]()
+    exchange.deal(uri, pa.table({"row": np.arange(200_000)}), np.arange(200_000) % 100, 100)
+    fetch = S3File._fetch_range
+
+    def counted(file: S3File, start: int, end: int) -> bytes:
+        fetched.append(end - start)
+        return fetch(file, start, end)
+
+    monkeypatch.setattr(S3File, "_fetch_range", counted)
+    assert exchange.collect([uri], 7)["row"].to_pylist() == list(range(7, 200_000, 100))
+    fs, path = files.filesystem(uri)
+    assert sum(fetched) < fs.size(path) / 20
 
 
 def test_a_manifest_is_read_whole_while_it_is_written(s3, root):

@@ -10,7 +10,7 @@ from storage.media.limits import MediaError
 from storage.media.sources import Sources, placed, resolve
 
 URIS = ["a.jpg", "x/a%20b.jpg", "a?b.jpg", "a.jpg?v=1", "#1.jpg", "/etc/a.jpg", "../a.jpg", "item:7.jpg", "é.jpg"]
-GIVEN = ["https://host/a.jpg", "s3://other/a.jpg", "data:image/png,x"]
+GIVEN = ["https://host/a.jpg", "S3://bucket/shop/a.jpg", "s3://other/a.jpg", "data:image/png,x"]
 
 
 def found(uri: str, root: str, *roots: str) -> str:
@@ -28,3 +28,7 @@ def test_a_placed_medium_is_the_same_one(uri: str, root: str, elsewhere: str, tm
     (tmp_path / "a%20b?c" / "a?b.jpg").touch()
     root = root.replace("LOCAL", str(tmp_path / "a%20b?c"))
     assert found(placed(uri, root), elsewhere, root) == found(uri, root)
+
+
+def test_a_scheme_in_capitals_is_that_scheme() -> None:
+    assert found("S3://bucket/shop/a.jpg", "s3://bucket/shop") == "s3://bucket/shop/a.jpg"
