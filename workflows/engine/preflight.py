@@ -51,7 +51,6 @@ def preflight(
         if isinstance(config, ContinuingConfig) and config.previous is not None:
             check_previous(config.previous, root, name)
     _check_log(definition)
-    _check_data(definition, tell)
     manifest = read_manifest(root) or Manifest(name=definition.name)
     if manifest.name != definition.name:
         raise UserError(
@@ -65,6 +64,7 @@ def preflight(
         for name, config in definition.configs.items():
             stage(name).check(config, root)
     _check_pools(definition, cluster.nodes(address))
+    _check_data(definition, tell)  # reads whole tables, so what is cheaper to find is told before
     return manifest
 
 
