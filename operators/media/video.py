@@ -44,14 +44,16 @@ def decode_video(
                 raise MediaError("not_a_video", "no video stream")
             stream = container.streams.video[0]
             _check_size(stream.codec_context, limits)
-            seconds = float(container.duration or 0) / av.time_base
+            start = float(container.start_time or 0) / av.time_base
+            seconds = float(container.duration or 0) / av.time_base or _told_by_packets(
+                container, stream, deadline, limits
+            )
             if seconds > limits.max_seconds:
                 raise MediaError("too_long", f"{seconds:.0f} s")
             moments = []
             if limits.sampling == "scenes":
                 moments = _shots(container, stream, seconds, deadline, limits, damage)
             if not moments:
-                start = float(container.start_time or 0) / av.time_base
                 moments = [start + seconds * (i + 0.5) / limits.frames for i in range(limits.frames)]
             frames = [_sample(container, stream, moment, deadline, limits, damage) for moment in moments]
             if damage:  # the last frame before it stands for all moments after it
@@ -68,6 +70,21 @@ def decode_video(
     if damage:
         damaged(f"{len(found)} frames before, between or after damage are used ({damage[0]})")
     return found
+
+
+def _told_by_packets(
+    container: av.container.InputContainer, stream: av.VideoStream, deadline: float, limits: Limits
+) -> float:
+    """Returns the seconds of a video that does not say how long it is, as browsers record them: its packets are read
+    once, and nothing is decoded."""
+    times, ends = [0.0], [0.0]
+    for packet in _packets(container, stream, []):
+        if packet.pts is not None and packet.time_base is not None:
+            times.append(float(packet.pts * packet.time_base))
+            ends.append(times[-1] + float((packet.duration or 0) * packet.time_base))
+        _check_time(deadline, limits)
+    container.seek(0)
+    return max(ends) - min(times[1:], default=0.0)
 
 
 def _frames(
@@ -89,8 +106,12 @@ def _frames(
             whole = whole or frame.key_frame
             if whole:
                 yield frame
-        if time.monotonic() > deadline:
-            raise MediaError("too_slow", f"decoding takes more than {limits.decode_seconds:g} s")
+        _check_time(deadline, limits)
+
+
+def _check_time(deadline: float, limits: Limits) -> None:
+    if time.monotonic() > deadline:
+        raise MediaError("too_slow", f"decoding takes more than {limits.decode_seconds:g} s")
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream, damage: list[str]) -> Iterator[av.Packet]:

@@ -17,10 +17,10 @@ CLIPS = Path(__file__).parents[4] / "shared" / "data" / "videos"
 SCENES = Limits(frames=3, sampling="scenes")
 
 
-def clip(pictures, rate: int = 10, container_format: str = "mp4", gop: int = 250) -> bytes:
-    """A video of pictures (uint8 [H, W, 3])."""
+def clip(pictures, rate: int = 10, container_format: str = "mp4", gop: int = 250, *, live: bool = False) -> bytes:
+    """A video of pictures (uint8 [H, W, 3]); a live one does not say how long it is."""
     out = io.BytesIO()
-    with av.open(out, "w", format=container_format) as container:
+    with av.open(out, "w", format=container_format, options={"live": "1"} if live else {}) as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.gop_size = gop
@@ -35,14 +35,23 @@ def flat(*colour: int, size: int = 64) -> np.ndarray:
     return np.full((size, size, 3), colour, np.uint8)
 
 
-def video(frames: int = 12, size: int = 64, container_format: str = "mp4", gop: int = 12) -> bytes:
+def video(
+    frames: int = 12, size: int = 64, container_format: str = "mp4", gop: int = 12, *, live: bool = False
+) -> bytes:
     """Grey levels rise over the length, so that a sampled frame tells its time."""
     levels = [flat(*[20 + 200 * i // (frames - 1)] * 3, size=size) for i in range(frames)]
-    return clip(levels, 6, container_format, gop)
+    return clip(levels, 6, container_format, gop, live=live)
 
 
-def test_video_frames_are_spread_evenly_over_its_length():
-    levels = [frame.mean() for frame in decode_video(video(), Limits(frames=4))]
+LIVE = video(container_format="matroska", live=True)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "scenes"])
+@pytest.mark.parametrize(
+    "content", [video(), LIVE, LIVE[: len(LIVE) * 9 // 10]], ids=["whole", "live", "live, cut off"]
+)
+def test_video_frames_are_spread_evenly_over_its_length(content, sampling):
+    levels = [frame.mean() for frame in decode_video(content, Limits(frames=4, sampling=sampling))]
     assert len(levels) == 4
     steps = np.diff(levels)
     assert (steps > 25).all()
@@ -55,10 +64,11 @@ def test_video_frames_are_spread_evenly_over_its_length():
         (b"not a video at all", Limits(), "broken_video"),
         (video()[:300], Limits(), "broken_video"),
         (video(), Limits(max_seconds=1), "too_long"),
+        (LIVE, Limits(max_seconds=1), "too_long"),
         (video(), Limits(max_pixels=64 * 64 - 1), "too_many_pixels"),
         (video(6, 64, "mpegts") + video(6, 512, "mpegts"), Limits(max_pixels=64 * 64), "too_many_pixels"),
     ],
-    ids=["text", "truncated", "long", "large", "grows later"],
+    ids=["text", "truncated", "long", "long and live", "large", "grows later"],
 )
 def test_bad_videos_have_stable_codes(content, limits, code):
     with pytest.raises(MediaError) as caught:
