@@ -104,7 +104,7 @@ class FitConfig(Settings):
         stop_at: the step whose state is kept in its place, and behind which the fit ends: a length that was chosen
             elsewhere. The learning rate is that of all `steps`, and validation has no say; null: as above.
         batch_size: users or documents of a step, over all workers together.
-        learning_rate: peak of AdamW's, reached after `warmup` steps; half a cosine over `steps` takes it to a tenth.
+        learning_rate: peak of AdamW's, reached after `warmup` steps; half a cosine over the others takes it to a tenth.
         warmup: steps of linear warm-up.
         weight_decay: of matrices.
         validate_every: steps between two validations.
@@ -131,6 +131,8 @@ class FitConfig(Settings):
     def _stops_within(self) -> FitConfig:
         if self.last_step > self.steps:
             raise ValueError(f"stop_at lies behind the last step: write {self.steps} or less, or raise steps")
+        if self.stop_at is not None and self.averaged > 1:
+            raise ValueError("a fit with stop_at is validated once, so it has no states to average: set averaged to 1")
         return self
 
     @property

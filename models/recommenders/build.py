@@ -200,18 +200,19 @@ def language_model_task(
     vocabulary, config = corpus.vocabulary, settings.fit
     model = LanguageModel(build(settings.backbone, vocabulary, seed=seed), vocabulary)
     warm = earlier is not None and take_over_tokens(model, earlier)
+    drawn_by = settings.model_copy(update={"schedule": "joint"}) if warm else settings
     sampler, trie = check_learnable(settings, corpus, seed=seed)
 
     def draw(step: int) -> list[Batch]:
         rank, workers = rank_and_size()
-        odds = task_odds(settings, step)
+        odds = task_odds(drawn_by, step)
         drawn = sampler.draw(step, documents=config.batch_size, odds=odds, rank=rank, workers=workers)
         return pack(drawn, tokens_per_row=settings.tokens_per_row, rows=settings.rows_per_pass, pad=vocabulary.pad)
 
     recommender = partial(LanguageModelRecommender, corpus=corpus, trie=trie, settings=settings)
     if not settings.tasks:
         return TrainingTask(model, draw, recommender, warm=warm)
-    all_drawn = config.steps // 2 if settings.schedule == "content_first" else 0
+    all_drawn = config.steps // 2 if drawn_by.schedule == "content_first" else 0
     losses = partial(
         task_losses,
         corpus=corpus,

@@ -200,8 +200,9 @@ def require_queries(queries: Queries, split: str) -> None:
 
 def rate(step: int, config: FitConfig) -> float:
     """Returns the share of the learning rate at a step: linear warm-up, then half a cosine down to a tenth."""
-    warm = min(1.0, (step + 1) / max(config.warmup, 1))
-    return warm * (0.55 + 0.45 * math.cos(math.pi * step / config.steps))
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    return 0.55 + 0.45 * math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1))
 
 
 def validate(

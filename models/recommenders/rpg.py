@@ -4,15 +4,16 @@ It differs from what was published in
 
 * the answers: RPG walks a graph of items with like codewords; here all items are scored, which is what the walk
   approximates;
-* the codes: OPQ is fitted on all items and in all directions of their embeddings; there on the items of training, in
-  the directions that a PCA keeps;
+* the codes: OPQ is fitted on all items and in all directions of their embeddings, which are the run's (MiniLM, unless
+  a definition says otherwise); there on the items of training, in the 512 directions that a PCA keeps of
+  text-embedding-3-large;
 * what is trained on: the last items of a history, one more than are read (51 by default); there every item of it, the
   later ones behind as many as are read;
 * a learned start, from which the first item is predicted, and the blocks (`models.recommenders.encoder`), both as in
   all models of next items here;
 * the biases of the heads, which start at 0, so that a head adds nothing at first; there at random;
-* the optimizer: Adam's second beta is .98 and not .999, and the learning rate falls from the start, to a tenth and not
-  to 0 (`models.recommenders.fitting`).
+* the optimizer: Adam's second beta is .98 and not .999, and the learning rate falls to a tenth and not to 0
+  (`models.recommenders.fitting`).
 
 What was made from it here, and does without these heads, is `models.recommenders.product_codes`.
 """

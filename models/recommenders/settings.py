@@ -89,6 +89,7 @@ class RpgFitConfig(FitConfig):
     learning_rate: float = Field(0.01, gt=0)
     warmup: int = Field(10_000, ge=0)
     validate_every: int = Field(88, ge=1)
+    valid_queries: int = Field(20_000, ge=1)
     patience: int = Field(20, ge=1)
 
 
@@ -138,7 +139,8 @@ class LanguageModelSettings(Settings):
             the texts for; empty: semantic IDs alone, without any text. The first of them that reads SIDs of a history
             and writes a SID recommends.
         schedule: `joint` draws all tasks throughout; `content_first` draws content tasks alone in the first quarter of
-            the steps, recommending tasks alone in the second, and all from then on.
+            the steps, recommending tasks alone in the second, and all from then on. A fit that goes on from earlier
+            weights draws all of them throughout.
         main_share: of what is drawn, the share of the task that recommends; other tasks share the rest evenly.
         text_tokens: of the tokenizer that a decoder from scratch gets, trained on the catalogue's texts.
         max_text: tokens of a title or caption, at most.

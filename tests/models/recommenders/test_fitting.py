@@ -195,7 +195,7 @@ def test_a_fit_may_end_at_a_step_with_the_state_that_a_longer_one_has_there(
     monkeypatch.setattr(fitting, "REPORT_EVERY", 1)
     whole, kept = Kept(), Kept()
     fit(CONFIG, make(0.3), asked(9), whole.callbacks(), seed=5)
-    config = CONFIG.model_copy(update={"stop_at": stop_at, "validate_every": 2, "patience": 1, "averaged": 3})
+    config = CONFIG.model_copy(update={"stop_at": stop_at, "validate_every": 2, "patience": 1})
     fit(config, make(0.3), asked(9), kept.callbacks(), seed=5)
     assert [metrics["step"] for metrics in kept.metrics] == list(range(stop_at + 1))
     assert [metrics["step"] for metrics in kept.metrics if NDCG in metrics] == [stop_at]
@@ -207,6 +207,8 @@ def test_a_fit_may_end_at_a_step_with_the_state_that_a_longer_one_has_there(
 def test_a_fit_cannot_end_behind_its_last_step() -> None:
     with pytest.raises(ValueError, match="stop_at lies behind the last step: write 7 or less, or raise steps"):
         FitConfig(steps=7, stop_at=8)
+    with pytest.raises(ValueError, match="no states to average: set averaged to 1"):
+        FitConfig(steps=7, stop_at=6, averaged=3)
 
 
 @pytest.mark.parametrize(("place", "better"), [(0, True), (3, False), (2, False)])
@@ -290,9 +292,12 @@ def test_losses_of_tasks_are_told_before_the_first_step_and_at_every_validation(
 def test_the_rate_rises_in_a_line_and_falls_by_half_a_cosine() -> None:
     config = FitConfig(steps=1000, warmup=10)
     rates = [rate(step, config) for step in range(1000)]
+    late = FitConfig(steps=1000, warmup=700)
+    assert max(rate(step, late) for step in range(1000)) == 1  # the warm-up ends at the peak, however long it is
+    assert rate(850, late) == pytest.approx(0.55)
     assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5], rel=1e-3)
     assert rates[9] == pytest.approx(1, rel=1e-3)
-    assert rates[500] == pytest.approx(0.55, abs=1e-3)
+    assert rates[505] == pytest.approx(0.55, abs=1e-3)
     assert rates[-1] == pytest.approx(0.1, abs=1e-4)
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rate(0, FitConfig(warmup=0)) == 1

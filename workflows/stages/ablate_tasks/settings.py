@@ -41,6 +41,8 @@ class Config(StageConfig):
             raise ValueError("tasks are added to the main one: name two or more under tasks")
         if settings.trained_tasks[0] != settings.recommending_task:
             raise ValueError("the first task is in every variant and has to recommend: name sids_to_sid first")
+        if settings.schedule == "content_first":
+            raise ValueError("it takes documents from the main task where others are added: set schedule to joint")
         reads = ["caption" in task.inputs for task in settings.trained_tasks]
         if reads != sorted(reads):
             raise ValueError("the variant of text alone has the first tasks: name those that read captions last")

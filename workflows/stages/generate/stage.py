@@ -106,7 +106,7 @@ class GenerateStage(Stage[Config]):
         run.write_json({**choice, "valid": valid, "history": history}, "metrics", "generate.json")
         best = {
             name: {
-                "step": best_of(curve)["step"],
+                "step": best_of([point for point in curve if "averaged" not in point])["step"],
                 "seconds": curve[-1]["seconds"],
                 **_averaged(curve),
                 **bonuses.get(name, {}),

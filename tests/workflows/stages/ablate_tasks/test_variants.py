@@ -296,5 +296,12 @@ def test_tasks_can_be_added_in_the_order_in_which_they_are_named(tasks: list[str
         definition.resolve({"name": "w", "catalog": "c", "stages": stages}, source="w.yaml")
 
 
+def test_no_variant_has_fewer_documents_of_the_main_task() -> None:
+    language_model = {"tasks": ["sids_to_sid", "title_to_sid"], "schedule": "content_first"}
+    stages = dict.fromkeys(stage("ablate_tasks").reads) | {"ablate_tasks": {"language_model": language_model}}
+    with pytest.raises(UserError, match="set schedule to joint"):
+        definition.resolve({"name": "w", "catalog": "c", "stages": stages}, source="w.yaml")
+
+
 def test_the_examples_of_the_docstrings_hold() -> None:
     assert doctest.testmod(scores).failed == 0

@@ -255,3 +255,18 @@ def test_content_alone_does_not_use_up_the_patience(tmp_path: Path) -> None:
         settings = LanguageModelSettings.model_validate({**LANGUAGE_MODEL, "schedule": schedule})
         assert settings.fit.steps == 60
         assert build.training_task(settings, run, read(run), seed=1).patience_from == at
+
+
+def test_a_fit_that_goes_on_draws_all_tasks_throughout(tmp_path: Path) -> None:
+    """It has a quarter of the steps: no more than `content_first` would give to content alone."""
+    run = write_run(tmp_path)
+    data, first = read(run), LanguageModelSettings.model_validate({**LANGUAGE_MODEL, "schedule": "content_first"})
+    joint, model = first.model_copy(update={"schedule": "joint"}), build.training_task(first, run, data, seed=1).learner
+    corpus = build.read_corpus(first, run, data.item_ids, data.sequences, seed=1, vocabulary=model.vocabulary)
+
+    def drawn(settings: LanguageModelSettings, earlier: Any = None) -> tuple[list[list[int]], int]:
+        task = recommenders.language_model_task(settings, corpus, data.valid, seed=1, earlier=earlier)
+        return [batch.tokens.flatten().tolist() for batch in task.draw(0)], task.patience_from
+
+    assert drawn(first) != drawn(joint)
+    assert drawn(first, earlier=model) == drawn(joint)
