@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.ranking.config import ITEM
+from models.ranking.config import ITEM, SID
 from models.ranking.ranker import load_ranker
 from models.recommenders.other_rows import OnOtherRows, on_other_rows
 from operators.columns import positions
@@ -22,8 +22,8 @@ from workflows.stages.generate.earlier import Earlier
 def earlier_probabilities(earlier: RunDir, run: RunDir, test: pa.Table, number: int) -> np.ndarray | None:
     """Returns what the ranker of an earlier run says of test examples of a partition, float64 [M].
 
-    To it, items and users that its training lacked are unknown, as they were when it was served. Both runs have as many
-    partitions of the log.
+    To it, items, users and tokens of semantic IDs that its training lacked are unknown, as they were when it was
+    served. Both runs have as many partitions of the log.
 
     Returns:
         None where it reads what these examples do not have.
@@ -37,6 +37,13 @@ def earlier_probabilities(earlier: RunDir, run: RunDir, test: pa.Table, number: 
         at = positions(run.read_table("features", "items", columns=["item_id"])["item_id"], before["item_id"])
         learned = (at >= 0) & (before["item"].to_numpy()[at] != NULL_ID)
         items.lists[ITEM] = masked(items.lists[ITEM], torch.from_numpy(np.append(learned, True)))
+    if SID in items.lists:
+        trained, now = (
+            each.read_table("features", "items", columns=[SID])[SID].combine_chunks().flatten().to_numpy()
+            for each in (earlier, run)
+        )
+        learned = np.append(np.isin(now, trained), True)  # behind them that of no item
+        items.lists[SID] = masked(items.lists[SID], torch.from_numpy(learned))
     users = files.read_table(files.part_uri(earlier.uri("features", "users"), number), ["user_hash", "user"])
     at, known = rows_among(users["user_hash"].to_numpy(), hashes := test["user_hash"].to_numpy())
     known[known] = users["user"].to_numpy()[at[known]] != NULL_ID
