@@ -156,11 +156,24 @@ def _parquet_blocks(source: Source, wanted: list[str] | None) -> Iterator[Scanne
     with _parquet(source.uri) as file:
         groups = [file.metadata.row_group(group) for group in source.groups]
         row_bytes = sum(group.total_byte_size for group in groups) // (sum(group.num_rows for group in groups) or 1)
-        rows = min(BLOCK_ROWS, max(1, LONGEST // (row_bytes or 1)))
+        most = min(BLOCK_ROWS, max(1, LONGEST // (row_bytes or 1)))
         names = [name for name in named(file.schema_arrow.names) if wanted is None or name in wanted]
-        for batch in file.iter_batches(rows, row_groups=list(source.groups), columns=names):
-            yield Scanned(pl.DataFrame(pl.from_arrow(batch)).select(names), [], [], before)
+        for batch in file.iter_batches(most, row_groups=list(source.groups), columns=names):
+            rows = pl.DataFrame(pl.from_arrow(batch)).select(names)
+            yield Scanned(rows.with_columns(plain(rows.schema)), [], [], before)
             before += batch.num_rows
+
+
+def plain(schema: pl.Schema) -> Iterator[pl.Expr]:
+    """Yields columns of Parquet as other files would have them: categories and fixed lists of text, and times without a
+    zone, which are UTC."""
+    for name, dtype in schema.items():
+        if isinstance(dtype, pl.Categorical | pl.Enum):
+            yield pl.col(name).cast(pl.String)
+        elif isinstance(dtype, pl.Array | pl.List) and isinstance(dtype.inner, pl.Categorical | pl.Enum | pl.String):
+            yield pl.col(name).cast(pl.List(pl.String))
+        elif isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
+            yield pl.col(name).dt.replace_time_zone("UTC")
 
 
 @contextlib.contextmanager

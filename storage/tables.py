@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,15 @@ EMPTY = {
 }
 
 
+OTHERS = {  # endings under which a table may lie, and what to do with it
+    **dict.fromkeys(("tsv", "tab", "txt"), "rename it to {}.csv"),
+    **dict.fromkeys(("json", "ndjson"), "rename it to {}.jsonl, if it has one object on each line"),
+    **dict.fromkeys(("csv.zip", "csv.zst", "csv.bz2", "jsonl.zst", "json.gz", "parquet.gz"), "unpack it"),
+    **dict.fromkeys(("xlsx", "xls", "ods", "feather", "arrow", "avro"), "export it as {}.csv or {}.parquet"),
+}
+TIMESTAMPS = ("real", "order", "none")
+
+
 def find(catalog: str, table: str) -> str | None:
     """URI of a table's file or folder (`items.parquet`, `items.csv.gz`, `items`, …), None where it is absent.
 
@@ -51,14 +62,25 @@ def find(catalog: str, table: str) -> str | None:
 
 
 def _otherwise_written(catalog: str, table: str) -> str | None:
-    """Returns the name of a table's file in capitals; a list of all files could be one of a million pictures."""
+    """Says what to do with a table that is there under a name that is not read.
+
+    It asks for names, as a list of all files could be one of a million pictures.
+    """
+    for end, remedy in OTHERS.items():
+        if files.exists(files.join(catalog, f"{table}.{end}")):
+            return f"{table}.{end}, which is not read: {remedy.format(table, table)}"
+    fs, path = files.filesystem(files.join(catalog, table))
+    if table == "interactions" and fs.isdir(path) and (within := fs.ls(path, detail=False)):
+        first = posixpath.basename(within[0].rstrip("/"))
+        return f"a folder {table} with {first}, which is not read: put .parquet, .csv or .jsonl files directly into it"
     names = (
         f"{name}.{end}"
         for name in (table, table.title(), table.upper())
         for suffix in SUFFIXES
         for end in (suffix[1:], suffix[1:].upper())
     )
-    return next((name for name in names if name.lower() != name and files.exists(files.join(catalog, name))), None)
+    found = next((name for name in names if name.lower() != name and files.exists(files.join(catalog, name))), None)
+    return found and f"a table {found}: rename it to {found.lower()}"
 
 
 def check(catalog: str) -> None:
@@ -77,7 +99,7 @@ def check(catalog: str) -> None:
         uri = find(catalog, table)
         if uri is None:
             if other := _otherwise_written(catalog, table):
-                raise UserError(f"{catalog} has a table {other}: rename it to {other.lower()}.")
+                raise UserError(f"{catalog} has {other}.")
             if table == "items":
                 raise UserError(f"{catalog} has no items table: expected items.parquet, items.csv or items.jsonl.")
             continue
@@ -127,18 +149,37 @@ def entries(attributes: pa.Array | pa.ChunkedArray) -> pl.DataFrame:
 
 
 def about(catalog: str) -> dict[str, Any]:
-    """What `catalog.json` says, see `catalogs.canonical`; nothing where there is none: tables stand for themselves."""
+    """What `catalog.json` says, see `catalogs.canonical`; nothing where there is none: tables stand for themselves.
+
+    A file of that name that is something else says nothing.
+
+    Raises:
+        UserError: it names timestamps, and is not valid JSON.
+    """
     try:
-        found = files.read_json(files.join(catalog, "catalog.json"))
-    except (FileNotFoundError, ValueError):  # none, no JSON, or no UTF-8
+        content = files.read_bytes(uri := files.join(catalog, "catalog.json"))
+        found = json.loads(content)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # no JSON, or no UTF-8
+        if b"timestamps" in content:
+            known = '{"timestamps": "real"} or {"timestamps": "order"}'
+            raise UserError(f"{uri} is not valid JSON ({error}): write {known}, or remove it.") from error
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def timestamps(catalog: str) -> str | None:
-    """What `catalog.json` says of the log's timestamps; None where it says nothing."""
-    found = about(catalog).get("timestamps")
-    return found if isinstance(found, str) else None
+    """What `catalog.json` says of the log's timestamps; None where it says nothing.
+
+    Raises:
+        UserError: it says what is not known.
+    """
+    found: str | None = about(catalog).get("timestamps")
+    if found not in (None, *TIMESTAMPS):
+        known = ", ".join(TIMESTAMPS)
+        raise UserError(f"{catalog}/catalog.json has timestamps {str(found)[:50]!r}: write one of {known}.")
+    return found
 
 
 def exported(catalog: str) -> dict[str, Any]:

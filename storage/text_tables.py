@@ -270,7 +270,18 @@ def _mended(
 
 
 def _fields(text: str, separator: str) -> list[str]:
-    return next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [""])
+    with _fields_of(len(text)):
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [""])
+
+
+@contextlib.contextmanager
+def _fields_of(size: int) -> Iterator[None]:
+    """Lets fields be so long for the length of a block: Python's reader takes 128 KiB at most."""
+    limit = csv.field_size_limit(size + 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _lines(content: bytes, texts: Iterable[bytes]) -> Iterator[int]:
@@ -293,12 +304,11 @@ def _lines(content: bytes, texts: Iterable[bytes]) -> Iterator[int]:
 
 def _unclosed(content: bytes, uri: str, separator: str, before: int) -> str:
     """Says on which line the quote stands that swallows the rest of a file; so many lines are before the content."""
-    limit = csv.field_size_limit(len(content) + 1)
-    reader = csv.reader(io.StringIO(content.decode(errors="replace"), newline=""), delimiter=separator)
     line, ends = 1, 0
-    for _ in reader:
-        line, ends = ends + 1, reader.line_num
-    csv.field_size_limit(limit)
+    with _fields_of(len(content)):
+        reader = csv.reader(io.StringIO(content.decode(errors="replace"), newline=""), delimiter=separator)
+        for _ in reader:
+            line, ends = ends + 1, reader.line_num
     return f'{uri} has a quote (") on line {before + line} that is never closed: close it, or write it twice.'
 
 

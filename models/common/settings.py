@@ -50,12 +50,26 @@ def parse_yaml(text: str, source: str) -> Any:
     """Returns what a text in YAML says; `source` names it in errors.
 
     Raises:
-        UserError: it is no YAML.
+        UserError: it is no YAML, or has a key twice.
     """
     try:
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader), source)
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _refuse_twice(node: yaml.Node | None, source: str) -> None:
+    """Refuses keys that stand twice in one mapping, of which YAML takes the last one without a word."""
+    entries = node.value if isinstance(node, yaml.MappingNode) else ()
+    lines: dict[str, int] = {}
+    for key, value in entries:
+        before, line = lines.setdefault(str(key.value), key.start_mark.line), key.start_mark.line
+        if before != line:
+            raise UserError(f"{source} has {key.value} twice, on lines {before + 1} and {line + 1}: keep one.")
+        _refuse_twice(value, source)
+    for each in node.value if isinstance(node, yaml.SequenceNode) else ():
+        _refuse_twice(each, source)
 
 
 def key_lines(text: str, path: str) -> dict[str, str]:

@@ -89,6 +89,12 @@ def test_rows_that_are_none_are_told_with_their_line() -> None:
     assert bad == [f"line 3 {other.format(3)}", f"line 7 {other.format(1)}"]
 
 
+def test_a_row_that_is_none_may_have_a_long_field() -> None:
+    found, bad = rows(f'item_id,title\n1,a\n2,"{"x" * 200_000}",extra\n3,c\n')
+    assert [row["item_id"] for row in found] == ["1", "3"]
+    assert bad == ["line 3 has another number of fields (3) than the header (2)"]
+
+
 def test_quotes_behind_backslashes_are_quotes() -> None:
     lines = [r'1,"a \"quoted\" word"', r'2,"\"all\""', r'3,"27\", black"', r'4,"C:\\"', "5,plain", r'6,"\N"']
     found, bad = rows("item_id,title\n" + "\n".join(lines) + "\n")

@@ -133,6 +133,7 @@ def scan(uri: str) -> pl.LazyFrame:
         pl.scan_parquet(files.filesystem(part)[1]) if local else pl.scan_pyarrow_dataset(blocks.dataset(part))
         for part in blocks.files_of(uri)
     ]
+    parts = [part.with_columns(blocks.plain(part.collect_schema())) for part in parts]
     table = pl.concat(parts, how="diagonal_relaxed")  # ids may be numbers here and text there
     return table.select(blocks.named(table.collect_schema().names()))
 
@@ -148,7 +149,8 @@ def sample(uri: str) -> pl.DataFrame:
         return rows.gather_every(max(1, rows.height // SAMPLED))
     groups = [group for part in blocks.dataset(uri).get_fragments() for group in part.split_by_row_group()]
     chosen = sorted({0, len(groups) // 2, len(groups) - 1})
-    rows = blocks.as_one([pl.DataFrame(groups[at].head(SAMPLED // len(chosen))) for at in chosen])
+    parts = [pl.DataFrame(groups[at].head(SAMPLED // len(chosen))) for at in chosen]
+    rows = blocks.as_one([part.with_columns(blocks.plain(part.schema)) for part in parts])
     return rows.select(blocks.named(rows.columns))
 
 

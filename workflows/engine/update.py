@@ -9,7 +9,7 @@ import yaml
 from models.evaluation.verdict import KEEP, PROMOTE
 from storage import files, tables
 from storage.errors import UserError
-from storage.manifest import Manifest, StageEntry
+from storage.manifest import Manifest, StageEntry, require_finished
 from storage.run import RunDir
 from workflows.engine.definition import Definition, definition_of, dump, overridden, resolve
 
@@ -29,10 +29,13 @@ def next_definition(root: str, catalog: str, target: str, overrides: list[str]) 
         overrides: as of `tesserec run`.
 
     Raises:
-        UserError: there is no run at `root`, or one of other data at `target`; or see `definition.resolve`.
+        UserError: there is no run at `root`, or it has not finished, or there is one of other data at `target`; or see
+            `definition.resolve`.
     """
     root, catalog = files.absolute(root), files.absolute(catalog)
     raw = yaml.safe_load(dump(definition_of(RunDir(root))))
+    taken_over = [name for name, settings in raw["stages"].items() if "previous" in settings and name != "evaluate"]
+    require_finished(root, taken_over, "cannot be updated")
     for settings in raw["stages"].values():
         settings.pop("previous", None)
     for name in ABLATIONS:

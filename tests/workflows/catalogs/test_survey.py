@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,9 @@ from hypothesis import strategies as st
 
 from storage import blocks
 from workflows.catalogs.survey import sample, scan, survey
+from workflows.engine.definition import load
+from workflows.engine.preflight import preflight
+from workflows.init import init
 
 TEXT = st.sampled_from([None, "", " ", "vase", " red ", "nan"])
 ROWS = st.lists(
@@ -78,3 +82,25 @@ def test_json_of_other_types_in_other_blocks_is_text(
     (tmp_path / "items.jsonl").write_text("".join(f'{{"item_id": 1, "media": {value}}}\n' for value in values))
     found = scan(str(tmp_path / "items.jsonl")).collect()
     assert found["media"].to_list() == ["text", '[{"y": 2}]', other, None]
+
+
+def test_types_of_parquet_that_say_the_same_are_one(tmp_path: Path) -> None:
+    """Categories, as pandas writes them, and times with and without a zone, in files of one table."""
+    (tmp_path / "interactions").mkdir()
+    pl.DataFrame({"item_id": ["a", "b"], "media": ["a.jpg", "b.jpg"]}).cast({"media": pl.Categorical}).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    when = pl.Series([dt.date(2026, 1, 1), dt.date(2026, 1, 2)]).cast(pl.Datetime("us"))
+    log = pl.DataFrame({"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": when, "label": ["0", "1"]})
+    log.cast({"label": pl.Categorical, "user_id": pl.Categorical}).write_parquet(
+        tmp_path / "interactions" / "a.parquet"
+    )
+    zoned = log.with_columns(pl.col("timestamp").dt.replace_time_zone("UTC"))
+    zoned.write_parquet(tmp_path / "interactions" / "b.parquet")
+    found = survey(str(tmp_path))
+    assert (found.filled["media"], found.events, found.labels) == (2, 4, (0.0, 1.0))
+    rows = scan(str(tmp_path / "interactions")).collect()
+    assert rows["timestamp"].to_list() == 2 * when.dt.replace_time_zone("UTC").to_list()
+    assert rows["user_id"].to_list() == ["u", "v", "u", "v"]
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))

@@ -108,6 +108,7 @@ def test_a_stage_that_is_not_named_does_not_run(write):
         (MINIMAL, ["stages.ingest.max_reject_share=2"], "less than or equal to 1"),
         ("just text", [], "must be a YAML mapping"),
         ("a: [", [], "not valid YAML"),
+        ("name: w\nseed: 1\nname: v\n", [], "has name twice, on lines 1 and 3: keep one"),
     ],
 )
 def test_mistakes_are_one_sentence_that_says_what_to_write(write, raw, overrides, says):

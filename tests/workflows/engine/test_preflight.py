@@ -144,6 +144,14 @@ def test_ratings_need_a_setting_that_makes_labels_of_them(place: Path) -> None:
     assert told(place, {**STAGES, "ingest": {"positive_from": 4}}) == []
     with pytest.raises(UserError, match=r"stages.ingest.label is 'stars': the log has user_id"):
         told(place, {**STAGES, "ingest": {"label": "stars", "positive_from": 4}})
+    with pytest.raises(UserError, match=r"No label of the log reaches .*positive_from, 9: the highest is 5"):
+        told(place, {**STAGES, "ingest": {"positive_from": 9}})
+    log.write_text("user_id,item_id,timestamp,rating\nu,a,1,1\nu,a,2,5\n")
+    with pytest.raises(UserError, match=r"the log has no labels: name them by stages.ingest.label, such as rating"):
+        told(place, {**STAGES, "ingest": {"positive_from": 4}})
+    log.write_text("user_id,item_id,timestamp,Label\nu,a,1,1\nu,a,2,0\n")
+    with pytest.raises(UserError, match=r"has a column 'Label': rename it to label"):
+        told(place, STAGES)
     log.write_text("user_id,item_id,timestamp\nu,a\n")
     with pytest.raises(UserError, match=r"interactions.csv has no row that can be read \(line 2 .*\): write events"):
         told(place, STAGES)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from storage import files
-from storage.manifest import Manifest, write_manifest
+from storage.errors import UserError
+from storage.manifest import Manifest, StageEntry, write_manifest
 from workflows.engine.definition import Definition, dump, resolve
 from workflows.engine.update import next_definition
 from workflows.stages.interpret.stage import items_schema, recipe_of
@@ -24,7 +25,8 @@ def written(folder: Path, catalog: str, *roots: str) -> Definition:
 
 def keep(folder: Path, made: Definition) -> Definition:
     files.write_bytes(str(folder / "workflow.yaml"), dump(made).encode())
-    write_manifest(str(folder), Manifest(name="shop"))
+    complete = {name: StageEntry(state="complete") for name in made.configs}
+    write_manifest(str(folder), Manifest(name="shop", stages=complete))
     return made
 
 
@@ -58,3 +60,11 @@ def test_no_place_is_allowed_twice_or_for_nothing(
     written(tmp_path / "run", *here)
     files.write_json(str(tmp_path / "export" / "catalog.json"), about)
     assert list(following(tmp_path / "run", tmp_path / "export").stages.interpret.fetch.roots) == here[1:]
+
+
+def test_a_run_that_has_not_finished_is_told(tmp_path: Path) -> None:
+    written(tmp_path / "run", str(tmp_path / "catalog"))
+    entries = {"ingest": StageEntry(state="complete"), "interpret": StageEntry(state="failed")}
+    write_manifest(str(tmp_path / "run"), Manifest(name="shop", stages=entries))
+    with pytest.raises(UserError, match="cannot be updated yet, its stage interpret is failed: finish it with"):
+        following(tmp_path / "run", tmp_path / "export")
