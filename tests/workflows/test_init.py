@@ -217,6 +217,32 @@ def test_some_ratings_count_as_liked(tmp_path: Path, values: list[float], least:
     preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "settings"),
+    [("Label", [0, 1], {"label": "Label"}), ("Rating", [1, 3, 5], {"label": "Rating", "positive_from": 4})],
+)
+def test_labels_may_be_named_in_capitals(tmp_path: Path, column: str, values: list[int], settings: object) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},vase\n" for n in range(9)))
+    events = "".join(f"u{n % 5},{n % 9},2026-01-{1 + n % 28:02},{values[n % len(values)]}\n" for n in range(90))
+    (tmp_path / "interactions.csv").write_text(f"user_id,item_id,timestamp,{column}\n" + events)
+    init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert stages_of(tmp_path / "mine.yaml")["ingest"] == settings
+    preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))
+
+
+def test_what_tells_the_label_is_told(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},vase\n" for n in range(9)))
+    events = "".join(
+        f"u{n % 5},{n % 9},2026-01-{1 + n % 28:02},{n % 3 // 2},{n % 3 + n / 999},{n % 7},{n % 5}\n" for n in range(90)
+    )
+    names = "user_id,item_id,timestamp,label,watched,hour,rating"
+    (tmp_path / "interactions.csv").write_text(f"{names}\n{events}")
+    said = "\n".join(init(str(tmp_path), str(tmp_path / "mine.yaml")))
+    assert "the log's watched tells nearly alone what was liked: remove it if it is known only after the event" in said
+    assert "the log's hour tells" not in said
+    assert "watched, hour (become context features); rating (known after the event alone, not read)" in said
+
+
 def test_a_log_that_loses_most_of_its_events_gets_the_setting_that_allows_it(tmp_path: Path) -> None:
     catalog = Path(write(tmp_path / "catalog", Kind(title=True, description=False, media=False, log="plain")))
     items = pl.read_csv(catalog / "items.csv").head(2)

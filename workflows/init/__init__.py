@@ -18,7 +18,7 @@ from workflows.engine.text import percent
 from workflows.init import costs
 from workflows.init.choices import Choice, Plan, at_pace, choose
 from workflows.init.findings import Findings, find
-from workflows.stages.ingest.events import IDS
+from workflows.stages.ingest.events import IDS, RATINGS
 
 WIDTH = 118
 NOUNS = {"title": "a title", "description": "a description", "media": "media", "attributes": "attributes"}
@@ -145,10 +145,12 @@ def lines(catalog: str, found: Findings) -> Iterator[str]:
         if further := [name for name in counts.columns if name not in known]:
             rest = [name for name in further if name not in found.context]
             ids = [name for name in rest if re.search(IDS, name)]
+            ratings = [name for name in rest if name.lower() in (*RATINGS, "label")]
             fates = {
                 "become context features": [name for name in further if name in found.context],
                 "look like ids, not read": ids,
-                "no numbers, not read": [name for name in rest if name not in ids],
+                "known after the event alone, not read": ratings,
+                "no numbers, not read": [name for name in rest if name not in (*ids, *ratings)],
             }
             parts = (f"{', '.join(names[:8])} ({fate})" for fate, names in fates.items() if names)
             yield f"  further columns of the log: {'; '.join(parts)}"

@@ -151,7 +151,7 @@ def _interpret(found: Findings, items: int) -> Iterator[tuple[dict[str, Any], st
     else:
         if media.http:
             yield {"fetch": {"http": True}}, "media behind http are fetched, from public addresses"
-        if media.http or media.opened < 0.7 * media.tried:
+        if media.http or 0 < media.opened < 0.7 * media.tried:  # where none opens, something is wrong
             yield {"max_degraded_share": 1.0}, "many media may not open"
         caption: dict[str, Any] = {}
         whys = []

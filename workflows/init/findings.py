@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from models.evaluation.clicks import auc
 from operators.log.encoding import Log, encode
 from operators.log.events import SPLITS, first_interactions, known_before, known_to
 from operators.log.split import Split, SplitLeaveLast, SplitTime, split_numbers
@@ -27,7 +28,7 @@ from workflows.stages.ingest.texts import ids as ids_of
 from workflows.stages.ingest.texts import like
 
 SAMPLED_ITEMS, SAMPLED_EVENTS = 2_000, 500_000
-RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
+TOLD_BY = 0.95  # AUC of a column that says as much as the label
 LIKED = 0.7  # share of the way from the lowest to the highest rating from which on one counts as liked
 LARGE_SHARE = 0.1  # of the log, for one user or item of many
 MANY = 50
@@ -163,14 +164,17 @@ def _sample(uri: str, rows: int) -> pl.DataFrame:
 
 def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     """Returns the settings that make labels of ratings; none where labels are 0 and 1, or absent."""
-    column = next((name for name in ("label", *RATINGS) if name in counts.columns), None)
+    wanted = ("label", *logs.RATINGS)
+    column = next((name for known in wanted for name in counts.columns if name.lower() == known), None)
     if column is None:
         return {}
     value = labels_of(scan(log_uri).collect_schema(), column)
     low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
+    named = {} if column == "label" else {"label": column}
+    if low is not None and low >= 0 and high <= 1 and column.lower() == "label":
+        return named
     if low is None or not math.isfinite(high - low) or (low >= 0 and high <= 1) or (low == high and column != "label"):
         return {}
-    named = {} if column == "label" else {"label": column}
     least = low + LIKED * (high - low)
     return {**named, "positive_from": float(math.ceil(least) if math.ceil(least) <= high else round(least, 6))}
 
@@ -290,6 +294,11 @@ def _odd_events(
         if groups.height >= MANY and share > LARGE_SHARE:
             yield f"the {name} {top[0]!r} has {share:.0%} of all events"
     for name in logs.context_columns(raw.schema):
+        if "label" in raw.columns and _tells_the_label(raw, name):
+            yield (
+                f"the log's {name} tells nearly alone what was liked: remove it if it is known only after the event, "
+                "as the service has no value for it"
+            )
         if raw.height >= MANY and (raw[name].cast(pl.Float64) % 1 == 0).all() and raw[name].is_unique().all():
             yield f"the log's {name} differs in every event, as ids do: remove it if it measures nothing"
     if lost := logs.told(dropped):
@@ -300,6 +309,12 @@ def _odd_events(
         spreadsheet = _bare_number(strange).is_in(_bare_number(ids).implode()).any()
         reason = "; they differ in zeros or .0 alone, which a spreadsheet may have lost or added" if spreadsheet else ""
         yield f"the items table has ids such as {', '.join(map(repr, ids.sort().head(logs.EXAMPLES)))}{reason}"
+
+
+def _tells_the_label(raw: pl.DataFrame, name: str) -> bool:
+    values = raw.select(logs.number(raw["label"]), logs.number(raw[name])).drop_nulls()
+    found = auc(values["label"].to_numpy() >= 1, values[name].to_numpy())  # NaN where all labels are alike
+    return max(found, 1 - found) > TOLD_BY and values.height >= MANY
 
 
 def _bare_number(ids: pl.Series) -> pl.Series:

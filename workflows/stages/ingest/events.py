@@ -32,6 +32,7 @@ COLUMNS = {"no_user_id": "user_id", "unknown_item": "item_id", "no_label": "labe
 COLUMNS |= dict.fromkeys(("no_timestamp", "future_timestamp"), "timestamp")  # the value that a reason is about
 LABELS = "write 1 for a click or like and 0 for none, or leave the column out"
 IDS = r"(^|[\W_])[iI][dD]$|[a-z]I[dD]$"  # names such as id, session_id, Order ID, visitId
+RATINGS = ("rating", "ratings", "stars", "star_rating", "score")  # columns that hold labels under another name
 EXAMPLES = 3  # values that a sentence shows
 
 
@@ -155,9 +156,13 @@ def user_ids(values: pl.Series) -> pl.Series:
 
 
 def context_columns(schema: pl.Schema) -> list[str]:
-    """Returns the columns of a log that become context features: numbers, but for those whose names say id."""
+    """Returns the columns of a log that become context features: numbers, but for ids and ratings by their names.
+
+    Ratings are known after the event alone, and the service has none.
+    """
     numbers = (name for name, dtype in schema.items() if dtype.is_numeric() or dtype == pl.Boolean)
-    return sorted(name for name in numbers if name not in tables.KNOWN["interactions"] and not re.search(IDS, name))
+    no_features = {*tables.KNOWN["interactions"], *RATINGS}
+    return sorted(name for name in numbers if name.lower() not in no_features and not re.search(IDS, name))
 
 
 def clean_events(

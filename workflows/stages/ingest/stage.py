@@ -38,8 +38,8 @@ class IngestStage(Stage[Config]):
         """Finds ids that are none, and labels and timestamps that are none.
 
         Raises:
-            UserError: too many items have no id of their own, labels lie outside 0 … 1, their column is not there, or
-                no timestamp or no label of a sample can be read.
+            UserError: too many items have no id of their own, labels lie outside 0 … 1 or below what counts as liked,
+                their column is not there, or no timestamp or no label of a sample can be read.
         """
         if catalog.unnamed > config.max_reject_share * catalog.items:
             raise UserError(
@@ -51,6 +51,22 @@ class IngestStage(Stage[Config]):
         config = config.reading(catalog.uri)
         if catalog.events is not None and config.label != "label" and config.label not in catalog.columns:
             raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
+        if catalog.events is not None and config.label not in catalog.columns:
+            like = [name for name in catalog.columns if name.lower() in ("label", *events.RATINGS)]
+            if config.positive_from is not None:
+                named = (
+                    f"name them by stages.ingest.label, such as {like[0]}" if like else "remove that, or add a label"
+                )
+                raise UserError(f"stages.ingest.positive_from is set, and the log has no labels: {named}.")
+            if like and like[0].lower() == "label":
+                raise UserError(
+                    f"The log has a column {like[0]!r}: rename it to label, or name it by stages.ingest.label."
+                )
+        if config.positive_from is not None and catalog.labels and catalog.labels[1] < config.positive_from:
+            raise UserError(
+                f"No label of the log reaches stages.ingest.positive_from, {config.positive_from:g}: the highest is "
+                f"{catalog.labels[1]:g}."
+            )
         low, high = catalog.labels or (0.0, 1.0)
         if config.positive_from is None and not 0 <= low <= high <= 1:
             raise UserError(

@@ -242,7 +242,6 @@ def test_a_log_without_a_usable_event_is_refused_at_any_share(context, tmp_path,
     [
         ('{"timestamps": "order"}', "order"),
         ('{"timestamps": "real", "notes": []}', "real"),
-        ('{"timestamps": 3}', None),
         ('{"notes": []}', None),
         ('["order"]', None),
         ("{order", None),
@@ -262,6 +261,22 @@ def test_the_meaning_of_timestamps_is_recorded_where_the_catalogue_tells_it(cont
     assert ("timestamps" in metrics) == (timestamps is not None)
     assert len([line for line in lines if "order" in line]) == (timestamps == "order")
     assert (tables.signature(context.catalog) == before) == (content is None)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"timestamps": 3}', "has timestamps '3': write one of real, order, none"),
+        ('{"timestamps": "orders"}', "has timestamps 'orders'"),
+        ("{'timestamps': 'order'}", "is not valid JSON"),
+    ],
+)
+def test_what_is_meant_for_timestamps_and_says_nothing_is_told(context, tmp_path, content, told):
+    (tmp_path / "catalog" / "items.csv").write_text("item_id\na\n")
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1577934245\n")
+    (tmp_path / "catalog" / "catalog.json").write_text(content)
+    with pytest.raises(UserError, match=told):
+        run(context)
 
 
 def test_a_log_that_has_left_the_catalogue_leaves_the_run(context, tmp_path):
@@ -387,11 +402,21 @@ def test_unusable_catalogues_are_refused(context, tmp_path, name, content, says)
         ("ITEMS.CSV", b"item_id\na\n", "has a table ITEMS.CSV: rename it to items.csv."),
         ("items.CSV", b"item_id\na\n", "has a table items.CSV: rename it to items.csv."),
         ("Interactions.csv", b"user_id\n", "has a table Interactions.csv: rename it to interactions.csv."),
+        ("items.tsv", b"item_id\na\n", "has items.tsv, which is not read: rename it to items.csv."),
+        ("interactions.tsv", b"u\n", "has interactions.tsv, which is not read: rename it to interactions.csv."),
+        ("interactions.json", b"{}", "rename it to interactions.jsonl, if it has one object on each line."),
+        ("interactions.csv.zst", b"x", "has interactions.csv.zst, which is not read: unpack it."),
+        (
+            "interactions/day=2026-03-01/part-0.csv",
+            b"user_id\n",
+            "has a folder interactions with day=2026-03-01, which is not read: put .parquet, .csv or .jsonl files",
+        ),
     ],
 )
 def test_files_of_another_format_or_name_are_told(context, tmp_path, name, content, says):
-    if name == "Interactions.csv":
+    if name.lower().startswith("interactions"):
         (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,x\n")
+    (tmp_path / "catalog" / name).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         (tmp_path / "catalog" / name).write_bytes(content)
     else:
@@ -415,6 +440,15 @@ def test_ratings_become_labels_and_leave_the_context(context, tmp_path):
     log = pl.DataFrame(read_log_table(context.run))
     assert log["label"].to_list() == [0, 0, 1, 1]
     assert log.columns == ["user_id", "item_id", "timestamp", "label", "hour"]
+
+
+def test_a_rating_beside_a_label_is_no_feature(context, tmp_path):
+    """It is known after the event alone: the ranker would learn the label from it, and the service has none."""
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
+    rows = "".join(f"u,a,{T + n},{int(rating > 3)},{rating},7\n" for n, rating in enumerate([1, 3.5, 4, 5]))
+    (tmp_path / "catalog" / "interactions.csv").write_text("user_id,item_id,timestamp,label,Rating,hour\n" + rows)
+    run(context)
+    assert pl.DataFrame(read_log_table(context.run)).columns == ["user_id", "item_id", "timestamp", "label", "hour"]
 
 
 def test_media_that_are_named_by_ids_get_their_uris(context, tmp_path):
