@@ -243,6 +243,30 @@ def test_what_tells_the_label_is_told(tmp_path: Path) -> None:
     assert "watched, hour (become context features); rating (known after the event alone, not read)" in said
 
 
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("item_id,Title,Media", "rename 'Title' to title and rename 'Media' to media."),
+        ("item_id,name,image_url", "rename 'name' to title and rename 'image_url' to media."),
+        ("item_id,maker,price", "give the items one."),
+    ],
+)
+def test_columns_under_usual_names_are_told(tmp_path: Path, header: str, told: str) -> None:
+    (tmp_path / "items.csv").write_text(f"{header}\na,vase,a.jpg\n")
+    with pytest.raises(UserError) as caught:
+        init(str(tmp_path), str(tmp_path / "mine.yaml"))
+    assert str(caught.value).endswith(told)
+
+
+def test_pictures_that_do_not_open_are_told_and_not_allowed_for(tmp_path: Path) -> None:
+    """Where none opens, something is wrong: the run is to end with it, and not to do without pictures."""
+    (tmp_path / "items.csv").write_text("item_id,title,media,image_url\na,vase,media\\a.jpg,x\nb,lamp,/srv/b.jpg,y\n")
+    said = "\n".join(init(str(tmp_path), str(tmp_path / "mine.yaml")))
+    assert r"2 of 2 media that were tried do not open (missing, such as media\a.jpg: there is no such file)" in said
+    assert "columns image_url" in said  # there are media
+    assert "max_degraded_share" not in (tmp_path / "mine.yaml").read_text()
+
+
 def test_a_log_that_loses_most_of_its_events_gets_the_setting_that_allows_it(tmp_path: Path) -> None:
     catalog = Path(write(tmp_path / "catalog", Kind(title=True, description=False, media=False, log="plain")))
     items = pl.read_csv(catalog / "items.csv").head(2)

@@ -28,6 +28,11 @@ from workflows.stages.ingest.texts import ids as ids_of
 from workflows.stages.ingest.texts import like
 
 SAMPLED_ITEMS, SAMPLED_EVENTS = 2_000, 500_000
+ALIASES = {  # usual names of columns of the items table
+    **dict.fromkeys(("name", "product_name", "headline"), "title"),
+    **dict.fromkeys(("image", "images", "image_url", "image_urls", "picture", "photo", "video", "video_url"), "media"),
+    **dict.fromkeys(("text", "summary", "body"), "description"),
+}
 TOLD_BY = 0.95  # AUC of a column that says as much as the label
 LIKED = 0.7  # share of the way from the lowest to the highest rating from which on one counts as liked
 LARGE_SHARE = 0.1  # of the log, for one user or item of many
@@ -115,8 +120,10 @@ def find(catalog: str) -> Findings:
     if settings:  # they change what counts as a label or a medium
         counts = survey(catalog, label=config.label, media=config.media)
     if not counts.usable:
+        hints = [f"rename {name!r} to {known}" for name in counts.unread if (known := _meant(name))]
         raise UserError(
-            f"{items_uri} has no item with an item_id and a title, a description or a medium: give the items one."
+            f"{items_uri} has no item with an item_id and a title, a description or a medium: "
+            f"{' and '.join(hints) or 'give the items one'}."
         )
     items = canonical_items(config.with_media(sample), items_uri)
     texts = pl.sum_horizontal(pl.col("title", "description").str.strip_chars().str.len_chars().fill_null(0))
@@ -179,6 +186,12 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     return {**named, "positive_from": float(math.ceil(least) if math.ceil(least) <= high else round(least, 6))}
 
 
+def _meant(name: str) -> str | None:
+    """Returns the column of the items table that is meant by another name of it; None where that is none."""
+    plain = name.lower()
+    return plain if plain in tables.KNOWN["items"] else ALIASES.get(plain)
+
+
 def _odd_items(found: Findings) -> Iterator[str]:
     counts, media = found.counts, found.media
     if counts.unnamed:
@@ -188,8 +201,11 @@ def _odd_items(found: Findings) -> Iterator[str]:
     if media is not None and media.opened < media.tried:
         broken = media.tried - media.opened
         yield f"{broken} of {media.tried} media that were tried do not open ({media.problem})"
-    if counts.unread:
-        names = ", ".join(counts.unread[:6]) + (", …" if len(counts.unread) > 6 else "")
+    meant = {name: known for name in counts.unread if (known := _meant(name)) and not counts.filled[known]}
+    for name, known in meant.items():
+        yield f"the items' column {name} is not read: rename it to {known}, if that is what it holds"
+    if unread := [name for name in counts.unread if name not in meant]:
+        names = ", ".join(unread[:6]) + (", …" if len(unread) > 6 else "")
         yield f"no stage reads the items' columns {names}: put what should be learned from into attributes"
 
 

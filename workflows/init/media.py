@@ -21,6 +21,7 @@ NAMED = 24  # ids that media are looked for by
 PROBED = 32  # items whose media are opened
 LEAST_TOLD = 16  # of them, that have a text
 FOLDERS = 20  # that are looked into for media
+ROOTS = "stages.interpret.fetch.roots"
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov")
 
 
@@ -32,7 +33,7 @@ class Media:
         kinds: `image` or `video` of the first medium of the sampled items.
         http: whether some lie behind http; these are not opened here.
         tried, opened: items whose media were opened, and those where that worked.
-        problem: the commonest code of those where it did not.
+        problem: the commonest code of those where it did not, with an example, and what helps.
         told: how often the shipped captioner finds a picture nearer to its own item's text than another one; NaN where
             too few have a text.
     """
@@ -78,15 +79,22 @@ def open_media(catalog: str, items: pl.DataFrame) -> Media:
     )
     pictures, counts = frame_arrays(fetched["frames"])
     opened = np.flatnonzero(counts)
-    codes = Counter(issue["code"] for row in fetched["issues"].to_pylist() for issue in row)
+    issues = [issue for row in fetched["issues"].to_pylist() for issue in row]
     first_frames = [pictures[place] for place in (np.cumsum(counts) - counts)[opened]]
     return replace(
         found,
         tried=here.height,
         opened=len(opened),
-        problem=codes.most_common(1)[0][0] if codes else "",
+        problem=_problem(issues) if issues else "",
         told=_told(first_frames, here[opened]),
     )
+
+
+def _problem(issues: list[dict[str, str]]) -> str:
+    code = Counter(issue["code"] for issue in issues).most_common(1)[0][0]
+    example = next(issue["detail"] for issue in issues if issue["code"] == code)
+    remedy = f": allow the place by {ROOTS}" if code in ("outside_root", "scheme_not_allowed") else ""
+    return f"{code}, such as {example[:120]}{remedy}"
 
 
 def _told(pictures: list[np.ndarray], items: pl.DataFrame) -> float:
