@@ -121,10 +121,8 @@ def find(catalog: str) -> Findings:
         counts = survey(catalog, label=config.label, media=config.media)
     if not counts.usable:
         hints = [f"rename {name!r} to {known}" for name in counts.unread if (known := _meant(name))]
-        raise UserError(
-            f"{items_uri} has no item with an item_id and a title, a description or a medium: "
-            f"{' and '.join(hints) or 'give the items one'}."
-        )
+        lack, remedy = "an item_id and a title, a description or a medium", " and ".join(hints) or "give the items one"
+        raise UserError(f"{items_uri} has no item with {lack}: {remedy}.")
     items = canonical_items(config.with_media(sample), items_uri)
     texts = pl.sum_horizontal(pl.col("title", "description").str.strip_chars().str.len_chars().fill_null(0))
     characters = items.select(texts.alias("n")).filter(pl.col("n") > 0)["n"].median()

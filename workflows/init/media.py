@@ -21,7 +21,6 @@ NAMED = 24  # ids that media are looked for by
 PROBED = 32  # items whose media are opened
 LEAST_TOLD = 16  # of them, that have a text
 FOLDERS = 20  # that are looked into for media
-ROOTS = "stages.interpret.fetch.roots"
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov")
 
 
@@ -93,7 +92,8 @@ def open_media(catalog: str, items: pl.DataFrame) -> Media:
 def _problem(issues: list[dict[str, str]]) -> str:
     code = Counter(issue["code"] for issue in issues).most_common(1)[0][0]
     example = next(issue["detail"] for issue in issues if issue["code"] == code)
-    remedy = f": allow the place by {ROOTS}" if code in ("outside_root", "scheme_not_allowed") else ""
+    elsewhere = code in ("outside_root", "scheme_not_allowed")
+    remedy = ": allow the place by stages.interpret.fetch.roots" if elsewhere else ""
     return f"{code}, such as {example[:120]}{remedy}"
 
 
