@@ -34,7 +34,7 @@ MOST_ENTRIES = 12
 # before events that come in late, stores that are away, items that wait for a place, exports of runs with ratings,
 # edited ones and killed ones, and fits that outlive a worker; 26,280 before tables under other names and types,
 # columns that tell the label, videos without a length, and what training knows of items where lists are measured.
-MOST_CODE_LINES = 26_430
+MOST_CODE_LINES = 26_440
 LEAST_DOCUMENTED = 1117 / 1123  # share of public modules, classes, functions and methods, before the folders
 MOST_LINES_OF_A_FILE = 400
 LEAST_CODE_LINES_OF_A_FILE = 5

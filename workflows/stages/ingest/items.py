@@ -215,6 +215,8 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     Returns:
         Lists of {key, value}, each key once; and the texts that cannot be read, null elsewhere.
     """
+    if isinstance(values.dtype, pl.Map):
+        values = values.cast(pl.List(pl.Struct({"key": values.dtype.key, "value": values.dtype.value})))
     dtype, unreadable = values.dtype, pl.Series("no_attributes", [None] * len(values), dtype=pl.String)
     if dtype == pl.Null or (isinstance(dtype, pl.Struct) and not dtype.fields):
         return pl.Series("attributes", [None] * len(values), dtype=pl.List(PAIR)), unreadable
@@ -228,11 +230,15 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
             for field in dtype.fields
         ]
         values = pl.select(pl.when(pl.lit(values.is_not_null())).then(pl.concat_list(fields))).to_series()
-    elif isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct) and "key" not in dtype.inner.to_schema():
-        if not {"name", "value"} <= dtype.inner.to_schema().keys():
+    elif isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
+        schema, pair = dtype.inner.to_schema(), pl.element().struct
+        named = "key" if "key" in schema else "name"
+        if not {named, "value"} <= schema.keys():
             raise _WrongFormError(str(dtype.inner))
-        pair = pl.element().struct
-        values = values.list.eval(pl.struct(key=pair.field("name"), value=pair.field("value").cast(pl.String)))
+        value = pair.field("value")
+        several = isinstance(schema["value"], pl.List)
+        joined = value.cast(pl.List(pl.String)).list.join(", ") if several else value.cast(pl.String)
+        values = values.list.eval(pl.struct(key=pair.field(named), value=joined))
     return _distinct(values.cast(pl.List(PAIR))).alias("attributes"), unreadable
 
 

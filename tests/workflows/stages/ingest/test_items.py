@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,6 +123,16 @@ def test_a_cell_that_is_no_attributes_costs_its_own(cell: str) -> None:
 def test_names_with_values_in_lists_are_attributes() -> None:
     raw = pl.DataFrame({"item_id": ["1"], "attributes": [[{"name": "genre", "value": 7}]]})
     assert canonical_items(raw, "items")["attributes"].to_list() == [[{"key": "genre", "value": "7"}]]
+
+
+def test_several_values_of_an_attribute_are_joined() -> None:
+    pairs = [("colour", ["red", "blue"]), ("size", None)]
+    mapped = pl.Series(pl.from_arrow(pa.array([pairs], pa.map_(pa.string(), pa.list_(pa.string())))))
+    listed = pl.Series([[{"name": name, "value": value} for name, value in pairs]])
+    for attributes in (mapped, listed):
+        raw = pl.DataFrame({"item_id": ["1"], "title": ["vase"], "attributes": attributes})
+        found = canonical_items(raw, "items")["attributes"].to_list()
+        assert found == [[{"key": "colour", "value": "red, blue"}]]
 
 
 BROKEN = '{"url": "b.jpg"}'
