@@ -165,8 +165,8 @@ def _parquet_blocks(source: Source, wanted: list[str] | None) -> Iterator[Scanne
 
 
 def plain(schema: pl.Schema) -> Iterator[pl.Expr]:
-    """Yields columns of Parquet as other files would have them: categories and fixed lists of text, and times without a
-    zone, which are UTC."""
+    """Yields columns of Parquet as other files would have them: categories and fixed lists of text, and times as UTC,
+    which those without a zone are."""
     for name, dtype in schema.items():
         if isinstance(dtype, pl.Categorical | pl.Enum):
             yield pl.col(name).cast(pl.String)
@@ -174,6 +174,8 @@ def plain(schema: pl.Schema) -> Iterator[pl.Expr]:
             yield pl.col(name).cast(pl.List(pl.String))
         elif isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
             yield pl.col(name).dt.replace_time_zone("UTC")
+        elif isinstance(dtype, pl.Datetime) and dtype.time_zone != "UTC":
+            yield pl.col(name).dt.convert_time_zone("UTC")
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ def absolute(uri: str) -> str:
     """
     if "://" not in uri:
         return str(Path(os.path.expanduser(uri)).absolute())  # noqa: PTH111 - `~nobody` stays
-    return uri if uri.endswith("://") else uri.rstrip("/")
+    scheme, _, place = uri.partition("://")
+    return f"{scheme}://{place.rstrip('/') or place[:1]}"
 
 
 def exists(uri: str) -> bool:

@@ -38,7 +38,7 @@ EMPTY = {
 
 
 OTHERS = {  # endings under which a table may lie, and what to do with it
-    **dict.fromkeys(("tsv", "tab", "txt"), "rename it to {}.csv"),
+    **dict.fromkeys(("tsv", "tab"), "rename it to {}.csv"),
     **dict.fromkeys(("json", "ndjson"), "rename it to {}.jsonl, if it has one object on each line"),
     **dict.fromkeys(("csv.zip", "csv.zst", "csv.bz2", "jsonl.zst", "json.gz", "parquet.gz"), "unpack it"),
     **dict.fromkeys(("xlsx", "xls", "ods", "feather", "arrow", "avro"), "export it as {}.csv or {}.parquet"),
@@ -69,10 +69,8 @@ def _otherwise_written(catalog: str, table: str) -> str | None:
     for end, remedy in OTHERS.items():
         if files.exists(files.join(catalog, f"{table}.{end}")):
             return f"{table}.{end}, which is not read: {remedy.format(table, table)}"
-    fs, path = files.filesystem(files.join(catalog, table))
-    if table == "interactions" and fs.isdir(path) and (within := fs.ls(path, detail=False)):
-        first = posixpath.basename(within[0].rstrip("/"))
-        return f"a folder {table} with {first}, which is not read: put .parquet, .csv or .jsonl files directly into it"
+    if table == "interactions" and (within := _strange(files.join(catalog, table))):
+        return f"a folder {table} with {within}, which is not read: put .parquet, .csv or .jsonl files directly into it"
     names = (
         f"{name}.{end}"
         for name in (table, table.title(), table.upper())
@@ -81,6 +79,18 @@ def _otherwise_written(catalog: str, table: str) -> str | None:
     )
     found = next((name for name in names if name.lower() != name and files.exists(files.join(catalog, name))), None)
     return found and f"a table {found}: rename it to {found.lower()}"
+
+
+def _strange(folder: str) -> str | None:
+    """Returns what a folder of a table has beside what is no table anywhere; None where that is nothing."""
+    fs, path = files.filesystem(folder)
+    found = fs.ls(path, detail=True) if fs.isdir(path) else []
+    names = (
+        posixpath.basename(entry["name"].rstrip("/"))
+        for entry in found  # an object store may list the folder itself
+        if entry["name"].strip("/") != path.strip("/") and (entry["type"] == "directory" or entry["size"])
+    )
+    return min((name for name in names if not name.startswith((".", "_"))), default=None)
 
 
 def check(catalog: str) -> None:
@@ -156,15 +166,17 @@ def about(catalog: str) -> dict[str, Any]:
     Raises:
         UserError: it names timestamps, and is not valid JSON.
     """
+    uri = files.join(catalog, "catalog.json")
     try:
-        content = files.read_bytes(uri := files.join(catalog, "catalog.json"))
-        found = json.loads(content)
-    except FileNotFoundError:
+        content = files.read_bytes(uri)
+    except (FileNotFoundError, ValueError):  # none, or a place that is none
         return {}
+    try:
+        found = json.loads(content)
     except ValueError as error:  # no JSON, or no UTF-8
         if b"timestamps" in content:
-            known = '{"timestamps": "real"} or {"timestamps": "order"}'
-            raise UserError(f"{uri} is not valid JSON ({error}): write {known}, or remove it.") from error
+            known = '{"timestamps": "order"}'
+            raise UserError(f"{uri} is not valid JSON ({error}): write such as {known}, or remove it.") from error
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -53,23 +53,27 @@ def parse_yaml(text: str, source: str) -> Any:
         UserError: it is no YAML, or has a key twice.
     """
     try:
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), source)
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader), source, seen=set())
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
-def _refuse_twice(node: yaml.Node | None, source: str) -> None:
+def _refuse_twice(node: yaml.Node | None, source: str, *, seen: set[int]) -> None:
     """Refuses keys that stand twice in one mapping, of which YAML takes the last one without a word."""
-    entries = node.value if isinstance(node, yaml.MappingNode) else ()
-    lines: dict[str, int] = {}
-    for key, value in entries:
-        before, line = lines.setdefault(str(key.value), key.start_mark.line), key.start_mark.line
-        if before != line:
-            raise UserError(f"{source} has {key.value} twice, on lines {before + 1} and {line + 1}: keep one.")
-        _refuse_twice(value, source)
+    if node is None or id(node) in seen:  # an alias stands for a node that was looked at
+        return
+    seen.add(id(node))
+    lines: dict[tuple[str, str], int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+            line, known = key.start_mark.line + 1, (key.tag, key.value)
+            if known in lines:
+                raise UserError(f"{source} has {key.value} twice, on lines {lines[known]} and {line}: keep one.")
+            lines[known] = line
+        _refuse_twice(value, source, seen=seen)
     for each in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _refuse_twice(each, source)
+        _refuse_twice(each, source, seen=seen)
 
 
 def key_lines(text: str, path: str) -> dict[str, str]:
@@ -125,7 +129,8 @@ class FitConfig(Settings):
         valid_queries: queries of each validation, at most.
         patience: validations without a better NDCG@10 after which the fit ends.
         averaged: states with the best NDCG@10 whose average is tried at the end, and kept where it is better still; 1:
-            none. So many are held in memory by the first worker, and in what a killed fit resumes from.
+            none, as with `stop_at`. So many are held in memory by the first worker, and in what a killed fit resumes
+            from.
         precision: of activations; `bf16` only where the hardware computes in it, see `devices.dtype_of`.
     """
 

@@ -181,7 +181,7 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
     write_manifest(root, manifest)
     began = time.monotonic()
     try:
-        _forget_other_attempts(context, name)
+        forget_other_attempts(context, name)
         with reporter.stage(name) as progress:
             result = stage(name).run(config, dataclasses.replace(context, progress=progress))
         reasons = _reasons(name, context.run) if result.rejected or result.degraded else {}
@@ -208,7 +208,7 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
     )
 
 
-def _forget_other_attempts(context: Context, stage: str) -> None:
+def forget_other_attempts(context: Context, stage: str) -> None:
     """Removes the state of attempts with other settings: what it says is written, this one is about to replace."""
     fs, path = files.filesystem(context.run.uri("checkpoints", stage))
     if fs.exists(path):

@@ -9,11 +9,12 @@ import yaml
 from models.evaluation.verdict import KEEP, PROMOTE
 from storage import files, tables
 from storage.errors import UserError
-from storage.manifest import Manifest, StageEntry, require_finished
+from storage.manifest import Manifest, StageEntry, require_finished, require_manifest
 from storage.run import RunDir
 from workflows.engine.definition import Definition, definition_of, dump, overridden, resolve
 
 JUDGED = ("rank", "generate")  # stages whose models are compared with those of the run before
+TAKEN_OVER = ("project", "quantize", "features", *JUDGED)
 ABLATIONS = ("ablate_features", "ablate_tasks")  # which compare fits from scratch
 STATUS = {PROMOTE: 0, KEEP: 3}  # of the command, by verdict
 REFIT_STATUS = 4
@@ -34,8 +35,9 @@ def next_definition(root: str, catalog: str, target: str, overrides: list[str]) 
     """
     root, catalog = files.absolute(root), files.absolute(catalog)
     raw = yaml.safe_load(dump(definition_of(RunDir(root))))
-    taken_over = [name for name, settings in raw["stages"].items() if "previous" in settings and name != "evaluate"]
-    require_finished(root, taken_over, "cannot be updated")
+    begun = require_manifest(root).stages
+    needed = [name for name in raw["stages"] if name == "interpret" or (name in begun and name in TAKEN_OVER)]
+    require_finished(root, needed, "cannot be updated")
     for settings in raw["stages"].values():
         settings.pop("previous", None)
     for name in ABLATIONS:

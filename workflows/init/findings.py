@@ -120,7 +120,7 @@ def find(catalog: str) -> Findings:
     if settings:  # they change what counts as a label or a medium
         counts = survey(catalog, label=config.label, media=config.media)
     if not counts.usable:
-        hints = [f"rename {name!r} to {known}" for name in counts.unread if (known := _meant(name))]
+        hints = [f"rename {name!r} to {known}" for name, known in _renamed(counts).items()]
         lack, remedy = "an item_id and a title, a description or a medium", " and ".join(hints) or "give the items one"
         raise UserError(f"{items_uri} has no item with {lack}: {remedy}.")
     items = canonical_items(config.with_media(sample), items_uri)
@@ -170,11 +170,14 @@ def _sample(uri: str, rows: int) -> pl.DataFrame:
 def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     """Returns the settings that make labels of ratings; none where labels are 0 and 1, or absent."""
     wanted = ("label", *logs.RATINGS)
-    column = next((name for known in wanted for name in counts.columns if name.lower() == known), None)
+    columns = [name for known in wanted for name in counts.columns if name.lower() == known]
+    values = {name: labels_of(scan(log_uri).collect_schema(), name) for name in columns}
+    ends = scan(log_uri).select(pl.struct(low=each.min(), high=each.max()).alias(name) for name, each in values.items())
+    read = ends.collect(engine="streaming").row(0, named=True) if columns else {}
+    column = next((name for name in columns if name == "label" or read[name]["low"] is not None), None)
     if column is None:
         return {}
-    value = labels_of(scan(log_uri).collect_schema(), column)
-    low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
+    low, high = read[column]["low"], read[column]["high"]
     named = {} if column == "label" else {"label": column}
     if low is not None and low >= 0 and high <= 1 and column.lower() == "label":
         return named
@@ -184,10 +187,15 @@ def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     return {**named, "positive_from": float(math.ceil(least) if math.ceil(least) <= high else round(least, 6))}
 
 
-def _meant(name: str) -> str | None:
-    """Returns the column of the items table that is meant by another name of it; None where that is none."""
-    plain = name.lower()
-    return plain if plain in tables.KNOWN["items"] else ALIASES.get(plain)
+def _renamed(counts: Survey) -> dict[str, str]:
+    """Returns what columns of the items table that are not read may be meant for: one for each that nothing fills."""
+    found: dict[str, str] = {}
+    for name in counts.unread:
+        plain = name.lower()
+        known = plain if plain in tables.KNOWN["items"][1:] else ALIASES.get(plain)
+        if known and not counts.filled[known] and known not in found.values():
+            found[name] = known
+    return found
 
 
 def _odd_items(found: Findings) -> Iterator[str]:
@@ -199,9 +207,9 @@ def _odd_items(found: Findings) -> Iterator[str]:
     if media is not None and media.opened < media.tried:
         broken = media.tried - media.opened
         yield f"{broken} of {media.tried} media that were tried do not open ({media.problem})"
-    meant = {name: known for name in counts.unread if (known := _meant(name)) and not counts.filled[known]}
+    meant = _renamed(counts)
     for name, known in meant.items():
-        yield f"the items' column {name} is not read: rename it to {known}, if that is what it holds"
+        yield f"the items' column {name} is not read: if it holds what {known} is for, it has to be called so"
     if unread := [name for name in counts.unread if name not in meant]:
         names = ", ".join(unread[:6]) + (", …" if len(unread) > 6 else "")
         yield f"no stage reads the items' columns {names}: put what should be learned from into attributes"

@@ -97,10 +97,12 @@ def test_types_of_parquet_that_say_the_same_are_one(tmp_path: Path) -> None:
     )
     zoned = log.with_columns(pl.col("timestamp").dt.replace_time_zone("UTC"))
     zoned.write_parquet(tmp_path / "interactions" / "b.parquet")
+    local = zoned.with_columns(pl.col("timestamp").dt.convert_time_zone("Europe/Berlin"))
+    local.write_parquet(tmp_path / "interactions" / "c.parquet")
     found = survey(str(tmp_path))
-    assert (found.filled["media"], found.events, found.labels) == (2, 4, (0.0, 1.0))
+    assert (found.filled["media"], found.events, found.labels) == (2, 6, (0.0, 1.0))
     rows = scan(str(tmp_path / "interactions")).collect()
-    assert rows["timestamp"].to_list() == 2 * when.dt.replace_time_zone("UTC").to_list()
-    assert rows["user_id"].to_list() == ["u", "v", "u", "v"]
+    assert rows["timestamp"].to_list() == 3 * when.dt.replace_time_zone("UTC").to_list()
+    assert rows["user_id"].to_list() == 3 * ["u", "v"]
     init(str(tmp_path), str(tmp_path / "mine.yaml"))
     preflight(load(str(tmp_path / "mine.yaml"), []), str(tmp_path / "run"))

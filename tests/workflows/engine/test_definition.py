@@ -109,6 +109,7 @@ def test_a_stage_that_is_not_named_does_not_run(write):
         ("just text", [], "must be a YAML mapping"),
         ("a: [", [], "not valid YAML"),
         ("name: w\nseed: 1\nname: v\n", [], "has name twice, on lines 1 and 3: keep one"),
+        ("name: w\nstages: {ingest: {media: a, media: b}}\n", [], "has media twice, on lines 2 and 2: keep one"),
     ],
 )
 def test_mistakes_are_one_sentence_that_says_what_to_write(write, raw, overrides, says):

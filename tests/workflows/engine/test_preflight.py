@@ -150,8 +150,10 @@ def test_ratings_need_a_setting_that_makes_labels_of_them(place: Path) -> None:
     with pytest.raises(UserError, match=r"the log has no labels: name them by stages.ingest.label, such as rating"):
         told(place, {**STAGES, "ingest": {"positive_from": 4}})
     log.write_text("user_id,item_id,timestamp,Label\nu,a,1,1\nu,a,2,0\n")
-    with pytest.raises(UserError, match=r"has a column 'Label': rename it to label"):
+    with pytest.raises(UserError, match=r"has a column 'Label': if it tells what was liked, rename it to label"):
         told(place, STAGES)
+    log.write_text("user_id,item_id,timestamp,Label\nu,a,1,Sony\nu,a,2,EMI\n")
+    assert told(place, STAGES) == []
     log.write_text("user_id,item_id,timestamp\nu,a\n")
     with pytest.raises(UserError, match=r"interactions.csv has no row that can be read \(line 2 .*\): write events"):
         told(place, STAGES)

@@ -64,7 +64,10 @@ def test_no_place_is_allowed_twice_or_for_nothing(
 
 def test_a_run_that_has_not_finished_is_told(tmp_path: Path) -> None:
     written(tmp_path / "run", str(tmp_path / "catalog"))
-    entries = {"ingest": StageEntry(state="complete"), "interpret": StageEntry(state="failed")}
+    complete = {"ingest": StageEntry(state="complete"), "interpret": StageEntry(state="complete")}
+    write_manifest(str(tmp_path / "run"), Manifest(name="shop", stages=complete))
+    following(tmp_path / "run", tmp_path / "export")  # what was never begun gives nothing
+    entries = {**complete, "interpret": StageEntry(state="failed")}
     write_manifest(str(tmp_path / "run"), Manifest(name="shop", stages=entries))
     with pytest.raises(UserError, match="cannot be updated yet, its stage interpret is failed: finish it with"):
         following(tmp_path / "run", tmp_path / "export")

@@ -236,7 +236,7 @@ def _attributes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         if not {named, "value"} <= schema.keys():
             raise _WrongFormError(str(dtype.inner))
         value = pair.field("value")
-        several = isinstance(schema["value"], pl.List)
+        several = isinstance(schema["value"], pl.List | pl.Array)
         joined = value.cast(pl.List(pl.String)).list.join(", ") if several else value.cast(pl.String)
         values = values.list.eval(pl.struct(key=pair.field(named), value=joined))
     return _distinct(values.cast(pl.List(PAIR))).alias("attributes"), unreadable
@@ -256,7 +256,7 @@ def _written_pairs(texts: pl.Series) -> pl.Series:
 
 def _text(values: pl.Series) -> pl.Series:
     """Returns the values of one attribute as text, lists joined."""
-    if isinstance(values.dtype, pl.List):
+    if isinstance(values.dtype, pl.List | pl.Array):
         return values.cast(pl.List(pl.String)).list.join(", ")
     return values.struct.json_encode() if isinstance(values.dtype, pl.Struct) else values.cast(pl.String)
 

@@ -58,9 +58,10 @@ class IngestStage(Stage[Config]):
                     f"name them by stages.ingest.label, such as {like[0]}" if like else "remove that, or add a label"
                 )
                 raise UserError(f"stages.ingest.positive_from is set, and the log has no labels: {named}.")
-            if like and like[0].lower() == "label":
+            if like and like[0].lower() == "label" and _holds_numbers(catalog.uri, like[0]):
                 raise UserError(
-                    f"The log has a column {like[0]!r}: rename it to label, or name it by stages.ingest.label."
+                    f"The log has a column {like[0]!r}: if it tells what was liked, rename it to label or name it by "
+                    "stages.ingest.label; else give it another name."
                 )
         if config.positive_from is not None and catalog.labels and catalog.labels[1] < config.positive_from:
             raise UserError(
@@ -110,6 +111,12 @@ class IngestStage(Stage[Config]):
         if usable != index["items"]:
             raise RuntimeError(f"{index['items']} items are usable, and {usable} were written")
         return Result(usable + rejected, usable, rejected, degraded, metrics)
+
+
+def _holds_numbers(catalog: str, column: str) -> bool:
+    """Tells whether a sample of a column of the log has numbers."""
+    uri = tables.find(catalog, "interactions")
+    return uri is not None and events.number(sample(uri)[column]).count() > 0
 
 
 def _work(config: Config, context: Context) -> Work:

@@ -23,6 +23,7 @@ from storage.hashing import hash_ids
 from tests.logs import read_examples, read_log_table, write_log
 from tests.workflows.stages.test_ranking import EVENTS, write_run
 from workflows.engine.registry import stage
+from workflows.engine.runner import forget_other_attempts
 from workflows.engine.stage import Context
 from workflows.stages.features import partitions
 from workflows.stages.features import stage as features
@@ -152,6 +153,12 @@ def test_what_another_attempt_has_left_is_removed(tmp_path: Path) -> None:
     assert sum(len(read_examples(context.run, name)) for name in SPLITS) == EVENTS
 
 
+def run_alone(config: features.Config, context: Context) -> None:
+    """Runs the stage as the runner does, which forgets what other attempts left."""
+    forget_other_attempts(context, "features")
+    stage("features").run(config, context)
+
+
 def test_an_attempt_that_others_came_between_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = written(tmp_path / "undisturbed", 3)
     context = write_run(tmp_path / "disturbed", partitions=3)
@@ -159,8 +166,8 @@ def test_an_attempt_that_others_came_between_begins_anew(tmp_path: Path, monkeyp
         patched.setattr(partitions, "write_part", dying(partitions.write_part, []))
         for settings, attempt in ((CONFIG, context), (features.Config(history=1), replace(context, fingerprint="b"))):
             with pytest.raises(KeyboardInterrupt):
-                stage("features").run(settings, attempt)
-    stage("features").run(CONFIG, context)
+                run_alone(settings, attempt)
+    run_alone(CONFIG, context)
     for name, table in tables(context).items():
         assert_frame_equal(table, undisturbed[name], check_exact=True)
 
@@ -225,7 +232,7 @@ def test_an_attempt_does_not_go_on_where_another_one_has_written_since(tmp_path:
         patched.setattr(partitions, "write_part", dying(partitions.write_part, []))
         for config, fingerprint in ((CONFIG, "one"), (others, "other")):
             with pytest.raises(KeyboardInterrupt):
-                stage("features").run(config, replace(context, fingerprint=fingerprint))
-    stage("features").run(CONFIG, replace(context, fingerprint="one"))
+                run_alone(config, replace(context, fingerprint=fingerprint))
+    run_alone(CONFIG, replace(context, fingerprint="one"))
     for name, table in tables(context).items():
         assert_frame_equal(table, undisturbed[name], check_exact=True)

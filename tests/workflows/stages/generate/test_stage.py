@@ -33,6 +33,7 @@ from tests.workflows.stages.generate.test_build import (
 )
 from workflows.distributed import training
 from workflows.engine.registry import stage
+from workflows.engine.runner import forget_other_attempts
 from workflows.engine.stage import Context, Result
 from workflows.stages.generate import build
 from workflows.stages.generate.settings import GENERATORS, Config
@@ -208,8 +209,10 @@ def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, mon
     monkeypatch.setattr(training, "fit", fit)
     other = CONFIG.model_copy(update={"sasrec": CONFIG.sasrec.model_copy(update={"model": SasRecConfig(dim=32)})})
     for config, fingerprint in ((CONFIG, "a"), (CONFIG, "a"), (other, "b"), (CONFIG, "a")):
+        context = replace(context_of(run), fingerprint=fingerprint)
+        forget_other_attempts(context, "generate")  # as the runner does
         with pytest.raises(UserError, match="Killed"):
-            stage("generate").run(config, replace(context_of(run), fingerprint=fingerprint))
+            stage("generate").run(config, context)
     own = CONFIG.sasrec.model.dim
     assert fitted == [(own, False), (own, True), (32, False), (own, False)]
 

@@ -129,7 +129,11 @@ def test_several_values_of_an_attribute_are_joined() -> None:
     pairs = [("colour", ["red", "blue"]), ("size", None)]
     mapped = pl.Series(pl.from_arrow(pa.array([pairs], pa.map_(pa.string(), pa.list_(pa.string())))))
     listed = pl.Series([[{"name": name, "value": value} for name, value in pairs]])
-    for attributes in (mapped, listed):
+    fixed = listed.cast(pl.List(pl.Struct({"name": pl.String, "value": pl.Array(pl.String, 2)})))
+    field = pl.Series([{"colour": ["red", "blue"], "size": None}]).cast(
+        pl.Struct({"colour": pl.Array(pl.String, 2), "size": pl.String})
+    )
+    for attributes in (mapped, listed, fixed, field):
         raw = pl.DataFrame({"item_id": ["1"], "title": ["vase"], "attributes": attributes})
         found = canonical_items(raw, "items")["attributes"].to_list()
         assert found == [[{"key": "colour", "value": "red, blue"}]]

@@ -426,6 +426,17 @@ def test_files_of_another_format_or_name_are_told(context, tmp_path, name, conte
     assert says in str(caught.value)
 
 
+def test_what_is_no_table_makes_no_log(context, tmp_path):
+    catalog = tmp_path / "catalog"
+    (catalog / "items.csv").write_text("item_id,title\na,x\n")
+    (catalog / "interactions.txt").write_text("what the columns mean")
+    (catalog / "interactions").mkdir()
+    for name, content in ((".gitkeep", ""), (".DS_Store", "x"), ("_SUCCESS", ""), ("part-0.csv", "")):
+        (catalog / "interactions" / name).write_text(content)
+    tables.check(context.catalog)
+    assert tables.find(context.catalog, "interactions") is None
+
+
 def test_a_catalogue_that_is_a_file_is_told(tmp_path):
     (tmp_path / "items.csv").write_text("item_id,title\na,x\n")
     with pytest.raises(UserError, match="is a file: name the folder in which it lies"):
