@@ -32,6 +32,7 @@ def ray_cluster() -> Iterator[None]:
     from workflows.distributed.cluster import local_settings
 
     os.environ.update({name: value for name, value in local_settings(8).items() if name not in os.environ})
+    ray.shutdown()  # one that a test before left, if its end came in the middle of a command
     ray.init(
         address="local",
         num_cpus=8,

@@ -109,9 +109,9 @@ def test_a_file_that_comes_while_the_log_is_read_is_new_to_the_next_update(
         return deal(work, number)
 
     come("a.parquet", "ann")
-    monkeypatch.setattr(pieces, "deal_events", dealt)
-    run = ingested(tmp_path / "one", catalog)[0]
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(pieces, "deal_events", dealt)
+        run = ingested(tmp_path / "one", catalog)[0]
     following, carried, _ = ingested(tmp_path / "two", catalog, run)
     assert carried == 10
     assert as_if_read(following, tmp_path, catalog)
