@@ -30,6 +30,7 @@ from storage.run import RunDir
 
 CONTENT, POPULARITY = "content", "popularity"  # recommenders that a run has without a fit
 RANKER = "ranker"  # what its weight is called beside those of recommenders
+Fitted = Mapping[str, Recommender]
 PIPELINE = "pipeline"  # what metrics/evaluate.json says of the whole
 
 
@@ -76,12 +77,7 @@ class Cascade:
     """
 
     def __init__(
-        self,
-        run: RunDir,
-        *,
-        candidates: int = 200,
-        fitted: Mapping[str, Recommender] | None = None,
-        training: Training | None = None,
+        self, run: RunDir, *, candidates: int = 200, fitted: Fitted | None = None, training: Training | None = None
     ) -> None:
         """Loads a run whose stage `rank` or `generate` is complete; see `serving.settings.check_servable`.
 

@@ -76,8 +76,9 @@ class RunRanker:
         there = files.dataset(run.uri("features", "items")).schema.names
         self._own = [name in there for name in ranker.config.dense]
         self._counted = [name for name in ranker.config.dense if name in there]
-        columns: Mapping[str, Any] | pa.Table = map_columns(run, "features", "items", columns=self._counted)
-        if training is not None:
+        if training is None:
+            columns: Mapping[str, Any] | pa.Table = map_columns(run, "features", "items", columns=self._counted)
+        else:
             self._log, total = in_all(training.items, 1), in_all(training.items, len(items))
             when = np.full(len(items), training.last + 1)
             columns = item_counts(training.items, total, when, rates=self._labels)

@@ -12,7 +12,7 @@ import posixpath
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -38,17 +38,21 @@ START = 1 << 12  # bytes that tell what a file is
 UNNAMED = r"|Unnamed: \d+(\.\d+)?|_c\d+|\.\.\.\d+|__index_level_\d+__"  # by a CSV, pandas, Spark, readr, Arrow
 
 
-def table_files(folder: str) -> list[str]:
-    """Returns the paths of the files of tables in a folder, in order; names that begin with `.` or `_` are none."""
+def visible(folder: str) -> list[dict[str, Any]]:
+    """Returns the entries of a folder but for empty files and names that begin with `.` or `_`."""
     fs, path = files.filesystem(folder)
-    if not fs.isdir(path):
-        return []
-    entries = [entry for entry in fs.ls(path, detail=True) if entry["name"].endswith(SUFFIXES)]
-    return sorted(
-        entry["name"]
-        for entry in entries
-        if entry["type"] == "file" and entry["size"] and not posixpath.basename(entry["name"]).startswith((".", "_"))
-    )
+    return [
+        entry
+        for entry in (fs.ls(path, detail=True) if fs.isdir(path) else ())  # an object store may list the folder itself
+        if (entry["size"] or entry["type"] == "directory") and entry["name"].strip("/") != path.strip("/")
+        if not posixpath.basename(entry["name"].rstrip("/")).startswith((".", "_"))
+    ]
+
+
+def table_files(folder: str) -> list[str]:
+    """Returns the paths of the files of tables in a folder, in order, as `visible` has them."""
+    found = visible(folder)
+    return sorted(each["name"] for each in found if each["type"] == "file" and each["name"].endswith(SUFFIXES))
 
 
 def files_of(uri: str) -> list[str]:
@@ -172,10 +176,9 @@ def plain(schema: pl.Schema) -> Iterator[pl.Expr]:
             yield pl.col(name).cast(pl.String)
         elif isinstance(dtype, pl.Array | pl.List) and isinstance(dtype.inner, pl.Categorical | pl.Enum | pl.String):
             yield pl.col(name).cast(pl.List(pl.String))
-        elif isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
-            yield pl.col(name).dt.replace_time_zone("UTC")
         elif isinstance(dtype, pl.Datetime) and dtype.time_zone != "UTC":
-            yield pl.col(name).dt.convert_time_zone("UTC")
+            moments = pl.col(name).dt
+            yield moments.convert_time_zone("UTC") if dtype.time_zone else moments.replace_time_zone("UTC")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from storage import files
-from storage.blocks import SUFFIXES, columns, files_of, read, table_files
+from storage.blocks import SUFFIXES, columns, files_of, read, table_files, visible
 from storage.errors import UserError
 
 REQUIRED = {"items": ("item_id",), "interactions": ("user_id", "item_id", "timestamp")}
@@ -69,8 +69,9 @@ def _otherwise_written(catalog: str, table: str) -> str | None:
     for end, remedy in OTHERS.items():
         if files.exists(files.join(catalog, f"{table}.{end}")):
             return f"{table}.{end}, which is not read: {remedy.format(table, table)}"
-    if table == "interactions" and (within := _strange(files.join(catalog, table))):
-        return f"a folder {table} with {within}, which is not read: put .parquet, .csv or .jsonl files directly into it"
+    if table == "interactions" and (within := [each["name"] for each in visible(files.join(catalog, table))]):
+        name = posixpath.basename(min(within).rstrip("/"))
+        return f"a folder {table} with {name}, which is not read: put .parquet, .csv or .jsonl files directly into it"
     names = (
         f"{name}.{end}"
         for name in (table, table.title(), table.upper())
@@ -79,18 +80,6 @@ def _otherwise_written(catalog: str, table: str) -> str | None:
     )
     found = next((name for name in names if name.lower() != name and files.exists(files.join(catalog, name))), None)
     return found and f"a table {found}: rename it to {found.lower()}"
-
-
-def _strange(folder: str) -> str | None:
-    """Returns what a folder of a table has beside what is no table anywhere; None where that is nothing."""
-    fs, path = files.filesystem(folder)
-    found = fs.ls(path, detail=True) if fs.isdir(path) else []
-    names = (
-        posixpath.basename(entry["name"].rstrip("/"))
-        for entry in found  # an object store may list the folder itself
-        if entry["name"].strip("/") != path.strip("/") and (entry["type"] == "directory" or entry["size"])
-    )
-    return min((name for name in names if not name.startswith((".", "_"))), default=None)
 
 
 def check(catalog: str) -> None:
@@ -175,8 +164,7 @@ def about(catalog: str) -> dict[str, Any]:
         found = json.loads(content)
     except ValueError as error:  # no JSON, or no UTF-8
         if b"timestamps" in content:
-            known = '{"timestamps": "order"}'
-            raise UserError(f"{uri} is not valid JSON ({error}): write such as {known}, or remove it.") from error
+            raise UserError(f"{uri} is not valid JSON ({error}): mend it, or remove it.") from error
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -189,8 +177,9 @@ def timestamps(catalog: str) -> str | None:
     """
     found: str | None = about(catalog).get("timestamps")
     if found not in (None, *TIMESTAMPS):
-        known = ", ".join(TIMESTAMPS)
-        raise UserError(f"{catalog}/catalog.json has timestamps {str(found)[:50]!r}: write one of {known}.")
+        raise UserError(
+            f"{catalog}/catalog.json has timestamps {str(found)[:50]!r}: write one of {', '.join(TIMESTAMPS)}."
+        )
     return found
 
 

@@ -45,9 +45,8 @@ def decode_video(
             stream = container.streams.video[0]
             _check_size(stream.codec_context, limits)
             start = float(container.start_time or 0) / av.time_base
-            seconds = float(container.duration or 0) / av.time_base or _told_by_packets(
-                container, stream, deadline, limits
-            )
+            seconds = float(container.duration or 0) / av.time_base
+            seconds = seconds or _told_by_packets(container, stream, deadline, limits)
             if seconds > limits.max_seconds:
                 raise MediaError("too_long", f"{seconds:.0f} s")
             moments = []
@@ -77,14 +76,13 @@ def _told_by_packets(
 ) -> float:
     """Returns the seconds of a video that does not say how long it is, as browsers record them: its packets are read
     once, and nothing is decoded."""
-    times, ends = [0.0], [0.0]
+    moments = list[float]()
     for packet in _packets(container, stream, []):
         if packet.pts is not None and packet.time_base is not None:
-            times.append(float(packet.pts * packet.time_base))
-            ends.append(times[-1] + float((packet.duration or 0) * packet.time_base))
+            moments += [float(at * packet.time_base) for at in (packet.pts, packet.pts + (packet.duration or 0))]
         _check_time(deadline, limits)
     container.seek(0)
-    return max(ends) - min(times[1:], default=0.0)
+    return max(moments, default=0.0) - min(moments, default=0.0)
 
 
 def _frames(

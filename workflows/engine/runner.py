@@ -211,10 +211,9 @@ def _run_stage(name: str, config: StageConfig, context: Context, manifest: Manif
 def forget_other_attempts(context: Context, stage: str) -> None:
     """Removes the state of attempts with other settings: what it says is written, this one is about to replace."""
     fs, path = files.filesystem(context.run.uri("checkpoints", stage))
-    if fs.exists(path):
-        for name in fs.ls(path, detail=False):
-            if name.rstrip("/").rsplit("/", 1)[-1] != context.fingerprint:
-                fs.rm(name, recursive=True)
+    for name in fs.ls(path, detail=False) if fs.exists(path) else ():
+        if name.rstrip("/").rsplit("/", 1)[-1] != context.fingerprint:
+            fs.rm(name, recursive=True)
 
 
 class _Reason(NamedTuple):

@@ -169,15 +169,13 @@ def _sample(uri: str, rows: int) -> pl.DataFrame:
 
 def _ratings(counts: Survey, log_uri: str) -> dict[str, Any]:
     """Returns the settings that make labels of ratings; none where labels are 0 and 1, or absent."""
-    wanted = ("label", *logs.RATINGS)
-    columns = [name for known in wanted for name in counts.columns if name.lower() == known]
-    values = {name: labels_of(scan(log_uri).collect_schema(), name) for name in columns}
-    ends = scan(log_uri).select(pl.struct(low=each.min(), high=each.max()).alias(name) for name, each in values.items())
-    read = ends.collect(engine="streaming").row(0, named=True) if columns else {}
-    column = next((name for name in columns if name == "label" or read[name]["low"] is not None), None)
-    if column is None:
+    for column in (name for known in ("label", *logs.RATINGS) for name in counts.columns if name.lower() == known):
+        value = labels_of(scan(log_uri).collect_schema(), column)
+        low, high = scan(log_uri).select(low=value.min(), high=value.max()).collect(engine="streaming").row(0)
+        if column == "label" or low is not None:
+            break
+    else:
         return {}
-    low, high = read[column]["low"], read[column]["high"]
     named = {} if column == "label" else {"label": column}
     if low is not None and low >= 0 and high <= 1 and column.lower() == "label":
         return named
@@ -317,10 +315,7 @@ def _odd_events(
             yield f"the {name} {top[0]!r} has {share:.0%} of all events"
     for name in logs.context_columns(raw.schema):
         if "label" in raw.columns and _tells_the_label(raw, name):
-            yield (
-                f"the log's {name} tells nearly alone what was liked: remove it if it is known only after the event, "
-                "as the service has no value for it"
-            )
+            yield f"the log's {name} tells nearly alone what was liked: remove it if it is known only after the event"
         if raw.height >= MANY and (raw[name].cast(pl.Float64) % 1 == 0).all() and raw[name].is_unique().all():
             yield f"the log's {name} differs in every event, as ids do: remove it if it measures nothing"
     if lost := logs.told(dropped):

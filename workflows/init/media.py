@@ -92,8 +92,7 @@ def open_media(catalog: str, items: pl.DataFrame) -> Media:
 def _problem(issues: list[dict[str, str]]) -> str:
     code = Counter(issue["code"] for issue in issues).most_common(1)[0][0]
     example = next(issue["detail"] for issue in issues if issue["code"] == code)
-    elsewhere = code in ("outside_root", "scheme_not_allowed")
-    remedy = ": allow the place by stages.interpret.fetch.roots" if elsewhere else ""
+    remedy = ": allow it by stages.interpret.fetch.roots" if code in ("outside_root", "scheme_not_allowed") else ""
     return f"{code}, such as {example[:120]}{remedy}"
 
 

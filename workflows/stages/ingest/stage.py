@@ -48,36 +48,34 @@ class IngestStage(Stage[Config]):
             )
         if not config.log:
             return []
+        if (log_uri := tables.find(catalog.uri, "interactions")) is None:
+            return []
         config = config.reading(catalog.uri)
-        if catalog.events is not None and config.label != "label" and config.label not in catalog.columns:
+        least, (low, high) = config.positive_from, catalog.labels or (0.0, 1.0)
+        if config.label != "label" and config.label not in catalog.columns:
             raise UserError(f"stages.ingest.label is {config.label!r}: the log has {', '.join(catalog.columns)}.")
-        if catalog.events is not None and config.label not in catalog.columns:
+        if config.label not in catalog.columns:
             like = [name for name in catalog.columns if name.lower() in ("label", *events.RATINGS)]
-            if config.positive_from is not None:
+            if least is not None:
                 named = (
                     f"name them by stages.ingest.label, such as {like[0]}" if like else "remove that, or add a label"
                 )
                 raise UserError(f"stages.ingest.positive_from is set, and the log has no labels: {named}.")
-            if like and like[0].lower() == "label" and _holds_numbers(catalog.uri, like[0]):
-                raise UserError(
-                    f"The log has a column {like[0]!r}: if it tells what was liked, rename it to label or name it by "
-                    "stages.ingest.label; else give it another name."
-                )
-        if config.positive_from is not None and catalog.labels and catalog.labels[1] < config.positive_from:
+            if like and like[0].lower() == "label" and events.number(sample(log_uri)[like[0]]).count():
+                remedy = "if it tells what was liked, rename it to label; else give it another name"
+                raise UserError(f"The log has a column {like[0]!r}: {remedy}.")
+        if least is not None and catalog.labels and high < least:
             raise UserError(
-                f"No label of the log reaches stages.ingest.positive_from, {config.positive_from:g}: the highest is "
-                f"{catalog.labels[1]:g}."
+                f"No label of the log reaches stages.ingest.positive_from, {least:g}: the highest is {high:g}."
             )
-        low, high = catalog.labels or (0.0, 1.0)
-        if config.positive_from is None and not 0 <= low <= high <= 1:
+        if least is None and not 0 <= low <= high <= 1:
             raise UserError(
                 f"The labels of the log go from {low:g} to {high:g}: write stages.ingest.positive_from, the least one "
                 "that counts as liked, or labels of 1 and 0."
             )
-        if (log_uri := tables.find(catalog.uri, "interactions")) is not None:
-            rows = config.with_labels(sample(log_uri))
-            rows = rows.drop_nulls([name for name in ("timestamp", "label") if name in rows.columns])
-            events.canonical_events(rows, log_uri, order=tables.timestamps(catalog.uri) == "order")
+        rows = config.with_labels(sample(log_uri))
+        rows = rows.drop_nulls([name for name in ("timestamp", "label") if name in rows.columns])
+        events.canonical_events(rows, log_uri, order=tables.timestamps(catalog.uri) == "order")
         return []
 
     def run(self, config: Config, context: Context) -> Result:
@@ -111,12 +109,6 @@ class IngestStage(Stage[Config]):
         if usable != index["items"]:
             raise RuntimeError(f"{index['items']} items are usable, and {usable} were written")
         return Result(usable + rejected, usable, rejected, degraded, metrics)
-
-
-def _holds_numbers(catalog: str, column: str) -> bool:
-    """Tells whether a sample of a column of the log has numbers."""
-    uri = tables.find(catalog, "interactions")
-    return uri is not None and events.number(sample(uri)[column]).count() > 0
 
 
 def _work(config: Config, context: Context) -> Work:
