@@ -185,7 +185,8 @@ def run_here(
         return found
     if before is None:
         roots = f"stages.interpret.fetch.roots=[{catalog.absolute().parent}]"
-        settings = [f"catalog={catalog.absolute()}", f"seed={seed}", roots, *arguments.overrides]
+        alone = "stages.interpret.cache=false"  # else whoever comes second finds the captions of the first
+        settings = [f"catalog={catalog.absolute()}", f"seed={seed}", roots, alone, *arguments.overrides]
         command = ["run", arguments.definition, *(part for each in settings for part in ("--set", each))]
     else:
         command = ["update", str(before), "--catalog", str(catalog)]

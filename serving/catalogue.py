@@ -225,11 +225,11 @@ def _attributes(column: pa.ChunkedArray) -> dict[str, _Values]:
 
 
 def _numbers(values: pa.Array) -> np.ndarray:
-    """Returns strings as float64 [n], NaN where one is no number."""
+    """Returns strings as float64 [n], NaN where one is no finite number."""
 
     def number(text: str) -> float:
         try:
-            return float(text)
+            return found if np.isfinite(found := float(text)) else np.nan
         except ValueError:
             return np.nan
 

@@ -75,9 +75,9 @@ class Finder:
         """Returns the vector of an item of which a title alone is known, float32 [D].
 
         Raises:
-            UserError: the run does not say how its items were interpreted.
+            UserError: the run does not say how its items were interpreted, or its models find no vector.
         """
-        return normalise(torch.from_numpy(self.interpreter().embed([text])), self._cascade.embedding)[0]
+        return self._vector(self.interpreter().embed([text]))
 
     def of_picture(self, content: bytes) -> Look:
         """Returns what the run's models make of a picture.
@@ -86,7 +86,7 @@ class Finder:
             UserError: it is no picture that they read, or the run does not say how its items were interpreted.
         """
         found = self.interpreted(picture=content)
-        vector = normalise(torch.from_numpy(found.embedding), self._cascade.embedding)[0]
+        vector = self._vector(found.embedding)
         return Look(found.table["caption"][0].as_py(), sid_string(found.codes[0].tolist()), vector)
 
     def interpreted(
@@ -104,6 +104,12 @@ class Finder:
             raise UserError(f"The picture cannot be used ({error.code}): send a JPEG, PNG or WebP file.") from error
         texts = {"title": pa.array([title], pa.string()), "description": pa.array([description], pa.string())}
         return interpreter(pa.table({"item_id": pa.array(["new"]), **texts, "frames": frame_column([frames])}))
+
+    def _vector(self, embedding: np.ndarray) -> torch.Tensor:
+        """Returns a vector that is compared with those of the items, of an embedding [1, D], zeros where it failed."""
+        if not embedding.any():
+            raise UserError("The run's models find no vector for this: try again later, or send something else.")
+        return normalise(torch.from_numpy(embedding), self._cascade.embedding)[0]
 
     def picture(self, item: dict[str, Any]) -> bytes | None:
         """Returns the first picture of an item as a small JPEG, None where none can be read."""

@@ -34,7 +34,8 @@ from storage.run import RunDir
 
 HISTORY = "history"  # the source of an answer where something is known of the user
 SIMILAR = "similar"  # of one about items alone
-SHOWN = ("ndcg@10", "recall@10", "ndcg@10_interval", "recall@10_interval", "coverage@10")
+LISTS = "coverage@10"  # a metric that lists have, and ratios of two recommenders have not
+SHOWN = ("ndcg@10", "recall@10", "ndcg@10_interval", "recall@10_interval", LISTS)
 
 
 class Pipeline:
@@ -76,7 +77,9 @@ class Pipeline:
             self.reranker = Reranker(rules, catalogue, popularity=self.cascade.popularity, seen=first_seen(run))
         done = first_unfinished(run.root, ("evaluate",)) is None
         cards = run.read_json("metrics", "evaluate.json") if done else {}
-        self._measured = {name: card for name, card in cards.items() if isinstance(card, dict) and SHOWN[0] in card}
+        self._measured = {
+            name: _shown(card) for name, card in cards.items() if isinstance(card, dict) and LISTS in card
+        }
 
     @property
     def recommenders(self) -> list[str]:
@@ -145,14 +148,22 @@ class Pipeline:
 
     @torch.inference_mode()
     def rank(self, query: Query, items: Sequence[str]) -> Answer:
-        """Orders items by the ranker for the user of a query, without those that the catalogue lacks or hides."""
+        """Orders items by the ranker for the user of a query, without those that the catalogue lacks or hides.
+
+        Raises:
+            UserError: the run has no ranker.
+        """
+        if self.cascade.ranker is None:
+            raise UserError("The run has no ranker that puts items into order: its workflow lacks the stage `rank`.")
         catalogue = self.catalogue
         (user,) = self._users([query], catalogue)
         at = catalogue.rows(list(dict.fromkeys(items)))
         rows = torch.from_numpy(at[(at >= 0) & ~np.isin(at, catalogue.gone)])
         logits, order = self.cascade.logits(_users([user]), rows[None])[0].sort(descending=True, stable=True)
-        chances = logits.double().sigmoid()
-        scored = _described(catalogue, rows[order][: query.k], chances, chances, [[RANKER]] * len(rows))
+        chances, rows = logits.double().sigmoid(), rows[order][: query.k]
+        liked = torch.from_numpy(user.rows)
+        why = explained(catalogue, self.cascade.vectors, rows, liked) if query.explain else None
+        scored = _described(catalogue, rows, chances, chances, [[RANKER]] * len(rows), why)
         unknown = _unknown(catalogue, [*items, *(query.history or ())])
         return Answer(scored, HISTORY if len(user.rows) else POPULARITY, unknown)
 
@@ -219,7 +230,7 @@ class Pipeline:
 
     def quality(self) -> dict[str, Any]:
         """Returns what `evaluate` has measured of the recommenders and of the pipeline, by name; {} before that."""
-        return {name: {key: card.get(key) for key in SHOWN} for name, card in self._measured.items()}
+        return self._measured
 
     def _written(self, item_id: str) -> dict[str, Any]:
         if (item := self.item(item_id)) is None:
@@ -318,6 +329,12 @@ class _User(NamedTuple):
     times: np.ndarray
     events: int
     disliked: np.ndarray
+
+
+def _shown(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is shown of a recommender's metrics, None for what is missing and for bounds of which one is."""
+    found = {key: card.get(key) for key in SHOWN}
+    return {key: None if isinstance(value, list) and None in value else value for key, value in found.items()}
 
 
 def _users(users: Sequence[_User]) -> Users:

@@ -206,8 +206,10 @@ def query_routes(served: Served, settings: Settings, work: Work, metrics: Metric
         )
         answer = await work.recommend(query)
         kept.shadow(query, answer)
-        more = len(answer.items) == body.k
-        next_one = cursor.write(answer.run, [*given, *(item.item_id for item in answer.items)]) if more else None
+        # a search may find fewer than k of more: what is given is left out of the next one
+        next_one = (
+            cursor.write(answer.run, [*given, *(item.item_id for item in answer.items)]) if answer.items else None
+        )
         return schemas.Page(**parts(request, answer, body.user_id, query.draw), cursor=next_one)
 
     @routes.post("/rank")

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from serving.catalogue import Catalogue
+from serving.catalogue import Catalogue, _attributes
 from serving.filters import Filter
 
 FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
@@ -63,3 +65,12 @@ def test_rows_are_found_by_id(catalogue) -> None:
     ids = catalogue.ids.to_pylist()
     assert catalogue.rows([ids[7], "no item", ids[0]]).tolist() == [7, -1, 0]
     assert catalogue.rows([]).tolist() == []
+
+
+def test_what_is_not_finite_is_no_number() -> None:
+    column = pa.chunked_array(
+        [pa.array([[("price", text)] for text in ("2", "inf", "1e999", "nan")], pa.map_(*[pa.string()] * 2))]
+    )
+    (_, _, numbers) = _attributes(column)["price"]
+    assert numbers[0] == 2
+    assert np.isnan(numbers[1:]).all()

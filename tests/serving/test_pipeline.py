@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,7 @@ from serving.stores.base import Event
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_ids
+from storage.manifest import require_manifest, write_manifest
 from storage.run import RunDir
 from tests.logs import read_examples, read_log_table
 from tests.serving.finished import store_of
@@ -242,3 +244,32 @@ def test_the_next_answer_knows_of_an_event(pipeline: Pipeline) -> None:
     assert sum(third.values()) < sum(item.score for item in without)  # what is like it has less
     pipeline.store.forget("somebody new", 2**60)
     assert pipeline.recommend([Query(user_id="somebody new", k=5)])[0] == first
+
+
+def test_a_run_without_a_ranker_says_so_in_place_of_the_order_that_was_sent(pipeline: Pipeline, monkeypatch) -> None:
+    monkeypatch.setattr(pipeline.cascade, "ranker", None)
+    with pytest.raises(UserError, match="no ranker"):
+        pipeline.rank(Query(user_id="user 0", k=2), ["item 1", "item 2"])
+
+
+def test_ranked_items_are_explained_where_that_is_asked_for(run, pipeline: Pipeline) -> None:
+    items = items_of(pipeline, user_id="user 7", k=3)
+    plain, explained = (
+        pipeline.rank(Query(user_id="user 7", k=3, explain=asked), items).items for asked in (False, True)
+    )
+    assert [item.why for item in plain] == [None] * 3
+    assert [item.item_id for item in explained] == [item.item_id for item in plain]
+    assert {item.why.nearest for item in explained} <= set(liked(run, "user 7"))
+
+
+def test_quality_is_of_recommenders_and_has_no_half_of_an_interval(finished_run, tmp_path) -> None:
+    place = RunDir(files.absolute(str(shutil.copytree(finished_run.root, tmp_path / "run"))))
+    lists = {"ndcg@10": 0.1, "recall@10": 0.2, "coverage@10": 0.5, "ndcg@10_interval": [None, None]}
+    place.write_json({"content": lists, "generator_over_content": {"ndcg@10": 2.3}}, "metrics", "evaluate.json")
+    manifest = require_manifest(place.root)
+    manifest.stages["evaluate"] = manifest.stages["quantize"]
+    write_manifest(place.root, manifest)
+    expected = {"ndcg@10": 0.1, "recall@10": 0.2, "coverage@10": 0.5}
+    assert Pipeline(place, store_of(place)).quality() == {
+        "content": {**expected, "ndcg@10_interval": None, "recall@10_interval": None}
+    }

@@ -257,6 +257,15 @@ def test_what_cannot_be_interpreted_is_refused_in_a_sentence(
     assert pipeline.items == ITEMS
 
 
+def test_what_has_no_vector_finds_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no vector"):
+        pipeline.search("  ", k=3)
+    nothing = pipeline.finder.interpreted(title="lamp")
+    monkeypatch.setattr(pipeline.finder, "interpreted", lambda **_: nothing._replace(embedding=nothing.embedding * 0))
+    with pytest.raises(UserError, match="no vector"):
+        pipeline.similar(picture=png(3), k=3)
+
+
 @pytest.mark.parametrize("error", [UserError("The endpoint is away."), ConnectionError("away")])
 @pytest.mark.parametrize("place", ["finder.interpreted", "posted._placed"])
 def test_an_item_without_a_place_keeps_none_away_and_is_tried_again(

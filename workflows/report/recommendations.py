@@ -96,6 +96,12 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
         for key in keys
         if f"{title}_over_{key}" in metrics
     ]
+    pipeline = part(metrics, "pipeline")
+    if pipeline.get("best") in NAMES and interval(bounds := pipeline.get("over_best_interval")):
+        lines.append(
+            f"The service's pipeline beside {NAMES[pipeline['best']]}, the best single recommender on its own "
+            f"{count(pipeline.get('queries'))} queries: NDCG@10 {_verdict(pipeline['over_best'], bounds)}."
+        )
     closed = {NAMES[key]: value for key, value in part(metrics, "gap_closed").items() if key in NAMES}
     if closed:
         shares = ", ".join(f"{name} {percent(share)}" for name, share in closed.items())
@@ -220,7 +226,11 @@ def _beside(title: str, baseline: str, over: dict[str, Any]) -> str:
         if not (is_number(ratio) and interval(bounds)):
             parts.append(f"too little to compare {_head(metric)}")
             continue
-        low, high = bounds  # type: ignore[misc]
-        verdict = "is higher" if low > 1 else "is lower" if high < 1 else "is not told apart"
-        parts.append(f"{_head(metric)} {verdict}, {decimal(ratio, 2)} times ({interval(bounds, 2)})")
+        parts.append(f"{_head(metric)} {_verdict(ratio, bounds)}")
     return f"The {title} beside {baseline}: {'; '.join(parts)}."
+
+
+def _verdict(ratio: Any, bounds: Any) -> str:
+    low, high = bounds
+    verdict = "is higher" if low > 1 else "is lower" if high < 1 else "is not told apart"
+    return f"{verdict}, {decimal(ratio, 2)} times ({interval(bounds, 2)})"

@@ -140,6 +140,16 @@ def test_pages_repeat_nothing_even_when_the_history_has_changed(client, fake) ->
     assert (ids(last), last.json()["cursor"]) == ([], None)
 
 
+def test_a_short_page_is_not_the_last_one(client, fake, monkeypatch) -> None:
+    whole = fake.recommend
+    monkeypatch.setattr(
+        fake, "recommend", lambda queries: whole([dataclasses.replace(query, k=2) for query in queries])
+    )
+    answer = client.post("/v1/recommend", json={"user_id": "a", "k": 10})
+    more = client.post("/v1/recommend", json={"user_id": "a", "k": 10, "cursor": answer.json()["cursor"]})
+    assert len({*ids(answer), *ids(more)}) == 4
+
+
 def test_a_cursor_of_another_run_is_stale(client, fake) -> None:
     cursor = client.post("/v1/recommend", json={"user_id": "a"}).json()["cursor"]
     fake.run = "fake:other"

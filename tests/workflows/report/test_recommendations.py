@@ -161,6 +161,16 @@ def test_curves_are_those_of_what_was_reported():
     assert "kept" in ndcg.svg
 
 
+def test_the_pipeline_is_beside_the_best_on_its_own_queries() -> None:
+    card = {"queries": 2000, "best": "item_knn", "over_best": 1.08, "over_best_interval": [0.98, 1.18]}
+    (said,) = recommendations.sentences({"pipeline": card})
+    assert said == (
+        "The service's pipeline beside item-kNN, the best single recommender on its own 2,000 queries: "
+        "NDCG@10 is not told apart, 1.08 times (0.98 to 1.18)."
+    )
+    assert recommendations.sentences({"pipeline": {**card, "over_best_interval": [None, None]}}) == []
+
+
 def test_what_is_absent_is_left_out():
     assert recommendations.scores({"popularity": {"auc": 0.5}, "ranker": {}}, None) is None
     assert recommendations.details({}, as_is=False) is None
