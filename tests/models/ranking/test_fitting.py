@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +152,23 @@ def test_two_workers_take_the_steps_of_one_and_one_goes_on_from_their_state(tmp_
         assert found["position"] == {"epoch": 2, "step": 0}
         assert found["gathered"]
     torch.testing.assert_close(ranks[0]["two"][1], ranks[1]["two"][1])
+
+
+def blocks(rank: int) -> list[Any]:
+    """The statistics of content in blocks of a few items, beside those of all items at once."""
+    data = make_data(SETTINGS.model_copy(update={"content": True}))
+    vectors, sizes = data.items.vectors, list[int]()
+    data.items.vectors = lambda rows: (sizes.append(len(rows)), vectors(rows))[1]
+    with apart(rank), patch.object(fitting, "BLOCK", 8):
+        found = fitting.make_ranker(data)
+    wanted = vectors(torch.arange(ITEMS))
+    same = [torch.allclose(found.content_mean, wanted.mean(0)), torch.allclose(found.content_std, wanted.std(0, False))]
+    return [sizes, *same]
+
+
+def test_vectors_of_items_are_read_block_by_block(tmp_path: Path) -> None:
+    (ranks,) = on_ranks(blocks, tmp_path, [()])
+    assert ranks == [[[8, 8, 4], True, True]] * 2
 
 
 def resumed(rank: int, folder: str) -> dict[str, Any]:
