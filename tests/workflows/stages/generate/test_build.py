@@ -32,6 +32,7 @@ from tests.logs import write_log
 from workflows.engine.stage import Context
 from workflows.stages.generate import build
 from workflows.stages.generate.data import Data, write_data
+from workflows.stages.generate.earlier import Earlier
 
 ITEMS, USERS, EVENTS = 40, 50, 8
 SPLIT = SplitLeaveLast(kind="leave_last")
@@ -166,6 +167,20 @@ def test_codes_of_rpg_stand_beside_and_say_how_items_look_alone(tmp_path: Path) 
     assert torch.equal(model.codes, tensors["codes"])
     with pytest.raises(UserError, match=r"lower stages\.generate\.rpg\.codewords to 32 or less"):
         build.write_codes(run, settings.model_copy(update={"codewords": 64}), data.item_ids, SPLIT, seed=3)
+
+
+def test_codes_of_another_width_begin_anew(tmp_path: Path) -> None:
+    before, run = write_run(tmp_path / "before"), write_run(tmp_path / "run")
+    ids, settings = item_ids(run), ProductCodesSettings.model_validate(PRODUCT_CODES)
+    build.write_codes(before, settings, ids, SPLIT, seed=3)
+    earlier = Earlier(before, ITEMS, torch.arange(ITEMS))
+    assert earlier.codes(settings) is not None
+    wider = settings.model_copy(update={"model": settings.model.model_copy(update={"dim": 24})})
+    build.write_codes(run, wider, ids, SPLIT, seed=3, earlier=earlier)
+    assert load_model(build.codes_uri(run, "product_codes"), build.CODES)[1]["codewords"].shape == (4, 16, 6)
+    rpg = RpgSettings.model_validate(RPG)
+    build.write_codes(before, rpg, ids, SPLIT, seed=3)
+    assert earlier.codes(rpg) is not None  # whose model reads no codeword
 
 
 def test_product_codes_read_the_embeddings_where_they_are_to(tmp_path: Path) -> None:
