@@ -29,6 +29,7 @@ from storage.artifacts import load_model
 from storage.errors import UserError
 from storage.run import RunDir
 from tests.logs import write_log
+from tests.models.generation.test_backbones import saved
 from workflows.engine.stage import Context
 from workflows.stages.generate import build
 from workflows.stages.generate.data import Data, write_data
@@ -285,3 +286,22 @@ def test_a_fit_that_goes_on_draws_all_tasks_throughout(tmp_path: Path) -> None:
 
     assert drawn(first) != drawn(joint)
     assert drawn(first, earlier=model) == drawn(joint)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_language_model_that_was_trained_before_goes_on_from_its_own_weights(tmp_path: Path, lora: Any) -> None:
+    run, folder = write_run(tmp_path / "run"), saved(tmp_path / "model", "llama")
+    data, backbone = read(run), {"name": "pretrained", "model": str(folder), "lora": lora}
+    settings = LanguageModelSettings.model_validate({**LANGUAGE_MODEL, "backbone": backbone})
+    task = build.training_task(settings, run, data, seed=1)
+    for part in task.learner.parameters():
+        if part.requires_grad:
+            torch.nn.init.normal_(part, std=0.1)
+    task.recommender(task.learner).save(build.artifact_uri(run, "language_model"), task.learner.state_dict())
+    earlier = Earlier(run, ITEMS, torch.arange(ITEMS))
+    again = build.training_task(settings, run, data, seed=2, earlier=earlier)
+    assert again.warm
+    assert any("lora" in name for name, _ in again.learner.named_parameters()) == (lora is not None)
+    tokens = torch.tensor([[5, 6, 301, 305, 310, 7]])
+    found, wanted = (one.learner.backbone.eval()(input_ids=tokens).logits for one in (again, task))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
