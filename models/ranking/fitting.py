@@ -193,6 +193,7 @@ def batches(
         seed=seed,
         epoch=epoch,
         first=int(at["step"]),
+        even=settings.sharding == "row_wise",  # whose collectives on a CPU take messages of one size
     )
     for examples, step in steps:
         draws = generator(MASK, seed, epoch, step.draw)

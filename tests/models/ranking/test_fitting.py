@@ -248,6 +248,15 @@ def test_workers_learn_from_partitions_of_their_own(tmp_path: Path) -> None:
         assert sum(high - low for pieces in found["read"] for _, low, high in pieces) == made.epochs * EVENTS // 2
 
 
+def test_windows_of_unequal_lengths_are_learned_from_row_wise(tmp_path: Path) -> None:
+    """On a CPU its collectives take messages of one size alone."""
+    made = SETTINGS.model_copy(update={"sharding": "row_wise", "epochs": 4, "batch_size": 16, "window_rows": 200})
+    (ranks,) = on_ranks(shared, tmp_path, [(str(tmp_path), made.model_dump(mode="json"))])
+    for found in ranks:
+        ends = [each["valid_log_loss"] for each in found["reports"] if "valid_auc" in each]
+        assert ends[-1] < ends[0]
+
+
 def nan(rank: int) -> str:
     made = SETTINGS.model_copy(update={"embedding_lr": 1e38, "dense_lr": 1e38, "weight_decay": 0.0})
     data = make_data(made)
