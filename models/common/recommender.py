@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from models.common.jagged import Jagged, gather
 
-BLOCK = 256  # users whose scores of the whole catalogue are held at once
+BLOCK = 256  # users whose scores of the whole catalogue are held at once, at most
+BLOCK_VALUES = 1 << 27  # scores that are held at once
 
 
 class Queries(NamedTuple):
@@ -90,6 +91,20 @@ class FittedRecommender(Recommender, Protocol):
     def save(self, uri: str, state: dict[str, torch.Tensor]) -> None:
         """Writes the artifact from the learner's whole state dict."""
         ...
+
+
+def blocks(
+    histories: Jagged, banned: Jagged | None, *, values: int, most: int
+) -> Iterator[tuple[Jagged, Jagged | None]]:
+    """Yields the users block by block: their histories, and what they must not get.
+
+    Args:
+        histories, banned: as of `Recommender.recommend`.
+        values: scores that are held of a user.
+        most: users of a block, at most; fewer where there are many scores.
+    """
+    for rows in torch.arange(len(histories.offsets) - 1).split(max(1, min(most, BLOCK_VALUES // values))):
+        yield gather(histories, rows), None if banned is None else gather(banned, rows)
 
 
 def recommend_blocks(

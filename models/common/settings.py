@@ -123,7 +123,7 @@ class FitConfig(Settings):
             elsewhere. The learning rate is that of all `steps`, and validation has no say; null: as above.
         batch_size: users or documents of a step, over all workers together.
         learning_rate: peak of AdamW's, reached after `warmup` steps; half a cosine over the others takes it to a tenth.
-        warmup: steps of linear warm-up.
+        warmup: steps of linear warm-up; a tenth of the steps where it would leave none behind it.
         weight_decay: of matrices.
         validate_every: steps between two validations.
         valid_queries: queries of each validation, at most.
@@ -145,6 +145,15 @@ class FitConfig(Settings):
     patience: int = Field(5, ge=1)
     averaged: int = Field(1, ge=1)
     precision: Precision = "bf16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warms_up_within(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        steps, warmup = (given.get(name, cls.model_fields[name].default) for name in ("steps", "warmup"))
+        short = isinstance(steps, int) and isinstance(warmup, int) and 0 < steps <= warmup
+        return {**given, "warmup": steps // 10} if short else given
 
     @model_validator(mode="after")
     def _stops_within(self) -> FitConfig:

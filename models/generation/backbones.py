@@ -100,10 +100,20 @@ def build(settings: Tiny | SmolLM2 | Pretrained, vocabulary: Vocabulary, *, seed
     Raises:
         UserError: there is no such model, or it cannot be used here: see `check`.
     """
-    backbone = (
-        _tiny(settings, vocabulary, seed) if isinstance(settings, Tiny) else _extended(settings, vocabulary, seed)
-    )
-    return backbone.train()
+    return adapted(plain(settings, vocabulary, seed=seed), settings, vocabulary, seed=seed)
+
+
+def plain(settings: Tiny | SmolLM2 | Pretrained, vocabulary: Vocabulary, *, seed: int = 0) -> PreTrainedModel:
+    """What `build` returns, before there are adapters."""
+    return _tiny(settings, vocabulary, seed) if isinstance(settings, Tiny) else _extended(settings, vocabulary, seed)
+
+
+def adapted(
+    model: PreTrainedModel, settings: Tiny | SmolLM2 | Pretrained, vocabulary: Vocabulary, *, seed: int = 0
+) -> PreTrainedModel:
+    """Returns the model of `plain` with adapters, where the settings have them, in training mode."""
+    lora = None if isinstance(settings, Tiny) else settings.lora
+    return (model if lora is None else adapt(model, lora, vocabulary, seed=seed)).train()
 
 
 def _tiny(settings: Tiny, vocabulary: Vocabulary, seed: int) -> PreTrainedModel:
@@ -139,7 +149,7 @@ def _extended(settings: SmolLM2 | Pretrained, vocabulary: Vocabulary, seed: int)
         raise UserError(f"{name} ({config.model_type}) has no attention through sdpa: choose another model.") from error
     extend(model, vocabulary, seed=seed)
     check(model, name)
-    return model if settings.lora is None else adapt(model, settings.lora, vocabulary, seed=seed)
+    return model
 
 
 @torch.no_grad()

@@ -117,16 +117,18 @@ class Sampler:
         """Finds the examples.
 
         Raises:
-            UserError: a task has none, or one that answers at every position needs longer rows.
+            UserError: a task has none, or needs longer rows.
         """
         self.corpus, self.tasks, self.seed = corpus, tuple(tasks), seed
         self._examples = [examples(corpus, task) for task in tasks]  # items, or places of targets in the sequences
         self.counts = tuple(map(len, self._examples))
         for task, count in zip(tasks, self.counts, strict=True):
-            if task.every_position and items_shown(corpus, task) < 1:
-                least = 1 + _text_tokens(corpus, task) + 2 * corpus.sid_codes.shape[1]
-                rows = f"Rows of {corpus.tokens_per_row} tokens"
-                raise UserError(f"{rows} have no room for two items: raise tokens_per_row to {least}.")
+            least = 1 + _text_tokens(corpus, task) + _answer(corpus, task)
+            least += sum(_longest(corpus, name) for name in task.inputs)
+            if corpus.tokens_per_row < least:
+                rows = f"Rows of {corpus.tokens_per_row} tokens have no room for"
+                what = "two items" if task.every_position else f"the text, an item and an answer of task {task.name}"
+                raise UserError(f"{rows} {what}: raise tokens_per_row to {least}.")
             if not count:
                 needs = " and ".join(sorted(task.columns)) or "history of two items"
                 raise UserError(f"There is nothing to learn task {task.name} from (no {needs}): leave it out of tasks.")
@@ -210,10 +212,24 @@ def _text_tokens(corpus: Corpus, task: Task) -> int:
     return sum(len(corpus.vocabulary.phrase(text)) for text, _ in _pieces(task) if text)
 
 
+def _answer(corpus: Corpus, task: Task) -> int:
+    """Returns the tokens of the longest answer; of titles behind histories those that they may have."""
+    if task.target == "title":
+        return 1 + (corpus.max_text if task.over_histories else _longest(corpus, "title"))
+    return corpus.sid_codes.shape[1]
+
+
+def _longest(corpus: Corpus, name: str) -> int:
+    """Returns the tokens that stand for a placeholder, of the longest item."""
+    if name in ("sid", "sids"):
+        return corpus.sid_codes.shape[1]
+    lengths = (corpus.captions if name == "caption" else corpus.titles).offsets.diff()
+    return int(lengths.max()) + (len(corpus.vocabulary.phrase(LINE)) if name == "titles" else 0)
+
+
 def _fitting(corpus: Corpus, task: Task, histories: Jagged) -> Jagged:
     """The last items of each history that a row has room for beside the prompt's text and the longest answer."""
-    answer = corpus.sid_codes.shape[1] if task.target == "sid" else corpus.max_text + 1
-    room = corpus.tokens_per_row - 1 - answer - _text_tokens(corpus, task)
+    room = corpus.tokens_per_row - 1 - _answer(corpus, task) - _text_tokens(corpus, task)
     cost = torch.zeros(len(histories.values), dtype=torch.int64)
     for name in task.inputs:
         cost += _shown(corpus, name, Jagged(histories.values, torch.arange(len(cost) + 1))).offsets.diff()

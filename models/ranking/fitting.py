@@ -20,6 +20,7 @@ from models.ranking.settings import RankerSettings
 from models.ranking.training import Trainer
 from storage.errors import UserError
 
+BLOCK = 1 << 16  # items whose vectors are copied at once
 LOOK_EVERY = 50  # steps between two chances to keep a state
 MASK, DROPOUT = 2, 3  # what is drawn; see `models.ranking.schedule` for other draws
 EPOCH_START = {"step": 0, "total": 0.0, "seconds": 0.0}
@@ -80,7 +81,10 @@ def make_ranker(data: Data, device: torch.device | str = "cpu") -> Ranker:
     every = all_gather_rows(torch.cat(dense).to(device)).cpu()
     all_reduce_sum([seen])
     all_reduce_sum([liked])
-    content = moments(data.items.vectors(seen.cpu() > 0)) if data.config.content_dim else None
+    learned = seen.cpu().nonzero()[:, 0].split(BLOCK)
+    content = None
+    if data.config.content_dim:
+        content = reduce(merged, (moments(data.items.vectors(rows)) for rows in learned))
     rate = float(liked) / max(sum(data.train.rows), 1)
     ranker.set_statistics(dense=reduce(merged, every), content=content, rate=rate)
     return ranker
@@ -189,6 +193,7 @@ def batches(
         seed=seed,
         epoch=epoch,
         first=int(at["step"]),
+        even=settings.sharding == "row_wise",  # whose collectives on a CPU take messages of one size
     )
     for examples, step in steps:
         draws = generator(MASK, seed, epoch, step.draw)

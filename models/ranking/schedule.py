@@ -56,20 +56,32 @@ class Step(NamedTuple):
 
 
 def epoch_steps(
-    parts: Parts[Rows], *, batch_size: int, window_rows: int, rank: int, workers: int, seed: int, epoch: int, first: int
+    parts: Parts[Rows],
+    *,
+    batch_size: int,
+    window_rows: int,
+    rank: int,
+    workers: int,
+    seed: int,
+    epoch: int,
+    first: int,
+    even: bool = False,
 ) -> Iterator[tuple[Rows, Step]]:
     """Yields a worker's steps of an epoch and the rows that each is taken from, from step `first` on.
 
     A step ends where its window ends. All workers take as many steps as the one with the fewest. What is left out of an
     epoch is less than workers rows and, where one has more windows than another, a step for each; others each time.
-    While a window is in use the next one is read, and no more, so that two are held at most.
+    While a window is in use the next one is read, and no more, so that two are held at most. `even` leaves out more, so
+    that all workers have equally many rows in a step.
     """
     readers = workers if sum(rows > 0 for rows in parts.rows) >= workers else 1
     chunk, turns, reader = batch_size // readers, workers // readers, rank % readers
     every = windows(parts.rows, readers=readers, window_rows=window_rows, seed=seed, epoch=epoch)
     sizes = [[_sizes(window.rows, chunk, turns) for window in own] for own in every]
     steps = min(sum(map(len, each)) for each in sizes)
-    totals = np.sum([np.concatenate([*each, []])[:steps] for each in sizes], axis=0) / workers
+    rows_of = np.stack([np.concatenate([*each, []])[:steps] for each in sizes])
+    most = (rows_of.min(0) if even else rows_of[reader]).astype(int)
+    totals = (most * readers if even else rows_of.sum(0)) / workers
     ends = np.cumsum([len(each) for each in sizes[reader]])
     own = [n for n, end in enumerate(ends) if end > first and end - len(sizes[reader][n]) < steps]
     for number, rows in zip(own, _read_ahead(parts, [every[reader][n] for n in own]), strict=True):
@@ -77,7 +89,7 @@ def epoch_steps(
         order = torch.randperm(every[reader][number].rows, generator=draws)
         begin = int(ends[number]) - len(sizes[reader][number])
         for step, at in zip(range(begin, steps), order.split(chunk), strict=False):
-            at = at[: len(at) // turns * turns]
+            at = at[: min(len(at) // turns * turns, most[step])]
             if step >= first and len(at):
                 yield rows, Step(at, slice(rank // readers, None, turns), step * readers + reader, totals[step])
 

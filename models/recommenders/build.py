@@ -15,7 +15,7 @@ from models.common.jagged import Jagged
 from models.common.llama import Tiny
 from models.common.recommender import Queries
 from models.common.seeds import generator, seed_of
-from models.generation.backbones import build, load_tokenizer
+from models.generation.backbones import adapted, load_tokenizer, plain
 from models.generation.examples import Corpus, Sampler, examples, item_texts
 from models.generation.heldout import task_losses
 from models.generation.language import LanguageModel
@@ -198,8 +198,9 @@ def language_model_task(
             semantic ID.
     """
     vocabulary, config = corpus.vocabulary, settings.fit
-    model = LanguageModel(build(settings.backbone, vocabulary, seed=seed), vocabulary)
-    warm = earlier is not None and take_over_tokens(model, earlier)
+    backbone = plain(settings.backbone, vocabulary, seed=seed)
+    warm = earlier is not None and take_over_tokens(backbone, earlier.backbone)  # which has its adapters merged
+    model = LanguageModel(adapted(backbone, settings.backbone, vocabulary, seed=seed), vocabulary)
     drawn_by = settings.model_copy(update={"schedule": "joint"}) if warm else settings
     sampler, trie = check_learnable(settings, corpus, seed=seed)
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from models.common.jagged import Jagged
-from models.common.recommender import Recommended, best, recommended
+from models.common.recommender import BLOCK, Recommended, best, blocks, concatenate, recommended
 from models.evaluation.lists import CUT, ndcg, ranks
 
 DECAYS = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)  # from the last item alone to the mean of the history
@@ -43,6 +43,10 @@ class Content:
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
+        every = blocks(histories, banned, values=len(self.vectors), most=BLOCK)
+        return concatenate([best(self._scores(part), k=k, banned=own, allowed=allowed) for part, own in every], k=k)
+
+    def _scores(self, histories: Jagged) -> torch.Tensor:
         lengths = histories.offsets.diff()
         age = torch.repeat_interleave(histories.offsets[1:], lengths) - 1 - torch.arange(len(histories.values))
         weights = torch.tensor(self.decay).pow(age)
@@ -52,9 +56,8 @@ class Content:
         if self.bonus is None:
             scores = users @ self.vectors.T
             scores[lengths == 0] = -torch.inf
-        else:
-            scores = functional.normalize(users) @ self.vectors.T + self.bonus
-        return best(scores, k=k, banned=banned, allowed=allowed)
+            return scores
+        return (functional.normalize(users) @ self.vectors.T).add_(self.bonus)
 
 
 def normalise(embeddings: torch.Tensor, of: torch.Tensor | None = None) -> torch.Tensor:

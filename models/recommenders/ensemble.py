@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import torch
 
-from models.common.jagged import Jagged, gather
-from models.common.recommender import Queries, Recommended, best, concatenate
+from models.common.jagged import Jagged
+from models.common.recommender import Queries, Recommended, best, blocks, concatenate
 from models.recommenders.fitting import NDCG, validate
-from models.recommenders.next_item import BLOCK_VALUES, USERS, NextItemModel
+from models.recommenders.next_item import USERS, NextItemModel
 from storage import files
 from storage.artifacts import save_model
 
@@ -35,10 +35,8 @@ class Ensemble:
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
         found, values = [], 2 * self.weighed[0][0].items  # of a user; the scores of two members are held
-        at_once = max(1, min(USERS, BLOCK_VALUES // values))
-        for block in torch.arange(len(histories.offsets) - 1).split(at_once):
-            own = None if banned is None else gather(banned, block)
-            found.append(best(self.scores(gather(histories, block)), k=k, banned=own, allowed=allowed))
+        for part, own in blocks(histories, banned, values=values, most=USERS):
+            found.append(best(self.scores(part), k=k, banned=own, allowed=allowed))
         return concatenate(found, k=k)
 
     def scores(self, histories: Jagged) -> torch.Tensor:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from models.common.jagged import Jagged, gather, last
-from models.common.recommender import BLOCK, Queries, Recommended, best, concatenate, recommended
+from models.common.jagged import Jagged, last
+from models.common.recommender import BLOCK, Queries, Recommended, best, blocks, concatenate, recommended
 from models.evaluation.lists import CUT, ndcg, ranks
 from models.recommenders.content import DECAYS
-from models.recommenders.next_item import BLOCK_VALUES
 from models.recommenders.settings import ItemKnnSettings
 from storage.artifacts import save_model
 
@@ -50,14 +49,12 @@ class ItemKnn:
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
         items, found = len(self.neighbours), []
-        for rows in torch.arange(len(histories.offsets) - 1).split(max(1, min(BLOCK, BLOCK_VALUES // items))):
-            values, offsets, _ = gather(histories, rows)
+        for (values, offsets, _), own in blocks(histories, banned, values=items, most=BLOCK):
             age = torch.repeat_interleave(offsets[1:], offsets.diff()) - 1 - torch.arange(len(values))
             weights = torch.tensor(self.decay).pow(age)
-            users = sparse.csr_array((weights.numpy(), values.numpy(), offsets.numpy()), (len(rows), items))
+            users = sparse.csr_array((weights.numpy(), values.numpy(), offsets.numpy()), (len(offsets) - 1, items))
             scores = torch.from_numpy((users @ self._matrix).toarray())
             scores[scores == 0] = -torch.inf
-            own = None if banned is None else gather(banned, rows)
             found.append(best(scores, k=k, banned=own, allowed=allowed))
         return concatenate(found, k=k)
 

@@ -11,14 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from models.common.jagged import Jagged, gather, padded
-from models.common.recommender import Recommended, best, concatenate
+from models.common.recommender import Recommended, best, blocks, concatenate
 from models.common.settings import Settings
 from models.recommenders.encoder import Block, Encoder
 from models.recommenders.sprint import SprintConfig
 from storage.artifacts import save_model
 
 USERS = 512  # per block of answers, at most
-BLOCK_VALUES = 1 << 27  # scores that are held at once
 
 
 class EncoderConfig(Settings):
@@ -145,9 +144,8 @@ class NextItemModel(nn.Module, ABC):
     ) -> Recommended:
         """See `models.common.recommender.Recommender`."""
         found = []
-        for block in torch.arange(len(histories.offsets) - 1).split(max(1, min(USERS, BLOCK_VALUES // self.items))):
-            own = None if banned is None else gather(banned, block)
-            found.append(self.top(self._last(gather(histories, block)), k=k, banned=own, allowed=allowed))
+        for part, own in blocks(histories, banned, values=self.items, most=USERS):
+            found.append(self.top(self._last(part), k=k, banned=own, allowed=allowed))
         return concatenate(found, k=k)
 
     def top(self, hidden: torch.Tensor, *, k: int, banned: Jagged | None, allowed: torch.Tensor | None) -> Recommended:

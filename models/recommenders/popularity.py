@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from models.common.jagged import Jagged
-from models.common.recommender import Recommended, best
+from models.common.recommender import BLOCK, Recommended, best, blocks, concatenate
 
 
 class MostPopular:
@@ -19,5 +19,8 @@ class MostPopular:
         self, histories: Jagged, *, k: int, banned: Jagged | None = None, allowed: torch.Tensor | None = None
     ) -> Recommended:
         """See `models.common.recommender.Recommender`; an item's score is its number of events."""
-        users = len(histories.offsets) - 1
-        return best(self.counts.repeat(users, 1), k=k, banned=banned, allowed=allowed)
+        found = []
+        for part, own in blocks(histories, banned, values=len(self.counts), most=BLOCK):
+            scores = self.counts.repeat(len(part.offsets) - 1, 1)
+            found.append(best(scores, k=k, banned=own, allowed=allowed))
+        return concatenate(found, k=k)

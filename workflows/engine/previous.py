@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from storage import files
 from storage.errors import UserError
 from storage.manifest import StageEntry, first_unfinished, require_manifest
@@ -23,6 +25,37 @@ def check_previous(previous: str, root: str, stage: str) -> None:
 def has_finished(previous: str | None, stage: str) -> bool:
     """Tells whether there is an earlier run that has finished a stage."""
     return previous is not None and first_unfinished(previous, (stage,)) is None
+
+
+def learned_until(previous: str | None, stage: str) -> int | None:
+    """Returns the time, microseconds, before which the models of an earlier run's stage have learned from every event.
+
+    None without such a run, or where no time parts what they have learned from the rest.
+    """
+    if previous is None or not has_finished(previous, stage):
+        return None
+    until: int | None = require_manifest(previous).stages[stage].metrics.get("learned_until")
+    return until
+
+
+def going_on(previous: str | None, stage: str, cuts: Sequence[int], log: Callable[[str], None]) -> str | None:
+    """Returns the earlier run whose models a stage goes on from; None, and a line says so, where these know too much.
+
+    They may have learned from what is held back now where training ends earlier than theirs, or where one of both is
+    split by time alone.
+
+    Args:
+        previous: URI of the earlier run, if there is one.
+        stage: whose models go on.
+        cuts: times at which this run's log is split; see `operators.log.partitions.PartitionedLog.cuts`.
+        log: is given the line.
+    """
+    until = learned_until(previous, stage)
+    alike = (until is None) == (not cuts)
+    if not has_finished(previous, stage) or (alike and (until is None or until <= cuts[0])):
+        return previous
+    log(f"{stage} begins anew: {previous} may have learned from events that this run holds back")
+    return None
 
 
 def fingerprint_of(previous: str, stage: str) -> str:

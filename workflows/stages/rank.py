@@ -9,9 +9,8 @@ from pydantic import Field, model_validator
 
 from models.ranking.config import TableDtype
 from models.ranking.settings import RankerSettings
-from storage.manifest import require_manifest
 from workflows.distributed.pools import Workers
-from workflows.engine.previous import has_finished
+from workflows.engine.previous import going_on, has_finished, learned_until
 from workflows.engine.stage import Context, ContinuingConfig, Result, Stage, WorkersConfig
 
 if TYPE_CHECKING:
@@ -52,7 +51,9 @@ class RankStage(Stage[Config]):
         from operators.log.partitions import open_log
         from workflows.distributed.training import fit
 
-        since, cuts = learned_until(config.previous), open_log(context.run).cuts(context.split)
+        cuts = open_log(context.run).cuts(context.split)
+        config = config.model_copy(update={"previous": going_on(config.previous, "rank", cuts, context.log)})
+        since = learned_until(config.previous, "rank")
         weight = fit_retriever(context, steps=config.epochs)
         history = fit(
             train_loop,
@@ -75,17 +76,6 @@ class RankStage(Stage[Config]):
         if best["epoch"]:  # else the weights of the run before stand
             since = cuts[0] if cuts else None
         return Result(rows_in=rows, rows_out=rows, metrics={**metrics, "learned_until": since})
-
-
-def learned_until(previous: str | None) -> int | None:
-    """Returns the time, microseconds, before which the weights of an earlier run have learned from every example.
-
-    None without such a run, or where no time parts what they have learned from the rest.
-    """
-    if previous is None or not has_finished(previous, "rank"):
-        return None
-    until: int | None = require_manifest(previous).stages["rank"].metrics.get("learned_until")
-    return until
 
 
 def fit_retriever(context: Context, *, steps: int) -> float:

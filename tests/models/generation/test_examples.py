@@ -153,6 +153,19 @@ def test_where_every_item_is_an_answer_rows_decide_how_many_are_shown() -> None:
         Sampler(corpus(history=2, tokens_per_row=4 + text), TASKS, seed=0)
 
 
+@pytest.mark.parametrize("task", [ASKED, *TASKS], ids=lambda task: task.name)
+def test_rows_have_room_for_every_task_or_a_sentence_says_how_many_tokens_do(task: Task) -> None:
+    with pytest.raises(
+        UserError, match=r"^Rows of 3 tokens have no room for .*: raise tokens_per_row to \d+\.$"
+    ) as said:
+        Sampler(corpus(tokens_per_row=3, max_text=40), [task], seed=0)
+    least = int(str(said.value).split()[-1].rstrip("."))
+    with pytest.raises(UserError, match=f"raise tokens_per_row to {least}"):
+        Sampler(corpus(tokens_per_row=least - 1, max_text=40), [task], seed=0)
+    drawn = Sampler(corpus(tokens_per_row=least, max_text=40), [task], seed=0).draw(0, documents=64)
+    assert drawn.offsets.diff().max() <= least
+
+
 def test_texts_of_items_are_cut_and_stand_on_one_line() -> None:
     found = item_texts(VOCABULARY, TITLES, max_tokens=30)
     texts = [VOCABULARY.decode(part.tolist()) for part in found.values.split(found.offsets.diff().tolist())]

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -153,6 +154,23 @@ def test_two_workers_take_the_steps_of_one_and_one_goes_on_from_their_state(tmp_
     torch.testing.assert_close(ranks[0]["two"][1], ranks[1]["two"][1])
 
 
+def blocks(rank: int) -> list[Any]:
+    """The statistics of content in blocks of a few items, beside those of all items at once."""
+    data = make_data(SETTINGS.model_copy(update={"content": True}))
+    vectors, sizes = data.items.vectors, list[int]()
+    data.items.vectors = lambda rows: (sizes.append(len(rows)), vectors(rows))[1]
+    with apart(rank), patch.object(fitting, "BLOCK", 8):
+        found = fitting.make_ranker(data)
+    wanted = vectors(torch.arange(ITEMS))
+    same = [torch.allclose(found.content_mean, wanted.mean(0)), torch.allclose(found.content_std, wanted.std(0, False))]
+    return [sizes, *same]
+
+
+def test_vectors_of_items_are_read_block_by_block(tmp_path: Path) -> None:
+    (ranks,) = on_ranks(blocks, tmp_path, [()])
+    assert ranks == [[[8, 8, 4], True, True]] * 2
+
+
 def resumed(rank: int, folder: str) -> dict[str, Any]:
     """A fit without disturbance, and one that is killed in the middle of its second epoch and started again."""
     made = SETTINGS.model_copy(update={"epochs": 3, "batch_size": 9, "dropout": 0.2, "window_rows": 500})
@@ -228,6 +246,15 @@ def test_workers_learn_from_partitions_of_their_own(tmp_path: Path) -> None:
         assert all(found["same"])
         assert found["rate"][0] == pytest.approx(found["rate"][1], abs=1e-6)
         assert sum(high - low for pieces in found["read"] for _, low, high in pieces) == made.epochs * EVENTS // 2
+
+
+def test_windows_of_unequal_lengths_are_learned_from_row_wise(tmp_path: Path) -> None:
+    """On a CPU its collectives take messages of one size alone."""
+    made = SETTINGS.model_copy(update={"sharding": "row_wise", "epochs": 4, "batch_size": 16, "window_rows": 200})
+    (ranks,) = on_ranks(shared, tmp_path, [(str(tmp_path), made.model_dump(mode="json"))])
+    for found in ranks:
+        ends = [each["valid_log_loss"] for each in found["reports"] if "valid_auc" in each]
+        assert ends[-1] < ends[0]
 
 
 def nan(rank: int) -> str:

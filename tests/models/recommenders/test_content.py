@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.common import recommender
 from models.common.jagged import Jagged
+from models.common.recommender import best
 from models.recommenders import content
 from models.recommenders.content import (
     POPULARITY_WEIGHTS,
@@ -104,6 +106,20 @@ def test_candidates_are_those_of_the_cosine_to_the_mean_and_of_the_popularity(we
 def test_who_has_no_history_gets_the_popular_items_also_beyond_the_catalogue() -> None:
     model = content_and_popularity(torch.eye(3), torch.tensor([1.0, 3, 2]), 1.0)
     assert model.recommend(as_lists([[]]), k=9).items.tolist() == [[1, 2, 0, *[-1] * 6]]
+
+
+@pytest.mark.parametrize("bonus", [None, torch.linspace(1, 0, 20)])
+def test_few_scores_are_held_at_once_and_that_changes_nothing(monkeypatch, bonus) -> None:
+    random = np.random.default_rng(0)
+    histories = as_lists([random.integers(0, 20, random.integers(0, 5)).tolist() for _ in range(9)])
+    model = Content(normalise(torch.tensor(random.normal(size=(20, 5)), dtype=torch.float32)), 0.5, bonus)
+    whole, held = model.recommend(histories, k=4, banned=histories), []
+    monkeypatch.setattr(content, "best", lambda scores, **given: (held.append(len(scores)), best(scores, **given))[1])
+    monkeypatch.setattr(recommender, "BLOCK_VALUES", 50)
+    found = model.recommend(histories, k=4, banned=histories)
+    assert held == [2, 2, 2, 2, 1]
+    assert torch.equal(found.items, whole.items)
+    torch.testing.assert_close(found.scores, whole.scores)
 
 
 def test_no_user_gets_no_list() -> None:

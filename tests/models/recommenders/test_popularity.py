@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from models.common import recommender
 from models.common.jagged import Jagged
+from models.common.recommender import best
 from models.evaluation.clicks import Sums, total_loss
 from models.ranking.popularity import Popularity, fit_logistic, fit_popularity
+from models.recommenders import popularity
 from models.recommenders.popularity import MostPopular
 
 
@@ -77,3 +80,17 @@ def test_the_most_popular_come_first_and_of_equal_ones_the_lower_rows(counts, k,
         expected = sorted(set(range(len(counts))) - set(without), key=lambda item: (-counts[item], item))[:k]
         assert items == expected + [-1] * (k - len(expected))
         assert scores == [*(counts[item] for item in expected), *[float("-inf")] * (k - len(expected))]
+
+
+def test_few_scores_are_held_at_once_and_that_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, held = MostPopular(torch.arange(20) % 7), []
+    everyone = Jagged(torch.arange(9), torch.arange(10))
+    whole = model.recommend(everyone, k=4, banned=everyone)
+    monkeypatch.setattr(
+        popularity, "best", lambda scores, **given: (held.append(len(scores)), best(scores, **given))[1]
+    )
+    monkeypatch.setattr(recommender, "BLOCK_VALUES", 50)
+    found = model.recommend(everyone, k=4, banned=everyone)
+    assert held == [2, 2, 2, 2, 1]
+    assert torch.equal(found.items, whole.items)
+    assert torch.equal(found.scores, whole.scores)

@@ -57,3 +57,19 @@ def test_settings_of_rpg_that_do_not_fit_and_those_that_others_leave_as_they_are
     settings = RpgSettings.model_validate({"model": {"dim": 128}, "fit": {"steps": 10}})
     assert (settings.model.heads, settings.model.temperature) == (4, 0.03)
     assert (settings.fit.learning_rate, settings.fit.batch_size) == (0.01, 256)
+
+
+@pytest.mark.parametrize(
+    ("fit", "warmup"),
+    [
+        ({"steps": 1000}, 100),
+        ({"steps": 10_000}, 1000),
+        ({"steps": 10_001}, 10_000),
+        ({"steps": 50, "warmup": 50}, 5),
+        ({}, 10_000),
+    ],
+)
+def test_a_fit_of_few_steps_warms_up_for_a_tenth_of_them(fit: dict, warmup: int) -> None:
+    settings = RpgSettings.model_validate({"fit": fit})
+    assert settings.fit.warmup == warmup
+    assert RpgSettings.model_validate(settings.model_dump(mode="json")) == settings

@@ -319,6 +319,29 @@ def test_a_ranker_goes_on_from_what_its_weights_have_learned(tmp_path: Path, mon
     assert found == [0, -3, 0]
 
 
+def test_a_ranker_that_knows_what_is_held_back_begins_anew(tmp_path: Path, monkeypatch) -> None:
+    said, tasks = list[str](), list[dict[str, Any]]()
+    context = replace(write_run(tmp_path), log=said.append)
+    stage("features").run(features.Config(), context)
+    cut, before = open_log(context.run).cuts(context.split)[0], str(tmp_path / "before")
+
+    def fit(loop: Any, task: dict[str, Any], **_: Any) -> list[dict[str, Any]]:
+        tasks.append(task)
+        return [{"epoch": 1, "valid_log_loss": 0.5, "rows": 1}]
+
+    monkeypatch.setattr(training, "fit", fit)
+    for until in (cut, cut + 1, None):
+        entry = StageEntry(state="complete", metrics={"learned_until": until})
+        write_manifest(before, Manifest(name="shop", stages={"rank": entry}))
+        stage("rank").run(SETTINGS.model_copy(update={"previous": before}), context)
+    assert [(task["since"], task["settings"]["previous"]) for task in tasks] == [
+        (cut, before),
+        (None, None),
+        (None, None),
+    ]
+    assert [line.split(":")[0] for line in said if "anew" in line] == ["rank begins anew"] * 2
+
+
 def test_candidates_are_chosen_alike_for_any_number_of_partitions(tmp_path: Path, monkeypatch) -> None:
     samples = list[Queries]()
 

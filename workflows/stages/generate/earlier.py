@@ -10,7 +10,7 @@ import torch
 from models.common.recommender import Recommender
 from models.recommenders.artifacts import load
 from models.recommenders.product_quantizer import Quantized
-from models.recommenders.settings import CodesSettings
+from models.recommenders.settings import CodesSettings, ProductCodesSettings
 from operators.columns import positions
 from storage import files
 from storage.artifacts import load_model
@@ -37,7 +37,11 @@ class Earlier(NamedTuple):
         if not files.exists(files.join(uri, "config.json")):
             return None
         found = Quantized(**load_model(uri, CODES)[1])
-        return found if found.codewords.shape[:2] == (settings.codes, settings.codewords) else None
+        codes, codewords, width = found.codewords.shape
+        same = (codes, codewords) == (settings.codes, settings.codewords)
+        if isinstance(settings, ProductCodesSettings):  # whose model reads the codewords
+            same &= codes * width == settings.model.dim
+        return found if same else None
 
 
 def earlier_of(previous: str | None, ids: pa.ChunkedArray) -> Earlier | None:

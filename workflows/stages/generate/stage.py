@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from models.recommenders.settings import check_backbone, check_codewords, check_texts
 from workflows.catalogs.survey import Survey
 from workflows.distributed.pools import Workers
+from workflows.engine.previous import going_on
 from workflows.engine.stage import Context, Result, Stage
 from workflows.engine.text import decimal
 from workflows.stages.generate.settings import GENERATORS, Config
@@ -48,6 +49,7 @@ class GenerateStage(Stage[Config]):
         """Fits one model after the other; those that a killed attempt has finished are not fitted again."""
         from models.recommenders.fitting import NDCG, best_of, require_queries, validate
         from models.recommenders.rescoring import write_rescored
+        from operators.log.partitions import open_log
         from workflows.stages.generate.build import (
             learnable,
             load_recommender,
@@ -62,6 +64,8 @@ class GenerateStage(Stage[Config]):
         run = context.run
         asked = max(config.compared, *(getattr(config, name).fit.valid_queries for name in config.names))
         shown: Any = {"history": config.history, "repeats": not config.filter_seen}
+        cuts = open_log(run).cuts(context.split)
+        config = config.model_copy(update={"previous": going_on(config.previous, "generate", cuts, context.log)})
         data, positives = write_data(context, "generate", **shown, most={"valid": asked})
         require_queries(data.valid, "validation")
         if config.language_model is not None:
@@ -113,9 +117,10 @@ class GenerateStage(Stage[Config]):
             }
             for name, curve in history.items()
         }
+        learned = {"learned_until": cuts[0] if cuts else None}
         told = {**best, "ensemble": {"weights": weights}}
         metrics = {name: {**scores, **told.get(name, {})} for name, scores in valid.items()}
-        return Result(rows_in=positives, rows_out=positives, metrics={"chosen": chosen, **metrics})
+        return Result(rows_in=positives, rows_out=positives, metrics={"chosen": chosen, **learned, **metrics})
 
 
 def _averaged(curve: list[dict[str, Any]]) -> dict[str, Any]:

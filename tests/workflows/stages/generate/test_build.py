@@ -29,9 +29,11 @@ from storage.artifacts import load_model
 from storage.errors import UserError
 from storage.run import RunDir
 from tests.logs import write_log
+from tests.models.generation.test_backbones import saved
 from workflows.engine.stage import Context
 from workflows.stages.generate import build
 from workflows.stages.generate.data import Data, write_data
+from workflows.stages.generate.earlier import Earlier
 
 ITEMS, USERS, EVENTS = 40, 50, 8
 SPLIT = SplitLeaveLast(kind="leave_last")
@@ -168,6 +170,20 @@ def test_codes_of_rpg_stand_beside_and_say_how_items_look_alone(tmp_path: Path) 
         build.write_codes(run, settings.model_copy(update={"codewords": 64}), data.item_ids, SPLIT, seed=3)
 
 
+def test_codes_of_another_width_begin_anew(tmp_path: Path) -> None:
+    before, run = write_run(tmp_path / "before"), write_run(tmp_path / "run")
+    ids, settings = item_ids(run), ProductCodesSettings.model_validate(PRODUCT_CODES)
+    build.write_codes(before, settings, ids, SPLIT, seed=3)
+    earlier = Earlier(before, ITEMS, torch.arange(ITEMS))
+    assert earlier.codes(settings) is not None
+    wider = settings.model_copy(update={"model": settings.model.model_copy(update={"dim": 24})})
+    build.write_codes(run, wider, ids, SPLIT, seed=3, earlier=earlier)
+    assert load_model(build.codes_uri(run, "product_codes"), build.CODES)[1]["codewords"].shape == (4, 16, 6)
+    rpg = RpgSettings.model_validate(RPG)
+    build.write_codes(before, rpg, ids, SPLIT, seed=3)
+    assert earlier.codes(rpg) is not None  # whose model reads no codeword
+
+
 def test_product_codes_read_the_embeddings_where_they_are_to(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     data = read(run)
@@ -270,3 +286,22 @@ def test_a_fit_that_goes_on_draws_all_tasks_throughout(tmp_path: Path) -> None:
 
     assert drawn(first) != drawn(joint)
     assert drawn(first, earlier=model) == drawn(joint)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_language_model_that_was_trained_before_goes_on_from_its_own_weights(tmp_path: Path, lora: Any) -> None:
+    run, folder = write_run(tmp_path / "run"), saved(tmp_path / "model", "llama")
+    data, backbone = read(run), {"name": "pretrained", "model": str(folder), "lora": lora}
+    settings = LanguageModelSettings.model_validate({**LANGUAGE_MODEL, "backbone": backbone})
+    task = build.training_task(settings, run, data, seed=1)
+    for part in task.learner.parameters():
+        if part.requires_grad:
+            torch.nn.init.normal_(part, std=0.1)
+    task.recommender(task.learner).save(build.artifact_uri(run, "language_model"), task.learner.state_dict())
+    earlier = Earlier(run, ITEMS, torch.arange(ITEMS))
+    again = build.training_task(settings, run, data, seed=2, earlier=earlier)
+    assert again.warm
+    assert any("lora" in name for name, _ in again.learner.named_parameters()) == (lora is not None)
+    tokens = torch.tensor([[5, 6, 301, 305, 310, 7]])
+    found, wanted = (one.learner.backbone.eval()(input_ids=tokens).logits for one in (again, task))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -20,6 +20,7 @@ from models.recommenders.artifacts import load
 from models.recommenders.sasrec import SasRecConfig
 from storage import files
 from storage.errors import UserError
+from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
 from tests.workflows.local_fits import local_fits
 from tests.workflows.stages.generate.test_build import (
@@ -215,6 +216,22 @@ def test_what_another_attempt_left_is_not_taken_for_ones_own(tmp_path: Path, mon
             stage("generate").run(config, context)
     own = CONFIG.sasrec.model.dim
     assert fitted == [(own, False), (own, True), (32, False), (own, False)]
+
+
+def test_models_that_know_what_is_held_back_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before, tasks = write_run(tmp_path / "run"), str(tmp_path / "before"), list[dict[str, Any]]()
+
+    def fit(loop: Any, task: dict[str, Any], **_: Any) -> None:
+        tasks.append(task)
+        raise UserError("Killed.")
+
+    monkeypatch.setattr(training, "fit", fit)
+    for until in (None, 5):  # as of a split of each user's last events, and of one by time
+        entry = StageEntry(state="complete", metrics={"learned_until": until})
+        write_manifest(before, Manifest(name="shop", stages={"generate": entry}))
+        with pytest.raises(UserError, match="Killed"):
+            stage("generate").run(CONFIG.model_copy(update={"previous": before}), context_of(run))
+    assert [task["settings"]["previous"] for task in tasks] == [before, None]
 
 
 def test_what_cannot_be_fitted_is_explained_before_anything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
