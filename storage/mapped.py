@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage import files
+from storage.errors import UserError
 from storage.hashing import fingerprint
 from storage.run import RunDir
 
@@ -47,7 +48,8 @@ def map_table(
         batches: makes the table.
 
     Raises:
-        ValueError: a value is NULL, or lists or strings are too long for one batch.
+        ValueError: a value is NULL.
+        UserError: lists or strings are too long for one batch.
     """
     fs, root = files.filesystem(run.root)
     here = "file" in fs.protocol and files.writable(run.root)
@@ -116,7 +118,10 @@ class _Spool:
         offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :][: len(array) + 1].astype(np.int64)
         first, last = int(offsets[0]), int(offsets[-1])
         if self._length + last - first > LONGEST:
-            raise ValueError("the lists or strings of a mapped column are too long for one batch")
+            raise UserError(
+                f"The items are too many: the lists or texts of a column of all items hold {LONGEST:,} values at most; "
+                "lower what an item has of them, such as tokens and their hashes."
+            )
         self._offsets.write((offsets[1:] + (self._length - first)).astype(np.int32).tobytes())
         self._length += last - first
         if pa.types.is_string(self._kind):

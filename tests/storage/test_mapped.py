@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from operators.columns import matrix_column
 from storage import mapped
+from storage.errors import UserError
 from storage.mapped import map_columns, map_table
 from storage.run import RunDir
 
@@ -133,3 +134,11 @@ def test_on_a_disk_without_locks_each_makes_its_own(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with mapped._alone(tmp_path, "things") as one, mapped._alone(tmp_path, "things") as other:
         assert {one, other} == {path for path in tmp_path.iterdir() if path.is_dir()}
+
+
+def test_lists_that_are_too_long_together_are_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(mapped, "LONGEST", 5)
+    run = RunDir(str(tmp_path))
+    run.write_table(table_of([("a", 1, [1, 2, 3]), ("b", 2, [4, 5, 6])]), "things")
+    with pytest.raises(UserError, match="items are too many.* 5 values at most"):
+        map_columns(run, "things", columns=["list"])
