@@ -140,5 +140,5 @@ def test_lists_that_are_too_long_together_are_told(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(mapped, "LONGEST", 5)
     run = RunDir(str(tmp_path))
     run.write_table(table_of([("a", 1, [1, 2, 3]), ("b", 2, [4, 5, 6])]), "things")
-    with pytest.raises(UserError, match="items are too many.* 5 values at most"):
+    with pytest.raises(UserError, match=r"items are too many.* 5 values at most"):
         map_columns(run, "things", columns=["list"])
