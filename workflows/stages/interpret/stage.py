@@ -296,14 +296,14 @@ def write_source(config: Config, context: Context, target: str, before: Reused |
     elif gate.budget is not None and _remembers(config, context):
         known = _captioned(context.run.root) or _captioned(config.previous)
     taken = list[np.ndarray]()
-    gates = decide(map(_asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
+    gates = decide(map(asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
 
     def gated() -> Iterator[pa.Table]:
         start = 0
         for items in _tables(uri, names):
             gate = gates.slice(start, items.num_rows)
             start += items.num_rows
-            seen_by = _asked(items) if "image_vector" in names else items  # whose pictures are of use
+            seen_by = asked(items) if "image_vector" in names else items  # whose pictures are of use
             known = np.zeros(items.num_rows, bool) if before is None else before.among(items, context.catalog, gate)
             taken.append(hash_ids(items["item_id"].filter(pa.array(known))))
             yield seen_by.append_column("gate", gate).filter(pa.array(~known))
@@ -315,7 +315,7 @@ def _tables(uri: str, names: list[str]) -> Iterator[pa.Table]:
     return (pa.Table.from_batches([batch]) for batch in files.batches(uri, names, BATCH_ROWS))
 
 
-def _asked(items: pa.Table) -> pa.Table:
+def asked(items: pa.Table) -> pa.Table:
     """Returns items without the media of those whose caption is given."""
     if "caption" not in items.column_names:
         return items
