@@ -75,9 +75,15 @@ def _check_cost(picture: Image.Image, content: bytes, limits: Limits) -> None:
         pixels = max(pixels, int(picture.tag_v2.get(322, 0)) * int(picture.tag_v2.get(323, 0)))  # type: ignore[attr-defined]
     if pixels * COSTLY.get(picture.format or "", 1) > limits.max_pixels:
         raise MediaError("too_many_pixels", f"{picture.width} x {picture.height}")
-    scans = content.count(b"\xff\xda") if picture.format == "JPEG" else 1
+    if content.startswith(b"\xff\xd8"):  # also where Pillow calls it MPO
+        check_passes(content, pixels, limits)
+
+
+def check_passes(jpeg: bytes, pixels: int, limits: Limits) -> None:
+    """Raises `MediaError` with the code `too_slow` if a JPEG of so many pixels has too many scans."""
+    scans = jpeg.count(b"\xff\xda")
     if scans * max(pixels, 1 << 16) > MAX_PASSES * limits.max_pixels:
-        raise MediaError("too_slow", f"{scans} scans of {picture.width} x {picture.height}")
+        raise MediaError("too_slow", f"a JPEG of {scans} scans")
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -78,10 +78,31 @@ def jpeg_of_scans(count: int) -> bytes:
     return content[:-2] + scan * count + b"\xff\xd9"
 
 
-def with_segment(marker: int, data: bytes) -> bytes:
+def with_segment(marker: int, data: bytes, content: bytes = b"") -> bytes:
     """A JPEG with a segment of its own behind its start."""
-    content = encoded(RED, "JPEG", quality=95)
+    content = content or encoded(RED, "JPEG", quality=95)
     return content[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + content[2:]
+
+
+def stereo_of_scans(count: int) -> bytes:
+    """The same with the index of a file of two pictures, which Pillow calls a format of its own."""
+    pair = encoded(RED, "MPO", save_all=True, append_images=[RED])
+    start = pair.index(b"MPF\0")
+    index = pair[start : start + int.from_bytes(pair[start - 2 : start], "big") - 2]
+    return with_segment(0xE2, index, jpeg_of_scans(count))
+
+
+def video_of_scans(count: int) -> bytes:
+    """A film of one such picture, whose header says that it is small."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("mjpeg", rate=6)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
+        packet = av.Packet(jpeg_of_scans(count))
+        packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 6), 0, 0
+        packet.is_keyframe = True
+        container.mux(packet)
+    return out.getvalue()
 
 
 def ycck() -> bytes:
@@ -171,6 +192,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
         "too_many_pixels",
     ),
     "jpeg of thousands of scans.jpg": (lambda: jpeg_of_scans(5_000), "too_slow"),
+    "stereo jpeg of hundreds of scans.jpg": (lambda: stereo_of_scans(500), "too_slow"),
+    "film of a jpeg of hundreds of scans.mp4": (lambda: video_of_scans(500), "too_slow"),
     "progressive jpeg.jpg": (lambda: encoded(RED, "JPEG", progressive=True), (40, 60)),
     # damage
     "nothing.jpg": (lambda: b"", "empty"),
