@@ -105,6 +105,21 @@ def video_of_scans(count: int) -> bytes:
     return out.getvalue()
 
 
+def avif_that_lies(*, deep: bool) -> bytes:
+    """A picture of 640 x 480 whose box says 64 x 48; `deep`: and the AV1 header that its box of settings repeats."""
+    large, small = (encoded(Image.new("RGB", size), "AVIF") for size in ((640, 480), (64, 48)))
+    lying = bytearray(large.replace(struct.pack(">II", 640, 480), struct.pack(">II", 64, 48)))
+    if deep:
+        at = small.index(b"\x0a", small.index(b"mdat"))  # a sequence header: its type, its length, itself
+        header, pixels = small[at : at + 2 + small[at + 1]], lying.index(b"mdat") + 4
+        end = lying.index(b"av1C") - 4 + int.from_bytes(lying[lying.index(b"av1C") - 4 :][:4], "big")
+        place = lying.index(struct.pack(">I", pixels), lying.index(b"iloc"))
+        for start in (place, *(lying.index(box) - 4 for box in (b"meta", b"iprp", b"ipco", b"av1C"))):
+            struct.pack_into(">I", lying, start, int.from_bytes(lying[start : start + 4], "big") + len(header))
+        lying[end:end] = header
+    return bytes(lying)
+
+
 def ycck() -> bytes:
     """CMYK whose Adobe segment says YCCK."""
     content = encoded(RED.convert("CMYK"), "JPEG", quality=95)
@@ -237,6 +252,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
     "animated.gif": (lambda: animated("GIF"), (40, 60)),
     "animated.webp": (lambda: animated("WEBP"), (40, 60)),
     "animated.png": (apng, (40, 60)),
+    "animated.avif": (lambda: encoded(RED, "AVIF", save_all=True, append_images=[RED] * 3), (40, 60)),
+    "with alpha.avif": (lambda: encoded(RED.convert("RGBA"), "AVIF"), (40, 60)),
     "cmyk.jpg": (lambda: encoded(RED.convert("CMYK"), "JPEG"), (40, 60)),
     "ycck.jpg": (ycck, (40, 60)),
     "grey.jpg": (lambda: encoded(RED.convert("L"), "JPEG"), (40, 60)),
@@ -479,6 +496,15 @@ def test_every_orientation_ends_upright(orientation, format_):
 def test_what_can_be_read_has_its_colours(name):
     pixels = decode_image(FILES[name][0](), Limits())
     assert np.abs(pixels.mean((0, 1)) - [200, 10, 10]).max() < 12
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_avif_cannot_have_more_pixels_than_it_says(deep):
+    content = avif_that_lies(deep=deep)
+    assert decode_image(content, Limits()).shape == (48, 64, 3)
+    with pytest.raises(MediaError) as caught:
+        decode_image(content, Limits(max_pixels=640 * 480 - 1))
+    assert caught.value.code == "broken_image"
 
 
 def test_headers_without_an_end_are_left_when_the_time_is_up():
