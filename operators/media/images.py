@@ -57,6 +57,7 @@ def decode_image(content: bytes, limits: Limits) -> np.ndarray:
         _check_cost(picture, content, limits)
         size = limits.fit(*picture.size)
         picture.draft("RGB", size)
+        picture.load()  # which turns a TIFF upright
         small = _shrunk(picture, size)
         turn = UPRIGHT.get(_orientation(picture))
         return np.asarray(small.transpose(turn) if turn is not None else small)

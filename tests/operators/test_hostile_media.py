@@ -466,7 +466,7 @@ def test_a_catalogue_reached_through_a_link_still_works(catalog, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_every_orientation_ends_upright(orientation, format_):
     """The stored pixels are turned the other way round with numpy, so that the four corners must come back."""
     upright = np.zeros((32, 48, 3), np.uint8)
