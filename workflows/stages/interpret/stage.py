@@ -151,7 +151,7 @@ class InterpretStage(Stage[Config]):
     """Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
 
     config_type = Config
-    version = 4
+    version = 5
     seeded = False
     reads = ("ingest",)
 
@@ -295,7 +295,8 @@ def write_source(config: Config, context: Context, target: str, before: Reused |
         known = [name for items in _tables(uri, names) for name in before.captioned(items, context.catalog)]
     elif gate.budget is not None and _remembers(config, context):
         known = _captioned(context.run.root) or _captioned(config.previous)
-    taken = list[np.ndarray]()
+    others = (step.operator for step in steps(config, "", None, names) if step.name != "caption")
+    look, taken = any("frames" in operator.input_columns for operator in others), list[np.ndarray]()
     gates = decide(map(asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
 
     def gated() -> Iterator[pa.Table]:
@@ -303,7 +304,7 @@ def write_source(config: Config, context: Context, target: str, before: Reused |
         for items in _tables(uri, names):
             gate = gates.slice(start, items.num_rows)
             start += items.num_rows
-            seen_by = asked(items) if "image_vector" in names else items  # whose pictures are of use
+            seen_by = items if look else asked(items)
             known = np.zeros(items.num_rows, bool) if before is None else before.among(items, context.catalog, gate)
             taken.append(hash_ids(items["item_id"].filter(pa.array(known))))
             yield seen_by.append_column("gate", gate).filter(pa.array(~known))
