@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from operators.base import KEPT, REJECTED, Operator, rejects_table, set_columns
+from operators.base import KEPT, REJECTED, Operator, set_columns
 from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, CachedOperator
 from operators.gate import activity, decide
 from operators.given import Given
@@ -221,7 +220,7 @@ class InterpretStage(Stage[Config]):
         batches = chain(batches, before.batches(taken, schema.names)) if before is not None else batches
         made_by = schema.with_metadata({CAPTIONS_FROM: captions_folder(config, given)})
         kept = write_in_hash_order(batches, context.run.uri("items"), total, made_by)
-        rejected, degraded, codes = write_rejects(sink, context.run, "interpret")
+        rejected, degraded, codes = streams.write_rejects(sink, context.run, "interpret")
         if not set(given) - {"caption", "interests"}:  # else no model of the run makes the vectors of a new item
             made = (step.operator for step in steps(config, context.catalog, None))
             save_interpreter(context.run, [one.operator if isinstance(one, CachedOperator) else one for one in made])
@@ -382,19 +381,3 @@ def _work(sink: str) -> dict[str, Any]:
             "seconds_per_row": round(part["seconds"].sum() / max(rows[COMPUTED], 1), 5),
         }
     return counts
-
-
-def write_rejects(sink: str, run: RunDir, stage: str) -> tuple[int, int, dict[str, int]]:
-    """Writes `rejects/STAGE` of a stream; returns rejected rows, degraded rows, and the number of issues by code."""
-    frames, rejected, degraded = [], 0, 0
-    for outcome in (KEPT, REJECTED):
-        for batch in streams.outcome_batches(sink, outcome, ["item_id", "issues"]):
-            frame = pl.DataFrame(batch)
-            with_issues = frame.filter(pl.col("issues").list.len() > 0)
-            rejected += frame.height if outcome == REJECTED else 0
-            degraded += with_issues.height if outcome == KEPT else 0
-            frames.append(with_issues.explode("issues").unnest("issues"))
-    nothing = pl.DataFrame(schema=dict.fromkeys(("item_id", "severity", "code", "detail"), pl.String))
-    issues = pl.concat([nothing, *frames])
-    run.write_table(rejects_table(issues.sort("item_id", "code"), stage=stage), "rejects", stage)
-    return rejected, degraded, dict(sorted(Counter(issues["code"]).items()))
