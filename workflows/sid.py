@@ -31,13 +31,14 @@ from storage.errors import UserError
 from storage.run import RunDir
 from workflows.engine.definition import Definition, finished_definition
 from workflows.engine.registry import stage
-from workflows.stages.ingest.items import ITEM_TYPES, canonical_items, no_usable, split_items
+from workflows.stages.ingest.items import canonical_items, no_usable, split_items, to_arrow
 from workflows.stages.interpret import stage as interpret
 from workflows.stages.interpret.given import given_fields
 from workflows.stages.quantize.settings import Config as QuantizeConfig
 
 BATCH_ROWS = 64
 TEXTS = ("caption", "interests")  # which the run's models can make where they are not given
+UNUSED = ("attributes", "embedding", "image_vector", "text_vector")  # columns of a file of new items
 VERDICTS = {True: "a refit pays", False: "no refit needed", None: "too early to tell of a refit"}
 
 
@@ -116,7 +117,7 @@ def _check_own_models(run: RunDir) -> None:
 
 
 def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
-    """Returns the items of a file as `ingest` would write them, without attributes, and the rejected rows.
+    """Returns the items of a file as `ingest` would write them, without attributes and vectors, and the rejected rows.
 
     Raises:
         UserError: the file is missing, cannot be read, or has no usable row.
@@ -128,12 +129,11 @@ def read_items(file: str) -> tuple[pa.Table, pl.DataFrame]:
     raw = blocks.scan(file)
     if "item_id" not in raw.rows.columns:
         raise UserError(f"{file} has no column 'item_id': the columns are {', '.join(raw.rows.columns)}.")
-    items = canonical_items(raw.rows.drop("attributes", strict=False), file).with_row_index("row")
+    items = canonical_items(raw.rows.drop(UNUSED, strict=False), file).with_row_index("row")
     items, issues = split_items(items, raw.bad, items["item_id"].is_first_distinct())
     if items.is_empty():
         raise no_usable(file, raw.bad, raw.rows.height)
-    columns = items.select(ITEM_TYPES.names).to_arrow(compat_level=pl.CompatLevel.oldest())
-    return columns.cast(ITEM_TYPES), issues
+    return to_arrow(items).drop_columns("attributes"), issues
 
 
 def check_output(output: str | None) -> None:
@@ -167,8 +167,8 @@ def _coded(
     config: interpret.Config = definition.stages.interpret
     stage("interpret").check(config, run.root)
     # The run's log tells nothing of these items: to the gate they are new and have no events.
-    items = items.append_column("gate", decide([items], config.caption.gate))
-    steps = interpret.steps(config, folder, interpret.cache_uri(config, run.root))
+    items = items.append_column("gate", decide([interpret.asked(items)], config.caption.gate))
+    steps = interpret.steps(config, folder, interpret.cache_uri(config, run.root), given_fields(items.schema))
     models = (Project(run.uri("models", "projector")), AssignSids(run.uri("models", "quantizer")))
     operators = [*(step.operator for step in steps), *models]
     for operator in operators:

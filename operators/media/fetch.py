@@ -64,7 +64,7 @@ class FetchMedia(Operator):
     concurrency: int = speed(8)
     given: tuple[str, ...] = speed(())
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     @property
     def input_columns(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -56,6 +57,7 @@ def decode_image(content: bytes, limits: Limits) -> np.ndarray:
         _check_cost(picture, content, limits)
         size = limits.fit(*picture.size)
         picture.draft("RGB", size)
+        picture.load()  # which turns a TIFF upright
         small = _shrunk(picture, size)
         turn = UPRIGHT.get(_orientation(picture))
         return np.asarray(small.transpose(turn) if turn is not None else small)
@@ -75,9 +77,29 @@ def _check_cost(picture: Image.Image, content: bytes, limits: Limits) -> None:
         pixels = max(pixels, int(picture.tag_v2.get(322, 0)) * int(picture.tag_v2.get(323, 0)))  # type: ignore[attr-defined]
     if pixels * COSTLY.get(picture.format or "", 1) > limits.max_pixels:
         raise MediaError("too_many_pixels", f"{picture.width} x {picture.height}")
-    scans = content.count(b"\xff\xda") if picture.format == "JPEG" else 1
+    if picture.format == "AVIF":
+        _check_frames(content, limits)
+    if content.startswith(b"\xff\xd8"):  # also where Pillow calls it MPO
+        check_passes(content, pixels, limits)
+
+
+def check_passes(jpeg: bytes, pixels: int, limits: Limits) -> None:
+    """Raises `MediaError` with the code `too_slow` if a JPEG of so many pixels has too many scans."""
+    scans = jpeg.count(b"\xff\xda")
     if scans * max(pixels, 1 << 16) > MAX_PASSES * limits.max_pixels:
-        raise MediaError("too_slow", f"{scans} scans of {picture.width} x {picture.height}")
+        raise MediaError("too_slow", f"a JPEG of {scans} scans")
+
+
+def _check_frames(avif: bytes, limits: Limits) -> None:
+    """Decodes the first frame of all pictures in a file where none may exceed `max_pixels`, since boxes may lie."""
+    deadline, options = time.monotonic() + limits.decode_seconds, {"max_pixels": str(limits.max_pixels)}
+    with av.open(io.BytesIO(avif), "r", format="mov", options={"protocol_whitelist": "none"}) as container:
+        for stream in container.streams.video:
+            stream.codec_context.options = options
+            container.seek(0)
+            next(container.demux(stream)).decode()
+            if time.monotonic() > deadline:
+                raise MediaError("too_slow", f"decoding takes more than {limits.decode_seconds:g} s")
 
 
 def _orientation(picture: Image.Image) -> int:

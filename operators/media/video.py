@@ -13,6 +13,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from operators.media.images import check_passes
 from storage.media.limits import Limits, MediaError
 
 # Playlists (hls, dash, concat, …) name further files and are not here; neither may any protocol be opened.
@@ -90,10 +91,13 @@ def _frames(
 ) -> Iterator[av.VideoFrame]:
     """Yields the frames from where the container stands; after damage, which is noted, from the next key frame.
 
-    A file may lie about its size and have millions of frames after one key frame: both are checked on the way.
+    A file may lie about its size, have millions of frames after one key frame, and frames of many passes: all are
+    checked on the way, passes as those of the largest frame.
     """
     whole = True
     for packet in _packets(container, stream, damage):
+        if stream.codec_context.name == "mjpeg":
+            check_passes(bytes(packet), limits.max_pixels, limits)
         try:
             frames = packet.decode()
         except FFmpegError as error:

@@ -26,6 +26,7 @@ TRIES = 3
 PAUSE = 0.2  # seconds before the second try, twice as long before the third
 STALL = 10.0  # seconds without a byte
 CHUNK = 1 << 16
+WELL_FORMED = re.compile(r"(?:[\w.~:/?#\[\]@!$&'()*+,;=-]|%[\da-fA-F]{2})+", re.ASCII)  # RFC 3986, 2
 UNICAST = ipaddress.ip_network("2000::/3")  # the rest of IPv6 is private, or IPv4 in disguise (mapped, NAT64)
 TUNNELS = [ipaddress.ip_network(net) for net in ("2001::/23", "2002::/16")]  # Teredo and 6to4 carry IPv4 addresses
 
@@ -58,19 +59,24 @@ def is_public(address: str) -> bool:
 async def _fetch(url: str, limits: Limits, allow_private: tuple[str, ...]) -> bytes:
     session = _session(allow_private)
     try:
-        target = URL(url)
+        target = _url(url)
         async with asyncio.timeout(limits.fetch_seconds):
             for _ in range(REDIRECTS + 1):
                 _check(target, allow_private)
                 answer = await _request(session, target, limits)
                 if isinstance(answer, bytes):
                     return answer
-                target = target.join(URL(answer))
+                target = target.join(_url(answer))
     except TimeoutError as error:
         raise MediaError("unreadable", f"fetching takes more than {limits.fetch_seconds:g} s") from error
     except ValueError as error:  # no URL at all, here or in a redirect
         raise MediaError("unreadable", f"no usable URL: {type(error).__name__}") from error
     raise MediaError("too_many_redirects", f"more than {REDIRECTS}")
+
+
+def _url(text: str) -> URL:
+    """Returns a URL as it is written, for a signature may count every character; one that is none is quoted."""
+    return URL(text, encoded=WELL_FORMED.fullmatch(text) is not None)
 
 
 def _check(url: URL, allow_private: tuple[str, ...]) -> None:
@@ -91,7 +97,7 @@ def _check(url: URL, allow_private: tuple[str, ...]) -> None:
 
 def _require_public(address: str, host: str, port: int | None, allow_private: tuple[str, ...]) -> None:
     name = f"[{host}]" if ":" in host else host
-    if f"{name}:{port}" not in allow_private and not is_public(address):
+    if f"{name}:{port}".lower() not in allow_private and not is_public(address):
         raise MediaError("private_address", f"{name} lies in no public network")
 
 

@@ -44,12 +44,15 @@ NOWHERE_ELSE = Sources()
 
 
 def shown(uri: str) -> str:
-    """Returns a URI as messages may show it: without credentials, query and fragment, which may hold a signature.
+    """Returns a URI as messages may show it: without credentials, query and fragment, which may hold a signature, and
+    cut off after 200 characters, or before the content of a `data:` URI.
 
     >>> shown("https://ann:secret@host/a.jpg?signature=abc")
     'https://host/a.jpg'
     """
-    return re.split("[?#]", re.sub(r"(?<=://)[^/?#]*@", "", uri))[0] if "://" in uri else uri
+    uri = re.split("[?#]", re.sub(r"(?<=://)[^/?#]*@", "", uri))[0] if "://" in uri else uri
+    short = re.split("[;,]", uri)[0][:200] if uri[:5].lower() == "data:" else uri[:200]
+    return uri if short == uri else f"{short}…"
 
 
 def resolve(uri: str, root: str, sources: Sources = NOWHERE_ELSE) -> str:

@@ -78,10 +78,46 @@ def jpeg_of_scans(count: int) -> bytes:
     return content[:-2] + scan * count + b"\xff\xd9"
 
 
-def with_segment(marker: int, data: bytes) -> bytes:
+def with_segment(marker: int, data: bytes, content: bytes = b"") -> bytes:
     """A JPEG with a segment of its own behind its start."""
-    content = encoded(RED, "JPEG", quality=95)
+    content = content or encoded(RED, "JPEG", quality=95)
     return content[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + content[2:]
+
+
+def stereo_of_scans(count: int) -> bytes:
+    """The same with the index of a file of two pictures, which Pillow calls a format of its own."""
+    pair = encoded(RED, "MPO", save_all=True, append_images=[RED])
+    start = pair.index(b"MPF\0")
+    index = pair[start : start + int.from_bytes(pair[start - 2 : start], "big") - 2]
+    return with_segment(0xE2, index, jpeg_of_scans(count))
+
+
+def video_of_scans(count: int) -> bytes:
+    """A film of one such picture, whose header says that it is small."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("mjpeg", rate=6)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
+        packet = av.Packet(jpeg_of_scans(count))
+        packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 6), 0, 0
+        packet.is_keyframe = True
+        container.mux(packet)
+    return out.getvalue()
+
+
+def avif_that_lies(*, deep: bool) -> bytes:
+    """A picture of 640 x 480 whose box says 64 x 48; `deep`: and the AV1 header that its box of settings repeats."""
+    large, small = (encoded(Image.new("RGB", size), "AVIF") for size in ((640, 480), (64, 48)))
+    lying = bytearray(large.replace(struct.pack(">II", 640, 480), struct.pack(">II", 64, 48)))
+    if deep:
+        at = small.index(b"\x0a", small.index(b"mdat"))  # a sequence header: its type, its length, itself
+        header, pixels = small[at : at + 2 + small[at + 1]], lying.index(b"mdat") + 4
+        end = lying.index(b"av1C") - 4 + int.from_bytes(lying[lying.index(b"av1C") - 4 :][:4], "big")
+        place = lying.index(struct.pack(">I", pixels), lying.index(b"iloc"))
+        for start in (place, *(lying.index(box) - 4 for box in (b"meta", b"iprp", b"ipco", b"av1C"))):
+            struct.pack_into(">I", lying, start, int.from_bytes(lying[start : start + 4], "big") + len(header))
+        lying[end:end] = header
+    return bytes(lying)
 
 
 def ycck() -> bytes:
@@ -171,6 +207,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
         "too_many_pixels",
     ),
     "jpeg of thousands of scans.jpg": (lambda: jpeg_of_scans(5_000), "too_slow"),
+    "stereo jpeg of hundreds of scans.jpg": (lambda: stereo_of_scans(500), "too_slow"),
+    "film of a jpeg of hundreds of scans.mp4": (lambda: video_of_scans(500), "too_slow"),
     "progressive jpeg.jpg": (lambda: encoded(RED, "JPEG", progressive=True), (40, 60)),
     # damage
     "nothing.jpg": (lambda: b"", "empty"),
@@ -214,6 +252,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
     "animated.gif": (lambda: animated("GIF"), (40, 60)),
     "animated.webp": (lambda: animated("WEBP"), (40, 60)),
     "animated.png": (apng, (40, 60)),
+    "animated.avif": (lambda: encoded(RED, "AVIF", save_all=True, append_images=[RED] * 3), (40, 60)),
+    "with alpha.avif": (lambda: encoded(RED.convert("RGBA"), "AVIF"), (40, 60)),
     "cmyk.jpg": (lambda: encoded(RED.convert("CMYK"), "JPEG"), (40, 60)),
     "ycck.jpg": (ycck, (40, 60)),
     "grey.jpg": (lambda: encoded(RED.convert("L"), "JPEG"), (40, 60)),
@@ -426,7 +466,7 @@ def test_a_catalogue_reached_through_a_link_still_works(catalog, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_every_orientation_ends_upright(orientation, format_):
     """The stored pixels are turned the other way round with numpy, so that the four corners must come back."""
     upright = np.zeros((32, 48, 3), np.uint8)
@@ -456,6 +496,15 @@ def test_every_orientation_ends_upright(orientation, format_):
 def test_what_can_be_read_has_its_colours(name):
     pixels = decode_image(FILES[name][0](), Limits())
     assert np.abs(pixels.mean((0, 1)) - [200, 10, 10]).max() < 12
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_avif_cannot_have_more_pixels_than_it_says(deep):
+    content = avif_that_lies(deep=deep)
+    assert decode_image(content, Limits()).shape == (48, 64, 3)
+    with pytest.raises(MediaError) as caught:
+        decode_image(content, Limits(max_pixels=640 * 480 - 1))
+    assert caught.value.code == "broken_image"
 
 
 def test_headers_without_an_end_are_left_when_the_time_is_up():

@@ -18,16 +18,19 @@ import yaml
 from PIL import Image
 
 from models.semantic_ids.quantizer import Architecture, Quantizer
-from operators.base import apply, with_outcome
+from operators.assign_sids import AssignSids
+from operators.base import apply, set_columns, with_outcome
 from operators.cached import CachedOperator
 from operators.columns import matrix_column, matrix_of, positions
 from operators.interpreter import Interpreter, save_interpreter
-from operators.sid_registry import give_sids
+from operators.project import Project
+from operators.sid_registry import added_sids, give_sids
 from storage import files
 from storage.errors import UserError
 from storage.hashing import hash_rows
 from storage.manifest import Manifest, StageEntry, write_manifest
 from storage.run import RunDir
+from workflows.catalogs.canonical import MEDIA
 from workflows.engine import definition
 from workflows.engine.registry import stage
 from workflows.engine.stage import Context
@@ -226,6 +229,40 @@ def test_whoever_asks_again_is_told_the_same_whatever_came_between(place, tesser
     assert read_lines(other)["a"]["codes"] == found["a"]["codes"]
     assert len({one["sid"] for one in found.values()}) == 5
     assert len({tuple(found[item]["codes"][:2]) for item in "abde"}) == 1  # suffixes alone tell them apart
+
+
+def test_given_captions_and_interests_are_kept_as_a_run_keeps_them(place):
+    """And an item that has nothing but a caption is not rejected."""
+    said = {"caption": "a hat of grey felt", "interests": ["hats", "felt"]}
+    rows = [
+        row("all", "warm", "hat.png") | said,
+        row("bare", "warm"),
+        row("alone", None) | {"caption": said["caption"]},
+    ]
+    picture(place / "hat.png", 3)
+    items = pa.Table.from_pylist(rows[:1]).append_column("description", pa.nulls(1, pa.string()))
+    table = with_outcome(items.append_column("gate", pa.array(["open"])))
+    run = RunDir("run")
+    config = definition.finished_definition(run).stages.interpret
+    table = set_columns(table, {"media": pa.array([[{"uri": "hat.png", "kind": "image"}]], MEDIA)})
+    models = Project(run.uri("models", "projector")), AssignSids(run.uri("models", "quantizer"))
+    for operator in (*(step.operator for step in interpret.steps(config, str(place), None, list(said))), *models):
+        operator.setup()
+        table = apply(operator, table)
+
+    found = tokenize("run", write_items(place / "items.jsonl", rows), no_progress)
+
+    assert (found.issues.height, found.sids["item_id"].to_pylist()) == (0, ["all", "bare", "alone"])
+    (added,) = added_sids(run)
+    embeddings = dict(zip(added["item_id"].to_pylist(), matrix_of(added["embedding"]), strict=True))
+    np.testing.assert_allclose(embeddings["all"], matrix_of(table["embedding"])[0], atol=1e-5)
+    (place / "more.csv").write_text("item_id,title,interests,caption\nfew,warm,hats|felt,\nother,warm,,\n")
+    few, other = tokenize("run", "more.csv", no_progress).sids["item_id"].to_pylist()
+    added = pa.concat_tables(added_sids(run))
+    embeddings = dict(zip(added["item_id"].to_pylist(), matrix_of(added["embedding"]), strict=True))
+    assert (
+        np.abs(embeddings[other] - embeddings["bare"]).max() < 1e-5 < np.abs(embeddings[few] - embeddings[other]).max()
+    )
 
 
 def test_a_csv_and_files_to_write_say_the_same(place, tesserec):

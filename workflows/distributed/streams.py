@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from operators.base import Operator, apply, with_outcome
+from operators.base import KEPT, REJECTED, REJECTS, Operator, apply, rejects_table, with_outcome
 from storage import files
 from storage.errors import UserError
+from storage.run import RunDir
+from storage.sorting import write_in_hash_order
 from workflows.distributed.polling import polled
 from workflows.distributed.pools import Group
 
@@ -180,6 +184,27 @@ def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.
     uri = files.join(sink, "rows", f"outcome={outcome}")
     if files.exists(uri):
         yield from files.dataset(uri).to_batches(columns=columns)
+
+
+def write_rejects(sink: str, run: RunDir, stage: str) -> tuple[int, int, dict[str, int]]:
+    """Writes `rejects/STAGE` of a stream, rows in the order of their ids' hash.
+
+    Returns:
+        Rejected rows, degraded rows, and the number of issues by code.
+    """
+    rows, codes = dict.fromkeys((KEPT, REJECTED), 0), Counter[str]()
+
+    def issues() -> Iterator[pa.RecordBatch]:
+        for outcome in rows:
+            for batch in outcome_batches(sink, outcome, ["item_id", "issues"]):
+                told = pl.DataFrame(batch).filter(pl.col("issues").list.len() > 0)
+                rows[outcome] += batch.num_rows if outcome == REJECTED else told.height
+                told = told.explode("issues").unnest("issues").sort("code")
+                codes.update(told["code"])
+                yield from rejects_table(told, stage=stage).to_batches()
+
+    write_in_hash_order(issues(), run.uri("rejects", stage), committed_rows(sink), REJECTS)
+    return rows[REJECTED], rows[KEPT], dict(sorted(codes.items()))
 
 
 def parquet_rows(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:

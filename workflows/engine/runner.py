@@ -22,6 +22,7 @@ from storage import files, tables
 from storage.errors import UserError
 from storage.hashing import fingerprint
 from storage.manifest import Manifest, StageEntry, read_manifest, write_manifest
+from storage.mapped import BATCH_ROWS
 from storage.run import RunDir
 from workflows.distributed import cluster
 from workflows.engine.console import Reporter
@@ -233,16 +234,14 @@ def _reasons(name: str, run: RunDir) -> dict[str, _Reason]:
     uri = run.uri("rejects", name)
     if not files.exists(uri):
         return {}
-    groups = (
-        pl.DataFrame(files.read_table(uri, ["severity", "code", "detail"]))
-        .group_by("severity", "code")
-        .agg(pl.len().alias("rows"), pl.col("detail").min())
-        .sort("rows", "code", descending=[False, True])  # the last of a severity stays
-    )
+    groups = pl.DataFrame(schema={**dict.fromkeys(("severity", "code", "detail"), pl.String), "rows": pl.Int64})
+    for batch in files.batches(uri, ["severity", "code", "detail"], BATCH_ROWS):
+        both = pl.concat([groups, pl.DataFrame(batch).with_columns(rows=pl.lit(1, pl.Int64))])
+        groups = both.group_by("severity", "code").agg(pl.col("detail").min(), pl.col("rows").sum())
     return {
         severity: _Reason(f"{rows} {code}", f"{rows} as {code} (such as {detail!r})")
-        for severity, code, rows, detail in groups.iter_rows()
-    }
+        for severity, code, detail, rows in groups.sort("rows", "code", descending=[False, True]).iter_rows()
+    }  # the last of a severity stays
 
 
 def _check_result(name: str, result: Result, config: StageConfig, reasons: dict[str, _Reason]) -> None:

@@ -241,6 +241,13 @@ def test_credentials_and_signatures_stay_out_of_the_issues(tmp_path):
         assert "a.png" in str(out["issues"])
 
 
+def test_a_long_uri_leaves_room_for_the_reason(tmp_path):
+    for uri, why in (("data:image/png;base64," + "iVBO" * 999, "not allowed beside it"), ("a/" * 999, "no such file")):
+        (issue,) = fetched(tmp_path, uri)["issues"]
+        assert issue["detail"].startswith(uri[:14])
+        assert issue["detail"].endswith(why)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "1", "I;16", "F"])
 def test_shrinking_in_strips_gives_what_shrinking_at_once_gives(monkeypatch, mode):
     """Every mode, where height, width and strips divide by nothing."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import aiohttp
 import pytest
@@ -57,6 +57,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer_hops(self, argument, query):
         left = int(argument)
         self.answer(302, location=f"{left - 1}") if left else self.answer(200, BODY)
+
+    def answer_path(self, argument, query):
+        """Its own path and query, as they came."""
+        self.answer(200, self.path.encode())
 
     def answer_endless(self, argument, query):
         self.send_response(200)
@@ -134,6 +138,27 @@ def code(url: str, *allow_private: str, limits: Limits = QUICK) -> str:
     with pytest.raises(MediaError) as caught:
         get(url, *allow_private, limits=limits)
     return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("sent", "arrives"),
+    [
+        ("/path/a%2Fb%7Ec.jpg?sign=a%2Bb%3D%3D&x=%7E", "/path/a%2Fb%7Ec.jpg?sign=a%2Bb%3D%3D&x=%7E"),
+        ("/path/a%2fb.jpg", "/path/a%2fb.jpg"),
+        ("/path/a b|c.jpg", "/path/a%20b%7Cc.jpg"),
+        ("/path/100%.jpg", "/path/100%25.jpg"),
+    ],
+)
+def test_a_url_arrives_as_it_was_signed(server, here, sent, arrives):
+    """What no URL may hold is quoted, of a redirect likewise."""
+    assert get(f"http://{here}{sent}", here) == arrives.encode()
+    assert get(f"http://{here}/to?url={quote(sent)}", here) == arrives.encode()
+
+
+def test_the_case_of_a_host_says_nothing(server, here):
+    there = here.replace("127.0.0.1", "localhost")
+    assert get(f"http://{there.upper()}/ok", there) == BODY
+    assert code(f"http://{there.upper()}/ok", here) == "private_address"
 
 
 def test_content_comes_over_one_kept_connection(server, here):

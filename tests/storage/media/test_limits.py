@@ -169,6 +169,11 @@ def test_no_path_leads_out(tmp_path_factory, parts, prefix):
         ("s3://key:secret@bucket/a.jpg", "s3://bucket/a.jpg"),
         ("https://host/a@b.jpg", "https://host/a@b.jpg"),
         ("media/a@b?.jpg", "media/a@b?.jpg"),
+        ("data:image/png;base64,iVBORw0KGgo=", "data:image/png…"),
+        ("DATA:,a", "DATA:…"),
+        ("m/" * 100, "m/" * 100),
+        ("m/" * 900, "m/" * 100 + "…"),
+        ("line\nbreak.png", "line\nbreak.png"),
     ],
 )
 def test_uris_are_shown_without_secrets(uri, expected):

@@ -5,15 +5,19 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from operators.base import rejects_table
 from operators.log.split import Split
+from storage import files
 from storage.errors import UserError
 from storage.manifest import read_manifest
+from storage.run import RunDir
 from workflows.distributed import cluster
 from workflows.engine.definition import resolve
 from workflows.engine.registry import stage
-from workflows.engine.runner import _fingerprints, execute
+from workflows.engine.runner import _fingerprints, _reasons, execute
 from workflows.engine.stage import Context, Result, StageConfig
 
 STAGES = ("ingest", "interpret", "project", "quantize", "features", "rank")
@@ -177,3 +181,18 @@ def test_rows_of_the_log_that_are_left_out_need_no_table_of_rejects(
     manifest = execute(resolve(raw, source="w"), str(tmp_path / "run"))
     assert (manifest.stages["features"].state, manifest.stages["rank"].state) == ("complete", "complete")
     assert "features: 3 rows, 2 rejected, " in capsys.readouterr().err
+
+
+def test_the_commonest_reasons_are_counted_batch_by_batch(tmp_path, monkeypatch) -> None:
+    rows = [("degraded", "missing", f"{n}.png") for n in range(9, 2, -1)]
+    rows += [("degraded", "empty", "0.png")] * 7 + [("rejected", "no_title", "none"), ("rejected", "old", "a")] * 2
+    issues = pl.DataFrame(rows, ["severity", "code", "detail"], orient="row").with_columns(item_id=pl.lit("a"))
+    run = RunDir(str(tmp_path))
+    run.write_table(rejects_table(issues, stage="interpret"), "rejects", "interpret")
+    monkeypatch.setattr(files, "read_table", lambda *_: pytest.fail("read whole"))
+    for rows_of_a_batch in (10_000, 2):
+        monkeypatch.setattr("workflows.engine.runner.BATCH_ROWS", rows_of_a_batch)
+        assert {severity: reason.long for severity, reason in _reasons("interpret", run).items()} == {
+            "degraded": "7 as empty (such as '0.png')",
+            "rejected": "2 as no_title (such as 'none')",
+        }

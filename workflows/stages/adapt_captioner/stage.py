@@ -19,7 +19,6 @@ from workflows.engine.stage import Context, Result, Stage
 from workflows.stages.adapt_captioner.data import choose, lessons, map_features
 from workflows.stages.adapt_captioner.scores import judge
 from workflows.stages.adapt_captioner.settings import SCRATCH, Config
-from workflows.stages.interpret.stage import write_rejects
 
 
 class AdaptCaptionerStage(Stage[Config]):
@@ -84,7 +83,7 @@ class AdaptCaptionerStage(Stage[Config]):
                 no_progress_timeout_s=config.no_progress_timeout_s,
                 on_rows=lambda done: context.progress(done, total),
             )
-        rejected, degraded, codes = write_rejects(sink, run, "adapt_captioner")
+        rejected, degraded, codes = streams.write_rejects(sink, run, "adapt_captioner")
         if rejected + degraded > config.max_degraded_share * total:
             files.remove(sink)  # what failed is tried again
             reasons = ", ".join(f"{count} {code}" for code, count in codes.items())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import polars as pl
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from operators.base import KEPT, REJECTED, Operator, rejects_table, set_columns
+from operators.base import KEPT, REJECTED, Operator, set_columns
 from operators.cached import CACHED, COMPUTED, EMPTY, REFUSED, CachedOperator
 from operators.gate import activity, decide
 from operators.given import Given
@@ -46,6 +45,7 @@ from workflows.stages.interpret.settings import CAPTIONS, IMAGES, INTERESTS, TEX
 
 KEPT_COLUMNS = ("item_id", "title", "description", "attributes")
 JUDGED = ("item_id", "title", "description", "media", "caption")  # what the gate reads of an item
+CAPTIONS_FROM = b"captions"  # in the metadata of `items`: the folder of their settings in a cache
 CACHE = "_cache"  # beside the run directory; no workflow can have this name
 
 
@@ -151,7 +151,7 @@ class InterpretStage(Stage[Config]):
     """Fetch, embed, caption and mine every item in one stream of actor pools; resumable by row."""
 
     config_type = Config
-    version = 4
+    version = 5
     seeded = False
     reads = ("ingest",)
 
@@ -218,8 +218,9 @@ class InterpretStage(Stage[Config]):
         stream_rest(config, context, operators, sink, [*schema.names, "work"], streamed)
         batches = streams.outcome_batches(sink, KEPT, schema.names)
         batches = chain(batches, before.batches(taken, schema.names)) if before is not None else batches
-        kept = write_in_hash_order(batches, context.run.uri("items"), total, schema)
-        rejected, degraded, codes = write_rejects(sink, context.run, "interpret")
+        made_by = schema.with_metadata({CAPTIONS_FROM: captions_folder(config, given)})
+        kept = write_in_hash_order(batches, context.run.uri("items"), total, made_by)
+        rejected, degraded, codes = streams.write_rejects(sink, context.run, "interpret")
         if not set(given) - {"caption", "interests"}:  # else no model of the run makes the vectors of a new item
             made = (step.operator for step in steps(config, context.catalog, None))
             save_interpreter(context.run, [one.operator if isinstance(one, CachedOperator) else one for one in made])
@@ -286,24 +287,25 @@ def write_source(config: Config, context: Context, target: str, before: Reused |
     """
     uri = context.run.uri("catalog", "items")
     names = files.dataset(uri).schema.names
-    gate = config.caption.gate
+    gate, cache, folder = config.caption.gate, cache_uri(config, context.run.root), captions_folder(config, names)
     seen, known = None, list[str]()
     about = read_about(context.run)
     if about is not None and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
         seen = activity(_known_events(context.run, about, gate.log_share))
     if gate.budget is not None and before is not None:
         known = [name for items in _tables(uri, names) for name in before.captioned(items, context.catalog)]
-    elif gate.budget is not None and _remembers(config, context):
-        known = _captioned(context.run.root) or _captioned(config.previous)
-    taken = list[np.ndarray]()
-    gates = decide(map(_asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
+    elif gate.budget is not None and cache is not None and files.exists(files.join(cache, folder)):
+        known = _captioned(context.run.root, folder) or _captioned(config.previous, folder)
+    others = (step.operator for step in steps(config, "", None, names) if step.name != "caption")
+    look, taken = any("frames" in operator.input_columns for operator in others), list[np.ndarray]()
+    gates = decide(map(asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
 
     def gated() -> Iterator[pa.Table]:
         start = 0
         for items in _tables(uri, names):
             gate = gates.slice(start, items.num_rows)
             start += items.num_rows
-            seen_by = _asked(items) if "image_vector" in names else items  # whose pictures are of use
+            seen_by = items if look else asked(items)
             known = np.zeros(items.num_rows, bool) if before is None else before.among(items, context.catalog, gate)
             taken.append(hash_ids(items["item_id"].filter(pa.array(known))))
             yield seen_by.append_column("gate", gate).filter(pa.array(~known))
@@ -315,7 +317,7 @@ def _tables(uri: str, names: list[str]) -> Iterator[pa.Table]:
     return (pa.Table.from_batches([batch]) for batch in files.batches(uri, names, BATCH_ROWS))
 
 
-def _asked(items: pa.Table) -> pa.Table:
+def asked(items: pa.Table) -> pa.Table:
     """Returns items without the media of those whose caption is given."""
     if "caption" not in items.column_names:
         return items
@@ -331,20 +333,20 @@ def _known_events(run: RunDir, about: About, share: float) -> Iterator[pl.DataFr
         yield events.filter(pl.col("timestamp").dt.epoch("us") <= until)
 
 
-def _captioned(root: str | None) -> list[str]:
-    """Returns the ids of a run's items that have a caption; none of a run that has not come to them."""
+def _captioned(root: str | None, folder: str) -> list[str]:
+    """Returns the ids of a run's items that have a caption; none where other settings made them, or nothing yet."""
     if root is None or not files.exists(RunDir(root).uri("items")):
         return []
     items = RunDir(root).read_table("items", columns=["item_id", "caption"])
-    return list(items.filter(items["caption"].is_valid())["item_id"].to_pylist())
+    same = (items.schema.metadata or {}).get(CAPTIONS_FROM) == folder.encode()
+    return list(items.filter(items["caption"].is_valid())["item_id"].to_pylist()) if same else []
 
 
-def _remembers(config: Config, context: Context) -> bool:
-    """Tells whether the cache holds captions made with these very settings."""
-    cache = cache_uri(config, context.run.root)
-    caption = next(step.operator for step in steps(config, "", cache) if step.name == "caption")
-    assert isinstance(caption, CachedOperator)  # noqa: S101 - for the type checker
-    return cache is not None and files.exists(files.join(cache, caption.folder))
+def captions_folder(config: Config, names: Collection[str]) -> str:
+    """Returns what tells apart the settings of captions of a catalogue with these columns: their folder in a cache."""
+    found = steps(config, "", None, {"image_vector"} & set(names))
+    caption = next(step.operator for step in found if step.name == "caption")
+    return cast("CachedOperator", caption).folder
 
 
 def _work(sink: str) -> dict[str, Any]:
@@ -379,19 +381,3 @@ def _work(sink: str) -> dict[str, Any]:
             "seconds_per_row": round(part["seconds"].sum() / max(rows[COMPUTED], 1), 5),
         }
     return counts
-
-
-def write_rejects(sink: str, run: RunDir, stage: str) -> tuple[int, int, dict[str, int]]:
-    """Writes `rejects/STAGE` of a stream; returns rejected rows, degraded rows, and the number of issues by code."""
-    frames, rejected, degraded = [], 0, 0
-    for outcome in (KEPT, REJECTED):
-        for batch in streams.outcome_batches(sink, outcome, ["item_id", "issues"]):
-            frame = pl.DataFrame(batch)
-            with_issues = frame.filter(pl.col("issues").list.len() > 0)
-            rejected += frame.height if outcome == REJECTED else 0
-            degraded += with_issues.height if outcome == KEPT else 0
-            frames.append(with_issues.explode("issues").unnest("issues"))
-    nothing = pl.DataFrame(schema=dict.fromkeys(("item_id", "severity", "code", "detail"), pl.String))
-    issues = pl.concat([nothing, *frames])
-    run.write_table(rejects_table(issues.sort("item_id", "code"), stage=stage), "rejects", stage)
-    return rejected, degraded, dict(sorted(Counter(issues["code"]).items()))

@@ -147,6 +147,13 @@ def test_pictures_of_items_with_a_caption_and_a_vector_are_not_asked_for(context
     found = context.run.read_table("source")
     assert found["media"].is_valid().to_pylist() == [False, True] * (ROWS // 2)
     assert found["gate"].to_pylist() == ["no_media", "open"] * (ROWS // 2)
+    joint = interpret.Config(
+        text_embedding={"backend": "sentence-transformers", "model": "m", "width": 8, "joint": True}
+    )
+    interpret.write_source(joint, context, context.run.uri("source"))
+    found = context.run.read_table("source")
+    assert found["media"].null_count == 0  # the model of texts looks at them, too
+    assert found["gate"].to_pylist() == ["no_media", "open"] * (ROWS // 2)
 
 
 def test_a_mix_is_told_before_anything_runs(tmp_path: Path) -> None:

@@ -29,13 +29,19 @@ def write_items(run: RunDir, ids: list[str], *, renamed: str = "") -> None:
     run.write_table(pa.Table.from_pylist(rows, ITEMS), "catalog", "items")
 
 
+def folder(config: Config) -> str:
+    """Returns the folder in the cache that captions are kept in."""
+    return next(step for step in steps(config, "", None) if step.name == "caption").operator.folder
+
+
 @pytest.fixture
 def before(tmp_path: Path) -> RunDir:
     """A run that has captioned all items but two."""
     run = RunDir(str(tmp_path / "run"))
     write_items(run, OLD)
     captions = [None if name in WITHOUT else "red" for name in OLD]
-    run.write_table(pa.table({"item_id": OLD, "caption": pa.array(captions, pa.string())}), "items")
+    items = pa.table({"item_id": OLD, "caption": pa.array(captions, pa.string())})
+    run.write_table(items.replace_schema_metadata({"captions": folder(Config())}), "items")
     run.write_table(REJECTS.empty_table(), "rejects", "interpret")
     made = resolve({"name": "shop", "catalog": str(tmp_path), "stages": {"ingest": {}, "interpret": {}}}, source="shop")
     files.write_bytes(run.uri("workflow.yaml"), dump(made).encode())
@@ -60,8 +66,17 @@ def test_captions_that_are_taken_over_take_no_budget_from_other_items(before: Ru
 
 def test_captions_of_the_run_before_that_the_cache_remembers_come_last(before: RunDir, tmp_path: Path) -> None:
     config = Config(previous=before.root, caption={"gate": {"budget": 7}})
-    captions = next(step for step in steps(config, "", None) if step.name == "caption")
-    (tmp_path / "_cache" / captions.operator.folder).mkdir(parents=True)
+    (tmp_path / "_cache" / folder(config)).mkdir(parents=True)
     found, taken = opened(before, config, "another one")
     assert (len(found), taken) == (7, 0)
     assert found > {*WITHOUT, *NEW}
+
+
+def test_captions_of_another_captioner_take_no_place_from_an_item(before: RunDir, tmp_path: Path) -> None:
+    """Even where the cache has captions of this one, as of an earlier try."""
+    caption = {"backend": "openai", "model": "other", "gate": {"budget": 7}}
+    config = Config(previous=before.root, caption=caption)
+    (tmp_path / "_cache" / folder(config)).mkdir(parents=True)
+    forgotten = opened(before, config.model_copy(update={"cache": False}), "another one")
+    assert opened(before, config, "another one") == forgotten
+    assert forgotten[0] & set(OLD) - WITHOUT
