@@ -65,6 +65,12 @@ def test_the_weekly_job_starts_the_script_on_the_standing_cluster() -> None:
     assert (REPOSITORY / container["args"][1]).read_text().startswith("#!/bin/sh")
 
 
+def test_objects_of_ray_have_names_of_their_own() -> None:
+    """KubeRay calls the service of a head after its object: two of one name would be one service."""
+    names = [of_kind(kind, written())["metadata"]["name"] for kind in RAY_KINDS]
+    assert len(set(names)) == len(names)
+
+
 def test_a_closed_schema_leaves_maps_open() -> None:
     labels = {"type": "object", "additionalProperties": {"type": "string"}}
     schema = closed({"type": "object", "properties": {"labels": labels}})
