@@ -233,3 +233,10 @@ def test_the_image_holds_the_code_and_nothing_else_of_a_clone() -> None:
 
 def test_git_leaves_out_files_of_secrets() -> None:
     assert "*.env" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
+def test_an_image_for_cpus_is_built_with_an_index_that_has_torch_for_them() -> None:
+    assert "+cpu" in (REPOSITORY / "requirements" / "cpu.txt").read_text()
+    built = [*commands(CLUSTER / "README.md"), *(CLUSTER / "Dockerfile").read_text().splitlines()]
+    for line in (line for line in built if "docker build" in line):
+        assert ("LOCK=cuda" in line) != ("--build-arg TORCH_INDEX=" in line), line
