@@ -2,7 +2,8 @@
 
 A file holds one record batch, so that a column is one array whose values a tensor can share. It is made by whoever
 needs it first, in bounded memory, and stands in the run's checkpoints, or in the user's folder among the node's
-temporary files where the run is not on a local disk, or cannot be written.
+temporary files where the run is not on a local disk, or cannot be written. Who makes one there removes those of other
+runs that are older than a day: processes that have mapped them keep them, and others make them again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from storage.hashing import fingerprint
 from storage.run import RunDir
 
 BATCH_ROWS = 16_384
+OTHERS_SECONDS = 86_400  # that tables of other runs stay in a folder of temporary files
 LONGEST = 2**31 - 1  # of all lists or strings of a column together; their offsets have 32 bits
 
 
@@ -63,9 +66,15 @@ def map_table(
                 temporary = str(scratch / "table.arrow")
                 _write(temporary, schema, batches())
                 os.replace(temporary, path)  # noqa: PTH105 - atomic
-                for old in set(folder.glob(f"{name}.*.arrow")) - {path}:  # processes that have mapped it keep it
-                    old.unlink(missing_ok=True)
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+                for old in set(folder.parent.glob("*/*.arrow")) - {path}:  # processes that have mapped it keep it
+                    with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
+                        others = old.parent != folder and time.time() - old.stat().st_mtime > OTHERS_SECONDS
+                        if others or old.match(f"{folder.name}/{name}.*.arrow"):
+                            old.unlink()
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except FileNotFoundError:  # another process has removed it just now
+        return map_table(run, name, about, schema, batches)
     assert all(column.num_chunks == 1 for column in table.columns)  # noqa: S101 - what this file is for
     return table
 

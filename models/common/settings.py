@@ -33,17 +33,18 @@ class Settings(BaseModel):
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Returns the text of a file of settings; `what` it is, for errors.
+    """Returns the text of a file of settings, at a path or an fsspec URI; `what` it is, for errors.
 
     Raises:
-        UserError: there is no such file, or it is no text.
+        UserError: there is no such file, it is no text, or its store does not give it.
     """
+    uri = files.absolute(str(path))
     try:
-        return Path(files.absolute(str(path))).read_text(encoding="utf-8")
+        return (files.read_bytes(uri) if "://" in uri else Path(uri).read_bytes()).decode()  # fsspec reads no pipes
     except FileNotFoundError as error:
         raise UserError(f"There is no {what} at {path}: give its path from where you stand.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a {what}: {error}.") from error
+    except Exception as error:  # object stores raise what they like
+        raise UserError(f"{path} cannot be read as a {what}: {' '.join(str(error).split()).rstrip('.')}.") from error
 
 
 def parse_yaml(text: str, source: str) -> Any:

@@ -100,11 +100,11 @@ def load_tasks(names: Sequence[str] = ()) -> tuple[Task, ...]:
     Raises:
         UserError: there is no such task, a file is none, or two tasks have one name.
     """
-    registry = {task.name: task for task in map(_read, sorted(FOLDER.glob("*.yaml")))}
+    registry = {task.name: task for task in (_read(str(file)) for file in sorted(FOLDER.glob("*.yaml")))}
     tasks = []
     for name in names or registry:
         if name.endswith((".yaml", ".yml")):
-            tasks.append(_read(Path(name)))
+            tasks.append(_read(name))
         elif name in registry:
             tasks.append(registry[name])
         else:
@@ -117,8 +117,8 @@ def load_tasks(names: Sequence[str] = ()) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def _read(path: Path) -> Task:
-    raw = parse_yaml(read_text(path, "task"), str(path))
+def _read(path: str) -> Task:
+    raw = parse_yaml(read_text(path, "task"), path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must be a YAML mapping with the keys name, description, prompt and target.")
     try:

@@ -36,11 +36,7 @@ STALE: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description":
 MOST_SHOWN, SHOWN_TOGETHER = 10_000, 500  # answers that wait for the store, and that are written at once
 SHADOW = ":shadow"  # behind the id of an answer, that of the answer nobody saw
 MOST_UNSEEN = 64  # queries that wait for the run in the shadow
-COUNTS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {}}},
-    401: PROBLEMS[401],
-    403: PROBLEMS[403],
-}
+COUNTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}, 401: PROBLEMS[401], 403: PROBLEMS[403]}
 
 
 def http_api(served: Served, settings: Settings) -> FastAPI:

@@ -6,7 +6,6 @@ import difflib
 import logging
 import threading
 import time
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
@@ -16,6 +15,7 @@ from models.common.settings import Settings, key_lines, parse_yaml, place_of, re
 from serving.catalogue import Catalogue
 from serving.filters import Where
 from serving.settings import MAX_K
+from storage import files
 from storage.errors import UserError
 
 RELEVANCE, NOVELTY = "relevance", "novelty"  # objectives that are no attributes
@@ -144,10 +144,9 @@ class RulesFile:
             self.problem = BROKEN
             LOG.error("The rules of before hold: %s", error)
 
-    def _now(self) -> tuple[int, ...]:
+    def _now(self) -> tuple[str, ...]:
         """Returns what tells a version of the file from the next."""
         try:
-            status = Path(self._path).stat()
-        except OSError:
+            return files.signature(self._path)
+        except Exception:  # noqa: BLE001 - object stores raise what they like; reading it says what is wrong
             return ()
-        return status.st_mtime_ns, status.st_size, status.st_ino

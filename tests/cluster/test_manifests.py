@@ -7,7 +7,8 @@ import importlib
 import shlex
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jsonschema
@@ -20,6 +21,7 @@ from serving.settings import Settings
 from tests.cluster.manifests import CLUSTER, OURS, REPOSITORY, closed, of_kind, pods, rendered, schema, written
 from tests.docs.pages import commands
 from workflows import cli
+from workflows.distributed.cluster import PACKAGES
 from workflows.engine.definition import load
 
 RAY_KINDS = {"RayCluster": "", "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
@@ -63,6 +65,12 @@ def test_the_weekly_job_starts_the_script_on_the_standing_cluster() -> None:
     cluster = of_kind("RayCluster", written())["metadata"]["name"]
     assert container["command"][4] == f"http://{cluster}-head-svc:8265"
     assert (REPOSITORY / container["args"][1]).read_text().startswith("#!/bin/sh")
+
+
+def test_objects_of_ray_have_names_of_their_own() -> None:
+    """KubeRay calls the service of a head after its object: two of one name would be one service."""
+    names = [of_kind(kind, written())["metadata"]["name"] for kind in RAY_KINDS]
+    assert len(set(names)) == len(names)
 
 
 def test_a_closed_schema_leaves_maps_open() -> None:
@@ -198,3 +206,37 @@ def test_the_image_is_built_of_files_that_exist() -> None:
     for _, *options_and_source, _target in lines:
         for lock in ("cpu", "cuda"):
             assert (REPOSITORY / options_and_source[-1].replace("${LOCK}", lock)).exists()
+
+
+def in_context(path: str) -> bool:
+    """Tells whether Docker gets a file of the repository: the last pattern that fits it, or a folder above, decides."""
+    given = True
+    for pattern in (REPOSITORY / ".dockerignore").read_text().splitlines():
+        names = pattern.removeprefix("!").split("/")
+        for place in (PurePosixPath(path), *PurePosixPath(path).parents[:-1]):
+            parts = ("**", place.name) if names[0] == "**" else place.parts
+            if len(parts) == len(names) and all(map(fnmatch, parts, names)):
+                given = pattern.startswith("!")
+    return given
+
+
+def test_the_image_holds_the_code_and_nothing_else_of_a_clone() -> None:
+    weekly = of_kind("CronJob", written())["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    for needed in ("requirements/cpu.txt", "requirements/cuda.txt", weekly["args"][1]):
+        assert in_context(needed), needed
+    for package in PACKAGES:
+        for file in (REPOSITORY / package).rglob("*"):
+            assert in_context(f"{file.relative_to(REPOSITORY)}") or file.is_dir() or "__pycache__" in file.parts, file
+    for other in ("secrets.env", "cluster/secrets.env", "serving/secrets.env", "users.db", "mine-export/items.parquet"):
+        assert not in_context(other), other
+
+
+def test_git_leaves_out_files_of_secrets() -> None:
+    assert "*.env" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
+def test_an_image_for_cpus_is_built_with_an_index_that_has_torch_for_them() -> None:
+    assert "+cpu" in (REPOSITORY / "requirements" / "cpu.txt").read_text()
+    built = [*commands(CLUSTER / "README.md"), *(CLUSTER / "Dockerfile").read_text().splitlines()]
+    for line in (line for line in built if "docker build" in line):
+        assert ("LOCK=cuda" in line) != ("--build-arg TORCH_INDEX=" in line), line

@@ -64,6 +64,41 @@ def test_it_is_made_once_and_anew_when_the_table_has_changed(tmp_path: Path, mon
     assert len(list(tmp_path.glob("checkpoints/maps/*/*.arrow"))) == 1
 
 
+def test_old_tables_of_other_runs_leave_the_folder_of_temporary_files(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def made(place: str, name: str) -> Path:
+        run = RunDir(f"memory://mapped/{place}")
+        run.write_table(table_of([("a", 1, [1])]), name)
+        before = set(tmp_path.glob("*/maps/*/*.arrow"))
+        tables.append(map_columns(run, name, columns=["item_id"]))
+        (path,) = set(tmp_path.glob("*/maps/*/*.arrow")) - before
+        return path
+
+    tables: list[pa.Table] = []
+    old, new, mine = made("old", "things"), made("new", "things"), made("mine", "things")
+    for path in (old, mine):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    other = made("mine", "others")
+    assert set(tmp_path.glob("*/maps/*/*.arrow")) == {new, mine, other}
+    assert tables[0]["item_id"].to_pylist() == ["a"]  # who has it open keeps it
+    assert made("old", "things").parent == old.parent
+
+
+def test_a_table_that_another_process_removes_just_now_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    run, opened = RunDir(str(tmp_path)), pa.memory_map
+    run.write_table(table_of([("a", 1, [1])]), "things")
+    map_columns(run, "things", columns=["item_id"])
+
+    def removed(path: str) -> pa.MemoryMappedFile:
+        monkeypatch.undo()
+        os.remove(path)  # noqa: PTH107
+        return opened(path)
+
+    monkeypatch.setattr(pa, "memory_map", removed)
+    assert map_columns(run, "things", columns=["item_id"])["item_id"].to_pylist() == ["a"]
+
+
 def test_of_many_that_need_a_table_at_once_one_makes_it(tmp_path: Path) -> None:
     run, schema, made = RunDir(str(tmp_path)), pa.schema([("n", pa.int64())]), []
 

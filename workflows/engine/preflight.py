@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from storage import files, tables
@@ -15,7 +15,7 @@ from workflows.distributed.pools import READER_CPUS, Node, UnschedulableError, s
 from workflows.engine.definition import Definition
 from workflows.engine.previous import check_previous
 from workflows.engine.registry import ORDER, stage
-from workflows.engine.stage import ContinuingConfig
+from workflows.engine.stage import ContinuingConfig, StageConfig
 
 LARGE = 1 << 40  # rows of a stream that gets as many actors as fit
 
@@ -27,6 +27,7 @@ def preflight(
     until: str | None = None,
     address: str = "local",
     tell: Callable[[str], None] = lambda line: None,
+    todo: Callable[[Manifest], Sequence[str]] = lambda manifest: ORDER,
 ) -> Manifest:
     """Checks a workflow before any work and returns the run's manifest, or a new one.
 
@@ -36,6 +37,7 @@ def preflight(
         start, until: first and last stage to run.
         address: the Ray cluster to use, see `cluster.connect`.
         tell: gets the lines of `Stage.check_data`.
+        todo: says which stages are to run, whose models and pools are checked; by default all.
 
     Raises:
         UserError: the catalogue cannot be read, lacks what a stage needs, or its timestamps do not suit the split; the
@@ -57,13 +59,14 @@ def preflight(
             f"{root} holds a run of the workflow {manifest.name!r}, not {definition.name!r}: choose another --run-dir."
         )
     files.probe(root, write=True)
+    configs = {name: definition.configs[name] for name in todo(manifest) if name in definition.configs}
     if address != "local":
         cluster.check_reachable(address)
         cluster.check_reach(address, definition.catalog, root, definition.previous)
     else:  # on a cluster, models and keys are on its nodes
-        for name, config in definition.configs.items():
+        for name, config in configs.items():
             stage(name).check(config, root)
-    _check_pools(definition, cluster.nodes(address))
+    _check_pools(definition, configs, cluster.nodes(address))
     _check_data(definition, tell)  # reads whole tables, so what is cheaper to find is told before
     return manifest
 
@@ -137,9 +140,9 @@ def pools_shown(definition: Definition, nodes: Sequence[Node]) -> list[str]:
     return lines
 
 
-def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
+def _check_pools(definition: Definition, configs: Mapping[str, StageConfig], nodes: Sequence[Node]) -> None:
     """Fails now if pools or fits do not fit onto the nodes: an unsatisfiable pool would block forever."""
-    for name, config in definition.configs.items():
+    for name, config in configs.items():
         try:
             stage(name).groups(config, definition.catalog, nodes, rows=LARGE)
         except UnschedulableError as error:
@@ -150,14 +153,12 @@ def _check_pools(definition: Definition, nodes: Sequence[Node]) -> None:
         if (workers := stage(name).workers(config)) is None:
             continue
         key, needed = f"stages.{name}", workers.least or workers.number
-        able = [node for node in nodes if node.has(workers.labels)]
-        if not able:
+        if not (able := [node for node in nodes if node.has(workers.labels)]):
             raise UserError(
                 f"{definition.where(key)}: {key} asks for nodes with {shown(workers.labels)} and there are none: "
                 "correct its labels, or start such nodes."
             )
-        present = sum(node.gpus for node in able)
-        if workers.gpu and needed > present:
+        if workers.gpu and needed > (present := sum(node.gpus for node in able)):
             raise UserError(
                 f"{definition.where(key)}: {key} asks for {needed} GPUs and there are {present:g}: use "
                 "fewer GPUs, or run on a cluster with --address."

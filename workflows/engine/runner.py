@@ -51,12 +51,14 @@ def execute(
     root = files.absolute(root)  # workers have another current directory
     definition = definition.absolute()
     reporter, left_out = Reporter(), list[str]()
-    manifest = preflight(definition, root, start, until, address, tell=left_out.append)
+
+    def stages_to_run(manifest: Manifest) -> list[str]:
+        return _stages_to_run(definition, manifest, _fingerprints(definition), start, until)
+
+    manifest = preflight(definition, root, start, until, address, left_out.append, stages_to_run)
     for line in left_out:
         reporter.line(line)
-    fingerprints, nodes = _fingerprints(definition), cluster.nodes(address)
-    run = RunDir(root)
-    _stages_to_run(definition, manifest, fingerprints, start, until)  # raises before anything is locked or written
+    run, fingerprints, nodes = RunDir(root), _fingerprints(definition), cluster.nodes(address)
     with ExitStack() as stack:
         stack.enter_context(_only_driver(root))
         manifest = read_manifest(root) or manifest  # another driver may have written it before it let go of the lock

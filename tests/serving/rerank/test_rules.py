@@ -11,6 +11,7 @@ from serving.filters import Condition
 from serving.pipeline import Pipeline
 from serving.query import Query, Scored
 from serving.rerank import exposure, rules
+from storage import files
 from storage.errors import UserError
 from storage.run import RunDir
 from tests.serving.finished import DAY_US, store_of
@@ -114,6 +115,18 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(finished_run, p
     file.write_text("")
     assert answered(pipeline) == answered(plain)
     assert pipeline.warning is None
+
+
+def test_a_file_in_an_object_store_is_read_again_too(finished_run, file) -> None:
+    uri = "memory://rules/rules.yaml"
+    files.write_bytes(uri, b"pins: [{item: item 50, position: 2}]")
+    pipeline = Pipeline(finished_run, store_of(finished_run), rules=uri)
+    assert ids(answered(pipeline))[1] == "item 50"
+    files.write_bytes(uri, b"pins: [{item: item 51, position: 2}]")
+    assert ids(answered(pipeline))[1] == "item 51"
+    files.remove(uri)
+    assert ids(answered(pipeline))[1] == "item 51"
+    assert pipeline.warning == rules.BROKEN
 
 
 def test_the_file_is_looked_at_once_a_second(finished_run, plain, file, monkeypatch) -> None:

@@ -15,7 +15,9 @@ from storage.errors import UserError
 from storage.manifest import read_manifest
 from storage.run import RunDir
 from workflows.distributed import cluster
+from workflows.distributed.pools import Node
 from workflows.engine.definition import resolve
+from workflows.engine.preflight import preflight
 from workflows.engine.registry import stage
 from workflows.engine.runner import _fingerprints, _reasons, execute
 from workflows.engine.stage import Context, Result, StageConfig
@@ -63,6 +65,39 @@ def test_every_stage_gets_the_split_and_those_that_read_it_run_anew_with_another
     assert run(kind="time", valid=0.2, test=0.1) == []  # the default, spelled out
     assert run(kind="time", valid=0.3) == METHODS[method]
     assert run(kind="leave_last") == METHODS[method]
+
+
+def test_models_and_pools_are_checked_of_the_stages_that_run(
+    tmp_path: Path, ran: dict[str, Split], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,vase\n")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\nu,a,1700000000\n")
+    pool = {"num_cpus": 0.5, "num_gpus": 1}
+    caption = {"backend": "openai", "model": "x", "api_key_env": "NO_SUCH_KEY", "pool": pool}
+    stages = {name: {} for name in STAGES} | {"interpret": {"caption": caption}, "rank": {"use_gpu": True}}
+    definition = resolve({"name": "w", "catalog": str(tmp_path), "stages": stages}, source="w")
+    root = str(tmp_path / "run")
+    execute(definition, root, until="ingest")
+    with pytest.raises(UserError, match="NO_SUCH_KEY"):
+        execute(definition, root, until="interpret")
+    monkeypatch.setenv("NO_SUCH_KEY", "key")
+    with pytest.raises(UserError, match=r"stages\.interpret\.caption\.pool"):
+        execute(definition, root, until="interpret")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(cluster, "nodes", lambda address: [Node(8, 1)])
+        execute(definition, root, until="features")
+    monkeypatch.delenv("NO_SUCH_KEY")
+    execute(definition, root, start="features", until="features")
+    with pytest.raises(UserError, match=r"stages\.rank asks for 1 GPUs and there are 0"):
+        execute(definition, root)
+    assert "rank" not in ran
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(cluster, "nodes", lambda address: [Node(8, 1)])
+        execute(definition, root)
+    execute(definition, root)
+    assert "Nothing to do" in capsys.readouterr().err
+    with pytest.raises(UserError, match="NO_SUCH_KEY"):
+        preflight(definition, root)  # as `tesserec check` does, of all
 
 
 def test_no_stage_goes_on_from_before_a_stage_that_ran_anew(tmp_path: Path, ran: dict[str, Split]) -> None:
