@@ -33,8 +33,10 @@ MOST_ENTRIES = 12
 # updates: fits that go on, models of two runs compared, a verdict, and a log that is read where it is new; 26,100
 # before events that come in late, stores that are away, items that wait for a place, exports of runs with ratings,
 # edited ones and killed ones, and fits that outlive a worker; 26,280 before tables under other names and types,
-# columns that tell the label, videos without a length, and what training knows of items where lists are measured.
-MOST_CODE_LINES = 26_440
+# columns that tell the label, videos without a length, and what training knows of items where lists are measured;
+# 26,440 before pictures that hide their cost, fits that begin anew where an earlier one knows what is held back,
+# catalogues whose scores and issues do not fit into memory at once, and settings in object stores.
+MOST_CODE_LINES = 26_580
 LEAST_DOCUMENTED = 1117 / 1123  # share of public modules, classes, functions and methods, before the folders
 MOST_LINES_OF_A_FILE = 400
 LEAST_CODE_LINES_OF_A_FILE = 5
