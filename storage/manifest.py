@@ -68,8 +68,7 @@ def require_manifest(root: str) -> Manifest:
         ArtifactError: it is not.
         UserError: it is damaged.
     """
-    manifest = read_manifest(root)
-    if manifest is None:
+    if (manifest := read_manifest(root)) is None:
         raise ArtifactError(f"There is no run at {root}", files.join(root, "manifest.json"))
     return manifest
 

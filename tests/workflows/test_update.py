@@ -231,6 +231,14 @@ def test_the_place_of_the_next_run() -> None:
     assert next_root("s3://bucket/shop-9/") == "s3://bucket/shop-10"
 
 
+def test_a_run_whose_earlier_one_is_gone_says_what_that_was(tmp_path: Path) -> None:
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "items.csv").write_text("item_id,title\na,vase\n")
+    gone = str(tmp_path / "gone")
+    with pytest.raises(UserError, match=rf"^previous names {gone}, the run .* put it back, or set previous to null"):
+        execute(definition(tmp_path / "catalog", previous=gone), str(tmp_path / "next"))
+
+
 def test_an_earlier_run_has_to_be_another_finished_one(first: RunDir, tmp_path: Path) -> None:
     catalog = Path(first.root).parent / "week-0"
     with pytest.raises(UserError, match="this very run"):

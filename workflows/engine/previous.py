@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from storage import files
 from storage.errors import UserError
-from storage.manifest import StageEntry, first_unfinished, require_manifest
+from storage.manifest import StageEntry, first_unfinished, read_manifest, require_manifest
 
 
 def check_previous(previous: str, root: str, stage: str) -> None:
@@ -17,8 +17,12 @@ def check_previous(previous: str, root: str, stage: str) -> None:
     """
     if files.absolute(previous) == files.absolute(root):
         raise UserError(f"previous names {root}, this very run: name an earlier one.")
-    entry = require_manifest(previous).stages.get(stage)
-    if entry is not None and entry.state != "complete":
+    if (manifest := read_manifest(previous)) is None:
+        raise UserError(
+            f"previous names {previous}, the run that this one continues, and there is none: put it back, or set "
+            "previous to null, which fits everything anew and moves all semantic IDs."
+        )
+    if (entry := manifest.stages.get(stage)) and entry.state != "complete":
         raise UserError(f"previous names {previous}, whose stage {stage} is {entry.state}: finish that run first.")
 
 
