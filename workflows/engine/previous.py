@@ -54,9 +54,10 @@ def going_on(previous: str | None, stage: str, cuts: Sequence[int], log: Callabl
         cuts: times at which this run's log is split; see `operators.log.partitions.PartitionedLog.cuts`.
         log: is given the line.
     """
+    if not has_finished(previous, stage):
+        return previous
     until = learned_until(previous, stage)
-    alike = (until is None) == (not cuts)
-    if not has_finished(previous, stage) or (alike and (until is None or until <= cuts[0])):
+    if (until is None and not cuts) or (until is not None and cuts and until <= cuts[0]):
         return previous
     log(f"{stage} begins anew: {previous} may have learned from events that this run holds back")
     return None

@@ -22,7 +22,6 @@ from storage import files, tables
 from storage.errors import UserError
 from storage.hashing import fingerprint
 from storage.manifest import Manifest, StageEntry, read_manifest, write_manifest
-from storage.mapped import BATCH_ROWS
 from storage.run import RunDir
 from workflows.distributed import cluster
 from workflows.engine.console import Reporter
@@ -31,6 +30,8 @@ from workflows.engine.preflight import logical_cpus, preflight
 from workflows.engine.previous import fingerprint_of
 from workflows.engine.registry import ORDER, stage
 from workflows.engine.stage import Context, ContinuingConfig, Result, StageConfig
+
+BATCH_ROWS = 16_384  # of issues that are counted at once
 
 
 def execute(
@@ -50,15 +51,16 @@ def execute(
     """
     root = files.absolute(root)  # workers have another current directory
     definition = definition.absolute()
-    reporter, left_out = Reporter(), list[str]()
+    reporter, left_out, fingerprints = Reporter(), list[str](), dict[str, str]()
 
-    def stages_to_run(manifest: Manifest) -> list[str]:
-        return _stages_to_run(definition, manifest, _fingerprints(definition), start, until)
+    def to_run(manifest: Manifest) -> list[str]:
+        fingerprints.update(_fingerprints(definition))  # of inputs that preflight has found by then
+        return _stages_to_run(definition, manifest, fingerprints, start, until)
 
-    manifest = preflight(definition, root, start, until, address, left_out.append, stages_to_run)
+    manifest = preflight(definition, root, start, until, address, left_out.append, to_run)
     for line in left_out:
         reporter.line(line)
-    run, fingerprints, nodes = RunDir(root), _fingerprints(definition), cluster.nodes(address)
+    run, nodes = RunDir(root), cluster.nodes(address)
     with ExitStack() as stack:
         stack.enter_context(_only_driver(root))
         manifest = read_manifest(root) or manifest  # another driver may have written it before it let go of the lock
