@@ -186,8 +186,8 @@ def outcome_batches(sink: str, outcome: str, columns: list[str]) -> Iterator[pa.
         yield from files.dataset(uri).to_batches(columns=columns)
 
 
-def write_rejects(sink: str, run: RunDir, stage: str) -> tuple[int, int, dict[str, int]]:
-    """Writes `rejects/STAGE` of a stream, rows in the order of their ids' hash.
+def write_rejects(sink: str, run: RunDir, stage: str, total: int) -> tuple[int, int, dict[str, int]]:
+    """Writes `rejects/STAGE` of a stream of so many rows, in the order of their ids' hash.
 
     Returns:
         Rejected rows, degraded rows, and the number of issues by code.
@@ -197,13 +197,13 @@ def write_rejects(sink: str, run: RunDir, stage: str) -> tuple[int, int, dict[st
     def issues() -> Iterator[pa.RecordBatch]:
         for outcome in rows:
             for batch in outcome_batches(sink, outcome, ["item_id", "issues"]):
-                told = pl.DataFrame(batch).filter(pl.col("issues").list.len() > 0)
-                rows[outcome] += batch.num_rows if outcome == REJECTED else told.height
-                told = told.explode("issues").unnest("issues").sort("code")
-                codes.update(told["code"])
-                yield from rejects_table(told, stage=stage).to_batches()
+                failed = pl.DataFrame(batch).filter(pl.col("issues").list.len() > 0)
+                rows[outcome] += batch.num_rows if outcome == REJECTED else failed.height
+                found = failed.explode("issues").unnest("issues").sort("code")
+                codes.update(found["code"])
+                yield from rejects_table(found, stage=stage).to_batches()
 
-    write_in_hash_order(issues(), run.uri("rejects", stage), committed_rows(sink), REJECTS)
+    write_in_hash_order(issues(), run.uri("rejects", stage), total, REJECTS)
     return rows[REJECTED], rows[KEPT], dict(sorted(codes.items()))
 
 

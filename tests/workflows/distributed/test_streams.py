@@ -41,18 +41,17 @@ def test_issues_are_written_in_parts_in_an_order_of_their_own(tmp_path, monkeypa
     """Of 90 rows, every third is rejected with two issues and every third is kept with one."""
     monkeypatch.setattr(sorting, "PART_ROWS", 10)
     table = with_outcome(pa.table({"item_id": [f"{n:02}" for n in range(90)]}))
-    told = [{"severity": "degraded", "code": "missing", "detail": "x"}]
-    lost = [*told, {"severity": "rejected", "code": "bare", "detail": "y"}]
-    issues = pa.array([lost, told, []] * 30, table.schema.field("issues").type)
+    degraded = [{"severity": "degraded", "code": "missing", "detail": "x"}]
+    rejected = [*degraded, {"severity": "rejected", "code": "bare", "detail": "y"}]
+    issues = pa.array([rejected, degraded, []] * 30, table.schema.field("issues").type)
     found = []
     for name, order in (("one", list(range(90))), ("other", list(range(89, -1, -1)))):
         sink = tmp_path / name
         for outcome, kinds in (("kept", (1, 2)), ("rejected", (0,))):
             rows = set_columns(table, {"issues": issues}).take([n for n in order if n % 3 in kinds])
             files.write_part(str(sink / "rows" / f"outcome={outcome}" / "a.parquet"), rows.drop_columns("outcome"))
-        files.write_part(str(sink / "marks" / "a.parquet"), table.select(["item_id"]))
         run = RunDir(str(tmp_path / f"run {name}"))
-        assert write_rejects(str(sink), run, "interpret") == (30, 30, {"bare": 30, "missing": 60})
+        assert write_rejects(str(sink), run, "interpret", 90) == (30, 30, {"bare": 30, "missing": 60})
         assert len(files.parts(run.uri("rejects", "interpret"))) == 9
         found.append(pl.DataFrame(run.read_table("rejects", "interpret")))
     assert found[0].equals(found[1])

@@ -83,7 +83,7 @@ class AdaptCaptionerStage(Stage[Config]):
                 no_progress_timeout_s=config.no_progress_timeout_s,
                 on_rows=lambda done: context.progress(done, total),
             )
-        rejected, degraded, codes = streams.write_rejects(sink, run, "adapt_captioner")
+        rejected, degraded, codes = streams.write_rejects(sink, run, "adapt_captioner", total)
         if rejected + degraded > config.max_degraded_share * total:
             files.remove(sink)  # what failed is tried again
             reasons = ", ".join(f"{count} {code}" for code, count in codes.items())

@@ -220,7 +220,7 @@ class InterpretStage(Stage[Config]):
         batches = chain(batches, before.batches(taken, schema.names)) if before is not None else batches
         made_by = schema.with_metadata({CAPTIONS_FROM: captions_folder(config, given)})
         kept = write_in_hash_order(batches, context.run.uri("items"), total, made_by)
-        rejected, degraded, codes = streams.write_rejects(sink, context.run, "interpret")
+        rejected, degraded, codes = streams.write_rejects(sink, context.run, "interpret", streamed)
         if not set(given) - {"caption", "interests"}:  # else no model of the run makes the vectors of a new item
             made = (step.operator for step in steps(config, context.catalog, None))
             save_interpreter(context.run, [one.operator if isinstance(one, CachedOperator) else one for one in made])
@@ -287,7 +287,8 @@ def write_source(config: Config, context: Context, target: str, before: Reused |
     """
     uri = context.run.uri("catalog", "items")
     names = files.dataset(uri).schema.names
-    gate, cache, folder = config.caption.gate, cache_uri(config, context.run.root), captions_folder(config, names)
+    gate, cache = config.caption.gate, cache_uri(config, context.run.root)
+    folder = captions_folder(config, names)
     seen, known = None, list[str]()
     about = read_about(context.run)
     if about is not None and (gate.popular_from, gate.new_within_days, gate.budget) != (None, None, None):
@@ -297,7 +298,8 @@ def write_source(config: Config, context: Context, target: str, before: Reused |
     elif gate.budget is not None and cache is not None and files.exists(files.join(cache, folder)):
         known = _captioned(context.run.root, folder) or _captioned(config.previous, folder)
     others = (step.operator for step in steps(config, "", None, names) if step.name != "caption")
-    look, taken = any("frames" in operator.input_columns for operator in others), list[np.ndarray]()
+    look = any("frames" in operator.input_columns for operator in others)
+    taken = list[np.ndarray]()
     gates = decide(map(asked, _tables(uri, [name for name in names if name in JUDGED])), gate, seen, known)
 
     def gated() -> Iterator[pa.Table]:
@@ -337,9 +339,11 @@ def _captioned(root: str | None, folder: str) -> list[str]:
     """Returns the ids of a run's items that have a caption; none where other settings made them, or nothing yet."""
     if root is None or not files.exists(RunDir(root).uri("items")):
         return []
+    about = files.dataset(RunDir(root).uri("items")).schema.metadata or {}
+    if about.get(CAPTIONS_FROM) != folder.encode():
+        return []
     items = RunDir(root).read_table("items", columns=["item_id", "caption"])
-    same = (items.schema.metadata or {}).get(CAPTIONS_FROM) == folder.encode()
-    return list(items.filter(items["caption"].is_valid())["item_id"].to_pylist()) if same else []
+    return list(items.filter(items["caption"].is_valid())["item_id"].to_pylist())
 
 
 def captions_folder(config: Config, names: Collection[str]) -> str:
