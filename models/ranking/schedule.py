@@ -79,18 +79,18 @@ def epoch_steps(
     every = windows(parts.rows, readers=readers, window_rows=window_rows, seed=seed, epoch=epoch)
     sizes = [[_sizes(window.rows, chunk, turns) for window in own] for own in every]
     steps = min(sum(map(len, each)) for each in sizes)
-    rows_of = np.stack([np.concatenate([*each, []])[:steps] for each in sizes])
-    most = (rows_of.min(0) if even else rows_of[reader]).astype(int)
-    totals = (most * readers if even else rows_of.sum(0)) / workers
+    taken = np.stack([np.concatenate([*each, []])[:steps] for each in sizes]).astype(int)  # rows, [readers, steps]
+    taken = np.broadcast_to(taken.min(0), taken.shape) if even else taken
+    totals = taken.sum(0) / workers
     ends = np.cumsum([len(each) for each in sizes[reader]])
     own = [n for n, end in enumerate(ends) if end > first and end - len(sizes[reader][n]) < steps]
     for number, rows in zip(own, _read_ahead(parts, [every[reader][n] for n in own]), strict=True):
         draws = generator(SHUFFLE, seed, epoch, number * readers + reader)
         order = torch.randperm(every[reader][number].rows, generator=draws)
         begin = int(ends[number]) - len(sizes[reader][number])
-        for step, at in zip(range(begin, steps), order.split(chunk), strict=False):
-            at = at[: min(len(at) // turns * turns, most[step])]
-            if step >= first and len(at):
+        for step, at in zip(range(begin, min(steps, int(ends[number]))), order.split(chunk), strict=False):
+            if step >= first:
+                at = at[: taken[reader, step]]
                 yield rows, Step(at, slice(rank // readers, None, turns), step * readers + reader, totals[step])
 
 
