@@ -103,7 +103,11 @@ def blocks(
         values: scores that are held of a user.
         most: users of a block, at most; fewer where there are many scores.
     """
-    for rows in torch.arange(len(histories.offsets) - 1).split(max(1, min(most, BLOCK_VALUES // values))):
+    users, at_once = len(histories.offsets) - 1, max(1, min(most, BLOCK_VALUES // values))
+    if users <= at_once:  # as for the query of a service, which need not wait for copies
+        yield histories, banned
+        return
+    for rows in torch.arange(users).split(at_once):
         yield gather(histories, rows), None if banned is None else gather(banned, rows)
 
 
