@@ -66,17 +66,23 @@ def map_table(
                 temporary = str(scratch / "table.arrow")
                 _write(temporary, schema, batches())
                 os.replace(temporary, path)  # noqa: PTH105 - atomic
-                for old in set(folder.parent.glob("*/*.arrow")) - {path}:  # processes that have mapped it keep it
-                    with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
-                        others = old.parent != folder and time.time() - old.stat().st_mtime > OTHERS_SECONDS
-                        if others or old.match(f"{folder.name}/{name}.*.arrow"):
-                            old.unlink()
+                _remove_old(folder, name, path)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except FileNotFoundError:  # another process has removed it just now
         return map_table(run, name, about, schema, batches)
     assert all(column.num_chunks == 1 for column in table.columns)  # noqa: S101 - what this file is for
     return table
+
+
+def _remove_old(folder: Path, name: str, path: Path) -> None:
+    """Removes tables that the one at `path` replaces, and old ones of other runs; who has mapped them keeps them."""
+    for old in set(folder.glob(f"{name}.*.arrow")) - {path}:
+        old.unlink(missing_ok=True)
+    for other in folder.parent.glob("*/*.arrow"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+            if other.parent != folder and time.time() - other.stat().st_mtime > OTHERS_SECONDS:
+                other.unlink()
 
 
 @contextlib.contextmanager
