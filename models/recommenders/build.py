@@ -184,7 +184,12 @@ def make_corpus(
 
 
 def language_model_task(
-    settings: LanguageModelSettings, corpus: Corpus, valid: Queries, *, seed: int, earlier: LanguageModel | None = None
+    settings: LanguageModelSettings,
+    corpus: Corpus,
+    valid: Queries,
+    *,
+    seed: int,
+    earlier: LanguageModel | None = None,
 ) -> TrainingTask:
     """Returns the fit of the language model to a corpus, from the weights of an earlier one where they fit.
 

@@ -25,7 +25,13 @@ class Beside(Generic[T]):
     """
 
     def __init__(
-        self, name: str, work: Callable[[Sequence[T]], None], lost: Callable[[int], None], *, most: int, together: int
+        self,
+        name: str,
+        work: Callable[[Sequence[T]], None],
+        lost: Callable[[int], None],
+        *,
+        most: int,
+        together: int,
     ) -> None:
         self._name, self._work, self._lost, self._together = name, work, lost, together
         self._waiting: queue.Queue[T | None] = queue.Queue(most)

@@ -36,7 +36,11 @@ STALE: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description":
 MOST_SHOWN, SHOWN_TOGETHER = 10_000, 500  # answers that wait for the store, and that are written at once
 SHADOW = ":shadow"  # behind the id of an answer, that of the answer nobody saw
 MOST_UNSEEN = 64  # queries that wait for the run in the shadow
-COUNTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}, 401: PROBLEMS[401], 403: PROBLEMS[403]}
+COUNTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {}}},
+    401: PROBLEMS[401],
+    403: PROBLEMS[403],
+}
 
 
 def http_api(served: Served, settings: Settings) -> FastAPI:
@@ -202,10 +206,8 @@ def query_routes(served: Served, settings: Settings, work: Work, metrics: Metric
         )
         answer = await work.recommend(query)
         kept.shadow(query, answer)
-        # a search may find fewer than k of more: what is given is left out of the next one
-        next_one = (
-            cursor.write(answer.run, [*given, *(item.item_id for item in answer.items)]) if answer.items else None
-        )
+        given += [item.item_id for item in answer.items]
+        next_one = cursor.write(answer.run, given) if answer.items else None  # a short page need not be the last one
         return schemas.Page(**parts(request, answer, body.user_id, query.draw), cursor=next_one)
 
     @routes.post("/rank")

@@ -153,12 +153,14 @@ def _check_pools(definition: Definition, configs: Mapping[str, StageConfig], nod
         if (workers := stage(name).workers(config)) is None:
             continue
         key, needed = f"stages.{name}", workers.least or workers.number
-        if not (able := [node for node in nodes if node.has(workers.labels)]):
+        able = [node for node in nodes if node.has(workers.labels)]
+        if not able:
             raise UserError(
                 f"{definition.where(key)}: {key} asks for nodes with {shown(workers.labels)} and there are none: "
                 "correct its labels, or start such nodes."
             )
-        if workers.gpu and needed > (present := sum(node.gpus for node in able)):
+        present = sum(node.gpus for node in able)
+        if workers.gpu and needed > present:
             raise UserError(
                 f"{definition.where(key)}: {key} asks for {needed} GPUs and there are {present:g}: use "
                 "fewer GPUs, or run on a cluster with --address."
